@@ -1,0 +1,720 @@
+"""One frozen Options class per stage: at once config section, command-line flags and library argument.
+
+A default is the paper's value where the paper gives one (preset ``hemera``); `hemera/presets/`
+holds the values that another preset changes. A class carries `version`, which is raised whenever
+the same options give another output: Snakemake does not see edits inside a package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import shlex
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+
+from hemera.errors import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+DEMO_SHEET = "demo/pairs.tsv"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    paper: str | None = None,
+) -> Any:
+    """Declare one option: its default, one line of help, its bounds, and what the paper uses."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return dataclasses.field(
+        default=default,
+        metadata={"help": help, "bounds": bounds, "choices": choices, "paper": paper},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What all option classes share: their values are checked however they are made."""
+
+    section: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        faults = []
+        for field in dataclasses.fields(self):
+            fault = _fault(f"{self.section}.{field.name}", field, getattr(self, field.name))
+            if fault:
+                faults.append(fault)
+        if faults:
+            raise ConfigError("\n".join(faults))
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError when two options cannot stand together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribeOptions(Options):
+    """Headers, resolution, thumbnails and tissue outlines."""
+
+    section: ClassVar[str] = "describe"
+
+    thumbnail_side_px: int = option(1024, "longest side of a thumbnail", ge=128, le=4096)
+    tissue_mpp: float = option(8.0, "resolution at which tissue is outlined, um/px", gt=0, le=64)
+    he_saturation_min: float = option(
+        0.05, "lowest HSV saturation that Otsu's threshold on H&E may fall to, 0 to 1", ge=0, lt=1
+    )
+    ihc_density_min: float = option(
+        0.05, "lowest optical density that Otsu's threshold on IHC may fall to", ge=0, le=1
+    )
+    tissue_hole_um2: float = option(
+        40_000.0, "holes in the tissue up to this area are filled, um^2", ge=0
+    )
+    tissue_speck_um2: float = option(
+        40_000.0, "pieces of tissue below this area are dropped, um^2", ge=0
+    )
+    mpp_min: float = option(0.05, "finest resolution taken for real, um/px", gt=0)
+    mpp_max: float = option(20.0, "coarsest resolution taken for real, um/px", gt=0)
+
+    def check(self) -> None:
+        """Raise ConfigError when the range of resolutions is empty."""
+        if self.mpp_min >= self.mpp_max:
+            raise ConfigError(
+                f"describe.mpp_min: {self.mpp_min} is not below describe.mpp_max {self.mpp_max}; "
+                "give a range"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisterOptions(Options):
+    """Registration of HER2 onto H&E by DeeperHistReg, and the limits of its certificate."""
+
+    section: ClassVar[str] = "register"
+
+    preset: str = option(
+        "default_initial_nonrigid",
+        "parameters of DeeperHistReg",
+        choices=(
+            "default_initial_nonrigid",
+            "default_initial_nonrigid_fast",
+            "default_initial_nonrigid_high_resolution",
+        ),
+        paper="DeeperHistReg, rigid and nonrigid; no preset named",
+    )
+    side_px: int = option(
+        8192, "longest side of the images handed to the engine", ge=256, le=32768
+    )
+    registration_size_px: int | None = option(
+        None, "shortest side during nonrigid registration; none: the preset's", ge=128, le=16384
+    )
+    levels: int | None = option(
+        None, "levels of the nonrigid pyramid; none: the preset's", ge=1, le=12
+    )
+    iterations: int | None = option(
+        None, "iterations per level; none: the preset's", ge=1, le=2000
+    )
+    device: str = option("auto", "where the engine runs", choices=("auto", "cpu", "cuda"))
+    torch_threads: int = option(
+        2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
+    )
+    timeout_s: int = option(7200, "a pair that takes longer is refused, s", ge=10)
+    tile_ok_pass: float = option(0.60, "share of tissue tiles that match best in place: pass", ge=0, le=1)
+    tile_ok_fail: float = option(0.30, "the same: fail below", ge=0, le=1)
+    lncc_pass: float = option(0.15, "median local correlation of haematoxylin: pass", ge=-1, le=1)
+    lncc_fail: float = option(0.08, "the same: fail below", ge=-1, le=1)
+    ncc_margin_pass: float = option(0.05, "correlation above the best of 36 shifts: pass", ge=-2, le=2)
+    ncc_margin_fail: float = option(0.0, "the same: fail below", ge=-2, le=2)
+    match_fraction_pass: float = option(
+        0.50, "share of matches near the similarity fitted to them: pass", ge=0, le=1
+    )
+    match_fraction_fail: float = option(0.25, "the same: fail below", ge=0, le=1)
+    log_scale_max: float = option(0.25, "largest |log| of the scale of the affine part", gt=0)
+    anisotropy_max: float = option(1.2, "largest ratio of its two scales", ge=1)
+    folding_pass: float = option(0.005, "share of folded tissue: pass up to", ge=0, le=1)
+    folding_fail: float = option(0.02, "the same: fail above", ge=0, le=1)
+    coverage_pass: float = option(0.90, "share of H&E tissue that HER2 covers: pass", ge=0, le=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LandmarksOptions(Options):
+    """Target registration error at an expert's landmarks."""
+
+    section: ClassVar[str] = "landmarks"
+
+    unit: str = option(
+        "um", "unit of the coordinates of an ACROBAT landmark file", choices=("um", "px")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TileOptions(Options):
+    """Tiles of both stains, measured in the pass that reads them."""
+
+    section: ClassVar[str] = "tile"
+
+    size_px: int = option(512, "side of a tile", ge=32, le=4096, paper="512")
+    mpp: float | None = option(
+        None, "resolution of the tiles, um/px; none: that of the H&E image", gt=0, paper="not stated"
+    )
+    stride_px: int | None = option(
+        None, "distance between tiles; none: the size, no overlap", ge=16, le=4096
+    )
+    upsample: bool = option(False, "allow an mpp finer than the image's own")
+    tissue_floor: float = option(
+        0.05, "tiles with less tissue in the outline are not even read", ge=0, le=1
+    )
+    codec: str = option(
+        "jpeg", "how a tile is stored; all but jpeg are lossless", choices=("jpeg", "png", "webp", "jxl")
+    )
+    quality: int = option(95, "quality of jpeg, 4:4:4", ge=1, le=100)
+    saturation_min: float = option(
+        0.06, "lowest HSV saturation that counts as H&E tissue in a tile, 0 to 1", ge=0, lt=1
+    )
+    density_min: float = option(
+        0.06, "lowest optical density above background that counts as IHC tissue in a tile", ge=0, le=1
+    )
+    histogram_bins: int = option(64, "bins of the haematoxylin histograms", ge=8, le=256)
+    bad_tiles_max: float = option(
+        0.10, "a unit with a larger share of unreadable tiles is refused", ge=0, le=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskOptions(Options):
+    """Label images from the HER2 tiles."""
+
+    section: ClassVar[str] = "mask"
+
+    engines: tuple[str, ...] = option(
+        ("deepliif", "stain"), "engines that run", choices=("deepliif", "stain"), paper="deepliif"
+    )
+    target: str = option(
+        "deepliif", "engine whose masks are trained on", choices=("deepliif", "stain"), paper="deepliif"
+    )
+    deepliif_model: str | None = option(
+        None, "DeepLIIF model directory (Zenodo record 4751737); nothing is downloaded"
+    )
+    deepliif_seg_weights: tuple[float, ...] = option(
+        (0.2, 0.2, 0.2, 0.2, 0.2), "weights of its five segmentations", ge=0, le=1
+    )
+    deepliif_threshold: int = option(
+        120, "red plus blue above which a pixel belongs to a cell", ge=0, le=510
+    )
+    device: str = option("auto", "where DeepLIIF runs", choices=("auto", "cpu", "cuda"))
+    torch_threads: int = option(2, "threads of PyTorch for DeepLIIF", ge=1, le=64)
+    nucleus_density_min: float = option(
+        0.15, "haematoxylin that makes a nucleus, optical density", gt=0, le=3
+    )
+    nucleus_area_min_um2: float = option(12.0, "smallest nucleus, um^2", gt=0)
+    nucleus_area_max_um2: float = option(400.0, "largest nucleus before it is cut, um^2", gt=0)
+    ring_um: float = option(3.0, "how far around a nucleus its membrane is looked for, um", gt=0, le=20)
+    dab_weak: float = option(0.15, "DAB density from which staining counts as 1+", gt=0, le=3)
+    dab_moderate: float = option(0.35, "the same for 2+", gt=0, le=3)
+    dab_strong: float = option(0.60, "the same for 3+", gt=0, le=3)
+    completeness_min: float = option(
+        0.40, "share of the ring that is stained in a positive cell", ge=0, le=1
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError when engines, target and intensity classes do not fit together."""
+        if not self.engines:
+            raise ConfigError("mask.engines: no engine; name one of deepliif, stain")
+        if len(set(self.engines)) != len(self.engines):
+            raise ConfigError("mask.engines: an engine stands twice; name each once")
+        if self.target not in self.engines:
+            raise ConfigError(
+                f"mask.target: {self.target} is not among mask.engines {list(self.engines)}; "
+                "add it there or name one that runs"
+            )
+        if len(self.deepliif_seg_weights) != 5:
+            raise ConfigError(
+                f"mask.deepliif_seg_weights: {len(self.deepliif_seg_weights)} weights; give five "
+                "(IHC, haematoxylin, DAPI, Lap2, marker)"
+            )
+        if not self.dab_weak < self.dab_moderate < self.dab_strong:
+            raise ConfigError(
+                f"mask.dab_weak, dab_moderate, dab_strong: {self.dab_weak}, {self.dab_moderate}, "
+                f"{self.dab_strong} do not rise; give three rising densities"
+            )
+        if self.nucleus_area_min_um2 >= self.nucleus_area_max_um2:
+            raise ConfigError(
+                f"mask.nucleus_area_min_um2: {self.nucleus_area_min_um2} is not below "
+                f"nucleus_area_max_um2 {self.nucleus_area_max_um2}; give a range"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterOptions(Options):
+    """Which tiles are accepted. Reads no pixel."""
+
+    section: ClassVar[str] = "filter"
+
+    tissue_fraction_min: float = option(
+        0.5, "least tissue on the H&E tile", ge=0, le=1, paper='"low tissue content", no number'
+    )
+    her2_coverage_min: float = option(0.99, "least share of the tile that HER2 covers", ge=0, le=1)
+    he_sharpness_min: float = option(
+        30.0, "least variance of the Laplacian on H&E, at 0.5 um/px", ge=0,
+        paper='"OpenCV sharpness", no number',
+    )
+    her2_sharpness_min: float = option(
+        5.0, "the same on HER2, which is softer: refuses only what is hopeless", ge=0
+    )
+    her2_sharpness_blurred: float = option(
+        10.0, "HER2 below this is refused when H&E is below twice its own bound too", ge=0
+    )
+    histogram_similarity_min: float = option(
+        0.2, "least correlation of the centred haematoxylin histograms", ge=-1, le=1,
+        paper='"histogram similarity test", BCI only, no number',
+    )
+    histogram_datasets: tuple[str, ...] = option(
+        ("bci",), "data sets to which histogram similarity applies", paper="BCI only"
+    )
+    folding_max: float = option(0.0, "largest folded share of a tile", ge=0, le=1)
+    accept_review: bool = option(False, "take pairs whose registration is under review")
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexOptions(Options):
+    """Splits and the subsets of both networks."""
+
+    section: ClassVar[str] = "index"
+
+    seed: int = option(20251, "seed of splits and subsets", ge=0)
+    val_fraction: float = option(0.15, "share of free cases that go to validation", ge=0, lt=1)
+    test_fraction: float = option(0.15, "share of free cases that go to test", ge=0, lt=1)
+    generation_train: int | None = option(
+        11_000, "tiles GenerationNet trains on; none: all", ge=1, paper="11,000"
+    )
+    generation_val: int | None = option(
+        4_000, "tiles it is validated on; none: all", ge=1, paper="4,000"
+    )
+    generation_test: int | None = option(
+        1_000, "tiles it is tested on; none: all", ge=1, paper="1,000 unseen BCI patches"
+    )
+    generation_datasets: tuple[str, ...] = option(
+        (), "data sets GenerationNet trains on; empty: all", paper="ACROBAT and BCI"
+    )
+    generation_test_datasets: tuple[str, ...] = option(
+        ("bci",), "data sets GenerationNet is tested on; empty: all", paper="BCI"
+    )
+    segmentation_train: int | None = option(
+        42_000, "tiles SegmentationNet trains on; none: all", ge=1, paper="42,000"
+    )
+    segmentation_val: int | None = option(
+        8_000, "tiles it is validated on; none: all", ge=1, paper="8,000"
+    )
+    segmentation_test: int | None = option(
+        2_000, "tiles it is tested on; none: all", ge=1, paper="2,000"
+    )
+    segmentation_datasets: tuple[str, ...] = option(
+        (), "data sets SegmentationNet uses; empty: all", paper="ACROBAT and BCI"
+    )
+    mpp_tolerance: float = option(
+        0.10, "widest relative spread of resolutions that is not called a mixture", ge=0
+    )
+    allow_mixed_mpp: bool = option(
+        True, "mix data sets of different resolution; false: refuse", paper="mixed, not discussed"
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError when the parts leave nothing for training."""
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"index.val_fraction + index.test_fraction: {self.val_fraction + self.test_fraction} "
+                "leaves nothing to train on; keep the sum below 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions(Options):
+    """The page about the data."""
+
+    section: ClassVar[str] = "report"
+
+    gallery_tiles: int = option(24, "tiles in each gallery", ge=1, le=500)
+    worst_pairs: int = option(20, "registered pairs shown, worst first", ge=1, le=200)
+    seed: int = option(20251, "seed of the galleries", ge=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainGenerationOptions(Options):
+    """GenerationNet (SPEC 1.2 to 1.5)."""
+
+    section: ClassVar[str] = "train_generation"
+
+    generator: str = option(
+        "unet_512", "network", choices=("unet_512", "unet_256", "unet_128", "unet_32"),
+        paper="U-Net, depth not stated",
+    )
+    base_width: int = option(32, "filters of its first layer", ge=4, le=256, paper="32")
+    discriminator_width: int = option(64, "filters of PatchGAN's first layer", ge=4, le=256)
+    discriminator_layers: int = option(3, "stride-2 layers of PatchGAN", ge=1, le=5)
+    crop_px: int | None = option(
+        None, "side of a random crop; none: the whole tile", ge=32, le=2048, paper="512, whole"
+    )
+    epochs: int = option(100, "epochs", ge=1, paper="100")
+    decay_from_epoch: int = option(
+        50, "the learning rate falls linearly after this epoch", ge=0, paper="50"
+    )
+    lr_step: str = option(
+        "end", "end: the last epoch trains; start: at rate 0, as the public code does",
+        choices=("end", "start"),
+    )
+    batch_size: int = option(2, "tiles per step", ge=1, paper="2")
+    learning_rate: float = option(2e-4, "of Adam, both networks", gt=0, paper="2e-4")
+    beta1: float = option(0.5, "of Adam", ge=0, lt=1, paper="0.5")
+    beta2: float = option(0.999, "of Adam", ge=0, lt=1, paper="0.999")
+    l1_weights: tuple[float, ...] = option(
+        (1.0, 25.0, 25.0, 25.0), "of the four levels of the pyramid", ge=0, paper="1, 25, 25, 25"
+    )
+    weight_map: str = option(
+        "inside", "distance weights of nuclei (SPEC 1.3)", choices=("inside", "literal", "none"),
+        paper="printed as literal, described as inside",
+    )
+    mask_source: str = option(
+        "nuclei", "mask the weights grow from", choices=("nuclei", "her2_positive"), paper="nuclei"
+    )
+    weight_adversarial: bool = option(False, "weight the adversarial loss too")
+    renormalise_mean: bool = option(False, "divide the weights by their mean")
+    dice_source: str = option(
+        "dab", "what balanced Dice compares", choices=("dab", "intensity", "none"),
+        paper="balanced Dice, undefined",
+    )
+    dice_weight: float = option(1.0, "of balanced Dice", ge=0)
+    dice_slope: float = option(20.0, "steepness of the soft DAB mask", gt=0)
+    dice_threshold: float | None = option(
+        None, "its DAB density; none: fitted on training tiles", gt=0, le=3
+    )
+    flip: bool = option(True, "flip pairs horizontally at random")
+    seed: int = option(20251, "seed", ge=0)
+    device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
+    torch_threads: int = option(2, "threads of PyTorch: another number gives other bytes", ge=1, le=64)
+    workers: int = option(2, "processes that read tiles", ge=0, le=64)
+    checkpoint_minutes: float = option(10.0, "a checkpoint at least this often", gt=0)
+
+    def check(self) -> None:
+        """Raise ConfigError when schedule or pyramid are impossible."""
+        if len(self.l1_weights) != 4:
+            raise ConfigError(
+                f"train_generation.l1_weights: {len(self.l1_weights)} weights; give four, finest first"
+            )
+        if self.decay_from_epoch > self.epochs:
+            raise ConfigError(
+                f"train_generation.decay_from_epoch: {self.decay_from_epoch} is past epochs "
+                f"{self.epochs}; give at most {self.epochs}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSegmentationOptions(Options):
+    """SegmentationNet (SPEC 1.6)."""
+
+    section: ClassVar[str] = "train_segmentation"
+
+    generation_branch: str = option(
+        "skip16", "features of the frozen GenerationNet", choices=("skip16", "none"),
+        paper="512 x 16 x 16, which layer not stated",
+    )
+    generation_skips: bool = option(False, "hand its encoder's maps to the decoder too")
+    encoder_weights: str | None = option(
+        None, "file of ImageNet weights of ResNet34 (torchvision's); none: untrained",
+        paper="ImageNet",
+    )
+    crop_px: int | None = option(
+        None, "side of a random crop; none: the whole tile", ge=32, le=2048, paper="512, whole"
+    )
+    epochs: int = option(300, "epochs", ge=1, paper="300")
+    batch_size: int = option(16, "tiles per step", ge=1, paper="16")
+    learning_rate: float = option(2e-4, "of AdamW", gt=0, paper="2e-4")
+    weight_decay: float = option(0.01, "of AdamW", ge=0, paper="not stated")
+    loss_lambda: float = option(
+        0.5, "share of cross-entropy beside Dice; 1: cross-entropy alone", ge=0, le=1,
+        paper="not stated; section 4.1: cross-entropy alone",
+    )
+    flip: bool = option(True, "flip tiles at random, both ways")
+    seed: int = option(20251, "seed", ge=0)
+    device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
+    torch_threads: int = option(2, "threads of PyTorch: another number gives other bytes", ge=1, le=64)
+    workers: int = option(2, "processes that read tiles", ge=0, le=64)
+    checkpoint_minutes: float = option(10.0, "a checkpoint at least this often", gt=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions(Options):
+    """Metrics of both networks on the test subsets (SPEC 8)."""
+
+    section: ClassVar[str] = "evaluate"
+
+    threshold: float = option(0.5, "probability from which a pixel is positive", gt=0, lt=1)
+    batch_size: int = option(4, "tiles per step", ge=1)
+    blur_sigma_px: float = option(8.0, "blur of the trivial baseline", gt=0)
+    gallery_tiles: int = option(12, "tiles shown on the page", ge=1, le=200)
+    device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
+    torch_threads: int = option(2, "threads of PyTorch", ge=1, le=64)
+
+
+@dataclasses.dataclass(frozen=True)
+class CohortOptions(Options):
+    """The keys at the top of config.yaml: which cohort, cut how."""
+
+    section: ClassVar[str] = "config"
+
+    preset: str = option("hemera", "values that differ from the paper's: a name in hemera/presets")
+    sheet: str = option(DEMO_SHEET, "the sheet of pairs")
+    allow_demo_sizes: bool = option(False, "let preset demo run on another sheet than the demo's")
+    block_count: int = option(
+        19, "blocks that the image pairs of one data set are cut into", ge=1, le=4096
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError when the toy settings of the demo meet a real sheet."""
+        if self.preset == "demo" and self.sheet != DEMO_SHEET and not self.allow_demo_sizes:
+            raise ConfigError(
+                f"config.preset: demo trains toys, and config.sheet is {self.sheet}; set preset: "
+                "hemera for the paper's sizes, or allow_demo_sizes: true to try the graph"
+            )
+
+
+STAGES: dict[str, type[Options]] = {
+    cls.section: cls
+    for cls in (
+        DescribeOptions,
+        RegisterOptions,
+        LandmarksOptions,
+        TileOptions,
+        MaskOptions,
+        FilterOptions,
+        IndexOptions,
+        ReportOptions,
+        TrainGenerationOptions,
+        TrainSegmentationOptions,
+        EvaluateOptions,
+    )
+}
+"""Options class of every stage, in the order of the graph."""
+
+O = TypeVar("O", bound=Options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole configuration, checked."""
+
+    cohort: CohortOptions
+    stages: Mapping[str, Options]
+
+    def flags(self, stage: str) -> str:
+        """Return the options of `stage` as flags for the command line, quoted for a shell."""
+        return shlex.join(flags(self.stages[stage]))
+
+
+def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
+    """Check a configuration, fill it from its preset and the defaults.
+
+    Args:
+        values: parsed config.yaml, or Snakemake's ``config``.
+        source: name that error messages begin with.
+
+    Raises:
+        ConfigError: one line per fault, each naming key, bound and remedy.
+    """
+    cohort_keys = {field.name for field in dataclasses.fields(CohortOptions)}
+    known = cohort_keys | set(STAGES)
+    faults = [
+        f"{key}: no such key{_nearest(str(key), known)}" for key in values if key not in known
+    ]
+    preset_name = values.get("preset", CohortOptions.preset)
+    preset = _preset(preset_name) if isinstance(preset_name, str) else {}
+    top = {key: value for key, value in {**preset, **values}.items() if key in cohort_keys}
+    cohort = _collect(faults, CohortOptions, top)
+    stages: dict[str, Options] = {}
+    for name, cls in STAGES.items():
+        own = values.get(name)
+        if own is not None and not isinstance(own, Mapping):
+            faults.append(f"{name}: {own!r} is not a section; indent its keys below it")
+            own = None
+        section = _collect(faults, cls, {**(preset.get(name) or {}), **(own or {})})
+        if section is not None:
+            stages[name] = section
+    if faults or cohort is None:
+        lines = [line for fault in faults for line in fault.splitlines()]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
+    return Config(cohort, stages)
+
+
+def load_file(path: Path) -> Config:
+    """Read and check a YAML file; see `load`."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; name a config file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: holds no keys; begin with `preset: hemera`")
+    return load(values, source=str(path))
+
+
+def from_mapping(cls: type[O], values: Mapping[str, Any]) -> O:
+    """Make options from a config section, converting nothing but whole numbers to floats and lists
+    to tuples.
+
+    Raises:
+        ConfigError: one line per unknown key, wrong type or impossible value.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    prefix = "" if cls is CohortOptions else f"{cls.section}."
+    faults = [
+        f"{prefix}{key}: no such key{_nearest(str(key), fields)}" for key in values if key not in fields
+    ]
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            continue
+        try:
+            arguments[key] = _convert(value, hints[key])
+        except ValueError as error:
+            faults.append(f"{prefix}{key}: {error}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return cls(**arguments)
+
+
+def flags(options: Options) -> list[str]:
+    """Return every option as command-line words, so that a job's command says all it does."""
+    words: list[str] = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        name = "--" + field.name.replace("_", "-")
+        if isinstance(value, tuple):
+            words += [name, *(str(item) for item in value)]
+        else:
+            words += [name, "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)]
+    return words
+
+
+def parse_word(word: str, annotation: Any) -> Any:
+    """Read one word of the command line as a value of an option's type.
+
+    Raises:
+        ValueError: with the remedy, when the word is no such value.
+    """
+    inner, optional = _unwrap(annotation)
+    if optional and word == "none":
+        return None
+    if inner is bool:
+        if word not in ("true", "false"):
+            raise ValueError(f"{word!r} is neither true nor false")
+        return word == "true"
+    if inner is int:
+        try:
+            return int(word)
+        except ValueError:
+            raise ValueError(f"{word!r} is not a whole number") from None
+    if inner is float:
+        try:
+            return float(word)
+        except ValueError:
+            raise ValueError(f"{word!r} is not a number") from None
+    return word
+
+
+def item_type(annotation: Any) -> Any | None:
+    """Return the type of a tuple's items, or None for an option that is no tuple."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else None
+
+
+def _preset(name: str) -> Mapping[str, Any]:
+    path = PRESETS / f"{name}.yaml"
+    names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(f"preset: {name!r} is none of {', '.join(names)}; name one of these")
+    values = yaml.safe_load(path.read_text())
+    return values if isinstance(values, Mapping) else {}
+
+
+def _collect(faults: list[str], cls: type[O], values: Mapping[str, Any]) -> O | None:
+    try:
+        return from_mapping(cls, values)
+    except ConfigError as error:
+        faults.append(str(error))
+        return None
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def _unwrap(annotation: Any) -> tuple[Any, bool]:
+    """Split ``X | None`` into X and True."""
+    if isinstance(annotation, types.UnionType):
+        inner = [item for item in typing.get_args(annotation) if item is not type(None)]
+        return inner[0], True
+    return annotation, False
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    inner, optional = _unwrap(annotation)
+    if value is None or (optional and value == "none"):
+        if optional:
+            return None
+        raise ValueError(f"empty; give {_WORDS.get(inner, 'a list')}")
+    item = item_type(inner)
+    if item is not None:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{value!r} is not a list; write [a, b]")
+        return tuple(_convert(element, item) for element in value)
+    if inner is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if inner is float and isinstance(value, str):
+        # YAML 1.1 reads 2e-4 as a text.
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a number; give a number") from None
+    if type(value) is not inner:
+        raise ValueError(f"{value!r} is not {_WORDS[inner]}; give {_WORDS[inner]}")
+    return value
+
+
+def _fault(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
+    """Return what is wrong with a value, or None."""
+    name = name.removeprefix("config.")
+    for item in value if isinstance(value, tuple) else (value,):
+        if item is None:
+            continue
+        choices = field.metadata["choices"]
+        if choices and item not in choices:
+            return f"{name}: {item!r} is not known; choose from {', '.join(choices)}"
+        if isinstance(item, float) and item != item:
+            return f"{name}: not a number; give a number"
+        bounds = field.metadata["bounds"]
+        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+        holds = {
+            "ge": lambda a, b: a >= b,
+            "gt": lambda a, b: a > b,
+            "le": lambda a, b: a <= b,
+            "lt": lambda a, b: a < b,
+        }
+        stated = {key: bound for key, bound in bounds.items() if bound is not None}
+        if any(not holds[key](item, bound) for key, bound in stated.items()):
+            limits = " and ".join(f"{words[key]} {bound:g}" for key, bound in stated.items())
+            return f"{name}: {item} is outside its bounds; give a value {limits}"
+    return None

@@ -1,0 +1,51 @@
+"""Everything HEMERA raises on purpose.
+
+    HemeraError
+      ConfigError         config.yaml or a command's flags
+      SheetError          pairs.tsv
+      SlideError          an image or a slide
+      RegistrationError   a registration that could not be carried out
+      ShardError          a shard of tiles or masks
+      TableError          a Parquet table of another shape than expected
+      EngineError         a mask engine that cannot run as asked
+      TrainingError       a training run that cannot start or go on
+
+A message reads *subject: fact; remedy*, with the bound where there is one:
+``17_HE.tif: no resolution in the file; give he_mpp in pairs.tsv``.
+"""
+
+
+class HemeraError(Exception):
+    """The root of HEMERA's own errors: shown to users as one line, without a traceback."""
+
+
+class ConfigError(HemeraError):
+    """A key, a type or a value of the configuration that cannot be."""
+
+
+class SheetError(HemeraError):
+    """A sheet of pairs that cannot be used; the message lists every fault of the sheet."""
+
+
+class SlideError(HemeraError):
+    """An image or a slide that cannot be opened, read or placed in space."""
+
+
+class RegistrationError(HemeraError):
+    """A registration that could not be carried out."""
+
+
+class ShardError(HemeraError):
+    """A shard that is truncated, foreign or lacks a member."""
+
+
+class TableError(HemeraError):
+    """A table that lacks columns or holds other types than its schema says."""
+
+
+class EngineError(HemeraError):
+    """A mask engine whose model or settings do not allow it to run."""
+
+
+class TrainingError(HemeraError):
+    """A training run that cannot start, resume or go on."""

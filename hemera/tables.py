@@ -1,0 +1,329 @@
+"""The schema of every table, and reading and writing them.
+
+Suffixes name units: ``_px`` pixels, ``_um`` micrometres, ``_mpp`` micrometres per pixel,
+``_fraction`` a share between 0 and 1. ``x_px``, ``y_px`` are level-0 pixels of the slide, top-left.
+No table holds a time, a path of this machine or anything else that differs between equal runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hemera.errors import TableError
+from hemera.files import replacing
+
+STAINS = ("he", "her2")
+
+DESCRIBE = pa.schema(
+    [
+        pa.field("pair", pa.string(), False),
+        pa.field("stain", pa.string(), False),  # he, her2
+        pa.field("file", pa.string(), False),  # its name, without the folder
+        pa.field("verdict", pa.string(), False),  # accept, refuse
+        pa.field("reason", pa.string()),  # why it is refused, in words
+        pa.field("reader", pa.string()),
+        pa.field("vendor", pa.string()),
+        pa.field("width_px", pa.int64()),
+        pa.field("height_px", pa.int64()),
+        pa.field("level_count", pa.int32()),
+        pa.field("mpp", pa.float64()),
+        pa.field("mpp_source", pa.string()),  # sheet, or what in the file said so
+        pa.field("background", pa.list_(pa.uint8())),  # the colour of bare glass, RGB
+        pa.field("tissue_fraction", pa.float64()),
+        pa.field("tissue_area_um2", pa.float64()),
+        pa.field("tissue_mpp", pa.float64()),
+        pa.field("tissue", pa.binary()),  # PNG, 0 or 255, the whole image at tissue_mpp
+        pa.field("thumbnail", pa.binary()),  # JPEG
+        pa.field("thumbnail_mpp", pa.float64()),
+    ]
+)
+"""describe: one row per image of a unit."""
+
+CERTIFICATE = pa.schema(
+    [
+        pa.field("pair", pa.string(), False),
+        pa.field("verdict", pa.string(), False),  # pass, review, fail
+        pa.field("reason", pa.string()),  # why it is not pass, in words
+        pa.field("engine", pa.string(), False),
+        pa.field("engine_version", pa.string()),
+        pa.field("preset", pa.string()),
+        pa.field("map", pa.string()),  # nonrigid, rigid, none: which map was kept
+        pa.field("match_count", pa.int64()),
+        pa.field("match_fraction", pa.float64()),
+        pa.field("tile_ok", pa.float64()),
+        pa.field("lncc", pa.float64()),
+        pa.field("ncc", pa.float64()),
+        pa.field("ncc_margin", pa.float64()),
+        pa.field("rotation_deg", pa.float64()),
+        pa.field("scale", pa.float64()),
+        pa.field("anisotropy", pa.float64()),
+        pa.field("determinant", pa.float64()),
+        pa.field("folding_fraction", pa.float64()),
+        pa.field("coverage_fraction", pa.float64()),
+        pa.field("displacement_median_um", pa.float64()),
+        pa.field("displacement_mpp", pa.float64()),
+    ]
+)
+"""register: one row per whole-slide pair."""
+
+LANDMARKS = pa.schema(
+    [
+        pa.field("pair", pa.string(), False),
+        pa.field("point", pa.string(), False),
+        pa.field("he_x_um", pa.float64()),
+        pa.field("he_y_um", pa.float64()),
+        pa.field("her2_x_um", pa.float64()),
+        pa.field("her2_y_um", pa.float64()),
+        pa.field("error_um", pa.float64()),
+        pa.field("error_diagonal_fraction", pa.float64()),
+        pa.field("initial_error_um", pa.float64()),  # with the identity
+    ]
+)
+"""landmarks: one row per point; zero rows where the registration gave no map."""
+
+TILE = pa.schema(
+    [
+        pa.field("tile", pa.string(), False),
+        pa.field("pair", pa.string(), False),
+        pa.field("x_px", pa.int64(), False),
+        pa.field("y_px", pa.int64(), False),
+        pa.field("her2_x_px", pa.float64(), False),  # where the tile's top-left lies on HER2
+        pa.field("her2_y_px", pa.float64(), False),
+        pa.field("size_px", pa.int32(), False),
+        pa.field("mpp", pa.float64(), False),  # of the tile
+        pa.field("he_mpp", pa.float64(), False),  # of the image
+        pa.field("her2_mpp", pa.float64(), False),
+        pa.field("registration_error_um", pa.float64()),
+        pa.field("tissue_fraction", pa.float64(), False),
+        pa.field("her2_tissue_fraction", pa.float64(), False),
+        pa.field("he_sharpness", pa.float64(), False),  # variance of the Laplacian, at 0.5 um/px
+        pa.field("her2_sharpness", pa.float64(), False),
+        pa.field("histogram_similarity", pa.float64()),  # null: one of the two is flat
+        pa.field("her2_coverage_fraction", pa.float64(), False),
+        pa.field("folding_fraction", pa.float64(), False),
+        pa.field("shard", pa.string(), False),  # relative to the folder of results
+        pa.field("he_offset", pa.int64(), False),
+        pa.field("he_length", pa.int64(), False),
+        pa.field("he_sha256", pa.string(), False),
+        pa.field("her2_offset", pa.int64(), False),
+        pa.field("her2_length", pa.int64(), False),
+        pa.field("her2_sha256", pa.string(), False),
+    ]
+)
+"""tile: one row per tile above the tissue floor."""
+
+PAIRS = pa.schema(
+    [
+        pa.field("pair", pa.string(), False),
+        # tiled, refused, no_tissue, unreadable: what became of the pair
+        pa.field("state", pa.string(), False),
+        pa.field("reason", pa.string()),  # why it is not tiled, in words
+        # registered (came so), pass, review, fail, accepted or refused by a person
+        pa.field("registration", pa.string(), False),
+        pa.field("tiles_grid", pa.int64(), False),  # positions on the grid inside the image
+        pa.field("tiles_tissue", pa.int64(), False),  # of these, above the tissue floor
+        pa.field("tiles_unreadable", pa.int64(), False),
+        pa.field("tiles_written", pa.int64(), False),
+    ]
+)
+"""tile: one row per pair, so that an empty unit has a name for its emptiness."""
+
+MASK = pa.schema(
+    [
+        pa.field("tile", pa.string(), False),
+        pa.field("pair", pa.string(), False),
+        pa.field("engine", pa.string(), False),
+        pa.field("nucleus_fraction", pa.float64(), False),
+        pa.field("positive_fraction", pa.float64(), False),
+        pa.field("weak_fraction", pa.float64(), False),  # pixels of DAB intensity 1
+        pa.field("moderate_fraction", pa.float64(), False),
+        pa.field("strong_fraction", pa.float64(), False),
+        pa.field("cells", pa.int64(), False),
+        pa.field("positive_cells", pa.int64(), False),
+        pa.field("weak_cells", pa.int64(), False),
+        pa.field("moderate_cells", pa.int64(), False),
+        pa.field("strong_cells", pa.int64(), False),
+        pa.field("note", pa.string()),  # blank: the engine found nothing to look at
+        pa.field("shard", pa.string(), False),
+        pa.field("offset", pa.int64(), False),
+        pa.field("length", pa.int64(), False),
+        pa.field("sha256", pa.string(), False),
+    ]
+)
+"""mask: one row per tile and engine."""
+
+MASK_STATISTICS = tuple(MASK.names[3:13])
+"""The columns of MASK that tables of tiles carry per engine, as ``{engine}_{name}``."""
+
+CELLS = pa.schema(
+    [
+        pa.field("tile", pa.string(), False),
+        pa.field("engine", pa.string(), False),
+        pa.field("cell", pa.int32(), False),
+        pa.field("x_px", pa.float32(), False),  # centroid in the tile
+        pa.field("y_px", pa.float32(), False),
+        pa.field("area_px", pa.int32(), False),
+        pa.field("positive", pa.bool_(), False),
+        pa.field("intensity", pa.int8(), False),  # 0 to 3
+        pa.field("completeness", pa.float32()),  # stained share of the membrane ring
+    ]
+)
+"""mask: one row per cell."""
+
+FUNNEL = pa.schema(
+    [
+        pa.field("dataset", pa.string(), False),
+        pa.field("score", pa.string(), False),  # empty: not known
+        pa.field("reason", pa.string(), False),  # accepted, or the first reason for refusal
+        pa.field("tiles", pa.int64(), False),
+        pa.field("pairs", pa.int64(), False),
+    ]
+)
+"""filter: how many tiles of each data set and score each filter took."""
+
+HISTORY = pa.schema(
+    [
+        pa.field("epoch", pa.int32(), False),  # from 1
+        pa.field("part", pa.string(), False),  # train, val
+        pa.field("quantity", pa.string(), False),  # a loss, a metric, the learning rate
+        pa.field("value", pa.float64(), False),
+    ]
+)
+"""train_*: one row per epoch, part and quantity."""
+
+EVALUATION_TILES = pa.schema(
+    [
+        pa.field("tile", pa.string(), False),
+        pa.field("case", pa.string(), False),
+        pa.field("dataset", pa.string(), False),
+        pa.field("score", pa.string(), False),
+        pa.field("network", pa.string(), False),  # generation, segmentation
+        pa.field("method", pa.string(), False),  # model, mean_colour, blurred, constant
+        pa.field("psnr_db", pa.float64()),
+        pa.field("ssim", pa.float64()),
+        pa.field("true_positive_px", pa.int64()),
+        pa.field("false_positive_px", pa.int64()),
+        pa.field("false_negative_px", pa.int64()),
+        pa.field("true_negative_px", pa.int64()),
+    ]
+)
+"""evaluate: one row per tile, network and method."""
+
+METRICS = pa.schema(
+    [
+        pa.field("network", pa.string(), False),
+        pa.field("method", pa.string(), False),
+        pa.field("group", pa.string(), False),  # all, or dataset=…, score=…, case=…
+        pa.field("metric", pa.string(), False),  # psnr_db, ssim, precision, recall, f1, iou
+        # mean, pooled, mean_nonempty: SPEC 8
+        pa.field("aggregation", pa.string(), False),
+        pa.field("value", pa.float64()),
+        pa.field("deviation", pa.float64()),  # standard deviation over tiles, for means
+        pa.field("tiles", pa.int64(), False),
+    ]
+)
+"""evaluate: one row per network, method, group, metric and aggregation."""
+
+
+def filtered(engines: Sequence[str]) -> pa.Schema:
+    """Return the schema of filter's table of all tiles, with the statistics of `engines`."""
+    mask = [
+        field
+        for engine in engines
+        for field in (
+            *(MASK.field(name).with_name(f"{engine}_{name}").with_nullable(True) for name in MASK_STATISTICS),
+            pa.field(f"{engine}_shard", pa.string()),
+            pa.field(f"{engine}_offset", pa.int64()),
+            pa.field(f"{engine}_length", pa.int64()),
+            pa.field(f"{engine}_sha256", pa.string()),
+        )
+    ]
+    return pa.schema(
+        [
+            *TILE,
+            pa.field("dataset", pa.string(), False),
+            pa.field("score", pa.string(), False),
+            pa.field("registration", pa.string(), False),
+            *mask,
+            pa.field("accepted", pa.bool_(), False),
+            pa.field("reason", pa.string()),  # null: accepted
+        ]
+    )
+
+
+def index(engines: Sequence[str]) -> pa.Schema:
+    """Return the schema of the index: filter's table with case, split and the subsets."""
+    return pa.schema(
+        [
+            *filtered(engines),
+            pa.field("case", pa.string(), False),
+            pa.field("split", pa.string(), False),  # train, val, test
+            pa.field("generation_split", pa.string()),  # train, val, test; null: not used
+            pa.field("segmentation_split", pa.string()),
+        ]
+    )
+
+
+def write(
+    path: Path,
+    rows: pa.Table | Iterable[Mapping[str, Any]],
+    schema: pa.Schema,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a table in one step; a reader sees the old file or the whole new one.
+
+    Raises:
+        TableError: when a row lacks a column that must not be empty or holds another type.
+    """
+    try:
+        if isinstance(rows, pa.Table):
+            table = rows.select(schema.names).cast(schema)
+        else:
+            table = pa.Table.from_pylist(list(rows), schema=schema)
+        table.validate(full=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
+        raise TableError(f"{path.name}: {error}; the rows do not fit the schema") from error
+    for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise TableError(f"{path.name}: empty values in {field.name}; every row must have one")
+    table = table.replace_schema_metadata(dict(metadata) if metadata else None)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table and hold it to its schema.
+
+    Args:
+        path: a Parquet file.
+        schema: the schema it was written with.
+        columns: the columns wanted; None for all.
+
+    Raises:
+        TableError: when the file is no Parquet file or lacks columns.
+    """
+    wanted = list(columns) if columns is not None else schema.names
+    try:
+        table = pq.read_table(path, columns=wanted, partitioning=None)
+    except FileNotFoundError:
+        raise TableError(f"{path}: no such table; run the stage that makes it") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TableError(f"{path}: not a Parquet file ({error}); delete it and run its stage again") from error
+    lacking = [name for name in wanted if name not in table.column_names]
+    if lacking:
+        raise TableError(
+            f"{path}: lacks the columns {', '.join(lacking)}; it is of another version, "
+            "run its stage again"
+        )
+    return table.select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the key-value metadata of a Parquet file."""
+    raw = pq.read_schema(path).metadata or {}
+    return {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
