@@ -1,0 +1,75 @@
+"""The label byte against hand-made pictures and DESIGN's bit layout."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hemera import masks
+
+
+def test_every_combination_has_its_own_byte_and_comes_back() -> None:
+    cells = np.array(list(itertools.product(range(4), (False, True), range(4))))
+    classes, nucleus, intensity = (cells[:, k].reshape(4, 8) for k in range(3))
+    mask = masks.pack(classes, nucleus.astype(bool), intensity)
+    assert mask.dtype == np.uint8
+    assert len(np.unique(mask)) == 32
+    assert mask.max() < 32
+    np.testing.assert_array_equal(masks.classes(mask), classes)
+    np.testing.assert_array_equal(masks.nuclei(mask), nucleus.astype(bool))
+    np.testing.assert_array_equal(masks.intensity(mask), intensity)
+
+
+def test_bits_stand_where_the_design_says() -> None:
+    one = np.array([[1]])
+    assert masks.pack(one * 3, one.astype(bool), one * 2).item() == 0b10111
+    assert masks.pack(one * 0, one.astype(bool), one * 0).item() == 0b00100
+    assert masks.pack(one * 0, ~one.astype(bool), one * 3).item() == 0b11000
+
+
+def test_positive_takes_its_boundary_by_eight_neighbours_and_no_other() -> None:
+    classes = np.array(
+        [
+            [3, 0, 0, 0, 0, 0, 0],
+            [0, 2, 3, 1, 3, 0, 3],
+            [0, 3, 0, 3, 3, 0, 0],
+            [3, 0, 0, 0, 0, 2, 0],
+        ],
+        dtype=np.uint8,
+    )
+    expected = np.array(
+        [
+            [1, 0, 0, 0, 0, 0, 0],
+            [0, 1, 1, 0, 0, 0, 0],
+            [0, 1, 0, 0, 1, 0, 0],
+            [0, 0, 0, 0, 0, 1, 0],
+        ],
+        dtype=bool,
+    )
+    # the other bits must not disturb the class
+    mask = masks.pack(classes, np.ones(classes.shape, bool), np.full(classes.shape, 3))
+    np.testing.assert_array_equal(masks.positive(mask), expected)
+
+
+def test_nothing_positive_is_nothing() -> None:
+    classes = np.array([[0, 3, 1], [3, 3, 1]])
+    mask = masks.pack(classes, np.zeros((2, 3), bool), np.zeros((2, 3), int))
+    assert not masks.positive(mask).any()
+    assert masks.positive(np.zeros((0, 5), np.uint8)).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "intensity", "name"),
+    [(4, 0, "classes"), (-1, 0, "classes"), (0, 4, "intensity"), (0, -1, "intensity")],
+)
+def test_values_that_do_not_fit_are_refused(
+    classes: int, intensity: int, name: str
+) -> None:
+    ground = np.ones((2, 3), int)
+    with pytest.raises(ValueError, match=f"{name}: values outside 0 to 3"):
+        masks.pack(ground * classes, ground.astype(bool), ground * intensity)
+
+
+def test_shapes_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="shapes"):
+        masks.pack(np.zeros((2, 3), int), np.zeros((3, 2), bool), np.zeros((2, 3), int))
