@@ -1,0 +1,1 @@
+"""What is no stage: the sheet, the configuration, the check of the machine."""
