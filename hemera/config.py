@@ -271,9 +271,6 @@ class FilterOptions(Options):
     her2_sharpness_min: float = option(
         5.0, "the same on HER2, which is softer: refuses only what is hopeless", ge=0
     )
-    her2_sharpness_blurred: float = option(
-        10.0, "HER2 below this is refused when H&E is below twice its own bound too", ge=0
-    )
     histogram_similarity_min: float = option(
         0.2, "least correlation of the centred haematoxylin histograms", ge=-1, le=1,
         paper='"histogram similarity test", BCI only, no number',
@@ -306,6 +303,9 @@ class IndexOptions(Options):
     generation_datasets: tuple[str, ...] = option(
         (), "data sets GenerationNet trains on; empty: all", paper="ACROBAT and BCI"
     )
+    generation_shares: tuple[float, ...] = option(
+        (), "share of each of generation_datasets; empty: as they come", ge=0, paper="not stated"
+    )
     generation_test_datasets: tuple[str, ...] = option(
         ("bci",), "data sets GenerationNet is tested on; empty: all", paper="BCI"
     )
@@ -321,6 +321,9 @@ class IndexOptions(Options):
     segmentation_datasets: tuple[str, ...] = option(
         (), "data sets SegmentationNet uses; empty: all", paper="ACROBAT and BCI"
     )
+    segmentation_shares: tuple[float, ...] = option(
+        (), "share of each of segmentation_datasets; empty: as they come", ge=0, paper="not stated"
+    )
     mpp_tolerance: float = option(
         0.10, "widest relative spread of resolutions that is not called a mixture", ge=0
     )
@@ -335,6 +338,14 @@ class IndexOptions(Options):
                 f"index.val_fraction + index.test_fraction: {self.val_fraction + self.test_fraction} "
                 "leaves nothing to train on; keep the sum below 1"
             )
+        for network in ("generation", "segmentation"):
+            datasets = getattr(self, f"{network}_datasets")
+            shares = getattr(self, f"{network}_shares")
+            if shares and (len(shares) != len(datasets) or sum(shares) <= 0):
+                raise ConfigError(
+                    f"index.{network}_shares: {list(shares)} beside {network}_datasets "
+                    f"{list(datasets)}; give one share for each data set, not all 0"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,9 +409,16 @@ class TrainGenerationOptions(Options):
         None, "its DAB density; none: fitted on training tiles", gt=0, le=3
     )
     flip: bool = option(True, "flip pairs horizontally at random")
+    select: str = option(
+        "last", "epoch whose weights are kept; best: lowest reconstruction loss on validation tiles",
+        choices=("last", "best"), paper="not stated; pix2pix keeps the last",
+    )
     seed: int = option(20251, "seed", ge=0)
     device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
     torch_threads: int = option(2, "threads of PyTorch: another number gives other bytes", ge=1, le=64)
+    deterministic: bool = option(
+        True, "the same machine gives the same bytes again; slower on a GPU"
+    )
     workers: int = option(2, "processes that read tiles", ge=0, le=64)
     checkpoint_minutes: float = option(10.0, "a checkpoint at least this often", gt=0)
 
@@ -415,6 +433,19 @@ class TrainGenerationOptions(Options):
                 f"train_generation.decay_from_epoch: {self.decay_from_epoch} is past epochs "
                 f"{self.epochs}; give at most {self.epochs}"
             )
+        step = 2 ** {"unet_512": 9, "unet_256": 8, "unet_128": 7, "unet_32": 5}[self.generator]
+        if self.crop_px is not None and self.crop_px % step:
+            raise ConfigError(
+                f"train_generation.crop_px: {self.crop_px} is not a multiple of {step}, what "
+                f"{self.generator} halves its input to nothing in; give a multiple, or a generator "
+                "of less depth"
+            )
+        if self.crop_px is not None and self.crop_px < 3 * 2**self.discriminator_layers:
+            raise ConfigError(
+                f"train_generation.discriminator_layers: {self.discriminator_layers} need a crop "
+                f"of at least {3 * 2**self.discriminator_layers} px and train_generation.crop_px "
+                f"is {self.crop_px}; give fewer layers or a larger crop"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -428,6 +459,10 @@ class TrainSegmentationOptions(Options):
         paper="512 x 16 x 16, which layer not stated",
     )
     generation_skips: bool = option(False, "hand its encoder's maps to the decoder too")
+    base_width: int = option(
+        64, "filters of the encoder's first layer; the decoder follows; 64 is ResNet34 itself",
+        ge=4, le=256, paper="ResNet34",
+    )
     encoder_weights: str | None = option(
         None, "file of ImageNet weights of ResNet34 (torchvision's); none: untrained",
         paper="ImageNet",
@@ -444,11 +479,36 @@ class TrainSegmentationOptions(Options):
         paper="not stated; section 4.1: cross-entropy alone",
     )
     flip: bool = option(True, "flip tiles at random, both ways")
+    select: str = option(
+        "best", "epoch whose weights are kept; best: highest pooled F1 on validation tiles, at 0.5",
+        choices=("last", "best"), paper="not stated",
+    )
     seed: int = option(20251, "seed", ge=0)
     device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
     torch_threads: int = option(2, "threads of PyTorch: another number gives other bytes", ge=1, le=64)
+    deterministic: bool = option(
+        True, "the same machine gives the same bytes again; slower on a GPU"
+    )
     workers: int = option(2, "processes that read tiles", ge=0, le=64)
     checkpoint_minutes: float = option(10.0, "a checkpoint at least this often", gt=0)
+
+    def check(self) -> None:
+        """Raise ConfigError when crop, branch and weights do not fit the network."""
+        if self.crop_px is not None and self.crop_px % 32:
+            raise ConfigError(
+                f"train_segmentation.crop_px: {self.crop_px} is not a multiple of 32, by which the "
+                "encoder divides its input; give a multiple of 32"
+            )
+        if self.generation_skips and self.generation_branch == "none":
+            raise ConfigError(
+                "train_segmentation.generation_skips: true, and generation_branch is none; name a "
+                "branch or set generation_skips: false"
+            )
+        if self.encoder_weights is not None and self.base_width != 64:
+            raise ConfigError(
+                f"train_segmentation.encoder_weights: ResNet34's weights have base width 64, not "
+                f"{self.base_width}; set base_width: 64 or encoder_weights: none"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

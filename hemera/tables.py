@@ -7,6 +7,8 @@ No table holds a time, a path of this machine or anything else that differs betw
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hemera.config import Options
 from hemera.errors import TableError
 from hemera.files import replacing
 
@@ -203,9 +206,11 @@ EVALUATION_TILES = pa.schema(
         pa.field("dataset", pa.string(), False),
         pa.field("score", pa.string(), False),
         pa.field("network", pa.string(), False),  # generation, segmentation
-        pa.field("method", pa.string(), False),  # model, mean_colour, blurred, constant
-        pa.field("psnr_db", pa.float64()),
-        pa.field("ssim", pa.float64()),
+        # model; mean_colour, blurred; all_positive, all_negative
+        pa.field("method", pa.string(), False),
+        pa.field("psnr_db", pa.float64()),  # infinite: the images are equal
+        pa.field("ssim", pa.float64()),  # uniform window of 7, as BCI is scored
+        pa.field("ssim_gaussian", pa.float64()),  # the second convention of SPEC 8
         pa.field("true_positive_px", pa.int64()),
         pa.field("false_positive_px", pa.int64()),
         pa.field("false_negative_px", pa.int64()),
@@ -217,10 +222,12 @@ EVALUATION_TILES = pa.schema(
 METRICS = pa.schema(
     [
         pa.field("network", pa.string(), False),
+        # as in EVALUATION_TILES, and best_constant: the better of all_positive and all_negative
         pa.field("method", pa.string(), False),
         pa.field("group", pa.string(), False),  # all, or dataset=…, score=…, case=…
-        pa.field("metric", pa.string(), False),  # psnr_db, ssim, precision, recall, f1, iou
-        # mean, pooled, mean_nonempty: SPEC 8
+        # psnr_db, psnr_infinite, ssim, ssim_gaussian, precision, recall, f1, iou
+        pa.field("metric", pa.string(), False),
+        # mean, pooled, mean_nonempty: SPEC 8; count: of the tiles left out of the mean of psnr_db
         pa.field("aggregation", pa.string(), False),
         pa.field("value", pa.float64()),
         pa.field("deviation", pa.float64()),  # standard deviation over tiles, for means
@@ -321,6 +328,12 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
             "run its stage again"
         )
     return table.select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+
+
+def provenance(options: Options) -> dict[str, str]:
+    """Return the metadata that says which options made a table."""
+    values = {**dataclasses.asdict(options), "version": type(options).version}
+    return {"options": json.dumps(values, sort_keys=True)}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
