@@ -1,0 +1,181 @@
+"""The command line: ``hemera STAGE ...`` derived from each stage's `run` and its Options.
+
+The one stage that is asked for is imported, and nothing of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import logging
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hemera import __version__
+from hemera.config import STAGES, Options, item_type, parse_word
+from hemera.errors import ConfigError, HemeraError
+
+COMMANDS = {
+    "demo": "write the synthetic cohort with known truth",
+    "sheet": "write a sheet from a release, or check one",
+    "config": "print the configuration in force",
+    "doctor": "say what can run on this machine and what is missing",
+}
+"""What is no stage: ``hemera/commands/{name}.py`` with `arguments(parser)` and `main(namespace)`."""
+
+log = logging.getLogger("hemera")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 1 for an error that is the input's, 2 for wrong usage."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    given = list(sys.argv[1:] if words is None else words)
+    try:
+        name, parser, run = _command(given)
+        namespace = parser.parse_args(given[1:])
+        return run(namespace)
+    except HemeraError as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        return 1
+    except BrokenPipeError:
+        return 1
+
+
+def _command(words: Sequence[str]) -> tuple[str, argparse.ArgumentParser, Callable[[Any], int]]:
+    """Choose the command by its first word and build its parser."""
+    name = words[0] if words else ""
+    if name in STAGES:
+        return name, *_stage(name)
+    if name in COMMANDS:
+        module = importlib.import_module(f"hemera.commands.{name}")
+        parser = argparse.ArgumentParser(
+            f"hemera {name}", description=COMMANDS[name], allow_abbrev=False
+        )
+        module.arguments(parser)
+        return name, parser, module.main
+    parser = argparse.ArgumentParser(
+        "hemera",
+        description="From pairs of H&E and HER2 images to a training set and two networks.",
+        epilog="Each command answers to --help.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hemera {__version__}")
+    groups = parser.add_subparsers(title="stages and commands", metavar="COMMAND", required=True)
+    for stage, cls in STAGES.items():
+        groups.add_parser(stage, help=_first_line(cls.__doc__))
+    for command, help in COMMANDS.items():
+        groups.add_parser(command, help=help)
+    parser.parse_args(list(words[:1]))
+    raise AssertionError("argparse has left by now")
+
+
+def _stage(name: str) -> tuple[argparse.ArgumentParser, Callable[[Any], int]]:
+    """Build the parser of a stage from the signature of its `run` and its Options."""
+    module = importlib.import_module(f"hemera.stages.{name}")
+    parser = argparse.ArgumentParser(
+        f"hemera {name}",
+        description=_first_line(module.__doc__),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    files = parser.add_argument_group("files and unit")
+    hints = typing.get_type_hints(module.run)
+    names = []
+    for parameter in inspect.signature(module.run).parameters.values():
+        if parameter.name == "options":
+            continue
+        names.append(parameter.name)
+        required = parameter.default is inspect.Parameter.empty
+        annotation = hints[parameter.name]
+        kind = _path_or(annotation)
+        files.add_argument(
+            _flag(parameter.name),
+            dest=parameter.name,
+            required=required,
+            type=kind,
+            metavar=kind.__name__.upper(),
+            nargs="*" if item_type(annotation) else None,
+        )
+    group = parser.add_argument_group("options (config.yaml holds the same keys)")
+    cls = STAGES[name]
+    _add_options(group, cls)
+
+    def run(namespace: argparse.Namespace) -> int:
+        values = vars(namespace)
+        arguments = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in names
+        }
+        module.run(**arguments, options=_options(cls, values))
+        return 0
+
+    return parser, run
+
+
+def _add_options(group: argparse._ArgumentGroup, cls: type[Options]) -> None:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        inner = item_type(hints[field.name])
+        annotation = inner if inner is not None else hints[field.name]
+        default = field.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        paper = f"; paper: {field.metadata['paper']}" if field.metadata["paper"] else ""
+        group.add_argument(
+            _flag(field.name),
+            dest=f"option {field.name}",
+            type=_word(annotation),
+            nargs="*" if inner is not None else None,
+            metavar=field.name.rsplit("_", 1)[-1].upper(),
+            help=f"{field.metadata['help']} (default {shown}{paper})".replace("%", "%%"),
+        )
+
+
+def _options(cls: type[Options], values: dict[str, Any]) -> Options:
+    given = {
+        key.removeprefix("option "): tuple(value) if isinstance(value, list) else value
+        for key, value in values.items()
+        if key.startswith("option ")
+    }
+    try:
+        return cls(**given)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{cls.section}.", "--")) from None
+
+
+def _word(annotation: Any) -> Callable[[str], Any]:
+    def parse(word: str) -> Any:
+        try:
+            return parse_word(word, annotation)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _path_or(annotation: Any) -> type:
+    inner = item_type(annotation) or annotation
+    for kind in (int, str):
+        if inner is kind:
+            return kind
+    return Path
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Say what can run on this machine and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from hemera.config import Config, load_file
+from hemera.errors import HemeraError
+
+PACKAGES = (
+    "snakemake",
+    "torch",
+    "torchvision",
+    "deeperhistreg",
+    "deepliif",
+    "openslide-python",
+    "tiffslide",
+    "opencv-python-headless",
+    "scikit-image",
+    "numpy",
+    "pyarrow",
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    parser.add_argument("--configfile", type=Path, default=Path("config.yaml"), help="the file")
+
+
+def main(namespace: argparse.Namespace) -> int:
+    """Print one line per fact; return 1 when something that the configuration needs is missing."""
+    missing = False
+    config = load_file(namespace.configfile)
+    for mark, line in facts(config):
+        sys.stdout.write(f"{mark:<8}{line}\n")
+        missing |= mark == "missing"
+    return int(missing)
+
+
+def facts(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield (ok | absent | missing, what); only `missing` keeps the configured graph from running."""
+    yield "ok", f"Python {platform.python_version()}, {os.cpu_count()} processors"
+    for package in PACKAGES:
+        try:
+            yield "ok", f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield "missing", f"{package}: not installed; run `make .venv` or install requirements.lock"
+    import torch
+
+    if torch.cuda.is_available():
+        yield "ok", f"GPU {torch.cuda.get_device_name()}"
+    else:
+        yield "absent", "GPU: none that PyTorch can use; engines and training run on the processor"
+    free = shutil.disk_usage(".").free / 2**30
+    yield "ok", f"{free:.0f} GiB free in this folder"
+    mask = config.stages["mask"]
+    engines = getattr(mask, "engines", ())
+    if "stain" in engines:
+        yield "ok", "mask engine stain"
+    from hemera.engines import deepliif
+
+    model = getattr(mask, "deepliif_model", None)
+    wanted = "deepliif" in engines
+    try:
+        deepliif.check_model(None if model is None else Path(model))
+        yield "ok", f"mask engine deepliif, model {model}"
+    except HemeraError as error:
+        yield "missing" if wanted else "absent", f"mask engine deepliif: {error}"
+    encoder = getattr(config.stages["train_segmentation"], "encoder_weights", None)
+    if encoder is None:
+        yield "absent", (
+            "ImageNet weights of ResNet34: not given (train_segmentation.encoder_weights); "
+            "SegmentationNet begins untrained"
+        )
+    elif Path(encoder).is_file():
+        yield "ok", f"ImageNet weights {encoder}"
+    else:
+        yield "missing", f"train_segmentation.encoder_weights: {encoder} does not exist; mend the path"

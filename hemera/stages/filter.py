@@ -1,0 +1,180 @@
+"""Decide which tiles are accepted, from the tables of tile and mask: reads no pixel, drops no row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hemera import tables
+from hemera.config import FilterOptions
+from hemera.errors import TableError
+from hemera.sheet import Pair, read_sheet, units
+
+log = logging.getLogger(__name__)
+
+ACCEPTED = "accepted"
+
+
+def run(
+    *,
+    sheet: Path,
+    block_count: int,
+    tile_folder: Path,
+    mask_folder: Path,
+    engines: tuple[str, ...],
+    tiles: Path,
+    funnel: Path,
+    options: FilterOptions,
+) -> None:
+    """Join the tables of all units, accept or refuse every tile, count the refusals.
+
+    Args:
+        sheet: the sheet of pairs; gives data set and score.
+        block_count: blocks that image pairs are cut into.
+        tile_folder: folder of tile's tables ``{unit}.parquet`` and ``{unit}.pairs.parquet``.
+        mask_folder: folder of mask's tables ``{unit}.parquet``.
+        engines: mask engines whose statistics go along, in this order.
+        tiles: table of all tiles, `tables.filtered`, sorted by tile.
+        funnel: counts per data set, score and reason, `tables.FUNNEL`.
+        options: thresholds.
+
+    Raises:
+        TableError: when a unit's tables of tile and mask do not list the same tiles.
+    """
+    pairs = read_sheet(sheet)
+    by_name = {pair.pair: pair for pair in pairs.pairs}
+    schema = tables.filtered(engines)
+    parts = []
+    sources: dict[str, str] = {}
+    for unit in units(pairs, block_count):
+        tile_table = tables.read(tile_folder / f"{unit}.parquet", tables.TILE)
+        pair_table = tables.read(tile_folder / f"{unit}.pairs.parquet", tables.PAIRS)
+        mask_table = tables.read(mask_folder / f"{unit}.parquet", tables.MASK)
+        parts.append(_join(unit, tile_table, pair_table, mask_table, by_name, engines))
+        if not sources:
+            for stage, folder in (("tile", tile_folder), ("mask", mask_folder)):
+                sources |= _options_of(stage, folder / f"{unit}.parquet")
+    table = pa.concat_tables(parts).sort_by("tile")
+    reasons = refusals(table, options)
+    table = table.append_column("accepted", pa.array(reasons == ""))
+    table = table.append_column("reason", pa.array(reasons, pa.string(), mask=reasons == ""))
+    tables.write(tiles, table, schema, {**sources, **tables.provenance(options)})
+    tables.write(funnel, count(table), tables.FUNNEL)
+    accepted = int(np.count_nonzero(reasons == ""))
+    log.info("%d of %d tiles accepted", accepted, table.num_rows)
+    for name in (name for name, _ in _criteria(table, options)):
+        taken = int(np.count_nonzero(reasons == name))
+        if taken:
+            log.info("%s refused %d", name, taken)
+    if not accepted:
+        log.warning(
+            "no tile is accepted; see the funnel in the report, and filter's thresholds in config.yaml"
+        )
+
+
+def refusals(table: pa.Table, options: FilterOptions) -> npt.NDArray[np.str_]:
+    """Return the first reason against each tile, an empty text for an accepted one.
+
+    Args:
+        table: columns of TILE with `dataset` and `registration`.
+        options: thresholds.
+    """
+    reasons = np.full(table.num_rows, "", dtype="U24")
+    for name, refused in _criteria(table, options):
+        reasons[(reasons == "") & refused] = name
+    return reasons
+
+
+def _criteria(
+    table: pa.Table, options: FilterOptions
+) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+    """Return (reason, which tiles it is against), in the order in which they are asked.
+
+    Sharpness stands behind tissue, because the noise of an empty tile is sharp (FIELD 1).
+    """
+
+    def column(name: str) -> npt.NDArray[np.float64]:
+        return table.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+    review = pc.equal(table.column("registration"), "review").to_numpy(zero_copy_only=False)
+    compared = pc.is_in(
+        table.column("dataset"), value_set=pa.array(options.histogram_datasets, pa.string())
+    ).to_numpy(zero_copy_only=False)
+    similarity = column("histogram_similarity")
+    unlike = np.isnan(similarity) | (similarity < options.histogram_similarity_min)
+    return [
+        ("registration_review", review & (not options.accept_review)),
+        ("low_tissue", column("tissue_fraction") < options.tissue_fraction_min),
+        ("outside_her2", column("her2_coverage_fraction") < options.her2_coverage_min),
+        ("folded", column("folding_fraction") > options.folding_max),
+        ("blurred_he", column("he_sharpness") < options.he_sharpness_min),
+        ("blurred_her2", column("her2_sharpness") < options.her2_sharpness_min),
+        ("unlike_histograms", compared & unlike),
+    ]
+
+
+def count(table: pa.Table) -> pa.Table:
+    """Return the rows of FUNNEL: tiles and pairs per data set, score and reason."""
+    reason = pc.fill_null(table.column("reason"), ACCEPTED)
+    grouped = (
+        table.select(["dataset", "score", "pair"])
+        .append_column("reason", reason)
+        .group_by(["dataset", "score", "reason"])
+        .aggregate([("pair", "count"), ("pair", "count_distinct")])
+        .rename_columns({"pair_count": "tiles", "pair_count_distinct": "pairs"})
+    )
+    return grouped.sort_by([(name, "ascending") for name in ("dataset", "score", "reason")])
+
+
+def _join(
+    unit: str,
+    tile_table: pa.Table,
+    pair_table: pa.Table,
+    mask_table: pa.Table,
+    by_name: dict[str, Pair],
+    engines: Sequence[str],
+) -> pa.Table:
+    """Set beside each tile of a unit its pair's columns and its masks' statistics."""
+    pair_names = tile_table.column("pair").to_pylist()
+    registration = dict(
+        zip(
+            pair_table.column("pair").to_pylist(),
+            pair_table.column("registration").to_pylist(),
+            strict=True,
+        )
+    )
+    unknown = sorted(set(pair_names) - (set(by_name) & set(registration)))
+    if unknown:
+        raise TableError(
+            f"{unit}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet or the table "
+            "of pairs lacks; run stage tile again"
+        )
+    table = tile_table
+    for name, values in (
+        ("dataset", [by_name[pair].dataset for pair in pair_names]),
+        ("score", [by_name[pair].score for pair in pair_names]),
+        ("registration", [registration[pair] for pair in pair_names]),
+    ):
+        table = table.append_column(name, pa.array(values, pa.string()))
+    for engine in engines:
+        own = mask_table.filter(pc.equal(mask_table.column("engine"), engine))
+        if not own.column("tile").combine_chunks().equals(tile_table.column("tile").combine_chunks()):
+            raise TableError(
+                f"{unit}: {own.num_rows} masks of {engine} beside {tile_table.num_rows} tiles, or in "
+                "another order; run stage mask again"
+            )
+        for name in (*tables.MASK_STATISTICS, "shard", "offset", "length", "sha256"):
+            table = table.append_column(f"{engine}_{name}", own.column(name))
+    return table
+
+
+def _options_of(stage: str, path: Path) -> dict[str, str]:
+    """Return the options that another stage left in a table, under its own name."""
+    given = tables.read_metadata(path).get("options")
+    return {} if given is None else {f"options_{stage}": given}
