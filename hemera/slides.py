@@ -1,0 +1,608 @@
+"""Slides and images behind one class: the only file that knows how they are read.
+
+Frame: a position is in level-0 pixels with edges at the integers, unshifted by the bounds that
+some scanners store; see `hemera.geometry`. Resolution is asked for in um per pixel and honoured
+exactly: a read takes the next finer level and averages over the exact area of each pixel.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import openslide
+import tifffile
+import tiffslide
+from PIL import Image
+
+from hemera.errors import SlideError
+from hemera.geometry import best_level, level_downsample
+from hemera.pixels import area_resample, glass_colour, shift_resample
+
+log = logging.getLogger(__name__)
+
+RGB = npt.NDArray[np.uint8]
+
+READERS = ("auto", "openslide", "tiffslide", "image")
+"""Names of the readers; auto takes the first that reads the whole file."""
+
+ANISOTROPY_MAX = 0.01
+MISMATCH_MAX = 0.10
+IMAGE_PIXELS_MAX = 178_956_970
+"""An image without tiles is held in memory whole: half a gigabyte at this size."""
+
+_PIL_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_TIFF_FAULTS = (
+    tifffile.TiffFileError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+    NotImplementedError,
+)
+
+
+class _Backend(Protocol):
+    """What a reader must offer: whole pixels of one level, inside the level."""
+
+    reader: str
+    vendor: str
+    level_sizes: tuple[tuple[int, int], ...]
+    stated_mpp: tuple[float, float] | None
+    stated_by: str
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB: ...
+
+    def close(self) -> None: ...
+
+
+class Slide:
+    """One scanned file or plain image, opened; a context manager, one per process.
+
+    Attributes:
+        path: the file.
+        reader: openslide, tiffslide or image.
+        vendor: what wrote it, as far as the reader knows.
+        size_px: (width, height) of level 0.
+        mpp: um per pixel of level 0.
+        mpp_source: ``sheet``, or what in the file says so.
+        level_downsamples: (x, y) of every level, exact.
+        level_mpps: um per pixel of every level.
+    """
+
+    def __init__(
+        self, path: Path, backend: _Backend, mpp: float, mpp_source: str
+    ) -> None:
+        """Wrap an opened reader; use `open_slide`."""
+        self.path = path
+        self.reader = backend.reader
+        self.vendor = backend.vendor
+        self.size_px = backend.level_sizes[0]
+        self.mpp = mpp
+        self.mpp_source = mpp_source
+        self.level_sizes = backend.level_sizes
+        self.level_downsamples = tuple(
+            level_downsample(self.size_px, size) for size in backend.level_sizes
+        )
+        self.level_mpps = tuple(
+            mpp * math.sqrt(fx * fy) for fx, fy in self.level_downsamples
+        )
+        self._backend = backend
+        self._background: tuple[int, int, int] | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Slide:
+        """Return the slide."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the slide."""
+        self.close()
+
+    def __reduce__(self) -> Any:
+        """Refuse to be pickled: a handle shared by processes reads wrong pixels."""
+        raise TypeError(
+            f"{self.path.name}: an open slide cannot be pickled; open it per process"
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._backend.close()
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The colour of bare glass, from the overview."""
+        with self._lock:
+            if self._background is None:
+                rgb, _ = self._overview(1024)
+                self._background = glass_colour(rgb)
+            return self._background
+
+    def read(
+        self, x_px: float, y_px: float, width: int, height: int, mpp: float
+    ) -> RGB:
+        """Read a region at a resolution.
+
+        Args:
+            x_px: left edge in level-0 pixels; may be a fraction or outside.
+            y_px: top edge.
+            width: width of the result in pixels of `mpp`.
+            height: its height.
+            mpp: um per pixel of the result. Finer than the slide's own: interpolated bilinearly;
+                who does not want that compares with `Slide.mpp` first.
+
+        Returns:
+            (height, width, 3) uint8 RGB; what lies outside the slide has the colour of `background`.
+
+        Raises:
+            SlideError: when the pixels cannot be decoded; the slide stays usable.
+        """
+        scale = mpp / self.mpp
+        level = best_level(self.level_downsamples, scale)
+        fx, fy = self.level_downsamples[level]
+        left, top = x_px / fx, y_px / fy
+        step_x, step_y = scale / fx, scale / fy
+        drift = max(abs(step_x - 1) * width, abs(step_y - 1) * height)
+        if drift < 0.5 and max(abs(left - round(left)), abs(top - round(top))) < 0.01:
+            return self.read_level(level, round(left), round(top), width, height)
+        if drift < 0.5:
+            # The same resolution, only between the pixels.
+            step_x = step_y = 1.0
+        x0, y0 = math.floor(left) - 1, math.floor(top) - 1
+        x1 = math.ceil(left + width * step_x) + 1
+        y1 = math.ceil(top + height * step_y) + 1
+        pixels = self.read_level(level, x0, y0, x1 - x0, y1 - y0)
+        resample = area_resample if min(step_x, step_y) >= 1 else shift_resample
+        return resample(pixels, left - x0, top - y0, step_x, step_y, width, height)
+
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        """Read pixels of one level as they are stored.
+
+        Args:
+            level: 0 is the finest.
+            x: left edge in pixels of that level; may be outside.
+            y: top edge.
+            width: in pixels of that level.
+            height: in pixels of that level.
+
+        Returns:
+            (height, width, 3) uint8 RGB; what lies outside has the colour of `background`.
+
+        Raises:
+            SlideError: when the pixels cannot be decoded; the slide stays usable.
+        """
+        level_width, level_height = self.level_sizes[level]
+        x0, y0 = max(x, 0), max(y, 0)
+        x1, y1 = min(x + width, level_width), min(y + height, level_height)
+        if (x0, y0, x1, y1) == (x, y, x + width, y + height):
+            return self._backend.read(level, x, y, width, height)
+        result = np.empty((height, width, 3), np.uint8)
+        result[:] = self.background
+        if x1 > x0 and y1 > y0:
+            result[y0 - y : y1 - y, x0 - x : x1 - x] = self._backend.read(
+                level, x0, y0, x1 - x0, y1 - y0
+            )
+        return result
+
+    def overview(
+        self, *, side_px: int | None = None, mpp: float | None = None
+    ) -> tuple[RGB, tuple[float, float]]:
+        """Read the whole slide, small.
+
+        Args:
+            side_px: longest side of the result at most; or
+            mpp: resolution wanted.
+
+        Returns:
+            (H, W, 3) uint8 RGB that covers the slide from edge to edge, and the effective um per
+            pixel along x and y: sizes are whole, so it differs a little from what was asked for.
+            A resolution finer than the slide's gives the slide's own.
+        """
+        width, height = self.size_px
+        if mpp is not None:
+            side_px = math.ceil(max(width, height) * self.mpp / mpp)
+        if side_px is None:
+            raise ValueError("overview: give side_px or mpp")
+        return self._overview(side_px)
+
+    def _overview(self, side_px: int) -> tuple[RGB, tuple[float, float]]:
+        width, height = self.size_px
+        scale = max(1.0, max(width, height) / side_px)
+        out_width = max(1, round(width / scale))
+        out_height = max(1, round(height / scale))
+        level = best_level(self.level_downsamples, scale)
+        level_width, level_height = self.level_sizes[level]
+        # In bands of the result's rows, so that a slide without levels fits into memory.
+        fx, fy = self.level_downsamples[level]
+        step_x = width / fx / out_width
+        step_y = height / fy / out_height
+        rows = max(1, int(16_000_000 / (level_width * max(step_y, 1))))
+        result = np.empty((out_height, out_width, 3), np.uint8)
+        for row in range(0, out_height, rows):
+            count = min(rows, out_height - row)
+            top = row * step_y
+            y0 = min(math.floor(top), level_height - 1)
+            y1 = min(max(math.ceil(top + count * step_y), y0 + 1), level_height)
+            band = self._backend.read(level, 0, y0, level_width, y1 - y0)
+            result[row : row + count] = area_resample(
+                band, 0.0, top - y0, step_x, step_y, out_width, count
+            )
+        return result, (width * self.mpp / out_width, height * self.mpp / out_height)
+
+
+def open_slide(
+    path: Path,
+    *,
+    mpp: float | None = None,
+    reader: str = "auto",
+    mpp_min: float = 0.05,
+    mpp_max: float = 20.0,
+    mpp_column: str = "he_mpp",
+) -> Slide:
+    """Open a slide or an image, by what it is, not by its name.
+
+    Args:
+        path: the file.
+        mpp: its resolution from the sheet, which beats what the file says.
+        reader: one of `READERS`.
+        mpp_min: finest resolution taken for real.
+        mpp_max: coarsest resolution taken for real.
+        mpp_column: the column that error messages name as the remedy.
+
+    Raises:
+        SlideError: in one line, when there is no such file, no reader for it, or no resolution.
+    """
+    path = Path(path)
+    if reader not in READERS:
+        raise SlideError(
+            f"{path.name}: no reader {reader!r}; name one of {', '.join(READERS)}"
+        )
+    backend = _open_backend(path, reader)
+    try:
+        resolved, source = _resolution(
+            path.name, backend, mpp, mpp_min, mpp_max, mpp_column
+        )
+    except SlideError:
+        backend.close()
+        raise
+    return Slide(path, backend, resolved, source)
+
+
+def _resolution(
+    name: str,
+    backend: _Backend,
+    given: float | None,
+    mpp_min: float,
+    mpp_max: float,
+    column: str,
+) -> tuple[float, str]:
+    """Decide on one resolution and say where it comes from."""
+    remedy = f"give {column} in pairs.tsv"
+    stated, stated_by = backend.stated_mpp, backend.stated_by
+    if given is not None:
+        if not mpp_min <= given <= mpp_max:
+            raise SlideError(
+                f"{name}: {column} {given:g} is outside {mpp_min:g} to {mpp_max:g} um/px; correct it"
+            )
+        if stated is not None:
+            mean = math.sqrt(stated[0] * stated[1])
+            if mpp_min <= mean <= mpp_max and abs(mean / given - 1) > MISMATCH_MAX:
+                log.warning(
+                    "%s: %s says %.4g um/px, the sheet %.4g; the sheet's is used",
+                    name,
+                    stated_by,
+                    mean,
+                    given,
+                )
+        return given, "sheet"
+    if stated is None:
+        raise SlideError(f"{name}: no resolution in the file; {remedy}")
+    x, y = stated
+    if abs(x - y) > ANISOTROPY_MAX * max(x, y):
+        raise SlideError(
+            f"{name}: {x:.4g} um/px along x but {y:.4g} along y ({stated_by}); resample it to square "
+            f"pixels, or {remedy} if the file is wrong"
+        )
+    mean = math.sqrt(x * y)
+    if not mpp_min <= mean <= mpp_max:
+        raise SlideError(
+            f"{name}: {mean:.4g} um/px ({stated_by}) is outside {mpp_min:g} to {mpp_max:g} um/px; "
+            f"{remedy}"
+        )
+    return mean, stated_by
+
+
+def _open_backend(path: Path, reader: str) -> _Backend:
+    name = path.name
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise SlideError(f"{name}: no such file {path}; correct the sheet") from None
+    except OSError as error:
+        raise SlideError(f"{name}: {error.strerror}; make it readable") from error
+    if not head:
+        raise SlideError(f"{name}: the file is empty; fetch it again")
+    if reader == "openslide":
+        return _OpenSlide(path)
+    if reader == "tiffslide":
+        return _TiffSlide(path)
+    if reader == "image":
+        return _Image(path)
+    if not _is_tiff(head) and _is_plain_image(head):
+        return _Image(path)
+    if _is_tiff(head):
+        return _open_tiff(path)
+    return _OpenSlide(path)
+
+
+def _open_tiff(path: Path) -> _Backend:
+    """Open a TIFF by the reader that sees most of it."""
+    faults: list[SlideError] = []
+    found: list[_Backend] = []
+    makers: tuple[Callable[[Path], _Backend], ...] = (_OpenSlide, _TiffSlide)
+    for make in makers:
+        try:
+            found.append(make(path))
+        except SlideError as error:
+            faults.append(error)
+    if found:
+        best = max(found, key=lambda backend: len(backend.level_sizes))
+        for backend in found:
+            if backend is not best:
+                backend.close()
+        return best
+    try:
+        return _Image(path)
+    except SlideError as error:
+        raise error from faults[0]
+
+
+def _is_tiff(head: bytes) -> bool:
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _is_plain_image(head: bytes) -> bool:
+    return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")) or (
+        head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _positive(x: Any, y: Any) -> tuple[float, float] | None:
+    """Read two resolutions as numbers, or say that there are none."""
+    try:
+        pair = float(x), float(y)
+    except (TypeError, ValueError):
+        return None
+    return pair if all(math.isfinite(value) and value > 0 for value in pair) else None
+
+
+class _OpenSlide:
+    """OpenSlide: reopened after a failed read, because its handle stays in error."""
+
+    reader = "openslide"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._handle = self._open()
+        properties = self._handle.properties
+        self.vendor = str(properties.get("openslide.vendor", ""))
+        self.level_sizes = tuple(
+            (int(width), int(height)) for width, height in self._handle.level_dimensions
+        )
+        self.stated_mpp = _positive(
+            properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
+        )
+        self.stated_by = "openslide.mpp-x"
+        self._downsamples = tuple(
+            float(value) for value in self._handle.level_downsamples
+        )
+
+    def _open(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self._path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise SlideError(
+                f"{self._path.name}: neither an image nor a slide that OpenSlide reads; convert it "
+                "to a tiled pyramidal TIFF"
+            ) from error
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideError(
+                f"{self._path.name}: cannot be opened ({_one_line(error)}); fetch it again"
+            ) from error
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        handle = self._handle
+        downsample = self._downsamples[level]
+        location = (round(x * downsample), round(y * downsample))
+        try:
+            rgba = np.asarray(handle.read_region(location, level, (width, height)))
+        except (openslide.OpenSlideError, OSError) as error:
+            with self._lock:
+                if handle is self._handle:
+                    handle.close()
+                    self._handle = self._open()
+            raise SlideError(
+                f"{self._path.name}: level {level} cannot be read at {x}, {y} ({_one_line(error)}); "
+                "fetch the file again"
+            ) from error
+        return _on_white(rgba)
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+class _TiffSlide:
+    """TiffSlide: for TIFF files that OpenSlide refuses or sees only in part."""
+
+    reader = "tiffslide"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Its cache is not made for threads.
+        self._lock = threading.Lock()
+        try:
+            self._handle = tiffslide.TiffSlide(path)
+            properties = self._handle.properties
+            self.vendor = str(properties.get("tiffslide.vendor") or "")
+            self.level_sizes = tuple(
+                (int(width), int(height))
+                for width, height in self._handle.level_dimensions
+            )
+        except _TIFF_FAULTS as error:
+            raise SlideError(
+                f"{path.name}: cannot be opened as TIFF ({_one_line(error)}); fetch it again"
+            ) from error
+        self.stated_mpp = _positive(
+            properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")
+        )
+        self.stated_by = "tiffslide.mpp-x"
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        full, size = self.level_sizes[0], self.level_sizes[level]
+        # It maps to the level by flooring base * level / full: the smallest base that lands on x.
+        location = (-(-x * full[0] // size[0]), -(-y * full[1] // size[1]))
+        try:
+            with self._lock:
+                rgb = self._handle.read_region(
+                    location, level, (width, height), as_array=True
+                )
+        except _TIFF_FAULTS as error:
+            raise SlideError(
+                f"{self._path.name}: level {level} cannot be read at {x}, {y} ({_one_line(error)}); "
+                "fetch the file again"
+            ) from error
+        array = np.asarray(rgb)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
+            raise SlideError(
+                f"{self._path.name}: {array.dtype} of shape {array.shape} is not 8-bit RGB; convert it"
+            )
+        return _on_white(array)
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+class _Image:
+    """A plain image, decoded once and held whole."""
+
+    reader = "image"
+
+    def __init__(self, path: Path) -> None:
+        name = path.name
+        try:
+            data = path.read_bytes()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(io.BytesIO(data))
+                width, height = image.size
+                if width * height > IMAGE_PIXELS_MAX:
+                    raise Image.DecompressionBombError(f"{width} x {height} px")
+                _require_8_bit(name, image, data)
+                self.vendor = str(image.format or "").lower()
+                self.stated_mpp, self.stated_by = _image_mpp(image)
+                self._pixels = _to_rgb(name, image)
+        except Image.DecompressionBombError as error:
+            raise SlideError(
+                f"{name}: too large for an image without tiles ({_one_line(error)}; at most "
+                f"{IMAGE_PIXELS_MAX} px); convert it to a tiled pyramidal TIFF"
+            ) from error
+        except _PIL_FAULTS as error:
+            raise SlideError(
+                f"{name}: cannot be read as an image ({_one_line(error)}); fetch it again"
+            ) from error
+        if 0 in self._pixels.shape:
+            raise SlideError(
+                f"{name}: {width} x {height} px; an image needs at least one pixel"
+            )
+        self.level_sizes = ((self._pixels.shape[1], self._pixels.shape[0]),)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        return self._pixels[y : y + height, x : x + width].copy()
+
+    def close(self) -> None:
+        self._pixels = np.empty((0, 0, 3), np.uint8)
+
+
+def _require_8_bit(name: str, image: Image.Image, data: bytes) -> None:
+    """Refuse what Pillow would cut to 8 bits without a word."""
+    depth = 8
+    if image.format == "PNG":
+        depth = data[24]
+    elif image.format == "TIFF":
+        bits = getattr(image, "tag_v2", {}).get(258, (8,))
+        depth = max(bits if isinstance(bits, tuple) else (bits,))
+    if depth > 8 or image.mode.startswith(("I", "F")):
+        raise SlideError(
+            f"{name}: more than 8 bits per channel (mode {image.mode}); convert it to 8-bit RGB"
+        )
+
+
+def _to_rgb(name: str, image: Image.Image) -> RGB:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (
+        image.mode == "P" and "transparency" in image.info
+    ):
+        return _on_white(np.asarray(image.convert("RGBA")))
+    if image.mode not in ("RGB", "L", "P", "1"):
+        raise SlideError(f"{name}: colour mode {image.mode}; convert it to 8-bit RGB")
+    return np.asarray(image.convert("RGB"))
+
+
+def _image_mpp(image: Image.Image) -> tuple[tuple[float, float] | None, str]:
+    """Read a resolution that means something; 72 and 96 dpi mean that nobody measured."""
+    dpi = image.info.get("dpi")
+    if not isinstance(dpi, tuple) or len(dpi) != 2:
+        return None, ""
+    pair = _positive(*dpi)
+    if pair is None or max(pair) < 1000:
+        return None, ""
+    return (25400 / pair[0], 25400 / pair[1]), "dpi"
+
+
+def _on_white(pixels: npt.NDArray[Any]) -> RGB:
+    """Lay RGBA on white; RGB passes."""
+    if pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels)
+    alpha = pixels[..., 3]
+    if alpha.min() == 255:
+        return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGBA2RGB).astype(
+            np.uint8, copy=False
+        )
+    share = alpha[..., None].astype(np.uint16)
+    mixed = (pixels[..., :3] * share + 255 * (255 - share) + 127) // 255
+    return mixed.astype(np.uint8)
