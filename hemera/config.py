@@ -75,9 +75,13 @@ class DescribeOptions(Options):
     he_saturation_min: float = option(
         0.05, "lowest HSV saturation that Otsu's threshold on H&E may fall to, 0 to 1", ge=0, lt=1
     )
-    ihc_density_min: float = option(
-        0.05, "lowest optical density that Otsu's threshold on IHC may fall to", ge=0, le=1
+    he_saturation_max: float = option(
+        0.10, "highest it may rise to: above, it splits pale tissue from dark", ge=0, lt=1
     )
+    ihc_density_min: float = option(
+        0.03, "lowest optical density over glass that Otsu's threshold on IHC may fall to", ge=0, le=0.5
+    )
+    ihc_density_max: float = option(0.05, "highest it may rise to", ge=0, le=0.5)
     tissue_hole_um2: float = option(
         40_000.0, "holes in the tissue up to this area are filled, um^2", ge=0
     )
@@ -88,12 +92,18 @@ class DescribeOptions(Options):
     mpp_max: float = option(20.0, "coarsest resolution taken for real, um/px", gt=0)
 
     def check(self) -> None:
-        """Raise ConfigError when the range of resolutions is empty."""
+        """Raise ConfigError when a range is empty."""
         if self.mpp_min >= self.mpp_max:
             raise ConfigError(
                 f"describe.mpp_min: {self.mpp_min} is not below describe.mpp_max {self.mpp_max}; "
                 "give a range"
             )
+        for name in ("he_saturation", "ihc_density"):
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if low > high:
+                raise ConfigError(
+                    f"describe.{name}_min: {low} is above describe.{name}_max {high}; give a range"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +192,10 @@ class TileOptions(Options):
         0.06, "lowest HSV saturation that counts as H&E tissue in a tile, 0 to 1", ge=0, lt=1
     )
     density_min: float = option(
-        0.06, "lowest optical density above background that counts as IHC tissue in a tile", ge=0, le=1
+        0.03, "lowest optical density over glass that counts as IHC tissue in a tile", ge=0, le=0.5
+    )
+    lattice_px: int = option(
+        32, "the displacement is evaluated at every so many pixels of a tile", ge=1, le=512
     )
     histogram_bins: int = option(64, "bins of the haematoxylin histograms", ge=8, le=256)
     bad_tiles_max: float = option(
@@ -214,16 +227,33 @@ class MaskOptions(Options):
     device: str = option("auto", "where DeepLIIF runs", choices=("auto", "cpu", "cuda"))
     torch_threads: int = option(2, "threads of PyTorch for DeepLIIF", ge=1, le=64)
     nucleus_density_min: float = option(
-        0.15, "haematoxylin that makes a nucleus, optical density", gt=0, le=3
+        0.05, "haematoxylin below which nothing is a nucleus, optical density", gt=0, le=3
+    )
+    nucleus_contrast: float = option(
+        0.15, "share of the slide's dark haematoxylin that a nucleus must reach", ge=0, lt=1
+    )
+    nucleus_window_um: float = option(
+        15.0, "a nucleus is darker than the mean of a window this wide, um", gt=1, le=200
     )
     nucleus_area_min_um2: float = option(12.0, "smallest nucleus, um^2", gt=0)
-    nucleus_area_max_um2: float = option(400.0, "largest nucleus before it is cut, um^2", gt=0)
+    nucleus_area_max_um2: float = option(
+        600.0, "what is larger after it was split is no nucleus, um^2", gt=0
+    )
     ring_um: float = option(3.0, "how far around a nucleus its membrane is looked for, um", gt=0, le=20)
-    dab_weak: float = option(0.15, "DAB density from which staining counts as 1+", gt=0, le=3)
-    dab_moderate: float = option(0.35, "the same for 2+", gt=0, le=3)
-    dab_strong: float = option(0.60, "the same for 3+", gt=0, le=3)
+    dab_weak: float = option(
+        0.10, "DAB from which staining counts as 1+, optical density over the slide's glass",
+        gt=0, le=3,
+    )
+    dab_moderate: float = option(0.20, "the same for 2+", gt=0, le=3)
+    dab_strong: float = option(0.40, "the same for 3+", gt=0, le=3)
     completeness_min: float = option(
-        0.40, "share of the ring that is stained in a positive cell", ge=0, le=1
+        0.40, "share of the ring that is stained in a positive cell", gt=0, le=1
+    )
+    positive_intensity_min: int = option(
+        1, "weakest membrane of a positive cell: 1 any brown, 2 moderate, 3 strong", ge=1, le=3
+    )
+    stain_tiles: int = option(
+        32, "tiles of a pair, evenly spaced, that its stain vectors are estimated from", ge=1
     )
 
     def check(self) -> None:
@@ -494,6 +524,11 @@ class TrainSegmentationOptions(Options):
 
     def check(self) -> None:
         """Raise ConfigError when crop, branch and weights do not fit the network."""
+        if self.base_width % 2:
+            raise ConfigError(
+                f"train_segmentation.base_width: {self.base_width} is odd, and the decoder ends in "
+                "half of it; give an even number"
+            )
         if self.crop_px is not None and self.crop_px % 32:
             raise ConfigError(
                 f"train_segmentation.crop_px: {self.crop_px} is not a multiple of 32, by which the "

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import cv2
 import numpy as np
@@ -116,7 +116,7 @@ class Slide:
         self._background: tuple[int, int, int] | None = None
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Slide:
+    def __enter__(self) -> Self:
         """Return the slide."""
         return self
 

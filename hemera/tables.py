@@ -37,6 +37,8 @@ DESCRIBE = pa.schema(
         pa.field("mpp", pa.float64()),
         pa.field("mpp_source", pa.string()),  # sheet, or what in the file said so
         pa.field("background", pa.list_(pa.uint8())),  # the colour of bare glass, RGB
+        # saturation (he) or optical density over glass (her2) from which a pixel is tissue
+        pa.field("tissue_threshold", pa.float64()),
         pa.field("tissue_fraction", pa.float64()),
         pa.field("tissue_area_um2", pa.float64()),
         pa.field("tissue_mpp", pa.float64()),
