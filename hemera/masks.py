@@ -6,6 +6,8 @@ the nucleus, bits 3-4 the DAB intensity (0 to 3). Bits 5-7 are zero.
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,63 @@ BACKGROUND, NEGATIVE, POSITIVE, BOUNDARY = range(4)
 _NUCLEUS_SHIFT = 2
 _INTENSITY_SHIFT = 3
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The cells of one tile, one entry per cell in every array; cell k of the table is entry k - 1.
+
+    `x_px` and `y_px` are the centroid of the nucleus in the tile (pixel edges at integers),
+    `area_px` its pixels, `intensity` the DAB class 0 to 3 of the membrane around it, and
+    `completeness` the share of that membrane that is stained at all.
+    """
+
+    x_px: npt.NDArray[np.float32]
+    y_px: npt.NDArray[np.float32]
+    area_px: npt.NDArray[np.int32]
+    positive: npt.NDArray[np.bool_]
+    intensity: npt.NDArray[np.uint8]
+    completeness: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.x_px)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """What an engine makes of one tile: label image (H, W) uint8, its cells, a note or None."""
+
+    mask: npt.NDArray[np.uint8]
+    cells: Cells
+    note: str | None = None
+
+
+def blank(shape: tuple[int, int], note: str | None = None) -> Labelled:
+    """Return the answer for a tile (H, W) in which there is nothing: no cell, an empty mask."""
+    nothing = Cells(
+        np.zeros(0, np.float32),
+        np.zeros(0, np.float32),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.bool_),
+        np.zeros(0, np.uint8),
+        np.zeros(0, np.float32),
+    )
+    return Labelled(np.zeros(shape, np.uint8), nothing, note)
+
+
+def boundaries(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """Return the contours of labelled cells, (H, W) bool: one pixel wide, inside the cells.
+
+    A pixel lies on a contour when one of its four neighbours has a smaller label, 0 included:
+    so between two cells that touch, one side only is contour. The edge of the image is none.
+
+    Args:
+        labels: (H, W), 0 background, cells from 1 to at most 65535.
+    """
+    numbers = labels.astype(np.uint16)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    contour: npt.NDArray[np.bool_] = cv2.erode(numbers, cross) < numbers
+    return contour
 
 
 def pack(
