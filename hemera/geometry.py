@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+
+Points = npt.NDArray[np.float64]
 
 EQUAL_MPP = 1e-3
 """Two resolutions that differ by less than this share are the same: half a pixel over a tile."""
@@ -66,40 +69,110 @@ def grid_positions(
     Returns:
         (N, 2) top-left corners (x, y) in whole level-0 pixels.
     """
-
-    # A tile may hang over by what rounding its corner can shift it, never by a whole pixel.
-    def along(length: int) -> npt.NDArray[np.int64]:
-        count = int(np.floor((length - side_px) / stride_px + 1e-9)) + 1
-        if length + 1e-6 < side_px:
-            return np.zeros(0, np.int64)
-        corners = np.floor(np.arange(count) * stride_px + 0.5).astype(np.int64)
-        return corners[corners + side_px <= length + 0.5]
-
-    x, y = along(width_px), along(height_px)
+    x, y = (_corners(length, side_px, stride_px) for length in (width_px, height_px))
     return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
 
 
-def lattice_centres(
-    x_px: float, y_px: float, size: int, scale: float, step: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the coarse lattice over a tile on which a displacement is evaluated.
+def _corners(length: int, side: float, stride: float) -> npt.NDArray[np.int64]:
+    count = max(0, int(np.floor((length - side) / stride + 1e-9)) + 1)
+    corners: npt.NDArray[np.int64] = np.floor(np.arange(count) * stride + 0.5).astype(np.int64)
+    # Rounding up may push the last tile over the edge by less than a pixel: it stays, moved back.
+    return np.minimum(corners, max(0, int(np.floor(length - side + 1e-9))))
 
-    The nodes lie on the tile's pixel coordinates 0, step, 2 step ... size (edges included), so
-    that every pixel centre of the tile lies between nodes.
+
+def tissue_share(
+    outline: npt.NDArray[np.bool_],
+    size_px: tuple[int, int],
+    corners_px: npt.NDArray[np.int64],
+    side_px: float,
+) -> npt.NDArray[np.float64]:
+    """Return the share of each tile that lies in an outline, by exact area.
 
     Args:
-        x_px: left edge of the tile on level 0.
-        y_px: its top edge.
-        size: side of the tile in its own pixels.
-        scale: level-0 pixels per pixel of the tile.
-        step: distance of the nodes in pixels of the tile.
+        outline: (H, W), covers the image from edge to edge.
+        size_px: (width, height) of the image on level 0.
+        corners_px: (N, 2) top-left corners (x, y) on level 0.
+        side_px: side of the tiles on level 0.
 
     Returns:
-        The nodes in tile pixels (N,), and their level-0 points (N, N, 2) as (x, y).
+        (N,) between 0 and 1.
     """
-    nodes = np.minimum(np.arange(0, size + step, step, dtype=np.float64), size)
-    nodes = np.unique(nodes)
-    points = np.empty((len(nodes), len(nodes), 2))
-    points[..., 0] = x_px + nodes[None, :] * scale
-    points[..., 1] = y_px + nodes[:, None] * scale
-    return nodes, points
+    height, width = outline.shape
+    table = np.zeros((height + 1, width + 1))
+    table[1:, 1:] = np.cumsum(np.cumsum(outline, axis=0, dtype=np.int64), axis=1)
+    scale_x, scale_y = width / size_px[0], height / size_px[1]
+    left = np.clip(corners_px[:, 0] * scale_x, 0, width)
+    top = np.clip(corners_px[:, 1] * scale_y, 0, height)
+    right = np.clip((corners_px[:, 0] + side_px) * scale_x, 0, width)
+    bottom = np.clip((corners_px[:, 1] + side_px) * scale_y, 0, height)
+
+    # The integral of an image constant in each pixel is bilinear between the pixels' corners.
+    def upto(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        j = np.minimum(x.astype(np.int64), width - 1)
+        i = np.minimum(y.astype(np.int64), height - 1)
+        u, v = x - j, y - i
+        upper = table[i, j] * (1 - u) + table[i, j + 1] * u
+        lower = table[i + 1, j] * (1 - u) + table[i + 1, j + 1] * u
+        result: npt.NDArray[np.float64] = upper * (1 - v) + lower * v
+        return result
+
+    inside = upto(right, bottom) - upto(left, bottom) - upto(right, top) + upto(left, top)
+    return np.clip(inside / (side_px * scale_x * side_px * scale_y), 0.0, 1.0)
+
+
+def spread_lattice(lattice: npt.NDArray[np.float64], step: int, size: int) -> Points:
+    """Interpolate a coarse lattice of points to every pixel of a tile.
+
+    Args:
+        lattice: (N, N, 2) points at the centres of squares of `step` pixels; the first square lies
+            outside the tile, left and above, and the last beyond its right and lower edge.
+        step: side of a square in pixels of the tile.
+        size: side of the tile.
+
+    Returns:
+        (size, size, 2) points at the pixel centres, float64.
+    """
+    # Not cv2.remap, whose coordinates come in steps of 1/32: cv2.resize interpolates exactly.
+    base = lattice.mean(axis=(0, 1))
+    side = lattice.shape[0] * step
+    fine = cv2.resize(lattice - base, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(fine[step : step + size, step : step + size], np.float64) + base
+
+
+def lattice_count(step: int, size: int) -> int:
+    """Return how many nodes along a side the lattice of `spread_lattice` needs."""
+    return -(-size // step) + 2
+
+
+def polygon_share(
+    polygons: Sequence[Sequence[npt.NDArray[np.float64]]],
+    corners_px: npt.NDArray[np.int64],
+    side_px: float,
+) -> npt.NDArray[np.float64]:
+    """Return the share of each tile that lies inside polygons, to about a hundredth.
+
+    Args:
+        polygons: of each, its outer ring and its holes, (M, 2) level-0 points (x, y); a point
+            counts once however many polygons hold it.
+        corners_px: (N, 2) top-left corners of the tiles.
+        side_px: their side.
+    """
+    raster = 64
+    shares = np.zeros(len(corners_px))
+    boxes = [(rings[0].min(axis=0), rings[0].max(axis=0)) for rings in polygons]
+    for n, corner in enumerate(corners_px.astype(np.float64)):
+        inside = np.zeros((raster, raster), np.uint8)
+        for rings, (low, high) in zip(polygons, boxes, strict=True):
+            if (high <= corner).any() or (low >= corner + side_px).any():
+                continue
+            # fillPoly takes pixel centres at the integers, in 1/256 px, and knows holes as the
+            # even-odd rule does.
+            scaled = [
+                np.rint(np.clip((ring - corner) * (raster / side_px) - 0.5, -3e4, 3e4) * 256)
+                for ring in rings
+            ]
+            own = np.zeros_like(inside)
+            cv2.fillPoly(own, [ring.astype(np.int32) for ring in scaled], (1,), shift=8)
+            inside |= own
+        shares[n] = inside.mean()
+    return shares

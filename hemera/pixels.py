@@ -50,10 +50,7 @@ def optical_density(rgb: RGB, background: tuple[int, int, int] = WHITE) -> Float
     Returns:
         (H, W, 3) float32, 0 on glass and where a pixel is brighter than glass.
     """
-    value = (
-        np.maximum(np.arange(256), 1)
-        / np.maximum(np.array(background, float), 1)[:, None]
-    )
+    value = np.maximum(np.arange(256), 1) / np.maximum(np.array(background, float), 1)[:, None]
     table = np.maximum(-np.log10(value), 0).astype(np.float32)
     return _look_up(rgb, table)
 
@@ -76,9 +73,7 @@ def separate_stains(rgb: RGB, background: tuple[int, int, int] = WHITE) -> Float
 
 def haematoxylin(rgb: RGB) -> Float:
     """Return the haematoxylin of `separate_stains` alone, (H, W) float32."""
-    table = (np.log(np.clip(np.arange(256) / 255, 1e-6, 1.0)) / math.log(1e-6)).astype(
-        np.float32
-    )
+    table = (np.log(np.clip(np.arange(256) / 255, 1e-6, 1.0)) / math.log(1e-6)).astype(np.float32)
     logs = _look_up(rgb, np.tile(table, (3, 1)))
     stain = cv2.transform(logs, HED_FROM_RGB[:, :1].T)
     return np.maximum(stain, 0, out=stain)
@@ -118,16 +113,13 @@ def sharpness(rgb: RGB, mpp: float) -> float:
         ).astype(np.uint8, copy=False)
     # 16 bits hold the response of the 3 x 3 kernel (at most 4 * 255) and are twice as fast as 64.
     _, deviation = cv2.meanStdDev(cv2.Laplacian(luminance, cv2.CV_16S))
-    return (
-        float(deviation[0, 0]) ** 2
-        * (SHARPNESS_MPP / (factor * mpp)) ** SHARPNESS_EXPONENT
-    )
+    return float(deviation[0, 0]) ** 2 * (SHARPNESS_MPP / (factor * mpp), SHARPNESS_EXPONENT)
 
 
 def saturation(rgb: RGB) -> RGB:
     """Return the saturation of HSV, 0 to 255, with near-black as 0: there it is only noise."""
     hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
-    result = hsv[..., 1].copy()
+    result = np.array(hsv[..., 1], np.uint8)
     result[hsv[..., 2] < 30] = 0
     return result
 
@@ -182,9 +174,7 @@ def outline(
         speck_px: pieces below this area are dropped.
     """
     result = mask.astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        1 - result, connectivity=4
-    )
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(1 - result, connectivity=4)
     height, width = mask.shape
     left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
     inside = (
@@ -248,9 +238,7 @@ def histogram_similarity(he: RGB, her2: RGB, bins: int = 64) -> float | None:
             return None
         middle = float(np.median(stain))
         scaled = (stain - np.float32(middle)) / np.float32(deviation[0, 0])
-        counts = cv2.calcHist(
-            [scaled], [0], None, [bins], [-SIMILARITY_RANGE, SIMILARITY_RANGE]
-        )
+        counts = cv2.calcHist([scaled], [0], None, [bins], [-SIMILARITY_RANGE, SIMILARITY_RANGE])
         histograms.append(counts.ravel().astype(float))
     first, second = (counts - counts.mean() for counts in histograms)
     norm = math.sqrt(float(first @ first) * float(second @ second))
@@ -258,9 +246,7 @@ def histogram_similarity(he: RGB, her2: RGB, bins: int = 64) -> float | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _area_weights(
-    length: int, origin: float, step: float, count: int
-) -> scipy.sparse.csr_array:
+def _area_weights(length: int, origin: float, step: float, count: int) -> scipy.sparse.csr_array:
     """Return (count, length) weights that average over [origin + i step, origin + (i + 1) step)."""
     edges = np.clip(origin + step * np.arange(count + 1), 0, length)
     first = np.floor(edges[:-1]).astype(int)
@@ -310,13 +296,7 @@ def area_resample(
         abs(left + width * step_x - x1),
         abs(top + height * step_y - y1),
     )
-    if (
-        whole < 1e-6
-        and 0 <= x0
-        and 0 <= y0
-        and x1 <= rgb.shape[1]
-        and y1 <= rgb.shape[0]
-    ):
+    if whole < 1e-6 and 0 <= x0 and 0 <= y0 and x1 <= rgb.shape[1] and y1 <= rgb.shape[0]:
         region = rgb[y0:y1, x0:x1]
         if region.shape[:2] == (height, width):
             return region.copy()

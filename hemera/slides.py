@@ -95,9 +95,7 @@ class Slide:
         level_mpps: um per pixel of every level.
     """
 
-    def __init__(
-        self, path: Path, backend: _Backend, mpp: float, mpp_source: str
-    ) -> None:
+    def __init__(self, path: Path, backend: _Backend, mpp: float, mpp_source: str) -> None:
         """Wrap an opened reader; use `open_slide`."""
         self.path = path
         self.reader = backend.reader
@@ -109,9 +107,7 @@ class Slide:
         self.level_downsamples = tuple(
             level_downsample(self.size_px, size) for size in backend.level_sizes
         )
-        self.level_mpps = tuple(
-            mpp * math.sqrt(fx * fy) for fx, fy in self.level_downsamples
-        )
+        self.level_mpps = tuple(mpp * math.sqrt(fx * fy) for fx, fy in self.level_downsamples)
         self._backend = backend
         self._background: tuple[int, int, int] | None = None
         self._lock = threading.Lock()
@@ -131,9 +127,7 @@ class Slide:
 
     def __reduce__(self) -> Any:
         """Refuse to be pickled: a handle shared by processes reads wrong pixels."""
-        raise TypeError(
-            f"{self.path.name}: an open slide cannot be pickled; open it per process"
-        )
+        raise TypeError(f"{self.path.name}: an open slide cannot be pickled; open it per process")
 
     def close(self) -> None:
         """Close the file."""
@@ -148,9 +142,7 @@ class Slide:
                 self._background = glass_colour(rgb)
             return self._background
 
-    def read(
-        self, x_px: float, y_px: float, width: int, height: int, mpp: float
-    ) -> RGB:
+    def read(self, x_px: float, y_px: float, width: int, height: int, mpp: float) -> RGB:
         """Read a region at a resolution.
 
         Args:
@@ -173,11 +165,8 @@ class Slide:
         left, top = x_px / fx, y_px / fy
         step_x, step_y = scale / fx, scale / fy
         drift = max(abs(step_x - 1) * width, abs(step_y - 1) * height)
-        if drift < 0.5 and max(abs(left - round(left)), abs(top - round(top))) < 0.01:
+        if max(drift, abs(left - round(left)), abs(top - round(top))) < 0.01:
             return self.read_level(level, round(left), round(top), width, height)
-        if drift < 0.5:
-            # The same resolution, only between the pixels.
-            step_x = step_y = 1.0
         x0, y0 = math.floor(left) - 1, math.floor(top) - 1
         x1 = math.ceil(left + width * step_x) + 1
         y1 = math.ceil(top + height * step_y) + 1
@@ -284,14 +273,10 @@ def open_slide(
     """
     path = Path(path)
     if reader not in READERS:
-        raise SlideError(
-            f"{path.name}: no reader {reader!r}; name one of {', '.join(READERS)}"
-        )
+        raise SlideError(f"{path.name}: no reader {reader!r}; name one of {', '.join(READERS)}")
     backend = _open_backend(path, reader)
     try:
-        resolved, source = _resolution(
-            path.name, backend, mpp, mpp_min, mpp_max, mpp_column
-        )
+        resolved, source = _resolution(path.name, backend, mpp, mpp_min, mpp_max, mpp_column)
     except SlideError:
         backend.close()
         raise
@@ -429,9 +414,7 @@ class _OpenSlide:
             properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
         )
         self.stated_by = "openslide.mpp-x"
-        self._downsamples = tuple(
-            float(value) for value in self._handle.level_downsamples
-        )
+        self._downsamples = tuple(float(value) for value in self._handle.level_downsamples)
 
     def _open(self) -> openslide.OpenSlide:
         try:
@@ -481,8 +464,7 @@ class _TiffSlide:
             properties = self._handle.properties
             self.vendor = str(properties.get("tiffslide.vendor") or "")
             self.level_sizes = tuple(
-                (int(width), int(height))
-                for width, height in self._handle.level_dimensions
+                (int(width), int(height)) for width, height in self._handle.level_dimensions
             )
         except _TIFF_FAULTS as error:
             raise SlideError(
@@ -499,9 +481,7 @@ class _TiffSlide:
         location = (-(-x * full[0] // size[0]), -(-y * full[1] // size[1]))
         try:
             with self._lock:
-                rgb = self._handle.read_region(
-                    location, level, (width, height), as_array=True
-                )
+                rgb = self._handle.read_region(location, level, (width, height), as_array=True)
         except _TIFF_FAULTS as error:
             raise SlideError(
                 f"{self._path.name}: level {level} cannot be read at {x}, {y} ({_one_line(error)}); "
@@ -547,10 +527,8 @@ class _Image:
                 f"{name}: cannot be read as an image ({_one_line(error)}); fetch it again"
             ) from error
         if 0 in self._pixels.shape:
-            raise SlideError(
-                f"{name}: {width} x {height} px; an image needs at least one pixel"
-            )
-        self.level_sizes = ((self._pixels.shape[1], self._pixels.shape[0]),)
+            raise SlideError(f"{name}: {width} x {height} px; an image needs at least one pixel")
+        self.level_sizes = ((int(self._pixels.shape[1]), int(self._pixels.shape[0])),)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         return self._pixels[y : y + height, x : x + width].copy()
