@@ -22,6 +22,8 @@ from hemera.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 DEMO_SHEET = "demo/pairs.tsv"
+DEMO_VERSION = 1
+"""Raised when `hemera.demo` writes other images than before."""
 
 
 def option(
@@ -223,6 +225,13 @@ class MaskOptions(Options):
     )
     deepliif_threshold: int = option(
         120, "red plus blue above which a pixel belongs to a cell", ge=0, le=510
+    )
+    deepliif_size_px: int | None = option(
+        None, "cells up to this size are dropped; none: what DeepLIIF finds for the tile", ge=0
+    )
+    deepliif_marker: int | None = option(
+        None, "inferred marker above which a cell is positive in any case; none: not used",
+        ge=0, le=255,
     )
     device: str = option("auto", "where DeepLIIF runs", choices=("auto", "cpu", "cuda"))
     torch_threads: int = option(2, "threads of PyTorch for DeepLIIF", ge=1, le=64)

@@ -3,6 +3,7 @@
     HemeraError
       ConfigError         config.yaml or a command's flags
       SheetError          pairs.tsv
+      LeakageError        a case or a source image in two splits
       SlideError          an image or a slide
       RegistrationError   a registration that could not be carried out
       ShardError          a shard of tiles or masks
@@ -25,6 +26,10 @@ class ConfigError(HemeraError):
 
 class SheetError(HemeraError):
     """A sheet of pairs that cannot be used; the message lists every fault of the sheet."""
+
+
+class LeakageError(HemeraError):
+    """A case or a source image that stands in two splits."""
 
 
 class SlideError(HemeraError):

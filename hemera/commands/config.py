@@ -1,4 +1,4 @@
-"""Print the configuration in force: every option of every stage, after preset and defaults."""
+"""Print the configuration in force, or a config.yaml in which every option is explained."""
 
 from __future__ import annotations
 
@@ -9,17 +9,30 @@ from pathlib import Path
 
 import yaml
 
-from hemera.config import Config, load_file
+from hemera.config import (
+    STAGES,
+    CohortOptions,
+    Config,
+    Options,
+    load,
+    load_file,
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     parser.add_argument("--configfile", type=Path, default=Path("config.yaml"), help="the file")
+    parser.add_argument(
+        "--template", metavar="PRESET", help="print a config.yaml for this preset instead"
+    )
 
 
 def main(namespace: argparse.Namespace) -> int:
     """Print the configuration as YAML that could itself be a config.yaml."""
-    sys.stdout.write(text(load_file(namespace.configfile)))
+    if namespace.template is not None:
+        sys.stdout.write(template(namespace.template))
+    else:
+        sys.stdout.write(text(load_file(namespace.configfile)))
     return 0
 
 
@@ -32,3 +45,48 @@ def text(config: Config) -> str:
             for key, value in dataclasses.asdict(options).items()
         }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def template(preset: str) -> str:
+    """Return a config.yaml that names `preset` and holds every option as a comment.
+
+    Beside each key stands its default, what the paper uses and what the preset changes.
+    """
+    changed = load({"preset": preset})
+    lines = [
+        "# What HEMERA does, and with which numbers. Every key is listed with its default;",
+        "# take the # away to change it. `hemera config` prints what is in force.",
+        "#",
+        "# preset hemera: the paper's values, which are the defaults.",
+        "# preset demo: toy sizes for the demo cohort, for two processors and ten minutes.",
+        f"preset: {preset}",
+        "",
+    ]
+    for field in dataclasses.fields(CohortOptions):
+        if field.name != "preset":
+            lines += _explained(field, changed.cohort, indent="")
+    for name, cls in STAGES.items():
+        lines += ["", f"# {(cls.__doc__ or '').strip()}", f"{name}:"]
+        for field in dataclasses.fields(cls):
+            lines += _explained(field, changed.stages[name], indent="  ")
+    return "\n".join(lines) + "\n"
+
+
+def _explained(field: dataclasses.Field[object], changed: Options, indent: str) -> list[str]:
+    """Return the line of one option: its key commented out, what it means behind it."""
+    notes = [str(field.metadata["help"])]
+    if field.metadata["choices"]:
+        notes.append(" | ".join(field.metadata["choices"]))
+    if field.metadata["paper"]:
+        notes.append(f"paper: {field.metadata['paper']}")
+    value = getattr(changed, field.name)
+    if value != field.default:
+        notes.append(f"this preset: {_yaml(value)}")
+    key = f"{indent}# {field.name}: {_yaml(field.default)}"
+    return [f"{key:<44}# {'; '.join(notes)}"]
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_yaml(item) for item in value)}]"
+    return yaml.safe_dump(value, width=1000).removesuffix("...\n").strip()

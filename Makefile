@@ -1,0 +1,49 @@
+# make run    build the environment, run the whole graph on the demo cohort
+# make test   build the environment, run the tests (IMAGES=folder adds the real images)
+# make check  formatting, types, lint; changes nothing
+# make fix    format, and mend what can be mended
+# make bench  the benchmarks
+# make lock   choose versions anew and write requirements.lock
+
+PYTHON ?= python3.11
+CORES ?= all
+IMAGES ?=
+
+.PHONY: run test check fix bench lock
+.DELETE_ON_ERROR:
+
+# What the lock holds is installed without resolving: two engines pin old versions that are
+# overridden there. uv, itself in the lock, does the rest in seconds.
+.venv/installed: requirements.lock pyproject.toml
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^    --hash/p}' requirements.lock > .venv/uv.lock.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock.txt
+	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --no-deps --require-hashes -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+run: .venv/installed
+	PATH="$(CURDIR)/.venv/bin:$$PATH" snakemake --cores $(CORES)
+
+test: .venv/installed
+	PATH="$(CURDIR)/.venv/bin:$$PATH" pytest $(if $(IMAGES),--images $(IMAGES)) $(ARGS)
+
+check: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/snakefmt --check Snakefile workflow
+	PATH="$(CURDIR)/.venv/bin:$$PATH" snakemake --lint
+
+fix: .venv/installed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/snakefmt Snakefile workflow
+
+bench: .venv/installed
+	set -e; for script in benchmarks/*.py; do .venv/bin/python $$script; done
+
+lock: .venv/installed
+	.venv/bin/uv pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
+	sed -i "s/^LOCK_SHA256=.*/LOCK_SHA256=$$(sha256sum requirements.lock | cut -d' ' -f1)/" envs/hemera.post-deploy.sh

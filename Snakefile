@@ -1,0 +1,49 @@
+# From pairs of H&E and HER2 images to two trained networks.
+#
+#   snakemake --cores all          on this machine
+#   snakemake --profile slurm      on a cluster
+#
+# Each rule calls one stage of the command line, `hemera STAGE`. config.yaml says what is done.
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/demo.smk"
+include: "workflow/rules/describe.smk"
+include: "workflow/rules/register.smk"
+include: "workflow/rules/landmarks.smk"
+include: "workflow/rules/tile.smk"
+include: "workflow/rules/mask.smk"
+include: "workflow/rules/filter.smk"
+include: "workflow/rules/index.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/train_generation.smk"
+include: "workflow/rules/train_segmentation.smk"
+include: "workflow/rules/evaluate.smk"
+
+
+localrules:
+    all,
+    data,
+
+
+# The default: the report about the data and the evaluation of both networks.
+rule all:
+    default_target: True
+    input:
+        "results/report/report.html",
+        "results/evaluate/evaluate.html",
+
+
+# The training set alone: registration, tiles, masks, filters, index, report.
+rule data:
+    input:
+        "results/index/index.parquet",
+        "results/report/report.html",
+        registered_landmarks(),

@@ -1,0 +1,323 @@
+"""Write the one index of all tiles: splits, the subsets of both networks, audit, fingerprint, card."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import importlib.metadata
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hemera import tables
+from hemera.config import IndexOptions
+from hemera.errors import LeakageError, TableError
+from hemera.files import write_text
+from hemera.sheet import read_sheet
+from hemera.splits import PARTS, check_leakage, draw, split_cases
+
+log = logging.getLogger(__name__)
+
+NETWORKS = ("generation", "segmentation")
+
+LICENCES = {
+    "bci": "BCI: non-commercial use, cite its paper",
+    "acrobat": "ACROBAT: the terms of its release",
+    "mist": "MIST: its release states no terms here; ask its authors",
+    "deepliif": "masks by DeepLIIF: Apache-2.0 with the Commons Clause, weights for non-commercial use",
+    "deeperhistreg": "registration by DeeperHistReg: GPL-3.0 or CC BY-SA 4.0 by its own two "
+    "statements; its SuperPoint and SuperGlue weights are for non-commercial research",
+}
+"""What is known of the terms of data sets and engines."""
+
+VERSIONED = ("hemera", "deeperhistreg", "deepliif", "numpy", "opencv-python-headless", "torch")
+"""Packages whose versions the index records: those that make pixels or decide about them."""
+
+FINGERPRINTED = (
+    "tile", "case", "dataset", "split", "score", "x_px", "y_px", "her2_x_px", "her2_y_px", "size_px",
+    "mpp", "he_mpp", "her2_mpp", "registration_error_um", "her2_coverage_fraction", "accepted",
+    "reason", "generation_split", "segmentation_split", "he_sha256", "her2_sha256",
+)  # fmt: skip
+"""Identity, geometry, decision and the bytes of the members: no path, no version, no option."""
+
+
+def run(
+    *,
+    sheet: Path,
+    tiles: Path,
+    engines: tuple[str, ...],
+    target: str,
+    index: Path,
+    card: Path,
+    options: IndexOptions,
+) -> None:
+    """Add case, split and subsets to filter's table; never fails on zero accepted tiles.
+
+    Args:
+        sheet: the sheet of pairs; gives case and split.
+        tiles: filter's table of all tiles.
+        engines: mask engines in that table.
+        target: the engine whose masks are trained on.
+        index: the index, `tables.index`, with its metadata.
+        card: the dataset card, Markdown.
+        options: seeds and sizes.
+
+    Raises:
+        LeakageError: when a case or a source image would stand in two splits, or a test source of
+            SegmentationNet was seen by GenerationNet.
+        TableError: when resolutions are mixed and that is not allowed.
+    """
+    pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
+    table = tables.read(tiles, tables.filtered(engines))
+    scores: dict[str, set[str]] = collections.defaultdict(set)
+    for pair in pairs.values():
+        scores[pair.case].add(pair.score)
+    splits = split_cases(
+        {
+            pair.case: (pair.dataset, "/".join(sorted(scores[pair.case])), pair.split)
+            for pair in pairs.values()
+        },
+        seed=options.seed,
+        val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+    )
+    check_leakage(
+        (pair.case, str(pair.he), str(pair.her2), splits[pair.case]) for pair in pairs.values()
+    )
+    cases = [pairs[name].case for name in table.column("pair").to_pylist()]
+    table = table.append_column("case", pa.array(cases, pa.string()))
+    split = np.array([splits[case] for case in cases], dtype="U5")
+    table = table.append_column("split", pa.array(split, pa.string()))
+    for network in NETWORKS:
+        subset = _subset(table, split, network, options)
+        table = table.append_column(
+            f"{network}_split", pa.array(subset, pa.string(), mask=subset == "")
+        )
+    _check_networks(table)
+    mixture = _mixture(table, options)
+    mark = fingerprint(table, engines)
+    metadata = {
+        **{key: value for key, value in tables.read_metadata(tiles).items() if key != "options"},
+        "options_filter": tables.read_metadata(tiles).get("options", "{}"),
+        "options_index": tables.provenance(options)["options"],
+        "fingerprint": mark,
+        "mask_engines": json.dumps(list(engines)),
+        "mask_target": target,
+        "versions": json.dumps({name: _version(name) for name in VERSIONED}),
+        "licences": json.dumps(_licences(table, engines)),
+        "mixture": mixture or "",
+    }
+    tables.write(index, table, tables.index(engines), metadata)
+    write_text(card, _card(table, metadata, options))
+    log.info("fingerprint %s", mark)
+
+
+def fingerprint(table: pa.Table, engines: Sequence[str]) -> str:
+    """Return the SHA-256 over all tiles, sorted by id: what they are, not where they lie.
+
+    Args:
+        table: an index.
+        engines: mask engines whose members' digests count.
+    """
+    names = [*FINGERPRINTED, *(f"{engine}_sha256" for engine in engines)]
+    ordered = table.select(names).sort_by("tile")
+    state = hashlib.sha256(json.dumps(names).encode())
+    for batch in ordered.to_batches(max_chunksize=65536):
+        columns = [column.to_pylist() for column in batch.columns]
+        state.update(
+            "".join(f"{row!r}\n" for row in zip(*columns, strict=True)).encode()
+        )
+    return state.hexdigest()
+
+
+def _subset(
+    table: pa.Table, split: npt.NDArray[np.str_], network: str, options: IndexOptions
+) -> npt.NDArray[np.str_]:
+    """Draw a network's tiles of each part; an empty text for a tile it does not use."""
+    accepted = table.column("accepted").to_numpy(zero_copy_only=False)
+    names = np.array(table.column("tile").to_pylist(), dtype=object)
+    datasets = np.array(table.column("dataset").to_pylist(), dtype=object)
+    result = np.full(table.num_rows, "", dtype="U5")
+    train_on: tuple[str, ...] = getattr(options, f"{network}_datasets")
+    shares_given: tuple[float, ...] = getattr(options, f"{network}_shares")
+    for part in PARTS:
+        wanted = train_on
+        shares = dict(zip(train_on, shares_given, strict=True)) if shares_given else None
+        if network == "generation" and part == "test":
+            wanted, shares = options.generation_test_datasets, None
+        pool = accepted & (split == part)
+        if wanted:
+            pool &= np.isin(datasets.astype(str), wanted)
+        places = np.flatnonzero(pool)
+        count: int | None = getattr(options, f"{network}_{part}")
+        chosen = draw(
+            names[places].tolist(),
+            datasets[places].tolist(),
+            count,
+            seed=options.seed,
+            purpose=f"{network}/{part}",
+            shares=shares,
+        )
+        result[places[chosen]] = part
+        drawn = int(np.count_nonzero(chosen))
+        if count is not None and drawn < count:
+            log.warning(
+                "%s %s: %d tiles of %d asked for; the accepted tiles allow no more",
+                network,
+                part,
+                drawn,
+                count,
+            )
+    return result
+
+
+def _check_networks(table: pa.Table) -> None:
+    """Hold that no test source of SegmentationNet was seen by GenerationNet."""
+    seen = table.filter(pc.is_in(table.column("generation_split"), value_set=pa.array(["train", "val"])))
+    tested = table.filter(pc.equal(table.column("segmentation_split"), "test"))
+    both = set(seen.column("case").to_pylist()) & set(tested.column("case").to_pylist())
+    if both:
+        raise LeakageError(
+            f"case {min(both)}: GenerationNet saw it and SegmentationNet is tested on it; this is a "
+            "fault of the draw, report it"
+        )
+
+
+def _mixture(table: pa.Table, options: IndexOptions) -> str | None:
+    """Return a warning when accepted tiles differ in resolution."""
+    accepted = table.filter(table.column("accepted"))
+    if not accepted.num_rows:
+        return None
+    spans = {
+        dataset: pc.min_max(accepted.filter(pc.equal(accepted.column("dataset"), dataset)).column("mpp"))
+        for dataset in sorted(set(accepted.column("dataset").to_pylist()))
+    }
+    low = min(span["min"].as_py() for span in spans.values())
+    high = max(span["max"].as_py() for span in spans.values())
+    if high <= low * (1 + options.mpp_tolerance):
+        return None
+    words = ", ".join(
+        f"{dataset} {span['min'].as_py():.3g} to {span['max'].as_py():.3g}"
+        for dataset, span in spans.items()
+    )
+    fact = f"tiles of different resolution are mixed ({words} um/px): a network sees two scales"
+    if not options.allow_mixed_mpp:
+        raise TableError(
+            f"index.allow_mixed_mpp: {fact}, and mixing is not allowed; set tile.mpp to {high:.3g} "
+            "or coarser, or allow_mixed_mpp: true"
+        )
+    log.warning("%s; tile.mpp sets one for all", fact)
+    return fact
+
+
+def _licences(table: pa.Table, engines: Sequence[str]) -> list[str]:
+    names = sorted(set(table.column("dataset").to_pylist())) + list(engines)
+    if pc.any(pc.is_in(table.column("registration"), value_set=pa.array(["pass", "review"]))).as_py():
+        names.append("deeperhistreg")
+    return [LICENCES[name] for name in names if name in LICENCES]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _card(table: pa.Table, metadata: Mapping[str, str], options: IndexOptions) -> str:
+    """Return the dataset card, Markdown."""
+    accepted = table.filter(table.column("accepted"))
+    lines = [
+        "# Dataset card",
+        "",
+        f"Fingerprint `{metadata['fingerprint']}`.",
+        "",
+        f"{accepted.num_rows} of {table.num_rows} tiles accepted, of "
+        f"{len(set(accepted.column('case').to_pylist()))} cases.",
+        f"Masks by {', '.join(json.loads(metadata['mask_engines']))}; trained on "
+        f"{metadata['mask_target']}.",
+    ]
+    if metadata["mixture"]:
+        lines += ["", f"**Attention: {metadata['mixture']}.**"]
+    lines += ["", "## Accepted tiles", ""]
+    lines += _markdown(
+        ("data set", "score", "split", "tiles", "cases"),
+        [
+            (dataset, score or "not known", split, tiles, cases)
+            for dataset, score, split, tiles, cases in _grouped(
+                accepted, ["dataset", "score", "split"]
+            )
+        ],
+    )
+    lines += ["", "## What the networks see", ""]
+    rows = []
+    for network in NETWORKS:
+        for part in PARTS:
+            own = accepted.filter(pc.equal(accepted.column(f"{network}_split"), part))
+            asked = getattr(options, f"{network}_{part}")
+            cases = len(set(own.column("case").to_pylist()))
+            rows.append((network, part, "all" if asked is None else asked, own.num_rows, cases))
+    lines += _markdown(("network", "part", "asked for", "tiles", "cases"), rows)
+    lines += ["", "## Why tiles were refused", ""]
+    refused = table.filter(pc.invert(table.column("accepted")))
+    lines += _markdown(
+        ("data set", "score", "reason", "tiles", "cases"),
+        [
+            (dataset, score or "not known", reason, tiles, cases)
+            for dataset, score, reason, tiles, cases in _grouped(
+                refused, ["dataset", "score", "reason"]
+            )
+        ],
+    )
+    lines += [
+        "",
+        "## Leakage",
+        "",
+        "No case and no source image stands in two splits, and no test case of SegmentationNet was "
+        "seen by GenerationNet: checked when this card was written. BCI names no patients; its "
+        "images of one slide can stand on both sides of its released split, which cannot be seen "
+        "from the release.",
+        "",
+        "## Terms",
+        "",
+        *(f"- {line}" for line in json.loads(metadata["licences"])),
+        "",
+        "## Made by",
+        "",
+        *(f"- {name} {version}" for name, version in json.loads(metadata["versions"]).items()),
+        "",
+        "## Options",
+        "",
+        *(
+            f"- {key.removeprefix('options_')}: `{value}`"
+            for key, value in metadata.items()
+            if key.startswith("options_")
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _grouped(table: pa.Table, keys: list[str]) -> list[tuple[Any, ...]]:
+    """Return rows (*keys, tiles, cases), sorted."""
+    grouped = table.group_by(keys).aggregate([("tile", "count"), ("case", "count_distinct")])
+    grouped = grouped.sort_by([(key, "ascending") for key in keys])
+    columns = [grouped.column(name).to_pylist() for name in (*keys, "tile_count", "case_count_distinct")]
+    return list(zip(*columns, strict=True))
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    if not rows:
+        return ["None."]
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{'---|' * len(header)}",
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+    ]

@@ -1,0 +1,78 @@
+# What all rules share: the checked configuration, the units of the sheet, and the paths of each.
+
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from hemera import HemeraError
+from hemera.config import DEMO_SHEET, DEMO_VERSION, load
+from hemera.sheet import digest, read_sheet, units
+
+try:
+    CONFIG = load(config)
+    SHEET = read_sheet(Path(CONFIG.cohort.sheet))
+    UNITS = units(SHEET, CONFIG.cohort.block_count)
+except HemeraError as error:
+    raise WorkflowError(str(error))
+
+ENGINES = CONFIG.stages["mask"].engines
+
+
+wildcard_constraints:
+    # A dot stands only before a block's number, so no unit swallows a second suffix.
+    unit=r"[A-Za-z0-9_-]+(\.[0-9]+)?",
+
+
+def needs_registration(unit):
+    """Whether a unit is a whole-slide pair that does not come registered."""
+    return not any(pair.registered for pair in UNITS[unit])
+
+
+def has_landmarks(unit):
+    """Whether an expert's landmarks stand beside a unit that is registered here."""
+    return needs_registration(unit) and any(pair.landmarks for pair in UNITS[unit])
+
+
+def known(wildcards):
+    """The pairs of a unit; a unit that the sheet lacks is an error that says so."""
+    if wildcards.unit not in UNITS:
+        raise WorkflowError(
+            f"{CONFIG.cohort.sheet}: no unit {wildcards.unit}; units are "
+            f"{', '.join(list(UNITS)[:5])}{', ...' if len(UNITS) > 5 else ''}"
+        )
+    return UNITS[wildcards.unit]
+
+
+def images(wildcards):
+    """The image files of a unit."""
+    return [str(path) for pair in known(wildcards) for path in pair.images]
+
+
+def landmark_files(wildcards):
+    """The landmark files of a unit."""
+    return [str(path) for pair in known(wildcards) for path in pair.landmarks]
+
+
+def rows(stage):
+    """A function that gives a digest of what a stage reads of a unit's rows."""
+    return lambda wildcards: digest(known(wildcards), stage)
+
+
+def of_units(pattern, which=lambda unit: True):
+    """One path per unit."""
+    return [pattern.format(unit=unit) for unit in UNITS if which(unit)]
+
+
+def registered_landmarks():
+    """The tables of landmark errors."""
+    return of_units("results/landmarks/{unit}.parquet", has_landmarks)
+
+
+def megabytes(base, factor=1.0):
+    """Memory that grows with each attempt, for `retries` or `--retries`."""
+    return lambda wildcards, attempt: int(base * (1 + factor * (attempt - 1)))
+
+
+def gpus(stage):
+    """GPUs that a stage asks a cluster for: none when its device is the processor."""
+    return 0 if CONFIG.stages[stage].device == "cpu" else 1

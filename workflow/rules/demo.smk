@@ -1,0 +1,29 @@
+# The demo cohort's images, made from a seed. Exists only while the sheet is the demo's own.
+#
+# REQUIRED INPUTS: none
+# OUTPUTS: the images and landmark files that demo/pairs.tsv names
+
+if CONFIG.cohort.sheet == DEMO_SHEET:
+
+    rule demo:
+        output:
+            list(
+                dict.fromkeys(
+                    str(path) for pair in SHEET.pairs for path in (*pair.images, *pair.landmarks)
+                )
+            ),
+        log:
+            "logs/demo/demo.log",
+        benchmark:
+            "logs/demo/demo.tsv"
+        conda:
+            "../../envs/hemera.yaml"
+        threads: 2
+        resources:
+            mem_mb=megabytes(3000),
+            runtime=15,
+        params:
+            folder=str(Path(DEMO_SHEET).parent),
+            version=DEMO_VERSION,
+        shell:
+            "hemera demo --folder {params.folder:q} > {log:q} 2>&1"

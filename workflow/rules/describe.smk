@@ -1,0 +1,31 @@
+# The cheap pass that finds a bad image before anything expensive starts.
+#
+# REQUIRED INPUTS: the images of a unit
+# OUTPUTS: one row per image: size, resolution and where it came from, tissue outline, verdict
+
+
+rule describe:
+    input:
+        images,
+    output:
+        images_table="results/describe/{unit}.parquet",
+    log:
+        "logs/describe/{unit}.log",
+    benchmark:
+        "logs/describe/{unit}.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: 1
+    resources:
+        mem_mb=megabytes(2000),
+        runtime=30,
+    params:
+        sheet=CONFIG.cohort.sheet,
+        block_count=CONFIG.cohort.block_count,
+        rows=rows("describe"),
+        options=CONFIG.flags("describe"),
+        version=CONFIG.stages["describe"].version,
+    shell:
+        "hemera describe --sheet {params.sheet:q} --unit {wildcards.unit:q}"
+        " --block-count {params.block_count} --images-table {output.images_table:q}"
+        " {params.options} > {log:q} 2>&1"

@@ -1,0 +1,46 @@
+# Metrics of both networks on tiles of unseen cases, beside the papers' figures and trivial
+# baselines, with a page of its own.
+#
+# REQUIRED INPUTS: index, and the shards it points to; both networks with metadata and history
+# OUTPUTS: metrics per tile, metrics per group, the page
+
+
+rule evaluate:
+    input:
+        of_units("results/tile/{unit}.tar"),
+        of_units("results/mask/{unit}.tar"),
+        index="results/index/index.parquet",
+        report="results/report/report.html",
+        generator="results/train_generation/generator.safetensors",
+        generator_metadata="results/train_generation/metadata.json",
+        generation_history="results/train_generation/history.parquet",
+        segmenter="results/train_segmentation/segmenter.safetensors",
+        segmenter_metadata="results/train_segmentation/metadata.json",
+        segmentation_history="results/train_segmentation/history.parquet",
+    output:
+        tiles="results/evaluate/tiles.parquet",
+        metrics="results/evaluate/metrics.parquet",
+        page="results/evaluate/evaluate.html",
+    log:
+        "logs/evaluate/evaluate.log",
+    benchmark:
+        "logs/evaluate/evaluate.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: CONFIG.stages["evaluate"].torch_threads
+    resources:
+        mem_mb=megabytes(8000),
+        runtime=120,
+        gpu=gpus("evaluate"),
+    params:
+        preset=CONFIG.cohort.preset,
+        options=CONFIG.flags("evaluate"),
+        version=CONFIG.stages["evaluate"].version,
+    shell:
+        "hemera evaluate --index {input.index:q} --generator {input.generator:q}"
+        " --generator-metadata {input.generator_metadata:q}"
+        " --generation-history {input.generation_history:q} --segmenter {input.segmenter:q}"
+        " --segmenter-metadata {input.segmenter_metadata:q}"
+        " --segmentation-history {input.segmentation_history:q} --report {input.report:q}"
+        " --preset {params.preset:q} --tiles {output.tiles:q} --metrics {output.metrics:q}"
+        " --page {output.page:q} {params.options} > {log:q} 2>&1"

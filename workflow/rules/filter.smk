@@ -1,0 +1,35 @@
+# Accepted or refused, and why, for every tile of the cohort. Reads no pixel.
+#
+# REQUIRED INPUTS: the tables of tile and mask of all units
+# OUTPUTS: all tiles with `accepted` and `reason`; counts per data set, score and reason
+
+
+rule filter:
+    input:
+        of_units("results/tile/{unit}.parquet"),
+        of_units("results/tile/{unit}.pairs.parquet"),
+        of_units("results/mask/{unit}.parquet"),
+    output:
+        tiles="results/filter/tiles.parquet",
+        funnel="results/filter/funnel.parquet",
+    log:
+        "logs/filter/filter.log",
+    benchmark:
+        "logs/filter/filter.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: 1
+    resources:
+        mem_mb=megabytes(4000),
+        runtime=30,
+    params:
+        sheet=CONFIG.cohort.sheet,
+        block_count=CONFIG.cohort.block_count,
+        rows=digest(SHEET.pairs, "filter"),
+        engines=ENGINES,
+        options=CONFIG.flags("filter"),
+        version=CONFIG.stages["filter"].version,
+    shell:
+        "hemera filter --sheet {params.sheet:q} --block-count {params.block_count}"
+        " --tile-folder results/tile --mask-folder results/mask --engines {params.engines:q}"
+        " --tiles {output.tiles:q} --funnel {output.funnel:q} {params.options} > {log:q} 2>&1"

@@ -1,0 +1,33 @@
+# The one index of all tiles: splits, subsets of both networks, leakage audit, fingerprint.
+#
+# REQUIRED INPUTS: filter's table
+# OUTPUTS: index, dataset card
+
+
+rule index:
+    input:
+        tiles="results/filter/tiles.parquet",
+    output:
+        index="results/index/index.parquet",
+        card="results/index/card.md",
+    log:
+        "logs/index/index.log",
+    benchmark:
+        "logs/index/index.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: 1
+    resources:
+        mem_mb=megabytes(4000),
+        runtime=30,
+    params:
+        sheet=CONFIG.cohort.sheet,
+        rows=digest(SHEET.pairs, "index"),
+        engines=ENGINES,
+        target=CONFIG.stages["mask"].target,
+        options=CONFIG.flags("index"),
+        version=CONFIG.stages["index"].version,
+    shell:
+        "hemera index --sheet {params.sheet:q} --tiles {input.tiles:q} --engines {params.engines:q}"
+        " --target {params.target} --index {output.index:q} --card {output.card:q}"
+        " {params.options} > {log:q} 2>&1"

@@ -1,0 +1,32 @@
+# The error of a registration at an expert's landmarks.
+#
+# REQUIRED INPUTS: landmark files of a pair, its displacement and descriptions
+# OUTPUTS: one row per landmark: target registration error
+
+
+rule landmarks:
+    input:
+        landmark_files,
+        images_table="results/describe/{unit}.parquet",
+        displacement="results/register/{unit}.displacement.npz",
+    output:
+        errors="results/landmarks/{unit}.parquet",
+    log:
+        "logs/landmarks/{unit}.log",
+    benchmark:
+        "logs/landmarks/{unit}.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: 1
+    resources:
+        mem_mb=megabytes(2000),
+        runtime=15,
+    params:
+        sheet=CONFIG.cohort.sheet,
+        rows=rows("landmarks"),
+        options=CONFIG.flags("landmarks"),
+        version=CONFIG.stages["landmarks"].version,
+    shell:
+        "hemera landmarks --sheet {params.sheet:q} --unit {wildcards.unit:q}"
+        " --images-table {input.images_table:q} --displacement {input.displacement:q}"
+        " --errors {output.errors:q} {params.options} > {log:q} 2>&1"

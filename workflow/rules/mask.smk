@@ -1,0 +1,33 @@
+# Label images from the HER2 tiles. Depends on tile alone, so no threshold of a filter makes a mask
+# twice.
+#
+# REQUIRED INPUTS: table and shard of tiles
+# OUTPUTS: shard of label images, one row per tile and engine, one row per cell
+
+
+rule mask:
+    input:
+        tiles="results/tile/{unit}.parquet",
+        tile_shard="results/tile/{unit}.tar",
+    output:
+        shard="results/mask/{unit}.tar",
+        masks="results/mask/{unit}.parquet",
+        cells="results/mask/{unit}.cells.parquet",
+    log:
+        "logs/mask/{unit}.log",
+    benchmark:
+        "logs/mask/{unit}.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: CONFIG.stages["mask"].torch_threads if "deepliif" in ENGINES else 1
+    resources:
+        mem_mb=megabytes(8000 if "deepliif" in ENGINES else 2000),
+        runtime=480,
+        gpu=gpus("mask") if "deepliif" in ENGINES else 0,
+    params:
+        options=CONFIG.flags("mask"),
+        version=CONFIG.stages["mask"].version,
+    shell:
+        "hemera mask --tiles {input.tiles:q} --tile-shard {input.tile_shard:q}"
+        " --shard {output.shard:q} --masks {output.masks:q} --cells {output.cells:q}"
+        " {params.options} > {log:q} 2>&1"

@@ -1,0 +1,33 @@
+# Registration of HER2 onto H&E, with a certificate. A failed pair is a verdict, not a failed job.
+#
+# REQUIRED INPUTS: both slides of a pair, its descriptions
+# OUTPUTS: displacement on the H&E grid in um; certificate with verdict and reason
+
+
+rule register:
+    input:
+        images,
+        images_table="results/describe/{unit}.parquet",
+    output:
+        displacement="results/register/{unit}.displacement.npz",
+        certificate="results/register/{unit}.parquet",
+    log:
+        "logs/register/{unit}.log",
+    benchmark:
+        "logs/register/{unit}.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: CONFIG.stages["register"].torch_threads
+    resources:
+        mem_mb=megabytes(8000),
+        runtime=120,
+        gpu=gpus("register"),
+    params:
+        sheet=CONFIG.cohort.sheet,
+        rows=rows("register"),
+        options=CONFIG.flags("register"),
+        version=CONFIG.stages["register"].version,
+    shell:
+        "hemera register --sheet {params.sheet:q} --unit {wildcards.unit:q}"
+        " --images-table {input.images_table:q} --displacement {output.displacement:q}"
+        " --certificate {output.certificate:q} {params.options} > {log:q} 2>&1"

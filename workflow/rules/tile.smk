@@ -1,0 +1,62 @@
+# Tile pairs, measured while they are read: the only stage that reads full-resolution pixels.
+#
+# REQUIRED INPUTS: the images of a unit, their descriptions; for whole slides displacement and
+#   certificate, or the user's own displacement; the region of interest where there is one
+# OUTPUTS: shard of tile pairs, one row per tile, one row per pair
+
+
+def tile_extras(wildcards):
+    """What only some units have: a registration, a user's displacement, a region of interest."""
+    found = {}
+    if needs_registration(wildcards.unit):
+        found["displacement"] = f"results/register/{wildcards.unit}.displacement.npz"
+        found["certificate"] = f"results/register/{wildcards.unit}.parquet"
+    for pair in known(wildcards):
+        if pair.displacement is not None:
+            found["displacement"] = str(pair.displacement)
+        if pair.roi is not None:
+            found.setdefault("rois", []).append(str(pair.roi))
+    return found
+
+
+def tile_flags(wildcards, input):
+    """The flags for what only some units have."""
+    return [
+        word
+        for name in ("displacement", "certificate")
+        if name in input.keys()
+        for word in (f"--{name}", str(input[name]))
+    ]
+
+
+rule tile:
+    input:
+        unpack(tile_extras),
+        images=images,
+        images_table="results/describe/{unit}.parquet",
+    output:
+        shard="results/tile/{unit}.tar",
+        tiles="results/tile/{unit}.parquet",
+        pairs="results/tile/{unit}.pairs.parquet",
+    log:
+        "logs/tile/{unit}.log",
+    benchmark:
+        "logs/tile/{unit}.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: 2
+    resources:
+        mem_mb=megabytes(3000),
+        runtime=240,
+    params:
+        sheet=CONFIG.cohort.sheet,
+        block_count=CONFIG.cohort.block_count,
+        rows=rows("tile"),
+        map=tile_flags,
+        options=CONFIG.flags("tile"),
+        version=CONFIG.stages["tile"].version,
+    shell:
+        "hemera tile --sheet {params.sheet:q} --unit {wildcards.unit:q}"
+        " --block-count {params.block_count} --images-table {input.images_table:q} {params.map:q}"
+        " --shard {output.shard:q} --tiles {output.tiles:q} --pairs {output.pairs:q}"
+        " --workers {threads} {params.options} > {log:q} 2>&1"

@@ -1,0 +1,37 @@
+# SegmentationNet: H&E to HER2-positive regions, with the frozen GenerationNet in its encoder.
+#
+# REQUIRED INPUTS: index, and the shards it points to; GenerationNet
+# OUTPUTS: weights, metadata, history; checkpoints lie beside them, so that a killed run resumes
+
+
+rule train_segmentation:
+    input:
+        of_units("results/tile/{unit}.tar"),
+        of_units("results/mask/{unit}.tar"),
+        index="results/index/index.parquet",
+        generator="results/train_generation/generator.safetensors",
+        generator_metadata="results/train_generation/metadata.json",
+    output:
+        segmenter="results/train_segmentation/segmenter.safetensors",
+        metadata="results/train_segmentation/metadata.json",
+        history="results/train_segmentation/history.parquet",
+    log:
+        "logs/train_segmentation/train_segmentation.log",
+    benchmark:
+        "logs/train_segmentation/train_segmentation.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: CONFIG.stages["train_segmentation"].torch_threads
+    resources:
+        mem_mb=megabytes(24000),
+        runtime=4320,
+        gpu=gpus("train_segmentation"),
+    params:
+        options=CONFIG.flags("train_segmentation"),
+        version=CONFIG.stages["train_segmentation"].version,
+    shell:
+        "hemera train_segmentation --index {input.index:q} --generator {input.generator:q}"
+        " --generator-metadata {input.generator_metadata:q}"
+        " --checkpoints results/train_segmentation/checkpoints --segmenter {output.segmenter:q}"
+        " --metadata {output.metadata:q} --history {output.history:q} {params.options}"
+        " 2>&1 | tee {log:q}"
