@@ -1,0 +1,44 @@
+"""The synthetic cohort with known truth: tissue that looks like tissue, and what it really is.
+
+`plan` says what the cohort holds and writes its sheet (light: no imaging package), `tissue` grows
+the tissue, `render` stains and images it, `cohort` writes the files. `write_cohort` makes
+everything; `load_truth` reads what only a synthetic cohort can know.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hemera.demo.plan import SEED, outputs, sheet_text
+
+if TYPE_CHECKING:
+    from hemera.demo.cohort import Truth
+
+__all__ = ["SEED", "load_truth", "outputs", "sheet_text", "write_cohort"]
+
+
+def write_cohort(folder: Path, size: str = "full", *, seed: int = SEED, workers: int = 2) -> None:
+    """Write the demo cohort into `folder`: images, ACROBAT's tables, sheet, truth.
+
+    The same size and seed give the same bytes, for any number of workers.
+
+    Args:
+        folder: made if it is not there; files of the same names are replaced.
+        size: ``full`` (four whole-slide cases, 28 image pairs) or ``small`` (one and four).
+        seed: what grows from it; the sheet stays the same.
+        workers: processes that render.
+
+    Raises:
+        ConfigError: there is no such size.
+    """
+    from hemera.demo import cohort
+
+    cohort.write_cohort(folder, size, seed=seed, workers=workers)
+
+
+def load_truth(folder: Path, pair: str) -> Truth:
+    """Read the truth of one pair of the cohort in `folder`; see `hemera.demo.cohort.Truth`."""
+    from hemera.demo import cohort
+
+    return cohort.load_truth(folder, pair)
