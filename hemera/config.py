@@ -197,7 +197,7 @@ class TileOptions(Options):
         0.03, "lowest optical density over glass that counts as IHC tissue in a tile", ge=0, le=0.5
     )
     lattice_px: int = option(
-        32, "the displacement is evaluated at every so many pixels of a tile", ge=1, le=512
+        16, "the displacement is evaluated at every so many pixels of a tile", ge=1, le=512
     )
     histogram_bins: int = option(64, "bins of the haematoxylin histograms", ge=8, le=256)
     bad_tiles_max: float = option(

@@ -77,7 +77,9 @@ def _corners(length: int, side: float, stride: float) -> npt.NDArray[np.int64]:
     count = max(0, int(np.floor((length - side) / stride + 1e-9)) + 1)
     corners: npt.NDArray[np.int64] = np.floor(np.arange(count) * stride + 0.5).astype(np.int64)
     # Rounding up may push the last tile over the edge by less than a pixel: it stays, moved back.
-    return np.minimum(corners, max(0, int(np.floor(length - side + 1e-9))))
+    last = max(0, int(np.floor(length - side + 1e-9)))
+    corners[corners > last] = last
+    return corners
 
 
 def tissue_share(
@@ -117,7 +119,8 @@ def tissue_share(
         return result
 
     inside = upto(right, bottom) - upto(left, bottom) - upto(right, top) + upto(left, top)
-    return np.clip(inside / (side_px * scale_x * side_px * scale_y), 0.0, 1.0)
+    share: npt.NDArray[np.float64] = inside / (side_px * scale_x * side_px * scale_y)
+    return share.clip(0.0, 1.0)
 
 
 def spread_lattice(lattice: npt.NDArray[np.float64], step: int, size: int) -> Points:
@@ -136,7 +139,8 @@ def spread_lattice(lattice: npt.NDArray[np.float64], step: int, size: int) -> Po
     base = lattice.mean(axis=(0, 1))
     side = lattice.shape[0] * step
     fine = cv2.resize(lattice - base, (side, side), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(fine[step : step + size, step : step + size], np.float64) + base
+    result: Points = fine[step : step + size, step : step + size] + base
+    return result
 
 
 def lattice_count(step: int, size: int) -> int:

@@ -113,7 +113,8 @@ def sharpness(rgb: RGB, mpp: float) -> float:
         ).astype(np.uint8, copy=False)
     # 16 bits hold the response of the 3 x 3 kernel (at most 4 * 255) and are twice as fast as 64.
     _, deviation = cv2.meanStdDev(cv2.Laplacian(luminance, cv2.CV_16S))
-    return float(deviation[0, 0]) ** 2 * (SHARPNESS_MPP / (factor * mpp), SHARPNESS_EXPONENT)
+    scale: float = math.pow(SHARPNESS_MPP / (factor * mpp), SHARPNESS_EXPONENT)
+    return float(deviation[0, 0]) ** 2 * scale
 
 
 def saturation(rgb: RGB) -> RGB:
@@ -174,7 +175,7 @@ def outline(
         speck_px: pieces below this area are dropped.
     """
     result = mask.astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(1 - result, connectivity=4)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - result, connectivity=4)
     height, width = mask.shape
     left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
     inside = (
@@ -296,7 +297,7 @@ def area_resample(
         abs(left + width * step_x - x1),
         abs(top + height * step_y - y1),
     )
-    if whole < 1e-6 and 0 <= x0 and 0 <= y0 and x1 <= rgb.shape[1] and y1 <= rgb.shape[0]:
+    if whole < 1e-6 and min(x0, y0) >= 0 and x1 <= rgb.shape[1] and y1 <= rgb.shape[0]:
         region = rgb[y0:y1, x0:x1]
         if region.shape[:2] == (height, width):
             return region.copy()

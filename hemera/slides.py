@@ -154,7 +154,7 @@ class Slide:
                 who does not want that compares with `Slide.mpp` first.
 
         Returns:
-            (height, width, 3) uint8 RGB; what lies outside the slide has the colour of `background`.
+            (height, width, 3) uint8 RGB; outside the slide the colour of `background`.
 
         Raises:
             SlideError: when the pixels cannot be decoded; the slide stays usable.
@@ -297,7 +297,8 @@ def _resolution(
     if given is not None:
         if not mpp_min <= given <= mpp_max:
             raise SlideError(
-                f"{name}: {column} {given:g} is outside {mpp_min:g} to {mpp_max:g} um/px; correct it"
+                f"{name}: {column} {given:g} is outside {mpp_min:g} to {mpp_max:g} um/px; "
+                "correct it"
             )
         if stated is not None:
             mean = math.sqrt(stated[0] * stated[1])
@@ -315,8 +316,8 @@ def _resolution(
     x, y = stated
     if abs(x - y) > ANISOTROPY_MAX * max(x, y):
         raise SlideError(
-            f"{name}: {x:.4g} um/px along x but {y:.4g} along y ({stated_by}); resample it to square "
-            f"pixels, or {remedy} if the file is wrong"
+            f"{name}: {x:.4g} um/px along x but {y:.4g} along y ({stated_by}); resample it to "
+            f"square pixels, or {remedy} if the file is wrong"
         )
     mean = math.sqrt(x * y)
     if not mpp_min <= mean <= mpp_max:
@@ -441,8 +442,8 @@ class _OpenSlide:
                     handle.close()
                     self._handle = self._open()
             raise SlideError(
-                f"{self._path.name}: level {level} cannot be read at {x}, {y} ({_one_line(error)}); "
-                "fetch the file again"
+                f"{self._path.name}: level {level} cannot be read at {x}, {y} "
+                f"({_one_line(error)}); fetch the file again"
             ) from error
         return _on_white(rgba)
 
@@ -484,13 +485,14 @@ class _TiffSlide:
                 rgb = self._handle.read_region(location, level, (width, height), as_array=True)
         except _TIFF_FAULTS as error:
             raise SlideError(
-                f"{self._path.name}: level {level} cannot be read at {x}, {y} ({_one_line(error)}); "
-                "fetch the file again"
+                f"{self._path.name}: level {level} cannot be read at {x}, {y} "
+                f"({_one_line(error)}); fetch the file again"
             ) from error
         array = np.asarray(rgb)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (3, 4):
             raise SlideError(
-                f"{self._path.name}: {array.dtype} of shape {array.shape} is not 8-bit RGB; convert it"
+                f"{self._path.name}: {array.dtype} of shape {array.shape} is not 8-bit RGB; "
+                "convert it"
             )
         return _on_white(array)
 
@@ -528,7 +530,9 @@ class _Image:
             ) from error
         if 0 in self._pixels.shape:
             raise SlideError(f"{name}: {width} x {height} px; an image needs at least one pixel")
-        self.level_sizes = ((int(self._pixels.shape[1]), int(self._pixels.shape[0])),)
+        self.level_sizes: tuple[tuple[int, int], ...] = (
+            (int(self._pixels.shape[1]), int(self._pixels.shape[0])),
+        )
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         return self._pixels[y : y + height, x : x + width].copy()

@@ -1,0 +1,179 @@
+"""Look at every image of a unit before anything expensive starts: size, resolution, tissue."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera import tables
+from hemera.config import DescribeOptions
+from hemera.errors import SlideError
+from hemera.pixels import DENSITY_STEP, density, outline, saturation, tissue_threshold
+from hemera.shards import encode
+from hemera.sheet import Pair, read_sheet, unit_pairs
+from hemera.slides import Slide, open_slide
+
+log = logging.getLogger(__name__)
+
+EXTENT_MISMATCH_MAX = 0.02
+PIECE_SHARE_MAX = 0.01
+"""Holes and specks are at most this share of the image: a BCI image is smaller than a hole may be
+on a slide."""
+
+
+def run(
+    *,
+    sheet: Path,
+    unit: str,
+    block_count: int,
+    images_table: Path,
+    options: DescribeOptions,
+) -> None:
+    """Describe both images of every pair of a unit.
+
+    An image that cannot be used is a row with verdict ``refuse`` and its reason, never an error.
+
+    Args:
+        sheet: the sheet of pairs.
+        unit: the unit.
+        block_count: blocks that image pairs are cut into.
+        images_table: table `tables.DESCRIBE`, two rows per pair in the order of the sheet.
+        options: settings.
+
+    Raises:
+        SheetError: when the sheet cannot be used or has no such unit.
+    """
+    rows: list[dict[str, Any]] = []
+    for pair in unit_pairs(read_sheet(sheet), unit, block_count):
+        he = describe_image(pair, "he", options)
+        her2 = describe_image(pair, "her2", options)
+        mismatch = extent_mismatch(pair, he, her2)
+        if mismatch:
+            for row in (he, her2):
+                row["verdict"], row["reason"] = "refuse", mismatch
+        for row in (he, her2):
+            if row["verdict"] == "refuse":
+                log.warning("pair %s, %s: %s", pair.pair, row["stain"], row["reason"])
+        rows += [he, her2]
+    tables.write(images_table, rows, tables.DESCRIBE, tables.provenance(options))
+
+
+def describe_image(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any]:
+    """Return the row of DESCRIBE of one image; a refused image has its reason in it."""
+    path, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2, pair.her2_mpp)
+    row: dict[str, Any] = dict.fromkeys(tables.DESCRIBE.names)
+    row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
+    try:
+        with open_slide(
+            path,
+            mpp=mpp,
+            mpp_min=options.mpp_min,
+            mpp_max=options.mpp_max,
+            mpp_column=f"{stain}_mpp",
+        ) as slide:
+            row |= _header(slide)
+            row |= _pictures(slide, stain, options)
+    except SlideError as error:
+        row |= {"verdict": "refuse", "reason": str(error)}
+        return row
+    if not row["tissue_fraction"]:
+        if stain == "he":
+            row |= {"verdict": "refuse", "reason": f"{path.name}: no tissue found on it"}
+        else:
+            # Unstained tissue may be invisible on IHC: H&E tells whether there is any.
+            log.warning("pair %s, her2: no tissue stands out; H&E's outline is used", pair.pair)
+    return row
+
+
+def extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> str | None:
+    """Return what is wrong when images that are said to be registered differ in extent."""
+    if not pair.registered or pair.displacement is not None:
+        return None
+    if he["mpp"] is None or her2["mpp"] is None:
+        return None
+    extents = [(row["width_px"] * row["mpp"], row["height_px"] * row["mpp"]) for row in (he, her2)]
+    for a, b in zip(*extents, strict=True):
+        if abs(a - b) > EXTENT_MISMATCH_MAX * max(a, b):
+            shown = " and ".join(f"{width:.0f} x {height:.0f}" for width, height in extents)
+            return (
+                f"{he['file']}, {her2['file']}: {shown} um, yet said to be registered; at most "
+                f"{EXTENT_MISMATCH_MAX:.0%} apart: correct he_mpp, her2_mpp or registered in "
+                "pairs.tsv"
+            )
+    return None
+
+
+def _header(slide: Slide) -> dict[str, Any]:
+    width, height = slide.size_px
+    return {
+        "reader": slide.reader,
+        "vendor": slide.vendor,
+        "width_px": width,
+        "height_px": height,
+        "level_count": len(slide.level_mpps),
+        "mpp": slide.mpp,
+        "mpp_source": slide.mpp_source,
+    }
+
+
+def _pictures(slide: Slide, stain: str, options: DescribeOptions) -> dict[str, Any]:
+    """Return thumbnail, tissue outline and what they say."""
+    thumbnail, (thumbnail_mpp, _) = slide.overview(side_px=options.thumbnail_side_px)
+    view, (mpp_x, mpp_y) = slide.overview(mpp=options.tissue_mpp)
+    background = slide.background
+    tissue, threshold = find_tissue(view, stain, background, math.sqrt(mpp_x * mpp_y), options)
+    fraction = float(tissue.mean())
+    width, height = slide.size_px
+    return {
+        "background": list(background),
+        "tissue_threshold": threshold,
+        "tissue_fraction": fraction,
+        "tissue_area_um2": fraction * width * height * slide.mpp**2,
+        "tissue_mpp": mpp_x,
+        "tissue": cv2.imencode(".png", tissue.astype(np.uint8) * 255)[1].tobytes(),
+        "thumbnail": encode(thumbnail, "jpeg", 85),
+        "thumbnail_mpp": thumbnail_mpp,
+    }
+
+
+def find_tissue(
+    view: npt.NDArray[np.uint8],
+    stain: str,
+    background: tuple[int, int, int],
+    mpp: float,
+    options: DescribeOptions,
+) -> tuple[npt.NDArray[np.bool_], float]:
+    """Outline the tissue on a view of the whole image.
+
+    H&E by saturation, IHC by density over glass: haematoxylin alone is too pale for saturation.
+
+    Args:
+        view: (H, W, 3), the whole image.
+        stain: he or her2.
+        background: colour of bare glass.
+        mpp: resolution of the view, um/px.
+        options: bounds of the thresholds, sizes of holes and specks.
+
+    Returns:
+        The outline (H, W), and the threshold: saturation 0 to 1, or optical density.
+    """
+    if stain == "he":
+        values, unit = saturation(view), 1 / 255
+        low, high = options.he_saturation_min, options.he_saturation_max
+    else:
+        values, unit = density(view, background), DENSITY_STEP
+        low, high = options.ihc_density_min, options.ihc_density_max
+    threshold = tissue_threshold(values, low / unit, high / unit)
+    largest = PIECE_SHARE_MAX * values.size
+    tissue = outline(
+        values > threshold,
+        hole_px=min(options.tissue_hole_um2 / mpp**2, largest),
+        speck_px=min(options.tissue_speck_um2 / mpp**2, largest),
+    )
+    return tissue, threshold * unit

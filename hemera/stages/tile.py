@@ -1,0 +1,557 @@
+"""Cut tiles of both stains and measure them: the only stage that reads full-resolution pixels."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from hemera import displacement as fields
+from hemera import tables
+from hemera.config import TileOptions
+from hemera.displacement import Displacement
+from hemera.errors import SheetError, SlideError
+from hemera.files import read_displacement, replacing
+from hemera.geometry import (
+    best_level,
+    grid_positions,
+    lattice_count,
+    polygon_share,
+    same_mpp,
+    spread_lattice,
+    tissue_share,
+)
+from hemera.pixels import (
+    DENSITY_STEP,
+    density,
+    histogram_similarity,
+    remap,
+    saturation,
+    sharpness,
+)
+from hemera.shards import SUFFIXES, ShardWriter, encode
+from hemera.sheet import Pair, read_sheet, unit_pairs
+from hemera.slides import Slide, open_slide
+
+log = logging.getLogger(__name__)
+
+RGB = npt.NDArray[np.uint8]
+
+UPSAMPLING_MAX = 0.01
+"""A resolution is finer than an H&E image's own from this share on: scanners differ by less."""
+
+HER2_UPSAMPLING_MAX = 0.10
+"""The same for HER2, which is resampled through the displacement anyhow."""
+
+ROI_SHARE_MIN = 0.5
+"""A tile belongs to the region of interest when at least half of it lies inside."""
+
+
+def run(
+    *,
+    sheet: Path,
+    unit: str,
+    block_count: int,
+    images_table: Path,
+    displacement: Path | None = None,
+    certificate: Path | None = None,
+    shard: Path,
+    tiles: Path,
+    pairs: Path,
+    workers: int = 1,
+    options: TileOptions,
+) -> None:
+    """Tile every pair of a unit.
+
+    A pair that cannot be tiled is a row of `pairs` with its state and reason, never an error.
+
+    Args:
+        sheet: the sheet of pairs.
+        unit: the unit.
+        block_count: blocks that image pairs are cut into.
+        images_table: what describe found, `tables.DESCRIBE`.
+        displacement: from H&E to HER2; None for pairs that come registered, unless the sheet
+            names one.
+        certificate: verdict on it, `tables.CERTIFICATE`; None for pairs that come registered.
+        shard: tar of the tiles.
+        tiles: table `tables.TILE`, in the order of the shard.
+        pairs: table `tables.PAIRS`.
+        workers: threads over the tiles of a pair; any number gives the same bytes.
+        options: settings.
+
+    Raises:
+        SheetError: when the sheet cannot be used, or a region of interest is not GeoJSON.
+        RegistrationError: when a displacement cannot be read.
+    """
+    described: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)
+    for row in tables.read(images_table, tables.DESCRIBE).to_pylist():
+        described[row["pair"]][row["stain"]] = row
+    verdicts: dict[str, dict[str, Any]] = {}
+    if certificate is not None:
+        for row in tables.read(certificate, tables.CERTIFICATE).to_pylist():
+            verdicts[row["pair"]] = row
+    tile_rows: list[dict[str, Any]] = []
+    pair_rows: list[dict[str, Any]] = []
+    shard_name = f"{shard.parent.name}/{shard.name}"
+    with replacing(shard) as temporary, ShardWriter(temporary) as writer:
+        for pair in unit_pairs(read_sheet(sheet), unit, block_count):
+            registration, refusal = effective_verdict(pair, verdicts.get(pair.pair))
+            state = _PairState(pair.pair, registration)
+            rows = _tile_pair(
+                pair, described.get(pair.pair, {}), displacement, refusal, state, writer,
+                workers, options,
+            )  # fmt: skip
+            if state.reason:
+                log.warning("pair %s: %s: %s", pair.pair, state.state, state.reason)
+            tile_rows += [{**row, "shard": shard_name} for row in rows]
+            pair_rows.append(dataclasses.asdict(state))
+    metadata = tables.provenance(options)
+    tables.write(tiles, tile_rows, tables.TILE, metadata)
+    tables.write(pairs, pair_rows, tables.PAIRS, metadata)
+
+
+def effective_verdict(pair: Pair, certificate: dict[str, Any] | None) -> tuple[str, str | None]:
+    """Return what is thought of a pair's registration, and why it is refused, or None.
+
+    A person's verdict in the sheet stands over the certificate.
+    """
+    if pair.verdict == "refuse":
+        return "refused", "refused by a person; see verdict in pairs.tsv"
+    if pair.verdict == "accept":
+        return "accepted", None
+    if pair.registered or pair.displacement is not None:
+        return "registered", None
+    if certificate is None:
+        return "fail", "no certificate for the pair; run register"
+    verdict = str(certificate["verdict"])
+    if verdict == "fail":
+        return "fail", f"registration failed: {certificate['reason'] or 'no reason given'}"
+    return verdict, None
+
+
+@dataclasses.dataclass
+class _PairState:
+    """A row of PAIRS while it is being found out."""
+
+    pair: str
+    registration: str
+    state: str = "tiled"
+    reason: str | None = None
+    tiles_grid: int = 0
+    tiles_tissue: int = 0
+    tiles_unreadable: int = 0
+    tiles_written: int = 0
+
+    def end(self, state: str, reason: str) -> list[dict[str, Any]]:
+        self.state, self.reason = state, reason
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """All that the tiles of one pair have in common."""
+
+    pair: Pair
+    he: Slide
+    her2: Slide
+    mpp: float
+    displacement: Displacement | None
+    saturation_min: float
+    density_min: float
+    options: TileOptions
+
+    @property
+    def side_px(self) -> float:
+        """Side of a tile on level 0 of H&E."""
+        return self.options.size_px * self.mpp / self.he.mpp
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+    """One tile, measured and encoded."""
+
+    row: dict[str, Any]
+    he: bytes
+    her2: bytes
+
+
+def _tile_pair(
+    pair: Pair,
+    described: dict[str, dict[str, Any]],
+    displacement: Path | None,
+    refusal: str | None,
+    state: _PairState,
+    writer: ShardWriter,
+    workers: int,
+    options: TileOptions,
+) -> list[dict[str, Any]]:
+    """Tile one pair into the shard; return its rows of TILE, and the outcome in `state`."""
+    if set(described) != set(tables.STAINS):
+        return state.end("refused", "describe has no rows for the pair; run describe again")
+    for row in described.values():
+        if row["verdict"] == "refuse":
+            outcome = (
+                "unreadable" if row["tissue"] is None
+                else "refused" if row["tissue_fraction"] else "no_tissue"
+            )  # fmt: skip
+            return state.end(outcome, row["reason"])
+    if refusal is not None:
+        return state.end("refused", refusal)
+    field: Displacement | None = None
+    if pair.displacement is not None or not pair.registered:
+        path = pair.displacement or displacement
+        if path is None:
+            return state.end("refused", "no displacement for the pair; run register")
+        field = read_displacement(path)
+        if field.empty:
+            return state.end("refused", "registration gave no map; give displacement in pairs.tsv")
+    with contextlib.ExitStack() as stack:
+        try:
+            he, her2 = (
+                stack.enter_context(
+                    open_slide(
+                        path,
+                        mpp=described[stain]["mpp"],
+                        mpp_min=0,
+                        mpp_max=math.inf,
+                        mpp_column=f"{stain}_mpp",
+                    )
+                )
+                for stain, path in (("he", pair.he), ("her2", pair.her2))
+            )
+        except SlideError as error:
+            return state.end("unreadable", str(error))
+        mpp, fault = tile_mpp(he, her2, options)
+        if fault:
+            return state.end("refused", fault)
+        plan = _Plan(
+            pair,
+            he,
+            her2,
+            mpp,
+            field,
+            max(described["he"]["tissue_threshold"], options.saturation_min),
+            max(described["her2"]["tissue_threshold"], options.density_min),
+            options,
+        )
+        return _tile_plan(plan, described["he"]["tissue"], state, writer, workers)
+
+
+def tile_mpp(he: Slide, her2: Slide, options: TileOptions) -> tuple[float, str | None]:
+    """Return the resolution of a pair's tiles, and what stands against it, or None.
+
+    A resolution that a level of the H&E image has, but for rounding, is taken as that level's.
+    """
+    mpp = he.mpp if options.mpp is None else options.mpp
+    for level_mpp in he.level_mpps:
+        if same_mpp(mpp, level_mpp):
+            mpp = level_mpp
+    if not options.upsample:
+        for slide, limit in ((he, UPSAMPLING_MAX), (her2, HER2_UPSAMPLING_MAX)):
+            if slide.mpp > mpp * (1 + limit):
+                return mpp, (
+                    f"{slide.path.name}: {slide.mpp:.4g} um/px is coarser than the tiles' "
+                    f"{mpp:.4g}; set tile.mpp to {max(he.mpp, her2.mpp):.4g} or more, or "
+                    "tile.upsample: true"
+                )
+    return mpp, None
+
+
+def _tile_plan(
+    plan: _Plan, tissue_png: bytes, state: _PairState, writer: ShardWriter, workers: int
+) -> list[dict[str, Any]]:
+    options, he = plan.options, plan.he
+    width, height = he.size_px
+    if min(width, height) + 1e-6 < plan.side_px:
+        return state.end(
+            "refused",
+            f"{he.path.name}: {width} x {height} px at {he.mpp:.4g} um/px is smaller than a tile "
+            f"of {plan.side_px:.0f} px; lower tile.size_px",
+        )
+    stride = (options.stride_px or options.size_px) * plan.mpp / he.mpp
+    corners = grid_positions(width, height, plan.side_px, stride)
+    state.tiles_grid = len(corners)
+    outline = _outline(tissue_png)
+    corners = corners[tissue_share(outline, he.size_px, corners, plan.side_px) >= max(
+        options.tissue_floor, 1e-9
+    )]  # fmt: skip
+    state.tiles_tissue = len(corners)
+    if not len(corners):
+        return state.end(
+            "no_tissue",
+            f"{he.path.name}: none of {state.tiles_grid} positions holds "
+            f"{options.tissue_floor:.0%} tissue; lower tile.tissue_floor",
+        )
+    if plan.pair.roi is not None:
+        polygons = read_polygons(plan.pair.roi)
+        corners = corners[polygon_share(polygons, corners, plan.side_px) >= ROI_SHARE_MIN]
+        if not len(corners):
+            return state.end(
+                "no_tissue",
+                f"{plan.pair.roi.name}: none of {state.tiles_tissue} positions with tissue lies "
+                "inside; draw it on level-0 pixels of the H&E slide",
+            )
+    # Both ask for an overview: better now than from every thread at once.
+    _ = plan.he.background, plan.her2.background
+    start = writer.position()
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
+    allowed = options.bad_tiles_max * len(corners)
+    suffix = SUFFIXES[options.codec]
+    with contextlib.closing(_in_order(functools.partial(_cut, plan), corners, workers)) as results:
+        for result in tqdm(
+            results, total=len(corners), desc=plan.pair.pair, unit="tile", disable=None, leave=False
+        ):
+            if isinstance(result, SlideError):
+                faults.append(str(result))
+                log.warning("pair %s: a tile is left out: %s", plan.pair.pair, result)
+                if len(faults) > allowed:
+                    break
+                continue
+            row = result.row
+            for stain, data in (("he", result.he), ("her2", result.her2)):
+                offset, length = writer.add(f"{row['tile']}.{stain}.{suffix}", data)
+                row |= {
+                    f"{stain}_offset": offset,
+                    f"{stain}_length": length,
+                    f"{stain}_sha256": hashlib.sha256(data).hexdigest(),
+                }
+            rows.append(row)
+    state.tiles_unreadable = len(faults)
+    if len(faults) > allowed:
+        writer.rewind(start)
+        return state.end(
+            "unreadable",
+            f"{len(faults)} of {len(corners)} tiles cannot be decoded, over "
+            f"{options.bad_tiles_max:.0%} (tile.bad_tiles_max); the first: {faults[0]}",
+        )
+    state.tiles_written = len(rows)
+    return rows
+
+
+def _in_order(
+    work: Callable[[npt.NDArray[np.int64]], _Tile | SlideError],
+    corners: npt.NDArray[np.int64],
+    workers: int,
+) -> Generator[_Tile | SlideError, None, None]:
+    """Do the work in threads, yield in order, and never run far ahead of who takes the results."""
+    if workers <= 1:
+        yield from map(work, corners)
+        return
+    # Reading, OpenCV and the codecs let other threads run; a slide is opened once.
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        ahead: collections.deque[concurrent.futures.Future[_Tile | SlideError]] = (
+            collections.deque()
+        )
+        try:
+            for corner in corners:
+                ahead.append(pool.submit(work, corner))
+                if len(ahead) > 4 * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _cut(plan: _Plan, corner: npt.NDArray[np.int64]) -> _Tile | SlideError:
+    """Read, measure and encode one tile; return the error where it cannot be decoded."""
+    x, y = int(corner[0]), int(corner[1])
+    size, options = plan.options.size_px, plan.options
+    try:
+        he = plan.he.read(x, y, size, size, plan.mpp)
+        her2, coverage, (her2_x, her2_y) = _read_her2(plan, x, y)
+    except SlideError as error:
+        return error
+    folding = 0.0
+    if plan.displacement is not None:
+        left, top = x * plan.he.mpp, y * plan.he.mpp
+        side_um = size * plan.mpp
+        folding = fields.folding_fraction(
+            plan.displacement,
+            box_um=(left, top, left + side_um, top + side_um),
+            mirrored=plan.pair.mirrored,
+        )
+    tissue = saturation(he) > plan.saturation_min * 255
+    her2_tissue = density(her2, plan.her2.background) > plan.density_min / DENSITY_STEP
+    row = {
+        "tile": f"{plan.pair.pair}_{x:06d}_{y:06d}",
+        "pair": plan.pair.pair,
+        "x_px": x,
+        "y_px": y,
+        "her2_x_px": her2_x,
+        "her2_y_px": her2_y,
+        "size_px": size,
+        "mpp": plan.mpp,
+        "he_mpp": plan.he.mpp,
+        "her2_mpp": plan.her2.mpp,
+        "registration_error_um": None,
+        "tissue_fraction": cv2.countNonZero(tissue.view(np.uint8)) / tissue.size,
+        "her2_tissue_fraction": cv2.countNonZero(her2_tissue.view(np.uint8)) / tissue.size,
+        "he_sharpness": sharpness(he, plan.mpp),
+        "her2_sharpness": sharpness(her2, plan.mpp),
+        "histogram_similarity": histogram_similarity(he, her2, options.histogram_bins),
+        "her2_coverage_fraction": coverage,
+        "folding_fraction": folding,
+    }
+    return _Tile(
+        row,
+        encode(he, options.codec, options.quality),
+        encode(her2, options.codec, options.quality),
+    )
+
+
+def _read_her2(plan: _Plan, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
+    """Read HER2 for the tile at (x, y): pixels, share covered, where its top-left corner lies."""
+    if plan.displacement is None:
+        return _read_registered(plan, x, y)
+    return _read_displaced(plan, plan.displacement, x, y)
+
+
+def _read_registered(plan: _Plan, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
+    """Read the same place of an image that comes registered: no resampling where mpp agree."""
+    he, her2, size = plan.he, plan.her2, plan.options.size_px
+    alike = same_mpp(he.mpp, her2.mpp)
+    ratio = 1.0 if alike else he.mpp / her2.mpp
+    mpp = plan.mpp * her2.mpp / he.mpp if alike else plan.mpp
+    side = plan.side_px * ratio
+    left, top = x * ratio, y * ratio
+    corner = left, top
+    if plan.pair.mirrored:
+        left = her2.size_px[0] - left - side
+        corner = left + side, top
+    pixels = her2.read(left, top, size, size, mpp)
+    if plan.pair.mirrored:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    inside = [
+        max(0.0, min(low + side, length) - max(low, 0.0)) / side
+        for low, length in ((left, her2.size_px[0]), (top, her2.size_px[1]))
+    ]
+    return pixels, min(1.0, inside[0] * inside[1]), corner
+
+
+def _read_displaced(
+    plan: _Plan, field: Displacement, x: int, y: int
+) -> tuple[RGB, float, tuple[float, float]]:
+    """Read HER2 through the displacement: one region, remapped once."""
+    he, her2 = plan.he, plan.her2
+    size, step = plan.options.size_px, plan.options.lattice_px
+    count = lattice_count(step, size)
+    step_um = step * plan.mpp
+    left_um, top_um = x * he.mpp, y * he.mpp
+    lattice = fields.map_grid(field, left_um - step_um, top_um - step_um, step_um, count, count)
+    points = spread_lattice(lattice / her2.mpp, step, size)
+    first = fields.map_points(field, [[left_um, top_um]])[0] / her2.mpp
+    corner = float(first[0]), float(first[1])
+    width, height = her2.size_px
+    within = (
+        (points[..., 0] >= 0)
+        & (points[..., 0] < width)
+        & (points[..., 1] >= 0)
+        & (points[..., 1] < height)
+    )
+    coverage = cv2.countNonZero(within.view(np.uint8)) / within.size
+    if not coverage:
+        pixels = np.empty((size, size, 3), np.uint8)
+        pixels[:] = her2.background
+        return pixels, 0.0, corner
+    low = np.maximum(points.min(axis=(0, 1)), 0)
+    high = np.minimum(points.max(axis=(0, 1)), her2.size_px)
+    # The level next finer than the tile; where the tile is coarser by two or more, that level
+    # averaged over whole pixels, so that bilinear sampling skips none.
+    scale = plan.mpp / her2.mpp
+    level = best_level(her2.level_downsamples, scale)
+    fx, fy = her2.level_downsamples[level]
+    factor = max(1, math.floor(scale / max(fx, fy) + 1e-3))
+    unit_x, unit_y = fx * factor, fy * factor
+    x0, y0 = (math.floor(v / u) - 1 for v, u in zip(low, (unit_x, unit_y), strict=True))
+    x1, y1 = (math.ceil(v / u) + 1 for v, u in zip(high, (unit_x, unit_y), strict=True))
+    region = her2.read_level(
+        level, x0 * factor, y0 * factor, (x1 - x0) * factor, (y1 - y0) * factor
+    )
+    if factor > 1:
+        region = np.asarray(
+            cv2.resize(region, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA), np.uint8
+        )
+    pixels = remap(
+        region,
+        (points[..., 0] / unit_x - 0.5 - x0).astype(np.float32),
+        (points[..., 1] / unit_y - 0.5 - y0).astype(np.float32),
+        None,
+    )
+    if coverage < 1:
+        pixels[~within] = her2.background
+    return pixels, coverage, corner
+
+
+def _outline(png: bytes) -> npt.NDArray[np.bool_]:
+    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
+    return np.asarray(image) > 0
+
+
+def read_polygons(path: Path) -> list[list[npt.NDArray[np.float64]]]:
+    """Read the polygons of a GeoJSON file, as QuPath and others export it.
+
+    Args:
+        path: a geometry, a feature, a collection or a list of these, in level-0 pixels of H&E.
+
+    Returns:
+        Of each polygon its outer ring and its holes, (M, 2) points (x, y).
+
+    Raises:
+        SheetError: when it is not GeoJSON or holds no polygon.
+    """
+    found: list[list[npt.NDArray[np.float64]]] = []
+
+    def collect(node: Any) -> None:
+        if isinstance(node, list):
+            for item in node:
+                collect(item)
+            return
+        kind = node.get("type")
+        if kind == "FeatureCollection":
+            collect(node["features"])
+        elif kind == "Feature":
+            collect(node["geometry"] or [])
+        elif kind == "GeometryCollection":
+            collect(node["geometries"])
+        elif kind == "Polygon":
+            found.append([_ring(ring) for ring in node["coordinates"]])
+        elif kind == "MultiPolygon":
+            found.extend([_ring(ring) for ring in rings] for rings in node["coordinates"])
+
+    try:
+        collect(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise SheetError(f"{path}: no such file; correct roi in pairs.tsv") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise SheetError(
+            f"{path.name}: not GeoJSON ({' '.join(str(error).split())}); export the "
+            "annotation again"
+        ) from error
+    found = [rings for rings in found if rings]
+    if not found:
+        raise SheetError(f"{path.name}: holds no polygon; draw the region as an area")
+    return found
+
+
+def _ring(points: Any) -> npt.NDArray[np.float64]:
+    ring = np.asarray(points, np.float64)[:, :2]
+    if len(ring) < 3 or not np.isfinite(ring).all():
+        raise ValueError("a ring needs three points or more")
+    return ring
