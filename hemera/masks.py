@@ -36,6 +36,7 @@ class Cells:
     completeness: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
+        """Return the number of cells."""
         return len(self.x_px)
 
 

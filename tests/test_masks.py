@@ -62,9 +62,7 @@ def test_nothing_positive_is_nothing() -> None:
     ("classes", "intensity", "name"),
     [(4, 0, "classes"), (-1, 0, "classes"), (0, 4, "intensity"), (0, -1, "intensity")],
 )
-def test_values_that_do_not_fit_are_refused(
-    classes: int, intensity: int, name: str
-) -> None:
+def test_values_that_do_not_fit_are_refused(classes: int, intensity: int, name: str) -> None:
     ground = np.ones((2, 3), int)
     with pytest.raises(ValueError, match=f"{name}: values outside 0 to 3"):
         masks.pack(ground * classes, ground.astype(bool), ground * intensity)
@@ -73,3 +71,26 @@ def test_values_that_do_not_fit_are_refused(
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match="shapes"):
         masks.pack(np.zeros((2, 3), int), np.zeros((3, 2), bool), np.zeros((2, 3), int))
+
+
+def test_contours_are_one_pixel_wide_inside_cells_and_single_between_them() -> None:
+    labels = np.zeros((7, 11), np.int32)
+    labels[1:6, 1:5] = 1
+    labels[1:6, 5:10] = 2
+    expected = np.zeros((7, 11), bool)
+    expected[1, 1:10] = expected[5, 1:10] = True
+    expected[1:6, 1] = expected[1:6, 9] = True
+    expected[1:6, 5] = True  # the side of cell 2 alone
+    np.testing.assert_array_equal(masks.boundaries(labels), expected)
+
+
+def test_the_edge_of_the_image_is_no_contour() -> None:
+    assert not masks.boundaries(np.ones((4, 6), np.int32)).any()
+
+
+def test_a_blank_tile_has_no_cells_and_says_why() -> None:
+    found = masks.blank((3, 5), "blank")
+    assert found.mask.shape == (3, 5)
+    assert not found.mask.any()
+    assert len(found.cells) == 0
+    assert found.note == "blank"

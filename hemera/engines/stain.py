@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -23,6 +23,8 @@ HAEMATOXYLIN = (0.650, 0.704, 0.286)
 DAB = (0.268, 0.570, 0.776)
 """Ruifrok and Johnston's vectors (Anal Quant Cytol Histol 23, 2001), in optical density of
 red, green and blue: what holds where a slide shows no second stain to measure."""
+
+_flood: Callable[..., npt.NDArray[np.int32]] = watershed
 
 _WORKING_MPP = 0.5
 _SMOOTHING_UM = 0.6
@@ -70,9 +72,7 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]]) -> Stains:
     if not tiles:
         return Stains(pixels.WHITE)
     # A blur before sampling: single pixels carry the noise of sensor and JPEG.
-    sample = np.concatenate(
-        [cv2.blur(tile, (3, 3))[::4, ::4].reshape(-1, 3) for tile in tiles]
-    )
+    sample = np.concatenate([cv2.blur(tile, (3, 3))[::4, ::4].reshape(-1, 3) for tile in tiles])
     red, green, blue = np.rint(np.percentile(sample, 99, axis=0)).astype(int).tolist()
     glass = (red, green, blue)
     density = pixels.optical_density(sample[None], glass)[0].astype(np.float64)
@@ -90,9 +90,7 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]]) -> Stains:
     haematoxylin = haematoxylin[haematoxylin > _STAINED / 3]
     enough = len(haematoxylin) >= _PIXELS_MIN
     dark = float(np.percentile(haematoxylin, 98)) if enough else _SCALE_DEFAULT
-    return Stains(
-        glass, _triple(vectors[0]), _triple(vectors[1]), dark, tuple(estimated)
-    )
+    return Stains(glass, _triple(vectors[0]), _triple(vectors[1]), dark, tuple(estimated))
 
 
 def separate(rgb: npt.NDArray[np.uint8], stains: Stains) -> npt.NDArray[np.float32]:
@@ -110,9 +108,7 @@ def classify(
 ) -> npt.NDArray[np.uint8]:
     """Return the DAB class 0 to 3 of every pixel of a density image (H, W) at `mpp`."""
     smooth = _smoothed(dab, mpp, _SMOOTHING_UM / 2)
-    levels = np.array(
-        [options.dab_weak, options.dab_moderate, options.dab_strong], np.float32
-    )
+    levels = np.array([options.dab_weak, options.dab_moderate, options.dab_strong], np.float32)
     classes = np.zeros(smooth.shape, np.uint8)
     for level in levels:
         classes += smooth >= level
@@ -145,11 +141,9 @@ def nuclei(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
     peaks = (ridge >= cv2.dilate(ridge, disc)) & (distance > max(_CORE_UM / mpp, 1.0))
     _, markers = cv2.connectedComponents(peaks.astype(np.uint8))
-    parts: npt.NDArray[np.int32] = watershed(-ridge, markers, mask=inside.astype(bool))
+    parts = _flood(-ridge, markers, mask=inside.astype(bool))
     area_um2 = np.bincount(parts.ravel()) * mpp**2
-    kept = (area_um2 >= options.nucleus_area_min_um2) & (
-        area_um2 <= options.nucleus_area_max_um2
-    )
+    kept = (area_um2 >= options.nucleus_area_min_um2) & (area_um2 <= options.nucleus_area_max_um2)
     kept[0] = False
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     # Smoothing and opening took the rim.
@@ -178,9 +172,9 @@ def measure(
 ) -> tuple[npt.NDArray[np.int32], masks.Cells]:
     """Measure the membrane around every nucleus.
 
-    The ring, from just inside the edge of a nucleus outwards, is cut into twelve sectors seen from its centroid. A sector is
-    stained at a class when a fifth of its pixels reach it: a membrane is thin, and a single
-    speck is none. `completeness` is the share of sectors stained at all; `intensity` is the
+    The ring, from just inside the edge of a nucleus outwards, is cut into twelve sectors seen
+    from its centroid. A sector is stained at a class when a fifth of its pixels reach it: a
+    membrane is thin, and a single speck is none. `completeness` is the share of sectors stained at all; `intensity` is the
     strongest class that covers `options.completeness_min` of the ring; a cell is positive when
     that is at least `options.positive_intensity_min`. So pigment on one side makes no cell
     positive.
@@ -219,9 +213,7 @@ def measure(
     completeness = np.zeros(count + 1, np.float32)
     for level in (1, 2, 3):
         reached = np.bincount(key, stain >= level, total.size).reshape(shape)
-        share = ((reached >= _SECTOR_SHARE * total) & (reached > 0)).sum(
-            axis=1
-        ) / sectors
+        share = ((reached >= _SECTOR_SHARE * total) & (reached > 0)).sum(axis=1) / sectors
         intensity[share >= options.completeness_min] = level
         if level == 1:
             completeness[:] = share
@@ -259,42 +251,27 @@ def segment(
         work = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
         work_mpp = mpp * math.sqrt(width * height / (size[0] * size[1]))
     separated = separate(work, stains)
-    labels = nuclei(
-        np.ascontiguousarray(separated[..., 0]), work_mpp, stains.dark, options
-    )
+    labels = nuclei(np.ascontiguousarray(separated[..., 0]), work_mpp, stains.dark, options)
     dab = classify(np.ascontiguousarray(separated[..., 1]), work_mpp, options)
     grown, cells = measure(labels, dab, work_mpp, options)
     if work is not rgb:
-        rows = np.minimum(
-            (np.arange(height) + 0.5) * (size[1] / height), size[1] - 1
-        ).astype(int)
-        columns = np.minimum(
-            (np.arange(width) + 0.5) * (size[0] / width), size[0] - 1
-        ).astype(int)
+        rows = np.minimum((np.arange(height) + 0.5) * (size[1] / height), size[1] - 1).astype(int)
+        columns = np.minimum((np.arange(width) + 0.5) * (size[0] / width), size[0] - 1).astype(int)
         labels, dab, grown = (
-            np.ascontiguousarray(image[rows][:, columns])
-            for image in (labels, dab, grown)
+            np.ascontiguousarray(image[rows][:, columns]) for image in (labels, dab, grown)
         )
         cells = dataclasses.replace(
             cells,
             x_px=cells.x_px * np.float32(width / size[0]),
             y_px=cells.y_px * np.float32(height / size[1]),
-            area_px=np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:].astype(
-                np.int32
-            ),
+            area_px=np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:].astype(np.int32),
         )
-    return masks.Labelled(
-        masks.pack(classes(grown, cells.positive), labels > 0, dab), cells
-    )
+    return masks.Labelled(masks.pack(classes(grown, cells.positive), labels > 0, dab), cells)
 
 
-def classes(
-    cells: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.uint8]:
+def classes(cells: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     """Return the class image (H, W) of numbered cells: sign inside, boundary around."""
-    sign = np.concatenate(
-        [[masks.BACKGROUND], np.where(positive, masks.POSITIVE, masks.NEGATIVE)]
-    )
+    sign = np.concatenate([[masks.BACKGROUND], np.where(positive, masks.POSITIVE, masks.NEGATIVE)])
     image = sign.astype(np.uint8)[cells]
     image[masks.boundaries(cells)] = masks.BOUNDARY
     return image
@@ -334,10 +311,7 @@ def _triple(vector: npt.NDArray[np.float64]) -> tuple[float, float, float]:
 def _smoothed(
     image: npt.NDArray[np.float32], mpp: float, sigma_um: float
 ) -> npt.NDArray[np.float32]:
-    smooth: npt.NDArray[np.float32] = cv2.GaussianBlur(
-        image, (0, 0), max(sigma_um / mpp, 0.5)
-    )
-    return smooth
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), max(sigma_um / mpp, 0.5)), np.float32)
 
 
 def _fill_gaps(inside: npt.NDArray[np.uint8], area_px: float) -> None:
