@@ -10,7 +10,7 @@ rule evaluate:
         of_units("results/tile/{unit}.tar"),
         of_units("results/mask/{unit}.tar"),
         index="results/index/index.parquet",
-        report="results/report/report.html",
+        report=ancient("results/report/report.html"),
         generator="results/train_generation/generator.safetensors",
         generator_metadata="results/train_generation/metadata.json",
         generation_history="results/train_generation/history.parquet",

@@ -8,10 +8,11 @@
 def tile_extras(wildcards):
     """What only some units have: a registration, a user's displacement, a region of interest."""
     found = {}
+    pairs = known(wildcards)
     if needs_registration(wildcards.unit):
         found["displacement"] = f"results/register/{wildcards.unit}.displacement.npz"
         found["certificate"] = f"results/register/{wildcards.unit}.parquet"
-    for pair in known(wildcards):
+    for pair in pairs:
         if pair.displacement is not None:
             found["displacement"] = str(pair.displacement)
         if pair.roi is not None:
