@@ -268,9 +268,9 @@ def _write_slide(path: Path, image: Image, mpp: float) -> None:
             effective = mpp * image.shape[1] / pixels.shape[1]
             tiff.write(
                 pixels,
-                photometric="ycbcr",
+                photometric="rgb",  # of what comes in; the tiles are YCbCr
                 compression="jpeg",
-                compressionargs={"level": 88},
+                compressionargs={"level": 90},
                 tile=(512, 512),
                 subfiletype=1 if level else 0,
                 resolution=(1e4 / effective, 1e4 / effective),
@@ -328,7 +328,7 @@ def _points(
 
 
 def _metadata(slides: tuple[SlidePair, ...]) -> str:
-    """Return df_acrobat_meta.csv as ACROBAT's: one row per slide, empty where a level is missing."""
+    """Return df_acrobat_meta.csv: one row per slide, empty where a level is missing."""
     levels = range(9)
     header = ["anon_id", "set", "stain", "filename", "vendor", "model"]
     header += [f"mpp_lvl_{level}" for level in levels]

@@ -65,7 +65,7 @@ class Field:
         x = (np.arange(columns) + 0.5) * mpp
         y = (np.arange(rows) + 0.5) * mpp
         points = np.stack(np.meshgrid(x, y), axis=-1)
-        return (self.to_moving(points) - points).astype(np.float32)
+        return np.asarray(self.to_moving(points) - points, dtype=np.float32)
 
     def warp(
         self,
@@ -83,7 +83,7 @@ class Field:
         # between them is exact to 0.01 px for waves of this length.
         x = (np.arange(columns) - 1.5) * step * moving_mpp
         y = (np.arange(rows) - 1.5) * step * moving_mpp
-        nodes = self.to_fixed(np.stack(np.meshgrid(x, y), axis=-1), steps=10)
+        nodes = self.to_fixed(np.stack(np.meshgrid(x, y), axis=-1), steps=8)
         source = (nodes / fixed_mpp - 0.5).astype(np.float32)
         dense = cv2.resize(source, (columns * step, rows * step), interpolation=cv2.INTER_LINEAR)[
             2 * step : 2 * step + height, 2 * step : 2 * step + width

@@ -98,7 +98,7 @@ def _texture(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Array:
     """Return a periodic texture (1024, 1024) of mean 0 and variance 1."""
     noise = rng.standard_normal((TEXTURE_PX, TEXTURE_PX)).astype(np.float32)
     margin = 128
-    padded = cv2.copyMakeBorder(noise, *[margin] * 4, cv2.BORDER_WRAP)
+    padded = cv2.copyMakeBorder(noise, margin, margin, margin, margin, cv2.BORDER_WRAP)
     blurred = cv2.GaussianBlur(padded, (0, 0), sigmaX=max(sigma_x, 0.2), sigmaY=max(sigma_y, 0.2))
     part = blurred[margin:-margin, margin:-margin]
     return np.asarray((part - part.mean()) / part.std(), dtype=np.float32)
@@ -106,18 +106,21 @@ def _texture(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Array:
 
 def _ramp(x: Array, width: float) -> Array:
     """Return 0 below -width/2, 1 above width/2, a straight line between."""
-    return np.clip(x * np.float32(1 / width) + np.float32(0.5), 0, 1)
+    ramp: Array = np.clip(x * np.float32(1 / width) + np.float32(0.5), 0, 1)
+    return ramp
 
 
 def _bump(x: Array, width: float) -> Array:
     """Return a bell of x."""
-    return np.exp(-np.square(x * np.float32(1 / width)))
+    bell: Array = np.exp(-np.square(x * np.float32(1 / width)))
+    return bell
 
 
 class Renderer:
     """Draws one tissue at one resolution, in either stain, in the H&E frame."""
 
     def __init__(self, tissue: Tissue, raster: Raster, rng: np.random.Generator) -> None:
+        """Draw from `rng` what both sections share, and what each has of its own."""
         self.tissue = tissue
         self.raster = raster
         mpp = raster.mpp
@@ -192,7 +195,8 @@ class Renderer:
         """Return a band of a periodic texture."""
         i = (np.arange(rows.start, rows.stop) + 7 * shift) % TEXTURE_PX
         j = (np.arange(self.raster.size_px[0]) + 13 * shift) % TEXTURE_PX
-        return texture[np.ix_(i, j)]
+        band: Array = texture[np.ix_(i, j)]
+        return band
 
     def _scene(self, rows: slice, jitter: _Jitter) -> _Scene:
         """Return what lies at the pixels of a band, before any stain."""
@@ -377,7 +381,7 @@ def photograph(image: Image, look: Look, rng: np.random.Generator) -> Image:
     turn = rng.uniform(0, 2 * np.pi)
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    # 1,024 px of grain, repeated with an offset: no eye and no filter sees the repeat.
+    # 1,024 px of grain, repeated: no filter looks that far.
     grain = rng.standard_normal((TEXTURE_PX, TEXTURE_PX, 3), dtype=np.float32)
     grain *= np.float32(look.grain)
     result = np.empty_like(image)
@@ -387,7 +391,7 @@ def photograph(image: Image, look: Look, rng: np.random.Generator) -> Image:
         light = 1 + np.float32(0.012) * (
             x * np.float32(np.cos(turn)) + y[rows] * np.float32(np.sin(turn)) - x * x - y[rows] ** 2
         )
-        i = (np.arange(rows.start, rows.stop) * 1) % TEXTURE_PX
+        i = np.arange(rows.start, rows.stop) % TEXTURE_PX
         band = image[rows] * light[..., None] + grain[np.ix_(i, j)]
         result[rows] = np.clip(band + np.float32(0.5), 0, 255)
     return result
@@ -416,11 +420,8 @@ def pen_mark(
     stroke = np.zeros((height, width), np.uint8)
     line = np.rint(points_px).astype(np.int32)
     cv2.polylines(stroke, [line], False, 255, int(width_px), cv2.LINE_AA)
-    rows = slice(
-        *(np.array([line[:, 1].min(), line[:, 1].max()]) + [-width_px, width_px])
-        .astype(int)
-        .clip(0, height)
-    )
+    top, bottom = line[:, 1].min() - width_px, line[:, 1].max() + width_px
+    rows = slice(int(np.clip(top, 0, height)), int(np.clip(bottom, 0, height)))
     amount = cv2.GaussianBlur(stroke[rows].astype(np.float32) / 255, (0, 0), 2.5)
     inner = cv2.GaussianBlur(amount, (0, 0), 14)
     patches = cv2.resize(

@@ -116,8 +116,9 @@ def sample(field: Array, points: npt.NDArray[np.floating]) -> Array:
     rows = -(-count // width) if count else 1
     folded = np.zeros((rows * width, 2), np.float32)
     folded[:count] = position
-    folded = folded.reshape(rows, width, 2)
-    values = cv2.remap(field, folded, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    map_x = np.ascontiguousarray(folded[:, 0]).reshape(rows, width)
+    map_y = np.ascontiguousarray(folded[:, 1]).reshape(rows, width)
+    values = cv2.remap(field, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(values.reshape(-1)[:count], dtype=np.float32)
 
 
@@ -402,15 +403,16 @@ def _cells(
     vesicular = np.where(tumour, np.clip(1.15 * looks + 0.08 * normal[6], 0, 1), 0.12)
     nucleolus = np.where(tumour & (looks + 0.1 * normal[7] > 0.3), 0.55 + 0.75 * looks, 0.0)
     cytoplasm = np.select([tumour, kinds == EPITHELIUM], [0.16 + 0.50 * looks, 0.42], default=0.2)
-    floats = (short * ratio**0.62, short * ratio**-0.38, angle, chromatin, vesicular, nucleolus)
-    long_radius, short_radius, *rest = (np.asarray(a, dtype=np.float32) for a in floats)
     return Cells(
-        points[:, 0].astype(np.float32),
-        points[:, 1].astype(np.float32),
-        kinds,
-        long_radius,
-        short_radius,
-        *rest,
+        x=points[:, 0].astype(np.float32),
+        y=points[:, 1].astype(np.float32),
+        kind=kinds,
+        long_radius=(short * ratio**0.62).astype(np.float32),
+        short_radius=(short * ratio**-0.38).astype(np.float32),
+        angle=angle.astype(np.float32),
+        chromatin=chromatin.astype(np.float32),
+        vesicular=vesicular.astype(np.float32),
+        nucleolus=nucleolus.astype(np.float32),
         cytoplasm=cytoplasm.astype(np.float32),
         intensity=intensity,
     )
