@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -286,20 +287,29 @@ def write(
 ) -> None:
     """Write a table in one step; a reader sees the old file or the whole new one.
 
+    Args:
+        path: where it is written.
+        rows: a table that has the schema's columns, or one mapping per row; a key that a row
+            lacks is an empty value.
+        schema: names, types and which columns hold no empty value.
+        metadata: texts kept in the file.
+
     Raises:
-        TableError: when a row lacks a column that must not be empty or holds another type.
+        TableError: when a row lacks a column that must not be empty, has a column that the schema
+            lacks or holds another type.
     """
     try:
         if isinstance(rows, pa.Table):
+            _check_empty(path, rows, schema)
             table = rows.select(schema.names).cast(schema)
         else:
-            table = pa.Table.from_pylist(list(rows), schema=schema)
+            table = _from_rows(path, list(rows), schema)
+            _check_empty(path, table, schema)
         table.validate(full=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
-        raise TableError(f"{path.name}: {error}; the rows do not fit the schema") from error
-    for field in schema:
-        if not field.nullable and table.column(field.name).null_count:
-            raise TableError(f"{path.name}: empty values in {field.name}; every row must have one")
+    except (pa.ArrowException, OverflowError, KeyError) as error:
+        raise TableError(
+            f"{path.name}: {_one_line(error)}; the rows do not fit the schema"
+        ) from error
     table = table.replace_schema_metadata(dict(metadata) if metadata else None)
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -314,22 +324,28 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
         columns: the columns wanted; None for all.
 
     Raises:
-        TableError: when the file is no Parquet file or lacks columns.
+        TableError: when the file is no Parquet file, lacks columns or holds other types.
     """
     wanted = list(columns) if columns is not None else schema.names
-    try:
-        table = pq.read_table(path, columns=wanted, partitioning=None)
-    except FileNotFoundError:
-        raise TableError(f"{path}: no such table; run the stage that makes it") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TableError(f"{path}: not a Parquet file ({error}); delete it and run its stage again") from error
-    lacking = [name for name in wanted if name not in table.column_names]
+    lacking = [name for name in wanted if name not in _schema(path).names]
     if lacking:
         raise TableError(
             f"{path}: lacks the columns {', '.join(lacking)}; it is of another version, "
             "run its stage again"
         )
-    return table.select(wanted).cast(pa.schema([schema.field(name) for name in wanted]))
+    try:
+        table = pq.read_table(path, columns=wanted, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    part = pa.schema([schema.field(name) for name in wanted])
+    _check_empty(path, table, part)
+    try:
+        return table.select(wanted).cast(part)
+    except pa.ArrowException as error:
+        raise TableError(
+            f"{path}: holds other types than expected ({_one_line(error)}); it is of another "
+            "version, run its stage again"
+        ) from error
 
 
 def provenance(options: Options) -> dict[str, str]:
@@ -339,6 +355,56 @@ def provenance(options: Options) -> dict[str, str]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the key-value metadata of a Parquet file."""
-    raw = pq.read_schema(path).metadata or {}
+    """Return the key-value metadata of a Parquet file.
+
+    Raises:
+        TableError: when it is no Parquet file.
+    """
+    raw = _schema(path).metadata or {}
     return {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except FileNotFoundError:
+        raise TableError(f"{path}: no such table; run the stage that makes it") from None
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> TableError:
+    return TableError(
+        f"{path}: not a Parquet file ({_one_line(error)}); delete it and run its stage again"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _from_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Make a table of rows, refusing what pyarrow would drop or cut in silence."""
+    names = set(schema.names)
+    unknown = sorted({name for row in rows for name in row.keys() - names})
+    if unknown:
+        raise TableError(
+            f"{path.name}: rows have the columns {', '.join(unknown)}, which the schema lacks; "
+            "the rows do not fit the schema"
+        )
+    whole = [field.name for field in schema if pa.types.is_integer(field.type)]
+    for name in whole:
+        for row in rows:
+            value = row.get(name)
+            if value is not None and not isinstance(value, numbers.Integral):
+                raise TableError(
+                    f"{path.name}: {value!r} in {name} is not a whole number; the rows do not fit "
+                    "the schema"
+                )
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _check_empty(path: Path, table: pa.Table, schema: pa.Schema) -> None:
+    for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise TableError(f"{path.name}: empty values in {field.name}; every row must have one")
