@@ -23,7 +23,7 @@ if CONFIG.cohort.sheet == DEMO_SHEET:
             mem_mb=megabytes(3000),
             runtime=15,
         params:
-            folder=str(Path(DEMO_SHEET).parent),
+            folder=demo_folder,
             version=DEMO_VERSION,
         shell:
             "hemera demo --folder {params.folder:q} > {log:q} 2>&1"

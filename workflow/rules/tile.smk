@@ -5,31 +5,6 @@
 # OUTPUTS: shard of tile pairs, one row per tile, one row per pair
 
 
-def tile_extras(wildcards):
-    """What only some units have: a registration, a user's displacement, a region of interest."""
-    found = {}
-    pairs = known(wildcards)
-    if needs_registration(wildcards.unit):
-        found["displacement"] = f"results/register/{wildcards.unit}.displacement.npz"
-        found["certificate"] = f"results/register/{wildcards.unit}.parquet"
-    for pair in pairs:
-        if pair.displacement is not None:
-            found["displacement"] = str(pair.displacement)
-        if pair.roi is not None:
-            found.setdefault("rois", []).append(str(pair.roi))
-    return found
-
-
-def tile_flags(wildcards, input):
-    """The flags for what only some units have."""
-    return [
-        word
-        for name in ("displacement", "certificate")
-        if name in input.keys()
-        for word in (f"--{name}", str(input[name]))
-    ]
-
-
 rule tile:
     input:
         unpack(tile_extras),
