@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import shlex
 import types
 import typing
@@ -54,8 +56,16 @@ class Options:
 
     def __post_init__(self) -> None:
         faults = []
+        hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            fault = _fault(f"{self.section}.{field.name}", field, getattr(self, field.name))
+            name = f"{self.section}.{field.name}"
+            try:
+                value = _convert(getattr(self, field.name), hints[field.name])
+            except ValueError as error:
+                faults.append(f"{name.removeprefix('config.')}: {error}")
+                continue
+            object.__setattr__(self, field.name, value)
+            fault = _fault(name, field, value)
             if fault:
                 faults.append(fault)
         if faults:
@@ -586,7 +596,7 @@ class CohortOptions(Options):
         """Raise ConfigError when the toy settings of the demo meet a real sheet."""
         if self.preset == "demo" and self.sheet != DEMO_SHEET and not self.allow_demo_sizes:
             raise ConfigError(
-                f"config.preset: demo trains toys, and config.sheet is {self.sheet}; set preset: "
+                f"preset: demo trains toys, and sheet is {self.sheet}; set preset: "
                 "hemera for the paper's sizes, or allow_demo_sizes: true to try the graph"
             )
 
@@ -640,7 +650,12 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
         f"{key}: no such key{_nearest(str(key), known)}" for key in values if key not in known
     ]
     preset_name = values.get("preset", CohortOptions.preset)
-    preset = _preset(preset_name) if isinstance(preset_name, str) else {}
+    preset: Mapping[str, Any] = {}
+    if isinstance(preset_name, str):
+        try:
+            preset = _preset(preset_name)
+        except ConfigError as error:
+            faults.append(str(error))
     top = {key: value for key, value in {**preset, **values}.items() if key in cohort_keys}
     cohort = _collect(faults, CohortOptions, top)
     stages: dict[str, Options] = {}
@@ -678,8 +693,10 @@ def from_mapping(cls: type[O], values: Mapping[str, Any]) -> O:
     Raises:
         ConfigError: one line per unknown key, wrong type or impossible value.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    prefix = "" if cls is CohortOptions else f"{cls.section}."
+    fields: dict[str, dataclasses.Field[Any]] = {
+        field.name: field for field in dataclasses.fields(cls)
+    }
+    prefix = "" if cls.section == CohortOptions.section else f"{cls.section}."
     faults = [
         f"{prefix}{key}: no such key{_nearest(str(key), fields)}" for key in values if key not in fields
     ]
@@ -692,6 +709,10 @@ def from_mapping(cls: type[O], values: Mapping[str, Any]) -> O:
             arguments[key] = _convert(value, hints[key])
         except ValueError as error:
             faults.append(f"{prefix}{key}: {error}")
+            continue
+        fault = _fault(f"{prefix}{key}", fields[key], arguments[key])
+        if fault:
+            faults.append(fault)
     if faults:
         raise ConfigError("\n".join(faults))
     return cls(**arguments)
@@ -704,9 +725,11 @@ def flags(options: Options) -> list[str]:
         value = getattr(options, field.name)
         name = "--" + field.name.replace("_", "-")
         if isinstance(value, tuple):
-            words += [name, *(str(item) for item in value)]
-        else:
-            words += [name, "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)]
+            words += [name, *map(_word, value)]
+            continue
+        word = _word(value)
+        # What begins with a hyphen would be read as another flag.
+        words += [f"{name}={word}"] if word.startswith("-") else [name, word]
     return words
 
 
@@ -741,6 +764,12 @@ def item_type(annotation: Any) -> Any | None:
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else None
 
 
+def _word(value: object) -> str:
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _preset(name: str) -> Mapping[str, Any]:
     path = PRESETS / f"{name}.yaml"
     names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
@@ -771,6 +800,7 @@ def _unwrap(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -795,6 +825,8 @@ def _convert(value: Any, annotation: Any) -> Any:
             raise ValueError(f"{value!r} is not a number; give a number") from None
     if type(value) is not inner:
         raise ValueError(f"{value!r} is not {_WORDS[inner]}; give {_WORDS[inner]}")
+    if inner is str and _UNPRINTABLE.search(value):
+        raise ValueError(f"{value!r} holds an unprintable character; give plain text")
     return value
 
 
@@ -807,8 +839,8 @@ def _fault(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
         choices = field.metadata["choices"]
         if choices and item not in choices:
             return f"{name}: {item!r} is not known; choose from {', '.join(choices)}"
-        if isinstance(item, float) and item != item:
-            return f"{name}: not a number; give a number"
+        if isinstance(item, float) and not math.isfinite(item):
+            return f"{name}: {item} is no finite number; give a finite number"
         bounds = field.metadata["bounds"]
         words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
         holds = {
