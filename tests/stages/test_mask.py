@@ -1,0 +1,216 @@
+"""Stage mask on a drawn unit of two pairs: what it writes, and what it refuses."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hemera import masks as labels
+from hemera import shards, tables
+from hemera.config import MaskOptions
+from hemera.engines import stain
+from hemera.errors import EngineError, ShardError, TableError
+from hemera.stages import mask
+
+OPTIONS = MaskOptions(engines=("stain",), target="stain")
+MPP = 0.5
+
+GOLDEN = {1: ""}
+
+
+def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
+    """Return a tile of 120 x 160 px with a few cells, half of them with a brown membrane."""
+    rng = np.random.default_rng(seed)
+    blue, dab = np.zeros((120, 160)), np.zeros((120, 160))
+    y, x = np.mgrid[:120, :160]
+    for k, (cy, cx) in enumerate((r, c) for r in (25, 70) for c in (25, 75, 125)):
+        radius = np.hypot(y - cy - rng.integers(-4, 5), x - cx - rng.integers(-4, 5))
+        blue += 0.5 * (radius < 8)
+        dab += brown * ((radius > 9) & (radius < 14)) * (k % 2)
+    vectors = np.array([stain.HAEMATOXYLIN, stain.DAB])
+    density = np.stack([blue, dab], axis=-1) @ vectors
+    density = cv2.GaussianBlur(density, (0, 0), 0.8)
+    return (glass * 10**-density).round().astype(np.uint8)
+
+
+def write_unit(folder: Path, tiles: list[tuple[str, str, bytes]]) -> tuple[Path, Path]:
+    """Write tile table and shard of (tile, pair, HER2 bytes); H&E is a grey tile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    shard = folder / "unit.tar"
+    he = shards.encode(np.full((120, 160, 3), 200, np.uint8))
+    with shards.ShardWriter(shard) as writer:
+        for name, pair, her2 in tiles:
+            he_place = writer.add(f"{name}.he.jpg", he)
+            place = writer.add(f"{name}.her2.jpg", her2)
+            row: dict[str, Any] = {field.name: 0 for field in tables.TILE}
+            row |= {"tile": name, "pair": pair, "mpp": MPP, "shard": "tile/unit.tar"}
+            row |= {"he_offset": he_place[0], "he_length": he_place[1], "he_sha256": ""}
+            row |= {"her2_offset": place[0], "her2_length": place[1], "her2_sha256": ""}
+            rows.append(row)
+    table = folder / "unit.parquet"
+    tables.write(table, rows, tables.TILE)
+    return table, shard
+
+
+TILES = [
+    ("b_000000_000000", "b", draw(1, 250, 0.6)),
+    ("a_000000_000160", "a", draw(2, 180, 0.3)),
+    ("b_000160_000000", "b", draw(3, 250, 0.6)),
+    ("a_000000_000000", "a", np.full((120, 160, 3), 180, np.uint8)),
+]
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> tuple[Path, Path]:
+    return write_unit(tmp_path / "tile", [(n, p, shards.encode(rgb, "png")) for n, p, rgb in TILES])
+
+
+def run(unit: tuple[Path, Path], folder: Path, options: MaskOptions = OPTIONS) -> Path:
+    folder.mkdir(exist_ok=True)
+    mask.run(
+        tiles=unit[0],
+        tile_shard=unit[1],
+        shard=folder / "unit.tar",
+        masks=folder / "unit.parquet",
+        cells=folder / "unit.cells.parquet",
+        options=options,
+    )
+    return folder
+
+
+def test_rows_members_and_cells_say_the_same(unit: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = run(unit, tmp_path / "mask")
+    rows = tables.read(folder / "unit.parquet", tables.MASK).to_pylist()
+    cells = tables.read(folder / "unit.cells.parquet", tables.CELLS).to_pandas()
+    assert [(row["tile"], row["pair"], row["engine"]) for row in rows] == [
+        (name, pair, "stain") for name, pair, _ in TILES
+    ]
+    with tarfile.open(folder / "unit.tar") as archive:
+        assert archive.getnames() == [f"{name}.stain.png" for name, _, _ in TILES]
+        members = [archive.extractfile(info).read() for info in archive.getmembers()]
+    for row, member, (name, _, rgb) in zip(rows, members, TILES, strict=True):
+        assert row["shard"] == "mask/unit.tar"
+        data = shards.read_member(folder / "unit.tar", row["offset"], row["length"])
+        assert data == member
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert image.shape == rgb.shape[:2]
+        assert image.dtype == np.uint8
+        pixels = image.size
+        assert row["nucleus_fraction"] == pytest.approx((image & 4 > 0).sum() / pixels)
+        for level, column in enumerate(("weak", "moderate", "strong"), start=1):
+            assert row[f"{column}_fraction"] == pytest.approx((image >> 3 == level).sum() / pixels)
+        assert row["positive_fraction"] == pytest.approx(labels.positive(image).sum() / pixels)
+        own = cells[cells.tile == name]
+        assert row["cells"] == len(own)
+        assert list(own.cell) == list(range(1, len(own) + 1))
+        assert row["positive_cells"] == own.positive.sum()
+        assert row["strong_cells"] == (own.intensity == 3).sum()
+        assert own.area_px.sum() == (image & 4 > 0).sum()
+
+
+def test_what_was_drawn_is_found(unit: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = tables.read(run(unit, tmp_path / "mask") / "unit.parquet", tables.MASK).to_pylist()
+    assert [row["cells"] for row in rows] == [6, 6, 6, 0]
+    assert [row["positive_cells"] for row in rows] == [3, 3, 3, 0]
+    assert [row["strong_cells"] for row in rows] == [3, 0, 3, 0]
+    assert [row["moderate_cells"] for row in rows] == [0, 3, 0, 0]
+
+
+def test_stains_are_those_of_the_pair_not_of_the_tile(
+    unit: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The gray tile of pair a is glass, which only the pair's other tile can tell."""
+    folder = run(unit, tmp_path / "mask")
+    row = tables.read(folder / "unit.parquet", tables.MASK).to_pylist()[1]
+    image = shards.decode_mask(
+        shards.read_member(folder / "unit.tar", row["offset"], row["length"])
+    )
+    own = stain.estimate([TILES[1][2], TILES[3][2]])
+    np.testing.assert_array_equal(image, stain.segment(TILES[1][2], MPP, own, OPTIONS).mask)
+    assert own.background == (180, 180, 180)
+
+
+def test_the_order_of_tiles_of_another_pair_changes_nothing(
+    unit: tuple[Path, Path], tmp_path: Path
+) -> None:
+    alone = write_unit(
+        tmp_path / "alone", [(n, p, shards.encode(r, "png")) for n, p, r in TILES if p == "b"]
+    )
+    both = tables.read(run(unit, tmp_path / "mask") / "unit.parquet", tables.MASK).to_pylist()
+    one = tables.read(run(alone, tmp_path / "one") / "unit.parquet", tables.MASK).to_pylist()
+    assert [row["sha256"] for row in both if row["pair"] == "b"] == [row["sha256"] for row in one]
+
+
+def test_an_empty_unit_writes_empty_outputs(tmp_path: Path) -> None:
+    # the default options, with an engine whose model is not there: nothing asks for it
+    folder = run(write_unit(tmp_path / "tile", []), tmp_path / "mask", MaskOptions())
+    assert tables.read(folder / "unit.parquet", tables.MASK).num_rows == 0
+    assert tables.read(folder / "unit.cells.parquet", tables.CELLS).num_rows == 0
+    with tarfile.open(folder / "unit.tar") as archive:
+        assert archive.getnames() == []
+
+
+def test_deepliif_without_a_model_says_what_to_do(unit: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as caught:
+        run(unit, tmp_path / "mask", MaskOptions())
+    message = str(caught.value)
+    assert message.startswith("mask.deepliif_model: not given; ")
+    assert "4751737" in message
+    assert "mask.engines [stain] and mask.target stain" in message
+    assert not list((tmp_path / "mask").iterdir())
+
+
+def test_a_tile_that_is_no_image_is_named(tmp_path: Path) -> None:
+    good = shards.encode(TILES[0][2], "png")
+    unit = write_unit(tmp_path / "tile", [("good", "a", good), ("bad", "a", b"\xff\xd8\xff no")])
+    with pytest.raises(ShardError, match=r"unit\.tar: bad\.her2 cannot be decoded; .*stage tile"):
+        run(unit, tmp_path / "mask")
+    assert not list((tmp_path / "mask").iterdir())
+
+
+def test_a_truncated_shard_and_a_foreign_table_are_errors(
+    unit: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = unit[1].read_bytes()
+    unit[1].write_bytes(data[: len(data) // 2])
+    with pytest.raises(ShardError, match=r"unit\.tar"):
+        run(unit, tmp_path / "mask")
+    tables.write(unit[0], [], tables.FUNNEL)
+    with pytest.raises(TableError, match="lacks the columns"):
+        run(unit, tmp_path / "mask")
+
+
+def test_only_stain_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from hemera.stages import mask;"
+        "from hemera.config import MaskOptions; t, s, o = map(Path, sys.argv[1:]);"
+        "mask.run(tiles=t, tile_shard=s, shard=o / 'm.tar', masks=o / 'm.parquet',"
+        " cells=o / 'c.parquet', options=MaskOptions(engines=('stain',), target='stain'));"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, *unit, tmp_path], check=True)
+
+
+def test_golden(unit: tuple[Path, Path], tmp_path: Path) -> None:
+    """Fails when the outputs change: then raise `MaskOptions.version` and add its digest."""
+    folder = run(unit, tmp_path / "mask")
+    digest = hashlib.sha256((folder / "unit.tar").read_bytes())
+    for name, schema in (("unit.parquet", tables.MASK), ("unit.cells.parquet", tables.CELLS)):
+        for row in tables.read(folder / name, schema).to_pylist():
+            plain = {
+                key: f"{value:.5g}" if isinstance(value, float) and math.isfinite(value) else value
+                for key, value in row.items()
+            }
+            digest.update(json.dumps(plain).encode())
+    assert digest.hexdigest() == GOLDEN[MaskOptions.version]
