@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import logging
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -148,7 +149,10 @@ def _options(cls: type[Options], values: dict[str, Any]) -> Options:
     try:
         return cls(**given)
     except ConfigError as error:
-        raise ConfigError(str(error).replace(f"{cls.section}.", "--")) from None
+        flags = re.sub(
+            rf"\b{cls.section}\.(\w+)", lambda found: _flag(found[1]), str(error), flags=re.ASCII
+        )
+        raise ConfigError(flags) from None
 
 
 def _word(annotation: Any) -> Callable[[str], Any]:
@@ -164,7 +168,7 @@ def _word(annotation: Any) -> Callable[[str], Any]:
 def _path_or(annotation: Any) -> type:
     inner = item_type(annotation) or annotation
     for kind in (int, str):
-        if inner is kind:
+        if inner in (kind, kind | None):
             return kind
     return Path
 

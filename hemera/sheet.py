@@ -5,17 +5,17 @@ Light on purpose: Snakemake imports this module each time it parses the workflow
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hemera.errors import SheetError
 
-NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 PATH_HOSTILE = re.compile(r"[\x00-\x1f\x7f\"'`$;|&<>*?{}\\]")
 SPLITS = ("train", "val", "test")
 SCORES = ("0", "1+", "2+", "3+")
@@ -110,8 +110,10 @@ def read_sheet(path: Path) -> Sheet:
         raise SheetError(f"{path}: no such sheet; name one in config.yaml (sheet:)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
-    reader = csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
-    lines = [(number, row) for number, row in enumerate(reader, 1) if any(map(str.strip, row))]
+    # Not splitlines: it would cut a row at characters that a spreadsheet leaves inside a cell.
+    lines = [
+        (number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+    ]
     if not lines:
         raise SheetError(f"{path.name}: empty; give a header with {', '.join(REQUIRED)}")
     header = [cell.strip() for cell in lines[0][1]]
@@ -120,6 +122,7 @@ def read_sheet(path: Path) -> Sheet:
         raise SheetError("\n".join(f"{path.name}: {fault}" for fault in faults))
     pairs: list[Pair] = []
     rows: list[int] = []
+    names: dict[str, int] = {}
     for number, row in lines[1:]:
         if len(row) > len(header):
             faults.append(
@@ -130,6 +133,11 @@ def read_sheet(path: Path) -> Sheet:
         cells = dict(zip(header, [cell.strip() for cell in row], strict=False))
         row_faults: list[str] = []
         pair = _pair(cells, path.parent, row_faults)
+        name = cells["pair"] if "pair" in cells else ""
+        if name and names.setdefault(name, number) != number:
+            row_faults.append(
+                f"pair {name!r} stands in row {names[name]} already; give each pair its own name"
+            )
         faults += [f"row {number}: {fault}" for fault in row_faults]
         if pair is not None:
             pairs.append(pair)
@@ -226,7 +234,8 @@ def _pair(cells: Mapping[str, str], folder: Path, faults: list[str]) -> Pair | N
         if not NAME.fullmatch(value):
             shown = repr(value) if value else "empty"
             faults.append(
-                f"{column} is {shown}; use 1 to 100 letters, digits, hyphens and underscores"
+                f"{column} is {shown}; use 1 to 100 letters, digits, hyphens and underscores, "
+                "no hyphen in front"
             )
         return value
 
@@ -314,14 +323,6 @@ def _pair(cells: Mapping[str, str], folder: Path, faults: list[str]) -> Pair | N
 def _common_faults(pairs: list[Pair], rows: list[int]) -> list[str]:
     """Return the faults that show only when rows are held beside each other."""
     faults = []
-    seen: dict[str, int] = {}
-    for pair, row in zip(pairs, rows, strict=True):
-        if pair.pair in seen:
-            faults.append(
-                f"row {row}: pair {pair.pair} stands in row {seen[pair.pair]} already; "
-                "give each pair its own name"
-            )
-        seen.setdefault(pair.pair, row)
     splits: dict[str, tuple[str, int]] = {}
     for pair, row in zip(pairs, rows, strict=True):
         split, first = splits.setdefault(pair.case, (pair.split, row))
@@ -330,17 +331,13 @@ def _common_faults(pairs: list[Pair], rows: list[int]) -> list[str]:
                 f"row {row}: case {pair.case} is {pair.split or 'free'} here and "
                 f"{split or 'free'} in row {first}; a case stands in one split, give both the same"
             )
-    keys: tuple[tuple[str, Callable[[Pair], Path]], ...] = (
-        ("he", lambda pair: pair.he),
-        ("her2", lambda pair: pair.her2),
-    )
-    for column, key in keys:
-        owners: dict[Path, tuple[str, int]] = {}
-        for pair, row in zip(pairs, rows, strict=True):
-            case, first = owners.setdefault(key(pair), (pair.case, row))
+    owners: dict[str, tuple[str, int]] = {}
+    for pair, row in zip(pairs, rows, strict=True):
+        for column, image in zip(("he", "her2"), pair.images, strict=True):
+            case, first = owners.setdefault(os.path.normpath(image), (pair.case, row))
             if case != pair.case:
                 faults.append(
-                    f"row {row}: {column} {key(pair).name} belongs to case {pair.case} here and to "
+                    f"row {row}: {column} {image.name} belongs to case {pair.case} here and to "
                     f"{case} in row {first}; an image shown twice must be one case, or it could "
                     "stand in two splits"
                 )

@@ -50,6 +50,8 @@ def split_cases(
         # Two cases or fewer all train: a split made of the last case would leave nothing to learn.
         if len(free) < 3:
             val = test = 0
+        while val + test and val + test >= len(free):
+            val, test = (val - 1, test) if val > test else (val, test - 1)
         for number, case in enumerate(free):
             splits[case] = "val" if number < val else "test" if number < val + test else "train"
     return splits
@@ -95,9 +97,12 @@ def draw(
             for name, share in shares.items()
             if share
         )
+    # The running sum is rounded, not each share, so that `size` are drawn and not one more.
+    upto = 0.0
     for name, share in shares.items():
+        first, upto = round(size * upto / total), upto + share
         own = ranks[names[ranks] == name]
-        chosen[own[: round(size * share / total)]] = True
+        chosen[own[: round(size * upto / total) - first]] = True
     return chosen
 
 

@@ -120,8 +120,8 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, str]]:
             "dataset": "acrobat",
             "he": str(files["HE"]),
             "her2": str(files["HER2"]),
-            "he_mpp": resolutions.get(files["HE"].name, ""),
-            "her2_mpp": resolutions.get(files["HER2"].name, ""),
+            "he_mpp": resolutions.get(files["HE"].stem.lower(), ""),
+            "her2_mpp": resolutions.get(files["HER2"].stem.lower(), ""),
             "he_landmarks": str(points),
             "her2_landmarks": str(points),
         }
@@ -136,11 +136,14 @@ def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
     Raises:
         SheetError: when there is no pair.
     """
-    he_files = {
-        path.name: path
-        for path in sorted(folder.rglob("*"))
-        if path.parent.parent.name.upper() == "HE" and _BCI_FILE.fullmatch(path.name)
-    }
+    he_files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.parent.parent.name.upper() == "HE" and _BCI_FILE.fullmatch(path.name):
+            twin = he_files.setdefault(path.name, path)
+            if twin != path:
+                raise SheetError(
+                    f"{path}: {twin} has the same name; keep one of the two below {folder}"
+                )
     count = 0
     for name, he in he_files.items():
         her2 = he.parents[2] / "IHC" / he.parent.name / name
@@ -217,13 +220,13 @@ def _acrobat_order(item: tuple[tuple[str, str], object]) -> tuple[str, int, str]
 
 
 def _acrobat_resolutions(folder: Path) -> dict[str, str]:
-    """Return um/px of level 0 per file name, from the release's metadata."""
+    """Return um/px of level 0 per file name, without its suffix and in lower case."""
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("df_acrobat_meta.csv")):
         for row in _csv_rows(path):
             value = row.get("mpp_lvl_0") or ""
             if row.get("filename") and value and value.lower() != "nan":
-                found[Path(row["filename"]).with_suffix(".tif").name] = value
+                found[Path(row["filename"]).stem.lower()] = value
     if not found:
         log.warning("%s: no df_acrobat_meta.csv with mpp_lvl_0; the files' own mpp will count", folder)
     return found
@@ -265,9 +268,9 @@ def _check(sheet: Sheet, block_count: int) -> int:
                     pass
             except HemeraError as error:
                 faults.append(f"{pair.pair}: {error}")
-        for path in (*pair.landmarks, pair.roi, pair.displacement):
-            if path is not None and not path.is_file():
-                faults.append(f"{pair.pair}: {path} does not exist; mend the path")
+        for other in (*pair.landmarks, pair.roi, pair.displacement):
+            if other is not None and not other.is_file():
+                faults.append(f"{pair.pair}: {other} does not exist; mend the path")
     if faults:
         raise SheetError("\n".join(f"{sheet.path.name} {fault}" for fault in faults))
     counts = collections.Counter(pair.dataset for pair in sheet.pairs)

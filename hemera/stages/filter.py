@@ -96,25 +96,27 @@ def _criteria(
 ) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     """Return (reason, which tiles it is against), in the order in which they are asked.
 
-    Sharpness stands behind tissue, because the noise of an empty tile is sharp (FIELD 1).
+    Sharpness stands behind tissue, because the noise of an empty tile is sharp. What is not a
+    number meets no bound.
     """
 
     def column(name: str) -> npt.NDArray[np.float64]:
-        return table.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
+        values: npt.NDArray[np.float64] = table.column(name).cast(pa.float64()).to_numpy()
+        return values
 
     review = pc.equal(table.column("registration"), "review").to_numpy(zero_copy_only=False)
     compared = pc.is_in(
         table.column("dataset"), value_set=pa.array(options.histogram_datasets, pa.string())
     ).to_numpy(zero_copy_only=False)
     similarity = column("histogram_similarity")
-    unlike = np.isnan(similarity) | (similarity < options.histogram_similarity_min)
+    unlike = ~(similarity >= options.histogram_similarity_min)
     return [
         ("registration_review", review & (not options.accept_review)),
-        ("low_tissue", column("tissue_fraction") < options.tissue_fraction_min),
-        ("outside_her2", column("her2_coverage_fraction") < options.her2_coverage_min),
-        ("folded", column("folding_fraction") > options.folding_max),
-        ("blurred_he", column("he_sharpness") < options.he_sharpness_min),
-        ("blurred_her2", column("her2_sharpness") < options.her2_sharpness_min),
+        ("low_tissue", ~(column("tissue_fraction") >= options.tissue_fraction_min)),
+        ("outside_her2", ~(column("her2_coverage_fraction") >= options.her2_coverage_min)),
+        ("folded", ~(column("folding_fraction") <= options.folding_max)),
+        ("blurred_he", ~(column("he_sharpness") >= options.he_sharpness_min)),
+        ("blurred_her2", ~(column("her2_sharpness") >= options.her2_sharpness_min)),
         ("unlike_histograms", compared & unlike),
     ]
 

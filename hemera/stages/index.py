@@ -7,6 +7,8 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.config import IndexOptions
-from hemera.errors import LeakageError, TableError
+from hemera.errors import ConfigError, LeakageError, TableError
 from hemera.files import write_text
 from hemera.sheet import read_sheet
 from hemera.splits import PARTS, check_leakage, draw, split_cases
@@ -72,8 +74,14 @@ def run(
     Raises:
         LeakageError: when a case or a source image would stand in two splits, or a test source of
             SegmentationNet was seen by GenerationNet.
-        TableError: when resolutions are mixed and that is not allowed.
+        TableError: when resolutions are mixed and that is not allowed, or the table names pairs
+            that the sheet lacks.
+        ConfigError: when `target` is none of `engines`.
     """
+    if target not in engines:
+        raise ConfigError(
+            f"mask.target: {target} is not among the engines {', '.join(engines)}; name one of them"
+        )
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
     table = tables.read(tiles, tables.filtered(engines))
     scores: dict[str, set[str]] = collections.defaultdict(set)
@@ -89,8 +97,15 @@ def run(
         test_fraction=options.test_fraction,
     )
     check_leakage(
-        (pair.case, str(pair.he), str(pair.her2), splits[pair.case]) for pair in pairs.values()
+        (pair.case, os.path.normpath(pair.he), os.path.normpath(pair.her2), splits[pair.case])
+        for pair in pairs.values()
     )
+    unknown = sorted(set(table.column("pair").unique().to_pylist()) - set(pairs))
+    if unknown:
+        raise TableError(
+            f"{tiles}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet lacks; run "
+            "stage filter again"
+        )
     cases = [pairs[name].case for name in table.column("pair").to_pylist()]
     table = table.append_column("case", pa.array(cases, pa.string()))
     split = np.array([splits[case] for case in cases], dtype="U5")
@@ -143,7 +158,7 @@ def _subset(
     """Draw a network's tiles of each part; an empty text for a tile it does not use."""
     accepted = table.column("accepted").to_numpy(zero_copy_only=False)
     names = np.array(table.column("tile").to_pylist(), dtype=object)
-    datasets = np.array(table.column("dataset").to_pylist(), dtype=object)
+    datasets = np.array(table.column("dataset").to_pylist(), dtype=str)
     result = np.full(table.num_rows, "", dtype="U5")
     train_on: tuple[str, ...] = getattr(options, f"{network}_datasets")
     shares_given: tuple[float, ...] = getattr(options, f"{network}_shares")
@@ -154,7 +169,18 @@ def _subset(
             wanted, shares = options.generation_test_datasets, None
         pool = accepted & (split == part)
         if wanted:
-            pool &= np.isin(datasets.astype(str), wanted)
+            pool &= np.isin(datasets, wanted)
+            absent = sorted(set(wanted) - set(datasets))
+            if absent:
+                key = "test_datasets" if wanted is not train_on else "datasets"
+                log.warning(
+                    "%s %s: no tile is of %s; index.%s_%s names it",
+                    network,
+                    part,
+                    ", ".join(absent),
+                    network,
+                    key,
+                )
         places = np.flatnonzero(pool)
         count: int | None = getattr(options, f"{network}_{part}")
         chosen = draw(
@@ -210,8 +236,8 @@ def _mixture(table: pa.Table, options: IndexOptions) -> str | None:
     fact = f"tiles of different resolution are mixed ({words} um/px): a network sees two scales"
     if not options.allow_mixed_mpp:
         raise TableError(
-            f"index.allow_mixed_mpp: {fact}, and mixing is not allowed; set tile.mpp to {high:.3g} "
-            "or coarser, or allow_mixed_mpp: true"
+            f"index.allow_mixed_mpp: {fact}, and mixing is not allowed; set tile.mpp to "
+            f"{math.ceil(high * 1000) / 1000:g} or coarser, or allow_mixed_mpp: true"
         )
     log.warning("%s; tile.mpp sets one for all", fact)
     return fact
