@@ -133,7 +133,7 @@ def read_sheet(path: Path) -> Sheet:
         cells = dict(zip(header, [cell.strip() for cell in row], strict=False))
         row_faults: list[str] = []
         pair = _pair(cells, path.parent, row_faults)
-        name = cells["pair"] if "pair" in cells else ""
+        name = cells.get("pair", "")
         if name and names.setdefault(name, number) != number:
             row_faults.append(
                 f"pair {name!r} stands in row {names[name]} already; give each pair its own name"
