@@ -1,0 +1,350 @@
+"""DeepLIIF through its own package, with a small model of random weights made on the spot."""
+
+import argparse
+import contextlib
+import io
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hemera import masks
+from hemera.config import MaskOptions
+from hemera.engines import deepliif, stain
+from hemera.errors import EngineError
+
+WIDTH = 4
+NETWORKS = ["G1", "G2", "G3", "G4", "G51", "G52", "G53", "G54", "G55"]
+
+
+def options(folder: Path | None, **changes: object) -> MaskOptions:
+    return MaskOptions(
+        engines=("deepliif",),
+        deepliif_model=None if folder is None else str(folder),
+        **{"device": "cpu", "torch_threads": 1, **changes},
+    )
+
+
+@pytest.fixture(scope="session")
+def raw_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a training directory of DeepLIIF: what its `save_options` and `define_G` make.
+
+    The last layer of a segmentation is shifted to where cells are (little green, some red or
+    blue), so that random weights give cells of both signs.
+    """
+    deepliif._package()
+    import torch
+    from deepliif.models import networks
+    from deepliif.options import save_options
+
+    folder = tmp_path_factory.mktemp("models") / "raw"
+    folder.mkdir()
+    values = argparse.Namespace(
+        checkpoints_dir=str(folder.parent),
+        name=folder.name,
+        phase="train",
+        model="DeepLIIF",
+        modalities_no=4,
+        seg_gen=True,
+        seg_no=1,
+        input_no=1,
+        input_nc=3,
+        output_nc=3,
+        ngf=WIDTH,
+        netG="resnet_6blocks",
+        net_gs="unet_64",
+        norm="batch",
+        no_dropout=True,
+        init_type="normal",
+        init_gain=0.02,
+        padding="zero",
+        upsample="convtranspose",
+        gpu_ids=(),
+        epoch="latest",
+        load_iter=0,
+        verbose=False,
+        preprocess="none",
+        remote_transfer_cmd=None,
+        scale_size=512,
+        continue_train=False,
+    )
+    torch.manual_seed(11)
+    with contextlib.redirect_stdout(io.StringIO()):
+        save_options(values)
+        for name in NETWORKS:
+            segments = len(name) == 3
+            network = networks.define_G(
+                3,
+                3,
+                WIDTH,
+                values.net_gs if segments else values.netG,
+                "batch",
+                False,
+                padding_type="reflect" if segments else "zero",
+            )
+            last = [m for m in network.modules() if isinstance(m, torch.nn.modules.conv._ConvNd)]
+            outer = [m for m in last if m.out_channels == 3][-1]
+            with torch.no_grad():
+                outer.weight *= 60.0
+                outer.bias.copy_(torch.tensor([-0.6, -1.5, -0.6] if segments else [0.0] * 3))
+            torch.save(network.state_dict(), folder / f"latest_net_{name}.pth")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(raw_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the same model as DeepLIIF's own `serialize` writes it."""
+    import cli
+    import torch
+
+    folder = tmp_path_factory.mktemp("serialized") / "model"
+    original = cli.Options
+
+    def small(*given: object, **named: object) -> object:
+        # the package sets 64 whatever was trained
+        made = original(*given, **named)
+        made.ngf = WIDTH
+        return made
+
+    cli.Options = small
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            cli.serialize.callback(
+                model_dir=str(raw_model),
+                output_dir=str(folder),
+                device="cpu",
+                epoch="latest",
+                verbose=0,
+            )
+    finally:
+        cli.Options = original
+    return folder
+
+
+def tile(height: int = 200, width: int = 280, seed: int = 4) -> npt.NDArray[np.uint8]:
+    """Return a tile with blobs of blue and brown on white."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    density = np.zeros((height, width, 3))
+    for _ in range(40):
+        cy, cx = rng.uniform(0, height), rng.uniform(0, width)
+        dye = np.array(stain.HAEMATOXYLIN if rng.random() < 0.5 else stain.DAB)
+        density += 0.6 * (np.hypot(y - cy, x - cx) < rng.uniform(5, 12))[..., None] * dye
+    noise = rng.normal(0, 2, density.shape)
+    return (245 * 10**-density + noise).round().clip(0, 255).astype(np.uint8)
+
+
+STAINS = stain.Stains((245, 245, 245))
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 0.92])
+def test_labels_are_those_of_the_package(model: Path, mpp: float) -> None:
+    from deepliif.models import infer_modalities
+    from PIL import Image
+
+    rgb = tile()
+    loaded = deepliif.Model(options(model))
+    found = loaded.segment(rgb, mpp, STAINS)
+    with contextlib.redirect_stdout(io.StringIO()):
+        images, scoring = infer_modalities(
+            Image.fromarray(rgb), deepliif.tile_size(mpp), str(model), seg_weights=[0.2] * 5
+        )
+    refined = np.asarray(images["SegRefined"])
+    classes = masks.classes(found.mask)
+    assert found.mask.shape == rgb.shape[:2]
+    np.testing.assert_array_equal(classes == masks.POSITIVE, refined[..., 0] == 255)
+    np.testing.assert_array_equal(classes == masks.NEGATIVE, refined[..., 2] == 255)
+    # theirs is drawn three pixels wide, ours is the pixel around the cell
+    assert ((refined[..., 1] == 255) | (classes != masks.BOUNDARY)).all()
+    assert len(found.cells) == scoring["num_total"] > 3
+    assert found.cells.positive.sum() == scoring["num_pos"]
+    np.testing.assert_array_equal(masks.nuclei(found.mask), (classes == 1) | (classes == 2))
+
+
+def test_both_signs_occur_and_cells_stand_where_the_mask_says(model: Path) -> None:
+    found = deepliif.Model(options(model)).segment(tile(), 0.25, STAINS)
+    classes = masks.classes(found.mask)
+    assert 0 < found.cells.positive.sum() < len(found.cells)
+    from scipy import ndimage
+
+    for sign, positive in ((masks.POSITIVE, True), (masks.NEGATIVE, False)):
+        kept = (classes == sign) | (classes == masks.BOUNDARY)
+        pieces, count = ndimage.label(classes == sign, np.ones((3, 3)))
+        centres = np.array(ndimage.center_of_mass(classes == sign, pieces, range(1, count + 1)))
+        own = found.cells.positive == positive
+        at = np.column_stack([found.cells.y_px[own], found.cells.x_px[own]]) - 0.5
+        distance = np.hypot(*(at[:, None] - centres[None]).transpose(2, 0, 1)).min(axis=1)
+        # the package makes a cell's first pixel boundary, which moves a centroid a little
+        assert np.median(distance) < 0.5
+        assert kept.any()
+
+
+def test_intensity_is_that_of_the_membrane_engine(model: Path) -> None:
+    rgb = tile()
+    chosen = options(model)
+    found = deepliif.Model(chosen).segment(rgb, 0.5, STAINS)
+    dab = np.ascontiguousarray(stain.separate(rgb, STAINS)[..., 1])
+    np.testing.assert_array_equal(masks.intensity(found.mask), stain.classify(dab, 0.5, chosen))
+    assert len(np.unique(masks.intensity(found.mask))) > 2
+
+
+def test_raw_networks_answer_as_serialized_ones(raw_model: Path, model: Path) -> None:
+    rgb = tile()
+    raw, _ = deepliif.Model(options(raw_model)).infer(rgb, 0.25)
+    serialized, _ = deepliif.Model(options(model)).infer(rgb, 0.25)
+    assert np.abs(raw.astype(int) - serialized).max() <= 1
+    assert raw.std() > 5
+
+
+def test_weights_and_thresholds_reach_the_package(model: Path) -> None:
+    rgb = tile()
+    default = deepliif.Model(options(model))
+    seg, _ = default.infer(rgb, 0.25)
+    weighted = deepliif.Model(options(model, deepliif_seg_weights=(0.5, 0.0, 0.0, 0.0, 0.5)))
+    assert (weighted.infer(rgb, 0.25)[0] != seg).any()
+    base = default.segment(rgb, 0.25, STAINS)
+    strict = deepliif.Model(options(model, deepliif_threshold=200, deepliif_size_px=0))
+    loose = deepliif.Model(options(model, deepliif_threshold=120, deepliif_size_px=0))
+    fewer, more = (masks.nuclei(m.segment(rgb, 0.25, STAINS).mask) for m in (strict, loose))
+    assert 0 < fewer.sum() < more.sum()
+    large = deepliif.Model(options(model, deepliif_size_px=400)).segment(rgb, 0.25, STAINS)
+    assert 0 < len(large.cells) < len(base.cells)
+    assert large.cells.area_px.min() > 400 >= base.cells.area_px.min()
+    every = deepliif.Model(options(model, deepliif_marker=0)).segment(rgb, 0.25, STAINS)
+    assert every.cells.positive.all()
+
+
+@pytest.mark.parametrize("value", [0, 178, 255])
+def test_a_tile_of_one_colour_is_blank(model: Path, value: int) -> None:
+    found = deepliif.Model(options(model)).segment(
+        np.full((60, 90, 3), value, np.uint8), 0.5, STAINS
+    )
+    assert found.note == "blank"
+    assert not found.mask.any()
+    assert found.mask.shape == (60, 90)
+    assert len(found.cells) == 0
+
+
+def test_blank_is_what_the_package_calls_empty() -> None:
+    deepliif._package()
+    from deepliif.models import is_empty
+    from PIL import Image
+
+    rng = np.random.default_rng(1)
+    for spread in (0.5, 2.0, 2.9, 3.3, 6.0):
+        rgb = (170 + rng.normal(0, spread, (70, 90, 1)) * np.ones(3)).round().astype(np.uint8)
+        assert deepliif.is_blank(rgb) == is_empty(Image.fromarray(rgb)), spread
+
+
+@pytest.mark.parametrize(
+    ("mpp", "size", "name"),
+    [(0.25, 512, "40x"), (0.5, 256, "20x"), (0.92, 139, "10x"), (1.0, 128, "10x")],
+)
+def test_tile_size_follows_the_magnification(mpp: float, size: int, name: str) -> None:
+    assert deepliif.tile_size(mpp) == size
+    assert deepliif.resolution(size) == name
+
+
+def copied(folder: Path, into: Path) -> Path:
+    target = into / "copy"
+    shutil.copytree(folder, target)
+    return target
+
+
+def test_what_is_missing_is_named(model: Path, raw_model: Path, tmp_path: Path) -> None:
+    folder = copied(model, tmp_path / "a")
+    (folder / "G52.pt").unlink()
+    (folder / "train_opt.txt").unlink()
+    with pytest.raises(EngineError, match=r"lacks G52\.pt, train_opt\.txt; .*4751737"):
+        deepliif.Model(options(folder))
+    folder = copied(raw_model, tmp_path / "b")
+    (folder / "latest_net_G3.pth").unlink()
+    with pytest.raises(EngineError, match=r"lacks latest_net_G3\.pth; "):
+        deepliif.Model(options(folder))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(EngineError, match=r"lacks G1\.pt, .*G55\.pt, train_opt\.txt"):
+        deepliif.Model(options(empty))
+    with pytest.raises(EngineError, match="nowhere is no directory"):
+        deepliif.Model(options(tmp_path / "nowhere"))
+    with pytest.raises(EngineError, match=r"not given; .*4751737.*mask\.target stain"):
+        deepliif.Model(options(None))
+
+
+@pytest.mark.parametrize("kind", ["raw", "serialized"])
+def test_a_wrong_file_is_an_error(model: Path, raw_model: Path, tmp_path: Path, kind: str) -> None:
+    folder = copied(raw_model if kind == "raw" else model, tmp_path)
+    (folder / ("latest_net_G4.pth" if kind == "raw" else "G4.pt")).write_bytes(b"not a network")
+    with pytest.raises(EngineError, match="not a DeepLIIF model that can be loaded"):
+        deepliif.Model(options(folder))
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("ran",)
+
+
+def test_a_pickle_that_wants_to_run_code_does_not(
+    raw_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copied(raw_model, tmp_path)
+    with (folder / "latest_net_G1.pth").open("wb") as file:
+        pickle.dump(Payload(), file)
+    with pytest.raises(EngineError, match="not a DeepLIIF model that can be loaded"):
+        deepliif.Model(options(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "__import__('os').mkdir('ran')",
+        '\'__import__("os").mkdir("ran")\'',
+        "[x for x in (1, 2)]",
+        "__imp[default: no]ort__('os').mkdir('ran')",
+    ],
+)
+def test_options_that_want_to_run_code_do_not(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copied(model, tmp_path)
+    with (folder / "train_opt.txt").open("a") as file:
+        file.write(f"\n            sneaky: {value}\n")
+    with pytest.raises(EngineError, match="the value of sneaky is code"):
+        deepliif.Model(options(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_of_another_kind_is_refused(model: Path, tmp_path: Path) -> None:
+    folder = copied(model, tmp_path)
+    path = folder / "train_opt.txt"
+    path.write_text(path.read_text().replace("model: DeepLIIF ", "model: CycleGAN "))
+    with pytest.raises(EngineError, match="kind CycleGAN"):
+        deepliif.Model(options(folder))
+
+
+def test_a_gpu_that_is_not_there_is_an_error(model: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(EngineError, match=r"mask\.device: cuda"):
+        deepliif.Model(options(model, device="cuda"))
+
+
+@pytest.fixture
+def other_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("DEEPLIIF_MODEL_DIR", "/nowhere")
+    yield
+
+
+@pytest.mark.usefixtures("other_folder")
+def test_the_environment_does_not_choose_the_model(model: Path) -> None:
+    assert len(deepliif.Model(options(model)).segment(tile(), 0.5, STAINS).cells)
