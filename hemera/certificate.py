@@ -1,0 +1,411 @@
+"""The certificate of a registration: what is measured on the final map, and the verdict.
+
+Every quantity is computed from the two images and the map alone, so it owes nothing to what the
+engine thinks of its own result. Thresholds come from outside; see `Limits`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from hemera.displacement import (
+    Displacement,
+    fit_affine,
+    folding_fraction,
+    map_grid,
+    map_points,
+)
+from hemera.pixels import haematoxylin, optical_density, tissue_threshold
+
+# All lengths as a share of the diagonal of the H&E image.
+TILE = 0.08
+TILE_SHIFTS = (0.02, 0.035)
+WINDOW = 0.025
+MARGIN_SHIFTS = (0.03, 0.06, 0.12)
+SMOOTHING = 2 / 1400
+"""2 px where the image is about 1,000 px a side."""
+
+TILE_TISSUE = 0.25
+TISSUE_OTSU = 0.6
+TISSUE_DENSITY_MIN = 0.04
+"""Least optical density of tissue: Otsu's threshold of a blank slide is that of its noise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Where pass, review and fail lie; the names are those of `RegisterOptions`."""
+
+    tile_ok_pass: float
+    tile_ok_fail: float
+    lncc_pass: float
+    lncc_fail: float
+    ncc_margin_pass: float
+    ncc_margin_fail: float
+    match_fraction_pass: float
+    match_fraction_fail: float
+    log_scale_max: float
+    anisotropy_max: float
+    folding_pass: float
+    folding_fail: float
+    coverage_pass: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LocalQuality:
+    """The map of `tile_ok`: how well the stains match at each place, tissue only."""
+
+    centres_um: npt.NDArray[np.float64]
+    """(N, 2) as (x, y), um on H&E."""
+    ncc: npt.NDArray[np.float64]
+    """(N,), correlation of haematoxylin in place."""
+    best_shifted: npt.NDArray[np.float64]
+    """(N,), the best correlation of the 16 shifted versions."""
+    side_um: float
+    """Side of the squares it was measured on."""
+
+    @property
+    def ok(self) -> npt.NDArray[np.bool_]:
+        """(N,), where nothing shifted matches better."""
+        return self.ncc > self.best_shifted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Signals:
+    """What is measured on a map; None where there is no tissue to measure it on."""
+
+    tile_ok: float | None
+    """Share of tissue tiles in which no shifted version matches better; chance: 1/17."""
+    lncc: float | None
+    """Median local correlation of haematoxylin over tissue."""
+    ncc: float | None
+    """Correlation of haematoxylin over the image."""
+    ncc_margin: float | None
+    """The same less the best of 36 shifts."""
+    rotation_deg: float | None
+    scale: float | None
+    anisotropy: float | None
+    determinant: float | None
+    """Of the affine part over tissue, on the slides in um; negative where it mirrors."""
+    folding_fraction: float | None
+    """Share of tissue over which the map folds."""
+    coverage_fraction: float | None
+    """Share of H&E tissue that lies on the HER2 image."""
+    displacement_median_um: float | None
+    """Median length of the displacement over tissue."""
+    local: LocalQuality
+
+
+def smooth_haematoxylin(rgb: npt.NDArray[np.uint8], sigma_px: float) -> npt.NDArray[np.float32]:
+    """Return the haematoxylin of an image as `hemera.pixels` separates it, smoothed: (H, W)."""
+    return np.asarray(cv2.GaussianBlur(haematoxylin(rgb), (0, 0), sigma_px), np.float32)
+
+
+def tissue(rgb: npt.NDArray[np.uint8], sigma_px: float) -> npt.NDArray[np.bool_]:
+    """Outline the tissue by its optical density: (H, W).
+
+    Otsu's threshold is taken times 0.6, so that pale tissue beside dark is kept.
+    """
+    blurred = cv2.GaussianBlur(optical_density(rgb).mean(axis=2), (0, 0), 2 * sigma_px)
+    # Steps of 0.005 up to 1.275: finer than any noise, and deeper than blurred tissue.
+    steps = np.clip(np.rint(blurred / 0.005), 0, 255).astype(np.uint8)
+    threshold = max(TISSUE_OTSU * tissue_threshold(steps, 0, 255) * 0.005, TISSUE_DENSITY_MIN)
+    return np.asarray(blurred > threshold, np.bool_)
+
+
+def measure(
+    fixed: npt.NDArray[np.uint8],
+    moving: npt.NDArray[np.uint8],
+    d: Displacement,
+    *,
+    fixed_mpp: float,
+    moving_mpp: float,
+    fixed_size_um: tuple[float, float],
+    moving_size_um: tuple[float, float],
+    mirrored: bool = False,
+) -> Signals:
+    """Measure a map on two images.
+
+    Args:
+        fixed: (H, W, 3) RGB of the H&E slide from its top-left corner, on white, about 1,000 px
+            a side; it may be padded with white at the right and below.
+        moving: (H, W, 3) RGB of the HER2 slide as it is stored.
+        d: the map, not empty.
+        fixed_mpp: um per pixel of `fixed`.
+        moving_mpp: um per pixel of `moving`.
+        fixed_size_um: (width, height) of the H&E slide.
+        moving_size_um: (width, height) of the HER2 slide.
+        mirrored: the map is meant to mirror.
+    """
+    height, width = fixed.shape[:2]
+    diagonal_px = math.hypot(*fixed_size_um) / fixed_mpp
+    sigma = max(SMOOTHING * diagonal_px, 0.5)
+    here = smooth_haematoxylin(fixed, sigma)
+    inside = tissue(fixed, sigma)
+    moving_diagonal_px = diagonal_px * fixed_mpp / moving_mpp
+    there = smooth_haematoxylin(moving, max(SMOOTHING * moving_diagonal_px, 0.5))
+    # With room on every side, so that what is shifted has its neighbourhood.
+    room = math.ceil(max(MARGIN_SHIFTS) * diagonal_px) + 1
+    partner = map_grid(
+        d,
+        -room * fixed_mpp,
+        -room * fixed_mpp,
+        fixed_mpp,
+        width + 2 * room,
+        height + 2 * room,
+    )
+    index = (partner / moving_mpp - 0.5).astype(np.float32)
+    warped = cv2.remap(
+        there,
+        index[..., 0],
+        index[..., 1],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    ).astype(np.float32, copy=False)
+
+    def shifted(dx: float, dy: float) -> npt.NDArray[np.float32]:
+        x, y = room + round(dx), room + round(dy)
+        return warped[y : y + height, x : x + width]
+
+    in_place = shifted(0, 0)
+    local = _local_quality(here, inside, shifted, diagonal_px, fixed_mpp)
+    rows, columns = (np.arange(count) + 0.5 for count in d.vectors_um.shape[:2])
+    at_tissue = inside[
+        np.ix_(
+            (rows * d.mpp / fixed_mpp).astype(np.int64).clip(max=height - 1),
+            (columns * d.mpp / fixed_mpp).astype(np.int64).clip(max=width - 1),
+        )
+    ]
+    folding = folding_fraction(d, at_tissue, mirrored=mirrored) if at_tissue.any() else None
+    if not inside.any():
+        return Signals(None, None, None, None, None, None, None, None, folding, None, None, local)
+    window = max(3, round(WINDOW * diagonal_px) | 1)
+    ncc = _correlation(here, in_place)
+    rivals = [
+        _correlation(here, shifted(dx, dy))
+        for dx, dy in _directions(MARGIN_SHIFTS, 12, diagonal_px)
+    ]
+    # On the pixels of the image, not on the nodes: a coarse grid may miss a small piece of tissue.
+    y, x = np.nonzero(inside)
+    step = max(1, len(x) // 50_000)
+    points = (np.stack([x, y], axis=-1)[::step] + 0.5) * fixed_mpp
+    landed = map_points(d, points)
+    covered = ((landed >= 0) & (landed <= np.asarray(moving_size_um))).all(axis=1)
+    affine = fit_affine(d, at_tissue if at_tissue.sum() >= 16 else None)
+    return Signals(
+        tile_ok=float(local.ok.mean()) if len(local.ncc) else None,
+        lncc=float(np.median(_local_correlation(here, in_place, window)[inside])),
+        ncc=ncc,
+        ncc_margin=ncc - max(rivals),
+        rotation_deg=affine.rotation_deg,
+        scale=affine.scale,
+        anisotropy=affine.anisotropy,
+        determinant=affine.determinant,
+        folding_fraction=folding,
+        coverage_fraction=float(covered.mean()),
+        displacement_median_um=float(np.median(np.linalg.norm(landed - points, axis=1))),
+        local=local,
+    )
+
+
+def prefer_rigid(nonrigid: Signals, rigid: Signals, tolerance: float) -> bool:
+    """Tell whether the nonrigid stage made the map worse: the rigid one is then to be kept.
+
+    Args:
+        nonrigid: measured on the final map.
+        rigid: measured on the map before the nonrigid stage.
+        tolerance: by how much `tile_ok` may fall before it counts.
+    """
+    if nonrigid.tile_ok is None or rigid.tile_ok is None:
+        return False
+    return nonrigid.tile_ok < rigid.tile_ok - tolerance
+
+
+def judge(
+    signals: Signals,
+    limits: Limits,
+    *,
+    match_count: int | None,
+    match_fraction: float | None,
+    rigid_kept: bool = False,
+    mirrored: bool = False,
+) -> tuple[str, str | None]:
+    """Return the verdict, and why it is not better: each quantity with its value and its bound.
+
+    Args:
+        signals: measured on the map.
+        limits: where pass, review and fail lie.
+        match_count: matches behind the rigid map; 0: the engine went on with the identity.
+        match_fraction: share of the matches that agree with the rigid map; None: no match.
+        rigid_kept: the map is the rigid one, because the nonrigid one was worse.
+        mirrored: the map is meant to mirror.
+
+    Returns:
+        pass, review or fail; the reasons in words, None for pass.
+    """
+    fails: list[str] = []
+    reviews: list[str] = []
+    if match_count == 0:
+        fails.append("the engine found no match between the slides and returned the identity")
+    elif match_count is None or match_fraction is None:
+        fails.append("match_fraction unknown: no match could be made between the mapped slides")
+    else:
+        _at_least(
+            "match_fraction",
+            match_fraction,
+            limits.match_fraction_pass,
+            limits.match_fraction_fail,
+            fails,
+            reviews,
+        )
+    _at_least("tile_ok", signals.tile_ok, limits.tile_ok_pass, limits.tile_ok_fail, fails, reviews)
+    _at_least("lncc", signals.lncc, limits.lncc_pass, limits.lncc_fail, fails, reviews)
+    _at_least(
+        "ncc_margin",
+        signals.ncc_margin,
+        limits.ncc_margin_pass,
+        limits.ncc_margin_fail,
+        fails,
+        reviews,
+    )
+    if signals.determinant is not None and (signals.determinant < 0) != mirrored:
+        fails.append(
+            "the map mirrors HER2, which the sheet does not say"
+            if signals.determinant < 0
+            else "the map does not mirror HER2, which the sheet says"
+        )
+    if signals.scale is not None:
+        size = abs(math.log(signals.scale)) if signals.scale > 0 else math.inf
+        if not size <= limits.log_scale_max:
+            fails.append(
+                f"scale {signals.scale:.3f}, outside {math.exp(-limits.log_scale_max):.3f} to "
+                f"{math.exp(limits.log_scale_max):.3f}"
+            )
+    if signals.anisotropy is not None and not signals.anisotropy <= limits.anisotropy_max:
+        fails.append(f"anisotropy {signals.anisotropy:.3f}, above {limits.anisotropy_max:g}")
+    if signals.folding_fraction is not None:
+        folding = signals.folding_fraction
+        if folding > limits.folding_fail:
+            fails.append(f"folding_fraction {folding:.4f}, above {limits.folding_fail:g}")
+        elif folding > limits.folding_pass:
+            reviews.append(f"folding_fraction {folding:.4f}, above {limits.folding_pass:g}")
+    if signals.coverage_fraction is not None and signals.coverage_fraction < limits.coverage_pass:
+        reviews.append(
+            f"coverage_fraction {signals.coverage_fraction:.3f}, below {limits.coverage_pass:g}"
+        )
+    if rigid_kept:
+        reviews.append("the rigid map was kept, because the nonrigid one lowered tile_ok")
+    if fails:
+        return "fail", "; ".join(fails)
+    if reviews:
+        return "review", "; ".join(reviews)
+    return "pass", None
+
+
+def _at_least(
+    name: str,
+    value: float | None,
+    enough: float,
+    least: float,
+    fails: list[str],
+    reviews: list[str],
+) -> None:
+    if value is None or not math.isfinite(value):
+        fails.append(f"{name} unknown: no tissue to measure it on")
+    elif value < least:
+        fails.append(f"{name} {value:.3f}, below {least:g}")
+    elif value < enough:
+        reviews.append(f"{name} {value:.3f}, below {enough:g}")
+
+
+def _directions(
+    radii: tuple[float, ...], count: int, diagonal_px: float
+) -> list[tuple[float, float]]:
+    """Shifts in `count` directions by each radius, in pixels."""
+    return [
+        (
+            radius * diagonal_px * math.cos(2 * math.pi * k / count),
+            radius * diagonal_px * math.sin(2 * math.pi * k / count),
+        )
+        for radius in radii
+        for k in range(count)
+    ]
+
+
+def _correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    x = a.astype(np.float64) - a.mean(dtype=np.float64)
+    y = b.astype(np.float64) - b.mean(dtype=np.float64)
+    norm = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
+    return float((x * y).sum()) / norm if norm > 0 else 0.0
+
+
+def _box(values: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.float64]:
+    """Mean over a square window, the edge mirrored."""
+    mean: npt.NDArray[np.float64] = ndimage.uniform_filter(values, side, mode="reflect")
+    return mean
+
+
+def _local_correlation(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], side: int
+) -> npt.NDArray[np.float64]:
+    """Correlation over a square window around each pixel; 0 where one of the two is flat."""
+    return _Window(a, side).correlation(b)
+
+
+class _Window:
+    """Local correlation with one image that is compared with many."""
+
+    def __init__(self, image: npt.NDArray[np.float32], side: int) -> None:
+        self._side = side
+        # Centred first: variances are differences of means.
+        self._offset = float(image.mean(dtype=np.float64))
+        self._image = image.astype(np.float64) - self._offset
+        self._mean = _box(self._image, side)
+        self._variance = _box(self._image**2, side) - self._mean**2
+
+    def correlation(self, other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        values = other.astype(np.float64) - float(other.mean(dtype=np.float64))
+        mean = _box(values, self._side)
+        variance = _box(values**2, self._side) - mean**2
+        covariance = _box(self._image * values, self._side) - self._mean * mean
+        usable = (self._variance > 1e-10) & (variance > 1e-10)
+        spread = np.sqrt(np.where(usable, self._variance * variance, 1.0))
+        return np.where(usable, covariance / spread, 0.0)
+
+
+class _Shifted(Protocol):
+    def __call__(self, dx: float, dy: float) -> npt.NDArray[np.float32]: ...
+
+
+def _local_quality(
+    here: npt.NDArray[np.float32],
+    inside: npt.NDArray[np.bool_],
+    shifted: _Shifted,
+    diagonal_px: float,
+    mpp: float,
+) -> LocalQuality:
+    """Correlate tile by tile, in place and shifted."""
+    side = max(3, round(TILE * diagonal_px) | 1)
+    half, step = side // 2, max(1, side // 2)
+    height, width = here.shape
+    # Whole tiles only; a slide smaller than a tile has one, in its middle.
+    x = np.arange(half, max(width - half, half + 1), step).clip(max=width - 1)
+    y = np.arange(half, max(height - half, half + 1), step).clip(max=height - 1)
+    grid = np.ix_(y, x)
+    share = _box(inside.astype(np.float64), side)[grid]
+    rows, columns = np.nonzero(share > TILE_TISSUE)
+    window = _Window(here, side)
+    ncc = window.correlation(shifted(0, 0))[grid][rows, columns]
+    best = np.full(ncc.shape, -1.0)
+    if len(ncc):
+        for dx, dy in _directions(TILE_SHIFTS, 8, diagonal_px):
+            best = np.maximum(best, window.correlation(shifted(dx, dy))[grid][rows, columns])
+    centres = np.stack([x[columns] + 0.5, y[rows] + 0.5], axis=-1) * mpp
+    return LocalQuality(centres, ncc, best, side * mpp)

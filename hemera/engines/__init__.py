@@ -1,0 +1,1 @@
+"""The engines HEMERA drives, one module each: the only importers of those projects."""
