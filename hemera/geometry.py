@@ -138,7 +138,8 @@ def spread_lattice(lattice: npt.NDArray[np.float64], step: int, size: int) -> Po
     # Not cv2.remap, whose coordinates come in steps of 1/32: cv2.resize interpolates exactly.
     base = lattice.mean(axis=(0, 1))
     side = lattice.shape[0] * step
-    fine = cv2.resize(lattice - base, (side, side), interpolation=cv2.INTER_LINEAR)
+    coarse = (lattice - base).astype(np.float32)
+    fine = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_LINEAR)
     result: Points = fine[step : step + size, step : step + size] + base
     return result
 

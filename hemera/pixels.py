@@ -332,27 +332,27 @@ def shift_resample(
         rgb,
         np.broadcast_to(x.astype(np.float32), (height, width)),
         np.broadcast_to(y.astype(np.float32)[:, None], (height, width)),
-        None,
+        cubic=False,
     )
 
 
-def remap(rgb: RGB, x: Float, y: Float, outside: tuple[int, int, int] | None) -> RGB:
-    """Sample an image bilinearly at pixel indices (the centre of pixel 0 is 0).
+def remap(rgb: RGB, x: Float, y: Float, *, cubic: bool) -> RGB:
+    """Sample an image at pixel indices (the centre of pixel 0 is 0); its edge is repeated.
 
     Args:
         rgb: the source.
         x: (H, W) column indices.
         y: (H, W) row indices.
-        outside: colour beyond the edges; None repeats the edge.
+        cubic: bicubic, which keeps three quarters of the sharpness where bilinear keeps less than
+            half of it; else bilinear, which never overshoots.
     """
     return np.asarray(
         cv2.remap(
             rgb,
             np.ascontiguousarray(x, np.float32),
             np.ascontiguousarray(y, np.float32),
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT,
-            borderValue=(0, 0, 0) if outside is None else outside,
+            cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
         ),
         np.uint8,
     )

@@ -7,9 +7,12 @@ exactly: a read takes the next finer level and averages over the exact area of e
 
 from __future__ import annotations
 
+import collections
 import io
 import logging
 import math
+import os
+import re
 import struct
 import threading
 import warnings
@@ -35,11 +38,15 @@ log = logging.getLogger(__name__)
 
 RGB = npt.NDArray[np.uint8]
 
-READERS = ("auto", "openslide", "tiffslide", "image")
+READERS = ("auto", "tiff", "openslide", "tiffslide", "image")
 """Names of the readers; auto takes the first that reads the whole file."""
 
 ANISOTROPY_MAX = 0.01
 MISMATCH_MAX = 0.10
+_SMALL_SIDE = 1024
+_CACHE_BYTES = 96 * 2**20
+_DIRECT_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 50000, 50001})
+"""None, LZW, JPEG, Deflate (both), Zstandard, WebP."""
 IMAGE_PIXELS_MAX = 178_956_970
 """An image without tiles is held in memory whole: half a gigabyte at this size."""
 
@@ -86,7 +93,7 @@ class Slide:
 
     Attributes:
         path: the file.
-        reader: openslide, tiffslide or image.
+        reader: tiff, openslide, tiffslide or image.
         vendor: what wrote it, as far as the reader knows.
         size_px: (width, height) of level 0.
         mpp: um per pixel of level 0.
@@ -110,6 +117,7 @@ class Slide:
         self.level_mpps = tuple(mpp * math.sqrt(fx * fy) for fx, fy in self.level_downsamples)
         self._backend = backend
         self._background: tuple[int, int, int] | None = None
+        self._small: RGB | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -138,8 +146,7 @@ class Slide:
         """The colour of bare glass, from the overview."""
         with self._lock:
             if self._background is None:
-                rgb, _ = self._overview(1024)
-                self._background = glass_colour(rgb)
+                self._background = glass_colour(self._overview(_SMALL_SIDE)[0])
             return self._background
 
     def read(self, x_px: float, y_px: float, width: int, height: int, mpp: float) -> RGB:
@@ -226,6 +233,12 @@ class Slide:
 
     def _overview(self, side_px: int) -> tuple[RGB, tuple[float, float]]:
         width, height = self.size_px
+        if side_px == _SMALL_SIDE and self._small is not None:
+            small = self._small
+            return small.copy(), (
+                width * self.mpp / small.shape[1],
+                height * self.mpp / small.shape[0],
+            )
         scale = max(1.0, max(width, height) / side_px)
         out_width = max(1, round(width / scale))
         out_height = max(1, round(height / scale))
@@ -246,6 +259,8 @@ class Slide:
             result[row : row + count] = area_resample(
                 band, 0.0, top - y0, step_x, step_y, out_width, count
             )
+        if side_px == _SMALL_SIDE:
+            self._small = result.copy()
         return result, (width * self.mpp / out_width, height * self.mpp / out_height)
 
 
@@ -353,8 +368,17 @@ def _open_backend(path: Path, reader: str) -> _Backend:
 
 
 def _open_tiff(path: Path) -> _Backend:
-    """Open a TIFF by the reader that sees most of it."""
+    """Open a TIFF directly where its tiles are the picture, else by the reader that sees most."""
+    vendor = openslide.OpenSlide.detect_format(path)
+    if vendor is None and not _tiled(path):
+        return _Image(path)
     faults: list[SlideError] = []
+    # Of other vendors OpenSlide knows what the tags do not say: overlaps, gaps, several scans.
+    if vendor in (None, "generic-tiff", "aperio"):
+        try:
+            return _Tiff(path)
+        except SlideError as error:
+            faults.append(error)
     found: list[_Backend] = []
     makers: tuple[Callable[[Path], _Backend], ...] = (_OpenSlide, _TiffSlide)
     for make in makers:
@@ -362,16 +386,22 @@ def _open_tiff(path: Path) -> _Backend:
             found.append(make(path))
         except SlideError as error:
             faults.append(error)
-    if found:
-        best = max(found, key=lambda backend: len(backend.level_sizes))
-        for backend in found:
-            if backend is not best:
-                backend.close()
-        return best
+    if not found:
+        raise faults[0]
+    best = max(found, key=lambda backend: len(backend.level_sizes))
+    for backend in found:
+        if backend is not best:
+            backend.close()
+    return best
+
+
+def _tiled(path: Path) -> bool:
     try:
-        return _Image(path)
-    except SlideError as error:
-        raise error from faults[0]
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages[0]
+            return bool(page.is_tiled)
+    except _TIFF_FAULTS:
+        return False
 
 
 def _is_tiff(head: bytes) -> bool:
@@ -395,6 +425,170 @@ def _positive(x: Any, y: Any) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         return None
     return pair if all(math.isfinite(value) and value > 0 for value in pair) else None
+
+
+class _Tiff:
+    """Tiled TIFF, read tile by tile: exact at every level, whatever the sizes of the levels."""
+
+    reader = "tiff"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._tiles: collections.OrderedDict[tuple[int, int], RGB] = collections.OrderedDict()
+        self._tile_bytes = 0
+        try:
+            with tifffile.TiffFile(path) as file:
+                self._pages = _pyramid(file)
+                # These read from the file when first asked for.
+                self._decoders = [page.decode for page in self._pages]
+                self._tables = [page.jpegtables for page in self._pages]
+                self._headers = [page.jpegheader for page in self._pages]
+                self._places = [(page.dataoffsets, page.databytecounts) for page in self._pages]
+                self.stated_mpp, self.stated_by = _tiff_mpp(file)
+                self.vendor = "aperio" if file.is_svs else "generic-tiff"
+        except _TIFF_FAULTS as error:
+            raise SlideError(
+                f"{path.name}: cannot be opened as tiled TIFF ({_one_line(error)}); fetch it again"
+            ) from error
+        self.level_sizes = tuple(
+            (int(page.imagewidth), int(page.imagelength)) for page in self._pages
+        )
+        self._file = os.open(path, os.O_RDONLY)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        page = self._pages[level]
+        tile_width, tile_height = int(page.tilewidth), int(page.tilelength)
+        across = -(-self.level_sizes[level][0] // tile_width)
+        result = np.empty((height, width, 3), np.uint8)
+        for row in range(y // tile_height, -(-(y + height) // tile_height)):
+            for column in range(x // tile_width, -(-(x + width) // tile_width)):
+                tile = self._tile(level, row * across + column, x, y)
+                left, top = column * tile_width - x, row * tile_height - y
+                x0, y0 = max(left, 0), max(top, 0)
+                x1, y1 = min(left + tile_width, width), min(top + tile_height, height)
+                result[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+        return result
+
+    def _tile(self, level: int, index: int, x: int, y: int) -> RGB:
+        """Decode one stored tile, or take it from those decoded last."""
+        key = level, index
+        with self._lock:
+            found = self._tiles.get(key)
+            if found is not None:
+                self._tiles.move_to_end(key)
+                return found
+        offsets, counts = self._places[level]
+        try:
+            offset, count = offsets[index], counts[index]
+            data = os.pread(self._file, count, offset)
+            if len(data) < count:
+                raise ValueError(f"the file ends {count - len(data)} bytes early")
+            tile = self._decode(level, index, data)
+        except _TIFF_FAULTS as error:
+            raise SlideError(
+                f"{self._path.name}: level {level} cannot be read at {x}, {y} "
+                f"({_one_line(error)}); fetch the file again"
+            ) from error
+        with self._lock:
+            if key not in self._tiles:
+                self._tiles[key] = tile
+                self._tile_bytes += tile.nbytes
+                while self._tile_bytes > _CACHE_BYTES and len(self._tiles) > 1:
+                    self._tile_bytes -= self._tiles.popitem(last=False)[1].nbytes
+        return tile
+
+    def _decode(self, level: int, index: int, data: bytes) -> RGB:
+        page = self._pages[level]
+        shape = int(page.tilelength), int(page.tilewidth), 3
+        if not data:
+            # A tile that was never written: glass that the scanner did not look at.
+            return np.full(shape, 255, np.uint8)
+        decoded = self._decoders[level](
+            data,
+            index,
+            jpegtables=self._tables[level],
+            jpegheader=self._headers[level],
+            _fullsize=True,
+        )[0]
+        if decoded is None:
+            return np.full(shape, 255, np.uint8)
+        tile = np.asarray(decoded)[0]
+        if tile.shape != shape or tile.dtype != np.uint8:
+            raise ValueError(f"a tile of shape {tile.shape}, {tile.dtype}, instead of {shape}")
+        return np.ascontiguousarray(tile)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._tiles.clear()
+
+
+def _pyramid(file: tifffile.TiffFile) -> list[Any]:
+    """Return the pages that are the levels, finest first.
+
+    Raises:
+        ValueError: when the first page is not tiled 8-bit RGB in a known compression.
+    """
+    first: Any = file.pages[0]
+    fault = _not_direct(first)
+    if fault:
+        raise ValueError(fault)
+    levels: list[Any] = [first]
+    others: list[Any] = [*(first.pages or []), *file.pages[1:]]
+    for page in others:
+        if isinstance(page, tifffile.TiffFrame):
+            page = page.aspage()
+        if _not_direct(page) or int(page.subfiletype) & 4:
+            continue
+        x, y = first.imagewidth / page.imagewidth, first.imagelength / page.imagelength
+        # The same picture, smaller; a label or a macro image has other proportions.
+        slack = max(x, y) * (1 / page.imagewidth + 1 / page.imagelength)
+        if page.imagewidth < levels[-1].imagewidth and abs(x - y) <= slack:
+            levels.append(page)
+    return levels
+
+
+def _not_direct(page: Any) -> str | None:
+    """Return why a page cannot be read tile by tile, or None."""
+    if not page.is_tiled:
+        return "it has no tiles"
+    if page.bitspersample != 8 or page.samplesperpixel != 3 or page.planarconfig != 1:
+        return (
+            f"{page.samplesperpixel} channels of {page.bitspersample} bits instead of interleaved "
+            "8-bit RGB"
+        )
+    if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
+        return f"photometric interpretation {page.photometric}"
+    if page.compression not in _DIRECT_COMPRESSIONS:
+        return f"compression {page.compression}"
+    return None
+
+
+def _tiff_mpp(file: tifffile.TiffFile) -> tuple[tuple[float, float] | None, str]:
+    """Read the resolution: the scanner's own word first, then the tags of TIFF."""
+    page: Any = file.pages[0]
+    if file.is_svs:
+        found = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", page.description)
+        if found:
+            return _positive(found[1], found[1]), "aperio.MPP"
+    if file.is_ome:
+        sizes = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", page.description)
+        values = (
+            dict(re.findall(r'PhysicalSize(X|Y|XUnit|YUnit)="([^"]*)"', sizes[0])) if sizes else {}
+        )
+        units = {values.get("XUnit", "µm"), values.get("YUnit", "µm")}
+        if "X" in values and units <= {"µm", "μm", "um"}:
+            return _positive(values["X"], values.get("Y", values["X"])), "ome.PhysicalSizeX"
+    um = {2: 25_400.0, 3: 10_000.0}.get(int(page.resolutionunit))
+    if um is None or 282 not in page.tags or 283 not in page.tags:
+        return None, ""
+    per_unit = _positive(*page.resolution)
+    # Below 1000 dots to the inch, a screen's or a printer's resolution was left in.
+    if per_unit is None or max(um / value for value in per_unit) > 25.4 * 20:
+        return None, ""
+    return (um / per_unit[0], um / per_unit[1]), "tiff.XResolution"
 
 
 class _OpenSlide:
@@ -467,9 +661,15 @@ class _TiffSlide:
             self.level_sizes = tuple(
                 (int(width), int(height)) for width, height in self._handle.level_dimensions
             )
+            page: Any = self._handle.ts_tifffile.pages[0]
+            if page.bitspersample != 8 or page.samplesperpixel not in (3, 4):
+                raise ValueError(
+                    f"{page.samplesperpixel} channels of {page.bitspersample} bits, not 8-bit RGB"
+                )
         except _TIFF_FAULTS as error:
             raise SlideError(
-                f"{path.name}: cannot be opened as TIFF ({_one_line(error)}); fetch it again"
+                f"{path.name}: cannot be opened as TIFF ({_one_line(error)}); convert "
+                "it to 8-bit RGB or fetch it again"
             ) from error
         self.stated_mpp = _positive(
             properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")
@@ -477,9 +677,9 @@ class _TiffSlide:
         self.stated_by = "tiffslide.mpp-x"
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        full, size = self.level_sizes[0], self.level_sizes[level]
-        # It maps to the level by flooring base * level / full: the smallest base that lands on x.
-        location = (-(-x * full[0] // size[0]), -(-y * full[1] // size[1]))
+        # It maps a place to the level by cutting place / downsample: the first that lands on it.
+        downsample = float(self._handle.level_downsamples[level])
+        location = (math.ceil(x * downsample), math.ceil(y * downsample))
         try:
             with self._lock:
                 rgb = self._handle.read_region(location, level, (width, height), as_array=True)
@@ -548,7 +748,7 @@ def _require_8_bit(name: str, image: Image.Image, data: bytes) -> None:
         depth = data[24]
     elif image.format == "TIFF":
         bits = getattr(image, "tag_v2", {}).get(258, (8,))
-        depth = max(bits if isinstance(bits, tuple) else (bits,))
+        depth = max(bits) if isinstance(bits, tuple) else int(bits)
     if depth > 8 or image.mode.startswith(("I", "F")):
         raise SlideError(
             f"{name}: more than 8 bits per channel (mode {image.mode}); convert it to 8-bit RGB"

@@ -473,14 +473,14 @@ def _read_displaced(
     low = np.maximum(points.min(axis=(0, 1)), 0)
     high = np.minimum(points.max(axis=(0, 1)), her2.size_px)
     # The level next finer than the tile; where the tile is coarser by two or more, that level
-    # averaged over whole pixels, so that bilinear sampling skips none.
+    # averaged over whole pixels, so that sampling skips none.
     scale = plan.mpp / her2.mpp
     level = best_level(her2.level_downsamples, scale)
     fx, fy = her2.level_downsamples[level]
     factor = max(1, math.floor(scale / max(fx, fy) + 1e-3))
     unit_x, unit_y = fx * factor, fy * factor
-    x0, y0 = (math.floor(v / u) - 1 for v, u in zip(low, (unit_x, unit_y), strict=True))
-    x1, y1 = (math.ceil(v / u) + 1 for v, u in zip(high, (unit_x, unit_y), strict=True))
+    x0, y0 = (math.floor(v / u) - 2 for v, u in zip(low, (unit_x, unit_y), strict=True))
+    x1, y1 = (math.ceil(v / u) + 2 for v, u in zip(high, (unit_x, unit_y), strict=True))
     region = her2.read_level(
         level, x0 * factor, y0 * factor, (x1 - x0) * factor, (y1 - y0) * factor
     )
@@ -492,7 +492,7 @@ def _read_displaced(
         region,
         (points[..., 0] / unit_x - 0.5 - x0).astype(np.float32),
         (points[..., 1] / unit_y - 0.5 - y0).astype(np.float32),
-        None,
+        cubic=True,
     )
     if coverage < 1:
         pixels[~within] = her2.background

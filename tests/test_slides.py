@@ -1,0 +1,384 @@
+import io
+import logging
+import pickle
+import struct
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from PIL import Image
+
+from hemera import pixels
+from hemera.errors import SlideError
+from hemera.slides import open_slide
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20251)
+
+
+def picture(rng, height=505, width=702):
+    """Structures over a gradient, with glass on the right: no symmetry."""
+    import cv2
+
+    noise = cv2.GaussianBlur(rng.normal(size=(height, width, 3)).astype(np.float32), (0, 0), 2)
+    y, x = np.mgrid[:height, :width]
+    rgb = 150 + 200 * noise + np.stack([x / 20, y / 30, -x / 40], axis=-1)
+    rgb[:, width * 3 // 4 :] = 241
+    return np.clip(rgb, 0, 255).astype(np.uint8)
+
+
+def halves(rgb):
+    """The next level of a pyramid: two by two averaged, what does not divide dropped."""
+    height, width = (side // 2 for side in rgb.shape[:2])
+    return np.rint(
+        rgb[: height * 2, : width * 2].reshape(height, 2, width, 2, 3).mean(axis=(1, 3))
+    ).astype(np.uint8)
+
+
+def write_pyramid(path, levels, mpp=(0.9, 0.9), *, subifds=False, compression="deflate"):
+    keywords = {"tile": (128, 128), "photometric": "rgb", "compression": compression}
+    if mpp is not None:
+        keywords |= {"resolution": (1e4 / mpp[0], 1e4 / mpp[1]), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(levels[0], subifds=len(levels) - 1 if subifds else 0, **keywords)
+        for level in levels[1:]:
+            writer.write(level, subfiletype=1, **keywords)
+
+
+@pytest.fixture
+def pyramid(rng, tmp_path):
+    first = picture(rng)
+    levels = [first, halves(first), halves(halves(first))]
+    path = tmp_path / "slide.tif"
+    write_pyramid(path, levels)
+    return path, levels
+
+
+def png(path, rgb, **keywords):
+    Image.fromarray(rgb).save(path, "PNG", **keywords)
+    return path
+
+
+def test_a_pyramid_is_read_as_it_was_written(pyramid):
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        assert slide.size_px == (702, 505)
+        assert slide.level_sizes == ((702, 505), (351, 252), (175, 126))
+        assert slide.level_downsamples == ((1, 1), (2, 2), (4, 4))
+        assert slide.mpp == pytest.approx(0.9, rel=1e-5)
+        assert slide.level_mpps == pytest.approx((0.9, 1.8, 3.6), rel=1e-5)
+        for level, pixels_ in enumerate(levels):
+            part = slide.read_level(level, 30, 41, 90, 70)
+            assert (part == pixels_[41:111, 30:120]).all()
+
+
+@pytest.mark.parametrize("reader", ["tiff", "openslide", "tiffslide"])
+def test_readers_agree_at_level_0(pyramid, reader):
+    path, levels = pyramid
+    with open_slide(path, reader=reader) as slide:
+        assert slide.reader == reader
+        assert (slide.read(123, 77, 200, 150, slide.mpp) == levels[0][77:227, 123:323]).all()
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "deflate"])
+def test_level_0_equals_openslide(rng, tmp_path, compression):
+    path = tmp_path / "slide.tif"
+    write_pyramid(path, [picture(rng)], compression=compression)
+    with openslide.OpenSlide(path) as reference, open_slide(path) as slide:
+        expected = np.asarray(reference.read_region((100, 60), 0, (411, 333)))[..., :3]
+        assert (slide.read_level(0, 100, 60, 411, 333) == expected).all()
+
+
+def test_an_mpp_of_a_level_is_that_level_untouched(pyramid):
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        part = slide.read(2 * 40, 2 * 30, 100, 80, slide.level_mpps[1])
+        assert (part == levels[1][30:110, 40:140]).all()
+
+
+def test_between_levels_the_finer_is_averaged_exactly(pyramid):
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        part = slide.read(60.5, 41.25, 70, 50, slide.mpp * 3)
+        expected = pixels.area_resample(levels[1], 60.5 / 2, 41.25 / 2, 1.5, 1.5, 70, 50)
+    assert np.abs(part.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.3, 2.0, 2.7, 4.4, 0.8])
+def test_a_ramp_stays_in_place_at_any_resolution(tmp_path, factor):
+    x = np.arange(600) * 0.4
+    ramp = np.repeat(np.repeat(x[None, :, None], 500, axis=0), 3, axis=2)
+    levels = [np.rint(ramp).astype(np.uint8)]
+    levels.append(np.rint(ramp.reshape(250, 2, 300, 2, 3).mean(axis=(1, 3))).astype(np.uint8))
+    write_pyramid(tmp_path / "ramp.tif", levels, (0.5, 0.5))
+    with open_slide(tmp_path / "ramp.tif") as slide:
+        part = slide.read(101.37, 50.6, 60, 40, slide.mpp * factor)
+    centres = 101.37 + (np.arange(60) + 0.5) * factor
+    error = part[20, :, 0] - 0.4 * (centres - 0.5)
+    assert np.abs(error).max() < 1.01
+    assert abs(error.mean()) < 0.3  # rounding; where it counts, half a pixel is 0.4 and more
+
+
+def test_outside_is_glass(pyramid):
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        assert slide.background == (241, 241, 241)
+        part = slide.read(-20, -10, 100, 60, slide.mpp)
+        assert (part[:10] == 241).all()
+        assert (part[:, :20] == 241).all()
+        assert (part[10:, 20:] == levels[0][:50, :80]).all()
+        assert (slide.read(5000, 5000, 40, 30, slide.mpp) == 241).all()
+        assert (slide.read(690.3, 500.2, 40, 30, slide.mpp * 2.5)[10:] == 241).all()
+
+
+def test_overview_covers_the_slide_from_edge_to_edge(pyramid):
+    path, levels = pyramid
+    with open_slide(path) as slide:
+        view, (mpp_x, mpp_y) = slide.overview(mpp=9.0)
+        assert view.shape == (51, 71, 3)
+        assert mpp_x * view.shape[1] == pytest.approx(702 * slide.mpp)
+        assert mpp_y * view.shape[0] == pytest.approx(505 * slide.mpp)
+        whole, _ = slide.overview(side_px=5000)
+        assert (whole == levels[0]).all()
+        again, effective = slide.overview(side_px=1024)
+        assert (slide.overview(side_px=1024)[0] == again).all()
+        assert slide.overview(side_px=1024)[1] == effective
+    area = pixels.area_resample(
+        levels[0], 0, 0, 702 / view.shape[1], 505 / view.shape[0], view.shape[1], view.shape[0]
+    )
+    # The pyramid dropped odd rows and columns, so the last of the view are a little different.
+    assert np.abs(view[:-1, :-1].astype(int) - area[:-1, :-1]).max() <= 4
+
+
+def test_subifds_are_levels(rng, tmp_path):
+    first = picture(rng)
+    path = tmp_path / "sub.tif"
+    write_pyramid(path, [first, halves(first)], subifds=True)
+    with open_slide(path) as slide:
+        assert len(slide.level_mpps) == 2
+        assert (slide.read_level(1, 5, 7, 60, 50) == halves(first)[7:57, 5:65]).all()
+
+
+def test_bytes_tell_what_an_image_is_not_its_name(rng, tmp_path):
+    path = tmp_path / "00345_test_0.png"
+    Image.fromarray(picture(rng)).save(path, "JPEG", quality=95)
+    with open_slide(path, mpp=0.46) as slide:
+        assert (slide.reader, slide.vendor) == ("image", "jpeg")
+        expected = np.asarray(Image.open(path))
+        assert (slide.read(3, 9, 200, 100, 0.46) == expected[9:109, 3:203]).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF"])
+def test_plain_images(rng, tmp_path, kind):
+    rgb = picture(rng, 60, 85)
+    path = tmp_path / "image"
+    Image.fromarray(rgb).save(path, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    with open_slide(path, mpp=0.5) as slide:
+        assert (slide.read_level(0, 0, 0, 85, 60) == rgb).all()
+        assert slide.mpp_source == "sheet"
+
+
+def test_transparency_is_white(tmp_path):
+    rgba = np.zeros((30, 41, 4), np.uint8)
+    rgba[..., 0] = 200
+    rgba[:, :10, 3] = 255
+    rgba[:, 10:20, 3] = 128
+    path = tmp_path / "alpha.png"
+    Image.fromarray(rgba).save(path)
+    with open_slide(path, mpp=0.5) as slide:
+        row = slide.read_level(0, 0, 0, 41, 30)[3]
+    assert row[5].tolist() == [200, 0, 0]
+    assert np.abs(row[15] - np.array([227, 127, 127])).max() <= 1
+    assert row[30].tolist() == [255, 255, 255]
+
+
+def test_gray_images_are_read(tmp_path):
+    gray = np.arange(35 * 50, dtype=np.uint16).reshape(35, 50).astype(np.uint8)
+    path = png(tmp_path / "gray.png", gray)
+    with open_slide(path, mpp=1.0) as slide:
+        assert (slide.read_level(0, 0, 0, 50, 35) == gray[..., None]).all()
+
+
+def test_the_sheet_beats_the_file_and_says_so(pyramid, caplog):
+    path, _ = pyramid
+    with caplog.at_level(logging.WARNING), open_slide(path, mpp=0.25) as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.25, "sheet")
+    assert "the sheet's is used" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), open_slide(path, mpp=0.92) as slide:
+        assert slide.mpp == 0.92
+    assert not caplog.text
+
+
+def error_of(path, **keywords):
+    with pytest.raises(SlideError) as caught:
+        open_slide(path, **keywords)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(path.name)
+    return text
+
+
+def test_no_resolution(rng, tmp_path):
+    path = tmp_path / "17_HE.tif"
+    write_pyramid(path, [picture(rng)], None)
+    assert error_of(path) == "17_HE.tif: no resolution in the file; give he_mpp in pairs.tsv"
+    assert "give her2_mpp" in error_of(path, mpp_column="her2_mpp")
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.mpp == 0.5
+    # What a camera or a screen writes is no resolution.
+    screen = tmp_path / "screen.png"
+    Image.fromarray(picture(rng)).save(screen, dpi=(96, 96))
+    assert "no resolution in the file" in error_of(screen)
+
+
+def test_anisotropic_resolution(rng, tmp_path):
+    path = tmp_path / "narrow.tif"
+    write_pyramid(path, [picture(rng)], (0.5, 0.6))
+    text = error_of(path)
+    assert "0.5 um/px along x but 0.6 along y" in text
+    assert "give he_mpp" in text
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.mpp == 0.5
+
+
+def test_a_resolution_that_cannot_be(rng, tmp_path):
+    path = tmp_path / "coarse.tif"
+    write_pyramid(path, [picture(rng)], (350.0, 350.0))
+    assert "outside 0.05 to 20 um/px; give he_mpp in pairs.tsv" in error_of(path)
+    assert "he_mpp 0.001 is outside" in error_of(path, mpp=0.001)
+
+
+def test_resolution_of_an_image(rng, tmp_path):
+    path = tmp_path / "dpi.png"
+    Image.fromarray(picture(rng)).save(path, dpi=(50_800, 50_800))
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx(0.5, rel=1e-3)
+        assert slide.mpp_source == "dpi"
+
+
+def test_files_that_are_no_image(tmp_path):
+    missing = tmp_path / "missing.tif"
+    assert "no such file" in error_of(missing)
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    assert "is empty" in error_of(empty)
+    text = tmp_path / "text.svs"
+    text.write_text("not a slide, whatever its name says")
+    assert "neither an image nor a slide" in error_of(text)
+    assert "no reader" in error_of(text, reader="vips")
+    folder = tmp_path / "folder.tif"
+    folder.mkdir()
+    error_of(folder)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_truncated_images(rng, tmp_path, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(rng)).save(buffer, kind)
+    path = tmp_path / "cut.img"
+    path.write_bytes(buffer.getvalue()[: buffer.tell() * 2 // 3])
+    assert "cannot be read as an image" in error_of(path, mpp=0.5)
+    path.write_bytes(buffer.getvalue()[:20])
+    error_of(path, mpp=0.5)
+
+
+def test_truncated_tiff(pyramid):
+    path, _ = pyramid
+    whole = path.read_bytes()
+    for length in (6, 400, len(whole) // 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SlideError) as caught, open_slide(path, mpp=0.9) as slide:
+            slide.read_level(0, 0, 0, 702, 505)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith("slide.tif")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_refused_not_cut(tmp_path, kind):
+    path = tmp_path / f"deep.{kind.lower()}"
+    deep = np.full((30, 40, 3), 40_000, np.uint16)
+    if kind == "PNG":
+        import cv2
+
+        cv2.imwrite(str(path), deep)
+    else:
+        tifffile.imwrite(path, deep, photometric="rgb")
+    assert "8" in error_of(path, mpp=0.5)
+    gray = tmp_path / "gray16.png"
+    Image.fromarray(np.full((30, 40), 40_000, np.uint16)).save(gray)
+    assert "more than 8 bits" in error_of(gray, mpp=0.5)
+
+
+def test_odd_colour_modes_are_refused(tmp_path):
+    path = tmp_path / "print.jpg"
+    Image.new("CMYK", (50, 40), (10, 20, 30, 40)).save(path, "JPEG")
+    assert "colour mode CMYK" in error_of(path, mpp=0.5)
+
+
+def damage_tile(path, index):
+    """Overwrite one stored tile of level 0 with zeros."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(count))
+
+
+@pytest.mark.parametrize("reader", ["tiff", "openslide", "tiffslide"])
+def test_a_broken_tile_costs_that_read_alone(rng, tmp_path, reader):
+    rgb = picture(rng)
+    path = tmp_path / "slide.tif"
+    write_pyramid(path, [rgb], compression="jpeg")
+    damage_tile(path, 8)  # six tiles in a row: row 1, column 2
+    with openslide.OpenSlide(path) as handle:
+        expected = np.asarray(handle.read_region((10, 10), 0, (100, 90)))[..., :3]
+    with open_slide(path, reader=reader) as slide:
+        for _ in range(2):
+            with pytest.raises(SlideError, match="cannot be read at 260, 130"):
+                slide.read_level(0, 260, 130, 50, 40)
+            assert (slide.read_level(0, 10, 10, 100, 90) == expected).all()
+
+
+def test_an_open_slide_is_never_pickled(pyramid):
+    with open_slide(pyramid[0]) as slide, pytest.raises(TypeError, match="open it per process"):
+        pickle.dumps(slide)
+
+
+def test_a_huge_image_without_tiles_is_refused(tmp_path):
+    path = tmp_path / "huge.bmp"
+    # The header of a bitmap of 60,000 x 40,000 px, and no pixels.
+    path.write_bytes(
+        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, 60_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    )  # fmt: skip
+    assert "too large" in error_of(path, mpp=0.5)
+
+
+def test_real_svs_equals_openslide(images):
+    path = images / "wsi" / "CMU-1-Small-Region.svs"
+    with openslide.OpenSlide(path) as reference, open_slide(path) as slide:
+        assert slide.mpp == 0.499
+        assert slide.size_px == (2220, 2967)
+        for x, y, width, height in (
+            (0, 0, 512, 400),
+            (1001, 700, 333, 555),
+            (1900, 2700, 320, 267),
+        ):
+            expected = np.asarray(reference.read_region((x, y), 0, (width, height)))[..., :3]
+            assert (slide.read_level(0, x, y, width, height) == expected).all()
+
+
+@pytest.mark.parametrize("reader", ["tiff", "tiffslide"])
+def test_real_pyramids_are_read_exactly_at_every_level(images, reader):
+    path = images / "wsi_derived" / "0_HE_val.tif"
+    with tifffile.TiffFile(path) as file, open_slide(path, reader=reader) as slide:
+        assert slide.mpp == pytest.approx(4.6, rel=1e-5)
+        assert [down[0] for down in slide.level_downsamples] == [1, 2, 4, 8]
+        for level, page in enumerate(file.pages):
+            part = slide.read_level(level, 21, 13, 101, 70)
+            assert (part == page.asarray()[13:83, 21:122]).all()
