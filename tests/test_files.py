@@ -1,0 +1,96 @@
+"""Writing in one step: a reader sees the old file or the whole new one."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from hemera.files import replacing, write_bytes, write_text
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_success_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "table.parquet"
+    with replacing(path) as temporary:
+        assert temporary.parent == path.parent, "os.replace works within one file system only"
+        assert temporary.suffix == ".parquet", "writers choose their format by the suffix"
+        assert temporary.name.startswith("."), "no pattern of a reader may find it"
+        temporary.write_bytes(b"first")
+        assert not path.exists()
+    assert path.read_bytes() == b"first"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"second")
+        assert path.read_bytes() == b"first"
+    assert path.read_bytes() == b"second"
+    assert names(path.parent) == {"table.parquet"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_failure_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "table.parquet"
+    path.write_bytes(b"old")
+    with pytest.raises(error), replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == {"table.parquet"}
+
+
+def test_failure_without_an_old_file_leaves_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), replacing(tmp_path / "a.npz") as temporary:
+        temporary.write_bytes(b"half")
+        raise ValueError
+    assert names(tmp_path) == set()
+
+
+def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass
+    assert path.read_bytes() == b"old"
+
+
+def test_many_dots_and_no_suffix(tmp_path: Path) -> None:
+    for name in ("bci.003.pairs.parquet", "LICENCE", "case.displacement.npz"):
+        write_bytes(tmp_path / name, name.encode())
+        assert (tmp_path / name).read_bytes() == name.encode()
+    assert len(names(tmp_path)) == 3
+
+
+def test_text_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
+    write_text(tmp_path / "card.md", "Å\nµm\n")
+    assert (tmp_path / "card.md").read_bytes() == b"\xc3\x85\n\xc2\xb5m\n"
+
+
+def test_a_reader_sees_whole_files_while_writers_race(tmp_path: Path) -> None:
+    path = tmp_path / "race.bin"
+    contents = [bytes([65 + k]) * 200_000 for k in range(4)]
+    write_bytes(path, contents[0])
+    done = threading.Event()
+    broken: list[int] = []
+
+    def look() -> None:
+        while not done.is_set():
+            seen = path.read_bytes()
+            if seen not in contents:
+                broken.append(len(seen))
+
+    reader = threading.Thread(target=look)
+    writers = [
+        threading.Thread(target=lambda data=data: [write_bytes(path, data) for _ in range(5)])
+        for data in contents
+    ]
+    reader.start()
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    done.set()
+    reader.join()
+    assert not broken
+    assert path.read_bytes() in contents
+    assert names(tmp_path) == {"race.bin"}

@@ -1,0 +1,274 @@
+"""Every table: written as its schema says, read as its schema says, or an error in one line."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hemera import tables
+from hemera.config import STAGES, FilterOptions
+from hemera.errors import TableError
+
+SCHEMAS = {
+    **{name: value for name, value in vars(tables).items() if isinstance(value, pa.Schema)},
+    "filtered": tables.filtered(("stain", "deepliif")),
+    "index": tables.index(("stain",)),
+}
+CELL = {
+    "tile": "a_000000_000512",
+    "engine": "stain",
+    "cell": 7,
+    "x_px": 1.5,
+    "y_px": 2.5,
+    "area_px": 31,
+    "positive": True,
+    "intensity": 2,
+    "completeness": None,
+}
+
+
+def example(schema: pa.Schema, number: int) -> dict[str, Any]:
+    """A row of any schema, another one for each number."""
+    row: dict[str, Any] = {}
+    for place, field in enumerate(schema):
+        kind = field.type
+        if pa.types.is_boolean(kind):
+            row[field.name] = bool((place + number) % 2)
+        elif pa.types.is_integer(kind):
+            row[field.name] = (place * 7 + number) % 100
+        elif pa.types.is_floating(kind):
+            row[field.name] = place + number / 4
+        elif pa.types.is_list(kind):
+            row[field.name] = [240, 241, number % 255]
+        elif pa.types.is_binary(kind):
+            row[field.name] = bytes([place, number])
+        else:
+            row[field.name] = f"{field.name}-{number}"
+    return row
+
+
+def one_line(error: pytest.ExceptionInfo[TableError], *words: str) -> None:
+    text = str(error.value)
+    assert len(text.splitlines()) == 1, text
+    assert ";" in text, f"no remedy: {text}"
+    for word in words:
+        assert word in text, text
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_round_trip(tmp_path: Path, name: str) -> None:
+    schema = SCHEMAS[name]
+    rows = [example(schema, number) for number in (3, 1, 2)]
+    tables.write(tmp_path / "t.parquet", rows, schema)
+    back = tables.read(tmp_path / "t.parquet", schema)
+    assert back.schema.equals(schema)
+    assert back.to_pylist() == rows
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_no_rows_keep_the_schema(tmp_path: Path, name: str) -> None:
+    schema = SCHEMAS[name]
+    tables.write(tmp_path / "t.parquet", [], schema)
+    back = tables.read(tmp_path / "t.parquet", schema)
+    assert back.num_rows == 0
+    assert back.schema.equals(schema)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_an_empty_value_stands_only_where_the_schema_allows(tmp_path: Path, name: str) -> None:
+    schema = SCHEMAS[name]
+    for field in schema:
+        row = {**example(schema, 1), field.name: None}
+        if field.nullable:
+            tables.write(tmp_path / "t.parquet", [row], schema)
+            assert tables.read(tmp_path / "t.parquet", schema).to_pylist() == [row]
+        else:
+            with pytest.raises(TableError) as error:
+                tables.write(tmp_path / "t.parquet", [row], schema)
+            one_line(error, "t.parquet", field.name)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_names_are_unique(name: str) -> None:
+    names = SCHEMAS[name].names
+    assert len(set(names)) == len(names)
+
+
+def test_columns_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+    tables.write(tmp_path / "t.parquet", [CELL], tables.CELLS)
+    back = tables.read(tmp_path / "t.parquet", tables.CELLS, ["area_px", "tile"])
+    assert back.to_pylist() == [{"area_px": 31, "tile": CELL["tile"]}]
+    assert back.column_names == ["area_px", "tile"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"cell": "seven"}, ["seven"]),
+        ({"cell": 7.5}, ["7.5", "cell"]),
+        ({"cell": 2**40}, ["too large"]),
+        ({"cell": 2**80}, ["too large"]),
+        ({"intensity": 300}, ["too large"]),
+        ({"positive": "yes"}, ["yes"]),
+        ({"tile": 5}, []),
+        ({"x_px": "left"}, ["left"]),
+        ({"area": 31}, ["area"]),
+    ],
+)
+def test_a_row_that_does_not_fit(tmp_path: Path, change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(TableError) as error:
+        tables.write(tmp_path / "t.parquet", [CELL, {**CELL, **change}], tables.CELLS)
+    one_line(error, "t.parquet", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_that_does_not_fit(tmp_path: Path) -> None:
+    good = pa.Table.from_pylist([CELL], schema=tables.CELLS)
+    place = good.column_names.index("cell")
+    for column in (
+        pa.array([[1]]),
+        pa.array(["x"]),
+        pa.array([2**40]),
+        pa.array([None], pa.int32()),
+    ):
+        with pytest.raises(TableError) as error:
+            tables.write(
+                tmp_path / "t.parquet", good.set_column(place, "cell", column), tables.CELLS
+            )
+        one_line(error, "t.parquet")
+    with pytest.raises(TableError) as error:
+        tables.write(tmp_path / "t.parquet", good.drop_columns(["tile"]), tables.CELLS)
+    one_line(error, "t.parquet", "tile")
+
+
+def test_a_table_is_put_into_the_schemas_order(tmp_path: Path) -> None:
+    good = pa.Table.from_pylist([CELL], schema=tables.CELLS)
+    shuffled = good.select(sorted(good.column_names, reverse=True))
+    tables.write(tmp_path / "t.parquet", shuffled, tables.CELLS)
+    assert pq.read_schema(tmp_path / "t.parquet").names == tables.CELLS.names
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    with pytest.raises(TableError) as error:
+        tables.read(path, tables.CELLS)
+    one_line(error, "no such table")
+    with pytest.raises(TableError) as error:
+        tables.read_metadata(path)
+    one_line(error, "no such table")
+    tables.write(path, [CELL], tables.CELLS)
+    whole = path.read_bytes()
+    for junk in (b"", b"tile,engine\na,b\n", b"PAR1" * 9, whole[:-20], whole[: len(whole) // 2]):
+        path.write_bytes(junk)
+        with pytest.raises(TableError) as error:
+            tables.read(path, tables.CELLS)
+        one_line(error, "not a Parquet file")
+        with pytest.raises(TableError):
+            tables.read_metadata(path)
+    path.write_bytes(whole[:8] + b"\xff" * 60 + whole[68:])
+    with pytest.raises(TableError) as error:
+        tables.read(path, tables.CELLS)
+    one_line(error, "not a Parquet file")
+    pq.write_table(pa.table({"z": [1]}), path)
+    with pytest.raises(TableError) as error:
+        tables.read(path, tables.CELLS)
+    one_line(error, "tile", "completeness")
+    for column in (pa.array(["x"]), pa.array([[1]]), pa.array([2**40])):
+        foreign = pa.Table.from_pylist([CELL]).set_column(2, "cell", column)
+        pq.write_table(foreign, path)
+        with pytest.raises(TableError) as error:
+            tables.read(path, tables.CELLS)
+        one_line(error, "types")
+    pq.write_table(pa.Table.from_pylist([CELL, {**CELL, "tile": None}]), path)
+    with pytest.raises(TableError) as error:
+        tables.read(path, tables.CELLS, ["tile"])
+    one_line(error, "empty values in tile")
+    with pytest.raises(TableError):
+        tables.read(tmp_path, tables.CELLS)
+
+
+def test_a_writer_that_dies_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.parquet"
+    tables.write(path, [CELL], tables.CELLS)
+    before = path.read_bytes()
+
+    def dies(table: pa.Table, where: Path, **_: object) -> None:
+        Path(where).write_bytes(before[:50])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", dies)
+    with pytest.raises(OSError, match="No space"):
+        tables.write(path, [CELL, CELL], tables.CELLS)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["t.parquet"]
+
+
+def test_same_rows_same_bytes(tmp_path: Path) -> None:
+    rows = [example(tables.TILE, number) for number in range(500)]
+    whole = pa.Table.from_pylist(rows, schema=tables.TILE)
+    parts = pa.concat_tables([whole.slice(0, 7), whole.slice(7, 400), whole.slice(407)])
+    given = (rows, whole, parts)
+    for number, content in enumerate(given):
+        tables.write(tmp_path / f"{number}.parquet", content, tables.TILE, {"b": "1", "a": "2"})
+    first, *others = [(tmp_path / f"{number}.parquet").read_bytes() for number in range(len(given))]
+    assert all(other == first for other in others)
+
+
+def test_metadata_round_trip(tmp_path: Path) -> None:
+    options = FilterOptions(he_sharpness_min=12.5, histogram_datasets=())
+    tables.write(tmp_path / "t.parquet", [CELL], tables.CELLS, tables.provenance(options))
+    kept = tables.read_metadata(tmp_path / "t.parquet")
+    assert json.loads(kept["options"]) == {
+        **dataclasses.asdict(options),
+        "histogram_datasets": [],
+        "version": FilterOptions.version,
+    }
+    tables.write(tmp_path / "t.parquet", [CELL], tables.CELLS)
+    assert tables.read_metadata(tmp_path / "t.parquet") == {}
+
+
+def test_provenance_of_every_stage_is_json() -> None:
+    for cls in STAGES.values():
+        values = json.loads(tables.provenance(cls())["options"])
+        assert set(values) == {"version", *(field.name for field in dataclasses.fields(cls))}
+
+
+def test_filtered_and_index_hold_what_training_reads() -> None:
+    filtered = tables.filtered(("stain", "deepliif"))
+    assert filtered.names[: len(tables.TILE.names)] == tables.TILE.names
+    assert filtered.names[-2:] == ["accepted", "reason"]
+    for engine in ("stain", "deepliif"):
+        for name in ("cells", "positive_fraction", "shard", "offset", "length", "sha256"):
+            field = filtered.field(f"{engine}_{name}")
+            assert field.type == tables.MASK.field(name).type
+            assert field.nullable
+        assert f"{engine}_note" not in filtered.names
+        assert f"{engine}_pair" not in filtered.names
+    assert not filtered.field("accepted").nullable
+    assert filtered.field("reason").nullable
+    index = tables.index(("stain",))
+    assert set(index.names) - set(tables.filtered(("stain",)).names) == {
+        "case",
+        "split",
+        "generation_split",
+        "segmentation_split",
+    }
+    assert tables.filtered(()).names == [
+        *tables.TILE.names,
+        "dataset",
+        "score",
+        "registration",
+        "accepted",
+        "reason",
+    ]
+
+
+def test_the_mask_statistics_are_the_columns_between_engine_and_note() -> None:
+    assert tables.MASK_STATISTICS[0] == "nucleus_fraction"
+    assert tables.MASK_STATISTICS[-1] == "strong_cells"
