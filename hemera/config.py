@@ -134,11 +134,12 @@ class RegisterOptions(Options):
         ),
         paper="DeeperHistReg, rigid and nonrigid; no preset named",
     )
-    side_px: int = option(
-        8192, "longest side of the images handed to the engine", ge=256, le=32768
-    )
-    registration_size_px: int | None = option(
-        None, "shortest side during nonrigid registration; none: the preset's", ge=128, le=16384
+    size_px: int | None = option(
+        None,
+        "shortest side of the slides' common canvas during registration, px; none: the preset's "
+        "(4096, fast 2048, high resolution 8192)",
+        ge=128,
+        le=16384,
     )
     levels: int | None = option(
         None, "levels of the nonrigid pyramid; none: the preset's", ge=1, le=12
@@ -150,7 +151,10 @@ class RegisterOptions(Options):
     torch_threads: int = option(
         2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
     )
-    timeout_s: int = option(7200, "a pair that takes longer is refused, s", ge=10)
+    timeout_s: int = option(14_400, "a pair that takes longer is refused, s", ge=1)
+    rigid_tolerance: float = option(
+        0.02, "the rigid map is kept when the nonrigid one lowers tile_ok by more", ge=0, le=1
+    )
     tile_ok_pass: float = option(0.60, "share of tissue tiles that match best in place: pass", ge=0, le=1)
     tile_ok_fail: float = option(0.30, "the same: fail below", ge=0, le=1)
     lncc_pass: float = option(0.15, "median local correlation of haematoxylin: pass", ge=-1, le=1)
@@ -166,6 +170,21 @@ class RegisterOptions(Options):
     folding_pass: float = option(0.005, "share of folded tissue: pass up to", ge=0, le=1)
     folding_fail: float = option(0.02, "the same: fail above", ge=0, le=1)
     coverage_pass: float = option(0.90, "share of H&E tissue that HER2 covers: pass", ge=0, le=1)
+
+    def check(self) -> None:
+        """Raise ConfigError when a limit of pass lies on the wrong side of that of fail."""
+        for name in ("tile_ok", "lncc", "ncc_margin", "match_fraction"):
+            enough, least = getattr(self, f"{name}_pass"), getattr(self, f"{name}_fail")
+            if enough < least:
+                raise ConfigError(
+                    f"register.{name}_pass: {enough} is below register.{name}_fail {least}; "
+                    "a pass cannot ask for less than a review"
+                )
+        if self.folding_pass > self.folding_fail:
+            raise ConfigError(
+                f"register.folding_pass: {self.folding_pass} is above register.folding_fail "
+                f"{self.folding_fail}; a pass cannot allow more than a review"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -390,6 +409,10 @@ class IndexOptions(Options):
         for network in ("generation", "segmentation"):
             datasets = getattr(self, f"{network}_datasets")
             shares = getattr(self, f"{network}_shares")
+            if len(set(datasets)) != len(datasets):
+                raise ConfigError(
+                    f"index.{network}_datasets: {list(datasets)} names one twice; name each once"
+                )
             if shares and (len(shares) != len(datasets) or sum(shares) <= 0):
                 raise ConfigError(
                     f"index.{network}_shares: {list(shares)} beside {network}_datasets "
@@ -839,6 +862,8 @@ def _fault(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
         choices = field.metadata["choices"]
         if choices and item not in choices:
             return f"{name}: {item!r} is not known; choose from {', '.join(choices)}"
+        if isinstance(value, tuple) and isinstance(item, str) and item.startswith("-"):
+            return f"{name}: {item!r} begins with a hyphen, as no name does; mend the name"
         if isinstance(item, float) and not math.isfinite(item):
             return f"{name}: {item} is no finite number; give a finite number"
         bounds = field.metadata["bounds"]
