@@ -1,0 +1,312 @@
+"""A folder of results as the stages before report leave it, written by the real writers.
+
+Tables of describe, register, landmarks, tile and mask are made by hand, so that every state can be
+had at will; filter and index run for real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from hemera import masks, tables
+from hemera.config import FilterOptions, IndexOptions, MaskOptions, RegisterOptions, TileOptions
+from hemera.displacement import Displacement, none
+from hemera.files import write_displacement
+from hemera.shards import ShardWriter, encode, encode_mask
+from hemera.sheet import Pair, read_sheet, units, write_rows
+from hemera.stages import filter, index
+
+BLOCK_COUNT = 2
+SIZE_PX = 96
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """One pair of the cohort, and what becomes of it."""
+
+    pair: str
+    dataset: str = "bci"
+    score: str = ""
+    split: str = ""
+    case: str = ""
+    slide: bool = False
+    state: str = "tiled"
+    reason: str = ""
+    verdict: str = "pass"
+    person: str = ""
+    tiles: int = 4
+    sharpness: float = 80.0
+    landmarks: bool = False
+
+
+def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain",)) -> Path:
+    """Write sheet and results; return the sheet. The results lie in ``folder / "results"``."""
+    rows = [
+        {
+            "pair": made.pair,
+            "case": made.case or made.pair,
+            "dataset": made.dataset,
+            "score": made.score,
+            "split": made.split,
+            "verdict": made.person,
+            "he": f"{made.pair}_he.{'tif' if made.slide else 'png'}",
+            "her2": f"{made.pair}_her2.{'tif' if made.slide else 'png'}",
+            "registered": "false" if made.slide else "true",
+            "he_landmarks": "points.csv" if made.landmarks else "",
+            "her2_landmarks": "points.csv" if made.landmarks else "",
+        }
+        for made in pairs
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = folder / "pairs.tsv"
+    sheet.write_text(write_rows(rows))
+    results = folder / "results"
+    by_name = {made.pair: made for made in pairs}
+    for unit, members in units(read_sheet(sheet), BLOCK_COUNT).items():
+        _unit(results, unit, [(pair, by_name[pair.pair]) for pair in members], engines)
+    filter.run(
+        sheet=sheet,
+        block_count=BLOCK_COUNT,
+        tile_folder=results / "tile",
+        mask_folder=results / "mask",
+        engines=engines,
+        tiles=results / "filter" / "tiles.parquet",
+        funnel=results / "filter" / "funnel.parquet",
+        options=FilterOptions(),
+    )
+    index.run(
+        sheet=sheet,
+        tiles=results / "filter" / "tiles.parquet",
+        engines=engines,
+        target=engines[0],
+        index=results / "index" / "index.parquet",
+        card=results / "index" / "card.md",
+        options=IndexOptions(),
+    )
+    return sheet
+
+
+def tissue(seed: int, height: int, width: int, tint: tuple[int, int, int]) -> np.ndarray:
+    """Return something that looks like tissue from afar: dark blobs on a pale ground."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), (236, 226, 234), np.uint8)
+    for _ in range(max(8, height * width // 500)):
+        centre = int(rng.integers(width)), int(rng.integers(height))
+        shade = tuple(int(c) for c in np.clip(np.array(tint) + rng.integers(-25, 25, 3), 0, 255))
+        cv2.circle(image, centre, int(rng.integers(2, 7)), shade, -1, cv2.LINE_AA)
+    return image
+
+
+def _unit(
+    results: Path, unit: str, members: list[tuple[Pair, Made]], engines: tuple[str, ...]
+) -> None:
+    described: list[dict[str, Any]] = []
+    outcomes, tile_rows, mask_rows = [], [], []
+    for folder in ("tile", "mask"):
+        (results / folder).mkdir(parents=True, exist_ok=True)
+    with (
+        ShardWriter(results / "tile" / f"{unit}.tar") as tile_shard,
+        ShardWriter(results / "mask" / f"{unit}.tar") as mask_shard,
+    ):
+        for pair, made in members:
+            described += _describe(pair, made)
+            tiled = made.state == "tiled"
+            if made.slide:
+                _register(results, unit, pair, made)
+            outcomes.append(
+                {
+                    "pair": pair.pair,
+                    "state": made.state,
+                    "reason": made.reason or None,
+                    "registration": _registration(made),
+                    "tiles_grid": made.tiles + 3,
+                    "tiles_tissue": made.tiles if tiled else 0,
+                    "tiles_unreadable": 0,
+                    "tiles_written": made.tiles if tiled else 0,
+                }
+            )
+            for number in range(made.tiles if tiled else 0):
+                row, masked = _tile(unit, pair, made, number, tile_shard, mask_shard, engines)
+                tile_rows.append(row)
+                mask_rows += masked
+    tables.write(results / "describe" / f"{unit}.parquet", described, tables.DESCRIBE)
+    metadata = tables.provenance(TileOptions(size_px=SIZE_PX))
+    tables.write(results / "tile" / f"{unit}.parquet", tile_rows, tables.TILE, metadata)
+    tables.write(results / "tile" / f"{unit}.pairs.parquet", outcomes, tables.PAIRS, metadata)
+    tables.write(
+        results / "mask" / f"{unit}.parquet",
+        mask_rows,
+        tables.MASK,
+        tables.provenance(MaskOptions(engines=("stain",), target="stain")),
+    )
+
+
+def _registration(made: Made) -> str:
+    if made.person:
+        return {"accept": "accepted", "refuse": "refused"}[made.person]
+    return made.verdict if made.slide else "registered"
+
+
+def _describe(pair: Pair, made: Made) -> list[dict[str, Any]]:
+    rows = []
+    for stain, path in (("he", pair.he), ("her2", pair.her2)):
+        row = dict.fromkeys(tables.DESCRIBE.names)
+        row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
+        if made.state == "unreadable" and stain == "her2":
+            row |= {"verdict": "refuse", "reason": made.reason}
+        else:
+            width, height = (400, 300) if stain == "he" else (360, 320)
+            image = tissue(3, height, width, (120, 70, 150) if stain == "he" else (130, 90, 60))
+            row |= {
+                "reader": "openslide",
+                "width_px": width * 10,
+                "height_px": height * 10,
+                "level_count": 3,
+                "mpp": 0.92,
+                "mpp_source": "sheet",
+                "background": [240, 240, 242],
+                "tissue_fraction": 0.6,
+                "thumbnail": encode(image, "jpeg", 85),
+                "thumbnail_mpp": 9.2,
+            }
+        rows.append(row)
+    return rows
+
+
+def _register(results: Path, unit: str, pair: Pair, made: Made) -> None:
+    failed = made.verdict == "fail"
+    field = none()
+    if not failed:
+        vectors = np.zeros((30, 40, 2), np.float32)
+        vectors[..., 0] = 180.0
+        vectors[..., 1] = -90.0
+        field = Displacement(vectors, 92.0)
+    write_displacement(results / "register" / f"{unit}.displacement.npz", field)
+    row = dict.fromkeys(tables.CERTIFICATE.names)
+    row |= {
+        "pair": pair.pair,
+        "verdict": made.verdict,
+        "reason": None if made.verdict == "pass" else made.reason or "tile_ok 0.12 below 0.30",
+        "engine": "deeperhistreg",
+        "engine_version": "1.0.1",
+        "preset": "default_initial_nonrigid",
+        "map": "none" if failed else "nonrigid",
+        "match_count": 4 if failed else 280,
+        "match_fraction": 0.1 if failed else 0.81,
+        "tile_ok": 0.12 if failed else 0.72,
+        "lncc": 0.02 if failed else 0.24,
+        "ncc_margin": -0.2 if failed else 0.15,
+        "scale": 1.002,
+        "rotation_deg": 12.5,
+        "anisotropy": 1.01,
+        "determinant": 1.0,
+        "folding_fraction": 0.0,
+        "coverage_fraction": 0.98,
+        "displacement_median_um": 201.2,
+        "displacement_mpp": 92.0,
+    }
+    tables.write(
+        results / "register" / f"{unit}.parquet",
+        [row],
+        tables.CERTIFICATE,
+        tables.provenance(RegisterOptions()),
+    )
+    if made.landmarks:
+        points = [
+            {
+                "pair": pair.pair,
+                "point": str(k),
+                "he_x_um": 100.0 * k,
+                "he_y_um": 50.0 * k,
+                "her2_x_um": 100.0 * k,
+                "her2_y_um": 50.0 * k,
+                "error_um": float(k),
+                "error_diagonal_fraction": k / 4600,
+                "initial_error_um": 40.0 + k,
+            }
+            for k in range(1, 0 if failed else 12)
+        ]
+        tables.write(results / "landmarks" / f"{unit}.parquet", points, tables.LANDMARKS)
+
+
+def _tile(
+    unit: str,
+    pair: Pair,
+    made: Made,
+    number: int,
+    tile_shard: ShardWriter,
+    mask_shard: ShardWriter,
+    engines: tuple[str, ...],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    seed = int.from_bytes(hashlib.sha256(f"{pair.pair}/{number}".encode()).digest()[:4])
+    mpp = 0.92 if made.slide else 0.46
+    x_px = number * SIZE_PX
+    name = f"{pair.pair}_{x_px:06d}_000000"
+    he = tissue(seed, SIZE_PX, SIZE_PX, (110, 60, 150))
+    her2 = tissue(seed, SIZE_PX, SIZE_PX, (125, 85, 55))
+    dark = her2.min(axis=2) < 140
+    row: dict[str, Any] = {
+        "tile": name,
+        "pair": pair.pair,
+        "x_px": x_px,
+        "y_px": 0,
+        "her2_x_px": x_px + 3.5,
+        "her2_y_px": 1.25,
+        "size_px": SIZE_PX,
+        "mpp": mpp,
+        "he_mpp": mpp,
+        "her2_mpp": mpp,
+        # The last tile of a pair is glass.
+        "tissue_fraction": 0.2 if number == 3 else 0.7 + 0.01 * (seed % 20),
+        "her2_tissue_fraction": 0.8,
+        "he_sharpness": 150.0 + seed % 50,
+        "her2_sharpness": made.sharpness,
+        "histogram_similarity": 0.5 + 0.01 * (seed % 30),
+        "her2_coverage_fraction": 1.0,
+        "folding_fraction": 0.0,
+        "shard": f"tile/{unit}.tar",
+    }
+    for stain, rgb in (("he", he), ("her2", her2)):
+        data = encode(rgb, "jpeg", 95)
+        offset, length = tile_shard.add(f"{name}.{stain}.jpg", data)
+        row |= {
+            f"{stain}_offset": offset,
+            f"{stain}_length": length,
+            f"{stain}_sha256": hashlib.sha256(data).hexdigest(),
+        }
+    masked = []
+    for engine in engines:
+        positive = dark if made.score in ("2+", "3+") else dark & (seed % 3 == 0)
+        classes = np.where(positive, masks.POSITIVE, np.where(dark, masks.NEGATIVE, 0))
+        label = masks.pack(classes, dark, positive.astype(np.uint8))
+        data = encode_mask(label)
+        offset, length = mask_shard.add(f"{name}.{engine}.png", data)
+        masked.append(
+            {
+                "tile": name,
+                "pair": pair.pair,
+                "engine": engine,
+                "nucleus_fraction": float(dark.mean()),
+                "positive_fraction": float(masks.positive(label).mean()),
+                "weak_fraction": float(positive.mean()),
+                "moderate_fraction": 0.0,
+                "strong_fraction": 0.0,
+                "cells": 12,
+                "positive_cells": 9 if positive.any() else 0,
+                "weak_cells": 9 if positive.any() else 0,
+                "moderate_cells": 0,
+                "strong_cells": 0,
+                "note": None,
+                "shard": f"mask/{unit}.tar",
+                "offset": offset,
+                "length": length,
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+    return row, masked
