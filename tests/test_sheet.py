@@ -1,0 +1,460 @@
+"""The sheet: every fault named at once with row and remedy, and units that stay where they are."""
+
+import dataclasses
+import shutil
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hemera.errors import SheetError
+from hemera.sheet import (
+    COLUMNS,
+    NAME,
+    REQUIRED,
+    STAGE_COLUMNS,
+    Pair,
+    Sheet,
+    digest,
+    read_sheet,
+    unit_pairs,
+    units,
+    write_rows,
+)
+
+HEADER = "pair\tcase\tdataset\the\ther2\tsplit\tscore\tregistered\tmirrored\the_mpp\ther2_mpp"
+
+
+def write(tmp_path: Path, *rows: str, header: str = HEADER) -> Path:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join((header, *rows)) + "\n", encoding="utf-8")
+    return path
+
+
+def cells(**values: str) -> str:
+    """A row that is right but for the cells given."""
+    row = {"pair": "p1", "case": "c1", "dataset": "mine", "he": "1_HE.tif", "her2": "1_HER2.tif"}
+    return "\t".join({**row, **values}.get(name, "") for name in HEADER.split("\t"))
+
+
+def faults(path: Path) -> list[str]:
+    with pytest.raises(SheetError) as error:
+        read_sheet(path)
+    lines = str(error.value).splitlines()
+    for line in lines:
+        assert line.removeprefix(f"{path.parent}/").startswith("pairs.tsv"), line
+        assert ";" in line, f"no remedy: {line}"
+    return lines
+
+
+def fault(path: Path) -> str:
+    lines = faults(path)
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def pair(name: str, *, block: bool = True, dataset: str = "bci", **values: Any) -> Pair:
+    suffix = "png" if block else "tif"
+    base = Pair(
+        pair=name,
+        case=name,
+        dataset=dataset,
+        he=Path(f"HE/{name}.{suffix}"),
+        her2=Path(f"IHC/{name}.{suffix}"),
+        registered=block,
+    )
+    return dataclasses.replace(base, **values)
+
+
+def test_a_right_sheet(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "a-1\tA\tacrobat\tslides/1 HE.tif\t../2_HER2.tif\t\t3+\t\tTRUE\t0.92\t",
+        "b_2\tB\tbci\tHE/å.png\tIHC/å.png\ttest\t0\ttrue\tfalse\t0.46\t0.46",
+    )
+    first, second = read_sheet(path).pairs
+    assert first == Pair(
+        pair="a-1",
+        case="A",
+        dataset="acrobat",
+        he=tmp_path / "slides/1 HE.tif",
+        her2=tmp_path / "../2_HER2.tif",
+        score="3+",
+        mirrored=True,
+        he_mpp=0.92,
+    )
+    assert second.he == tmp_path / "HE/å.png"
+    assert (second.split, second.score, second.registered, second.mirrored) == (
+        "test",
+        "0",
+        True,
+        False,
+    )
+    assert (first.in_block, second.in_block) == (False, True)
+
+
+def test_paths_are_relative_to_the_sheets_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cohort"
+    folder.mkdir()
+    row = (
+        cells(he="x/1.tif", her2=str(tmp_path / "abs.tif"))
+        + "\tpoints.csv\tpoints.csv\troi.geojson\tfield.npz"
+    )
+    write(folder, row, header=f"{HEADER}\the_landmarks\ther2_landmarks\troi\tdisplacement")
+    monkeypatch.chdir(tmp_path)
+    (found,) = read_sheet(Path("cohort/pairs.tsv")).pairs
+    assert found.he == Path("cohort/x/1.tif")
+    assert found.her2 == tmp_path / "abs.tif"
+    assert found.landmarks == (Path("cohort/points.csv"),), "one file that serves both"
+    assert found.roi == Path("cohort/roi.geojson")
+    assert found.displacement == Path("cohort/field.npz")
+    assert found.registered, "a displacement of one's own makes a registered pair"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"pair": ""}, ["pair is empty"]),
+        ({"pair": "../p1"}, ["pair", "'../p1'", "letters, digits, hyphens and underscores"]),
+        ({"pair": "p 1"}, ["pair", "'p 1'"]),
+        ({"pair": 'p"1'}, ["pair"]),
+        ({"pair": "p'1"}, ["pair"]),
+        ({"pair": "p;rm"}, ["pair"]),
+        ({"pair": "$(rm)"}, ["pair"]),
+        ({"pair": "p|1"}, ["pair"]),
+        ({"pair": "p.1"}, ["pair"]),
+        ({"pair": "a/b"}, ["pair"]),
+        ({"pair": "-rf"}, ["pair", "no hyphen in front"]),
+        ({"pair": "päär"}, ["pair", "päär"]),
+        ({"pair": "p١"}, ["pair"]),
+        ({"pair": "p\u20281"}, ["pair", "\\u2028"]),
+        ({"pair": "p\x0b1"}, ["pair", "\\x0b"]),
+        ({"pair": "p" * 101}, ["pair", "1 to 100"]),
+        ({"case": ""}, ["case is empty"]),
+        ({"case": "c 1"}, ["case", "'c 1'"]),
+        ({"dataset": ""}, ["dataset is empty"]),
+        ({"dataset": "{dataset}"}, ["dataset"]),
+        ({"he": ""}, ["he is empty; give a path"]),
+        ({"her2": ""}, ["her2 is empty; give a path"]),
+        ({"he": "a'b.tif"}, ["he", "quotes"]),
+        ({"he": 'a"b.tif'}, ["he", "quotes"]),
+        ({"he": "$HOME/a.tif"}, ["he", "$HOME/a.tif"]),
+        ({"he": "`id`.tif"}, ["he"]),
+        ({"he": "a;b.tif"}, ["he"]),
+        ({"he": "a&b.tif"}, ["he"]),
+        ({"he": "a|b.tif"}, ["he"]),
+        ({"he": "*.tif"}, ["he"]),
+        ({"he": "{unit}.tif"}, ["he", "braces"]),
+        ({"he": "a\\b.tif"}, ["he"]),
+        ({"he": "~/a.tif"}, ["he", "~"]),
+        ({"her2": "-o.tif"}, ["her2", "-"]),
+        ({"her2": "a\x1fb.tif"}, ["her2"]),
+        ({"split": "training"}, ["split", "'training'", "train, val, test"]),
+        ({"split": "Train"}, ["split", "'Train'"]),
+        ({"score": "4+"}, ["score", "'4+'", "0, 1+, 2+, 3+"]),
+        ({"score": "1"}, ["score", "'1'"]),
+        ({"registered": "yes"}, ["registered", "'yes'", "true or false"]),
+        ({"registered": "1"}, ["registered", "'1'"]),
+        ({"mirrored": "horizontal"}, ["mirrored", "'horizontal'"]),
+        ({"he_mpp": "20x"}, ["he_mpp", "'20x'", "0.05 and 20"]),
+        ({"he_mpp": "0,92"}, ["he_mpp", "'0,92'"]),
+        ({"he_mpp": "0"}, ["he_mpp", "'0'"]),
+        ({"he_mpp": "-0.5"}, ["he_mpp"]),
+        ({"he_mpp": "nan"}, ["he_mpp"]),
+        ({"he_mpp": "inf"}, ["he_mpp"]),
+        ({"her2_mpp": "0.04"}, ["her2_mpp", "0.05"]),
+        ({"her2_mpp": "20.01"}, ["her2_mpp", "20"]),
+    ],
+    ids=repr,
+)
+def test_a_bad_cell(tmp_path: Path, values: dict[str, str], words: list[str]) -> None:
+    line = fault(
+        write(tmp_path, cells(pair="p0", case="c0", he="0.tif", her2="0b.tif"), cells(**values))
+    )
+    assert line.startswith("pairs.tsv row 3: ")
+    for word in words:
+        assert word in line, line
+
+
+def test_all_faults_stand_together(tmp_path: Path) -> None:
+    lines = faults(
+        write(
+            tmp_path,
+            cells(pair="../x", split="dev", he_mpp="20x"),
+            "",
+            cells(pair="p2", case="c2", he="", score="4"),
+            cells(pair="p3", case="c3", he="3.tif", her2="3b.tif"),
+            cells(pair="p3", case="c3", he="4.tif", her2="4b.tif"),
+            cells(pair="p5", case="c3", he="5.tif", her2="5b.tif", split="test"),
+            cells(pair="p6", case="c6", he="3.tif", her2="6b.tif"),
+            cells(pair="p2", case="c7", he="7.tif", her2="7b.tif"),
+            "\t".join(["x"] * 12),
+        )
+    )
+    found = [
+        line.removeprefix("pairs.tsv ").split(" is ")[0].split(" stands in row ")[0]
+        for line in lines
+    ]
+    assert sorted(found) == sorted(
+        [
+            "row 2: pair",
+            "row 2: split",
+            "row 2: he_mpp",
+            "row 4: he",
+            "row 4: score",
+            "row 6: pair 'p3'",
+            "row 7: case c3",
+            "row 8: he 3.tif belongs to case c6 here and to c3 in row 5; an image shown twice must "
+            "be one case, or it could stand in two splits",
+            "row 9: pair 'p2'",
+            "row 10: 12 cells under 11 columns; separate cells by one tab",
+        ]
+    )
+
+
+def test_a_case_in_two_splits(tmp_path: Path) -> None:
+    rows = [cells(), cells(pair="p2", he="2.tif", her2="2b.tif", split="val")]
+    line = fault(write(tmp_path, *rows))
+    assert "row 3: case c1 is val here and free in row 2" in line
+
+
+@pytest.mark.parametrize(
+    ("he", "her2"),
+    [
+        ("1_HE.tif", "2b.tif"),
+        ("2.tif", "1_HER2.tif"),
+        ("sub/../1_HE.tif", "2b.tif"),
+        ("./1_HE.tif", "2b.tif"),
+        ("1_HER2.tif", "2b.tif"),
+    ],
+)
+def test_an_image_of_two_cases(tmp_path: Path, he: str, her2: str) -> None:
+    line = fault(write(tmp_path, cells(), cells(pair="p2", case="c2", he=he, her2=her2)))
+    assert "row 3" in line
+    assert "case c2 here and to c1 in row 2" in line
+
+
+def test_an_image_may_stand_twice_in_one_case(tmp_path: Path) -> None:
+    path = write(tmp_path, cells(), cells(pair="p2", her2="other.tif"))
+    assert len(read_sheet(path).pairs) == 2
+
+
+def test_columns(tmp_path: Path) -> None:
+    with pytest.raises(SheetError) as error:
+        read_sheet(write(tmp_path, header="pair\tcase\tcase\tHE\tmpp"))
+    lines = str(error.value).splitlines()
+    assert [line.split("; ")[0] for line in lines] == [
+        f"pairs.tsv: column 'HE' is unknown; known are {', '.join(COLUMNS)}".split("; ")[0],
+        "pairs.tsv: column 'mpp' is unknown",
+        "pairs.tsv: column case stands 2 times",
+        "pairs.tsv: no column dataset, he, her2",
+    ]
+
+
+def test_spaces_instead_of_tabs(tmp_path: Path) -> None:
+    with pytest.raises(SheetError) as error:
+        read_sheet(write(tmp_path, "p c d a.tif b.tif", header="pair case dataset he her2"))
+    assert "tabs, not by spaces" in str(error.value)
+    path = write(tmp_path, "p1 c1 mine a.tif b.tif")
+    assert all(line.startswith("pairs.tsv row 2") for line in faults(path))
+
+
+def test_landmarks_and_displacement_in_their_company(tmp_path: Path) -> None:
+    header = f"{HEADER}\the_landmarks"
+    assert "go together" in fault(write(tmp_path, cells() + "\tp.csv", header=header))
+    header = f"{HEADER}\tdisplacement"
+    line = fault(write(tmp_path, cells(registered="false") + "\tfield.npz", header=header))
+    assert "registered is false beside a displacement" in line
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", " \t \n", "\ufeff"])
+def test_empty_files(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text(text, encoding="utf-8")
+    assert "empty; give a header" in fault(path)
+
+
+def test_a_header_alone(tmp_path: Path) -> None:
+    assert "no pairs below the header; give one row per pair" in fault(write(tmp_path))
+
+
+def test_no_file_or_no_text(tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "no.tsv", "no such sheet"), (tmp_path, "cannot be read")):
+        with pytest.raises(SheetError, match=words):
+            read_sheet(path)
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(HEADER.encode("utf-16"))
+    assert "save it as UTF-8" in fault(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_marks_line_ends_and_blank_lines(tmp_path: Path, end: str, mark: str) -> None:
+    path = tmp_path / "pairs.tsv"
+    lines = [
+        HEADER,
+        "",
+        cells(),
+        "\t\t\t",
+        f"{cells(pair='p2', case='c2', he='2.tif', her2='3.tif')} ",
+    ]
+    path.write_bytes((mark + end.join(lines) + end).encode())
+    assert [found.pair for found in read_sheet(path).pairs] == ["p1", "p2"]
+
+
+def test_a_very_long_cell_is_no_crash(tmp_path: Path) -> None:
+    path = write(tmp_path, cells(pair="x" * 300_000))
+    assert "1 to 100" in fault(path)
+
+
+def test_quotes_have_no_power(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, cells(he='"1_HE.tif'), cells(pair="p2", case="c2", he="2.tif", her2='3.tif"')
+    )
+    assert len(faults(path)) == 2
+
+
+def test_every_name_that_passes_is_plain_in_a_shell_and_a_path() -> None:
+    plain = set(string.ascii_letters + string.digits + "_-")
+    for number in range(0x3000):
+        name = chr(number)
+        assert bool(NAME.fullmatch(f"a{name}")) == (name in plain)
+    assert NAME.fullmatch("-a") is None
+
+
+def test_units_are_slides_by_name_and_blocks_by_data_set() -> None:
+    pairs = (
+        pair("slide", block=False),
+        pair("slide_own", block=False, displacement=Path("f.npz"), registered=True),
+        pair("png_not_registered", registered=False),
+        pair("png_own", displacement=Path("f.npz")),
+        pair("tiff_registered", block=False, registered=True),
+        *(pair(f"b{number}") for number in range(40)),
+        *(pair(f"m{number}", dataset="mist") for number in range(40)),
+    )
+    sheet = Sheet(Path("pairs.tsv"), pairs)
+    found = units(sheet, 3)
+    blocks = {name for name in found if "." in name}
+    assert blocks == {
+        f"{dataset}.{number:03d}" for dataset in ("bci", "mist") for number in range(3)
+    }
+    assert set(found) - blocks == {
+        "slide",
+        "slide_own",
+        "png_not_registered",
+        "png_own",
+        "tiff_registered",
+    }
+    assert list(found) == sorted(found)
+    members = [member.pair for unit in found.values() for member in unit]
+    assert sorted(members) == sorted(member.pair for member in pairs), "each pair in one unit"
+    for name, unit in found.items():
+        assert unit_pairs(sheet, name, 3) == unit
+        assert all(member.dataset == name.split(".")[0] for member in unit if "." in name)
+    with pytest.raises(
+        SheetError, match=r"no unit bci\.003 when image pairs are cut into 3 blocks"
+    ):
+        unit_pairs(sheet, "bci.003", 3)
+
+
+def test_blocks_are_of_like_size() -> None:
+    sheet = Sheet(Path("p"), tuple(pair(f"bci_train_{number:05d}") for number in range(3896)))
+    sizes = [len(unit) for unit in units(sheet, 19).values()]
+    assert len(sizes) == 19
+    assert max(sizes) < 1.3 * 3896 / 19
+    assert min(sizes) > 0.7 * 3896 / 19
+
+
+@pytest.mark.parametrize("place", [0, 17, 60])
+def test_an_added_pair_changes_one_block(place: int) -> None:
+    pairs = [pair(f"b{number}") for number in range(60)]
+    before = units(Sheet(Path("p"), tuple(pairs)), 7)
+    for number in range(20):
+        more = [*pairs[:place], pair(f"new{number}"), *pairs[place:]]
+        after = units(Sheet(Path("p"), tuple(more)), 7)
+        assert sum(after[name] != before.get(name) for name in after) == 1
+        assert set(before) <= set(after)
+
+
+def test_a_blocks_place_is_the_documented_hash() -> None:
+    """By `printf b1 | sha256sum`: the first eight bytes, 0x7dc96f776c8423e5, modulo 19 are 17."""
+    assert 0x7DC96F776C8423E5 % 19 == 17
+    assert list(units(Sheet(Path("p"), (pair("b1"),)), 19)) == ["bci.017"]
+
+
+def test_a_digest_changes_with_its_stages_columns_alone() -> None:
+    base = pair("p", block=False)
+    other = {
+        "pair": "q",
+        "case": "other",
+        "dataset": "other",
+        "he": Path("x.tif"),
+        "her2": Path("x.tif"),
+        "split": "val",
+        "score": "3+",
+        "registered": True,
+        "mirrored": True,
+        "he_mpp": 0.5,
+        "her2_mpp": 0.5,
+        "he_landmarks": Path("l.csv"),
+        "her2_landmarks": Path("l.csv"),
+        "roi": Path("r.geojson"),
+        "verdict": "accept",
+        "displacement": Path("d.npz"),
+    }
+    assert set(other) == set(COLUMNS)
+    for stage, columns in STAGE_COLUMNS.items():
+        before = digest([base], stage)
+        assert before == digest([dataclasses.replace(base)], stage)
+        for name, value in other.items():
+            changed = digest([dataclasses.replace(base, **{name: value})], stage) != before
+            assert changed == (name in columns), (stage, name)
+        assert digest([base, pair("z")], stage) != before
+
+
+def test_a_digest_does_not_know_where_the_sheet_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same relative sheet in another working copy asks for no rerun."""
+    found = []
+    for name in ("one", "two"):
+        folder = tmp_path / name / "demo"
+        folder.mkdir(parents=True)
+        write(folder, cells())
+        monkeypatch.chdir(tmp_path / name)
+        found.append(digest(read_sheet(Path("demo/pairs.tsv")).pairs, "tile"))
+    assert found[0] == found[1]
+
+
+def test_write_rows_is_read_back(tmp_path: Path) -> None:
+    rows = [
+        {"pair": "p1", "case": "c1", "dataset": "d", "he": "a.tif", "her2": "b.tif", "score": "2+"},
+        {
+            "pair": "p2",
+            "case": "c2",
+            "dataset": "d",
+            "he": "c.png",
+            "her2": "d.png",
+            "registered": "true",
+            "he_mpp": "0.46",
+        },
+    ]
+    path = tmp_path / "pairs.tsv"
+    path.write_text(write_rows(rows))
+    first, second = read_sheet(path).pairs
+    assert (first.score, first.he) == ("2+", tmp_path / "a.tif")
+    assert (second.registered, second.he_mpp) == (True, 0.46)
+    assert path.read_text().splitlines()[0].split("\t") == list(COLUMNS)
+    assert set(REQUIRED) <= set(COLUMNS)
+
+
+def test_a_sheet_that_moves_with_its_images_reads_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a", cells())
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (first,) = read_sheet(tmp_path / "a" / "pairs.tsv").pairs
+    (second,) = read_sheet(tmp_path / "b" / "pairs.tsv").pairs
+    assert first.he.relative_to(tmp_path / "a") == second.he.relative_to(tmp_path / "b")
