@@ -1,0 +1,468 @@
+"""Stage filter: every bound from both sides, every tile kept as a row, refusals counted by hand."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hemera import tables
+from hemera.config import FilterOptions, MaskOptions, TileOptions
+from hemera.errors import HemeraError, SheetError, TableError
+from hemera.sheet import Pair, Sheet, units, write_rows
+from hemera.stages import filter
+
+GOLDEN = {1: "b165ef6197ffb8d3"}
+ENGINES = ("stain", "deepliif")
+BLOCKS = 2
+
+GOOD: dict[str, Any] = {
+    "her2_x_px": 1.25,
+    "her2_y_px": -3.5,
+    "size_px": 512,
+    "mpp": 0.46,
+    "he_mpp": 0.46,
+    "her2_mpp": 0.46,
+    "registration_error_um": None,
+    "tissue_fraction": 0.9,
+    "her2_tissue_fraction": 0.8,
+    "he_sharpness": 150.0,
+    "her2_sharpness": 40.0,
+    "histogram_similarity": 0.6,
+    "her2_coverage_fraction": 1.0,
+    "folding_fraction": 0.0,
+    "he_offset": 512,
+    "he_length": 1000,
+    "her2_offset": 2048,
+    "her2_length": 900,
+}
+
+
+def tile(pair: str, number: int, **values: Any) -> dict[str, Any]:
+    name = f"{pair}_{512 * number:06d}_001024"
+    return {
+        "tile": name,
+        "pair": pair,
+        "x_px": 512 * number,
+        "y_px": 1024,
+        "shard": f"tile/{pair}.tar",
+        "he_sha256": hashlib.sha256(f"he {name}".encode()).hexdigest(),
+        "her2_sha256": hashlib.sha256(f"her2 {name}".encode()).hexdigest(),
+        **GOOD,
+        **values,
+    }
+
+
+def mask(row: Mapping[str, Any], engine: str, number: int) -> dict[str, Any]:
+    return {
+        "tile": row["tile"],
+        "pair": row["pair"],
+        "engine": engine,
+        **{
+            name: 3 + number if name.endswith("cells") else 0.25 + number / 64
+            for name in tables.MASK_STATISTICS
+        },
+        "note": None,
+        "shard": f"mask/{row['pair']}.tar",
+        "offset": 512 * (1 + number),
+        "length": 77,
+        "sha256": hashlib.sha256(f"{engine} {row['tile']}".encode()).hexdigest(),
+    }
+
+
+class Cohort:
+    """The tables that tile and mask leave for a few pairs."""
+
+    def __init__(self, folder: Path, pairs: Mapping[str, Mapping[str, str]]) -> None:
+        """Write a sheet with one row for each of `pairs`, given the cells that matter."""
+        self.folder = folder
+        self.sheet = folder / "pairs.tsv"
+        rows = []
+        for name, cells in pairs.items():
+            ending = "png" if cells.get("dataset", "bci") == "bci" else "tif"
+            rows.append(
+                {
+                    "pair": name,
+                    "case": name,
+                    "dataset": "bci",
+                    "he": f"HE/{name}.{ending}",
+                    "her2": f"IHC/{name}.{ending}",
+                    "registered": "true" if ending == "png" else "",
+                    **cells,
+                }
+            )
+        self.sheet.write_text(write_rows(rows))
+        plain = tuple(
+            Pair(
+                pair=row["pair"],
+                case=row["case"],
+                dataset=row["dataset"],
+                he=Path(row["he"]),
+                her2=Path(row["her2"]),
+                registered=row["registered"] == "true",
+            )
+            for row in rows
+        )
+        self.units = {
+            unit: [pair.pair for pair in members]
+            for unit, members in units(Sheet(self.sheet, plain), BLOCKS).items()
+        }
+
+    def write(
+        self, rows: list[dict[str, Any]], registrations: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the tables of all units; tiles in the order given."""
+        for unit, members in self.units.items():
+            own = [row for row in rows if row["pair"] in members]
+            pairs = [
+                {
+                    "pair": name,
+                    "state": "tiled" if any(row["pair"] == name for row in own) else "no_tissue",
+                    "reason": None,
+                    "registration": (registrations or {}).get(name, "registered"),
+                    "tiles_grid": 9,
+                    "tiles_tissue": 8,
+                    "tiles_unreadable": 0,
+                    "tiles_written": len(own),
+                }
+                for name in members
+            ]
+            masks = [
+                mask(row, engine, number)
+                for number, row in enumerate(own)
+                for engine in reversed(ENGINES)
+            ]
+            tables.write(
+                self.folder / "tile" / f"{unit}.parquet",
+                own,
+                tables.TILE,
+                tables.provenance(TileOptions()),
+            )
+            tables.write(self.folder / "tile" / f"{unit}.pairs.parquet", pairs, tables.PAIRS)
+            tables.write(
+                self.folder / "mask" / f"{unit}.parquet",
+                masks,
+                tables.MASK,
+                tables.provenance(MaskOptions()),
+            )
+
+    def run(
+        self, options: FilterOptions | None = None, engines: tuple[str, ...] = ENGINES
+    ) -> pa.Table:
+        """Run the stage and return the table of all tiles."""
+        filter.run(
+            sheet=self.sheet,
+            block_count=BLOCKS,
+            tile_folder=self.folder / "tile",
+            mask_folder=self.folder / "mask",
+            engines=engines,
+            tiles=self.tiles,
+            funnel=self.funnel,
+            options=options or FilterOptions(),
+        )
+        return tables.read(self.tiles, tables.filtered(engines))
+
+    @property
+    def tiles(self) -> Path:
+        return self.folder / "filter" / "tiles.parquet"
+
+    @property
+    def funnel(self) -> Path:
+        return self.folder / "filter" / "funnel.parquet"
+
+
+def reasons(table: pa.Table) -> dict[str, str | None]:
+    return dict(zip(table["tile"].to_pylist(), table["reason"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("column", "below", "at", "above", "reason"),
+    [
+        ("tissue_fraction", 0.4999, 0.5, 0.5001, "low_tissue"),
+        ("her2_coverage_fraction", 0.9899, 0.99, 0.9901, "outside_her2"),
+        ("he_sharpness", 29.99, 30.0, 30.01, "blurred_he"),
+        ("her2_sharpness", 4.99, 5.0, 5.01, "blurred_her2"),
+        ("histogram_similarity", 0.1999, 0.2, 0.2001, "unlike_histograms"),
+    ],
+)
+def test_least_values(
+    tmp_path: Path, column: str, below: float, at: float, above: float, reason: str
+) -> None:
+    cohort = Cohort(tmp_path, {"p": {}})
+    values = (below, at, above, float("nan"))
+    cohort.write([tile("p", number, **{column: value}) for number, value in enumerate(values)])
+    table = cohort.run()
+    assert table["reason"].to_pylist() == [reason, None, None, reason]
+    assert table["accepted"].to_pylist() == [False, True, True, False]
+
+
+def test_folding_is_a_largest_value(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, {"p": {}})
+    values = (0.0, 0.01, 0.0101, float("nan"))
+    cohort.write([tile("p", number, folding_fraction=v) for number, v in enumerate(values)])
+    assert cohort.run()["reason"].to_pylist() == [None, "folded", "folded", "folded"]
+    assert cohort.run(FilterOptions(folding_max=0.01))["reason"].to_pylist() == [
+        None,
+        None,
+        "folded",
+        "folded",
+    ]
+
+
+def test_no_similarity_is_unlike_where_it_counts(tmp_path: Path) -> None:
+    """Of a flat image there is no correlation; that counts in the named data sets alone."""
+    cohort = Cohort(tmp_path, {"b": {}, "a": {"dataset": "acrobat"}})
+    cohort.write(
+        [
+            tile(pair, number, histogram_similarity=value)
+            for pair in "ab"
+            for number, value in enumerate((None, -0.9, 0.9))
+        ]
+    )
+    assert reasons(cohort.run()) == {
+        "a_000000_001024": None,
+        "a_000512_001024": None,
+        "a_001024_001024": None,
+        "b_000000_001024": "unlike_histograms",
+        "b_000512_001024": "unlike_histograms",
+        "b_001024_001024": None,
+    }
+    only = FilterOptions(histogram_datasets=("acrobat", "nowhere"))
+    assert [name for name, reason in reasons(cohort.run(only)).items() if reason] == [
+        "a_000000_001024",
+        "a_000512_001024",
+    ]
+    assert not any(reasons(cohort.run(FilterOptions(histogram_datasets=()))).values())
+
+
+def test_the_first_reason_counts_and_tissue_stands_before_sharpness(tmp_path: Path) -> None:
+    """FIELD 1: the noise of an empty tile is sharp, so sharpness is asked of tissue alone."""
+    faults: list[tuple[str, dict[str, Any]]] = [
+        ("registration_review", {}),
+        ("low_tissue", {"tissue_fraction": 0.1}),
+        ("outside_her2", {"her2_coverage_fraction": 0.5}),
+        ("folded", {"folding_fraction": 0.5}),
+        ("blurred_he", {"he_sharpness": 1.0}),
+        ("blurred_her2", {"her2_sharpness": 1.0}),
+        ("unlike_histograms", {"histogram_similarity": -0.5}),
+    ]
+    cohort = Cohort(tmp_path, {"p": {}, "q": {}})
+    rows = []
+    for start in range(len(faults)):
+        values: dict[str, Any] = {}
+        for _, more in faults[start:]:
+            values |= more
+        rows.append(tile("q" if start else "p", start, **values))
+    cohort.write(rows, {"p": "review"})
+    assert cohort.run()["reason"].to_pylist() == [name for name, _ in faults]
+
+
+@pytest.mark.parametrize(
+    ("registration", "accept_review", "reason"),
+    [
+        ("registered", False, None),
+        ("pass", False, None),
+        ("accepted", False, None),
+        ("review", False, "registration_review"),
+        ("review", True, None),
+        ("accepted", True, None),
+    ],
+)
+def test_pairs_under_review(
+    tmp_path: Path, registration: str, accept_review: bool, reason: str | None
+) -> None:
+    cohort = Cohort(tmp_path, {"p": {"dataset": "acrobat"}})
+    cohort.write([tile("p", 0)], {"p": registration})
+    table = cohort.run(FilterOptions(accept_review=accept_review))
+    assert table["reason"].to_pylist() == [reason]
+    assert table["registration"].to_pylist() == [registration]
+
+
+def wide(folder: Path) -> Cohort:
+    """Two whole slides, a free block pair and an empty one, tiles out of order."""
+    cohort = Cohort(
+        folder,
+        {
+            "slide1": {"dataset": "acrobat"},
+            "slide2": {"dataset": "acrobat"},
+            "b1": {"score": "3+"},
+            "b2": {"score": "3+"},
+            "b3": {"score": "0"},
+            "b4": {"score": "1+"},
+        },
+    )
+    rows = [
+        tile("slide1", 2),
+        tile("slide1", 0, tissue_fraction=0.25),
+        tile("slide1", 1, tissue_fraction=0.25, he_sharpness=1.0),
+        tile("slide2", 0),
+        tile("b1", 0),
+        tile("b1", 1, he_sharpness=12.0),
+        tile("b2", 0, her2_sharpness=1.0),
+        tile("b2", 1, he_sharpness=2.0),
+        tile("b3", 0, histogram_similarity=None),
+    ]
+    cohort.write(rows, {"slide1": "pass", "slide2": "review"})
+    return cohort
+
+
+def test_the_funnel_by_hand(tmp_path: Path) -> None:
+    cohort = wide(tmp_path)
+    cohort.run()
+    funnel = tables.read(cohort.funnel, tables.FUNNEL).to_pylist()
+    assert [tuple(row.values()) for row in funnel] == [
+        ("acrobat", "", "accepted", 1, 1),
+        ("acrobat", "", "low_tissue", 2, 1),
+        ("acrobat", "", "registration_review", 1, 1),
+        ("bci", "0", "unlike_histograms", 1, 1),
+        ("bci", "3+", "accepted", 1, 1),
+        ("bci", "3+", "blurred_he", 2, 2),
+        ("bci", "3+", "blurred_her2", 1, 1),
+    ]
+
+
+def test_no_row_is_dropped_and_no_value_changed(tmp_path: Path) -> None:
+    cohort = wide(tmp_path)
+    table = cohort.run()
+    assert table["tile"].to_pylist() == sorted(table["tile"].to_pylist())
+    given = {}
+    for unit in cohort.units:
+        for row in tables.read(tmp_path / "tile" / f"{unit}.parquet", tables.TILE).to_pylist():
+            given[row["tile"]] = row
+    found = {row["tile"]: row for row in table.to_pylist()}
+    assert len(found) == table.num_rows == 9
+    for name, row in given.items():
+        assert {key: found[name][key] for key in row} == row
+    for unit in cohort.units:
+        for row in tables.read(tmp_path / "mask" / f"{unit}.parquet", tables.MASK).to_pylist():
+            for name in (*tables.MASK_STATISTICS, "shard", "offset", "length", "sha256"):
+                assert found[row["tile"]][f"{row['engine']}_{name}"] == row[name]
+    assert {found[name]["score"] for name in found if name.startswith("b1")} == {"3+"}
+    assert all(row["accepted"] == (row["reason"] is None) for row in found.values())
+
+
+def test_the_engines_asked_for_go_along_in_their_order(tmp_path: Path) -> None:
+    cohort = wide(tmp_path)
+    one = cohort.run(engines=("stain",))
+    assert not [name for name in one.column_names if name.startswith("deepliif")]
+    both = cohort.run(engines=("deepliif", "stain"))
+    names = both.column_names
+    assert names.index("deepliif_cells") < names.index("stain_cells")
+    with pytest.raises(TableError) as error:
+        cohort.run(engines=("stain", "other"))
+    assert "0 masks of other beside" in str(error.value)
+    assert "run stage mask again" in str(error.value)
+
+
+def test_zero_tiles_are_an_empty_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cohort = Cohort(tmp_path, {"p": {}, "slide": {"dataset": "acrobat"}})
+    cohort.write([])
+    assert cohort.run().num_rows == 0
+    assert tables.read(cohort.funnel, tables.FUNNEL).num_rows == 0
+    assert "no tile is accepted" in caplog.text
+
+
+def test_zero_accepted_tiles_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cohort = Cohort(tmp_path, {"p": {}})
+    cohort.write([tile("p", 0), tile("p", 1)])
+    table = cohort.run(FilterOptions(he_sharpness_min=1e6))
+    assert table["accepted"].to_pylist() == [False, False]
+    assert "no tile is accepted" in caplog.text
+    assert "config.yaml" in caplog.text
+
+
+def test_masks_of_other_tiles(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, {"p": {}})
+    rows = [tile("p", 0), tile("p", 1)]
+    cohort.write(rows)
+    (unit,) = cohort.units
+    path = tmp_path / "mask" / f"{unit}.parquet"
+    good = tables.read(path, tables.MASK)
+    order = [2, 3, 0, 1]
+    for wrong in (
+        good.slice(0, 2),
+        good.slice(0, 0),
+        good.take(order),
+        pa.concat_tables([good] * 2),
+    ):
+        tables.write(path, wrong, tables.MASK)
+        cohort.tiles.unlink(missing_ok=True)
+        with pytest.raises(TableError, match=f"{unit}: .*run stage mask again"):
+            cohort.run()
+        assert not cohort.tiles.exists()
+
+
+def test_tiles_of_a_pair_that_nobody_knows(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, {"p": {}})
+    cohort.write([tile("p", 0)])
+    (unit,) = cohort.units
+    tables.write(tmp_path / "tile" / f"{unit}.parquet", [tile("gone", 0)], tables.TILE)
+    tables.write(
+        tmp_path / "mask" / f"{unit}.parquet",
+        [mask(tile("gone", 0), engine, 0) for engine in ENGINES],
+        tables.MASK,
+    )
+    with pytest.raises(TableError, match=r"gone.*run stage tile again"):
+        cohort.run()
+
+
+def test_missing_and_broken_inputs(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, {"p": {}})
+    cohort.write([tile("p", 0)])
+    (unit,) = cohort.units
+    for path in (
+        tmp_path / "tile" / f"{unit}.parquet",
+        tmp_path / "tile" / f"{unit}.pairs.parquet",
+        tmp_path / "mask" / f"{unit}.parquet",
+    ):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9])
+        with pytest.raises(TableError, match="not a Parquet file"):
+            cohort.run()
+        path.unlink()
+        with pytest.raises(TableError, match="no such table"):
+            cohort.run()
+        path.write_bytes(whole)
+    cohort.run()
+    cohort.sheet.unlink()
+    with pytest.raises(SheetError, match="no such sheet"):
+        cohort.run()
+    assert issubclass(SheetError, HemeraError)
+
+
+def test_the_options_of_three_stages_are_kept(tmp_path: Path) -> None:
+    cohort = wide(tmp_path)
+    cohort.run(FilterOptions(he_sharpness_min=31.0))
+    kept = {key: json.loads(value) for key, value in tables.read_metadata(cohort.tiles).items()}
+    assert set(kept) == {"options", "options_tile", "options_mask"}
+    assert kept["options"]["he_sharpness_min"] == 31.0
+    assert kept["options_tile"]["size_px"] == 512
+    assert kept["options_mask"]["target"] == "deepliif"
+
+
+def test_refusals_leave_the_table_alone(tmp_path: Path) -> None:
+    table = wide(tmp_path).run()
+    found = filter.refusals(table, FilterOptions(tissue_fraction_min=0.2))
+    assert found.shape == (9,)
+    assert np.count_nonzero(found == "") == 3
+
+
+def test_golden(tmp_path: Path) -> None:
+    """Fails when what filter adds changes and `FilterOptions.version` does not: raise it then."""
+    digests = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        cohort = wide(tmp_path / name)
+        added = cohort.run().select(
+            ["tile", "dataset", "score", "registration", "accepted", "reason"]
+        )
+        content = [added.to_pylist(), tables.read(cohort.funnel, tables.FUNNEL).to_pylist()]
+        text = json.dumps(content)
+        digests.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+        if name == "two":
+            assert cohort.tiles.read_bytes() == (tmp_path / "one/filter/tiles.parquet").read_bytes()
+    assert set(digests) == {GOLDEN[FilterOptions.version]}, digests
