@@ -175,8 +175,19 @@ def boxes(title: str, rows: Sequence[tuple[str, Values]], *, unit: str = "") -> 
     return _svg(title, width, foot + 34, lines)
 
 
-def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """Draw lines over the epochs; each is named at its end and has dashes of its own."""
+def curves(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    mark: tuple[str, float] | None = None,
+) -> Markup:
+    """Draw lines over the epochs; each is named at its end and has dashes of its own.
+
+    Args:
+        title: what is drawn.
+        series: (epoch, value) of each line.
+        mark: name and epoch of a vertical line.
+    """
     drawn = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         for name, points in series.items()
@@ -217,6 +228,14 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> M
         f'<text x="{left + plot_w / 2:.1f}" y="{height - 4}" text-anchor="middle" class="quiet">'
         "epoch</text>"
     )
+    if mark is not None and x_low < x_high and x_low <= mark[1] <= x_high:
+        at = x_of(mark[1])
+        side = ("end", -4) if mark[1] > (x_low + x_high) / 2 else ("start", 4)
+        parts.append(
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{head}" y2="{height - foot}" class="limit"/>'
+            f'<text x="{at + side[1]:.1f}" y="{head + 9}" text-anchor="{side[0]}" class="quiet">'
+            f"{escape(mark[0])}</text>"
+        )
     ends: list[float] = []
     for place, (name, line) in enumerate(drawn.items()):
         if not line:

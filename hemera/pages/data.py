@@ -24,10 +24,8 @@ ROWS_MAX = 500
 """Rows of a table on the page; the tables on disk hold them all."""
 LEAN_MIN = 0.10
 LEAN_TILES_MIN = 20
-"""A score is named when its tiles are accepted so much less or more often than all of its data
-set, and there are so many of them."""
-FEW_MAX = 20
-"""Under so many tiles, no rate is given a verdict."""
+"""A score is named when its tiles are accepted so much less or more often than the others of its
+data set, and there are so many of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +57,7 @@ MEASURES = {
     "her2_coverage_fraction": ("Covered by HER2", "share of the tile"),
     "he_sharpness": ("Sharpness of H&E", "variance of the Laplacian, at 0.5 µm/px"),
     "her2_sharpness": ("Sharpness of HER2", "variance of the Laplacian, at 0.5 µm/px"),
-    "histogram_similarity": ("Histogram similarity", "correlation, −1 to 1"),  # noqa: RUF001
+    "histogram_similarity": ("Histogram similarity", "correlation, −1 to 1"),
     "folding_fraction": ("Folded by the displacement", "share of the tile"),
 }
 
@@ -293,7 +291,7 @@ def outcomes(cohort: Cohort) -> dict[str, Any]:
 def _size(image: Mapping[str, Any] | None) -> str:
     if image is None or image["width_px"] is None:
         return "not read"
-    text = f"{count(image['width_px'])} × {count(image['height_px'])} px"  # noqa: RUF001
+    text = f"{count(image['width_px'])} × {count(image['height_px'])} px"
     return f"{text}, {number(image['mpp'])} µm/px ({image['mpp_source']})"
 
 
@@ -413,32 +411,38 @@ def leanings(
 ) -> list[str]:
     """Return a sentence for each score that the filters take more or fewer tiles of than of others.
 
-    A score is held against the other scores of its data set.
+    Of each data set, the score that stands out most against the rest is named first and then left
+    out, so that the others are not blamed for standing beside it.
     """
     found = []
     for dataset in sorted({dataset for dataset, _ in groups}):
-        own = {score: group for (name, score), group in groups.items() if name == dataset and score}
-        for score in sorted(own, key=score_order):
-            rest = collections.Counter[str]()
-            for other, group in own.items():
-                if other != score:
-                    rest.update(group)
-            size, others = sum(own[score].values()), sum(rest.values())
-            if min(size, others) < LEAN_TILES_MIN:
-                continue
-            gap = _rate(own[score]) - _rate(rest)
+        own = {
+            score: collections.Counter(group)
+            for (name, score), group in groups.items()
+            if name == dataset and score and sum(group.values()) >= LEAN_TILES_MIN
+        }
+        while len(own) > 1:
+            everything: collections.Counter[str] = sum(own.values(), collections.Counter())
+            rests = {score: everything - group for score, group in own.items()}
+            score = max(
+                sorted(own, key=score_order, reverse=True),
+                key=lambda name: abs(_rate(own[name]) - _rate(rests[name])),
+            )
+            group, rest = own.pop(score), rests[score]
+            gap = _rate(group) - _rate(rest)
             if abs(gap) < LEAN_MIN:
-                continue
+                break
             sign = -1 if gap < 0 else 1
+            size, others = sum(group.values()), sum(rest.values())
             most = max(
                 reasons,
-                key=lambda name: sign * (rest[name] / others - own[score].get(name, 0) / size),
+                key=lambda name: sign * (rest[name] / others - group[name] / size),
                 default="",
             )
             found.append(
-                f"The filters lean on {dataset}: {percent(_rate(own[score]), 0)} of its tiles of "
-                f"score {score} are accepted, {percent(_rate(rest), 0)} of its other tiles"
-                + (f" (most of the difference: {most})." if most else ".")
+                f"The filters lean on {dataset}: {percent(_rate(group), 0)} of its tiles of "
+                f"score {score} are accepted, {percent(_rate(rest), 0)} of its other tiles; most "
+                f"of the difference is {most}."
             )
     return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,42 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hemera.config import EvaluateOptions
+from hemera.config import STAGES, EvaluateOptions
+from hemera.metrics import SEGMENTATION_METRICS, Confusion, scores
+from hemera.pages import charts, pictures
+from hemera.pages.data import NETWORKS, option_rows, score_name
+from hemera.pages.html import count, fixed, percent, plural, write_page
 
 RGB = npt.NDArray[np.uint8]
+
+PICTURE_BYTES = 24_000_000
+"""What the pictures may take of the page's 30 MB."""
+PICTURE_SIDE_PX = 448
+CASES_MAX = 50
+
+METHODS = {
+    "model": "the network",
+    "mean_colour": "mean colour of the training tiles",
+    "blurred": "blurred H&E-agnostic output",
+    "all_positive": "everything positive",
+    "all_negative": "nothing positive",
+    "best_constant": "the better of both constants",
+}
+TRIVIAL = {"generation": ("mean_colour", "blurred"), "segmentation": ("best_constant",)}
+AGGREGATION_WORDS = {
+    "pooled": "all pixels of all tiles in one",
+    "mean": "mean over tiles; 1 where truth and answer are both empty",
+    "mean_nonempty": "mean over tiles with a positive pixel in truth",
+}
+METRIC_WORDS = {
+    "psnr_db": ("PSNR, dB", 2),
+    "ssim": ("SSIM", 3),
+    "ssim_gaussian": ("SSIM, Gaussian", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "f1": ("F1", 3),
+    "iou": ("IoU", 3),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +78,63 @@ class Example:
     """Metrics of this tile by their names in METRICS: psnr_db, ssim, f1, iou."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure that a paper or a repository reports, and how far ours may be held against it."""
+
+    method: str
+    values: tuple[str, ...]
+    source: str
+    comparable: str
+
+
+PAPERS = {
+    "generation": (
+        Figure(
+            "HEMERA GenerationNet",
+            ("21.669", ".355"),
+            "the paper",
+            "1,000 BCI tiles of 512 px, which ones is not said",
+        ),
+        Figure(
+            "Pyramid Pix2pix",
+            ("21.160", ".477"),
+            "its README; quoted by HEMERA as reference",
+            "no: all of BCI, another generator; not reached by reruns",
+        ),
+        Figure(
+            "the same, rerun at 1024 px",
+            ("18.659", ".4771"),
+            "third-party report",
+            "no: whole images of 1024 px",
+        ),
+        Figure(
+            "the same, rerun by its default test",
+            ("18.064", ".3674"),
+            "third-party report",
+            "no: shrunk to 320 px and cropped to 256",
+        ),
+        Figure("PSPStain, paper", ("18.622", ".4498"), "its paper", "no: whole images of 1024 px"),
+        Figure(
+            "BCIStainer, submitted",
+            ("22.929", ".5585"),
+            "its repository",
+            "no: averages over turned inputs, which blurs and raises both",
+        ),
+        Figure("VP-GAN", ("22.16", ".47"), "its paper", "no: other images and sizes"),
+    ),
+    "segmentation": (
+        Figure(
+            "HEMERA SegmentationNet",
+            (".771", ".513", ".631", ".487"),
+            "the paper",
+            "2,000 tiles, which ones is not said; its four numbers cannot be of one aggregation",
+        ),
+    ),
+}
+"""What the sources report (precision, recall, F1 and IoU for segmentation)."""
+
+
 def evaluation_page(
     path: Path,
     *,
@@ -70,4 +162,385 @@ def evaluation_page(
         options: what evaluate ran with.
         report: relative link from the page to the page about the data.
     """
-    raise NotImplementedError
+    found = _lookup(metrics)
+    tested = {network: _tested(tiles, network) for network in NETWORKS}
+    cards, note = _examples(examples)
+    content = {
+        "title": "HEMERA: what the networks do",
+        "preset": preset,
+        "report": report,
+        "headline": _headline(found, tested),
+        "warnings": _warnings(found, tested, metadata),
+        "networks": [
+            {
+                "key": network,
+                "name": name,
+                "table": _method_rows(found, network),
+                "columns": _columns(network),
+                "groups": _group_rows(found, network),
+                "papers": PAPERS[network],
+                "paper_columns": _columns(network)[:2]
+                if network == "generation"
+                else [METRIC_WORDS[metric][0] for metric in SEGMENTATION_METRICS],
+                "curves": _curves(histories.get(network), metadata.get(network, {})),
+                "training": _training(network, metadata.get(network, {})),
+                "spread": _spread(tiles, network),
+                "tested": tested[network],
+            }
+            for network, name in NETWORKS.items()
+        ],
+        "aggregations": AGGREGATION_WORDS,
+        "examples": cards,
+        "examples_note": note,
+        "threshold": options.threshold,
+        "options": option_rows("evaluate", dataclasses.asdict(options)),
+        "fingerprint": index_metadata.get("fingerprint", ""),
+        "target": index_metadata.get("mask_target", ""),
+        "licences": json.loads(index_metadata.get("licences", "[]")),
+    }
+    write_page(path, "evaluate.html", content)
+
+
+_Lookup = Mapping[tuple[str, str, str, str, str], Mapping[str, Any]]
+
+
+def _lookup(metrics: pa.Table) -> _Lookup:
+    return {
+        (row["network"], row["method"], row["group"], row["metric"], row["aggregation"]): row
+        for row in metrics.to_pylist()
+    }
+
+
+def _value(
+    found: _Lookup, network: str, method: str, metric: str, aggregation: str, group: str = "all"
+) -> float | None:
+    row = found.get((network, method, group, metric, aggregation))
+    return None if row is None else row["value"]
+
+
+def _tested(tiles: pa.Table, network: str) -> dict[str, int]:
+    rows = [
+        (tile, case)
+        for tile, case, own, method in zip(
+            *(tiles.column(name).to_pylist() for name in ("tile", "case", "network", "method")),
+            strict=True,
+        )
+        if own == network and method == "model"
+    ]
+    return {"tiles": len(rows), "cases": len({case for _, case in rows})}
+
+
+def _best_trivial(
+    found: _Lookup, network: str, metric: str, aggregation: str
+) -> tuple[str, float] | None:
+    """Return the best of the baselines and its value, None where there is none."""
+    values = [
+        (value, method)
+        for method in TRIVIAL[network]
+        if (value := _value(found, network, method, metric, aggregation)) is not None
+    ]
+    return None if not values else (max(values)[1], max(values)[0])
+
+
+_JUDGED = (
+    ("generation", "psnr_db", "mean"),
+    ("generation", "ssim", "mean"),
+    ("segmentation", "f1", "pooled"),
+    ("segmentation", "iou", "pooled"),
+)
+
+
+def _headline(found: _Lookup, tested: Mapping[str, Mapping[str, int]]) -> list[dict[str, str]]:
+    cards = []
+    for network, metric, aggregation in _JUDGED:
+        value = _value(found, network, "model", metric, aggregation)
+        words, digits = METRIC_WORDS[metric]
+        trivial = _best_trivial(found, network, metric, aggregation)
+        cards.append(
+            {
+                "value": fixed(value, digits),
+                "of": f"{words}, {NETWORKS[network]}"
+                + (" (pooled)" if aggregation == "pooled" else ""),
+                "more": (
+                    "no test tile"
+                    if value is None
+                    else f"on {plural(tested[network]['tiles'], 'tile')} of "
+                    f"{plural(tested[network]['cases'], 'unseen case')}"
+                )
+                + (
+                    f"; best baseline {fixed(trivial[1], digits)} ({METHODS[trivial[0]]})"
+                    if trivial is not None
+                    else ""
+                ),
+            }
+        )
+    return cards
+
+
+def _warnings(
+    found: _Lookup,
+    tested: Mapping[str, Mapping[str, int]],
+    metadata: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, str]]:
+    made: list[dict[str, str]] = []
+    for network, name in NETWORKS.items():
+        if not tested[network]["tiles"]:
+            made.append(
+                {
+                    "level": "stop",
+                    "words": f"{name} was tested on no tile: its test part is empty; see the splits "
+                    "on the page about the data.",
+                    "link": "",
+                }
+            )
+    for network, metric, aggregation in _JUDGED:
+        value = _value(found, network, "model", metric, aggregation)
+        trivial = _best_trivial(found, network, metric, aggregation)
+        if value is None or trivial is None or value > trivial[1]:
+            continue
+        words, digits = METRIC_WORDS[metric]
+        made.append(
+            {
+                "level": "care",
+                "words": f"{NETWORKS[network]} does not beat a trivial answer by {words}: "
+                f"{fixed(value, digits)} against {fixed(trivial[1], digits)} of "
+                f"{METHODS[trivial[0]]}.",
+                "link": network,
+            }
+        )
+    infinite = _value(found, "generation", "model", "psnr_infinite", "count")
+    if infinite:
+        made.append(
+            {
+                "level": "care",
+                "words": f"{plural(int(infinite), 'tile')} equal to the real one and left out of "
+                "the mean of PSNR.",
+                "link": "generation",
+            }
+        )
+    prints = {
+        str(described["index_fingerprint"])
+        for described in metadata.values()
+        if described.get("index_fingerprint")
+    }
+    if len(prints) > 1:
+        made.append(
+            {
+                "level": "care",
+                "words": "The two networks were trained on different indexes.",
+                "link": "training",
+            }
+        )
+    return made
+
+
+def _columns(network: str) -> list[str]:
+    metrics = (
+        ("psnr_db", "ssim", "ssim_gaussian") if network == "generation" else (SEGMENTATION_METRICS)
+    )
+    return [METRIC_WORDS[metric][0] for metric in metrics]
+
+
+def _cell(found: _Lookup, key: tuple[str, str, str, str, str]) -> str:
+    row = found.get(key)
+    digits = METRIC_WORDS[key[3]][1]
+    if row is None or row["value"] is None:
+        return fixed(None)
+    text = fixed(row["value"], digits)
+    return text if row["deviation"] is None else f"{text} ± {fixed(row['deviation'], digits)}"
+
+
+def _method_rows(found: _Lookup, network: str) -> list[dict[str, Any]]:
+    """Return the rows of a network's table: every method, and for masks every aggregation."""
+    if network == "generation":
+        metrics: tuple[str, ...] = ("psnr_db", "ssim", "ssim_gaussian")
+        aggregations: tuple[str, ...] = ("mean",)
+    else:
+        metrics, aggregations = SEGMENTATION_METRICS, tuple(AGGREGATION_WORDS)
+    made = []
+    present = {key[1] for key in found if key[0] == network and key[2] == "all"}
+    for aggregation in aggregations:
+        for method in (name for name in METHODS if name in present):
+            keys = [(network, method, "all", metric, aggregation) for metric in metrics]
+            rows = [found[key] for key in keys if key in found]
+            if rows:
+                made.append(
+                    {
+                        "own": method == "model",
+                        "method": METHODS[method],
+                        "aggregation": aggregation,
+                        "cells": [_cell(found, key) for key in keys],
+                        "tiles": max(row["tiles"] for row in rows),
+                    }
+                )
+    return made
+
+
+def _group_rows(found: _Lookup, network: str) -> dict[str, Any]:
+    """Return the model's metrics per data set, score and case, with the best baseline's beside."""
+    metric, aggregation = ("ssim", "mean") if network == "generation" else ("f1", "pooled")
+    shown = ("psnr_db", "ssim") if network == "generation" else ("precision", "recall", "f1", "iou")
+    groups = sorted({key[2] for key in found if key[0] == network and "=" in key[2]})
+    rows: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for group in groups:
+        kind, _, name = group.partition("=")
+        trivial = [
+            value
+            for method in TRIVIAL[network]
+            if (value := _value(found, network, method, metric, aggregation, group)) is not None
+        ]
+        keys = [(network, "model", group, m, aggregation) for m in shown]
+        own = [found[key] for key in keys if key in found]
+        if not own:
+            continue
+        rows[kind].append(
+            {
+                "kind": kind,
+                "name": score_name(name) if kind == "score" else name,
+                "tiles": max(row["tiles"] for row in own),
+                "cells": [_cell(found, key) for key in keys],
+                "trivial": fixed(max(trivial), METRIC_WORDS[metric][1]) if trivial else fixed(None),
+                "order": _value(found, network, "model", metric, aggregation, group) or 0.0,
+            }
+        )
+    cases = sorted(rows["case"], key=lambda row: (row["order"], row["name"]))
+    return {
+        "columns": [METRIC_WORDS[m][0] for m in shown],
+        "by": METRIC_WORDS[metric][0],
+        "rows": rows["dataset"] + rows["score"],
+        "cases": cases[:CASES_MAX],
+        "cases_left": max(0, len(cases) - CASES_MAX),
+    }
+
+
+def _curves(history: pa.Table | None, described: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a chart of each quantity of a history, losses first, training and validation in one."""
+    if history is None:
+        return []
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in history.to_pylist():
+        series = lines.setdefault(row["quantity"], {}).setdefault(row["part"], [])
+        series.append((row["epoch"], float("nan") if row["value"] is None else row["value"]))
+    kept = described.get("epoch")
+    mark = ("kept", float(kept)) if kept is not None else None
+    return [
+        {
+            "quantity": quantity,
+            "chart": charts.curves(
+                f"{quantity} over the epochs",
+                {part: series[part] for part in ("train", "val") if part in series},
+                mark=mark,
+            ),
+        }
+        for quantity, series in sorted(lines.items(), key=lambda item: (_kind(item[0]), item[0]))
+    ]
+
+
+def _kind(quantity: str) -> int:
+    return 2 if "rate" in quantity else 1 if quantity in METRIC_WORDS else 0
+
+
+def _training(network: str, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stands beside the weights, as rows."""
+    stage = f"train_{network}"
+    facts = []
+    for key, words in (
+        ("parameters", "parameters"),
+        ("parameters_trained", "of these, trained"),
+        ("epoch", "epoch kept"),
+        ("best_epoch", "best epoch on validation tiles"),
+        ("mask_engine", "masks of"),
+        ("seed", "seed"),
+    ):
+        value = described.get(key)
+        if value is not None:
+            facts.append((words, count(value) if isinstance(value, int) else str(value)))
+    for part, tiles in dict(described.get("tiles", {})).items():
+        facts.append((f"tiles, {part}", str(tiles)))
+    for name, value in dict(described.get("model", {})).items():
+        facts.append((name, json.dumps(value) if not isinstance(value, str) else value))
+    options = described.get("options", {})
+    return {
+        "stage": stage,
+        "facts": facts,
+        "options": option_rows(stage, options) if stage in STAGES else [],
+        "versions": dict(described.get("versions", {})),
+        "fingerprint": described.get("index_fingerprint", ""),
+    }
+
+
+def _spread(tiles: pa.Table, network: str) -> list[dict[str, Any]]:
+    """Return histograms of the network's metrics over tiles."""
+    rows = [
+        row for row in tiles.to_pylist() if row["network"] == network and row["method"] == "model"
+    ]
+    if not rows:
+        return []
+    values: dict[str, list[float]] = collections.defaultdict(list)
+    for row in rows:
+        if network == "generation":
+            for metric in ("psnr_db", "ssim"):
+                values[metric].append(float("nan") if row[metric] is None else row[metric])
+        else:
+            names = ("true_positive", "false_positive", "false_negative", "true_negative")
+            each = Confusion(*(int(row[f"{name}_px"] or 0) for name in names))
+            # A tile without a positive pixel in truth scores 0 or 1 and says nothing in between.
+            if each.true_positive + each.false_negative:
+                values["f1"].append(scores(each)["f1"])
+    return [
+        {
+            "title": f"{METRIC_WORDS[metric][0]} per tile"
+            + (", tiles with a positive pixel" if metric == "f1" else ""),
+            "chart": charts.histogram(
+                f"{METRIC_WORDS[metric][0]} per tile",
+                [("tiles", charts.BLUE, np.asarray(own, np.float64))],
+                unit=METRIC_WORDS[metric][0],
+                bins=30,
+                span=(0.0, 1.0) if metric != "psnr_db" and min(own) >= 0 else None,
+            ),
+        }
+        for metric, own in values.items()
+    ]
+
+
+def _examples(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], str]:
+    """Return the cards of the gallery as long as there is room, and a note when there was not."""
+    album = pictures.Album(PICTURE_BYTES)
+    cards = []
+    for example in examples:
+        images = {"H&E": example.he, "HER2, real": example.her2}
+        if example.generated is not None:
+            images["HER2, generated"] = example.generated
+        if example.truth is not None:
+            images["positive, truth"] = pictures.labelled(example.truth)
+        if example.probability is not None:
+            images["positive, predicted probability"] = pictures.heat(example.probability)
+        addresses = album.take_all(images, PICTURE_SIDE_PX)
+        if not addresses:
+            break
+        cards.append(
+            {
+                "tile": example.tile,
+                "case": example.case,
+                "dataset": example.dataset,
+                "score": score_name(example.score),
+                "label": example.label,
+                "images": addresses,
+                "values": [
+                    (METRIC_WORDS[name][0], fixed(value, METRIC_WORDS[name][1]))
+                    for name, value in example.values.items()
+                    if name in METRIC_WORDS
+                ]
+                + (
+                    [("positive in truth", percent(float(example.truth.mean())))]
+                    if example.truth is not None
+                    else []
+                ),
+            }
+        )
+    note = (
+        ""
+        if len(cards) == len(examples)
+        else f"{len(cards)} of {len(examples)} tiles are shown: more would not fit into 30 MB."
+    )
+    return cards, note

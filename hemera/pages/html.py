@@ -14,7 +14,7 @@ from hemera.files import write_text
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
-DASH = "–"  # noqa: RUF001
+DASH = "–"
 """Stands where there is no value."""
 
 
@@ -23,7 +23,7 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or math.isnan(value):
         return DASH
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"  # noqa: RUF001
+        return "∞" if value > 0 else "−∞"
     if value == int(value) and abs(value) < 1e15:
         return count(int(value))
     if abs(value) >= 10**digits:
@@ -31,7 +31,7 @@ def number(value: float | None, digits: int = 3) -> str:
     text = f"{value:.{digits}g}"
     if "e" in text and abs(value) >= 1e-6:
         text = f"{value:.{digits + 5}f}".rstrip("0")
-    return text.replace("-", "−")  # noqa: RUF001
+    return text.replace("-", "−")
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
@@ -40,14 +40,14 @@ def fixed(value: float | None, digits: int = 3) -> str:
         return DASH
     if math.isinf(value):
         return number(value)
-    return f"{value:.{digits}f}".replace("-", "−")  # noqa: RUF001
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def count(value: int | None) -> str:
     """Return a whole number, its thousands apart."""
     if value is None:
         return DASH
-    return f"{value:,}".replace(",", "\u202f").replace("-", "−")  # noqa: RUF001
+    return f"{value:,}".replace(",", "\u202f").replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -118,7 +118,7 @@ def two_colours(fixed: RGB, moving: RGB) -> RGB:
 def _darkness(rgb: RGB) -> npt.NDArray[np.float32]:
     gray = 255 - cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     low, high = (float(value) for value in np.percentile(gray, (20, 99)))
-    return np.clip((gray - low) / max(high - low, 8.0), 0, 1).astype(np.float32)
+    return np.asarray(np.clip((gray - low) / max(high - low, 8.0), 0, 1), np.float32)
 
 
 def checkerboard(first: RGB, second: RGB, fields: int = 8) -> RGB:
