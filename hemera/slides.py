@@ -43,7 +43,11 @@ READERS = ("auto", "tiff", "openslide", "tiffslide", "image")
 
 ANISOTROPY_MAX = 0.01
 MISMATCH_MAX = 0.10
+LOST_MAX = 0.10
+"""A slide of which more cannot be decoded is refused as a whole."""
+
 _SMALL_SIDE = 1024
+_PIECE = 128
 _CACHE_BYTES = 96 * 2**20
 _DIRECT_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 50000, 50001})
 """None, LZW, JPEG, Deflate (both), Zstandard, WebP."""
@@ -102,7 +106,14 @@ class Slide:
         level_mpps: um per pixel of every level.
     """
 
-    def __init__(self, path: Path, backend: _Backend, mpp: float, mpp_source: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        backend: _Backend,
+        mpp: float,
+        mpp_source: str,
+        background: tuple[int, int, int] | None = None,
+    ) -> None:
         """Wrap an opened reader; use `open_slide`."""
         self.path = path
         self.reader = backend.reader
@@ -116,7 +127,7 @@ class Slide:
         )
         self.level_mpps = tuple(mpp * math.sqrt(fx * fy) for fx, fy in self.level_downsamples)
         self._backend = backend
-        self._background: tuple[int, int, int] | None = None
+        self._background = background
         self._small: RGB | None = None
         self._lock = threading.Lock()
 
@@ -222,7 +233,11 @@ class Slide:
         Returns:
             (H, W, 3) uint8 RGB that covers the slide from edge to edge, and the effective um per
             pixel along x and y: sizes are whole, so it differs a little from what was asked for.
-            A resolution finer than the slide's gives the slide's own.
+            A resolution finer than the slide's gives the slide's own. Stored tiles that cannot be
+            decoded are white.
+
+        Raises:
+            SlideError: when more than a tenth of the slide cannot be decoded.
         """
         width, height = self.size_px
         if mpp is not None:
@@ -250,18 +265,45 @@ class Slide:
         step_y = height / fy / out_height
         rows = max(1, int(16_000_000 / (level_width * max(step_y, 1))))
         result = np.empty((out_height, out_width, 3), np.uint8)
+        faults: list[tuple[int, SlideError]] = []
         for row in range(0, out_height, rows):
             count = min(rows, out_height - row)
             top = row * step_y
             y0 = min(math.floor(top), level_height - 1)
             y1 = min(max(math.ceil(top + count * step_y), y0 + 1), level_height)
-            band = self._backend.read(level, 0, y0, level_width, y1 - y0)
+            band, lost = self._read_band(level, y0, y1)
+            faults += lost
+            if sum(area for area, _ in faults) > LOST_MAX * level_width * level_height:
+                raise faults[0][1]
             result[row : row + count] = area_resample(
                 band, 0.0, top - y0, step_x, step_y, out_width, count
             )
+        for _, error in faults[:1]:
+            log.warning("%s; %d such places are white in its overview", error, len(faults))
         if side_px == _SMALL_SIDE:
             self._small = result.copy()
         return result, (width * self.mpp / out_width, height * self.mpp / out_height)
+
+    def _read_band(self, level: int, y0: int, y1: int) -> tuple[RGB, list[tuple[int, SlideError]]]:
+        """Read whole rows of a level; return what could not be read as (area, error)."""
+        width = self.level_sizes[level][0]
+        try:
+            return self._backend.read(level, 0, y0, width, y1 - y0), []
+        except SlideError:
+            pass
+        # A broken tile must not cost the whole slide: piece by piece, what can be read.
+        faults: list[tuple[int, SlideError]] = []
+        band = np.full((y1 - y0, width, 3), 255, np.uint8)
+        for top in range(y0, y1, _PIECE):
+            for left in range(0, width, _PIECE):
+                size = min(_PIECE, width - left), min(_PIECE, y1 - top)
+                try:
+                    part = self._backend.read(level, left, top, *size)
+                except SlideError as error:
+                    faults.append((size[0] * size[1], error))
+                    continue
+                band[top - y0 : top - y0 + size[1], left : left + size[0]] = part
+        return band, faults
 
 
 def open_slide(
@@ -272,6 +314,7 @@ def open_slide(
     mpp_min: float = 0.05,
     mpp_max: float = 20.0,
     mpp_column: str = "he_mpp",
+    background: tuple[int, int, int] | None = None,
 ) -> Slide:
     """Open a slide or an image, by what it is, not by its name.
 
@@ -282,6 +325,7 @@ def open_slide(
         mpp_min: finest resolution taken for real.
         mpp_max: coarsest resolution taken for real.
         mpp_column: the column that error messages name as the remedy.
+        background: colour of bare glass where it is known; None: found when first asked for.
 
     Raises:
         SlideError: in one line, when there is no such file, no reader for it, or no resolution.
@@ -295,7 +339,7 @@ def open_slide(
     except SlideError:
         backend.close()
         raise
-    return Slide(path, backend, resolved, source)
+    return Slide(path, backend, resolved, source, background)
 
 
 def _resolution(

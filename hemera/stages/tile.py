@@ -229,6 +229,7 @@ def _tile_pair(
                         mpp_min=0,
                         mpp_max=math.inf,
                         mpp_column=f"{stain}_mpp",
+                        background=_colour(described[stain]["background"]),
                     )
                 )
                 for stain, path in (("he", pair.he), ("her2", pair.her2))
@@ -305,8 +306,6 @@ def _tile_plan(
                 f"{plan.pair.roi.name}: none of {state.tiles_tissue} positions with tissue lies "
                 "inside; draw it on level-0 pixels of the H&E slide",
             )
-    # Both ask for an overview: better now than from every thread at once.
-    _ = plan.he.background, plan.her2.background
     start = writer.position()
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
@@ -497,6 +496,11 @@ def _read_displaced(
     if coverage < 1:
         pixels[~within] = her2.background
     return pixels, coverage, corner
+
+
+def _colour(values: list[int]) -> tuple[int, int, int]:
+    red, green, blue = values
+    return red, green, blue
 
 
 def _outline(png: bytes) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,203 @@
+import hashlib
+import json
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from hemera import tables
+from hemera.config import DescribeOptions
+from hemera.errors import ConfigError, SheetError
+from hemera.shards import decode
+from hemera.stages import describe
+
+OPTIONS = DescribeOptions()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20251)
+
+
+def stained(rng, glass, colour, box, size=(640, 900)):
+    """Glass with one piece of tissue: rows and columns of `box`, colour with texture."""
+    rgb = np.clip(rng.normal(glass, 1.0, (*size, 3)), 0, 255)
+    top, bottom, left, right = box
+    if top == bottom:
+        return np.rint(rgb).astype(np.uint8)
+    # In whole numbers, which no processor rounds its own way.
+    noise = rng.integers(0, 256, (bottom - top, right - left), dtype=np.uint8)
+    texture = cv2.blur(cv2.blur(noise, (7, 7)), (7, 7)).astype(float) - 127
+    rgb[top:bottom, left:right] = np.clip(np.array(colour) + texture[..., None], 0, 255)
+    return np.rint(rgb).astype(np.uint8)
+
+
+def write_sheet(folder, rows):
+    columns = ["pair", "case", "dataset", "he", "her2", "registered", "he_mpp", "her2_mpp"]
+    lines = ["\t".join(columns)]
+    for number, row in enumerate(rows):
+        row = {"case": f"c{number}", "dataset": "bci", "registered": "true", **row}
+        lines.append("\t".join(str(row.get(name, "")) for name in columns))
+    path = folder / "pairs.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def described(folder, rows, options=OPTIONS, unit="bci.000"):
+    table = folder / "describe.parquet"
+    describe.run(
+        sheet=write_sheet(folder, rows),
+        unit=unit,
+        block_count=1,
+        images_table=table,
+        options=options,
+    )
+    return tables.read(table, tables.DESCRIBE).to_pylist()
+
+
+def pair(name, **changes):
+    return {
+        "pair": name, "he": f"{name}.he.png", "her2": f"{name}.her2.png",
+        "he_mpp": 1.0, "her2_mpp": 1.0, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def cohort(rng, tmp_path):
+    box = (100, 500, 200, 800)
+    he = stained(rng, (242, 241, 240), (200, 120, 170), box)
+    her2 = stained(rng, (178, 177, 174), (166, 160, 150), box)  # pale, under gray haze
+    Image.fromarray(he).save(tmp_path / "good.he.png")
+    Image.fromarray(her2).save(tmp_path / "good.her2.png")
+    return tmp_path
+
+
+def test_what_is_described_is_true(cohort):
+    he, her2 = described(cohort, [pair("good")])
+    assert (he["pair"], he["stain"], he["file"]) == ("good", "he", "good.he.png")
+    assert (her2["pair"], her2["stain"], her2["file"]) == ("good", "her2", "good.her2.png")
+    truth = 400 * 600 / (640 * 900)
+    for row, glass in ((he, (242, 241, 240)), (her2, (178, 177, 174))):
+        assert row["verdict"] == "accept"
+        assert row["reason"] is None
+        assert (row["width_px"], row["height_px"], row["level_count"]) == (900, 640, 1)
+        assert (row["mpp"], row["mpp_source"], row["reader"]) == (1.0, "sheet", "image")
+        assert np.abs(np.subtract(row["background"], glass)).max() <= 2
+        assert row["tissue_fraction"] == pytest.approx(truth, abs=0.03)
+        assert row["tissue_area_um2"] == pytest.approx(row["tissue_fraction"] * 640 * 900)
+        outline = cv2.imdecode(np.frombuffer(row["tissue"], np.uint8), cv2.IMREAD_UNCHANGED)
+        assert outline.shape == (80, 113)
+        assert set(np.unique(outline)) == {0, 255}
+        assert outline[40, 60] == 255
+        assert outline[40, 10] == 0
+        assert row["tissue_mpp"] == pytest.approx(900 / 113)
+        assert decode(row["thumbnail"]).shape == (640, 900, 3)
+        assert row["thumbnail_mpp"] == 1.0
+    assert 0.05 <= he["tissue_threshold"] <= 0.10
+    assert 0.03 <= her2["tissue_threshold"] <= 0.05
+
+
+def test_a_bad_image_is_a_row_and_the_others_go_on(cohort, rng):
+    Image.fromarray(stained(rng, (240, 240, 240), (0, 0, 0), (0, 0, 0, 0))).save(
+        cohort / "blank.he.png"
+    )
+    (cohort / "cut.he.png").write_bytes((cohort / "good.he.png").read_bytes()[:20_000])
+    her2 = {"her2": "good.her2.png"}
+    shared = {"case": "c"}
+    rows = described(
+        cohort,
+        [
+            pair("blank", **her2, **shared),
+            pair("cut", **her2, **shared),
+            pair("missing", **her2, **shared),
+            pair("lost", he="good.he.png", he_mpp="", **her2, **shared),
+            pair("good", **shared),
+        ],
+    )
+    found = {row["pair"]: (row["verdict"], row["reason"]) for row in rows if row["stain"] == "he"}
+    assert found["good"] == ("accept", None)
+    assert found["blank"] == ("refuse", "blank.he.png: no tissue found on it")
+    assert found["cut"][1].startswith("cut.he.png: cannot be read as an image")
+    assert found["missing"][1].startswith("missing.he.png: no such file")
+    assert found["lost"][1] == "good.he.png: no resolution in the file; give he_mpp in pairs.tsv"
+    assert all("\n" not in reason for _, reason in found.values() if reason)
+    assert len(rows) == 10
+    assert all(row["verdict"] == "accept" for row in rows if row["stain"] == "her2")
+
+
+def test_registered_images_of_different_extent_are_refused(cohort):
+    for row in described(cohort, [pair("good", her2_mpp=0.5)]):
+        assert row["verdict"] == "refuse"
+        assert "900 x 640 and 450 x 320 um, yet said to be registered" in row["reason"]
+    # Unregistered slides may differ.
+    rows = described(cohort, [pair("good", her2_mpp=0.5, registered="false")], unit="good")
+    assert [row["verdict"] for row in rows] == ["accept", "accept"]
+
+
+def test_her2_without_tissue_does_not_refuse_the_pair(cohort, rng):
+    blank = stained(rng, (240, 240, 240), (0, 0, 0), (0, 0, 0, 0))
+    Image.fromarray(blank).save(cohort / "good.her2.png")
+    he, her2 = described(cohort, [pair("good")])
+    assert he["verdict"] == her2["verdict"] == "accept"
+    assert her2["tissue_fraction"] == 0
+
+
+def test_an_unknown_unit_and_an_unusable_sheet(cohort):
+    with pytest.raises(SheetError, match=r"no unit bci\.007"):
+        described(cohort, [pair("good")], unit="bci.007")
+    with pytest.raises(SheetError, match="no pairs below the header"):
+        described(cohort, [])
+
+
+def test_impossible_options():
+    with pytest.raises(ConfigError, match="he_saturation_min"):
+        DescribeOptions(he_saturation_min=0.3, he_saturation_max=0.2)
+    with pytest.raises(ConfigError, match="mpp_min"):
+        DescribeOptions(mpp_min=3.0, mpp_max=2.0)
+
+
+GOLDEN = {1: "a0a3e9093e8f42f6"}
+
+
+def test_golden(cohort):
+    rows = described(cohort, [pair("good")])
+    for row in rows:
+        row["thumbnail"] = hashlib.sha256(decode(row["thumbnail"])).hexdigest()
+        row["tissue"] = hashlib.sha256(row["tissue"]).hexdigest()
+    plain = [
+        {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    ]
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    assert digest == GOLDEN.get(DescribeOptions.version), (
+        "describe's output changed: raise DescribeOptions.version and add the digest"
+    )
+
+
+def test_real_images(images, tmp_path):
+    he = images / "bci_pairs_1024" / "HE" / "test"
+    ihc = images / "bci_pairs_1024" / "IHC" / "test"
+    blank = images / "bci_ihc_only_1024" / "IHC" / "test" / "00005_test_1+.png"
+    svs = images / "wsi" / "CMU-1-Small-Region.svs"
+    mpp = {"he_mpp": 0.46, "her2_mpp": 0.46}
+    rows = described(
+        tmp_path,
+        [
+            {"pair": name[:5], "he": he / name, "her2": ihc / name, **mpp}
+            for name in ("00345_test_0.png", "00820_test_2+.png")
+        ]
+        + [{"pair": "00005", "he": he / "00820_test_2+.png", "her2": blank, "case": "c1", **mpp}],
+    )
+    assert all(row["verdict"] == "accept" for row in rows)
+    tissue = {(row["pair"], row["stain"]): row["tissue_fraction"] for row in rows}
+    assert 0.4 < tissue["00345", "he"] < 0.7
+    assert tissue["00820", "he"] > 0.8
+    assert tissue["00005", "her2"] < 0.3
+    row, _ = described(
+        tmp_path,
+        [{"pair": "cmu", "dataset": "wsi", "he": svs, "her2": svs}],
+        unit="cmu",
+    )
+    assert (row["width_px"], row["height_px"]) == (2220, 2967)
+    assert (row["mpp"], row["mpp_source"], row["vendor"]) == (0.499, "aperio.MPP", "aperio")
+    assert 0.3 < row["tissue_fraction"] < 0.5

@@ -1,0 +1,546 @@
+import hashlib
+import json
+import tarfile
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from hemera import tables
+from hemera.config import DescribeOptions, FilterOptions, TileOptions
+from hemera.displacement import Displacement, node_points, none
+from hemera.errors import SheetError
+from hemera.files import write_displacement
+from hemera.shards import decode, read_member
+from hemera.stages import describe, tile
+
+COLUMNS = (
+    "pair", "case", "dataset", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp", "roi",
+    "verdict", "displacement",
+)  # fmt: skip
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20251)
+
+
+def tissue(rng, height, width, colours=((235, 190, 215), (95, 60, 140))):
+    # In whole numbers, which no processor rounds its own way.
+    noise = rng.integers(0, 256, (height, width), dtype=np.uint8)
+    share = cv2.blur(cv2.blur(noise, (5, 5)), (5, 5)).astype(float)
+    share = (share - share.min()) / np.ptp(share)
+    pale, dark = np.array(colours, float)
+    return np.rint(pale + share[..., None] * (dark - pale)).astype(np.uint8)
+
+
+HER2_COLOURS = ((225, 215, 205), (120, 70, 40))
+
+
+class Unit:
+    """One unit in a folder: its sheet, what describe says, and what tile makes of it."""
+
+    def __init__(self, folder, rows, unit="bci.000"):
+        self.folder, self.unit = folder, unit
+        self.results = folder / "results"
+        self.sheet = folder / "pairs.tsv"
+        lines = ["\t".join(COLUMNS)]
+        for row in rows:
+            row = {"case": "c", "dataset": "bci", "he_mpp": 0.5, "her2_mpp": 0.5, **row}
+            lines.append("\t".join(str(row.get(name, "")) for name in COLUMNS))
+        self.sheet.write_text("\n".join(lines) + "\n")
+        self.images_table = self.results / "describe" / f"{unit}.parquet"
+        self.shard = self.results / "tile" / f"{unit}.tar"
+        describe.run(
+            sheet=self.sheet,
+            unit=unit,
+            block_count=1,
+            images_table=self.images_table,
+            options=DescribeOptions(),
+        )
+
+    def tile(self, *, workers=1, displacement=None, certificate=None, **options):
+        tiles, pairs = (self.shard.with_suffix(s) for s in (".parquet", ".pairs.parquet"))
+        tile.run(
+            sheet=self.sheet,
+            unit=self.unit,
+            block_count=1,
+            images_table=self.images_table,
+            displacement=displacement,
+            certificate=certificate,
+            shard=self.shard,
+            tiles=tiles,
+            pairs=pairs,
+            workers=workers,
+            options=TileOptions(**{"size_px": 128, "codec": "png", **options}),
+        )
+        self.rows = tables.read(tiles, tables.TILE).to_pylist()
+        [*states] = tables.read(pairs, tables.PAIRS).to_pylist()
+        self.states = {state["pair"]: state for state in states}
+        return self.rows
+
+    def pixels(self, row, stain):
+        data = read_member(
+            self.shard.parent.parent / row["shard"], row[f"{stain}_offset"], row[f"{stain}_length"]
+        )
+        assert hashlib.sha256(data).hexdigest() == row[f"{stain}_sha256"]
+        return decode(data)
+
+    @property
+    def state(self):
+        [state] = self.states.values()
+        return state
+
+
+def registered(name, **changes):
+    return {
+        "pair": name, "he": f"{name}.he.png", "her2": f"{name}.her2.png", "registered": "true",
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def images_of_pair(rng, tmp_path):
+    """A registered pair of 300 x 420 px."""
+    he, her2 = tissue(rng, 300, 420), tissue(rng, 300, 420, HER2_COLOURS)
+    Image.fromarray(he).save(tmp_path / "p1.he.png")
+    Image.fromarray(her2).save(tmp_path / "p1.her2.png")
+    return tmp_path, he, her2
+
+
+def test_registered_pairs_are_cut_not_resampled(images_of_pair):
+    folder, he, her2 = images_of_pair
+    unit = Unit(folder, [registered("p1")])
+    rows = unit.tile()
+    assert [(row["x_px"], row["y_px"]) for row in rows] == [
+        (x, y) for y in (0, 128) for x in (0, 128, 256)
+    ]
+    assert rows[1]["tile"] == "p1_000128_000000"
+    for row in rows:
+        x, y = row["x_px"], row["y_px"]
+        assert (unit.pixels(row, "he") == he[y : y + 128, x : x + 128]).all()
+        assert (unit.pixels(row, "her2") == her2[y : y + 128, x : x + 128]).all()
+        assert (row["her2_x_px"], row["her2_y_px"]) == (x, y)
+        assert (row["size_px"], row["mpp"], row["he_mpp"], row["her2_mpp"]) == (128, 0.5, 0.5, 0.5)
+        assert row["her2_coverage_fraction"] == 1
+        assert row["folding_fraction"] == 0
+        assert row["registration_error_um"] is None
+        assert row["shard"] == "tile/bci.000.tar"
+        gray = cv2.cvtColor(he[y : y + 128, x : x + 128], cv2.COLOR_RGB2GRAY)
+        assert row["he_sharpness"] == pytest.approx(cv2.Laplacian(gray, cv2.CV_64F).var())
+        assert row["tissue_fraction"] > 0.95
+    assert unit.state == {
+        "pair": "p1", "state": "tiled", "reason": None, "registration": "registered",
+        "tiles_grid": 6, "tiles_tissue": 6, "tiles_unreadable": 0, "tiles_written": 6,
+    }  # fmt: skip
+    with tarfile.open(unit.shard) as archive:
+        assert archive.getnames()[:2] == [
+            "p1_000000_000000.he.png", "p1_000000_000000.her2.png",
+        ]  # fmt: skip
+
+
+def test_mirrored_pairs(images_of_pair):
+    folder, _, her2 = images_of_pair
+    Image.fromarray(her2[:, ::-1]).save(folder / "p1.her2.png")
+    unit = Unit(folder, [registered("p1", mirrored="true")])
+    for row in unit.tile():
+        x, y = row["x_px"], row["y_px"]
+        assert (unit.pixels(row, "her2") == her2[y : y + 128, x : x + 128]).all()
+        assert row["her2_x_px"] == 420 - x
+        assert row["her2_coverage_fraction"] == 1
+
+
+def test_registered_images_of_unequal_mpp_meet_in_micrometres(images_of_pair, rng):
+    folder, _, _ = images_of_pair
+    fine = tissue(rng, 600, 840, HER2_COLOURS)
+    Image.fromarray(fine).save(folder / "p1.her2.png")
+    unit = Unit(folder, [registered("p1", her2_mpp=0.25)])
+    expected = np.rint(fine.reshape(300, 2, 420, 2, 3).mean(axis=(1, 3)))
+    for row in unit.tile():
+        x, y = row["x_px"], row["y_px"]
+        assert (row["her2_x_px"], row["her2_y_px"]) == (2 * x, 2 * y)
+        assert np.abs(unit.pixels(row, "her2") - expected[y : y + 128, x : x + 128]).max() <= 1
+
+
+def test_a_chosen_mpp_gives_tiles_of_that_mpp(images_of_pair):
+    folder, he, _ = images_of_pair
+    unit = Unit(folder, [registered("p1")])
+    rows = unit.tile(mpp=1.0)
+    assert [(row["x_px"], row["y_px"]) for row in rows] == [(0, 0)]
+    assert rows[0]["mpp"] == 1.0
+    halved = np.rint(he[:256, :256].reshape(128, 2, 128, 2, 3).mean(axis=(1, 3)))
+    assert np.abs(unit.pixels(rows[0], "he") - halved).max() <= 1
+    rows = unit.tile(mpp=0.7, stride_px=64)
+    assert {row["x_px"] for row in rows} == {0, 90, 179}  # 64 x 1.4 = 89.6, rounded once
+
+
+def test_upsampling_is_refused_unless_asked_for(images_of_pair):
+    folder, _, _ = images_of_pair
+    unit = Unit(folder, [registered("p1")])
+    assert unit.tile(mpp=0.25) == []
+    assert unit.state["state"] == "refused"
+    assert "0.5 um/px is coarser than the tiles' 0.25; set tile.mpp" in unit.state["reason"]
+    rows = unit.tile(mpp=0.25, upsample=True)
+    assert len(rows) == 6 * 4
+    assert unit.pixels(rows[0], "he").shape == (128, 128, 3)
+
+
+def test_an_image_smaller_than_a_tile_is_a_state(images_of_pair):
+    folder, _, _ = images_of_pair
+    unit = Unit(folder, [registered("p1")])
+    assert unit.tile(size_px=512) == []
+    assert unit.state["state"] == "refused"
+    assert "300" in unit.state["reason"]
+    assert "smaller than a tile of 512 px" in unit.state["reason"]
+    with tarfile.open(unit.shard) as archive:
+        assert archive.getnames() == []
+
+
+def test_tiles_without_tissue_are_not_written(rng, tmp_path):
+    he = np.full((400, 700, 3), 241, np.uint8)
+    he[:, :300] = tissue(rng, 400, 300)
+    Image.fromarray(he).save(tmp_path / "p1.he.png")
+    Image.fromarray(tissue(rng, 400, 700, HER2_COLOURS)).save(tmp_path / "p1.her2.png")
+    unit = Unit(tmp_path, [registered("p1")])
+    rows = unit.tile(tissue_floor=0.5)
+    assert {row["x_px"] for row in rows} == {0, 128}
+    assert (unit.state["tiles_grid"], unit.state["tiles_tissue"]) == (15, 6)
+    rows = unit.tile(tissue_floor=0.05)
+    assert {row["x_px"] for row in rows} == {0, 128, 256}
+    part = [row["tissue_fraction"] for row in rows if row["x_px"] == 256]
+    assert part == pytest.approx([44 / 128] * 3, abs=0.03)
+
+
+def test_refused_images_and_verdicts_are_states(images_of_pair, rng):
+    folder, he, _ = images_of_pair
+    Image.fromarray(np.full_like(he, 240)).save(folder / "blank.he.png")
+    (folder / "cut.png").write_bytes((folder / "p1.he.png").read_bytes()[:3000])
+    her2 = {"her2": "p1.her2.png"}
+    unit = Unit(
+        folder,
+        [
+            registered("blank", **her2),
+            registered("cut", he="cut.png", **her2),
+            registered("p1"),
+            registered("person", he="p1.he.png", **her2, verdict="refuse"),
+            registered("wide", he="p1.he.png", **her2, her2_mpp=0.7),
+        ],
+    )
+    rows = unit.tile()
+    assert {row["pair"] for row in rows} == {"p1"}
+    assert {name: state["state"] for name, state in unit.states.items()} == {
+        "blank": "no_tissue", "cut": "unreadable", "p1": "tiled", "person": "refused",
+        "wide": "refused",
+    }  # fmt: skip
+    assert unit.states["person"]["registration"] == "refused"
+    assert "refused by a person" in unit.states["person"]["reason"]
+    assert "cannot be read" in unit.states["cut"]["reason"]
+    assert all("\n" not in state["reason"] for state in unit.states.values() if state["reason"])
+
+
+def test_any_number_of_workers_gives_the_same_bytes(images_of_pair):
+    folder, he, _ = images_of_pair
+    Image.fromarray(he[::-1]).save(folder / "p2.he.png")
+    unit = Unit(folder, [registered("p1"), registered("p2", her2="p1.her2.png")])
+    names = ("bci.000.tar", "bci.000.parquet", "bci.000.pairs.parquet")
+    outputs = []
+    for workers in (1, 2, 5):
+        unit.tile(workers=workers, size_px=64, codec="jpeg")
+        outputs.append([(unit.shard.parent / name).read_bytes() for name in names])
+    assert len(unit.rows) == 48
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize("kind", ["polygon", "feature list", "multi"])
+def test_only_inside_the_region_of_interest(images_of_pair, kind):
+    folder, _, _ = images_of_pair
+    ring = [[0, 0], [200, 0], [200, 300], [0, 300], [0, 0]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    text = {
+        "polygon": geometry,
+        "feature list": [
+            {"type": "Feature", "geometry": geometry, "properties": {"name": "tumour"}},
+            {"type": "Feature", "geometry": {"type": "Point", "coordinates": [400, 10]}},
+        ],
+        "multi": {
+            "type": "FeatureCollection",
+            "features": [
+                {"type": "Feature", "geometry": {"type": "MultiPolygon", "coordinates": [[ring]]}}
+            ],
+        },
+    }[kind]
+    (folder / "roi.geojson").write_text(json.dumps(text))
+    unit = Unit(folder, [registered("p1", roi="roi.geojson")])
+    # Columns at 0 (whole), 128 (72 of 128 px: over half) and 256 (none).
+    assert {row["x_px"] for row in unit.tile()} == {0, 128}
+    assert {row["x_px"] for row in unit.tile(size_px=150)} == {0}
+
+
+def test_a_region_that_is_none(images_of_pair):
+    folder, _, _ = images_of_pair
+    roi = folder / "roi.geojson"
+    unit = Unit(folder, [registered("p1", roi="roi.geojson")])
+    for text in ("not json", '{"type": "Polygon", "coordinates": [[[1, 2]]]}', "[3]"):
+        roi.write_text(text)
+        with pytest.raises(SheetError, match=r"roi\.geojson: not GeoJSON"):
+            unit.tile()
+    roi.write_text('{"type": "Point", "coordinates": [1, 2]}')
+    with pytest.raises(SheetError, match="holds no polygon"):
+        unit.tile()
+    roi.unlink()
+    with pytest.raises(SheetError, match="no such file"):
+        unit.tile()
+    far = [[[9000, 9000], [9900, 9000], [9900, 9900]]]
+    roi.write_text(json.dumps({"type": "Polygon", "coordinates": far}))
+    assert unit.tile() == []
+    assert unit.state["state"] == "no_tissue"
+    assert "lies inside" in unit.state["reason"]
+
+
+# Whole slides with a displacement.
+
+HE_MPP, HER2_MPP = 0.5, 0.44
+HER2_SIZE = 880, 640
+
+
+def truth(x_um, y_um):
+    """The HER2 picture as a function of the place: no symmetry, 3 to 6 levels per pixel."""
+    red = 150 + 60 * np.sin(x_um / 13 + 0.5) * np.cos(y_um / 17)
+    green = 130 + 50 * np.cos(x_um / 11 - y_um / 23)
+    blue = 110 + 50 * np.sin(y_um / 9 + 1)
+    return np.stack([red, green, blue], axis=-1)
+
+
+def field_at(points):
+    """Where a point (x, y) in um of H&E lies on HER2: turned, shifted and bent."""
+    x, y = points[..., 0], points[..., 1]
+    angle = np.radians(7)
+    return np.stack(
+        [
+            np.cos(angle) * x - np.sin(angle) * y + 45 + 4 * np.sin(y / 40),
+            np.sin(angle) * x + np.cos(angle) * y - 12 + 3 * np.cos(x / 55),
+        ],
+        axis=-1,
+    )
+
+
+@pytest.fixture
+def slides(rng, tmp_path):
+    """An unregistered pair with its displacement and certificate."""
+    he = tissue(rng, 500, 700)
+    x, y = np.meshgrid(*(np.arange(side) + 0.5 for side in HER2_SIZE))
+    her2 = np.rint(truth(x * HER2_MPP, y * HER2_MPP)).astype(np.uint8)
+    for name, rgb, mpp in (("he", he, HE_MPP), ("her2", her2, HER2_MPP)):
+        tifffile.imwrite(
+            tmp_path / f"{name}.tif",
+            rgb,
+            tile=(128, 128),
+            photometric="rgb",
+            compression="deflate",
+            resolution=(1e4 / mpp, 1e4 / mpp),
+            resolutionunit="CENTIMETER",
+        )
+    grid = Displacement(np.zeros((63, 88, 2), np.float32), 4.0)
+    points = node_points(grid)
+    field = Displacement((field_at(points) - points).astype(np.float32), 4.0)
+    write_displacement(tmp_path / "d.npz", field)
+    write_certificate(tmp_path / "c.parquet", "pass")
+    return tmp_path
+
+
+def write_certificate(path, verdict, reason=None):
+    row = dict.fromkeys(tables.CERTIFICATE.names)
+    row |= {"pair": "case1", "verdict": verdict, "reason": reason, "engine": "test"}
+    tables.write(path, [row], tables.CERTIFICATE)
+
+
+def whole_slides(folder, **changes):
+    row = {"pair": "case1", "dataset": "acrobat", "he": "he.tif", "her2": "her2.tif"}
+    return Unit(folder, [{**row, "he_mpp": "", "her2_mpp": "", **changes}], unit="case1")
+
+
+def test_her2_is_resampled_through_the_displacement(slides):
+    unit = whole_slides(slides)
+    rows = unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet")
+    assert len(rows) == 15
+    assert unit.state["registration"] == "pass"
+    errors, shifted = [], []
+    for row in rows:
+        x, y = np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5)
+        fixed = np.stack([x + row["x_px"], y + row["y_px"]], axis=-1) * HE_MPP
+        moving = field_at(fixed)
+        inside = (
+            (moving[..., 0] > 2) & (moving[..., 0] < HER2_SIZE[0] * HER2_MPP - 2)
+            & (moving[..., 1] > 2) & (moving[..., 1] < HER2_SIZE[1] * HER2_MPP - 2)
+        )  # fmt: skip
+        got = unit.pixels(row, "her2").astype(float)
+        errors.append((got - truth(moving[..., 0], moving[..., 1]))[inside])
+        wrong = moving + HER2_MPP / 2
+        shifted.append((got - truth(wrong[..., 0], wrong[..., 1]))[inside])
+        corner = field_at(np.array([row["x_px"], row["y_px"]]) * HE_MPP) / HER2_MPP
+        assert (row["her2_x_px"], row["her2_y_px"]) == pytest.approx(tuple(corner), abs=0.1)
+    error, half_a_pixel = (np.abs(np.concatenate(list_)).mean() for list_ in (errors, shifted))
+    assert error < 0.5
+    assert half_a_pixel > 2 * error
+
+
+def test_what_her2_does_not_cover_is_glass_and_counted(slides):
+    unit = whole_slides(slides)
+    rows = unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet")
+    described = tables.read(unit.images_table, tables.DESCRIBE).to_pylist()
+    glass = described[1]["background"]
+    partial = 0
+    for row in rows:
+        x, y = np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5)
+        moving = field_at(np.stack([x + row["x_px"], y + row["y_px"]], axis=-1) * HE_MPP)
+        inside = (
+            (moving >= 0) & (moving < np.array(HER2_SIZE) * HER2_MPP)
+        ).all(axis=-1)  # fmt: skip
+        assert row["her2_coverage_fraction"] == pytest.approx(inside.mean(), abs=0.005)
+        if not inside.all():
+            partial += 1
+            outer = cv2.erode((~inside).astype(np.uint8), np.ones((3, 3))) > 0
+            assert (unit.pixels(row, "her2")[outer] == glass).all()
+    assert 0 < partial < len(rows)
+
+
+def test_a_fold_is_found_in_its_tile(slides):
+    grid = Displacement(np.zeros((63, 88, 2), np.float32), 4.0)
+    vectors = np.zeros((63, 88, 2), np.float32)
+    # To the right of x = 40 um on, within 24 um, points run backwards.
+    vectors[5:12, 10:16, 0] = -np.arange(6) * 8
+    write_displacement(slides / "d.npz", Displacement(vectors, grid.mpp))
+    rows = whole_slides(slides).tile(
+        displacement=slides / "d.npz", certificate=slides / "c.parquet"
+    )
+    folded = {(row["x_px"], row["y_px"]) for row in rows if row["folding_fraction"] > 0}
+    assert folded == {(0, 0)}
+
+
+def test_the_certificate_decides_and_a_person_over_it(slides):
+    arguments = {"displacement": slides / "d.npz", "certificate": slides / "c.parquet"}
+    write_certificate(slides / "c.parquet", "fail", "tiles do not match in place")
+    unit = whole_slides(slides)
+    assert unit.tile(**arguments) == []
+    assert unit.state["state"] == "refused"
+    assert unit.state["registration"] == "fail"
+    assert "tiles do not match in place" in unit.state["reason"]
+    unit = whole_slides(slides, verdict="accept")
+    assert len(unit.tile(**arguments)) == 15
+    assert unit.state["registration"] == "accepted"
+    write_certificate(slides / "c.parquet", "review", "little overlap")
+    assert len(whole_slides(slides).tile(**arguments)) == 15
+    unit = whole_slides(slides, verdict="refuse")
+    assert unit.tile(**arguments) == []
+    # Nobody can accept a map that is not there.
+    write_displacement(slides / "d.npz", none())
+    unit = whole_slides(slides, verdict="accept")
+    assert unit.tile(**arguments) == []
+    assert "gave no map" in unit.state["reason"]
+
+
+def test_a_users_own_displacement_counts_as_registered(slides):
+    unit = whole_slides(slides, registered="true", displacement="d.npz")
+    assert len(unit.tile()) == 15
+    assert unit.state["registration"] == "registered"
+
+
+def damage(path, indices):
+    with tifffile.TiffFile(path) as file:
+        places = [(file.pages[0].dataoffsets[i], file.pages[0].databytecounts[i]) for i in indices]
+    with open(path, "r+b") as file:
+        for offset, count in places:
+            file.seek(offset)
+            file.write(bytes(count))
+
+
+def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
+    arguments = {"displacement": slides / "d.npz", "certificate": slides / "c.parquet"}
+    unit = whole_slides(slides)
+    whole = {row["tile"]: row["he_sha256"] for row in unit.tile(**arguments)}
+    damage(slides / "he.tif", [8])  # six stored tiles in a row: row 1, column 2
+    rows = unit.tile(**arguments, workers=2)
+    assert unit.state["state"] == "tiled"
+    assert (unit.state["tiles_unreadable"], unit.state["tiles_written"]) == (1, 14)
+    assert {row["tile"] for row in rows} == set(whole) - {"case1_000256_000128"}
+    assert all(whole[row["tile"]] == row["he_sha256"] for row in rows)
+    damage(slides / "he.tif", [7, 9])
+    assert unit.tile(**arguments) == []
+    assert unit.state["state"] == "unreadable"
+    assert "over 10% (tile.bad_tiles_max)" in unit.state["reason"]
+    with tarfile.open(unit.shard) as archive:
+        assert archive.getnames() == []
+    assert len(unit.tile(**arguments, bad_tiles_max=0.5)) == 12
+
+
+GOLDEN = {1: "48a499fdb7f1eef3"}
+
+
+def test_golden(slides):
+    unit = whole_slides(slides)
+    rows = unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet")
+    plain = []
+    for row in rows:
+        pixels = [hashlib.sha256(unit.pixels(row, stain)).hexdigest() for stain in tables.STAINS]
+        kept = {k: v for k, v in row.items() if not k.endswith(("offset", "length", "sha256"))}
+        plain.append(
+            [pixels, {k: round(v, 5) if isinstance(v, float) else v for k, v in kept.items()}]
+        )
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    assert digest == GOLDEN.get(TileOptions.version), (
+        "tile's output changed: raise TileOptions.version and add the digest"
+    )
+
+
+def test_an_empty_cohort_is_an_error_of_the_sheet(images_of_pair):
+    folder, _, _ = images_of_pair
+    unit = Unit(folder, [registered("p1")])
+    unit.unit = "bci.009"
+    with pytest.raises(SheetError, match=r"no unit bci\.009"):
+        unit.tile()
+    assert not unit.shard.exists()
+
+
+def test_real_bci_pairs_pass_the_filters(images, tmp_path):
+    folder = images / "bci_pairs_1024"
+    unit = Unit(
+        tmp_path,
+        [
+            registered(
+                f"bci_{name[:5]}",
+                he=folder / "HE" / "test" / name,
+                her2=folder / "IHC" / "test" / name,
+                he_mpp=0.46,
+                her2_mpp=0.46,
+            )
+            for name in ("00345_test_0.png", "00820_test_2+.png")
+        ],
+    )
+    rows = unit.tile(size_px=512, codec="jpeg")
+    assert len(rows) == 8
+    limits = FilterOptions()
+    passed = [
+        row
+        for row in rows
+        if row["tissue_fraction"] >= limits.tissue_fraction_min
+        and row["her2_coverage_fraction"] >= limits.her2_coverage_min
+        and row["he_sharpness"] >= limits.he_sharpness_min
+        and row["her2_sharpness"] >= limits.her2_sharpness_min
+        and row["histogram_similarity"] >= limits.histogram_similarity_min
+    ]
+    assert len(passed) >= 6
+
+
+def test_a_real_slide_against_itself(images, tmp_path):
+    path = images / "wsi" / "CMU-1-Small-Region.svs"
+    row = {"pair": "cmu", "dataset": "wsi", "he": path, "her2": path, "registered": "true"}
+    unit = Unit(tmp_path, [{**row, "he_mpp": "", "her2_mpp": ""}], unit="cmu")
+    rows = unit.tile(size_px=512, codec="jpeg", workers=2)
+    assert unit.state["tiles_grid"] == 20
+    assert 10 <= len(rows) < 20
+    for row in rows:
+        assert row["he_sha256"] == row["her2_sha256"]
+        assert row["histogram_similarity"] == pytest.approx(1.0)
+    assert max(row["tissue_fraction"] for row in rows) > 0.7
