@@ -270,6 +270,9 @@ class MaskOptions(Options):
     nucleus_contrast: float = option(
         0.15, "share of the slide's dark haematoxylin that a nucleus must reach", ge=0, lt=1
     )
+    nucleus_edge: float = option(
+        0.10, "the same share, by which it is darker than the 2 um around it", ge=0, lt=1
+    )
     nucleus_window_um: float = option(
         15.0, "a nucleus is darker than the mean of a window this wide, um", gt=1, le=200
     )
@@ -279,13 +282,13 @@ class MaskOptions(Options):
     )
     ring_um: float = option(3.0, "how far around a nucleus its membrane is looked for, um", gt=0, le=20)
     dab_weak: float = option(
-        0.10, "DAB from which staining counts as 1+, optical density over the slide's glass",
+        0.07, "DAB from which staining counts as 1+, optical density over the slide's glass",
         gt=0, le=3,
     )
-    dab_moderate: float = option(0.20, "the same for 2+", gt=0, le=3)
-    dab_strong: float = option(0.40, "the same for 3+", gt=0, le=3)
+    dab_moderate: float = option(0.16, "the same for 2+", gt=0, le=3)
+    dab_strong: float = option(0.36, "the same for 3+", gt=0, le=3)
     completeness_min: float = option(
-        0.40, "share of the ring that is stained in a positive cell", gt=0, le=1
+        0.30, "share of the ring that is stained in a positive cell", gt=0, le=1
     )
     positive_intensity_min: int = option(
         1, "weakest membrane of a positive cell: 1 any brown, 2 moderate, 3 strong", ge=1, le=3
@@ -437,8 +440,8 @@ class TrainGenerationOptions(Options):
 
     section: ClassVar[str] = "train_generation"
 
-    generator: str = option(
-        "unet_512", "network", choices=("unet_512", "unet_256", "unet_128", "unet_32"),
+    network: str = option(
+        "unet_512", "generator", choices=("unet_512", "unet_256", "unet_128", "unet_32"),
         paper="U-Net, depth not stated",
     )
     base_width: int = option(32, "filters of its first layer", ge=4, le=256, paper="32")
@@ -505,11 +508,11 @@ class TrainGenerationOptions(Options):
                 f"train_generation.decay_from_epoch: {self.decay_from_epoch} is past epochs "
                 f"{self.epochs}; give at most {self.epochs}"
             )
-        step = 2 ** {"unet_512": 9, "unet_256": 8, "unet_128": 7, "unet_32": 5}[self.generator]
+        step = 2 ** {"unet_512": 9, "unet_256": 8, "unet_128": 7, "unet_32": 5}[self.network]
         if self.crop_px is not None and self.crop_px % step:
             raise ConfigError(
                 f"train_generation.crop_px: {self.crop_px} is not a multiple of {step}, what "
-                f"{self.generator} halves its input to nothing in; give a multiple, or a generator "
+                f"{self.network} halves its input to nothing in; give a multiple, or a network "
                 "of less depth"
             )
         if self.crop_px is not None and self.crop_px < 3 * 2**self.discriminator_layers:
