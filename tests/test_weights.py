@@ -36,7 +36,26 @@ def test_distances_equal_scipys(mode):
     mask = ndimage.gaussian_filter(np.random.default_rng(1).random((61, 94)), 3) > 0.5
     distance = ndimage.distance_transform_edt(mask if mode == "inside" else ~mask)
     expected = (distance + 1) / (distance + 1).max()
-    assert np.allclose(weight_map(mask, mode), expected, atol=1e-5)
+    assert np.array_equal(weight_map(mask, mode), expected.astype(np.float32))
+
+
+def test_distances_are_exact_beyond_single_precision():
+    mask = np.ones((3, 2100), bool)
+    mask[1, 2] = False
+    distance = ndimage.distance_transform_edt(mask)
+    expected = ((distance + 1) / (distance + 1).max()).astype(np.float32)
+    assert np.array_equal(weight_map(mask, "inside"), expected)
+
+
+def test_equal_masks_give_equal_bits_wherever_they_lie_in_memory():
+    rng = np.random.default_rng(2)
+    mask = ndimage.gaussian_filter(rng.random((64, 94)), 2) > 0.5
+    found = set()
+    for _ in range(50):
+        shifted = np.empty((64, 94 + int(rng.integers(1, 50))), bool)[:, :94]
+        shifted[:] = mask
+        found.add(weight_map(shifted, "inside").tobytes())
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("mode", ["inside", "literal", "none"])

@@ -13,12 +13,6 @@ class PatchGAN(nn.Module):
 
     Convolutions are 4x4 with padding 1: `layers` of stride 2, then two of stride 1. At 512 px and
     three layers h = w = 62.
-
-    Args:
-        in_channels: 6 for H&E beside HER2.
-        width: filters of the first layer; the widths are 1, 2, 4, 8, 8, ... times that.
-        layers: convolutions of stride 2.
-        norm: batch or instance.
     """
 
     def __init__(
@@ -28,6 +22,14 @@ class PatchGAN(nn.Module):
         layers: int = 3,
         norm: str = "batch",
     ) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: 6 for H&E beside HER2.
+            width: filters of the first layer; the widths are 1, 2, 4, 8, 8, ... times that.
+            layers: convolutions of stride 2.
+            norm: batch or instance.
+        """
         super().__init__()
         self.layers = layers
         make_norm = norm_layer(norm)

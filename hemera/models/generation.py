@@ -31,9 +31,7 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
         "instance": nn.InstanceNorm2d,
     }
     if norm not in makers:
-        raise TrainingError(
-            f"norm: {norm!r} is not known; choose from {', '.join(makers)}"
-        )
+        raise TrainingError(f"norm: {norm!r} is not known; choose from {', '.join(makers)}")
     return makers[norm]
 
 
@@ -56,16 +54,18 @@ class GenerationNet(nn.Module):
     """U-Net generator: (B, 3, H, W) H&E in [-1, 1] to (B, 3, H, W) virtual HER2 in [-1, 1].
 
     H and W are multiples of 2 to the depth.
-
-    Args:
-        generator: a name of `DEPTHS`.
-        base_width: filters of the first level; the widths are 1, 2, 4, 8, 8, ... times that.
-        norm: batch or instance.
     """
 
     def __init__(
         self, generator: str = "unet_512", base_width: int = 32, norm: str = "batch"
     ) -> None:
+        """Build the levels.
+
+        Args:
+            generator: a name of `DEPTHS`.
+            base_width: filters of the first level; the widths are 1, 2, 4, 8, 8, ... times that.
+            norm: batch or instance.
+        """
         super().__init__()
         if generator not in DEPTHS:
             raise TrainingError(

@@ -28,6 +28,7 @@ class ResNet34(nn.Module):
     """
 
     def __init__(self, base_width: int = 64) -> None:
+        """Build the layers; convolutions are drawn as torchvision draws them."""
         super().__init__()
         self.widths = tuple(base_width * factor for factor in (1, 1, 2, 4, 8))
         self.conv1 = nn.Conv2d(3, base_width, 7, 2, 3, bias=False)
@@ -39,9 +40,7 @@ class ResNet34(nn.Module):
         self.layer4 = self._layer(self.widths[3], self.widths[4], 3, 2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(
-                    module.weight, mode="fan_out", nonlinearity="relu"
-                )
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @staticmethod
     def _layer(above: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -51,9 +50,7 @@ class ResNet34(nn.Module):
                 nn.Conv2d(above, width, 1, stride, bias=False), nn.BatchNorm2d(width)
             )
         first = BasicBlock(above, width, stride, shortcut)
-        return nn.Sequential(
-            first, *(BasicBlock(width, width) for _ in range(blocks - 1))
-        )
+        return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the five maps, finest first."""
@@ -81,6 +78,7 @@ class Decoder(nn.Module):
     """Bottleneck, five steps up with skips at all but the last, 1x1 convolution to a logit."""
 
     def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
+        """Build the layers for `fused` channels below and `skips` beside, finest first."""
         super().__init__()
         widths = tuple(base_width * factor // 2 for factor in (16, 8, 4, 2, 2, 1))
         self.bottleneck = _twice(fused, widths[0])
@@ -112,6 +110,7 @@ class FrozenGenerationNet(nn.Module):
     """
 
     def __init__(self, net: GenerationNet) -> None:
+        """Freeze `net` for good."""
         super().__init__()
         self.net = net
         self.net.requires_grad_(False)
@@ -131,11 +130,6 @@ class SegmentationNet(nn.Module):
     """(B, 3, H, W) H&E in [0, 1] to (B, 1, H, W) logits of HER2-positive.
 
     H and W are multiples of 32, and of 2 to the depth of the generator where there is one.
-
-    Args:
-        generation: a trained GenerationNet, frozen from here on; None for the ablation without.
-        generation_skips: hand its encoder maps to the decoder too.
-        base_width: filters of the encoder's first layer; 64 is ResNet34.
     """
 
     mean: Tensor
@@ -147,6 +141,13 @@ class SegmentationNet(nn.Module):
         generation_skips: bool = False,
         base_width: int = 64,
     ) -> None:
+        """Put the branches together.
+
+        Args:
+            generation: a trained GenerationNet, frozen from here on; None for the ablation without.
+            generation_skips: hand its encoder maps to the decoder too.
+            base_width: filters of the encoder's first layer; 64 is ResNet34.
+        """
         super().__init__()
         if generation_skips and generation is None:
             raise TrainingError(
@@ -163,16 +164,10 @@ class SegmentationNet(nn.Module):
                 pairs = zip(skips, generation.widths[:FEATURE_LEVEL], strict=True)
                 skips = tuple(own + other for own, other in pairs)
         self.decoder = Decoder(fused, skips, base_width)
-        self.generation = (
-            None if generation is None else FrozenGenerationNet(generation)
-        )
+        self.generation = None if generation is None else FrozenGenerationNet(generation)
         shape = (1, 3, 1, 1)
-        self.register_buffer(
-            "mean", torch.tensor(IMAGENET_MEAN).view(shape), persistent=False
-        )
-        self.register_buffer(
-            "std", torch.tensor(IMAGENET_STD).view(shape), persistent=False
-        )
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(shape), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""

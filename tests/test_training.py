@@ -1,0 +1,315 @@
+import dataclasses
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from hemera import tables, training
+from hemera.config import TrainGenerationOptions
+from hemera.errors import TrainingError
+from hemera.stages import train_generation
+from tests.small_index import write_index
+
+OPTIONS = TrainGenerationOptions(
+    network="unet_32", base_width=4, discriminator_width=4, crop_px=64, epochs=3,
+    decay_from_epoch=1, device="cpu", torch_threads=1, workers=0, checkpoint_minutes=1e-9,
+)  # fmt: skip
+
+
+def paths(folder: Path) -> dict[str, Path]:
+    return {
+        "checkpoints": folder / "checkpoints",
+        "generator": folder / "generator.safetensors",
+        "metadata": folder / "metadata.json",
+        "history": folder / "history.parquet",
+    }
+
+
+class Drawn:
+    """Tiles of 20 x 30 whose red channel counts columns and whose green channel counts rows."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, position):
+        rows, columns = np.mgrid[:20, :30].astype(np.uint8)
+        image = np.stack([columns, rows, np.full_like(rows, position)], 2)
+        return {"tile": f"t{position}", "he": image, "her2": image + 100, "mask": rows + columns}
+
+
+def as_is(arrays):
+    return dict(arrays)
+
+
+def samples(**changes):
+    values = {"seed": 7, "crop_px": 12, "flips": (1,), **changes}
+    return training.Samples(Drawn(), as_is, **values)
+
+
+def test_crop_and_flip_are_shared_by_the_images_of_a_tile():
+    seen = set()
+    for epoch in range(1, 30):
+        item = samples(flips=(0, 1))[epoch, 3]
+        he, her2, mask = (item[name].numpy() for name in ("he", "her2", "mask"))
+        assert he.shape == (12, 12, 3)
+        assert (her2 == he + 100).all()
+        assert (mask == he[..., 0] + he[..., 1]).all()
+        seen.add((int(he[0, 0, 0]) < int(he[0, 1, 0]), int(he[0, 0, 1]) < int(he[1, 0, 1])))
+    assert len(seen) == 4
+
+
+def test_validation_is_the_middle_and_never_turned():
+    item = samples()[0, 2]
+    assert item["tile"] == "t2"
+    assert item["he"][0, 0].tolist() == [9, 4, 2]
+    assert item["he"][11, 11].tolist() == [20, 15, 2]
+    whole = samples(crop_px=None)[0, 2]["he"]
+    assert whole.shape == (20, 30, 3)
+
+
+def test_a_crop_larger_than_the_tile_names_tile_and_bound():
+    with pytest.raises(TrainingError, match=r"t1: 30 x 20 px is smaller than crop_px 24; give"):
+        samples(crop_px=24)[1, 1]
+
+
+def test_every_epoch_sees_every_tile_once_in_another_order():
+    order = training.Order(5, 2, seed=3, epochs=4)
+    batches = list(order)
+    assert len(batches) == len(order) == 12
+    epochs = [[key for batch in batches[i : i + 3] for key in batch] for i in range(0, 12, 3)]
+    for number, epoch in enumerate(epochs, 1):
+        assert {key[0] for key in epoch} == {number}
+        assert sorted(key[1] for key in epoch) == list(range(5))
+    assert len({tuple(key[1] for key in epoch) for epoch in epochs}) > 1
+
+
+def test_an_order_goes_on_from_any_step():
+    whole = list(training.Order(5, 2, seed=3, epochs=4))
+    rest = training.Order(5, 2, seed=3, epochs=4, epoch=2, step=2)
+    assert list(rest) == whole[5:]
+    assert len(rest) == 7
+    assert list(training.Order(5, 2, seed=3, epochs=4, epoch=5)) == []
+
+
+def test_batches_do_not_depend_on_the_number_of_workers():
+    def run(workers):
+        order = training.Order(5, 2, seed=3, epochs=2)
+        batches = training.training_batches(samples(), order, workers)
+        return [(batch["tile"], batch["he"]) for batch in batches]
+
+    torch.manual_seed(1)
+    none = run(0)
+    state = torch.get_rng_state()
+    two = run(2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [tiles for tiles, _ in none] == [tiles for tiles, _ in two]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(none, two, strict=True))
+
+
+def test_a_session_seeds_and_puts_everything_back():
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    threads = torch.get_num_threads()
+    drawn = []
+    for seed in (5, 5, 6):
+        with training.session(seed=seed, threads=1, device="cpu") as device:
+            assert device.type == "cpu"
+            assert torch.get_num_threads() == 1
+            assert torch.are_deterministic_algorithms_enabled()
+            drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(TrainingError, match=r"torch sees no GPU; set device: auto or cpu"):
+        training.find_device("cuda")
+    assert training.find_device("auto").type == "cpu"
+
+
+def test_progress_weighs_losses_by_tiles_and_writes_history():
+    progress = training.Progress()
+    progress.add({"total": torch.tensor(1.0)}, ["a", "b"])
+    progress.add({"total": torch.tensor(4.0)}, ["c"])
+    assert progress.step == 2
+    progress.close_epoch({"learning_rate": 0.1}, {"f1": 0.5})
+    assert progress.rows() == [
+        {"epoch": 1, "part": "train", "quantity": "total", "value": 2.0},
+        {"epoch": 1, "part": "train", "quantity": "learning_rate", "value": 0.1},
+        {"epoch": 1, "part": "val", "quantity": "f1", "value": 0.5},
+    ]
+    assert (progress.epoch, progress.step, progress.seen, progress.sums) == (2, 0, 0, {})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_the_tiles(value):
+    progress = training.Progress(epoch=3, step=4)
+    losses = {"adversarial": torch.tensor(1.0), "dice": torch.tensor(value)}
+    with pytest.raises(
+        TrainingError, match=r"epoch 3, step 5: loss dice is \w+ on the tiles a, b;"
+    ):
+        progress.add(losses, ["a", "b"])
+
+
+def make_run(folder: Path, width: int = 3) -> training.Run:
+    net = nn.Sequential(nn.Conv2d(2, width, 1), nn.BatchNorm2d(width))
+    return training.Run(
+        folder, {"net": net}, {"net": torch.optim.Adam(net.parameters())}, "net", minutes=60
+    )
+
+
+def test_the_best_epoch_is_kept_and_survives_a_checkpoint(tmp_path):
+    run = make_run(tmp_path)
+    weight = run.modules["net"][0].weight
+    for epoch, value in enumerate((0.2, 0.7, 0.5), 1):
+        nn.init.constant_(weight, epoch)
+        run.judge(value)
+        run.progress.close_epoch({}, {})
+    assert run.progress.best_epoch == 2
+    run.save()
+    assert not run.path.exists()
+    run.save(force=True)
+    other = make_run(tmp_path)
+    assert other.resume()
+    assert (other.best["0.weight"] == 2).all()
+    assert (other.modules["net"][0].weight == 3).all()
+    assert other.progress == run.progress
+    assert not make_run(tmp_path / "elsewhere").resume()
+
+
+def test_a_checkpoint_of_another_network_names_the_layers(tmp_path):
+    make_run(tmp_path).save(force=True)
+    with pytest.raises(TrainingError, match=r"0.weight is \(3, 2, 1, 1\), wanted \(5, 2, 1, 1\)"):
+        make_run(tmp_path, 5).resume()
+
+
+class Command:
+    """What runs when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_loading_runs_no_code_and_says_what_is_damaged(tmp_path):
+    mark = tmp_path / "ran"
+    evil = tmp_path / "evil.pt"
+    torch.save({"weight": Command(mark)}, evil)
+    with pytest.raises(TrainingError, match=r"evil.pt: damaged, or not plain weights"):
+        training.read_weights(evil)
+    evil.write_bytes(pickle.dumps(Command(mark)))
+    with pytest.raises(TrainingError, match=r"evil.pt: damaged, or not plain weights"):
+        training.read_weights(evil)
+    assert not mark.exists()
+    broken = tmp_path / "broken.safetensors"
+    training.write_weights(broken, {"a": torch.rand(50, 3)})
+    broken.write_bytes(broken.read_bytes()[:-9])
+    with pytest.raises(TrainingError, match=r"broken.safetensors: damaged"):
+        training.read_weights(broken)
+    with pytest.raises(TrainingError, match=r"none.safetensors: no such file; run the stage"):
+        training.read_weights(tmp_path / "none.safetensors")
+
+
+def test_weights_that_do_not_fit_name_the_layers():
+    net = nn.Linear(2, 3)
+    with pytest.raises(TrainingError, match=r"here: does not fit .*: bias is missing, extra is"):
+        training.load_into(net, {"weight": net.weight, "extra": net.weight}, "here")
+
+
+def test_metadata_of_another_network_is_refused(tmp_path):
+    path = tmp_path / "metadata.json"
+    training.write_metadata(path, {"network": "generation"})
+    assert training.read_metadata(path, "generation") == {"network": "generation"}
+    with pytest.raises(TrainingError, match=r"does not describe a network for segmentation"):
+        training.read_metadata(path, "segmentation")
+    path.write_text("{")
+    with pytest.raises(TrainingError, match=r"not JSON"):
+        training.read_metadata(path, "generation")
+
+
+def test_an_empty_subset_says_so_with_a_remedy(tmp_path):
+    index = write_index(tmp_path, train=0)
+    with pytest.raises(TrainingError, match=r"index: no tiles for training of generation;.*loosen"):
+        training.index_facts(index, "generation")
+    index = write_index(tmp_path, val=0)
+    with pytest.raises(TrainingError, match=r"no tiles for validation of segmentation"):
+        training.index_facts(index, "segmentation")
+
+
+def test_a_file_that_is_no_index_is_named(tmp_path):
+    other = tmp_path / "other.parquet"
+    tables.write(other, [], tables.HISTORY)
+    with pytest.raises(TrainingError, match=r"other.parquet: its metadata lacks fingerprint"):
+        training.index_facts(other, "generation")
+
+
+def test_checkpoints_are_named_by_what_determines_the_run():
+    facts = training.IndexFacts("f", "stain", ("a", "b"), ("c",))
+    own = training.run_digest(OPTIONS, facts)
+    same = dataclasses.replace(OPTIONS, workers=3, checkpoint_minutes=4)
+    assert training.run_digest(same, facts) == own
+    others = [
+        training.run_digest(dataclasses.replace(OPTIONS, seed=1), facts),
+        training.run_digest(OPTIONS, dataclasses.replace(facts, fingerprint="g")),
+        training.run_digest(OPTIONS, dataclasses.replace(facts, train=("a", "c"))),
+        training.run_digest(OPTIONS, facts, generator="x"),
+    ]
+    assert len({own, *others}) == 5
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from hemera import training
+from hemera.stages import train_generation
+from tests.test_training import OPTIONS, paths
+
+save = training.Run.save
+
+
+def save_and_die(run, *, force=False):
+    # Killed two steps after the last checkpoint, in the middle of the second of three epochs.
+    if (run.progress.epoch, run.progress.step) == (2, 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (run.progress.epoch, run.progress.step) != (2, 2):
+        save(run, force=force)
+
+
+training.Run.save = save_and_die
+train_generation.run(index=Path(sys.argv[1]), options=OPTIONS, **paths(Path(sys.argv[2])))
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    index = write_index(tmp_path / "results", train=7)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train_generation.run(index=index, options=OPTIONS, **paths(whole))
+
+    command = [sys.executable, "-c", SCRIPT, str(index), str(broken)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (broken / "generator.safetensors").exists()
+    (checkpoint,) = broken.glob("checkpoints/*/checkpoint.pt")
+    progress = training.read_weights(checkpoint)["progress"]
+    assert (progress["epoch"], progress["step"]) == (2, 1)
+
+    train_generation.run(index=index, options=OPTIONS, **paths(broken))
+    for name in ("generator.safetensors", "metadata.json"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    first, second = (pq.read_table(folder / "history.parquet") for folder in (whole, broken))
+    assert first.equals(second)
+    weights = safetensors.torch.load_file(whole / "generator.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
