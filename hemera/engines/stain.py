@@ -27,20 +27,29 @@ red, green and blue: what holds where a slide shows no second stain to measure."
 _flood: Callable[..., npt.NDArray[np.int32]] = watershed
 
 _WORKING_MPP = 0.5
+"""No tile is worked on finer than this: nuclei and membranes are resolved, um/px."""
+
 _SMOOTHING_UM = 0.6
+_SLACK = 0.05
+_PEAK_WINDOW_UM = 6.0
+_PEAK_SHARE = 0.35
+_GAP_UM2 = 8.0
 _SEPARATION_UM = 4.0
 _CORE_UM = 1.0
+_EDGE_UM = 2.0
 _RIM_UM = 0.5
-_SLACK = 0.05
-_GAP_UM2 = 8.0
+"""Of a nucleus: shapes, not thresholds of staining, which stand in the options."""
+
 _INNER_UM = 1.0
 _SECTORS = 12
 _SECTOR_SHARE = 0.2
+"""Of a membrane: how far inside the edge of the nucleus it may lie, and how it is sampled."""
 
 _STAINED = 0.15
 _PIXELS_MIN = 500
 _ANGLE_MAX_DEG = 15.0
-_SCALE_DEFAULT = 0.35
+_DARK_DEFAULT = 0.35
+"""Of the estimate: summed density of a stained pixel, how many it takes, how far it may lead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Stains:
     background: tuple[int, int, int]
     haematoxylin: tuple[float, float, float] = HAEMATOXYLIN
     dab: tuple[float, float, float] = DAB
-    dark: float = _SCALE_DEFAULT
+    dark: float = _DARK_DEFAULT
     estimated: tuple[str, ...] = ()
 
 
@@ -89,7 +98,7 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]]) -> Stains:
     haematoxylin = stained @ _unmixing(vectors)[:, 0]
     haematoxylin = haematoxylin[haematoxylin > _STAINED / 3]
     enough = len(haematoxylin) >= _PIXELS_MIN
-    dark = float(np.percentile(haematoxylin, 98)) if enough else _SCALE_DEFAULT
+    dark = float(np.percentile(haematoxylin, 98)) if enough else _DARK_DEFAULT
     return Stains(glass, _triple(vectors[0]), _triple(vectors[1]), dark, tuple(estimated))
 
 
@@ -120,47 +129,59 @@ def nuclei(
 ) -> npt.NDArray[np.int32]:
     """Return the nuclei, (H, W) int32: 0 none, numbered from 1.
 
-    A nucleus is darker than `options.nucleus_density_min`, than a share of the pair's `dark`
-    nuclei and than the mean of its surroundings; touching nuclei are cut by watershed on the
-    distance from their edge.
+    A pixel of a nucleus is darker than `options.nucleus_density_min`, than a share of the pair's
+    `dark` nuclei, than the mean of its surroundings, and not much paler than the darkest near it:
+    so a nucleus in blue stroma is not lost in it. Touching nuclei are cut by watershed on the
+    distance from their edge. A piece without an edge, no darker than what lies around it, is
+    haze and no nucleus.
     """
     smooth = _smoothed(haematoxylin, mpp, _SMOOTHING_UM)
-    window = 2 * int(options.nucleus_window_um / mpp / 2) + 1
-    around = cv2.boxFilter(smooth, -1, (window, window), borderType=cv2.BORDER_REFLECT)
-    floor = max(options.nucleus_density_min, options.nucleus_contrast * dark)
+    inside = (smooth > max(options.nucleus_density_min, options.nucleus_contrast * dark)).astype(
+        np.uint8
+    )
     # A little below the mean: in dense tissue the mean itself is that of nuclei.
-    inside = ((smooth > floor) & (smooth > around - _SLACK * dark)).astype(np.uint8)
+    window = _odd(options.nucleus_window_um / mpp)
+    around = cv2.boxFilter(smooth, -1, (window, window), borderType=cv2.BORDER_REFLECT)
+    inside &= smooth > around - _SLACK * dark
+    window = _odd(_PEAK_WINDOW_UM / mpp)
+    inside &= smooth > _PEAK_SHARE * cv2.dilate(smooth, np.ones((window, window), np.uint8))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     inside = np.asarray(cv2.morphologyEx(inside, cv2.MORPH_OPEN, disc), np.uint8)
-    if not inside.any():
-        return np.zeros(inside.shape, np.int32)
     _fill_gaps(inside, _GAP_UM2 / mpp**2)
+
     distance = np.asarray(cv2.distanceTransform(inside, cv2.DIST_L2, 5), np.float32)
     ridge = _smoothed(distance, mpp, _SMOOTHING_UM)
-    reach = 2 * int(_SEPARATION_UM / mpp / 2) + 1
+    reach = _odd(_SEPARATION_UM / mpp)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
     peaks = (ridge >= cv2.dilate(ridge, disc)) & (distance > max(_CORE_UM / mpp, 1.0))
+    if not peaks.any():
+        return np.zeros(inside.shape, np.int32)
     _, markers = cv2.connectedComponents(peaks.astype(np.uint8))
-    parts = _flood(-ridge, markers, mask=inside.astype(bool))
-    area_um2 = np.bincount(parts.ravel()) * mpp**2
-    kept = (area_um2 >= options.nucleus_area_min_um2) & (area_um2 <= options.nucleus_area_max_um2)
+    pieces = _flood(-ridge, markers, mask=inside.astype(bool))
+
+    count = int(pieces.max()) + 1
+    outside_px, owner = _nearest(pieces)
+    area = np.bincount(pieces.ravel(), minlength=count)
+    density = np.bincount(pieces.ravel(), smooth.ravel(), count) / np.maximum(area, 1)
+    ring = (outside_px <= _EDGE_UM / mpp) & (inside == 0)
+    ring_area = np.bincount(owner[ring], minlength=count)
+    ring_density = np.bincount(owner[ring], smooth[ring], count) / np.maximum(ring_area, 1)
+    kept = (density - ring_density >= options.nucleus_edge * dark) | (ring_area == 0)
+    kept &= area * mpp**2 >= options.nucleus_area_min_um2
+    kept &= area * mpp**2 <= options.nucleus_area_max_um2
     kept[0] = False
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     # Smoothing and opening took the rim.
-    return expand(numbers[parts], _RIM_UM / mpp)
+    labels: npt.NDArray[np.int32] = np.where(outside_px <= _RIM_UM / mpp, numbers[owner], 0)
+    return labels
 
 
 def expand(labels: npt.NDArray[np.int32], distance_px: float) -> npt.NDArray[np.int32]:
     """Grow labels (H, W) into the background up to a distance, each to where the next begins."""
     if not labels.any():
         return labels.copy()
-    ground = labels == 0
-    distance, nearest = cv2.distanceTransformWithLabels(
-        ground.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    owner = np.zeros(int(nearest.max()) + 1, np.int32)
-    owner[nearest[~ground]] = labels[~ground]
-    grown: npt.NDArray[np.int32] = np.where(distance <= distance_px, owner[nearest], 0)
+    outside_px, owner = _nearest(labels)
+    grown: npt.NDArray[np.int32] = np.where(outside_px <= distance_px, owner, 0)
     return grown
 
 
@@ -174,7 +195,8 @@ def measure(
 
     The ring, from just inside the edge of a nucleus outwards, is cut into twelve sectors seen
     from its centroid. A sector is stained at a class when a fifth of its pixels reach it: a
-    membrane is thin, and a single speck is none. `completeness` is the share of sectors stained at all; `intensity` is the
+    membrane is thin, and a single speck is none. `completeness` is the share of sectors stained
+    at all; `intensity` is the
     strongest class that covers `options.completeness_min` of the ring; a cell is positive when
     that is at least `options.positive_intensity_min`. So pigment on one side makes no cell
     positive.
@@ -312,6 +334,24 @@ def _smoothed(
     image: npt.NDArray[np.float32], mpp: float, sigma_um: float
 ) -> npt.NDArray[np.float32]:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), max(sigma_um / mpp, 0.5)), np.float32)
+
+
+def _odd(length: float) -> int:
+    """Return the odd number of pixels nearest below a length, for windows with a middle."""
+    return 2 * int(length / 2) + 1
+
+
+def _nearest(
+    labels: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Return the distance to the nearest label, px (H, W), and which it is; one there must be."""
+    ground = labels == 0
+    distance, place = cv2.distanceTransformWithLabels(
+        ground.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    owner = np.zeros(int(place.max()) + 1, np.int32)
+    owner[place[~ground]] = labels[~ground]
+    return np.asarray(distance, np.float32), owner[place]
 
 
 def _fill_gaps(inside: npt.NDArray[np.uint8], area_px: float) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import os
 import pickle
@@ -348,3 +349,46 @@ def other_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("other_folder")
 def test_the_environment_does_not_choose_the_model(model: Path) -> None:
     assert len(deepliif.Model(options(model)).segment(tile(), 0.5, STAINS).cells)
+
+
+def test_the_stage_runs_every_engine_in_the_order_of_the_options(
+    model: Path, tmp_path: Path
+) -> None:
+    from hemera import shards, tables
+    from hemera.stages import mask
+
+    rows = []
+    pictures = {"t_1": tile(seed=1), "t_2": np.full((64, 90, 3), 230, np.uint8)}
+    with shards.ShardWriter(tmp_path / "tiles.tar") as writer:
+        for name, rgb in pictures.items():
+            offset, length = writer.add(f"{name}.her2.png", shards.encode(rgb, "png"))
+            row: dict[str, object] = {field.name: 0 for field in tables.TILE}
+            row |= {"tile": name, "pair": "t", "mpp": 0.5, "shard": "tile/tiles.tar"}
+            row |= {"he_sha256": "", "her2_sha256": ""}
+            rows.append(row | {"her2_offset": offset, "her2_length": length})
+    tables.write(tmp_path / "tiles.parquet", rows, tables.TILE)
+    chosen = dataclasses.replace(options(model), engines=("stain", "deepliif"))
+    mask.run(
+        tiles=tmp_path / "tiles.parquet",
+        tile_shard=tmp_path / "tiles.tar",
+        shard=tmp_path / "mask.tar",
+        masks=tmp_path / "mask.parquet",
+        cells=tmp_path / "cells.parquet",
+        options=chosen,
+    )
+    found = tables.read(tmp_path / "mask.parquet", tables.MASK).to_pylist()
+    assert [(row["tile"], row["engine"], row["note"]) for row in found] == [
+        ("t_1", "stain", None),
+        ("t_1", "deepliif", None),
+        ("t_2", "stain", None),
+        ("t_2", "deepliif", "blank"),
+    ]
+    stains = stain.estimate(list(pictures.values()))
+    expected = deepliif.Model(chosen).segment(pictures["t_1"], 0.5, stains)
+    image = shards.decode_mask(
+        shards.read_member(tmp_path / "mask.tar", found[1]["offset"], found[1]["length"])
+    )
+    np.testing.assert_array_equal(image, expected.mask)
+    assert found[1]["cells"] == len(expected.cells) > 0
+    cells = tables.read(tmp_path / "cells.parquet", tables.CELLS).to_pylist()
+    assert sum(row["engine"] == "deepliif" for row in cells) == len(expected.cells)

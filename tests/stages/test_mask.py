@@ -24,7 +24,7 @@ from hemera.stages import mask
 OPTIONS = MaskOptions(engines=("stain",), target="stain")
 MPP = 0.5
 
-GOLDEN = {1: ""}
+GOLDEN = {1: "e1836e65dabceb5dc74760f66e6eec7fbf6969874705fb465a4af29611ac92f9"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
