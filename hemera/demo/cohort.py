@@ -82,9 +82,10 @@ class Truth:
 
 def write_cohort(folder: Path, size: str, *, seed: int, workers: int) -> None:
     """Write the cohort; see `hemera.demo.write_cohort`."""
+    folder = Path(folder)
     cohort = plan(size)
     jobs: list[SlidePair | TilePair] = [*cohort.slides, *cohort.tiles]
-    make = functools.partial(_make, Path(folder), seed)
+    make = functools.partial(_make, folder, seed)
     if workers > 1:
         # Spawned, not forked: OpenCV's threads do not survive a fork.
         with concurrent.futures.ProcessPoolExecutor(
@@ -95,7 +96,10 @@ def write_cohort(folder: Path, size: str, *, seed: int, workers: int) -> None:
         points = [make(job) for job in jobs]
     files.write_text(folder / META, _metadata(cohort.slides))
     files.write_text(folder / LANDMARKS, _landmarks(cohort.slides, points))
-    files.write_text(folder / "pairs.tsv", sheet_text(size))
+    sheet = folder / "pairs.tsv"
+    # The demo's own sheet is committed: it is not touched where it says the same.
+    if not sheet.is_file() or sheet.read_text() != sheet_text(size):
+        files.write_text(sheet, sheet_text(size))
     log.info("%s: %d slide pairs, %d image pairs", folder, len(cohort.slides), len(cohort.tiles))
 
 

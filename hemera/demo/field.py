@@ -15,7 +15,7 @@ Points = npt.NDArray[np.float64]
 class Field:
     """A rotation, a shift and a smooth deformation, in um with pixel edges at integers.
 
-    ``moving = rotation @ (fixed - fixed_centre + e(fixed)) + moving_centre``, where ``e`` is a sum
+    ``moving = turn(fixed - fixed_centre + e(fixed)) + moving_centre``, where ``e`` is a sum
     of sines: ``e(p) = sum_k amplitudes_k sin(frequencies_k . p + phases_k)``.
     """
 
@@ -26,11 +26,13 @@ class Field:
     frequencies: npt.NDArray[np.float64]
     phases: npt.NDArray[np.float64]
 
-    @property
-    def rotation(self) -> npt.NDArray[np.float64]:
-        """2 x 2 matrix, y down: a positive angle turns clockwise on the screen."""
+    def _turn(self, vectors: Points, back: bool = False) -> Points:
+        """Rotate vectors (..., 2); y points down, so a positive angle turns clockwise."""
+        # Not as a matrix product: that gives other last digits with other numbers of threads.
         c, s = np.cos(np.radians(self.angle_deg)), np.sin(np.radians(self.angle_deg))
-        return np.array([[c, -s], [s, c]])
+        s = -s if back else s
+        x, y = vectors[..., 0], vectors[..., 1]
+        return np.stack([c * x - s * y, s * x + c * y], axis=-1)
 
     def elastic(self, points_um: Points) -> Points:
         """Return the deformation at points (..., 2) on H&E, um, before the rotation."""
@@ -47,13 +49,12 @@ class Field:
     def to_moving(self, points_um: Points) -> Points:
         """Map points (..., 2) on H&E to HER2, exactly."""
         points = np.asarray(points_um, dtype=np.float64)
-        moved = points - self.fixed_centre + self.elastic(points)
-        return moved @ self.rotation.T + self.moving_centre
+        return self._turn(points - self.fixed_centre + self.elastic(points)) + self.moving_centre
 
     def to_fixed(self, points_um: Points, steps: int = 25) -> Points:
         """Map points (..., 2) on HER2 to H&E by fixed-point iteration, to far below 0.001 um."""
-        target = (np.asarray(points_um, dtype=np.float64) - self.moving_centre) @ self.rotation
-        target = target + self.fixed_centre
+        offset = np.asarray(points_um, dtype=np.float64) - self.moving_centre
+        target = self._turn(offset, back=True) + self.fixed_centre
         points = target.copy()
         for _ in range(steps):
             points = target - self.elastic(points)

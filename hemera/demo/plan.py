@@ -115,8 +115,8 @@ def _full() -> Plan:
         ),
         # Id 0 again, another patient; nearly upside down. Kept for the test.
         SlidePair(
-            *(0, "val", "test", "3+", (3936, 3072), (3808, 3392), 0.914, 0.92),
-            *(152.0, (-35.0, 47.0), 24.0),
+            *(0, "val", "test", "3+", (3936, 3072), (3808, 3520), 0.914, 0.92),
+            *(152.0, (-35.0, -27.0), 24.0),
             landmarks=True,
         ),
     )

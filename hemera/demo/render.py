@@ -11,6 +11,7 @@ import dataclasses
 import cv2
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 
 from hemera.demo.tissue import (
     EPITHELIUM,
@@ -32,6 +33,7 @@ DAB = np.array([0.31, 0.58, 0.78], np.float32)
 
 BAND_ROWS = 64
 TEXTURE_PX = 1024
+FAT_STEPS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +49,16 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Raster:
-    """Which cell a pixel is nearest to, and how far the border to the next cell is."""
+    """Which cell a pixel is nearest to, and how far the border to the next cell is.
+
+    `fat` is how far the wall of a fat cell is, in steps of 1 / FAT_STEPS um, up to 8 um.
+    """
 
     mpp: float
     size_px: tuple[int, int]
     labels: npt.NDArray[np.int32]
     border_um: Array
-    fat_um: Array | None
+    fat: npt.NDArray[np.uint8] | None
 
 
 def _voronoi(
@@ -89,18 +94,20 @@ def rasterise(tissue: Tissue, mpp: float, size_px: tuple[int, int]) -> Raster:
     fat = None
     if (tissue.fat > 0).any():
         _, distance = _voronoi(tissue.fat_seeds[:, 0], tissue.fat_seeds[:, 1], mpp, size_px)
-        # Blurred distances round the corners of the polygons: fat cells are round.
-        fat = np.asarray(cv2.GaussianBlur(distance, (0, 0), 3.2 / mpp), dtype=np.float32)
+        # Blurred distances round the corners of the polygons: fat cells are round. In bytes,
+        # because only there OpenCV's blur is exact.
+        near = np.rint(np.clip(distance, 0, 8) * FAT_STEPS).astype(np.uint8)
+        fat = np.asarray(cv2.GaussianBlur(near, (0, 0), 2.6 / mpp), dtype=np.uint8)
     return Raster(mpp, size_px, labels, border, fat)
 
 
 def _texture(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Array:
     """Return a periodic texture (1024, 1024) of mean 0 and variance 1."""
-    noise = rng.standard_normal((TEXTURE_PX, TEXTURE_PX)).astype(np.float32)
-    margin = 128
-    padded = cv2.copyMakeBorder(noise, margin, margin, margin, margin, cv2.BORDER_WRAP)
-    blurred = cv2.GaussianBlur(padded, (0, 0), sigmaX=max(sigma_x, 0.2), sigmaY=max(sigma_y, 0.2))
-    part = blurred[margin:-margin, margin:-margin]
+    noise = rng.standard_normal((TEXTURE_PX, TEXTURE_PX), dtype=np.float32)
+    x = scipy.fft.rfftfreq(TEXTURE_PX).astype(np.float32) * np.float32(sigma_x)
+    y = scipy.fft.fftfreq(TEXTURE_PX).astype(np.float32) * np.float32(sigma_y)
+    response = np.exp(np.float32(-2 * np.pi**2) * (x * x + (y * y)[:, None]))
+    part = scipy.fft.irfft2(scipy.fft.rfft2(noise) * response, s=noise.shape)
     return np.asarray((part - part.mean()) / part.std(), dtype=np.float32)
 
 
@@ -154,8 +161,9 @@ class Renderer:
         for top in range(0, height, BAND_ROWS):
             rows = slice(top, min(top + BAND_ROWS, height))
             first, second = self._stains(stain, rows, jitter)
-            density = np.stack([first, second], axis=-1) @ vectors
-            image[rows] = np.exp(-density) * glass + np.float32(0.5)
+            for channel in range(3):
+                density = first * vectors[0, channel] + second * vectors[1, channel]
+                image[rows, :, channel] = np.exp(-density) * glass[channel] + np.float32(0.5)
         if look.blur_px:
             image = np.asarray(cv2.GaussianBlur(image, (0, 0), look.blur_px), dtype=np.uint8)
         return image
@@ -277,8 +285,8 @@ class Renderer:
         gap *= 1 - scene.epithelium
         stroma = scene.tissue * (1 - scene.epithelium) * (1 - scene.lumen) * (1 - gap)
         wall: Array = np.zeros_like(stroma)
-        if self.raster.fat_um is not None:
-            fat = self.raster.fat_um[rows]
+        if self.raster.fat is not None:
+            fat = self.raster.fat[rows] * np.float32(1 / FAT_STEPS)
             wall = scene.fat * scene.tissue * _ramp(np.float32(2.5) - fat, 1.2)
         stroma = stroma * (1 - scene.fat) * matter + wall * np.float32(0.75)
 
@@ -322,7 +330,7 @@ class Renderer:
 
         first = nucleus * (np.float32(0.12) + np.float32(0.50) * chromatin)
         first += np.float32(0.075) * scene.epithelium * (1 + np.float32(0.3) * clumps)
-        first += np.float32(0.11) * stroma * fibres
+        first += stroma * (np.float32(0.09) + np.float32(0.15) * fibres)
         intensity = cells.intensity[cell]
         strength = np.array([0.0, 0.27, 0.62, 1.30], np.float32)[intensity]
         blush = np.array([0.035, 0.085, 0.15, 0.30], np.float32)[intensity]
@@ -336,7 +344,7 @@ class Renderer:
         reach = _ramp(near - np.hypot(scene.dx, scene.dy), 2.0)
         body = np.where(tumour, strength * ring * reach, np.float32(0.0))
         body += np.where(owned, blush, np.float32(0.02)) * (1 - np.float32(0.6) * nucleus)
-        second = body * scene.epithelium + np.float32(0.028) * stroma * fibres
+        second = body * scene.epithelium + np.float32(0.06) * stroma * fibres
         second += np.float32(0.015) * nucleus
         return np.maximum(first, 0), np.maximum(second, 0)
 
@@ -422,8 +430,9 @@ def pen_mark(
     cv2.polylines(stroke, [line], False, 255, int(width_px), cv2.LINE_AA)
     top, bottom = line[:, 1].min() - width_px, line[:, 1].max() + width_px
     rows = slice(int(np.clip(top, 0, height)), int(np.clip(bottom, 0, height)))
-    amount = cv2.GaussianBlur(stroke[rows].astype(np.float32) / 255, (0, 0), 2.5)
-    inner = cv2.GaussianBlur(amount, (0, 0), 14)
+    soft = cv2.GaussianBlur(stroke[rows], (0, 0), 2.5)
+    inner = cv2.GaussianBlur(soft, (0, 0), 14).astype(np.float32) / 255
+    amount = soft.astype(np.float32) / 255
     patches = cv2.resize(
         rng.standard_normal((24, 24)).astype(np.float32),
         (width, amount.shape[0]),

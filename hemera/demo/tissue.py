@@ -1,6 +1,9 @@
 """Grows tissue: outlines on a coarse grid, then cells with shapes, kinds and HER2 expression.
 
 Everything is in um of the H&E frame, so the same tissue is drawn at any resolution.
+
+The same seed has to give the same bytes. OpenCV's blur of floats gives other last digits as memory
+happens to lie: what it would do here is done in whole numbers, or by a Fourier transform.
 """
 
 from __future__ import annotations
@@ -88,10 +91,13 @@ def signed_distance(inside: npt.NDArray[np.bool_]) -> Array:
     padded = np.pad(inside.astype(np.uint8), 1, mode="edge")
     within = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     outside = cv2.distanceTransform(1 - padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # With no pixel of the other class the transform is huge: far away is far enough.
-    distance = np.clip(within, 0, 300) - np.clip(outside, 0, 300)
-    distance = cv2.GaussianBlur(distance[1:-1, 1:-1], (0, 0), 0.8)
-    return np.asarray(distance * GRID_UM, dtype=np.float32)
+    # With no pixel of the other class the transform is huge: far away is far enough. Squares are
+    # whole numbers, whatever the last digit of a root; whole 64ths make the smoothing exact.
+    near, far = (np.sqrt(np.rint(np.square(np.clip(d, 0, 300)))) for d in (within, outside))
+    distance = np.rint((near - far) * 64)
+    smooth = distance[:, :-2] + 2 * distance[:, 1:-1] + distance[:, 2:]
+    smooth = smooth[:-2] + 2 * smooth[1:-1] + smooth[2:]
+    return np.asarray(smooth * np.float32(GRID_UM / 1024), dtype=np.float32)
 
 
 def _hexagons(
@@ -189,12 +195,13 @@ def grow(
 
     rough = 0.075 * noise(900) + 0.03 * noise(240) + 0.010 * noise(60) + 0.006 * noise(20)
     if whole:
-        radius = np.abs(x / (0.465 * size_um[0])) ** 2.6 + np.abs(y / (0.455 * size_um[1])) ** 2.6
+        u, v = np.abs(x / (0.465 * size_um[0])), np.abs(y / (0.455 * size_um[1]))
+        radius = u * u * np.sqrt(u) + v * v * np.sqrt(v)
         edge = np.minimum(size_um[0] / 2 - np.abs(x), size_um[1] / 2 - np.abs(y))
         # A notch and a tear, so that no section looks like its own mirror image.
         turn = rng.uniform(0, 2 * np.pi)
         nx, ny = 0.42 * size_um[0] * np.cos(turn), 0.42 * size_um[1] * np.sin(turn)
-        notch = np.exp(-(((x - nx) / 330) ** 2 + ((y - ny) / 260) ** 2))
+        notch = 1 / (1 + ((x - nx) / 380) ** 2 + ((y - ny) / 300) ** 2) ** 2
         level = 0.97 - np.sqrt(radius) + rough - 0.35 * notch
         outline = (level > 0) & (edge > 45)
         tear = np.abs(noise(420) - 0.25) - 0.02
@@ -206,9 +213,15 @@ def grow(
         outline = (noise(260) + 0.5 * noise(70)) > -2.9
 
     bed = noise(760 if whole else 420) + 0.35 * noise(220) + (0.35 if whole else 0.55)
-    fat_level = noise(620 if whole else 330) + 0.3 * noise(120) - (1.35 if whole else 1.25) - bed
+    fat_level = noise(620 if whole else 330) + 0.3 * noise(120) - (1.35 if whole else 1.6) - bed
     fat = (fat_level > 0) & outline
-    nest_level = noise(150) + 0.55 * noise(62) + 0.22 * noise(26) + 0.5 * np.tanh(bed - 0.3) - 0.25
+    nest_level = (
+        noise(150)
+        + 0.55 * noise(62)
+        + 0.22 * noise(26)
+        + 0.6 * (bed - 0.3) / (1 + np.abs(bed - 0.3))
+        - 0.25
+    )
     nests = (nest_level > 0) & (bed > 0) & (fat_level < -0.15)
     ducts, lumens = _glands(rng, shape, np.where(fat_level < -0.3, noise(340) - 0.45, -1), size_um)
     nests &= cv2.dilate(ducts.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
@@ -268,7 +281,7 @@ def _apart(points: npt.NDArray[np.float64], least_um: float) -> npt.NDArray[np.b
 def fibre_direction(waves: Array, angle: float) -> Array:
     """Return the direction (radians) along which fibres of one family lie, on the coarse grid."""
     nx, ny = -np.sin(angle), np.cos(angle)
-    across = nx * waves[..., 0] + ny * waves[..., 1]
+    across = nx * waves[..., 0].astype(np.float64) + ny * waves[..., 1].astype(np.float64)
     gy, gx = np.gradient(across, GRID_UM)
     return np.asarray(np.arctan2(-(nx + gx), ny + gy), dtype=np.float32)
 
@@ -344,9 +357,9 @@ def _cells(
     kinds = np.concatenate([kinds, np.where(cancer, TUMOUR, EPITHELIUM).astype(np.uint8)])
     count = len(points)
 
-    normal = rng.standard_normal((8, count)).astype(np.float32)
+    normal = rng.standard_normal((8, count))
     tumour = kinds == TUMOUR
-    expression = np.zeros(count, np.float32)
+    expression = np.zeros(count)
     if tumour.any():
         rank = sample(latent, points)[tumour] + 0.14 * normal[0, tumour]
         order = np.argsort(np.argsort(rank, kind="stable"), kind="stable")
@@ -385,10 +398,11 @@ def _cells(
         sample(fibre_direction(waves, fibre_angles[1]), points),
     )
     gy, gx = np.gradient(fields["epithelium"])
-    radial = np.arctan2(
-        sample(np.ascontiguousarray(gy, dtype=np.float32), points),
-        sample(np.ascontiguousarray(gx, dtype=np.float32), points),
+    gx, gy = (
+        sample(np.ascontiguousarray(slope, dtype=np.float32), points).astype(np.float64)
+        for slope in (gx, gy)
     )
+    radial = np.arctan2(gy, gx)
     free = rng.uniform(0, np.pi, count)
     angle = np.select(
         [kinds == SPINDLE, kinds == EPITHELIUM],
