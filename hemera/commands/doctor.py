@@ -68,11 +68,18 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
 
     model = getattr(mask, "deepliif_model", None)
     wanted = "deepliif" in engines
-    try:
-        deepliif.check_model(None if model is None else Path(model))
-        yield "ok", f"mask engine deepliif, model {model}"
-    except HemeraError as error:
-        yield "missing" if wanted else "absent", f"mask engine deepliif: {error}"
+    lacking = "missing" if wanted else "absent"
+    if model is None:
+        yield lacking, (
+            "mask engine deepliif: no model; unpack record 4751737 of Zenodo and name the folder in "
+            "mask.deepliif_model, or set mask.engines: [stain]"
+        )
+    else:
+        try:
+            deepliif.check_model(Path(model))
+            yield "ok", f"mask engine deepliif, model {model}"
+        except HemeraError as error:
+            yield lacking, f"mask engine deepliif: {error}"
     encoder = getattr(config.stages["train_segmentation"], "encoder_weights", None)
     if encoder is None:
         yield "absent", (

@@ -1,0 +1,71 @@
+"""hemera config: what is in force, and a config.yaml in which every option is explained."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hemera.__main__ import main
+from hemera.commands import config
+from hemera.config import PRESETS, STAGES, CohortOptions, load
+
+NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def test_what_is_printed_is_a_config_of_the_same_effect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "preset: demo\nblock_count: 3\ntrain_generation: {learning_rate: 3e-4}\n"
+        "filter: {histogram_datasets: []}\ntile: {mpp: 0.5}\n"
+    )
+    assert main(["config", "--configfile", str(path)]) == 0
+    printed = capsys.readouterr().out
+    given, values = yaml.safe_load(path.read_text()), yaml.safe_load(printed)
+    assert load(values) == load(given)
+    assert values["train_generation"]["learning_rate"] == 3e-4
+    assert values["filter"]["histogram_datasets"] == []
+    assert values["mask"]["engines"] == ["stain"], "what the preset changes is in force"
+    for name, cls in STAGES.items():
+        assert list(values[name]) == [field.name for field in dataclasses.fields(cls)]
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_the_template_has_the_effect_of_its_preset(
+    preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "--template", preset]) == 0
+    text = capsys.readouterr().out
+    assert text == config.template(preset)
+    assert load(yaml.safe_load(text)) == load({"preset": preset})
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_every_option_stands_in_the_template_with_its_help(preset: str) -> None:
+    text = config.template(preset)
+    joined = " ".join(re.sub(r"\n\s*#?", " ", text).split())
+    for cls in (CohortOptions, *STAGES.values()):
+        for field in dataclasses.fields(cls):
+            assert re.search(rf"^\s*(# ?)?{field.name}:", text, re.MULTILINE), field.name
+            if field.name != "preset":
+                help = " ".join(field.metadata["help"].split())
+                assert help in joined, f"{cls.section}.{field.name}"
+            if field.metadata["paper"]:
+                assert " ".join(field.metadata["paper"].split()) in joined
+
+
+def test_an_unknown_preset(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["config", "--template", "paper"]) == 1
+    assert "'paper' is none of demo, hemera; name one of these" in caplog.text
+
+
+def test_a_missing_or_faulty_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["config", "--configfile", str(tmp_path / "no.yaml")]) == 1
+    assert "no such file; name a config file" in caplog.text
+    caplog.clear()
+    (tmp_path / "two.yaml").write_text("tile: {size_px: 1}\nfiter: {}\n")
+    assert main(["config", "--configfile", str(tmp_path / "two.yaml")]) == 1
+    assert len(caplog.records) == 2

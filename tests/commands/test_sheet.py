@@ -1,0 +1,322 @@
+"""hemera sheet: from releases as they are unpacked, in a folder made on the spot."""
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from hemera.__main__ import main
+from hemera.sheet import COLUMNS, Sheet, read_sheet
+
+ACROBAT_META = (
+    "anon_id,set,stain,filename,vendor,model,mpp_lvl_0,mpp_lvl_1,magnification_lvl_0\n"
+    "0,validation,HE,0_HE_val.tif,Hamamatsu,NanoZoomer XR,0.9123456789,1.82,10\n"
+    "0,validation,HER2,0_HER2_val.tif,Hamamatsu,NanoZoomer S360,0.92,1.84,10\n"
+    "0,train,HE,0_HE_train.tif,Hamamatsu,NanoZoomer XR,NaN,NaN,\n"
+    "92,train,HE,92_HE_train.ndpi,Hamamatsu,NanoZoomer XR,0.91,NaN,10\n"
+    "92,train,HER2,92_HER2_train.ndpi,Hamamatsu,NanoZoomer XR,nan,NaN,10\n"
+)
+LANDMARKS = (
+    "anon_id,anon_filename_he,anon_filename_ihc,point_id,ihc_x,ihc_y,mpp_ihc_10X,mpp_he_10X,"
+    "ihc_antibody,he_x,he_y\n"
+    "0,0_HE_val.ndpi,0_HER2_val.ndpi,0,100.5,200.5,0.92,0.91,HER2,,\n"
+    "1,1_HE_val.ndpi,1_KI67_val.ndpi,0,100.5,200.5,0.92,0.91,KI67,,\n"
+)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def image(path: Path, kind: str, shade: int = 200) -> None:
+    """A small image, of bytes that need not be what the suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((40, 56, 3), shade, np.uint8)
+    pixels[:20, :30] = (120, 60, 160)
+    path.write_bytes(cv2.imencode(kind, pixels)[1].tobytes())
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def made(kind: str, folder: Path, output: Path, *words: str) -> Sheet:
+    assert main(["sheet", kind, str(folder), "--output", str(output), *words]) == 0
+    return read_sheet(output)
+
+
+def acrobat(folder: Path) -> Path:
+    touch(
+        folder,
+        "train/92_HE_train.tif",
+        "train/92_HER2_train.tif",
+        "train/92_ER_train.tif",
+        "train/0_HE_train.tif",
+        "train/0_HER2_train.tif",
+        "train/10_HE_train.tif",
+        "train/10_HER2_train.tif",
+        "train/7_HE_train.tif",
+        "train/7_KI67_train.tif",
+        "train/8_HER2_train.tif",
+        "valid/0_HE_val.tif",
+        "valid/0_HER2_val.tif",
+        "valid/.0_HE_val.tif.part",
+        "valid/0_HE_val.tif.md5",
+    )
+    (folder / "df_acrobat_meta.csv").write_text(ACROBAT_META)
+    (folder / "valid" / "landmarks.csv").write_text(LANDMARKS)
+    return folder
+
+
+def test_acrobat(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    sheet = made("acrobat", acrobat(tmp_path / "release"), tmp_path / "lists" / "pairs.tsv")
+    rows = {pair.pair: pair for pair in sheet.pairs}
+    assert list(rows) == [
+        "acrobat_train_0",
+        "acrobat_train_10",
+        "acrobat_train_92",
+        "acrobat_val_0",
+    ], "by split and number"
+    assert rows["acrobat_train_0"].case != rows["acrobat_val_0"].case, "anon_id repeats"
+    assert {pair.dataset for pair in sheet.pairs} == {"acrobat"}
+    assert {pair.split for pair in sheet.pairs} == {""}
+    assert {pair.score for pair in sheet.pairs} == {""}
+    assert not any(pair.registered for pair in sheet.pairs)
+    val = rows["acrobat_val_0"]
+    assert (val.he_mpp, val.her2_mpp) == (0.9123456789, 0.92)
+    assert [path.resolve() for path in val.landmarks] == [tmp_path / "release/valid/landmarks.csv"]
+    assert val.he_landmarks == val.her2_landmarks
+    assert val.he.resolve() == tmp_path / "release/valid/0_HE_val.tif"
+    assert val.her2.resolve() == tmp_path / "release/valid/0_HER2_val.tif"
+    assert rows["acrobat_train_0"].he_mpp is None, "NaN in the metadata is no resolution"
+    assert rows["acrobat_train_0"].landmarks == ()
+    assert (rows["acrobat_train_92"].he_mpp, rows["acrobat_train_92"].her2_mpp) == (0.91, None)
+    assert "6 patients, 4 of them with H&E and HER2" in caplog.text
+
+
+def test_acrobat_with_other_suffixes(tmp_path: Path) -> None:
+    touch(tmp_path, "0_HE_val.TIFF", "0_her2_VAL.tif")
+    (tmp_path / "df_acrobat_meta.csv").write_text(ACROBAT_META)
+    (pair,) = made("acrobat", tmp_path, tmp_path / "pairs.tsv").pairs
+    assert (pair.he_mpp, pair.her2_mpp) == (0.9123456789, 0.92)
+
+
+def test_acrobat_without_metadata(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "0_HE_val.tif", "0_HER2_val.tif")
+    (pair,) = made("acrobat", tmp_path, tmp_path / "pairs.tsv").pairs
+    assert (pair.he_mpp, pair.her2_mpp) == (None, None)
+    assert any("the files' own mpp will count" in line for line in warnings(caplog))
+
+
+def test_acrobat_metadata_with_an_impossible_mpp(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "0_HE_val.tif", "0_HER2_val.tif")
+    (tmp_path / "df_acrobat_meta.csv").write_text(ACROBAT_META.replace("0.9123456789", "912.3"))
+    assert main(["sheet", "acrobat", str(tmp_path), "--output", str(tmp_path / "p.tsv")]) == 1
+    assert any("he_mpp is '912.3'" in line for line in errors(caplog))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "said"),
+    [
+        ("acrobat", ("a/0_HE_val.tif", "a/0_HER2_val.tif", "b/0_HE_val.tif"), "same name"),
+        ("acrobat", ("0_HE_val.tif", "1_HER2_val.tif"), "no patient with"),
+        ("bci", ("a/HE/train/1_train_0.png", "b/HE/train/1_train_0.png"), "same name"),
+        ("bci", ("HE/train/1_train_5+.png",), "no pair"),
+        ("mist", ("HER2/TrainValAB/trainA/1_2_3.jpg",), "no pair"),
+    ],
+)
+def test_releases_that_make_no_sheet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, names: tuple[str, ...], said: str
+) -> None:
+    touch(tmp_path, *names)
+    assert main(["sheet", kind, str(tmp_path), "--output", str(tmp_path / "pairs.tsv")]) == 1
+    (line,) = errors(caplog)
+    assert said in line
+    assert ";" in line
+    assert not (tmp_path / "pairs.tsv").exists()
+
+
+@pytest.mark.parametrize("kind", ["acrobat", "bci", "mist"])
+def test_no_such_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    assert main(["sheet", kind, str(tmp_path / "none")]) == 1
+    (line,) = errors(caplog)
+    assert "no such folder; name where the release is unpacked" in line
+
+
+def test_bci(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    release = tmp_path / "BCI_dataset"
+    touch(
+        release,
+        *(
+            f"{stain}/{name}"
+            for stain in ("HE", "IHC")
+            for name in (
+                "train/00000_train_1+.png",
+                "train/00001_train_0.png",
+                "train/00002_train_3+.png",
+                "test/00000_test_2+.png",
+            )
+        ),
+        "HE/train/00009_train_1+.png",
+        "HE/train/Thumbs.db",
+        "README.txt",
+    )
+    sheet = made("bci", release, tmp_path / "pairs.tsv")
+    rows = {pair.pair: pair for pair in sheet.pairs}
+    assert set(rows) == {"bci_train_00000", "bci_train_00001", "bci_train_00002", "bci_test_00000"}
+    assert {name: (pair.split, pair.score) for name, pair in rows.items()} == {
+        "bci_train_00000": ("", "1+"),
+        "bci_train_00001": ("", "0"),
+        "bci_train_00002": ("", "3+"),
+        "bci_test_00000": ("test", "2+"),
+    }
+    for name, pair in rows.items():
+        assert pair.case == name
+        assert pair.registered
+        assert pair.in_block
+        assert (pair.he_mpp, pair.her2_mpp) == (0.46, 0.46)
+        assert pair.he.name == pair.her2.name
+        assert pair.he.is_file()
+        assert pair.her2.is_file()
+        assert (pair.he.parents[1].name, pair.her2.parents[1].name) == ("HE", "IHC")
+    assert len(warnings(caplog)) == 1
+    assert "00009_train_1+.png: no HER2 image" in warnings(caplog)[0]
+    own = made("bci", release, tmp_path / "own.tsv", "--mpp", "0.5")
+    assert {pair.he_mpp for pair in own.pairs} == {0.5}
+
+
+def test_mist(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Slides stand on both sides of MIST's own split: one slide is one case."""
+    release = tmp_path / "MIST"
+    for stain in ("HER2", "ER"):
+        root = f"{stain}/TrainValAB"
+        for side in "AB":
+            touch(
+                release,
+                f"{root}/train{side}/14M2102785_23_16.jpg",
+                f"{root}/train{side}/14M2102785_7_2.jpg",
+                f"{root}/train{side}/15M0001_1_1.jpg",
+                f"{root}/val{side}/14M2102785_9_9.jpg",
+            )
+    touch(release, "HER2/TrainValAB/valA/15M0001_5_5.jpg")
+    sheet = made("mist", release, tmp_path / "pairs.tsv")
+    rows = {pair.pair: pair for pair in sheet.pairs}
+    assert set(rows) == {
+        "mist_train_14M2102785_23_16",
+        "mist_train_14M2102785_7_2",
+        "mist_train_15M0001_1_1",
+        "mist_val_14M2102785_9_9",
+    }
+    assert {pair.case for pair in sheet.pairs} == {"mist_14M2102785", "mist_15M0001"}
+    assert rows["mist_val_14M2102785_9_9"].case == rows["mist_train_14M2102785_23_16"].case
+    assert {pair.split for pair in sheet.pairs} == {""}
+    for pair in sheet.pairs:
+        assert "HER2" in pair.he.parts
+        assert (pair.he.parent.name[-1], pair.her2.parent.name[-1]) == ("A", "B")
+        assert pair.in_block
+        assert pair.he_mpp == 0.4661
+    assert len(warnings(caplog)) == 1
+    again = made("mist", release / "HER2" / "TrainValAB", tmp_path / "again.tsv")
+    assert [pair.pair for pair in again.pairs] == [pair.pair for pair in sheet.pairs]
+
+
+def test_relative_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    acrobat(tmp_path / "data" / "release")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for output in ("pairs.tsv", "lists/deep/pairs.tsv", "../pairs.tsv"):
+        sheet = made("acrobat", Path("../data/release"), Path(output))
+        for pair in sheet.pairs:
+            assert pair.he.is_file(), output
+            assert pair.her2.is_file(), output
+            assert all(path.is_file() for path in pair.landmarks), output
+    text = (tmp_path / "pairs.tsv").read_text()
+    assert "data/release/valid/0_HE_val.tif" in text
+    assert str(tmp_path) not in text, "relative in, relative out: the folder may move"
+
+
+def test_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touch(tmp_path, "r/HE/train/1_train_0.png", "r/IHC/train/1_train_0.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(["sheet", "bci", "r"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split("\t") == list(COLUMNS)
+    assert "r/HE/train/1_train_0.png" in row.split("\t")
+
+
+def release_of_images(folder: Path) -> Path:
+    for name in ("00000_train_1+.png", "00001_train_0.png", "00002_train_3+.png"):
+        image(folder / "HE" / "train" / name, ".jpg")
+        image(folder / "IHC" / "train" / name, ".png", 180)
+    return folder
+
+
+def test_check_of_a_good_sheet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """JPEG bytes under .png names, as real BCI has them, open."""
+    caplog.set_level(logging.INFO)
+    made("bci", release_of_images(tmp_path / "bci"), tmp_path / "pairs.tsv")
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv"), "--block-count", "1"]) == 0
+    assert "bci: 3 pairs" in caplog.text
+    assert "1 units of work, every file opens" in caplog.text
+
+
+def test_check_lists_all_faults_of_the_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = release_of_images(tmp_path / "bci")
+    sheet = made("bci", release, tmp_path / "pairs.tsv")
+    lines = (tmp_path / "pairs.tsv").read_text().splitlines()
+    place = {name: lines[0].split("\t").index(name) for name in COLUMNS}
+    cells = lines[1].split("\t")
+    cells[place["roi"]] = "roi.geojson"
+    cells[place["he_landmarks"]] = cells[place["her2_landmarks"]] = "points.csv"
+    (tmp_path / "pairs.tsv").write_text("\n".join([lines[0], "\t".join(cells), *lines[2:]]) + "\n")
+    sheet.pairs[0].her2.unlink()
+    sheet.pairs[1].he.write_bytes(b"")
+    whole = sheet.pairs[2].her2.read_bytes()
+    sheet.pairs[2].her2.write_bytes(whole[:20])
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
+    said = errors(caplog)
+    assert len(said) == 5
+    names = [pair.pair for pair in sheet.pairs]
+    for line, name, word in zip(
+        said,
+        (names[0], names[0], names[0], names[1], names[2]),
+        ("her2", "points.csv", "roi.geojson", "00001_train_0.png", "00002_train_3+.png"),
+        strict=True,
+    ):
+        assert line.startswith(f"pairs.tsv {name}: "), line
+        assert word in line
+        assert ";" in line
+
+
+def test_check_of_a_bad_sheet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "pairs.tsv").write_text("pair\tcase\tdataset\the\ther2\n../x\tc 1\td\ta\tb\n")
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
+    assert len(errors(caplog)) == 2
+    caplog.clear()
+    assert main(["sheet", "check", str(tmp_path / "none.tsv")]) == 1
+    assert len(errors(caplog)) == 1
+
+
+def test_real_pairs(images: Path, tmp_path: Path) -> None:
+    sheet = made("bci", images / "bci_pairs_1024", tmp_path / "pairs.tsv")
+    assert {pair.pair: pair.score for pair in sheet.pairs} == {
+        "bci_test_00345": "0",
+        "bci_test_00820": "2+",
+    }
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 0
