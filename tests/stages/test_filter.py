@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from hemera import tables
-from hemera.config import FilterOptions, MaskOptions, TileOptions
+from hemera.__main__ import main
+from hemera.config import FilterOptions, MaskOptions, TileOptions, flags
 from hemera.errors import HemeraError, SheetError, TableError
 from hemera.sheet import Pair, Sheet, units, write_rows
 from hemera.stages import filter
@@ -466,3 +467,16 @@ def test_golden(tmp_path: Path) -> None:
         if name == "two":
             assert cohort.tiles.read_bytes() == (tmp_path / "one/filter/tiles.parquet").read_bytes()
     assert set(digests) == {GOLDEN[FilterOptions.version]}, digests
+
+
+def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
+    cohort = wide(tmp_path)
+    options = FilterOptions(he_sharpness_min=12.0, accept_review=True, histogram_datasets=())
+    cohort.run(options)
+    words = ["filter", "--sheet", str(cohort.sheet), "--block-count", str(BLOCKS)]
+    words += ["--tile-folder", str(tmp_path / "tile"), "--mask-folder", str(tmp_path / "mask")]
+    words += ["--engines", *ENGINES, "--tiles", str(tmp_path / "cli" / "tiles.parquet")]
+    words += ["--funnel", str(tmp_path / "cli" / "funnel.parquet"), *flags(options)]
+    assert main(words) == 0
+    for path in (cohort.tiles, cohort.funnel):
+        assert (tmp_path / "cli" / path.name).read_bytes() == path.read_bytes()

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from hemera import tables
-from hemera.config import FilterOptions, IndexOptions
+from hemera.__main__ import main
+from hemera.config import FilterOptions, IndexOptions, flags
 from hemera.errors import ConfigError, LeakageError, SheetError, TableError
 from hemera.sheet import write_rows
 from hemera.stages import index
@@ -523,3 +524,22 @@ def test_golden(tmp_path: Path) -> None:
     text = json.dumps([added.to_pylist(), made.fingerprint])
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     assert digest == GOLDEN[IndexOptions.version]
+
+
+def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
+    rows = pairs()
+    options = IndexOptions(
+        generation_train=15,
+        segmentation_test=None,
+        generation_datasets=("bci", "acrobat"),
+        generation_shares=(3, 1),
+        generation_test_datasets=(),
+    )
+    made = Made(tmp_path, rows, plain(rows), options)
+    words = ["index", "--sheet", str(tmp_path / "pairs.tsv"), "--engines", *ENGINES]
+    words += ["--tiles", str(tmp_path / "tiles.parquet"), "--target", "stain"]
+    words += ["--index", str(tmp_path / "cli" / "index.parquet")]
+    words += ["--card", str(tmp_path / "cli" / "card.md"), *flags(options)]
+    assert main(words) == 0
+    for path in (made.index, made.card):
+        assert (tmp_path / "cli" / path.name).read_bytes() == path.read_bytes()
