@@ -123,25 +123,26 @@ def tissue_share(
     return share.clip(0.0, 1.0)
 
 
-def spread_lattice(lattice: npt.NDArray[np.float64], step: int, size: int) -> Points:
-    """Interpolate a coarse lattice of points to every pixel of a tile.
+def spread_lattice(
+    lattice: npt.NDArray[np.float64], step: int, size: int
+) -> npt.NDArray[np.float32]:
+    """Interpolate a coordinate known on a coarse lattice to every pixel of a tile.
 
     Args:
-        lattice: (N, N, 2) points at the centres of squares of `step` pixels; the first square lies
-            outside the tile, left and above, and the last beyond its right and lower edge.
+        lattice: (N, N) values at the centres of squares of `step` pixels; the first square lies
+            outside the tile, left and above, and the last beyond its right and lower edge. Counted
+            from somewhere near the tile, because the result has single precision.
         step: side of a square in pixels of the tile.
         size: side of the tile.
 
     Returns:
-        (size, size, 2) points at the pixel centres, float64.
+        (size, size) values at the pixel centres.
     """
     # Not cv2.remap, whose coordinates come in steps of 1/32: cv2.resize interpolates exactly.
-    base = lattice.mean(axis=(0, 1))
     side = lattice.shape[0] * step
-    coarse = (lattice - base).astype(np.float32)
+    coarse = lattice.astype(np.float32)
     fine = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_LINEAR)
-    result: Points = fine[step : step + size, step : step + size] + base
-    return result
+    return np.asarray(fine[step : step + size, step : step + size], np.float32)
 
 
 def lattice_count(step: int, size: int) -> int:

@@ -222,6 +222,25 @@ def _colour(values: npt.NDArray[np.floating[Any]]) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _median(values: Float) -> float:
+    """Return numpy's median of values that are not negative, several times as fast.
+
+    Exact, because haematoxylin heaps up at 0 and the heap must not slip into the next bin.
+    """
+    largest = float(values.max())
+    if not largest:
+        return 0.0
+    counts = cv2.calcHist([values], [0], None, [1024], [0, largest * 1.0001]).ravel()
+    bin_ = int(np.searchsorted(np.cumsum(counts), (values.size - 1) // 2, side="right"))
+    low, high = (np.float32(largest * 1.0001 * edge / 1024) for edge in (bin_, bin_ + 1))
+    below = int(np.count_nonzero(values < low))
+    near = np.sort(values[(values >= low) & (values < high)])
+    first, last = (values.size - 1) // 2 - below, values.size // 2 - below
+    if first < 0 or last >= len(near):
+        return float(np.median(values))
+    return (float(near[first]) + float(near[last])) / 2
+
+
 def histogram_similarity(he: RGB, her2: RGB, bins: int = 64) -> float | None:
     """Compare the haematoxylin of two stains whatever their brightness and contrast.
 
@@ -237,8 +256,7 @@ def histogram_similarity(he: RGB, her2: RGB, bins: int = 64) -> float | None:
         _, deviation = cv2.meanStdDev(stain)
         if float(deviation[0, 0]) * STAIN_UNIT < 1e-3:
             return None
-        middle = float(np.median(stain))
-        scaled = (stain - np.float32(middle)) / np.float32(deviation[0, 0])
+        scaled = (stain - np.float32(_median(stain))) / np.float32(deviation[0, 0])
         counts = cv2.calcHist([scaled], [0], None, [bins], [-SIMILARITY_RANGE, SIMILARITY_RANGE])
         histograms.append(counts.ravel().astype(float))
     first, second = (counts - counts.mean() for counts in histograms)

@@ -151,6 +151,29 @@ def test_similarity_ignores_brightness_and_contrast_and_knows_shape(rng):
     assert pixels.histogram_similarity(he, np.full_like(he, 200)) is None
 
 
+def test_similarity_equals_its_definition(rng):
+    he, her2 = tissue(rng), tissue(rng)[::-1] // 2 + 90
+    histograms = []
+    for rgb in (he, her2):
+        stain = rgb2hed(rgb)[..., 0]
+        scaled = (stain - np.median(stain)) / stain.std()
+        histograms.append(np.histogram(scaled, 64, (-4, 4))[0])
+    reference = np.corrcoef(*histograms)[0, 1]
+    assert pixels.histogram_similarity(he, her2) == pytest.approx(reference, abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(30, 41), (31, 41), (1, 2)])
+def test_the_fast_median_is_the_median(rng, shape):
+    for values in (
+        rng.random(shape),
+        np.maximum(rng.normal(0, 1, shape), 0),
+        rng.integers(0, 3, shape) / 7,
+        np.where(rng.random(shape) < 0.5, 0.0, 1.0),
+    ):
+        values = values.astype(np.float32)
+        assert pixels._median(values) == pytest.approx(float(np.median(values)), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("left", "top", "step_x", "step_y"),
     [(0.0, 0.0, 1.5, 1.5), (3.25, 1.75, 2.3, 2.3), (2.0, 4.0, 3.0, 2.0), (0.4, 0.6, 1.0, 1.0)],

@@ -454,32 +454,39 @@ def _read_displaced(
     step_um = step * plan.mpp
     left_um, top_um = x * he.mpp, y * he.mpp
     lattice = fields.map_grid(field, left_um - step_um, top_um - step_um, step_um, count, count)
-    points = spread_lattice(lattice / her2.mpp, step, size)
+    lattice /= her2.mpp
     first = fields.map_points(field, [[left_um, top_um]])[0] / her2.mpp
     corner = float(first[0]), float(first[1])
-    width, height = her2.size_px
-    within = (
-        (points[..., 0] >= 0)
-        & (points[..., 0] < width)
-        & (points[..., 1] >= 0)
-        & (points[..., 1] < height)
-    )
-    coverage = cv2.countNonZero(within.view(np.uint8)) / within.size
-    if not coverage:
-        pixels = np.empty((size, size, 3), np.uint8)
-        pixels[:] = her2.background
-        return pixels, 0.0, corner
-    low = np.maximum(points.min(axis=(0, 1)), 0)
-    high = np.minimum(points.max(axis=(0, 1)), her2.size_px)
+    # What lies between nodes is between their values: the lattice bounds the tile.
+    bounds = lattice.reshape(-1, 2)
+    low, high = bounds.min(axis=0), bounds.max(axis=0)
+    outside = bool((low < 0).any() or (high > her2.size_px).any())
+    low, high = np.maximum(low, 0), np.minimum(high, her2.size_px)
+    if (low >= high).any():
+        return _glass(her2, size), 0.0, corner
     # The level next finer than the tile; where the tile is coarser by two or more, that level
     # averaged over whole pixels, so that sampling skips none.
     scale = plan.mpp / her2.mpp
     level = best_level(her2.level_downsamples, scale)
     fx, fy = her2.level_downsamples[level]
     factor = max(1, math.floor(scale / max(fx, fy) + 1e-3))
-    unit_x, unit_y = fx * factor, fy * factor
-    x0, y0 = (math.floor(v / u) - 2 for v, u in zip(low, (unit_x, unit_y), strict=True))
-    x1, y1 = (math.ceil(v / u) + 2 for v, u in zip(high, (unit_x, unit_y), strict=True))
+    unit = fx * factor, fy * factor
+    x0, y0 = (math.floor(v / u) - 2 for v, u in zip(low, unit, strict=True))
+    x1, y1 = (math.ceil(v / u) + 2 for v, u in zip(high, unit, strict=True))
+    # Pixel indices in the region that is read.
+    columns = spread_lattice(lattice[..., 0] / unit[0] - 0.5 - x0, step, size)
+    rows = spread_lattice(lattice[..., 1] / unit[1] - 0.5 - y0, step, size)
+    coverage, within = 1.0, None
+    if outside:
+        within = (
+            (columns >= -0.5 - x0)
+            & (columns < her2.size_px[0] / unit[0] - 0.5 - x0)
+            & (rows >= -0.5 - y0)
+            & (rows < her2.size_px[1] / unit[1] - 0.5 - y0)
+        )
+        coverage = cv2.countNonZero(within.view(np.uint8)) / within.size
+        if not coverage:
+            return _glass(her2, size), 0.0, corner
     region = her2.read_level(
         level, x0 * factor, y0 * factor, (x1 - x0) * factor, (y1 - y0) * factor
     )
@@ -487,15 +494,17 @@ def _read_displaced(
         region = np.asarray(
             cv2.resize(region, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA), np.uint8
         )
-    pixels = remap(
-        region,
-        (points[..., 0] / unit_x - 0.5 - x0).astype(np.float32),
-        (points[..., 1] / unit_y - 0.5 - y0).astype(np.float32),
-        cubic=True,
-    )
-    if coverage < 1:
+    pixels = remap(region, columns, rows, cubic=True)
+    if within is not None:
         pixels[~within] = her2.background
     return pixels, coverage, corner
+
+
+def _glass(slide: Slide, size: int) -> RGB:
+    """Return a tile of bare glass."""
+    pixels = np.empty((size, size, 3), np.uint8)
+    pixels[:] = slide.background
+    return pixels
 
 
 def _colour(values: list[int]) -> tuple[int, int, int]:

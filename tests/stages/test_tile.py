@@ -475,7 +475,7 @@ def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
     assert len(unit.tile(**arguments, bad_tiles_max=0.5)) == 12
 
 
-GOLDEN = {1: "48a499fdb7f1eef3"}
+GOLDEN = {1: "cb28ff2538c1f7cc"}
 
 
 def test_golden(slides):
