@@ -36,6 +36,7 @@ _PEAK_SHARE = 0.35
 _GAP_UM2 = 8.0
 _SEPARATION_UM = 4.0
 _CORE_UM = 1.0
+_STEPS = 64
 _EDGE_UM = 2.0
 _RIM_UM = 0.5
 """Of a nucleus: shapes, not thresholds of staining, which stand in the options."""
@@ -149,15 +150,18 @@ def nuclei(
     inside = np.asarray(cv2.morphologyEx(inside, cv2.MORPH_OPEN, disc), np.uint8)
     _fill_gaps(inside, _GAP_UM2 / mpp**2)
 
-    distance = np.asarray(cv2.distanceTransform(inside, cv2.DIST_L2, 5), np.float32)
-    ridge = _smoothed(distance, mpp, _SMOOTHING_UM)
+    # In whole steps: OpenCV's distances may differ in their last bit from call to call, which
+    # would decide between equal peaks; its blur of integers is exact.
+    distance = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
+    steps = np.rint(distance * _STEPS).clip(0, 65535).astype(np.uint16)
+    ridge = cv2.GaussianBlur(steps, (0, 0), max(_SMOOTHING_UM / mpp, 0.5))
     reach = _odd(_SEPARATION_UM / mpp)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-    peaks = (ridge >= cv2.dilate(ridge, disc)) & (distance > max(_CORE_UM / mpp, 1.0))
+    peaks = (ridge >= cv2.dilate(ridge, disc)) & (steps > _STEPS * max(_CORE_UM / mpp, 1.0) + 0.5)
     if not peaks.any():
         return np.zeros(inside.shape, np.int32)
     _, markers = cv2.connectedComponents(peaks.astype(np.uint8))
-    pieces = _flood(-ridge, markers, mask=inside.astype(bool))
+    pieces = _flood(-ridge.astype(np.int32), markers, mask=inside.astype(bool))
 
     count = int(pieces.max()) + 1
     outside_px, owner = _nearest(pieces)
@@ -222,7 +226,8 @@ def measure(
     centre_y = np.bincount(of, y, count + 1) / held
 
     depth = cv2.distanceTransform((labels > 0).astype(np.uint8), cv2.DIST_L2, 5)
-    ring_y, ring_x = np.nonzero((grown > 0) & (depth <= _INNER_UM / mpp))
+    shallow = np.rint(depth * _STEPS) <= _STEPS * _INNER_UM / mpp
+    ring_y, ring_x = np.nonzero((grown > 0) & shallow)
     of = grown[ring_y, ring_x]
     angle = np.arctan2(ring_y - centre_y[of], ring_x - centre_x[of])
     sector = ((angle + np.pi) * (_SECTORS / (2 * np.pi))).astype(np.int64) % _SECTORS
@@ -344,14 +349,17 @@ def _odd(length: float) -> int:
 def _nearest(
     labels: npt.NDArray[np.int32],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Return the distance to the nearest label, px (H, W), and which it is; one there must be."""
+    """Return the distance to the nearest label, px (H, W), and which it is; one there must be.
+
+    Distances come in steps of 1/64 px, for the reason given in `nuclei`.
+    """
     ground = labels == 0
     distance, place = cv2.distanceTransformWithLabels(
         ground.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
     owner = np.zeros(int(place.max()) + 1, np.int32)
     owner[place[~ground]] = labels[~ground]
-    return np.asarray(distance, np.float32), owner[place]
+    return np.rint(distance * _STEPS).astype(np.float32) / np.float32(_STEPS), owner[place]
 
 
 def _fill_gaps(inside: npt.NDArray[np.uint8], area_px: float) -> None:
