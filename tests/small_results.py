@@ -18,6 +18,7 @@ from hemera import masks, tables
 from hemera.config import FilterOptions, IndexOptions, MaskOptions, RegisterOptions, TileOptions
 from hemera.displacement import Displacement, none
 from hemera.files import write_displacement
+from hemera.pixels import histogram_similarity
 from hemera.shards import ShardWriter, encode, encode_mask
 from hemera.sheet import Pair, read_sheet, units, write_rows
 from hemera.stages import filter, index
@@ -267,7 +268,7 @@ def _tile(
         "her2_tissue_fraction": 0.8,
         "he_sharpness": 150.0 + seed % 50,
         "her2_sharpness": made.sharpness,
-        "histogram_similarity": 0.5 + 0.01 * (seed % 30),
+        "histogram_similarity": histogram_similarity(he, her2),
         "her2_coverage_fraction": 1.0,
         "folding_fraction": 0.0,
         "shard": f"tile/{unit}.tar",

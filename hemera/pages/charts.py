@@ -143,7 +143,7 @@ def bars(
 
 
 def boxes(title: str, rows: Sequence[tuple[str, Values]], *, unit: str = "") -> Markup:
-    """Draw horizontal boxes: median, quartiles, and whiskers from the 5th to the 95th percentile."""
+    """Draw horizontal boxes: median, quartiles, whiskers from the 5th to the 95th percentile."""
     kept = [(label, values[np.isfinite(values)]) for label, values in rows]
     kept = [(label, values) for label, values in kept if values.size]
     if not kept:

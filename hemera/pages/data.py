@@ -1,4 +1,4 @@
-"""The page about the data, made of tables: what is usable, what is not and why, who leans on what."""
+"""What the page about the data says from tables alone: what is usable, what is not, and why."""
 
 from __future__ import annotations
 
@@ -475,6 +475,7 @@ def quality(cohort: Cohort) -> list[Markup]:
             ],
             limits=lines,
             unit=unit,
+            span=(0.0, 1.0) if measure.endswith("_fraction") else None,
         )
         made.append(Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(title, chart))
     return made

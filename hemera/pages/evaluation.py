@@ -16,7 +16,7 @@ import pyarrow as pa
 from hemera.config import STAGES, EvaluateOptions
 from hemera.metrics import SEGMENTATION_METRICS, Confusion, scores
 from hemera.pages import charts, pictures
-from hemera.pages.data import NETWORKS, option_rows, score_name
+from hemera.pages.data import NETWORKS, option_rows, score_name, score_order
 from hemera.pages.html import count, fixed, percent, plural, write_page
 
 RGB = npt.NDArray[np.uint8]
@@ -29,7 +29,7 @@ CASES_MAX = 50
 METHODS = {
     "model": "the network",
     "mean_colour": "mean colour of the training tiles",
-    "blurred": "blurred H&E-agnostic output",
+    "blurred": "blurred image",
     "all_positive": "everything positive",
     "all_negative": "nothing positive",
     "best_constant": "the better of both constants",
@@ -288,8 +288,8 @@ def _warnings(
             made.append(
                 {
                     "level": "stop",
-                    "words": f"{name} was tested on no tile: its test part is empty; see the splits "
-                    "on the page about the data.",
+                    "words": f"{name} was tested on no tile: its test part is empty; see the "
+                    "splits on the page about the data.",
                     "link": "",
                 }
             )
@@ -380,7 +380,10 @@ def _group_rows(found: _Lookup, network: str) -> dict[str, Any]:
     """Return the model's metrics per data set, score and case, with the best baseline's beside."""
     metric, aggregation = ("ssim", "mean") if network == "generation" else ("f1", "pooled")
     shown = ("psnr_db", "ssim") if network == "generation" else ("precision", "recall", "f1", "iou")
-    groups = sorted({key[2] for key in found if key[0] == network and "=" in key[2]})
+    groups = sorted(
+        {key[2] for key in found if key[0] == network and "=" in key[2]},
+        key=lambda group: (score_order(group.removeprefix("score=")), group),
+    )
     rows: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for group in groups:
         kind, _, name = group.partition("=")
@@ -395,7 +398,7 @@ def _group_rows(found: _Lookup, network: str) -> dict[str, Any]:
             continue
         rows[kind].append(
             {
-                "kind": kind,
+                "kind": "data set" if kind == "dataset" else kind,
                 "name": score_name(name) if kind == "score" else name,
                 "tiles": max(row["tiles"] for row in own),
                 "cells": [_cell(found, key) for key in keys],
@@ -414,7 +417,7 @@ def _group_rows(found: _Lookup, network: str) -> dict[str, Any]:
 
 
 def _curves(history: pa.Table | None, described: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a chart of each quantity of a history, losses first, training and validation in one."""
+    """Return a chart of each quantity of a history: losses, metrics, learning rates."""
     if history is None:
         return []
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}

@@ -1,4 +1,4 @@
-"""Pictures for the pages: small JPEGs in their addresses, contours of masks, blends of two stains."""
+"""Pictures for the pages: JPEGs in their addresses, contours of masks, blends of two stains."""
 
 from __future__ import annotations
 

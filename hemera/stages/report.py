@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 REGISTRATION_BYTES = 9_000_000
 GALLERY_BYTES = 8_000_000
-"""For each of the two galleries. With the tables, which are cut as well, the page stays below 30 MB."""
+"""For each of both galleries. With the tables, which are cut as well, that is below 30 MB."""
 TILE_SIDE_PX = 400
 SIMILARITY_TILES = 200
 
@@ -410,7 +410,7 @@ def _similarity(
                 [(title, colour, values)],
                 limits=[] if limit is None else [(f"≥ {limit:g}", limit)],
                 unit="histogram similarity",
-                span=(float(min(true.min(), false.min())), 1.0),
+                span=(min(*true, *false, *([] if limit is None else [limit])), 1.0),
             )
             for title, colour, values in (
                 ("True pairs", charts.BLUE, true),
