@@ -177,6 +177,11 @@ class SegmentationNet(nn.Module):
                     f"SegmentationNet: {name} {side} px is not a multiple of 32, by which its "
                     "encoder divides; cut tiles or crops to a multiple of 32 px"
                 )
+        if self.training and image[:, 0].numel() == 32 * 32:
+            raise TrainingError(
+                "SegmentationNet: one tile of 32 px leaves one value to normalise; train on larger "
+                "tiles or crops, or on batches of which none is a single tile"
+            )
         *skips, fused = self.encoder((image - self.mean) / self.std)
         if self.generation is not None:
             maps, volume = self.generation(image)

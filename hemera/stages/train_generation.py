@@ -202,7 +202,9 @@ def fit_threshold(tiles: training.Tiles) -> float:
     sum_below, whole = np.cumsum(histogram * centres)[:-1], float(histogram @ centres)
     # Otsu: the cut with the greatest variance between what lies below and what lies above.
     apart = np.square(whole * below - sum_below * total) / np.maximum(below * (total - below), 1.0)
-    return float(np.clip(centres[np.argmax(apart)], THRESHOLD_MIN, 3))
+    # Where nothing lies between the two, every cut is as good: take the middle one.
+    best = np.flatnonzero(apart >= apart.max() * (1 - 1e-9))
+    return float(np.clip(centres[best].mean(), THRESHOLD_MIN, 3))
 
 
 def train_step(

@@ -118,6 +118,8 @@ def test_wrong_sides_and_impossible_branches_are_refused(small):
         small(torch.rand(1, 3, 64, 128))
     with pytest.raises(TrainingError, match="unet_32"):
         SegmentationNet(GenerationNet("unet_32", 4))
+    with pytest.raises(TrainingError, match="one tile of 32 px leaves one value to normalise"):
+        SegmentationNet(None, False, 8)(torch.rand(1, 3, 32, 32))
     with pytest.raises(TrainingError, match="generation_skips"):
         SegmentationNet(None, True)
 

@@ -1,0 +1,50 @@
+"""Untrained networks on disk, as the training stages leave theirs, and histories of no epoch."""
+
+from pathlib import Path
+
+import torch
+
+from hemera import tables, training
+from hemera.models.generation import GenerationNet, initialise
+from hemera.models.segmentation import SegmentationNet
+
+MODEL = {"generator": "unet_128", "base_width": 4}
+
+
+def write_generator(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]:
+    """Write a GenerationNet; return the paths under the names that stages give them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = GenerationNet(**MODEL)
+        initialise(net)
+    paths = {
+        "generator": folder / "generator.safetensors",
+        "generator_metadata": folder / "generator.json",
+    }
+    described = {"network": "generation", "model": MODEL, "index_fingerprint": fingerprint}
+    training.write_weights(paths["generator"], net.state_dict())
+    training.write_metadata(paths["generator_metadata"], described)
+    return paths
+
+
+def write_networks(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]:
+    """Write both networks and their histories."""
+    paths = write_generator(folder, fingerprint)
+    branch, _ = training.load_generation(paths["generator"], paths["generator_metadata"])
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = SegmentationNet(branch, False, 8)
+    model = {"generation": MODEL, "generation_skips": False, "base_width": 8}
+    described = {"network": "segmentation", "model": model, "index_fingerprint": fingerprint}
+    paths |= {
+        "segmenter": folder / "segmenter.safetensors",
+        "segmenter_metadata": folder / "segmenter.json",
+        "generation_history": folder / "generation.parquet",
+        "segmentation_history": folder / "segmentation.parquet",
+    }
+    training.write_weights(paths["segmenter"], net.state_dict())
+    training.write_metadata(paths["segmenter_metadata"], described)
+    for name in ("generation", "segmentation"):
+        tables.write(paths[f"{name}_history"], [], tables.HISTORY)
+    return paths

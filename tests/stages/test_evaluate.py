@@ -1,0 +1,238 @@
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from hemera import masks, tables, training
+from hemera.config import EvaluateOptions
+from hemera.errors import TrainingError
+from hemera.metrics import Confusion
+from hemera.shards import TileDataset
+from hemera.stages import evaluate
+from tests.small_index import write_index
+from tests.small_networks import write_networks
+
+OPTIONS = EvaluateOptions(device="cpu", torch_threads=1, batch_size=2, gallery_tiles=3)
+
+GOLDEN = {
+    1: {
+        ("generation", "model", "psnr_db", "mean"): 8.3407,
+        ("generation", "model", "ssim", "mean"): 0.58276,
+        ("generation", "mean_colour", "psnr_db", "mean"): 15.864,
+        ("generation", "blurred", "psnr_db", "mean"): 17.664,
+        ("generation", "blurred", "ssim_gaussian", "mean"): 0.63852,
+        ("segmentation", "all_positive", "f1", "pooled"): 0.11502,
+        ("segmentation", "all_positive", "iou", "mean"): 0.06102,
+        ("segmentation", "all_negative", "f1", "mean"): 0.5,
+        ("segmentation", "best_constant", "f1", "mean_nonempty"): 0.21753,
+    }
+}
+"""Values over all test tiles, by version: processors differ in the last bits, not in these."""
+
+
+def outputs(folder):
+    return {
+        "tiles": folder / "tiles.parquet",
+        "metrics": folder / "metrics.parquet",
+        "page": folder / "evaluate" / "evaluate.html",
+    }
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("given")
+    index = write_index(folder / "results")
+    report = folder / "report" / "report.html"
+    return {"index": index, "report": report, "preset": "demo", **write_networks(folder)}
+
+
+@pytest.fixture(scope="module")
+def done(given, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done")
+    evaluate.run(**given, options=OPTIONS, **outputs(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(done):
+    return tables.read(done / "tiles.parquet", tables.EVALUATION_TILES).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def values(done):
+    table = tables.read(done / "metrics.parquet", tables.METRICS).to_pylist()
+    return {
+        (row["network"], row["method"], row["group"], row["metric"], row["aggregation"]): row
+        for row in table
+    }
+
+
+def test_golden(values):
+    expected = GOLDEN[EvaluateOptions.version]
+    found = {key: values[*key[:2], "all", *key[2:]]["value"] for key in expected}
+    assert found == pytest.approx(expected, rel=2e-3), (
+        "the same networks give other metrics: raise EvaluateOptions.version"
+    )
+
+
+def test_every_test_tile_has_a_row_for_every_method(rows):
+    assert len(rows) == 2 * 3 + 2 * 3
+    assert {row["tile"] for row in rows} == {"pair5_000000_000005", "pair6_000000_000006"}
+    assert {(row["network"], row["method"]) for row in rows} == {
+        ("generation", "model"), ("generation", "mean_colour"), ("generation", "blurred"),
+        ("segmentation", "model"), ("segmentation", "all_positive"),
+        ("segmentation", "all_negative"),
+    }  # fmt: skip
+
+
+def test_the_rows_hold_what_the_networks_answer(given, rows):
+    tiles = TileDataset(given["index"], network="generation", part="test", engine="stain")
+    painter, _ = training.load_generation(given["generator"], given["generator_metadata"])
+    finder, _ = training.load_segmentation(given["segmenter"], given["segmenter_metadata"])
+    found = {(row["tile"], row["network"]): row for row in rows if row["method"] == "model"}
+    for item in (tiles[0], tiles[1]):
+        image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            painted = painter(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
+            positive = (finder(image / 255)[0, 0] >= 0).numpy()
+        painted = ((painted + 1) / 2 * 255).astype(np.uint8)
+        row = found[item["tile"], "generation"]
+        psnr = peak_signal_noise_ratio(item["her2"], painted, data_range=255)
+        assert row["psnr_db"] == pytest.approx(psnr, abs=0.01)
+        ssim = structural_similarity(item["her2"], painted, channel_axis=-1, data_range=255)
+        assert row["ssim"] == pytest.approx(ssim, abs=0.001)
+        row = found[item["tile"], "segmentation"]
+        truth = masks.positive(item["mask"])
+        hits = np.count_nonzero(positive & truth)
+        assert row["true_positive_px"] == pytest.approx(hits, abs=5)
+        assert sum(row[name] for name in evaluate.COUNTS) == truth.size
+
+
+def test_trivial_baselines_by_hand(given, rows):
+    train = TileDataset(given["index"], network="generation", part="train", engine="stain")
+    her2 = np.concatenate([train[i]["her2"].reshape(-1, 3) for i in range(3)]).astype(float)
+    soft = np.concatenate(
+        [cv2.GaussianBlur(train[i]["he"].astype(float), (0, 0), 8).reshape(-1, 3) for i in range(3)]
+    )
+    item = TileDataset(given["index"], network="generation", part="test", engine="stain")[1]
+    flat = np.ones(item["he"].shape) * np.round(her2.mean(0))
+    image = cv2.GaussianBlur(item["he"].astype(float), (0, 0), 8)
+    image = (image - soft.mean(0)) / soft.std(0) * her2.std(0) + her2.mean(0)
+    found = {
+        row["method"]: row["psnr_db"]
+        for row in rows
+        if row["tile"] == item["tile"] and row["network"] == "generation"
+    }
+    for method, expected in (("mean_colour", flat), ("blurred", np.clip(image, 0, 255))):
+        psnr = peak_signal_noise_ratio(item["her2"].astype(float), expected, data_range=255)
+        assert found[method] == pytest.approx(psnr, abs=0.02)
+
+
+def test_constants_and_their_better_one(values, rows):
+    def value(method, metric, aggregation):
+        return values["segmentation", method, "all", metric, aggregation]["value"]
+
+    positive = [row for row in rows if row["method"] == "all_positive"]
+    hits = sum(row["true_positive_px"] for row in positive)
+    pixels = hits + sum(row["false_positive_px"] for row in positive)
+    share = hits / pixels
+    assert 0 < share < 1
+    assert value("all_positive", "precision", "pooled") == pytest.approx(share)
+    assert value("all_positive", "recall", "pooled") == 1
+    assert value("all_positive", "f1", "pooled") == pytest.approx(2 * share / (1 + share))
+    assert value("all_negative", "f1", "pooled") == 0
+    # The first test tile has no positive pixel: silence is right there, and wrong on the second.
+    assert value("all_negative", "f1", "mean") == pytest.approx(0.5)
+    for metric in ("f1", "iou"):
+        for aggregation in ("mean", "pooled", "mean_nonempty"):
+            assert value("best_constant", metric, aggregation) == max(
+                value("all_positive", metric, aggregation),
+                value("all_negative", metric, aggregation),
+            )
+
+
+def test_groups_are_all_dataset_score_and_case(values):
+    groups = {key[2] for key in values}
+    assert groups == {"all", "dataset=bci", "score=3+", "score=1+", "case=case5", "case=case6"}
+    row = values["generation", "model", "case=case6", "ssim", "mean"]
+    assert row["tiles"] == 1
+    assert row["deviation"] == 0
+    assert values["segmentation", "model", "case=case5", "f1", "mean_nonempty"]["value"] is None
+
+
+def test_the_page_stands_alone(done):
+    page = (done / "evaluate" / "evaluate.html").read_text()
+    assert "../" in page
+    assert "pair6_000000_000006" in page
+    assert "<script src" not in page
+
+
+def test_tables_say_what_made_them(done):
+    described = tables.read_metadata(done / "metrics.parquet")
+    assert described["fingerprint"] == "f" * 64
+    assert json.loads(described["options"])["threshold"] == 0.5
+
+
+def test_no_test_tiles_is_no_error(given, tmp_path):
+    index = write_index(tmp_path / "results", test=0)
+    evaluate.run(**(given | {"index": index}), options=OPTIONS, **outputs(tmp_path))
+    assert tables.read(tmp_path / "tiles.parquet", tables.EVALUATION_TILES).num_rows == 0
+    assert tables.read(tmp_path / "metrics.parquet", tables.METRICS).num_rows == 0
+    assert (tmp_path / "evaluate" / "evaluate.html").exists()
+
+
+def test_networks_of_another_index_are_refused(given, tmp_path):
+    networks = write_networks(tmp_path, "e" * 64)
+    with pytest.raises(TrainingError, match=r"generation: trained on the index eeee.* ffff"):
+        evaluate.run(**(given | networks), options=OPTIONS, **outputs(tmp_path))
+
+
+def test_weights_of_another_network_are_refused(given, tmp_path):
+    swapped = given | {"segmenter": given["generator"]}
+    with pytest.raises(TrainingError, match=r"generator.safetensors: does not fit the network"):
+        evaluate.run(**swapped, options=OPTIONS, **outputs(tmp_path))
+
+
+def row(network, tile, **values):
+    return {
+        "tile": tile, "case": "c", "dataset": "bci", "score": "2+", "network": network,
+        "method": "model", **values,
+    }  # fmt: skip
+
+
+def test_an_infinite_psnr_is_counted_and_left_out():
+    rows = [
+        row("generation", tile, psnr_db=psnr, ssim=0.5, ssim_gaussian=0.5)
+        for tile, psnr in (("a", 20.0), ("b", math.inf), ("c", 24.0))
+    ]
+    found = {
+        (entry["metric"], entry["aggregation"]): entry
+        for entry in evaluate.summarise(rows)
+        if entry["group"] == "all"
+    }
+    assert found["psnr_db", "mean"]["value"] == 22
+    assert found["psnr_db", "mean"]["tiles"] == 2
+    assert found["psnr_infinite", "count"]["value"] == 1
+    assert found["ssim", "mean"]["tiles"] == 3
+
+
+def test_the_page_shows_tiles_from_best_to_worst():
+    counts = {
+        "a": Confusion(1, 9, 9, 81), "b": Confusion(9, 1, 1, 89), "c": Confusion(0, 0, 0, 100),
+        "d": Confusion(5, 5, 5, 85), "e": Confusion(0, 5, 5, 90),
+    }  # fmt: skip
+    rows = [
+        row("segmentation", tile, **dict(zip(evaluate.COUNTS, count, strict=True)))
+        for tile, count in counts.items()
+    ]
+    assert [tile for tile, _ in evaluate.choose(rows, 99)] == ["b", "d", "a", "e", "c"]
+    assert evaluate.choose(rows, 3) == [
+        ("b", "best: F1 0.900"), ("a", "F1 0.100"), ("c", "worst: nothing positive, nothing found"),
+    ]  # fmt: skip
+    assert evaluate.choose([], 3) == []
+    only = [row("generation", tile, ssim=ssim) for tile, ssim in (("x", 0.2), ("y", 0.7))]
+    assert [tile for tile, _ in evaluate.choose(only, 5)] == ["y", "x"]

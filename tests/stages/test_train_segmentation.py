@@ -1,0 +1,193 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from hemera import tables, training
+from hemera.config import TrainSegmentationOptions
+from hemera.errors import ConfigError, TrainingError
+from hemera.stages import train_segmentation
+from hemera.stages.train_segmentation import make_sample, run
+from tests.small_index import write_index
+from tests.small_networks import MODEL, write_generator
+
+OPTIONS = TrainSegmentationOptions(
+    base_width=8, crop_px=128, epochs=2, batch_size=2, learning_rate=2e-3, device="cpu",
+    torch_threads=1, workers=0,
+)  # fmt: skip
+
+GOLDEN = {
+    1: {
+        ("train", "total"): 0.6846,
+        ("train", "cross_entropy"): 0.61182,
+        ("train", "dice"): 0.75738,
+        ("val", "total"): 0.77764,
+    }
+}
+"""What the second epoch gives, by version: processors differ in the last bits, not in these."""
+
+
+def paths(folder: Path) -> dict[str, Path]:
+    return {
+        "checkpoints": folder / "checkpoints",
+        "segmenter": folder / "segmenter.safetensors",
+        "metadata": folder / "metadata.json",
+        "history": folder / "history.parquet",
+    }
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("given")
+    return {"index": write_index(folder / "results"), **write_generator(folder)}
+
+
+@pytest.fixture(scope="module")
+def trained(given, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    run(**given, options=OPTIONS, **paths(folder))
+    return folder
+
+
+def history(folder):
+    rows = tables.read(folder / "history.parquet", tables.HISTORY).to_pylist()
+    return {(row["epoch"], row["part"], row["quantity"]): row["value"] for row in rows}
+
+
+def test_golden(trained):
+    found = history(trained)
+    expected = GOLDEN[TrainSegmentationOptions.version]
+    assert {key: found[2, *key] for key in expected} == pytest.approx(expected, rel=2e-3), (
+        "the same options give other losses: raise TrainSegmentationOptions.version"
+    )
+
+
+def test_outputs_predict_alone_and_the_branch_is_untouched(trained, given):
+    net, described = training.load_segmentation(
+        trained / "segmenter.safetensors", trained / "metadata.json"
+    )
+    assert described["model"] == {
+        "generation": MODEL, "generation_skips": False, "base_width": 8,
+    }  # fmt: skip
+    assert described["tiles"] == {"train": 3, "val": 2}
+    assert described["parameters"] - described["parameters_trained"] == sum(
+        parameter.numel() for parameter in net.generation.parameters()
+    )
+    own = training.read_weights(given["generator"])
+    for name, tensor in net.generation.net.state_dict().items():
+        assert torch.equal(tensor, own[name])
+    found = history(trained)
+    expected = 0.5 * found[1, "train", "cross_entropy"] + 0.5 * found[1, "train", "dice"]
+    assert found[1, "train", "total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_network_learns(given, tmp_path):
+    options = dataclasses.replace(OPTIONS, epochs=20, learning_rate=5e-3, select="last")
+    run(**given, options=options, **paths(tmp_path))
+    found = history(tmp_path)
+    assert found[20, "train", "total"] < 0.7 * found[1, "train", "total"]
+    assert json.loads((tmp_path / "metadata.json").read_text())["epoch"] == 20
+
+
+def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
+    f1 = iter((0.3, 0.8, 0.5))
+    seen = []
+
+    def validate(net, *_):
+        seen.append({name: value.clone() for name, value in net.state_dict().items()})
+        return {"total": 1.0, "f1": next(f1)}
+
+    monkeypatch.setattr(train_segmentation, "validate", validate)
+    run(**given, options=dataclasses.replace(OPTIONS, epochs=3), **paths(tmp_path))
+    written = training.read_weights(tmp_path / "segmenter.safetensors")
+    assert all(torch.equal(written[name], seen[1][name]) for name in written)
+    assert not torch.equal(written["decoder.head.weight"], seen[2]["decoder.head.weight"])
+    described = json.loads((tmp_path / "metadata.json").read_text())
+    assert (described["epoch"], described["best_epoch"]) == (2, 2)
+
+
+def test_another_generator_is_another_run(given, trained, tmp_path):
+    other = dict(given)
+    weights = training.read_weights(given["generator"])
+    other["generator"] = tmp_path / "generator.safetensors"
+    training.write_weights(other["generator"], {k: v * 1 for k, v in weights.items()})
+    run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": trained / "checkpoints"}))
+    assert len(list((trained / "checkpoints").iterdir())) == 1
+    weights["down.0.0.weight"] = weights["down.0.0.weight"] * 2
+    training.write_weights(other["generator"], weights)
+    run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": trained / "checkpoints"}))
+    assert len(list((trained / "checkpoints").iterdir())) == 2
+
+
+def test_encoder_weights_and_the_ablation(given, tmp_path):
+    torch.manual_seed(3)
+    theirs = torchvision.models.resnet34(weights=None).state_dict()
+    torch.save(theirs, tmp_path / "resnet34.pth")
+    options = dataclasses.replace(
+        OPTIONS, generation_branch="none", base_width=64, epochs=1, learning_rate=1e-12,
+        crop_px=64, encoder_weights=str(tmp_path / "resnet34.pth"), loss_lambda=1.0,
+        weight_decay=0.0,
+    )  # fmt: skip
+    run(**given, options=options, **paths(tmp_path))
+    net, described = training.load_segmentation(
+        tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
+    )
+    assert net.generation is None
+    assert described["parameters"] == described["parameters_trained"]
+    assert torch.allclose(net.encoder.layer3[2].conv1.weight, theirs["layer3.2.conv1.weight"])
+    found = history(tmp_path)
+    assert found[1, "train", "total"] == found[1, "train", "cross_entropy"]
+
+
+def test_generation_skips_train(given, tmp_path):
+    options = dataclasses.replace(OPTIONS, generation_skips=True, epochs=1)
+    run(**given, options=options, **paths(tmp_path))
+    net, _ = training.load_segmentation(
+        tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
+    )
+    assert net.decoder.merge[0][0].in_channels == 32 + 32 + 32
+
+
+def test_an_empty_subset_is_one_line_with_a_remedy(given, tmp_path):
+    index = write_index(tmp_path, val=0)
+    with pytest.raises(TrainingError, match=r"no tiles for validation of segmentation; .*splits"):
+        run(**(given | {"index": index}), options=OPTIONS, **paths(tmp_path))
+
+
+def test_a_generator_that_is_none_is_refused(given, tmp_path):
+    bad = given | {"generator": given["generator_metadata"]}
+    with pytest.raises(TrainingError, match=r"generator.json: damaged, or not plain weights"):
+        run(**bad, options=OPTIONS, **paths(tmp_path))
+    other = tmp_path / "other.json"
+    training.write_metadata(
+        other, {"network": "generation", "model": {"generator": "unet_128", "base_width": 8}}
+    )
+    with pytest.raises(TrainingError, match=r"down.0.0.weight is \(4, 3, 4, 4\), wanted \(8, 3"):
+        run(**(given | {"generator_metadata": other}), options=OPTIONS, **paths(tmp_path))
+
+
+def test_impossible_options_are_refused_when_parsed():
+    with pytest.raises(ConfigError, match=r"crop_px: 100 is not a multiple of 32"):
+        TrainSegmentationOptions(crop_px=100)
+    with pytest.raises(ConfigError, match=r"base_width: 33 is odd"):
+        TrainSegmentationOptions(base_width=33)
+    with pytest.raises(ConfigError, match=r"generation_skips: true"):
+        TrainSegmentationOptions(generation_branch="none", generation_skips=True)
+    with pytest.raises(ConfigError, match=r"encoder_weights: .*base width 64, not 32"):
+        TrainSegmentationOptions(base_width=32, encoder_weights="resnet34.pth")
+
+
+def test_a_sample_holds_the_positive_cells_with_their_boundary():
+    mask = np.zeros((8, 12), np.uint8)
+    mask[2:5, 6:9] = 3
+    mask[3, 7] = 2
+    mask[6, 1] = 1
+    image = np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3)
+    made = make_sample({"he": image, "her2": image, "mask": mask})
+    assert made["target"].shape == (1, 8, 12)
+    assert made["target"].sum() == 9
+    assert made["he"][1, 3, 5] == image[3, 5, 1]
