@@ -27,7 +27,7 @@ COMMANDS = {
     "config": "print the configuration in force",
     "doctor": "say what can run on this machine and what is missing",
 }
-"""What is no stage: ``hemera/commands/{name}.py`` with `arguments(parser)` and `main(namespace)`."""
+"""What is no stage: ``hemera/commands/{name}.py`` has `arguments(parser)`, `main(namespace)`."""
 
 log = logging.getLogger("hemera")
 
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     given = list(sys.argv[1:] if words is None else words)
     try:
-        name, parser, run = _command(given)
+        parser, run = _command(given)
         namespace = parser.parse_args(given[1:])
         return run(namespace)
     except HemeraError as error:
@@ -50,18 +50,18 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _command(words: Sequence[str]) -> tuple[str, argparse.ArgumentParser, Callable[[Any], int]]:
+def _command(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Callable[[Any], int]]:
     """Choose the command by its first word and build its parser."""
     name = words[0] if words else ""
     if name in STAGES:
-        return name, *_stage(name)
+        return _stage(name)
     if name in COMMANDS:
         module = importlib.import_module(f"hemera.commands.{name}")
         parser = argparse.ArgumentParser(
             f"hemera {name}", description=COMMANDS[name], allow_abbrev=False
         )
         module.arguments(parser)
-        return name, parser, module.main
+        return parser, module.main
     parser = argparse.ArgumentParser(
         "hemera",
         description="From pairs of H&E and HER2 images to a training set and two networks.",

@@ -112,7 +112,9 @@ def read_sheet(path: Path) -> Sheet:
         raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
     # Not splitlines: it would cut a row at characters that a spreadsheet leaves inside a cell.
     lines = [
-        (number, line.split("\t")) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+        (number, line.split("\t"))
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
     ]
     if not lines:
         raise SheetError(f"{path.name}: empty; give a header with {', '.join(REQUIRED)}")
@@ -172,17 +174,15 @@ def unit_pairs(sheet: Sheet, unit: str, block_count: int) -> tuple[Pair, ...]:
     pairs = tuple(pair for pair in sheet.pairs if _unit(pair, block_count) == unit)
     if not pairs:
         raise SheetError(
-            f"{sheet.path.name}: no unit {unit} when image pairs are cut into {block_count} blocks; "
-            "name a pair of whole slides, or a block as {dataset}.{number}"
+            f"{sheet.path.name}: no unit {unit} when image pairs are cut into {block_count} "
+            "blocks; name a pair of whole slides, or a block as {dataset}.{number}"
         )
     return pairs
 
 
 def digest(pairs: Iterable[Pair], stage: str) -> str:
-    """Return a digest of what `stage` reads of these rows: a changed cell reruns only its readers."""
-    rows = [
-        {name: _plain(getattr(pair, name)) for name in STAGE_COLUMNS[stage]} for pair in pairs
-    ]
+    """Return a digest of what `stage` reads of these rows, so that a change reruns its readers."""
+    rows = [{name: _plain(getattr(pair, name)) for name in STAGE_COLUMNS[stage]} for pair in pairs]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -256,7 +256,9 @@ def _pair(cells: Mapping[str, str], folder: Path, faults: list[str]) -> Pair | N
     def choice(column: str, known: tuple[str, ...]) -> str:
         value = text(column)
         if value and value not in known:
-            faults.append(f"{column} is {value!r}; choose from {', '.join(known)}, or leave it empty")
+            faults.append(
+                f"{column} is {value!r}; choose from {', '.join(known)}, or leave it empty"
+            )
         return value
 
     def yes(column: str) -> bool:

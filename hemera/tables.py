@@ -246,7 +246,10 @@ def filtered(engines: Sequence[str]) -> pa.Schema:
         field
         for engine in engines
         for field in (
-            *(MASK.field(name).with_name(f"{engine}_{name}").with_nullable(True) for name in MASK_STATISTICS),
+            *(
+                MASK.field(name).with_name(f"{engine}_{name}").with_nullable(True)
+                for name in MASK_STATISTICS
+            ),
             pa.field(f"{engine}_shard", pa.string()),
             pa.field(f"{engine}_offset", pa.int64()),
             pa.field(f"{engine}_length", pa.int64()),

@@ -45,13 +45,16 @@ def main(namespace: argparse.Namespace) -> int:
 
 
 def facts(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield (ok | absent | missing, what); only `missing` keeps the configured graph from running."""
+    """Yield (ok | absent | missing, what); only `missing` keeps the graph from running."""
     yield "ok", f"Python {platform.python_version()}, {os.cpu_count()} processors"
     for package in PACKAGES:
         try:
             yield "ok", f"{package} {importlib.metadata.version(package)}"
         except importlib.metadata.PackageNotFoundError:
-            yield "missing", f"{package}: not installed; run `make .venv` or install requirements.lock"
+            yield (
+                "missing",
+                f"{package}: not installed; run `make .venv` or install requirements.lock",
+            )
     import torch
 
     if torch.cuda.is_available():
@@ -70,9 +73,12 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
     wanted = "deepliif" in engines
     lacking = "missing" if wanted else "absent"
     if model is None:
-        yield lacking, (
-            "mask engine deepliif: no model; unpack record 4751737 of Zenodo and name the folder in "
-            "mask.deepliif_model, or set mask.engines: [stain]"
+        yield (
+            lacking,
+            (
+                "mask engine deepliif: no model; unpack record 4751737 of Zenodo and name the "
+                "folder in mask.deepliif_model, or set mask.engines: [stain]"
+            ),
         )
     else:
         try:
@@ -82,11 +88,17 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
             yield lacking, f"mask engine deepliif: {error}"
     encoder = getattr(config.stages["train_segmentation"], "encoder_weights", None)
     if encoder is None:
-        yield "absent", (
-            "ImageNet weights of ResNet34: not given (train_segmentation.encoder_weights); "
-            "SegmentationNet begins untrained"
+        yield (
+            "absent",
+            (
+                "ImageNet weights of ResNet34: not given (train_segmentation.encoder_weights); "
+                "SegmentationNet begins untrained"
+            ),
         )
     elif Path(encoder).is_file():
         yield "ok", f"ImageNet weights {encoder}"
     else:
-        yield "missing", f"train_segmentation.encoder_weights: {encoder} does not exist; mend the path"
+        yield (
+            "missing",
+            f"train_segmentation.encoder_weights: {encoder} does not exist; mend the path",
+        )

@@ -97,7 +97,9 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, str]]:
         identity, stain, split = match[1], match[2].upper(), match[3].lower()
         twin = slides[split, identity].setdefault(stain, path)
         if twin != path:
-            raise SheetError(f"{path}: {twin} has the same name; keep one of the two below {folder}")
+            raise SheetError(
+                f"{path}: {twin} has the same name; keep one of the two below {folder}"
+            )
     resolutions = _acrobat_resolutions(folder)
     landmarks = _acrobat_landmarks(folder)
     pairs = {key: files for key, files in slides.items() if len(files) == 2}
@@ -228,7 +230,9 @@ def _acrobat_resolutions(folder: Path) -> dict[str, str]:
             if row.get("filename") and value and value.lower() != "nan":
                 found[Path(row["filename"]).stem.lower()] = value
     if not found:
-        log.warning("%s: no df_acrobat_meta.csv with mpp_lvl_0; the files' own mpp will count", folder)
+        log.warning(
+            "%s: no df_acrobat_meta.csv with mpp_lvl_0; the files' own mpp will count", folder
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Decide which tiles are accepted, from the tables of tile and mask: reads no pixel, drops no row."""
+"""Decide which tiles are accepted, from tables alone: reads no pixel, drops no row."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def run(
             log.info("%s refused %d", name, taken)
     if not accepted:
         log.warning(
-            "no tile is accepted; see the funnel in the report, and filter's thresholds in config.yaml"
+            "no tile is accepted; see the funnel in the report, and filter's thresholds in "
+            "config.yaml"
         )
 
 
@@ -91,9 +92,7 @@ def refusals(table: pa.Table, options: FilterOptions) -> npt.NDArray[np.str_]:
     return reasons
 
 
-def _criteria(
-    table: pa.Table, options: FilterOptions
-) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+def _criteria(table: pa.Table, options: FilterOptions) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     """Return (reason, which tiles it is against), in the order in which they are asked.
 
     Sharpness stands behind tissue, because the noise of an empty tile is sharp. What is not a
@@ -154,8 +153,8 @@ def _join(
     unknown = sorted(set(pair_names) - (set(by_name) & set(registration)))
     if unknown:
         raise TableError(
-            f"{unit}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet or the table "
-            "of pairs lacks; run stage tile again"
+            f"{unit}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet or the "
+            "table of pairs lacks; run stage tile again"
         )
     table = tile_table
     for name, values in (
@@ -166,10 +165,14 @@ def _join(
         table = table.append_column(name, pa.array(values, pa.string()))
     for engine in engines:
         own = mask_table.filter(pc.equal(mask_table.column("engine"), engine))
-        if not own.column("tile").combine_chunks().equals(tile_table.column("tile").combine_chunks()):
+        if (
+            not own.column("tile")
+            .combine_chunks()
+            .equals(tile_table.column("tile").combine_chunks())
+        ):
             raise TableError(
-                f"{unit}: {own.num_rows} masks of {engine} beside {tile_table.num_rows} tiles, or in "
-                "another order; run stage mask again"
+                f"{unit}: {own.num_rows} masks of {engine} beside {tile_table.num_rows} tiles, or "
+                "in another order; run stage mask again"
             )
         for name in (*tables.MASK_STATISTICS, "shard", "offset", "length", "sha256"):
             table = table.append_column(f"{engine}_{name}", own.column(name))

@@ -1,4 +1,4 @@
-"""Write the one index of all tiles: splits, the subsets of both networks, audit, fingerprint, card."""
+"""Write the one index of all tiles: splits, subsets of both networks, audit, fingerprint, card."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ LICENCES = {
     "bci": "BCI: non-commercial use, cite its paper",
     "acrobat": "ACROBAT: the terms of its release",
     "mist": "MIST: its release states no terms here; ask its authors",
-    "deepliif": "masks by DeepLIIF: Apache-2.0 with the Commons Clause, weights for non-commercial use",
+    "deepliif": "masks by DeepLIIF: Apache-2.0 with the Commons Clause, weights for non-commercial "
+    "use",
     "deeperhistreg": "registration by DeeperHistReg: GPL-3.0 or CC BY-SA 4.0 by its own two "
     "statements; its SuperPoint and SuperGlue weights are for non-commercial research",
 }
@@ -43,7 +44,8 @@ VERSIONED = ("hemera", "deeperhistreg", "deepliif", "numpy", "opencv-python-head
 """Packages whose versions the index records: those that make pixels or decide about them."""
 
 FINGERPRINTED = (
-    "tile", "case", "dataset", "split", "score", "x_px", "y_px", "her2_x_px", "her2_y_px", "size_px",
+    "tile", "case", "dataset", "split", "score", "x_px", "y_px", "her2_x_px", "her2_y_px",
+    "size_px",
     "mpp", "he_mpp", "her2_mpp", "registration_error_um", "her2_coverage_fraction", "accepted",
     "reason", "generation_split", "segmentation_split", "he_sha256", "her2_sha256",
 )  # fmt: skip
@@ -103,8 +105,8 @@ def run(
     unknown = sorted(set(table.column("pair").unique().to_pylist()) - set(pairs))
     if unknown:
         raise TableError(
-            f"{tiles}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet lacks; run "
-            "stage filter again"
+            f"{tiles}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet lacks; "
+            "run stage filter again"
         )
     cases = [pairs[name].case for name in table.column("pair").to_pylist()]
     table = table.append_column("case", pa.array(cases, pa.string()))
@@ -209,13 +211,15 @@ def _subset(
 
 def _check_networks(table: pa.Table) -> None:
     """Hold that no test source of SegmentationNet was seen by GenerationNet."""
-    seen = table.filter(pc.is_in(table.column("generation_split"), value_set=pa.array(["train", "val"])))
+    seen = table.filter(
+        pc.is_in(table.column("generation_split"), value_set=pa.array(["train", "val"]))
+    )
     tested = table.filter(pc.equal(table.column("segmentation_split"), "test"))
     both = set(seen.column("case").to_pylist()) & set(tested.column("case").to_pylist())
     if both:
         raise LeakageError(
-            f"case {min(both)}: GenerationNet saw it and SegmentationNet is tested on it; this is a "
-            "fault of the draw, report it"
+            f"case {min(both)}: GenerationNet saw it and SegmentationNet is tested on it; this is "
+            "a fault of the draw, report it"
         )
 
 
@@ -225,7 +229,9 @@ def _mixture(table: pa.Table, options: IndexOptions) -> str | None:
     if not accepted.num_rows:
         return None
     spans = {
-        dataset: pc.min_max(accepted.filter(pc.equal(accepted.column("dataset"), dataset)).column("mpp"))
+        dataset: pc.min_max(
+            accepted.filter(pc.equal(accepted.column("dataset"), dataset)).column("mpp")
+        )
         for dataset in sorted(set(accepted.column("dataset").to_pylist()))
     }
     low = min(span["min"].as_py() for span in spans.values())
@@ -248,7 +254,9 @@ def _mixture(table: pa.Table, options: IndexOptions) -> str | None:
 
 def _licences(table: pa.Table, engines: Sequence[str]) -> list[str]:
     names = sorted(set(table.column("dataset").to_pylist())) + list(engines)
-    if pc.any(pc.is_in(table.column("registration"), value_set=pa.array(["pass", "review"]))).as_py():
+    if pc.any(
+        pc.is_in(table.column("registration"), value_set=pa.array(["pass", "review"]))
+    ).as_py():
         names.append("deeperhistreg")
     return [LICENCES[name] for name in names if name in LICENCES]
 
@@ -338,7 +346,9 @@ def _grouped(table: pa.Table, keys: list[str]) -> list[tuple[Any, ...]]:
     """Return rows (*keys, tiles, cases), sorted."""
     grouped = table.group_by(keys).aggregate([("tile", "count"), ("case", "count_distinct")])
     grouped = grouped.sort_by([(key, "ascending") for key in keys])
-    columns = [grouped.column(name).to_pylist() for name in (*keys, "tile_count", "case_count_distinct")]
+    columns = [
+        grouped.column(name).to_pylist() for name in (*keys, "tile_count", "case_count_distinct")
+    ]
     return list(zip(*columns, strict=True))
 
 
