@@ -193,7 +193,7 @@ class LandmarksOptions(Options):
 
     section: ClassVar[str] = "landmarks"
 
-    unit: str = option(
+    coordinates: str = option(
         "um", "unit of the coordinates of an ACROBAT landmark file", choices=("um", "px")
     )
 

@@ -169,7 +169,7 @@ def _read_acrobat(
         ):
             continue
         scales = (1.0, 1.0)
-        if options.unit == "px":
+        if options.coordinates == "px":
             scales = (
                 _number(path, number, line, "mpp_he_10X") or he_mpp,
                 _number(path, number, line, "mpp_ihc_10X") or her2_mpp,
