@@ -44,6 +44,7 @@ SIZES_PX = {
 MATCH_RADIUS = 0.02
 """A match is near when it lies within this share of the diagonal of where the rigid map leads."""
 
+_COMMAND = (sys.executable, "-u", "-m", "hemera.engines.deeperhistreg")
 _SETUP_FAULT = 3
 _LOG_LINES = 40
 
@@ -151,13 +152,12 @@ def register(
 
 def _run(request: Path, timeout_s: float) -> str | None:
     """Run the child process; return why it gave nothing, or None."""
-    command = [sys.executable, "-u", "-m", __name__, str(request)]
     # The child leaves when its standard input ends, so that it never outlives a killed job.
     read_end, write_end = os.pipe()
     try:
         with open(request.with_name("engine.log"), "wb") as output:
             done = subprocess.run(
-                command,
+                [*_COMMAND, str(request)],
                 stdin=read_end,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,242 @@
+"""Right maps pass, wrong ones fail, and each signal says what it is said to say."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from hemera import certificate as ct
+from hemera import displacement as dp
+from hemera.config import RegisterOptions
+from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_UM, MPP, sections, to_moving
+
+LIMITS = ct.Limits(
+    **{
+        field.name: getattr(RegisterOptions(), field.name)
+        for field in dataclasses.fields(ct.Limits)
+    }
+)
+GOOD = ct.Signals(
+    tile_ok=0.9,
+    lncc=0.3,
+    ncc=0.7,
+    ncc_margin=0.2,
+    rotation_deg=3.0,
+    scale=1.01,
+    anisotropy=1.02,
+    determinant=1.02,
+    folding_fraction=0.0,
+    coverage_fraction=1.0,
+    displacement_median_um=80.0,
+    local=ct.LocalQuality(np.zeros((0, 2)), np.zeros(0), np.zeros(0), 1.0),
+)
+
+
+def made(function, mpp=MPP):
+    grid = dp.identity(*FIXED_UM, mpp)
+    nodes = dp.node_points(grid)
+    return dp.Displacement((function(nodes) - nodes).astype(np.float32), mpp)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return sections()
+
+
+def measure(pair, d, moving=None, **more):
+    fixed, own = pair
+    return ct.measure(
+        fixed,
+        own if moving is None else moving,
+        d,
+        fixed_mpp=MPP,
+        moving_mpp=MPP,
+        fixed_size_um=FIXED_UM,
+        moving_size_um=MOVING_UM,
+        **more,
+    )
+
+
+def verdict(signals, **more):
+    return ct.judge(signals, LIMITS, **{"match_count": 200, "match_fraction": 0.9} | more)
+
+
+class TestMeasure:
+    def test_the_true_map_passes(self, pair):
+        signals = measure(pair, made(to_moving))
+        assert signals.tile_ok > 0.95
+        assert signals.lncc > 0.5
+        assert signals.ncc > 0.8
+        assert signals.ncc_margin > 0.3
+        assert signals.rotation_deg == pytest.approx(11, abs=0.5)
+        assert signals.scale == pytest.approx(1, abs=0.02)
+        assert signals.determinant == pytest.approx(1, abs=0.03)
+        assert signals.folding_fraction == 0
+        assert signals.coverage_fraction == 1
+        assert verdict(signals) == ("pass", None)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            lambda p: p,
+            lambda p: to_moving(p) + np.array([60, -45]),
+            lambda p: to_moving(np.array(FIXED_UM) - p),
+            lambda p: to_moving(p * (1, -1) + (0, FIXED_UM[1])),
+        ],
+        ids=["identity", "shifted", "turned over", "mirrored"],
+    )
+    def test_a_wrong_map_fails(self, pair, wrong):
+        assert verdict(measure(pair, made(wrong)))[0] == "fail"
+
+    def test_other_tissue_fails_under_the_map_of_the_right_one(self):
+        signals = measure(sections(1, other_seed=2), made(to_moving))
+        assert signals.tile_ok < 0.3
+        assert verdict(signals)[0] == "fail"
+
+    def test_a_small_shift_lowers_what_it_should(self, pair):
+        right = measure(pair, made(to_moving))
+        # Six pixels: more than a nucleus, less than the shifts a tile is held against.
+        off = measure(pair, made(lambda p: to_moving(p) + np.array([24, 0])))
+        assert off.lncc < right.lncc / 2
+        assert off.ncc < right.ncc
+
+    def test_a_blank_slide_has_nothing_in_common(self, pair):
+        fixed, moving = pair
+        blank = np.full_like(moving, 246)
+        assert verdict(measure(pair, made(to_moving), blank))[0] == "fail"
+        nothing = measure((np.full_like(fixed, 246), moving), made(to_moving))
+        assert (nothing.tile_ok, nothing.lncc, nothing.coverage_fraction) == (None, None, None)
+        assert verdict(nothing)[0] == "fail"
+        assert "no tissue" in verdict(nothing)[1]
+
+    def test_coverage_is_the_share_of_tissue_that_lands_on_the_slide(self, pair):
+        def half(points):
+            # Only the right half of the tissue lands at x >= 0.
+            return points - (FIXED_UM[0] / 2, 0)
+
+        signals = measure(pair, made(half))
+        inside = ct.tissue(pair[0], 1.0)
+        expected = inside[:, FIXED_PX[0] // 2 :].sum() / inside.sum()
+        assert signals.coverage_fraction == pytest.approx(expected, abs=0.01)
+
+    def test_a_fold_in_the_tissue_is_seen(self, pair):
+        def fold(points):
+            result = to_moving(points)
+            near = np.hypot(*(points - np.array(FIXED_UM) / 2).transpose(2, 0, 1)) < 150
+            result[near] = to_moving(np.array(FIXED_UM) / 2) - (result - result.mean((0, 1)))[near]
+            result[..., 0] = np.where(near, -result[..., 0], result[..., 0])
+            return result
+
+        signals = measure(pair, made(fold))
+        assert signals.folding_fraction > 0.02
+        assert "folding_fraction" in verdict(signals)[1]
+
+    def test_a_declared_mirror_is_judged_after_the_correction(self, pair):
+        moving = pair[1]
+        stored = np.ascontiguousarray(moving[:, ::-1])
+        d = dp.mirrored(made(to_moving), MOVING_UM[0])
+        signals = measure(pair, d, stored, mirrored=True)
+        assert signals.determinant < 0
+        assert signals.folding_fraction == 0
+        assert verdict(signals, mirrored=True) == ("pass", None)
+        assert "mirrors HER2, which the sheet does not say" in verdict(signals)[1]
+
+    def test_unequal_resolutions_give_the_same(self, pair):
+        fixed, moving = pair
+        double = np.repeat(np.repeat(moving, 2, axis=0), 2, axis=1)
+        signals = ct.measure(
+            fixed,
+            double,
+            made(to_moving),
+            fixed_mpp=MPP,
+            moving_mpp=MPP / 2,
+            fixed_size_um=FIXED_UM,
+            moving_size_um=MOVING_UM,
+        )
+        assert signals.ncc == pytest.approx(measure(pair, made(to_moving)).ncc, abs=0.03)
+
+    def test_the_local_map_shows_where_the_error_is(self, pair):
+        def partly(points):
+            result = to_moving(points)
+            return result + np.where(points[..., :1] > FIXED_UM[0] / 2, 70.0, 0.0)
+
+        local = measure(pair, made(partly)).local
+        # What lies within half a tile of the step has both.
+        left = local.centres_um[:, 0] < FIXED_UM[0] / 2 - local.side_um
+        right = local.centres_um[:, 0] > FIXED_UM[0] / 2 + local.side_um
+        assert local.ok[left].mean() > 0.9
+        assert local.ok[right].mean() < 0.4
+        assert left.sum() > 10
+        assert right.sum() > 10
+
+
+class TestJudge:
+    @pytest.mark.parametrize(
+        ("change", "expected", "words"),
+        [
+            ({}, "pass", None),
+            ({"tile_ok": 0.5}, "review", "tile_ok 0.500, below 0.6"),
+            ({"tile_ok": 0.29}, "fail", "tile_ok 0.290, below 0.3"),
+            ({"lncc": 0.1}, "review", "lncc 0.100, below 0.15"),
+            ({"lncc": 0.07}, "fail", "lncc 0.070, below 0.08"),
+            ({"ncc_margin": 0.01}, "review", "ncc_margin 0.010, below 0.05"),
+            ({"ncc_margin": -0.01}, "fail", "ncc_margin -0.010, below 0"),
+            ({"ncc": -0.9}, "pass", None),
+            ({"scale": 1.5}, "fail", "scale 1.500, outside 0.779 to 1.284"),
+            ({"scale": 0.0}, "fail", "scale 0.000, outside"),
+            ({"anisotropy": 1.3}, "fail", "anisotropy 1.300, above 1.2"),
+            ({"determinant": -1.0}, "fail", "mirrors"),
+            ({"folding_fraction": 0.01}, "review", "folding_fraction 0.0100, above 0.005"),
+            ({"folding_fraction": 0.03}, "fail", "folding_fraction 0.0300, above 0.02"),
+            ({"coverage_fraction": 0.5}, "review", "coverage_fraction 0.500, below 0.9"),
+            ({"lncc": math.nan}, "fail", "lncc unknown"),
+        ],
+    )
+    def test_each_quantity_has_its_bounds(self, change, expected, words):
+        found, reason = verdict(dataclasses.replace(GOOD, **change))
+        assert found == expected
+        assert reason is None if words is None else words in reason
+
+    @pytest.mark.parametrize(
+        ("matches", "expected", "words"),
+        [
+            ({"match_count": 0, "match_fraction": None}, "fail", "returned the identity"),
+            ({"match_count": 0, "match_fraction": 1.0}, "fail", "returned the identity"),
+            ({"match_fraction": None}, "fail", "no match"),
+            ({"match_fraction": 0.2}, "fail", "match_fraction 0.200, below 0.25"),
+            ({"match_fraction": 0.4}, "review", "match_fraction 0.400, below 0.5"),
+        ],
+    )
+    def test_matches_have_theirs(self, matches, expected, words):
+        found, reason = verdict(GOOD, **matches)
+        assert found == expected
+        assert words in reason
+
+    def test_a_rigid_map_that_was_kept_is_never_a_pass(self):
+        found, reason = verdict(GOOD, rigid_kept=True)
+        assert found == "review"
+        assert "rigid map was kept" in reason
+        assert verdict(dataclasses.replace(GOOD, tile_ok=0.1), rigid_kept=True)[0] == "fail"
+
+    def test_every_reason_is_named(self):
+        _, reason = verdict(dataclasses.replace(GOOD, tile_ok=0.1, lncc=0.0), match_fraction=0.0)
+        assert reason.count(";") == 2
+
+    def test_a_map_that_should_mirror_and_does_not_fails(self):
+        assert verdict(GOOD, mirrored=True)[0] == "fail"
+
+    def test_the_limits_are_options(self):
+        strict = dataclasses.replace(LIMITS, tile_ok_pass=0.95, tile_ok_fail=0.92)
+        assert ct.judge(GOOD, strict, match_count=9, match_fraction=1.0)[0] == "fail"
+
+
+class TestPreferRigid:
+    @pytest.mark.parametrize(
+        ("nonrigid", "rigid", "expected"),
+        [(0.5, 0.8, True), (0.79, 0.8, False), (0.9, 0.5, False), (None, 0.5, False)],
+    )
+    def test_the_rigid_map_is_kept_where_nonrigid_lowers_tile_ok(self, nonrigid, rigid, expected):
+        a = dataclasses.replace(GOOD, tile_ok=nonrigid)
+        b = dataclasses.replace(GOOD, tile_ok=rigid)
+        assert ct.prefer_rigid(a, b, 0.02) is expected
