@@ -301,7 +301,8 @@ def _axis_x(low: float, high: float, x: _Scale, y: float, unit: str) -> str:
 
 def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> Markup:
     return Markup(
-        f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" '
+        f'<svg class="chart{" wide" if width > 600 else ""}" role="img" '
+        f'viewBox="0 0 {width} {height}" '
         f'style="max-width:{width}px" xmlns="http://www.w3.org/2000/svg">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
     )

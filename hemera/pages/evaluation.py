@@ -29,7 +29,7 @@ CASES_MAX = 50
 METHODS = {
     "model": "the network",
     "mean_colour": "mean colour of the training tiles",
-    "blurred": "blurred image",
+    "blurred": "blurred H&E in the colours of HER2",
     "all_positive": "everything positive",
     "all_negative": "nothing positive",
     "best_constant": "the better of both constants",

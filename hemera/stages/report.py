@@ -100,6 +100,11 @@ def _read_cohort(
 ) -> data.Cohort:
     index = results / "index" / "index.parquet"
     metadata = tables.read_metadata(index) if index.is_file() else {}
+    for stage, wanted in (("describe", by_unit), ("register", _registered_here(by_unit))):
+        first = next((results / stage / f"{unit}.parquet" for unit in wanted), None)
+        if first is not None and first.is_file():
+            own = tables.read_metadata(first).get("options", "{}")
+            metadata = {f"options_{stage}": own, **metadata}
     engines = json.loads(metadata.get("mask_engines", "[]"))
     schema = tables.index(engines)
     columns = [name for name in schema.names if not name.endswith("_sha256")]
@@ -120,6 +125,11 @@ def _read_cohort(
     )
 
 
+def _registered_here(by_unit: Mapping[str, tuple[Pair, ...]]) -> list[str]:
+    """Return the units that register worked on."""
+    return [unit for unit, pairs in by_unit.items() if not any(pair.registered for pair in pairs)]
+
+
 def _concat(
     paths: Iterable[Path], schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> pa.Table:
@@ -137,10 +147,9 @@ def _registrations(
 ) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
     """Return the pairs shown, worst first, how many more there are, and all landmark errors."""
     certificates: list[tuple[dict[str, Any], str]] = []
-    for unit, pairs in by_unit.items():
-        if not any(pair.registered for pair in pairs):
-            table = tables.read(results / "register" / f"{unit}.parquet", tables.CERTIFICATE)
-            certificates += [(row, unit) for row in table.to_pylist()]
+    for unit in _registered_here(by_unit):
+        table = tables.read(results / "register" / f"{unit}.parquet", tables.CERTIFICATE)
+        certificates += [(row, unit) for row in table.to_pylist()]
     by_name = {pair.pair: pair for pair in cohort.pairs}
     mpp = {row["pair"]: row["mpp"] for row in cohort.images.to_pylist() if row["stain"] == "he"}
     errors = {}
