@@ -234,16 +234,17 @@ def main(request: Path) -> None:
     settings = Settings(**json.loads(request.read_text()))
     folder = request.parent
     try:
+        import torch
+
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            _setup_fault("register.device: cuda, and PyTorch sees no GPU; give cpu or auto")
         import cv2
         import deeperhistreg
-        import torch
     except ImportError as error:
         _setup_fault(f"DeeperHistReg: cannot be imported ({error}); install requirements.lock")
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        _setup_fault("register.device: cuda, and PyTorch sees no GPU; give cpu or auto")
     torch.set_num_threads(settings.torch_threads)
     cv2.setNumThreads(settings.torch_threads)
     np.random.seed(settings.seed)
