@@ -76,7 +76,7 @@ def run(
                     }
                 )
                 cell_tables.append(_cell_table(row["tile"], name, labelled.cells))
-    tables.write(masks, mask_rows, tables.MASK)
+    tables.write(masks, mask_rows, tables.MASK, tables.provenance(options))
     tables.write(cells, pa.concat_tables([tables.CELLS.empty_table(), *cell_tables]), tables.CELLS)
     logger.info("%s: %d tiles labelled by %s", shard.stem, len(rows), ", ".join(options.engines))
 
