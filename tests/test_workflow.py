@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
     "block_count": 2,
     "register": {
         "preset": "default_initial_nonrigid_fast",
-        "registration_size_px": 512,
+        "size_px": 512,
         "levels": 5,
         "iterations": 60,
     },
