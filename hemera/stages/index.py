@@ -238,10 +238,11 @@ def _mixture(table: pa.Table, options: IndexOptions) -> str | None:
     high = max(span["max"].as_py() for span in spans.values())
     if high <= low * (1 + options.mpp_tolerance):
         return None
-    words = ", ".join(
-        f"{dataset} {span['min'].as_py():.3g} to {span['max'].as_py():.3g}"
+    ends = {
+        dataset: dict.fromkeys(f"{span[end].as_py():.3g}" for end in ("min", "max"))
         for dataset, span in spans.items()
-    )
+    }
+    words = ", ".join(f"{dataset} {' to '.join(mpp)}" for dataset, mpp in ends.items())
     fact = f"tiles of different resolution are mixed ({words} um/px): a network sees two scales"
     if not options.allow_mixed_mpp:
         raise TableError(

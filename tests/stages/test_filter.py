@@ -205,10 +205,10 @@ def test_folding_is_a_largest_value(tmp_path: Path) -> None:
     cohort = Cohort(tmp_path, {"p": {}})
     values = (0.0, 0.01, 0.0101, float("nan"))
     cohort.write([tile("p", number, folding_fraction=v) for number, v in enumerate(values)])
-    assert cohort.run()["reason"].to_pylist() == [None, "folded", "folded", "folded"]
-    assert cohort.run(FilterOptions(folding_max=0.01))["reason"].to_pylist() == [
+    assert cohort.run()["reason"].to_pylist() == [None, None, "folded", "folded"]
+    assert cohort.run(FilterOptions(folding_max=0.0))["reason"].to_pylist() == [
         None,
-        None,
+        "folded",
         "folded",
         "folded",
     ]

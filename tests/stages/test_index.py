@@ -396,7 +396,7 @@ def test_zero_accepted_tiles(
 def test_two_scales(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = pairs()
     made = Made(tmp_path / "a", rows, plain(rows))
-    assert "acrobat 0.92 to 0.92, bci 0.46 to 0.46 um/px" in made.metadata["mixture"]
+    assert "acrobat 0.92, bci 0.46 um/px" in made.metadata["mixture"]
     assert "**Attention: tiles of different resolution" in made.card.read_text()
     assert "two scales" in caplog.text
     rough = [{**row, "mpp": 0.92043} if row["dataset"] == "acrobat" else row for row in plain(rows)]
