@@ -20,7 +20,6 @@ from hemera.displacement import (
     fit_affine,
     folding_fraction,
     map_grid,
-    map_points,
 )
 from hemera.pixels import haematoxylin, optical_density, tissue_threshold
 
@@ -175,7 +174,12 @@ def measure(
         return warped[y : y + height, x : x + width]
 
     in_place = shifted(0, 0)
-    local = _local_quality(here, inside, shifted, diagonal_px, fixed_mpp)
+    # The stains are compared where there are two of them; how much that is, coverage says.
+    centre = partner[room : room + height, room : room + width]
+    within = (centre >= 0) & (centre <= np.asarray(moving_size_um))
+    covered: npt.NDArray[np.bool_] = within[..., 0] & within[..., 1]
+    shared = inside & covered
+    local = _local_quality(here, shared, shifted, diagonal_px, fixed_mpp)
     rows, columns = (np.arange(count) + 0.5 for count in d.vectors_um.shape[:2])
     at_tissue = inside[
         np.ix_(
@@ -187,30 +191,30 @@ def measure(
     if not inside.any():
         return Signals(None, None, None, None, None, None, None, None, folding, None, None, local)
     window = max(3, round(WINDOW * diagonal_px) | 1)
-    ncc = _correlation(here, in_place)
-    rivals = [
-        _correlation(here, shifted(dx, dy))
-        for dx, dy in _directions(MARGIN_SHIFTS, 12, diagonal_px)
-    ]
+    lncc = ncc = margin = None
+    if shared.any():
+        lncc = float(np.median(_Window(here, window).correlation(in_place)[shared]))
+        ncc = _correlation(here[covered], in_place[covered])
+        margin = ncc - max(
+            _correlation(here[covered], shifted(dx, dy)[covered])
+            for dx, dy in _directions(MARGIN_SHIFTS, 12, diagonal_px)
+        )
     # On the pixels of the image, not on the nodes: a coarse grid may miss a small piece of tissue.
     y, x = np.nonzero(inside)
-    step = max(1, len(x) // 50_000)
-    points = (np.stack([x, y], axis=-1)[::step] + 0.5) * fixed_mpp
-    landed = map_points(d, points)
-    covered = ((landed >= 0) & (landed <= np.asarray(moving_size_um))).all(axis=1)
+    lengths = np.linalg.norm(centre[y, x] - (np.stack([x, y], axis=-1) + 0.5) * fixed_mpp, axis=1)
     affine = fit_affine(d, at_tissue if at_tissue.sum() >= 16 else None)
     return Signals(
         tile_ok=float(local.ok.mean()) if len(local.ncc) else None,
-        lncc=float(np.median(_local_correlation(here, in_place, window)[inside])),
+        lncc=lncc,
         ncc=ncc,
-        ncc_margin=ncc - max(rivals),
+        ncc_margin=margin,
         rotation_deg=affine.rotation_deg,
         scale=affine.scale,
         anisotropy=affine.anisotropy,
         determinant=affine.determinant,
         folding_fraction=folding,
-        coverage_fraction=float(covered.mean()),
-        displacement_median_um=float(np.median(np.linalg.norm(landed - points, axis=1))),
+        coverage_fraction=float(covered[inside].mean()),
+        displacement_median_um=float(np.median(lengths)),
         local=local,
     )
 
@@ -352,15 +356,8 @@ def _box(values: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.float64]:
     return mean
 
 
-def _local_correlation(
-    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], side: int
-) -> npt.NDArray[np.float64]:
-    """Correlation over a square window around each pixel; 0 where one of the two is flat."""
-    return _Window(a, side).correlation(b)
-
-
 class _Window:
-    """Local correlation with one image that is compared with many."""
+    """Correlation over a square around each pixel, of one image with others."""
 
     def __init__(self, image: npt.NDArray[np.float32], side: int) -> None:
         self._side = side
@@ -371,6 +368,7 @@ class _Window:
         self._variance = _box(self._image**2, side) - self._mean**2
 
     def correlation(self, other: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Return (H, W); 0 where one of the two is flat."""
         values = other.astype(np.float64) - float(other.mean(dtype=np.float64))
         mean = _box(values, self._side)
         variance = _box(values**2, self._side) - mean**2

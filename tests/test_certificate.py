@@ -120,6 +120,29 @@ class TestMeasure:
         expected = inside[:, FIXED_PX[0] // 2 :].sum() / inside.sum()
         assert signals.coverage_fraction == pytest.approx(expected, abs=0.01)
 
+    def test_a_right_map_onto_half_a_slide_is_review_for_its_coverage(self, pair):
+        fixed, moving = pair
+        half = moving.shape[1] // 2
+        signals = ct.measure(
+            fixed,
+            moving[:, :half],
+            made(to_moving),
+            fixed_mpp=MPP,
+            moving_mpp=MPP,
+            fixed_size_um=FIXED_UM,
+            moving_size_um=(half * MPP, MOVING_UM[1]),
+        )
+        assert 0.3 < signals.coverage_fraction < 0.7
+        found, reason = verdict(signals)
+        assert found == "review"
+        assert reason.startswith("coverage_fraction")
+        assert ";" not in reason
+
+    def test_a_map_that_leaves_the_slide_fails(self, pair):
+        signals = measure(pair, made(lambda p: p + 9000.0))
+        assert signals.coverage_fraction == 0
+        assert verdict(signals)[0] == "fail"
+
     def test_a_fold_in_the_tissue_is_seen(self, pair):
         def fold(points):
             result = to_moving(points)

@@ -1,0 +1,374 @@
+"""What the stage writes for right, wrong and impossible pairs, by a given and the real engine."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from hemera import demo, tables
+from hemera import displacement as dp
+from hemera.__main__ import main
+from hemera.config import DescribeOptions, RegisterOptions, flags
+from hemera.engines import deeperhistreg as engine
+from hemera.errors import ConfigError, RegistrationError, SheetError
+from hemera.files import read_displacement
+from hemera.stages import describe, register
+from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_PX, MOVING_UM, MPP, sections, to_moving
+
+COLUMNS = ("pair", "case", "dataset", "he", "her2", "mirrored", "he_mpp", "her2_mpp")
+
+FAST = RegisterOptions(
+    preset="default_initial_nonrigid_fast", size_px=512, levels=5, iterations=60, device="cpu"
+)
+"""Small enough for tests."""
+
+GOLDEN = "6f94460204ad3a23a93d1233014fb799774e9a561b22d367be370423300a4587"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A sheet of one pair as it is, mirrored and declared so, and with files that are no use."""
+    folder = tmp_path_factory.mktemp("pairs")
+    fixed, moving = sections()
+    images = {"he": fixed, "her2": moving, "mirrored": moving[:, ::-1]}
+    images["gray"] = np.clip(moving * 0.86, 0, 255).astype(np.uint8)
+    # The same section at half its resolution in another file.
+    images["coarse"] = cv2.resize(moving, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    for name, image in images.items():
+        Image.fromarray(np.ascontiguousarray(image)).save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes((folder / "her2.png").read_bytes()[:2000])
+    rows = [
+        ("plain", "her2", "", MPP),
+        ("mirrored", "mirrored", "true", MPP),
+        ("gray", "gray", "", MPP),
+        ("coarse", "coarse", "", 2 * MPP),
+        ("broken", "broken", "", MPP),
+    ]
+    lines = ["\t".join(COLUMNS)]
+    for pair, her2, mirrored, mpp in rows:
+        cells = (pair, "case1", "own", "he.png", f"{her2}.png", mirrored, str(MPP), str(mpp))
+        lines.append("\t".join(cells))
+    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    for pair, *_ in rows:
+        describe.run(
+            sheet=folder / "pairs.tsv",
+            unit=pair,
+            block_count=1,
+            images_table=folder / f"{pair}.describe.parquet",
+            options=DescribeOptions(),
+        )
+    return folder
+
+
+def paths(folder, out, unit):
+    return {
+        "sheet": folder / "pairs.tsv",
+        "unit": unit,
+        "images_table": folder / f"{unit}.describe.parquet",
+        "displacement": out / f"{unit}.displacement.npz",
+        "certificate": out / f"{unit}.parquet",
+    }
+
+
+def run(folder, out, unit="plain", options=FAST):
+    named = paths(folder, out, unit)
+    register.run(**named, options=options)
+    rows = tables.read(named["certificate"], tables.CERTIFICATE).to_pylist()
+    assert len(rows) == 1
+    return rows[0], read_displacement(named["displacement"])
+
+
+def given(nonrigid, rigid=None, matches=200, fraction=0.9, reason=None):
+    """Stand in for the engine: its result is known, and what it was handed is looked at."""
+
+    def found(fixed, moving, *, fixed_mpp, moving_mpp, settings, folder):
+        given.fixed, given.moving, given.settings = fixed, moving, settings
+        given.mpps = fixed_mpp, moving_mpp
+        (folder / "left behind").write_text("by the engine")
+        if reason:
+            return engine.Outcome(None, None, None, None, reason, "the log")
+        grid = dp.identity(*FIXED_UM, fixed_mpp)
+        nodes = dp.node_points(grid)
+        maps = [
+            dp.Displacement((function(nodes) - nodes).astype(np.float32), fixed_mpp)
+            for function in (nonrigid, rigid or nonrigid)
+        ]
+        return engine.Outcome(*maps, matches, fraction, None, "the log")
+
+    return found
+
+
+@pytest.fixture
+def engine_gives(monkeypatch):
+    return lambda *values, **more: monkeypatch.setattr(engine, "register", given(*values, **more))
+
+
+def points():
+    rng = np.random.default_rng(8)
+    return rng.uniform(0.05, 0.95, (300, 2)) * FIXED_UM
+
+
+class TestGivenResult:
+    def test_a_right_map_passes_and_is_written_in_um(self, folder, tmp_path, engine_gives):
+        engine_gives(to_moving)
+        row, d = run(folder, tmp_path)
+        assert (row["verdict"], row["reason"], row["map"]) == ("pass", None, "nonrigid")
+        assert row["match_count"] == 200
+        assert row["tile_ok"] > 0.9
+        assert row["displacement_mpp"] == d.mpp
+        # Less than 0.1 px is added to the engine's field.
+        error = np.linalg.norm(dp.map_points(d, points()) - to_moving(points()), axis=1)
+        assert error.max() < 0.1 * MPP
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "plain.displacement.npz",
+            "plain.parquet",
+        }
+
+    def test_a_wrong_map_fails_and_is_written_for_a_person_to_see(
+        self, folder, tmp_path, engine_gives
+    ):
+        engine_gives(lambda p: to_moving(p) + np.array([90, -70]))
+        row, d = run(folder, tmp_path)
+        assert row["verdict"] == "fail"
+        assert "tile_ok" in row["reason"]
+        assert not d.empty
+
+    def test_the_identity_of_no_match_fails(self, folder, tmp_path, engine_gives):
+        engine_gives(lambda p: p, matches=0, fraction=None)
+        row, _ = run(folder, tmp_path)
+        assert row["verdict"] == "fail"
+        assert "returned the identity" in row["reason"]
+        # Even where the slides lie right as they are.
+        engine_gives(to_moving, matches=0, fraction=None)
+        assert run(folder, tmp_path)[0]["verdict"] == "fail"
+
+    def test_the_rigid_map_is_kept_where_the_nonrigid_one_is_worse(
+        self, folder, tmp_path, engine_gives
+    ):
+        def worse(p):
+            return to_moving(p) + 60 * np.sin(p[..., ::-1] / 120)
+
+        engine_gives(worse, to_moving)
+        row, d = run(folder, tmp_path)
+        assert (row["verdict"], row["map"]) == ("review", "rigid")
+        assert np.abs(dp.map_points(d, points()) - to_moving(points())).max() < 0.1 * MPP
+
+    def test_a_reason_of_the_engine_is_a_verdict(self, folder, tmp_path, engine_gives):
+        engine_gives(None, reason="DeeperHistReg was ended by SIGKILL")
+        row, d = run(folder, tmp_path)
+        assert (row["verdict"], row["map"]) == ("fail", "none")
+        assert row["reason"] == "DeeperHistReg was ended by SIGKILL"
+        assert d.empty
+        assert row["tile_ok"] is None
+
+    def test_a_declared_mirror_is_in_the_map(self, folder, tmp_path, engine_gives):
+        engine_gives(to_moving)
+        row, d = run(folder, tmp_path, "mirrored")
+        # The engine was shown the slide as it would be without the mirror.
+        np.testing.assert_array_equal(given.moving, np.asarray(Image.open(folder / "her2.png")))
+        assert row["verdict"] == "pass"
+        assert row["determinant"] < 0
+        expected = to_moving(points()) * (-1, 1) + (MOVING_UM[0], 0)
+        assert np.abs(dp.map_points(d, points()) - expected).max() < 0.1 * MPP
+
+    def test_both_slides_are_read_at_one_resolution(self, folder, tmp_path, engine_gives):
+        engine_gives(to_moving)
+        run(folder, tmp_path)
+        assert given.mpps == (MPP, MPP)
+        assert given.fixed.shape[1::-1] == FIXED_PX
+        # Never finer than either of the two.
+        row, d = run(folder, tmp_path, "coarse")
+        assert given.mpps == (2 * MPP, 2 * MPP)
+        assert given.fixed.shape == (156, 210, 3)
+        assert given.moving.shape == (169, 226, 3)
+        assert np.abs(dp.map_points(d, points()) - to_moving(points())).max() < 0.1 * MPP
+        # As coarse as is asked for: the canvas is as large as the larger of the two.
+        run(folder, tmp_path, options=dataclasses.replace(FAST, size_px=169))
+        assert given.mpps == pytest.approx((2 * MPP, 2 * MPP))
+        assert row["verdict"] in ("pass", "review")
+
+    def test_gray_glass_is_made_white(self, folder, tmp_path, engine_gives):
+        engine_gives(to_moving)
+        row, _ = run(folder, tmp_path, "gray")
+        assert np.median(given.moving[:20]) >= 254
+        assert row["verdict"] == "pass"
+
+    def test_the_options_reach_the_engine(self, folder, tmp_path, engine_gives):
+        engine_gives(to_moving)
+        options = dataclasses.replace(FAST, torch_threads=3, timeout_s=77, levels=None)
+        run(folder, tmp_path, options=options)
+        assert given.settings == engine.Settings(
+            preset=FAST.preset, levels=None, iterations=60, device="cpu", torch_threads=3,
+            timeout_s=77,
+        )  # fmt: skip
+        tight = dataclasses.replace(FAST, tile_ok_pass=1.0, tile_ok_fail=1.0, lncc_pass=1.0)
+        assert run(folder, tmp_path, options=tight)[0]["verdict"] != "pass"
+
+    def test_the_same_bytes_by_command_and_library(self, folder, tmp_path, engine_gives):
+        engine_gives(to_moving)
+        run(folder, tmp_path / "library")
+        words = ["register"]
+        for name, value in paths(folder, tmp_path / "command", "plain").items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        assert main([*words, *flags(FAST)]) == 0
+        for name in ("plain.parquet", "plain.displacement.npz"):
+            assert (tmp_path / "library" / name).read_bytes() == (
+                tmp_path / "command" / name
+            ).read_bytes()
+
+    def test_what_a_killed_job_left_is_cleared(self, folder, tmp_path, engine_gives):
+        engine_gives(to_moving)
+        stale = tmp_path / ".plain.displacement.engine"
+        stale.mkdir()
+        (stale / "field.npy").write_text("of another run")
+        assert run(folder, tmp_path)[0]["verdict"] == "pass"
+        assert not stale.exists()
+
+    def test_golden(self, folder, tmp_path, engine_gives):
+        """What HEMERA computes from a given engine's result, without times and machines."""
+        engine_gives(to_moving)
+        row, d = run(folder, tmp_path)
+        del row["engine_version"]
+        rounded = {
+            name: round(value, 2) if isinstance(value, float) else value
+            for name, value in row.items()
+        }
+        digest = hashlib.sha256(json.dumps(rounded, sort_keys=True).encode())
+        digest.update(str(d.vectors_um.shape).encode())
+        digest.update(np.rint(d.vectors_um).astype(np.int32).tobytes())
+        assert {RegisterOptions.version: digest.hexdigest()} == {1: GOLDEN}
+
+
+class TestBadInput:
+    def test_an_image_that_describe_refused_is_a_verdict(self, folder, tmp_path):
+        row, d = run(folder, tmp_path, "broken")
+        assert row["verdict"] == "fail"
+        assert "broken.png" in row["reason"]
+        assert d.empty
+
+    def test_a_slide_that_vanished_is_a_verdict(self, folder, tmp_path):
+        copy = tmp_path / "pairs"
+        shutil.copytree(folder, copy)
+        (copy / "her2.png").unlink()
+        row, d = run(copy, tmp_path)
+        assert row["verdict"] == "fail"
+        assert "her2.png" in row["reason"]
+        assert d.empty
+
+    def test_a_slide_that_changed_since_describe_is_a_verdict(self, folder, tmp_path):
+        copy = tmp_path / "pairs"
+        shutil.copytree(folder, copy)
+        shutil.copy(copy / "coarse.png", copy / "her2.png")
+        row, _ = run(copy, tmp_path)
+        assert row["verdict"] == "fail"
+        assert "run describe again" in row["reason"]
+
+    def test_an_unknown_pair_is_an_error(self, folder, tmp_path):
+        named = paths(folder, tmp_path, "plain") | {"unit": "another"}
+        with pytest.raises(SheetError, match="no pair another"):
+            register.run(**named, options=FAST)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_table_without_the_pair_is_a_verdict(self, folder, tmp_path):
+        named = paths(folder, tmp_path, "plain")
+        tables.write(tmp_path / "empty.parquet", [], tables.DESCRIBE)
+        register.run(**named | {"images_table": tmp_path / "empty.parquet"}, options=FAST)
+        row = tables.read(named["certificate"], tables.CERTIFICATE).to_pylist()[0]
+        assert row["verdict"] == "fail"
+        assert "not described" in row["reason"]
+
+    def test_an_engine_that_is_not_installed_is_an_error(self, folder, tmp_path, monkeypatch):
+        def missing(name):
+            raise engine.importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(engine.importlib.metadata, "version", missing)
+        with pytest.raises(RegistrationError, match="not installed"):
+            run(folder, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("values", "words"),
+        [
+            ({"tile_ok_pass": 0.2}, "register.tile_ok_pass: 0.2 is below"),
+            ({"folding_pass": 0.5}, "register.folding_pass: 0.5 is above"),
+            ({"preset": "best"}, "register.preset"),
+            ({"size_px": 12}, "register.size_px"),
+        ],
+    )
+    def test_impossible_options_are_errors(self, values, words):
+        with pytest.raises(ConfigError, match=words):
+            RegisterOptions(**values)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    demo.write_cohort(folder, "small", workers=1)
+    return folder
+
+
+class TestReal:
+    """The real engine, from the files to the certificate."""
+
+    def test_the_small_cohort_is_registered_to_its_truth(self, cohort, tmp_path):
+        pair = next(
+            line.split("\t")[0]
+            for line in demo.sheet_text("small").splitlines()[1:]
+            if "\tacrobat\t" in line
+        )
+        describe.run(
+            sheet=cohort / "pairs.tsv",
+            unit=pair,
+            block_count=1,
+            images_table=cohort / f"{pair}.describe.parquet",
+            options=DescribeOptions(),
+        )
+        row, d = run(cohort, tmp_path, pair)
+        assert (row["verdict"], row["map"]) == ("pass", "nonrigid"), row["reason"]
+        described = tables.read(cohort / f"{pair}.describe.parquet", tables.DESCRIBE).to_pylist()[0]
+        tissue = cv2.imdecode(np.frombuffer(described["tissue"], np.uint8), 0) > 0
+        y, x = np.nonzero(tissue)
+        at = (np.stack([x, y], axis=-1) + 0.5) * described["tissue_mpp"]
+        goal = demo.load_truth(cohort, pair).field.to_moving(at)
+        error = np.median(np.linalg.norm(dp.map_points(d, at) - goal, axis=1))
+        initial = np.median(np.linalg.norm(at - goal, axis=1))
+        assert error <= 2 * described["mpp"]
+        assert error <= 0.01 * initial
+
+    def test_other_tissue_is_refused(self, folder, tmp_path):
+        copy = tmp_path / "pairs"
+        shutil.copytree(folder, copy)
+        Image.fromarray(sections(1, other_seed=2)[1]).save(copy / "her2.png")
+        row, _ = run(copy, tmp_path, options=dataclasses.replace(FAST, levels=3, iterations=20))
+        assert row["verdict"] == "fail", row
+
+    def test_the_kidney_pair(self, images, tmp_path):
+        birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"
+        slides = images / "wsi_derived"
+        (tmp_path / "pairs.tsv").write_text(
+            "pair\tcase\tdataset\the\ther2\n"
+            f"kidney\tkidney\tbirl\t{slides / '0_HE_val.tif'}\t{slides / '0_PANCK_val.tif'}\n"
+        )
+        describe.run(
+            sheet=tmp_path / "pairs.tsv",
+            unit="kidney",
+            block_count=1,
+            images_table=tmp_path / "kidney.describe.parquet",
+            options=DescribeOptions(),
+        )
+        options = dataclasses.replace(FAST, size_px=None)
+        row, d = run(tmp_path, tmp_path, "kidney", options)
+        assert row["verdict"] == "pass", row["reason"]
+        he = np.loadtxt(birl / "Rat-Kidney_HE.csv", delimiter=",", skiprows=1, usecols=(1, 2))
+        ihc = np.loadtxt(
+            birl / "Rat-Kidney_PanCytokeratin.csv", delimiter=",", skiprows=1, usecols=(1, 2)
+        )
+        he = he[: len(ihc)]
+        error_px = np.linalg.norm(dp.map_points(d, he * 4.6) / 4.6 - ihc, axis=1)
+        assert np.median(error_px) <= 5.6
+        assert np.percentile(error_px, 90) <= 14
+        assert MOVING_PX != FIXED_PX
