@@ -102,18 +102,14 @@ class Confusion(NamedTuple):
     true_negative: int
 
 
-def confusion(
-    predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]
-) -> Confusion:
+def confusion(predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Confusion:
     """Count the pixels of one tile.
 
     Raises:
         ValueError: when the shapes differ.
     """
     if predicted.shape != truth.shape:
-        raise ValueError(
-            f"confusion: shapes {predicted.shape} and {truth.shape} differ"
-        )
+        raise ValueError(f"confusion: shapes {predicted.shape} and {truth.shape} differ")
     both = int(np.count_nonzero(predicted & truth))
     said, real = int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))
     return Confusion(both, said - both, real - both, truth.size - said - real + both)

@@ -204,6 +204,7 @@ class Command:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_loading_runs_no_code_and_says_what_is_damaged(tmp_path):
     mark = tmp_path / "ran"
     evil = tmp_path / "evil.pt"

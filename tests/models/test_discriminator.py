@@ -19,9 +19,7 @@ from hemera.models.discriminator import PatchGAN
         (6, 64, 4, "instance", 6_962_625),
     ],
 )
-def test_parameter_counts_are_those_of_the_reference(
-    channels, width, layers, norm, expected
-):
+def test_parameter_counts_are_those_of_the_reference(channels, width, layers, norm, expected):
     with torch.device("meta"):
         net = PatchGAN(channels, width, layers, norm)
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
@@ -46,7 +44,5 @@ def test_output_shapes(layers, given, patches):
 
 def test_too_small_an_image_names_side_and_bound():
     assert PatchGAN(6, 4)(torch.zeros(2, 6, 24, 40)).shape == (2, 1, 1, 3)
-    with pytest.raises(
-        TrainingError, match="side 16 px is below 24, what 3 layers need"
-    ):
+    with pytest.raises(TrainingError, match="side 16 px is below 24, what 3 layers need"):
         PatchGAN(6, 4)(torch.zeros(1, 6, 16, 64))

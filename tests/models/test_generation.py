@@ -37,9 +37,7 @@ def test_shapes_of_every_level_at_512_px():
         inputs, outputs = {}, {}
         for level, block in enumerate(net.down):
             block.register_forward_hook(
-                lambda _, __, out, level=level: outputs.update(
-                    {level: tuple(out.shape[1:])}
-                )
+                lambda _, __, out, level=level: outputs.update({level: tuple(out.shape[1:])})
             )
         for level, block in enumerate(net.up):
             block.register_forward_hook(
@@ -109,12 +107,8 @@ def test_initialisation_has_the_reference_moments():
     torch.manual_seed(5)
     net = GenerationNet("unet_128", 16)
     initialise(net)
-    kernels = torch.cat(
-        [m.weight.flatten() for m in net.modules() if hasattr(m, "kernel_size")]
-    )
-    norms = torch.cat(
-        [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    )
+    kernels = torch.cat([m.weight.flatten() for m in net.modules() if hasattr(m, "kernel_size")])
+    norms = torch.cat([m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)])
     kernels, norms = kernels.detach(), norms.detach()
     assert kernels.std() == pytest.approx(0.02, rel=0.01)
     assert abs(float(kernels.mean())) < 1e-4
@@ -129,16 +123,12 @@ def test_a_side_that_does_not_halve_names_side_bound_and_remedy():
         TrainingError, match=r"unet_128: width 192 px is not a multiple of 128; cut"
     ):
         net(torch.zeros(1, 3, 256, 192))
-    with pytest.raises(
-        TrainingError, match=r"unet_512: height 256 px is not a multiple of 512"
-    ):
+    with pytest.raises(TrainingError, match=r"unet_512: height 256 px is not a multiple of 512"):
         GenerationNet("unet_512", 4)(torch.zeros(1, 3, 256, 512))
 
 
 def test_a_shallow_generator_has_no_feature_volume():
-    with pytest.raises(
-        TrainingError, match=r"unet_32: its 5 levels end at 1/32.*unet_128"
-    ):
+    with pytest.raises(TrainingError, match=r"unet_32: its 5 levels end at 1/32.*unet_128"):
         GenerationNet("unet_32", 4).features(torch.zeros(1, 3, 64, 96))
 
 

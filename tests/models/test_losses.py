@@ -21,9 +21,7 @@ def test_blur_reflects_at_the_border_without_repeating_it():
     row = torch.tensor([10.0, 20, 40, 80, 160]).view(1, 1, 1, 5).expand(1, 1, 4, 5)
     blurred = losses.blur(row)[0, 0]
     # Left of the first pixel lies the second.
-    assert float(blurred[0, 0]) == pytest.approx(
-        0.45186 * 10 + 2 * 0.27407 * 20, abs=1e-3
-    )
+    assert float(blurred[0, 0]) == pytest.approx(0.45186 * 10 + 2 * 0.27407 * 20, abs=1e-3)
     assert float(blurred[2, 1]) == pytest.approx(0.45186 * 20 + 0.27407 * 50, abs=1e-3)
 
 
@@ -62,13 +60,9 @@ def test_pyramid_l1_equals_two_weighted_pyramids_compared():
 
 def test_a_checkerboard_error_vanishes_on_the_coarser_levels():
     board = (
-        ((torch.arange(16)[:, None] + torch.arange(24)) % 2 * 2 - 1)
-        .float()
-        .expand(1, 3, 16, 24)
+        ((torch.arange(16)[:, None] + torch.arange(24)) % 2 * 2 - 1).float().expand(1, 3, 16, 24)
     )
-    found = [
-        float(value) for value in losses.pyramid_l1(board, torch.zeros_like(board))
-    ]
+    found = [float(value) for value in losses.pyramid_l1(board, torch.zeros_like(board))]
     assert found[0] == 1
     # One blur leaves (0.45186 - 2 * 0.27407)^2 of a checkerboard, four leave its fourth power.
     assert found[1] == pytest.approx((0.45186 - 0.54814) ** 8, rel=0.01)
@@ -91,9 +85,7 @@ def test_dab_density_equals_scikit_image():
 def test_soft_dab_is_half_at_the_threshold_and_has_a_gradient():
     brown = torch.tensor([10**-0.27, 10**-0.57, 10**-0.78]).view(1, 3, 1, 1)
     assert float(losses.soft_dab(brown, 20, 1.0)) == pytest.approx(0.5, abs=1e-4)
-    assert float(losses.soft_dab(brown, 20, 0.9)) == pytest.approx(
-        1 / (1 + math.exp(-2)), abs=1e-4
-    )
+    assert float(losses.soft_dab(brown, 20, 0.9)) == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-4)
     image = torch.full((1, 3, 2, 3), 0.5, requires_grad=True)
     losses.soft_dab(image, 20, 0.2).sum().backward()
     assert torch.isfinite(image.grad).all() and float(image.grad.abs().sum()) > 0
@@ -106,9 +98,7 @@ def test_balanced_dice_by_hand():
     generated = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0]]).view(1, 1, 2, 4)
     real = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]]).view(1, 1, 2, 4)
     # Foreground 2*1/(2+2) = 1/2, background 2*5/(6+6) = 5/6; mean 2/3.
-    assert float(losses.balanced_dice(generated, real)) == pytest.approx(
-        1 / 3, abs=1e-6
-    )
+    assert float(losses.balanced_dice(generated, real)) == pytest.approx(1 / 3, abs=1e-6)
     assert float(losses.balanced_dice(real, real)) == pytest.approx(0, abs=1e-6)
     soft = torch.full((2, 1, 3, 5), 0.018)
     assert float(losses.balanced_dice(soft, soft)) == pytest.approx(0, abs=1e-6)
@@ -151,15 +141,11 @@ def test_segmentation_loss_by_hand():
     total, first, second = losses.segmentation_loss(logits, target, 0.25)
     assert float(first) == pytest.approx(cross_entropy, abs=1e-6)
     assert float(second) == pytest.approx(1 - dice, abs=1e-6)
-    assert float(total) == pytest.approx(
-        0.25 * cross_entropy + 0.75 * (1 - dice), abs=1e-6
-    )
+    assert float(total) == pytest.approx(0.25 * cross_entropy + 0.75 * (1 - dice), abs=1e-6)
     alone, first, _ = losses.segmentation_loss(logits, target, 1)
     assert float(alone) == float(first)
 
 
 def test_dice_loss_of_nothing_against_nothing_is_zero():
     logits = torch.full((2, 1, 3, 5), -100.0)
-    assert float(losses.dice_loss(logits, torch.zeros(2, 1, 3, 5))) == pytest.approx(
-        0, abs=1e-6
-    )
+    assert float(losses.dice_loss(logits, torch.zeros(2, 1, 3, 5))) == pytest.approx(0, abs=1e-6)

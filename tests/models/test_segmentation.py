@@ -8,9 +8,7 @@ from hemera.models.segmentation import ResNet34, SegmentationNet
 
 
 def counts(net: torch.nn.Module) -> tuple[int, int]:
-    sizes = [
-        (parameter.numel(), parameter.requires_grad) for parameter in net.parameters()
-    ]
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in net.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
@@ -66,9 +64,7 @@ def test_a_parents_train_does_not_unfreeze_the_branch(small):
     small.train()
     assert small.training and small.encoder.training
     assert not any(module.training for module in small.generation.modules())
-    before = {
-        name: value.clone() for name, value in small.generation.state_dict().items()
-    }
+    before = {name: value.clone() for name, value in small.generation.state_dict().items()}
     optimiser = torch.optim.SGD([p for p in small.parameters() if p.requires_grad], 0.1)
     for _ in range(2):
         small(torch.rand(2, 3, 128, 256)).mean().backward()
@@ -81,9 +77,7 @@ def test_a_parents_train_does_not_unfreeze_the_branch(small):
 
 def test_each_branch_is_normalised_on_its_own(small):
     seen = {}
-    small.encoder.conv1.register_forward_hook(
-        lambda _, given, __: seen.update(encoder=given[0])
-    )
+    small.encoder.conv1.register_forward_hook(lambda _, given, __: seen.update(encoder=given[0]))
     small.generation.net.down[0].register_forward_hook(
         lambda _, given, __: seen.update(generation=given[0])
     )
@@ -112,9 +106,7 @@ def test_the_branch_reaches_the_output_and_the_ablation_has_none(small):
 def test_wrong_sides_and_impossible_branches_are_refused(small):
     with pytest.raises(TrainingError, match="height 100 px is not a multiple of 32"):
         small(torch.rand(1, 3, 100, 128))
-    with pytest.raises(
-        TrainingError, match="unet_128: height 64 px is not a multiple of 128"
-    ):
+    with pytest.raises(TrainingError, match="unet_128: height 64 px is not a multiple of 128"):
         small(torch.rand(1, 3, 64, 128))
     with pytest.raises(TrainingError, match="unet_32"):
         SegmentationNet(GenerationNet("unet_32", 4))

@@ -110,6 +110,23 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
     assert (described["epoch"], described["best_epoch"]) == (2, 2)
 
 
+def test_an_interrupted_run_resumes_to_the_same_bits(given, trained, tmp_path, monkeypatch):
+    save = training.Run.save
+
+    def save_and_stop(course, *, force=False):
+        save(course, force=True)
+        if (course.progress.epoch, course.progress.step) == (2, 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Run, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(**given, options=OPTIONS, **paths(tmp_path))
+    monkeypatch.setattr(training.Run, "save", save)
+    run(**given, options=OPTIONS, **paths(tmp_path))
+    for name in ("segmenter.safetensors", "metadata.json", "history.parquet"):
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+
+
 def test_another_generator_is_another_run(given, trained, tmp_path):
     other = dict(given)
     weights = training.read_weights(given["generator"])
