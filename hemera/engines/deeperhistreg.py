@@ -260,7 +260,9 @@ def main(request: Path) -> None:
     pipeline.save_path = str(folder)
     pipeline.load_images()
     pipeline.preprocessing()
-    pipeline.initial_registration()
+    # Matching needs no gradients; with them, each match keeps gigabytes.
+    with torch.no_grad():
+        pipeline.initial_registration()
     match_count = _final_matches(folder / "engine.log")
     match_fraction = _match_fraction(pipeline, torch)
     pipeline.nonrigid_registration()
