@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
     },
     "tile": {"size_px": 256},
     "train_generation": {
-        "generator": "unet_32",
+        "network": "unet_32",
         "base_width": 4,
         "discriminator_width": 4,
         "crop_px": 64,
