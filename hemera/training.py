@@ -95,7 +95,7 @@ def session(
             # Warn only: one kernel without a deterministic form must not end a long run.
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
             torch.backends.cudnn.benchmark = not deterministic
-            log.info("training on %s, %d threads, seed %d", place, threads, seed)
+            log.info("computing on %s, %d threads, seed %d", place, threads, seed)
             yield place
         finally:
             torch.set_num_threads(before[0])
