@@ -104,9 +104,7 @@ class TestMapPoints:
             [WIDTH * MPP, HEIGHT * MPP],
         ]
         points = np.concatenate([inside(), np.array(corners), [[-300.0, 900.0]]])
-        np.testing.assert_allclose(
-            dp.map_points(d, points), similarity(points), atol=2e-3
-        )
+        np.testing.assert_allclose(dp.map_points(d, points), similarity(points), atol=2e-3)
 
     def test_a_bent_map_is_exact_to_what_bilinear_interpolation_can(self):
         points = inside(margin=MPP / 2)
@@ -130,9 +128,7 @@ class TestMapPoints:
 
 
 class TestInverse:
-    @pytest.mark.parametrize(
-        "function", [similarity, elastic, lambda p: elastic(similarity(p))]
-    )
+    @pytest.mark.parametrize("function", [similarity, elastic, lambda p: elastic(similarity(p))])
     def test_forth_and_back_ends_where_it_began(self, function):
         d = made(function)
         points = inside()
@@ -149,9 +145,7 @@ class TestInverse:
     def test_a_mirrored_map_is_inverted(self):
         d = dp.mirrored(made(elastic), 700.0)
         points = inside()
-        assert (
-            np.abs(dp.inverse_points(d, dp.map_points(d, points)) - points).max() < 0.02
-        )
+        assert np.abs(dp.inverse_points(d, dp.map_points(d, points)) - points).max() < 0.02
 
     def test_a_point_without_a_partner_is_not_invented(self):
         # The map folds back on itself: nothing lands right of x = 300.
@@ -201,9 +195,7 @@ class TestComposeAndResample:
         second = made(similarity, width=90, height=70)
         d = dp.compose(first, second)
         nodes = dp.node_points(first)
-        np.testing.assert_allclose(
-            nodes + d.vectors_um, similarity(elastic(nodes)), atol=0.01
-        )
+        np.testing.assert_allclose(nodes + d.vectors_um, similarity(elastic(nodes)), atol=0.01)
         assert d.mpp == first.mpp
 
     def test_another_grid_leads_to_the_same_places(self):
@@ -224,9 +216,7 @@ class TestComposeAndResample:
     def test_an_affine_map_is_coarsened_all_the_way(self):
         coarse = dp.coarsen(made(similarity, width=200, height=130), 0.01)
         assert coarse.mpp == MPP * 32
-        np.testing.assert_allclose(
-            dp.map_points(coarse, inside()), similarity(inside()), atol=0.01
-        )
+        np.testing.assert_allclose(dp.map_points(coarse, inside()), similarity(inside()), atol=0.01)
 
     def test_the_number_of_nodes_has_its_bound_whatever_is_lost(self):
         coarse = dp.coarsen(made(elastic), 0.0, node_count_max=700)
@@ -235,9 +225,7 @@ class TestComposeAndResample:
     def test_what_lies_outside_the_mask_may_be_lost(self):
         d = made(elastic)
         vectors = d.vectors_um.copy()
-        vectors[:4, :4] += (
-            np.random.default_rng(1).normal(0, 20, (4, 4, 2)).astype(np.float32)
-        )
+        vectors[:4, :4] += np.random.default_rng(1).normal(0, 20, (4, 4, 2)).astype(np.float32)
         rough = dp.Displacement(vectors, MPP)
         mask = np.ones((HEIGHT, WIDTH), bool)
         mask[:9, :9] = False
@@ -247,9 +235,7 @@ class TestComposeAndResample:
 
 class TestJacobian:
     def test_the_determinant_of_a_similarity_is_its_scale_squared(self):
-        np.testing.assert_allclose(
-            dp.jacobian_determinant(made(similarity)), 1.07**2, rtol=1e-3
-        )
+        np.testing.assert_allclose(dp.jacobian_determinant(made(similarity)), 1.07**2, rtol=1e-3)
 
     def test_nothing_folds_in_a_gentle_bend(self):
         assert dp.folding_fraction(made(elastic)) == 0.0
@@ -274,9 +260,7 @@ class TestJacobian:
 
     def test_a_box_counts_as_the_whole_does_there(self):
         rng = np.random.default_rng(5)
-        d = dp.Displacement(
-            rng.normal(0, 9, (HEIGHT, WIDTH, 2)).astype(np.float32), MPP
-        )
+        d = dp.Displacement(rng.normal(0, 9, (HEIGHT, WIDTH, 2)).astype(np.float32), MPP)
         folded = dp.jacobian_determinant(d) <= 0
         box = (11 * MPP, 7 * MPP, 29 * MPP, 33 * MPP)
         expected = folded[6:34, 10:30].mean()
@@ -334,12 +318,8 @@ class TestFromEngineField:
     def field(self, function, ratio):
         """What an engine that makes no error gives for `function`, um on H&E -> um on HER2."""
         fixed, moving, (width, height), fixed_pad, moving_pad = self.canvas(ratio)
-        fixed_mpp = tuple(
-            n * self.MPP / m for n, m in zip(self.FIXED_PX, fixed, strict=True)
-        )
-        moving_mpp = tuple(
-            n * self.MPP / m for n, m in zip(self.MOVING_PX, moving, strict=True)
-        )
+        fixed_mpp = tuple(n * self.MPP / m for n, m in zip(self.FIXED_PX, fixed, strict=True))
+        moving_mpp = tuple(n * self.MPP / m for n, m in zip(self.MOVING_PX, moving, strict=True))
         x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         canvas = np.stack([x, y], axis=-1)
         partner = function((canvas - fixed_pad) * fixed_mpp) / moving_mpp + moving_pad
@@ -358,9 +338,7 @@ class TestFromEngineField:
         d = dp.from_engine_field(field, **geometry, mpp=self.MPP / ratio)
         rng = np.random.default_rng(2)
         points = rng.uniform(0, np.array(self.FIXED_PX) * self.MPP, (300, 2))
-        error_px = (
-            np.abs(dp.map_points(d, points) - similarity(points)).max() / self.MPP
-        )
+        error_px = np.abs(dp.map_points(d, points) - similarity(points)).max() / self.MPP
         assert error_px < 0.02
 
     def test_equal_ratios_need_no_second_grid(self):
