@@ -19,7 +19,7 @@ IMAGES ?=
 	$(PYTHON) -m venv .venv
 	sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^    --hash/p}' requirements.lock > .venv/uv.lock.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock.txt
-	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --no-deps --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --system-certs --no-deps --require-hashes -r requirements.lock
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -45,5 +45,5 @@ bench: .venv/installed
 	set -e; for script in benchmarks/*.py; do .venv/bin/python $$script; done
 
 lock: .venv/installed
-	.venv/bin/uv pip compile pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
+	.venv/bin/uv pip compile --system-certs pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
 	sed -i "s/^LOCK_SHA256=.*/LOCK_SHA256=$$(sha256sum requirements.lock | cut -d' ' -f1)/" envs/hemera.post-deploy.sh
