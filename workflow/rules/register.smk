@@ -19,7 +19,7 @@ rule register:
         "../../envs/hemera.yaml"
     threads: CONFIG.stages["register"].torch_threads
     resources:
-        mem_mb=megabytes(8000),
+        mem_mb=megabytes(12000),
         runtime=120,
         gpu=gpus("register"),
     params:
