@@ -1,5 +1,6 @@
 # make run    build the environment, run the whole graph on the demo cohort
-# make test   build the environment, run the tests (IMAGES=folder adds the real images)
+# make test   build the environment, run the tests (IMAGES=folder adds the real images,
+#             ARGS="tests/test_sheet.py -k name" chooses)
 # make check  formatting, types, lint; changes nothing
 # make fix    format, and mend what can be mended
 # make bench  the benchmarks
@@ -27,7 +28,7 @@ run: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" snakemake --cores $(CORES)
 
 test: .venv/installed
-	PATH="$(CURDIR)/.venv/bin:$$PATH" pytest $(if $(IMAGES),--images $(IMAGES)) $(ARGS)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" pytest $(or $(ARGS),tests) $(if $(IMAGES),--images=$(abspath $(IMAGES)))
 
 check: .venv/installed
 	.venv/bin/ruff check .

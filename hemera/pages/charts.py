@@ -198,7 +198,8 @@ def curves(
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     low, high = min(y for _, y in points), max(y for _, y in points)
     if high - low < 1e-12:
-        low, high = low - max(abs(low), 1) * 0.05, high + max(abs(high), 1) * 0.05
+        pad = 0.5 * abs(high) or 1.0
+        low, high = low - pad, high + pad
     margin = 0.06 * (high - low)
     low, high = (low - margin if low < 0 or low > margin else 0.0), high + margin
     width, height, left, right, head, foot = 420, 230, 56, 54, 12, 38
