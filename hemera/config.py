@@ -460,7 +460,26 @@ class ReportOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainGenerationOptions(Options):
+class TrainingOptions(Options):
+    """What both trainings share."""
+
+    crop_px: int | None = option(
+        None, "side of a random crop; none: the whole tile", ge=32, le=2048, paper="512, whole"
+    )
+    seed: int = option(20251, "seed", ge=0)
+    device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
+    torch_threads: int = option(
+        2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
+    )
+    deterministic: bool = option(
+        True, "the same machine gives the same bytes again; slower on a GPU"
+    )
+    workers: int = option(2, "processes that read tiles", ge=0, le=64)
+    checkpoint_minutes: float = option(10.0, "a checkpoint at least this often", gt=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainGenerationOptions(TrainingOptions):
     """GenerationNet (SPEC 1.2 to 1.5)."""
 
     section: ClassVar[str] = "train_generation"
@@ -474,9 +493,6 @@ class TrainGenerationOptions(Options):
     base_width: int = option(32, "filters of its first layer", ge=4, le=256, paper="32")
     discriminator_width: int = option(64, "filters of PatchGAN's first layer", ge=4, le=256)
     discriminator_layers: int = option(3, "stride-2 layers of PatchGAN", ge=1, le=5)
-    crop_px: int | None = option(
-        None, "side of a random crop; none: the whole tile", ge=32, le=2048, paper="512, whole"
-    )
     epochs: int = option(100, "epochs", ge=1, paper="100")
     decay_from_epoch: int = option(
         50, "the learning rate falls linearly after this epoch", ge=0, paper="50"
@@ -522,16 +538,6 @@ class TrainGenerationOptions(Options):
         choices=("last", "best"),
         paper="not stated; pix2pix keeps the last",
     )
-    seed: int = option(20251, "seed", ge=0)
-    device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
-    torch_threads: int = option(
-        2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
-    )
-    deterministic: bool = option(
-        True, "the same machine gives the same bytes again; slower on a GPU"
-    )
-    workers: int = option(2, "processes that read tiles", ge=0, le=64)
-    checkpoint_minutes: float = option(10.0, "a checkpoint at least this often", gt=0)
 
     def check(self) -> None:
         """Raise ConfigError when schedule or pyramid are impossible."""
@@ -561,7 +567,7 @@ class TrainGenerationOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSegmentationOptions(Options):
+class TrainSegmentationOptions(TrainingOptions):
     """SegmentationNet (SPEC 1.6)."""
 
     section: ClassVar[str] = "train_segmentation"
@@ -585,9 +591,6 @@ class TrainSegmentationOptions(Options):
         "file of ImageNet weights of ResNet34 (torchvision's); none: untrained",
         paper="ImageNet",
     )
-    crop_px: int | None = option(
-        None, "side of a random crop; none: the whole tile", ge=32, le=2048, paper="512, whole"
-    )
     epochs: int = option(300, "epochs", ge=1, paper="300")
     batch_size: int = option(16, "tiles per step", ge=1, paper="16")
     learning_rate: float = option(2e-4, "of AdamW", gt=0, paper="2e-4")
@@ -606,16 +609,6 @@ class TrainSegmentationOptions(Options):
         choices=("last", "best"),
         paper="not stated",
     )
-    seed: int = option(20251, "seed", ge=0)
-    device: str = option("auto", "where it trains", choices=("auto", "cpu", "cuda"))
-    torch_threads: int = option(
-        2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
-    )
-    deterministic: bool = option(
-        True, "the same machine gives the same bytes again; slower on a GPU"
-    )
-    workers: int = option(2, "processes that read tiles", ge=0, le=64)
-    checkpoint_minutes: float = option(10.0, "a checkpoint at least this often", gt=0)
 
     def check(self) -> None:
         """Raise ConfigError when crop, branch and weights do not fit the network."""
