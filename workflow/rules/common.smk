@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from hemera import HemeraError
 from hemera.config import DEMO_SHEET, DEMO_VERSION, load
@@ -16,6 +17,13 @@ except HemeraError as error:
     raise WorkflowError(str(error))
 
 ENGINES = CONFIG.stages["mask"].engines
+
+# Said now, because the first mask is made after hours of registration and tiling.
+if "deepliif" in ENGINES and CONFIG.stages["mask"].deepliif_model is None:
+    logger.warning(
+        "mask.deepliif_model: not given, so stage mask will fail; name DeepLIIF's model directory, "
+        "or set mask.engines to [stain] and mask.target to stain"
+    )
 
 
 wildcard_constraints:
