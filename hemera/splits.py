@@ -27,7 +27,7 @@ def split_cases(
 
     A case whose split the sheet names keeps it. The free cases of a data set are drawn, in equal
     shares of each score, into the parts that the sheet leaves open: a data set with test cases of
-    its own gets no further ones, and likewise validation.
+    its own gets no further ones, and likewise validation. At least one of the free cases trains.
 
     Args:
         cases: case to (data set, score, split or empty).
@@ -47,9 +47,7 @@ def split_cases(
         )
         val = _share(len(free), 0.0 if "val" in named else val_fraction)
         test = _share(len(free), 0.0 if "test" in named else test_fraction)
-        # Two cases or fewer all train: a split made of the last case would leave nothing to learn.
-        if len(free) < 3:
-            val = test = 0
+        # Few cases: one at least must train, and validation goes before test.
         while val + test and val + test >= len(free):
             val, test = (val - 1, test) if val > test else (val, test - 1)
         for number, case in enumerate(free):

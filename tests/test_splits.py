@@ -39,7 +39,7 @@ def test_every_case_has_one_split_in_its_share() -> None:
     [
         (0, {}),
         (1, {"train": 1}),
-        (2, {"train": 2}),
+        (2, {"train": 1, "val": 1}),
         (3, {"train": 1, "val": 1, "test": 1}),
         (4, {"train": 2, "val": 1, "test": 1}),
         (10, {"train": 6, "val": 2, "test": 2}),

@@ -153,7 +153,8 @@ def nuclei(
     # In whole steps: OpenCV's distances may differ in their last bit from call to call, which
     # would decide between equal peaks; its blur of integers is exact.
     distance = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
-    steps = np.rint(distance * _STEPS).clip(0, 65535).astype(np.uint16)
+    # Without any background there is nothing to measure to, and the distance has no bound.
+    steps = np.rint(np.minimum(distance, 65535 / _STEPS) * _STEPS).astype(np.uint16)
     ridge = cv2.GaussianBlur(steps, (0, 0), max(_SMOOTHING_UM / mpp, 0.5))
     reach = _odd(_SEPARATION_UM / mpp)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))

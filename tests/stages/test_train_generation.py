@@ -235,6 +235,6 @@ def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):
     loss = 0.5 * torch.nn.functional.softplus(critic(torch.cat((source, generated), 1))).mean()
     loss = loss + 0.5 * torch.nn.functional.softplus(-critic(torch.cat((source, target), 1))).mean()
     expected = torch.autograd.grad(loss, list(critic.parameters()))
-    assert float(found["discriminator"]) == pytest.approx(loss.item(), rel=1e-4)
+    assert found["discriminator"].item() == pytest.approx(loss.item(), rel=1e-4)
     for ours, theirs in zip(gradient, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
