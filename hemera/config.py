@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 
@@ -74,6 +74,13 @@ class Options:
 
     def check(self) -> None:
         """Raise ConfigError when two options cannot stand together."""
+
+    def effective(self) -> Self:
+        """Return these options with whatever the stage does not read as they are at its default.
+
+        Snakemake runs a stage again when its flags change: one that is not read must not change.
+        """
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,6 +323,17 @@ class MaskOptions(Options):
         32, "tiles of a pair, evenly spaced, that its stain vectors are estimated from", ge=1
     )
 
+    def effective(self) -> Self:
+        """Return these options without the target, which index reads, and idle engines' options."""
+        idle: dict[str, Any] = {"target": self.engines[0]}
+        if "deepliif" not in self.engines:
+            idle |= {
+                field.name: field.default
+                for field in dataclasses.fields(self)
+                if field.name.startswith("deepliif_") or field.name in ("device", "torch_threads")
+            }
+        return dataclasses.replace(self, **idle)
+
     def check(self) -> None:
         """Raise ConfigError when engines, target and intensity classes do not fit together."""
         if not self.engines:
@@ -539,6 +557,12 @@ class TrainGenerationOptions(TrainingOptions):
         paper="not stated; pix2pix keeps the last",
     )
 
+    @property
+    def divisor(self) -> int:
+        """What the side of an input must be a multiple of, because the network halves it so far."""
+        halvings = {"unet_512": 9, "unet_256": 8, "unet_128": 7, "unet_32": 5}[self.network]
+        return 1 << halvings
+
     def check(self) -> None:
         """Raise ConfigError when schedule or pyramid are impossible."""
         if len(self.l1_weights) != 4:
@@ -551,7 +575,7 @@ class TrainGenerationOptions(TrainingOptions):
                 f"train_generation.decay_from_epoch: {self.decay_from_epoch} is past epochs "
                 f"{self.epochs}; give at most {self.epochs}"
             )
-        step = 2 ** {"unet_512": 9, "unet_256": 8, "unet_128": 7, "unet_32": 5}[self.network]
+        step = self.divisor
         if self.crop_px is not None and self.crop_px % step:
             raise ConfigError(
                 f"train_generation.crop_px: {self.crop_px} is not a multiple of {step}, what "
@@ -700,7 +724,7 @@ class Config:
 
     def flags(self, stage: str) -> str:
         """Return the options of `stage` as flags for the command line, quoted for a shell."""
-        return shlex.join(flags(self.stages[stage]))
+        return shlex.join(flags(self.stages[stage].effective()))
 
 
 def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
@@ -736,10 +760,42 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
         section = _collect(faults, cls, {**(preset.get(name) or {}), **(own or {})})
         if section is not None:
             stages[name] = section
+    if not faults:
+        faults += _disagreements(stages)
     if faults or cohort is None:
         lines = [line for fault in faults for line in fault.splitlines()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
     return Config(cohort, stages)
+
+
+def _disagreements(stages: Mapping[str, Options]) -> list[str]:
+    """Return where two stages cannot work together: better now than after the first of them."""
+    tile, generation, segmentation = (
+        stages[name] for name in ("tile", "train_generation", "train_segmentation")
+    )
+    assert isinstance(tile, TileOptions)
+    assert isinstance(generation, TrainGenerationOptions)
+    assert isinstance(segmentation, TrainSegmentationOptions)
+    faults = []
+    for options, divisor in ((generation, generation.divisor), (segmentation, 32)):
+        if options.crop_px is not None and options.crop_px > tile.size_px:
+            faults.append(
+                f"{options.section}.crop_px: {options.crop_px} is larger than tile.size_px "
+                f"{tile.size_px}; give a smaller crop or larger tiles"
+            )
+        elif options.crop_px is None and tile.size_px % divisor:
+            faults.append(
+                f"{options.section}.crop_px: none, and tile.size_px {tile.size_px} is not a "
+                f"multiple of {divisor}, by which the network divides its input; give a multiple "
+                "as crop_px"
+            )
+    if generation.network == "unet_32" and segmentation.generation_branch != "none":
+        faults.append(
+            "train_segmentation.generation_branch: skip16 takes maps from within the network where "
+            "train_generation.network unet_32 ends; choose unet_128 or deeper, or "
+            "generation_branch: none"
+        )
+    return faults
 
 
 def load_file(path: Path) -> Config:
@@ -748,6 +804,8 @@ def load_file(path: Path) -> Config:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; name a config file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, Mapping):

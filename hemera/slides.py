@@ -628,32 +628,44 @@ def _tiff_mpp(file: tifffile.TiffFile) -> tuple[tuple[float, float] | None, str]
     um = {2: 25_400.0, 3: 10_000.0}.get(int(page.resolutionunit))
     if um is None or 282 not in page.tags or 283 not in page.tags:
         return None, ""
-    per_unit = _positive(*page.resolution)
+    per_unit = _positive(*(_quotient(page.tags[code].value) for code in (282, 283)))
     # Below 1000 dots to the inch, a screen's or a printer's resolution was left in.
     if per_unit is None or max(um / value for value in per_unit) > 25.4 * 20:
         return None, ""
     return (um / per_unit[0], um / per_unit[1]), "tiff.XResolution"
 
 
+def _quotient(value: Any) -> float:
+    """Return a rational number of TIFF; NaN where it has no denominator: tifffile says 1."""
+    numerator, denominator = value
+    return numerator / denominator if denominator else math.nan
+
+
 class _OpenSlide:
-    """OpenSlide: reopened after a failed read, because its handle stays in error."""
+    """OpenSlide: every read has a handle to itself, for as long as it takes.
+
+    A handle that failed once fails ever after, for every thread that uses it, and must not be
+    closed while another thread reads through it: libopenslide aborts the process.
+    """
 
     reader = "openslide"
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._handle = self._open()
-        properties = self._handle.properties
+        self._closed = False
+        handle = self._open()
+        self._idle = [handle]
+        properties = handle.properties
         self.vendor = str(properties.get("openslide.vendor", ""))
         self.level_sizes = tuple(
-            (int(width), int(height)) for width, height in self._handle.level_dimensions
+            (int(width), int(height)) for width, height in handle.level_dimensions
         )
         self.stated_mpp = _positive(
             properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
         )
         self.stated_by = "openslide.mpp-x"
-        self._downsamples = tuple(float(value) for value in self._handle.level_downsamples)
+        self._downsamples = tuple(float(value) for value in handle.level_downsamples)
 
     def _open(self) -> openslide.OpenSlide:
         try:
@@ -669,24 +681,36 @@ class _OpenSlide:
             ) from error
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        handle = self._handle
         downsample = self._downsamples[level]
         location = (round(x * downsample), round(y * downsample))
+        with self._lock:
+            handle = self._idle.pop() if self._idle else None
+        if handle is None:
+            handle = self._open()
+        healthy = False
         try:
             rgba = np.asarray(handle.read_region(location, level, (width, height)))
+            healthy = True
         except (openslide.OpenSlideError, OSError) as error:
-            with self._lock:
-                if handle is self._handle:
-                    handle.close()
-                    self._handle = self._open()
             raise SlideError(
                 f"{self._path.name}: level {level} cannot be read at {x}, {y} "
                 f"({_one_line(error)}); fetch the file again"
             ) from error
+        finally:
+            with self._lock:
+                kept = healthy and not self._closed
+                if kept:
+                    self._idle.append(handle)
+            if not kept:
+                handle.close()
         return _on_white(rgba)
 
     def close(self) -> None:
-        self._handle.close()
+        with self._lock:
+            self._closed = True
+            handles, self._idle = self._idle, []
+        for handle in handles:
+            handle.close()
 
 
 class _TiffSlide:

@@ -302,9 +302,22 @@ def test_flags_come_back_as_the_same_options(stage: str) -> None:
         shell = Config(CohortOptions(), {stage: options}).flags(stage)
         assert "\n" not in shell
         words = shlex.split(shell)
-        assert words == flags(options)
-        back = command_line._options(cls, vars(parser.parse_args(words)))
+        assert words == flags(options.effective())
+        back = command_line._options(cls, vars(parser.parse_args(flags(options))))
         assert back == options
+        assert command_line._options(cls, vars(parser.parse_args(words))) == options.effective()
+
+
+def test_what_mask_does_not_read_does_not_run_it_again() -> None:
+    stain = MaskOptions(engines=("stain",), target="stain")
+    idle = dataclasses.replace(stain, deepliif_model="elsewhere", torch_threads=7, device="cpu")
+    assert flags(idle.effective()) == flags(stain.effective())
+    both = MaskOptions(engines=("deepliif", "stain"), target="stain", deepliif_model="elsewhere")
+    other = dataclasses.replace(both, target="deepliif")
+    assert flags(both.effective()) == flags(other.effective())
+    read = dataclasses.replace(both, deepliif_model="another")
+    assert flags(both.effective()) != flags(read.effective())
+    assert flags(dataclasses.replace(stain, ring_um=4.0).effective()) != flags(stain.effective())
 
 
 def test_every_option_stands_in_the_flags() -> None:
@@ -439,4 +452,30 @@ def test_the_repositorys_config_is_up_to_date() -> None:
     assert (ROOT / "config.yaml").read_text() == template("demo"), (
         "config.yaml is out of step with the options; run "
         "`hemera config --template demo > config.yaml` and commit it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"tile": {"size_px": 256}}, ["train_generation.crop_px", "256", "512"]),
+        ({"tile": {"size_px": 512}, "train_segmentation": {"crop_px": 544}}, ["544", "512"]),
+        ({"train_generation": {"network": "unet_32"}}, ["generation_branch", "unet_128"]),
+    ],
+)
+def test_stages_that_cannot_work_together_are_named(
+    values: dict[str, dict[str, object]], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(values)
+    assert all(word in str(error.value) for word in words)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_ablation_needs_no_depth() -> None:
+    load(
+        {
+            "train_generation": {"network": "unet_32"},
+            "train_segmentation": {"generation_branch": "none"},
+        }
     )

@@ -169,6 +169,7 @@ def test_rules_import_config_and_sheet_alone(path: Path) -> None:
                 "hemera.sheet",
                 "pathlib",
                 "snakemake.exceptions",
+                "snakemake.logging",
                 "snakemake.utils",
             }, line
     text = path.read_text()

@@ -1,7 +1,11 @@
 import io
 import logging
+import os
 import pickle
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import openslide
@@ -234,6 +238,18 @@ def test_no_resolution(rng, tmp_path):
     assert "no resolution in the file" in error_of(screen)
 
 
+@pytest.mark.parametrize("value", [(20_000, 0), (0, 0), (0, 1)])
+@pytest.mark.parametrize("reader", ["tiff", "openslide", "tiffslide"])
+def test_a_resolution_that_is_no_number(rng, tmp_path, value, reader):
+    path = tmp_path / "none.tif"
+    write_pyramid(path, [picture(rng)], (0.5, 0.5))
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tags = file.pages[0].tags
+        for code in (282, 283):
+            tags[code].overwrite(value)
+    assert "no resolution in the file; give he_mpp" in error_of(path, reader=reader)
+
+
 def test_anisotropic_resolution(rng, tmp_path):
     path = tmp_path / "narrow.tif"
     write_pyramid(path, [picture(rng)], (0.5, 0.6))
@@ -341,6 +357,76 @@ def test_a_broken_tile_costs_that_read_alone(rng, tmp_path, reader):
             with pytest.raises(SlideError, match="cannot be read at 260, 130"):
                 slide.read_level(0, 260, 130, 50, 40)
             assert (slide.read_level(0, 10, 10, 100, 90) == expected).all()
+
+
+THREADS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np
+from hemera.errors import SlideError
+from hemera.slides import open_slide
+
+path, reader = Path(sys.argv[1]), sys.argv[2]
+healthy = [(10, 10), (400, 20), (20, 300), (530, 390), (140, 260), (390, 130)]
+
+with open_slide(path, reader=reader) as slide:
+    expected = [slide.read_level(0, x, y, 110, 100) for x, y in healthy]
+
+    def read(turn):
+        if turn % 3 == 0:
+            try:
+                slide.read_level(0, 260, 130, 50, 40)
+            except SlideError:
+                return "broken"
+            return "a broken tile was read"
+        place = turn % len(healthy)
+        x, y = healthy[place]
+        part = slide.read_level(0, x, y, 110, 100)
+        return "healthy" if np.array_equal(part, expected[place]) else "wrong pixels"
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read, range(1200)))
+print(found.count("broken"), found.count("healthy"))
+"""
+
+
+@pytest.mark.parametrize("reader", ["tiff", "openslide", "tiffslide"])
+def test_a_broken_tile_costs_no_other_thread_its_read(rng, tmp_path, reader):
+    path = tmp_path / "slide.tif"
+    write_pyramid(path, [picture(rng)], compression="jpeg")
+    damage_tile(path, 8)
+    # In a process of its own: a handle closed under a reader ends it by SIGABRT.
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS, str(path), reader],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["400", "800"]
+
+
+def test_many_broken_reads_leave_no_file_open(rng, tmp_path):
+    path = tmp_path / "slide.tif"
+    write_pyramid(path, [picture(rng)], compression="jpeg")
+    damage_tile(path, 8)
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("open files are counted under /proc")
+
+    def opened():
+        links = (link for link in descriptors.iterdir() if link.is_symlink())
+        return sum(os.readlink(link) == str(path) for link in links)
+
+    slide = open_slide(path, reader="openslide")
+    for _ in range(40):
+        with pytest.raises(SlideError):
+            slide.read_level(0, 260, 130, 50, 40)
+    assert opened() <= 1
+    slide.close()
+    assert opened() == 0
 
 
 def test_an_open_slide_is_never_pickled(pyramid):

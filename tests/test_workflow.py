@@ -35,10 +35,10 @@ TINY: dict[str, Any] = {
     },
     "tile": {"size_px": 256},
     "train_generation": {
-        "network": "unet_32",
+        "network": "unet_128",
         "base_width": 4,
         "discriminator_width": 4,
-        "crop_px": 64,
+        "crop_px": 128,
         "epochs": 1,
         "decay_from_epoch": 1,
         "workers": 0,
@@ -286,6 +286,26 @@ def test_a_mask_option_reaches_masks_and_what_follows(small: Path) -> None:
     write_config(small, TINY, mask={"completeness_min": 0.5})
     assert not PIXEL_STAGES - {"mask"} & set(planned(small))
     assert {"mask", "filter", "index"} <= set(planned(small))
+    write_config(small, TINY)
+
+
+def test_another_name_of_the_sheet_or_number_of_blocks_registers_nothing_again(small: Path) -> None:
+    (small / "pairs.tsv").rename(small / "renamed.tsv")
+    try:
+        write_config(small, {**TINY, "sheet": "renamed.tsv"})
+        assert planned(small) == {}
+        write_config(small, {**TINY, "sheet": "renamed.tsv", "block_count": 1})
+        counts = planned(small)
+        assert counts["describe"] == counts["tile"] == counts["mask"] == 1
+        assert "register" not in counts
+    finally:
+        (small / "renamed.tsv").rename(small / "pairs.tsv")
+        write_config(small, TINY)
+
+
+def test_the_target_of_training_makes_no_mask_again(small: Path) -> None:
+    write_config(small, TINY, mask={"torch_threads": 1})
+    assert planned(small) == {}
     write_config(small, TINY)
 
 

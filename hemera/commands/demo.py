@@ -14,9 +14,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", choices=("full", "small"), default="full", help="small: what the tests use"
     )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes; any number writes the same bytes"
+    )
 
 
 def main(namespace: argparse.Namespace) -> int:
     """Write the cohort."""
-    write_cohort(namespace.folder, namespace.size)
+    write_cohort(namespace.folder, namespace.size, workers=namespace.workers)
     return 0

@@ -61,6 +61,18 @@ def landmark_files(wildcards):
     return [str(path) for pair in known(wildcards) for path in pair.landmarks]
 
 
+def sheet_file(wildcards, input):
+    """The sheet's name. It takes `input` so that Snakemake, which leaves what is derived from input
+    out of its comparison of params, runs nothing again for another name: what a unit's rows say is
+    what counts, and of that `rows` holds a digest."""
+    return CONFIG.cohort.sheet
+
+
+def block_count(wildcards, input):
+    """The number of blocks, likewise: with another number, rows and names of blocks change."""
+    return CONFIG.cohort.block_count
+
+
 def rows(stage):
     """A function that gives a digest of what a stage reads of a unit's rows."""
     return lambda wildcards: digest(known(wildcards), stage)

@@ -26,4 +26,4 @@ if CONFIG.cohort.sheet == DEMO_SHEET:
             folder=demo_folder,
             version=DEMO_VERSION,
         shell:
-            "hemera demo --folder {params.folder:q} > {log:q} 2>&1"
+            "hemera demo --folder {params.folder:q} --workers {threads} > {log:q} 2>&1"

@@ -20,8 +20,8 @@ rule describe:
         mem_mb=megabytes(2000),
         runtime=30,
     params:
-        sheet=CONFIG.cohort.sheet,
-        block_count=CONFIG.cohort.block_count,
+        sheet=sheet_file,
+        block_count=block_count,
         rows=rows("describe"),
         options=CONFIG.flags("describe"),
         version=CONFIG.stages["describe"].version,

@@ -23,8 +23,8 @@ rule filter:
         mem_mb=megabytes(4000),
         runtime=30,
     params:
-        sheet=CONFIG.cohort.sheet,
-        block_count=CONFIG.cohort.block_count,
+        sheet=sheet_file,
+        block_count=block_count,
         rows=digest(SHEET.pairs, "filter"),
         engines=ENGINES,
         options=CONFIG.flags("filter"),

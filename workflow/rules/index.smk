@@ -21,7 +21,7 @@ rule index:
         mem_mb=megabytes(4000),
         runtime=30,
     params:
-        sheet=CONFIG.cohort.sheet,
+        sheet=sheet_file,
         rows=digest(SHEET.pairs, "index"),
         engines=ENGINES,
         target=CONFIG.stages["mask"].target,

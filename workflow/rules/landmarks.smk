@@ -22,7 +22,7 @@ rule landmarks:
         mem_mb=megabytes(2000),
         runtime=15,
     params:
-        sheet=CONFIG.cohort.sheet,
+        sheet=sheet_file,
         rows=rows("landmarks"),
         options=CONFIG.flags("landmarks"),
         version=CONFIG.stages["landmarks"].version,

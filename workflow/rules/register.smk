@@ -23,7 +23,7 @@ rule register:
         runtime=120,
         gpu=gpus("register"),
     params:
-        sheet=CONFIG.cohort.sheet,
+        sheet=sheet_file,
         rows=rows("register"),
         options=CONFIG.flags("register"),
         version=CONFIG.stages["register"].version,

@@ -29,8 +29,8 @@ rule report:
         mem_mb=megabytes(4000),
         runtime=30,
     params:
-        sheet=CONFIG.cohort.sheet,
-        block_count=CONFIG.cohort.block_count,
+        sheet=sheet_file,
+        block_count=block_count,
         preset=CONFIG.cohort.preset,
         rows=digest(SHEET.pairs, "report"),
         options=CONFIG.flags("report"),

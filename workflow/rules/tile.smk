@@ -25,8 +25,8 @@ rule tile:
         mem_mb=megabytes(3000),
         runtime=240,
     params:
-        sheet=CONFIG.cohort.sheet,
-        block_count=CONFIG.cohort.block_count,
+        sheet=sheet_file,
+        block_count=block_count,
         rows=rows("tile"),
         map=tile_flags,
         options=CONFIG.flags("tile"),
