@@ -777,19 +777,23 @@ def _disagreements(stages: Mapping[str, Options]) -> list[str]:
     assert isinstance(generation, TrainGenerationOptions)
     assert isinstance(segmentation, TrainSegmentationOptions)
     faults = []
-    for options, divisor in ((generation, generation.divisor), (segmentation, 32)):
+    # SegmentationNet hands its input to GenerationNet too, unless it has no such branch.
+    branch = segmentation.generation_branch != "none"
+    both = max(32, generation.divisor) if branch else 32
+    for options, divisor in ((generation, generation.divisor), (segmentation, both)):
         if options.crop_px is not None and options.crop_px > tile.size_px:
             faults.append(
                 f"{options.section}.crop_px: {options.crop_px} is larger than tile.size_px "
                 f"{tile.size_px}; give a smaller crop or larger tiles"
             )
-        elif options.crop_px is None and tile.size_px % divisor:
+        elif (options.crop_px or tile.size_px) % divisor:
             faults.append(
-                f"{options.section}.crop_px: none, and tile.size_px {tile.size_px} is not a "
-                f"multiple of {divisor}, by which the network divides its input; give a multiple "
-                "as crop_px"
+                f"{options.section}.crop_px: {options.crop_px or 'none'}, with tile.size_px "
+                f"{tile.size_px}, is not a multiple of {divisor}, by which "
+                f"train_generation.network {generation.network} or the encoder divides its input; "
+                "give a multiple as crop_px, or a network of less depth"
             )
-    if generation.network == "unet_32" and segmentation.generation_branch != "none":
+    if generation.network == "unet_32" and branch:
         faults.append(
             "train_segmentation.generation_branch: skip16 takes maps from within the network where "
             "train_generation.network unet_32 ends; choose unet_128 or deeper, or "

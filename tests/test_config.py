@@ -458,8 +458,12 @@ def test_the_repositorys_config_is_up_to_date() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"tile": {"size_px": 256}}, ["train_generation.crop_px", "256", "512"]),
+        (
+            {"tile": {"size_px": 256}, "train_segmentation": {"generation_branch": "none"}},
+            ["train_generation.crop_px", "256", "512"],
+        ),
         ({"tile": {"size_px": 512}, "train_segmentation": {"crop_px": 544}}, ["544", "512"]),
+        ({"train_segmentation": {"crop_px": 256}}, ["train_segmentation.crop_px", "unet_512"]),
         ({"train_generation": {"network": "unet_32"}}, ["generation_branch", "unet_128"]),
     ],
 )

@@ -45,7 +45,7 @@ TINY: dict[str, Any] = {
     },
     "train_segmentation": {
         "base_width": 4,
-        "crop_px": 64,
+        "crop_px": 128,
         "epochs": 1,
         "batch_size": 4,
         "workers": 0,
@@ -346,7 +346,7 @@ def test_a_person_overrides_a_verdict_without_registering_again(small: Path) -> 
     text = (small / "pairs.tsv").read_text()
     header, first, *rest = text.splitlines()
     cells = dict(zip(header.split("\t"), first.split("\t"), strict=True))
-    assert cells["registered"] == ""
+    assert cells["registered"] == "false"
     cells["verdict"] = "refuse"
     (small / "pairs.tsv").write_text("\n".join([header, "\t".join(cells.values()), *rest]) + "\n")
     try:
