@@ -724,12 +724,16 @@ class _TiffSlide:
         self._lock = threading.Lock()
         try:
             self._handle = tiffslide.TiffSlide(path)
+            page: Any = self._handle.ts_tifffile.pages[0]
+            # Properties divide by it, and do not ask.
+            for code in (282, 283):
+                if code in page.tags and math.isnan(_quotient(page.tags[code].value)):
+                    del page.tags[code]
             properties = self._handle.properties
             self.vendor = str(properties.get("tiffslide.vendor") or "")
             self.level_sizes = tuple(
                 (int(width), int(height)) for width, height in self._handle.level_dimensions
             )
-            page: Any = self._handle.ts_tifffile.pages[0]
             if page.bitspersample != 8 or page.samplesperpixel not in (3, 4):
                 raise ValueError(
                     f"{page.samplesperpixel} channels of {page.bitspersample} bits, not 8-bit RGB"
