@@ -580,6 +580,20 @@ def describe_run(
     }
 
 
+def check_index(network: str, described: Mapping[str, Any], fingerprint: str) -> None:
+    """Hold that a network was trained on this index: another one may hold its test tiles.
+
+    Raises:
+        TrainingError: naming both indexes.
+    """
+    own = str(described.get("index_fingerprint"))
+    if own != fingerprint:
+        raise TrainingError(
+            f"{network}: trained on the index {own[:12]}, and this one is {fingerprint[:12]}, so "
+            "its test tiles may be training tiles; train on this index, or name the other one"
+        )
+
+
 def write_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     """Write the JSON beside the weights, in one step."""
     files.write_text(path, json.dumps(metadata, indent=2, sort_keys=True) + "\n")

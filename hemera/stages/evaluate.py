@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from hemera import masks, metrics, tables, training
 from hemera.config import EvaluateOptions
-from hemera.errors import TrainingError
 from hemera.metrics import Confusion
 from hemera.pages import Example, evaluation_page
 from hemera.shards import TileDataset
@@ -92,12 +91,7 @@ def run(
     finder, finder_metadata = training.load_segmentation(segmenter, segmenter_metadata)
     described = {"generation": painter_metadata, "segmentation": finder_metadata}
     for network, found in described.items():
-        if found.get("index_fingerprint") != index_metadata["fingerprint"]:
-            raise TrainingError(
-                f"{network}: trained on the index {str(found.get('index_fingerprint'))[:12]}, and "
-                f"this one is {index_metadata['fingerprint'][:12]}, so its test tiles may be "
-                "training tiles; train on this index, or name the other one"
-            )
+        training.check_index(network, found, index_metadata["fingerprint"])
     test = {
         network: TileDataset(index, network=network, part="test", engine=engine)
         for network in described

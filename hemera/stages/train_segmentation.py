@@ -56,7 +56,7 @@ def run(
 
     Raises:
         TrainingError: an empty subset, a loss that is not finite, weights or a checkpoint that do
-            not fit.
+            not fit, a GenerationNet of another index.
     """
     facts = training.index_facts(index, "segmentation")
     samples = {
@@ -78,6 +78,7 @@ def run(
         branch, described_branch = None, None
         if options.generation_branch != "none":
             branch, generation = training.load_generation(generator, generator_metadata)
+            training.check_index("generation", generation, facts.fingerprint)
             described_branch = generation["model"]
         net = SegmentationNet(branch, options.generation_skips, options.base_width)
         weights_digest = "none"

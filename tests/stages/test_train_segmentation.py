@@ -208,3 +208,11 @@ def test_a_sample_holds_the_positive_cells_with_their_boundary():
     assert made["target"].shape == (1, 8, 12)
     assert made["target"].sum() == 9
     assert made["he"][1, 3, 5] == image[3, 5, 1]
+
+
+def test_a_generator_of_another_index_is_refused(given, tmp_path):
+    other = write_generator(tmp_path / "other", fingerprint="e" * 64)
+    with pytest.raises(
+        TrainingError, match="trained on the index eeeeeeeeeeee, and this one is fff"
+    ):
+        run(**(given | other), options=OPTIONS, **paths(tmp_path))
