@@ -8,7 +8,10 @@ import logging
 import math
 import os
 import secrets
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,27 @@ DISPLACEMENT_STEP = 1 / 256
 """Vectors are stored in steps of this share of the distance of two nodes: half the size."""
 
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nii", ".nii.gz")
+
+
+_NPZ_FAULTS = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    AttributeError,
+    IndexError,
+    SyntaxError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    UnicodeError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise over bytes that are damaged, wherever the damage is."""
 
 
 @contextlib.contextmanager
@@ -94,7 +118,7 @@ def read_displacement(path: Path) -> Displacement:
             f"{path.name}: lacks the array {error.args[0]}; it must hold vectors_um (rows, "
             "columns, 2) and mpp, both in um"
         ) from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _NPZ_FAULTS as error:
         raise RegistrationError(
             f"{path.name}: cannot be read as a displacement ({_first_line(error)}); give .npz with "
             "vectors_um and mpp, or an ITK vector image"

@@ -209,6 +209,25 @@ class TestDisplacement:
             read_displacement(path)
         assert "\n" not in str(caught.value)
 
+    def test_a_damaged_archive_is_named_wherever_the_damage_is(self, tmp_path):
+        write_displacement(tmp_path / "own.npz", field())
+        whole = (tmp_path / "own.npz").read_bytes()
+        rng = np.random.default_rng(20251)
+        broken = [whole[:length] for length in rng.integers(1, len(whole), 40)]
+        for start in (*range(160), *range(len(whole) - 400, len(whole) - 7)):
+            broken.append(whole[:start] + rng.bytes(7) + whole[start + 7 :])
+        refused = 0
+        for data in broken:
+            (tmp_path / "own.npz").write_bytes(data)
+            try:
+                read_displacement(tmp_path / "own.npz")
+            except RegistrationError as error:
+                refused += 1
+                assert str(error).startswith("own.npz: ")
+                assert ";" in str(error)
+                assert "\n" not in str(error)
+        assert refused > len(broken) / 2
+
     def test_a_file_that_is_not_there(self, tmp_path):
         with pytest.raises(RegistrationError, match="no such file"):
             read_displacement(tmp_path / "own.npz")
