@@ -78,7 +78,9 @@ def describe_image(pair: Pair, stain: str, options: DescribeOptions) -> dict[str
             mpp_column=f"{stain}_mpp",
         ) as slide:
             row |= _header(slide)
-            row |= _pictures(slide, stain, options)
+            row |= _tissue(slide, stain, options)
+            if not pair.in_block:
+                row |= _thumbnail(slide, options)
     except SlideError as error:
         row |= {"verdict": "refuse", "reason": str(error)}
         return row
@@ -122,9 +124,8 @@ def _header(slide: Slide) -> dict[str, Any]:
     }
 
 
-def _pictures(slide: Slide, stain: str, options: DescribeOptions) -> dict[str, Any]:
-    """Return thumbnail, tissue outline and what they say."""
-    thumbnail, (thumbnail_mpp, _) = slide.overview(side_px=options.thumbnail_side_px)
+def _tissue(slide: Slide, stain: str, options: DescribeOptions) -> dict[str, Any]:
+    """Return the tissue outline, what it was found by and what it says."""
     view, (mpp_x, mpp_y) = slide.overview(mpp=options.tissue_mpp)
     background = slide.background
     tissue, threshold = find_tissue(view, stain, background, math.sqrt(mpp_x * mpp_y), options)
@@ -137,9 +138,13 @@ def _pictures(slide: Slide, stain: str, options: DescribeOptions) -> dict[str, A
         "tissue_area_um2": fraction * width * height * slide.mpp**2,
         "tissue_mpp": mpp_x,
         "tissue": cv2.imencode(".png", tissue.astype(np.uint8) * 255)[1].tobytes(),
-        "thumbnail": encode(thumbnail, "jpeg", 85),
-        "thumbnail_mpp": thumbnail_mpp,
     }
+
+
+def _thumbnail(slide: Slide, options: DescribeOptions) -> dict[str, Any]:
+    """Return the picture by which a report shows a registration: a block's pairs need none."""
+    thumbnail, (mpp, _) = slide.overview(side_px=options.thumbnail_side_px)
+    return {"thumbnail": encode(thumbnail, "jpeg", 85), "thumbnail_mpp": mpp}
 
 
 def find_tissue(

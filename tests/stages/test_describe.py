@@ -92,10 +92,24 @@ def test_what_is_described_is_true(cohort):
         assert outline[40, 60] == 255
         assert outline[40, 10] == 0
         assert row["tissue_mpp"] == pytest.approx(900 / 113)
-        assert decode(row["thumbnail"]).shape == (640, 900, 3)
-        assert row["thumbnail_mpp"] == 1.0
+        # Nothing shows them, and a data set has thousands.
+        assert row["thumbnail"] is None
+        assert row["thumbnail_mpp"] is None
     assert 0.05 <= he["tissue_threshold"] <= 0.10
     assert 0.03 <= her2["tissue_threshold"] <= 0.05
+
+
+def test_a_pair_to_register_has_thumbnails(cohort):
+    rows = described(cohort, [pair("good", registered="")], unit="good")
+    for row in rows:
+        shown = decode(row["thumbnail"])
+        assert shown.shape == (640, 900, 3)
+        assert row["thumbnail_mpp"] == 1.0
+        assert shown[300, 500].mean() < shown[50, 50].mean() - 5
+    options = DescribeOptions(thumbnail_side_px=450)
+    for row in described(cohort, [pair("good", registered="")], options, unit="good"):
+        assert decode(row["thumbnail"]).shape == (320, 450, 3)
+        assert row["thumbnail_mpp"] == 2.0
 
 
 def test_a_bad_image_is_a_row_and_the_others_go_on(cohort, rng):
@@ -161,7 +175,7 @@ GOLDEN = {1: "a0a3e9093e8f42f6"}
 
 
 def test_golden(cohort):
-    rows = described(cohort, [pair("good")])
+    rows = described(cohort, [pair("good", registered="")], unit="good")
     for row in rows:
         row["thumbnail"] = hashlib.sha256(decode(row["thumbnail"])).hexdigest()
         row["tissue"] = hashlib.sha256(row["tissue"]).hexdigest()
