@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import collections
 import csv
+import functools
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from hemera.errors import HemeraError, SheetError
@@ -259,7 +260,10 @@ def _check(sheet: Sheet, block_count: int) -> int:
     """Open every file of the sheet; list all faults, then what the sheet holds."""
     from tqdm import tqdm
 
+    from hemera.files import read_displacement
     from hemera.slides import open_slide
+    from hemera.stages.landmarks import check_landmarks
+    from hemera.stages.tile import read_polygons
 
     faults = []
     for pair in tqdm(sheet.pairs, "opening", disable=None, unit="pair"):
@@ -272,9 +276,23 @@ def _check(sheet: Sheet, block_count: int) -> int:
                     pass
             except HemeraError as error:
                 faults.append(f"{pair.pair}: {error}")
-        for other in (*pair.landmarks, pair.roi, pair.displacement):
-            if other is not None and not other.is_file():
-                faults.append(f"{pair.pair}: {other} does not exist; mend the path")
+        others: list[tuple[tuple[Path, ...], Callable[[], object]]] = []
+        if pair.landmarks:
+            others.append((pair.landmarks, functools.partial(check_landmarks, pair)))
+        if pair.roi is not None:
+            others.append(((pair.roi,), functools.partial(read_polygons, pair.roi)))
+        if pair.displacement is not None:
+            read = functools.partial(read_displacement, pair.displacement)
+            others.append(((pair.displacement,), read))
+        for paths, read in others:
+            lacking = [path for path in paths if not path.is_file()]
+            faults += [f"{pair.pair}: {path} does not exist; mend the path" for path in lacking]
+            if lacking:
+                continue
+            try:
+                read()
+            except HemeraError as error:
+                faults.append(f"{pair.pair}: {error}")
     if faults:
         raise SheetError("\n".join(f"{sheet.path.name} {fault}" for fault in faults))
     counts = collections.Counter(pair.dataset for pair in sheet.pairs)

@@ -128,6 +128,16 @@ def _mean(
     return float(x), float(y)
 
 
+def check_landmarks(pair: Pair) -> None:
+    """Read the landmark files of a pair, whatever the resolutions.
+
+    Raises:
+        SheetError: when the sheet gives only one of the two.
+        TableError: when a file cannot be read as one of landmarks.
+    """
+    _read(pair, 1.0, 1.0, LandmarksOptions())
+
+
 def _read(pair: Pair, he_mpp: float, her2_mpp: float, options: LandmarksOptions) -> Marks:
     """Read the landmarks of a pair, whichever of the two forms they have."""
     if pair.he_landmarks is None or pair.her2_landmarks is None:

@@ -1,5 +1,6 @@
 """hemera sheet: from releases as they are unpacked, in a folder made on the spot."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -298,6 +299,44 @@ def test_check_lists_all_faults_of_the_files(
         (names[0], names[0], names[0], names[1], names[2]),
         ("her2", "points.csv", "roi.geojson", "00001_train_0.png", "00002_train_3+.png"),
         strict=True,
+    ):
+        assert line.startswith(f"pairs.tsv {name}: "), line
+        assert word in line
+        assert ";" in line
+
+
+def test_check_reads_what_stands_beside_the_images(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sheet = made("bci", release_of_images(tmp_path / "bci"), tmp_path / "pairs.tsv")
+    lines = (tmp_path / "pairs.tsv").read_text().splitlines()
+    given = (
+        {"he_landmarks": "he.csv", "her2_landmarks": "her2.csv"},
+        {"roi": "roi.geojson"},
+        {"displacement": "own.npz"},
+    )
+    for number, cells in enumerate(given, 1):
+        row = lines[number].split("\t")
+        for name, value in cells.items():
+            row[lines[0].split("\t").index(name)] = value
+        lines[number] = "\t".join(row)
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    ring = [[0, 0], [40, 0], [40, 30]]
+    (tmp_path / "he.csv").write_text("X,Y\n1,2\n")
+    (tmp_path / "her2.csv").write_text("X,Y\n3,4\n")
+    (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    np.savez(tmp_path / "own.npz", vectors_um=np.zeros((4, 5, 2), np.float32), mpp=6.0)
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 0, errors(caplog)
+    (tmp_path / "her2.csv").write_text("X,Y\n3,four\n")
+    (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": ring}))
+    (tmp_path / "own.npz").write_bytes((tmp_path / "own.npz").read_bytes()[:-40])
+    caplog.clear()
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
+    said = errors(caplog)
+    assert len(said) == 3
+    names = [pair.pair for pair in sheet.pairs]
+    for line, name, word in zip(
+        said, names, ("'four' is no number", "roi.geojson: not GeoJSON", "own.npz"), strict=True
     ):
         assert line.startswith(f"pairs.tsv {name}: "), line
         assert word in line
