@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import importlib
 import inspect
 import logging
@@ -31,6 +32,15 @@ COMMANDS = {
 
 log = logging.getLogger("hemera")
 
+_REMEDIES = {
+    errno.ENOSPC: "free some room and run the same command again; nothing half-written is left",
+    errno.EDQUOT: "free some of your quota and run the same command again; nothing half-written "
+    "is left",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "give yourself the right to it, or choose another folder",
+}
+"""What to do about a fault of the disk, which is nobody's bug."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for an error that is the input's, 2 for wrong usage."""
@@ -47,6 +57,13 @@ def main(words: Sequence[str] | None = None) -> int:
             log.error("%s", line)
         return 1
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0)
+        if remedy is None:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        log.error("%s%s; %s", place, error.strerror, remedy)
         return 1
 
 

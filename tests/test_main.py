@@ -1,8 +1,10 @@
 """The command line: derived from run() and Options, called by the rules with the same names."""
 
+import errno
 import importlib
 import inspect
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -197,3 +199,23 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     )
     assert done.stdout.startswith("#")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(errno.ENOSPC, "free some room"), (errno.EACCES, "give yourself the right")],
+)
+def test_a_fault_of_the_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    fault: int,
+    words: str,
+) -> None:
+    def write(*args: object, **kwargs: object) -> None:
+        raise OSError(fault, os.strerror(fault), str(tmp_path / "full"))
+
+    monkeypatch.setattr("hemera.commands.demo.write_cohort", write)
+    assert main(["demo", "--folder", str(tmp_path), "--size", "small"]) == 1
+    assert words in caplog.text
+    assert "full: " in caplog.text

@@ -83,7 +83,7 @@ def _explained(field: dataclasses.Field[object], changed: Options, indent: str) 
     if value != field.default:
         notes.append(f"this preset: {_yaml(value)}")
     key = f"{indent}# {field.name}: {_yaml(field.default)}"
-    return [f"{key:<44}# {'; '.join(notes)}"]
+    return [f"{key:<43} # {'; '.join(notes)}"]
 
 
 def _yaml(value: object) -> str:
