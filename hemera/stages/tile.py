@@ -51,11 +51,20 @@ log = logging.getLogger(__name__)
 
 RGB = npt.NDArray[np.uint8]
 
+DESCRIBE_COLUMNS = (
+    "pair", "stain", "verdict", "reason", "mpp", "background", "tissue_threshold",
+    "tissue_fraction", "tissue",
+)  # fmt: skip
+"""What is read of `tables.DESCRIBE`; the thumbnails of a block's images fill memory for nothing."""
+
 UPSAMPLING_MAX = 0.01
 """A resolution is finer than an H&E image's own from this share on: scanners differ by less."""
 
 HER2_UPSAMPLING_MAX = 0.10
 """The same for HER2, which is resampled through the displacement anyhow."""
+
+SPREAD_MAX = 8
+"""A displacement may spread a tile over a region of HER2 at most this many times its side."""
 
 ROI_SHARE_MIN = 0.5
 """A tile belongs to the region of interest when at least half of it lies inside."""
@@ -98,7 +107,7 @@ def run(
         RegistrationError: when a displacement cannot be read.
     """
     described: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)
-    for row in tables.read(images_table, tables.DESCRIBE).to_pylist():
+    for row in tables.read(images_table, tables.DESCRIBE, DESCRIBE_COLUMNS).to_pylist():
         described[row["pair"]][row["stain"]] = row
     verdicts: dict[str, dict[str, Any]] = {}
     if certificate is not None:
@@ -335,7 +344,7 @@ def _tile_plan(
         writer.rewind(start)
         return state.end(
             "unreadable",
-            f"{len(faults)} of {len(corners)} tiles cannot be decoded, over "
+            f"{len(faults)} of {len(corners)} tiles cannot be read, over "
             f"{options.bad_tiles_max:.0%} (tile.bad_tiles_max); the first: {faults[0]}",
         )
     state.tiles_written = len(rows)
@@ -464,6 +473,15 @@ def _read_displaced(
     low, high = np.maximum(low, 0), np.minimum(high, her2.size_px)
     if (low >= high).any():
         return _glass(her2, size), 0.0, corner
+    # Nor could the pixels of such a region be held in memory.
+    side_px = size * plan.mpp / her2.mpp
+    width, height = (high - low).tolist()
+    if max(width, height) > SPREAD_MAX * side_px:
+        raise SlideError(
+            f"pair {plan.pair.pair}: the displacement spreads the tile at {x}, {y} over "
+            f"{width:.0f} x {height:.0f} px of HER2, more than {SPREAD_MAX} times its side of "
+            f"{side_px:.0f}; mend the displacement"
+        )
     # The level next finer than the tile; where the tile is coarser by two or more, that level
     # averaged over whole pixels, so that sampling skips none.
     scale = plan.mpp / her2.mpp
@@ -564,7 +582,7 @@ def read_polygons(path: Path) -> list[list[npt.NDArray[np.float64]]]:
 
 
 def _ring(points: Any) -> npt.NDArray[np.float64]:
-    ring = np.asarray(points, np.float64)[:, :2]
-    if len(ring) < 3 or not np.isfinite(ring).all():
-        raise ValueError("a ring needs three points or more")
-    return ring
+    ring = np.asarray(points, np.float64)
+    if ring.ndim != 2 or ring.shape[1] < 2 or len(ring) < 3 or not np.isfinite(ring).all():
+        raise ValueError("a ring needs three points [x, y] or more")
+    return ring[:, :2]

@@ -14,6 +14,7 @@ from hemera.displacement import Displacement, node_points, none
 from hemera.errors import SheetError
 from hemera.files import write_displacement
 from hemera.shards import decode, read_member
+from hemera.slides import Slide
 from hemera.stages import describe, tile
 
 COLUMNS = (
@@ -282,7 +283,14 @@ def test_a_region_that_is_none(images_of_pair):
     folder, _, _ = images_of_pair
     roi = folder / "roi.geojson"
     unit = Unit(folder, [registered("p1", roi="roi.geojson")])
-    for text in ("not json", '{"type": "Polygon", "coordinates": [[[1, 2]]]}', "[3]"):
+    wrong = (
+        [[[1, 2]]],
+        [[0, 0], [1, 1], [2, 2]],  # a ring, not a list of rings
+        [[[0], [1], [2]]],
+        [[[[0, 0], [1, 1], [2, 2]]]],
+    )
+    polygons = [json.dumps({"type": "Polygon", "coordinates": rings}) for rings in wrong]
+    for text in ("not json", "[3]", *polygons):
         roi.write_text(text)
         with pytest.raises(SheetError, match=r"roi\.geojson: not GeoJSON"):
             unit.tile()
@@ -417,6 +425,45 @@ def test_a_fold_is_found_in_its_tile(slides):
     )
     folded = {(row["x_px"], row["y_px"]) for row in rows if row["folding_fraction"] > 0}
     assert folded == {(0, 0)}
+
+
+def test_a_tile_spread_over_the_slide_is_left_out(slides, monkeypatch):
+    grid = Displacement(np.zeros((63, 88, 2), np.float32), 4.0)
+    points = node_points(grid)
+    vectors = (field_at(points) - points).astype(np.float32)
+    arguments = {"displacement": slides / "d.npz", "certificate": slides / "c.parquet"}
+    her2 = np.full((1800, 1800, 3), 120, np.uint8)
+    her2[:, 1500:] = (90, 60, 40)
+    tifffile.imwrite(
+        slides / "her2.tif", her2, tile=(128, 128), photometric="rgb", compression="deflate",
+        resolution=(1e4 / HER2_MPP, 1e4 / HER2_MPP), resolutionunit="CENTIMETER",
+    )  # fmt: skip
+    largest = 0
+    read_level = Slide.read_level
+
+    def watched(self, level, x, y, width, height):
+        nonlocal largest
+        if self.path.name == "her2.tif":
+            largest = max(largest, width, height)
+        return read_level(self, level, x, y, width, height)
+
+    # One node in the tile at (256, 128), 128 to 192 um by 64 to 128 um, is thrown 10 cm away.
+    vectors[24, 40] = (1e5, 0)
+    write_displacement(slides / "d.npz", Displacement(vectors, 4.0))
+    unit = whole_slides(slides)
+    monkeypatch.setattr(Slide, "read_level", watched)
+    rows = unit.tile(**arguments, size_px=128, bad_tiles_max=0.5)
+    assert largest <= 8 * 128 * HE_MPP / HER2_MPP + 8
+    assert unit.state["tiles_unreadable"] == 1
+    assert len(rows) == 14
+    assert "case1_000256_000128" not in {row["tile"] for row in rows}
+    # All of them, and the pair says why.
+    vectors[...] = np.where(np.arange(88)[:, None] % 3, 1.6e9, -1.6e9)
+    write_displacement(slides / "d.npz", Displacement(vectors, 4.0))
+    assert unit.tile(**arguments) == []
+    assert unit.state["state"] == "unreadable"
+    assert "pair case1: the displacement spreads the tile at 0, 0 over" in unit.state["reason"]
+    assert "more than 8 times its side of 145; mend the displacement" in unit.state["reason"]
 
 
 def test_the_certificate_decides_and_a_person_over_it(slides):
