@@ -282,8 +282,8 @@ def _check(sheet: Sheet, block_count: int) -> int:
         if pair.roi is not None:
             others.append(((pair.roi,), functools.partial(read_polygons, pair.roi)))
         if pair.displacement is not None:
-            read = functools.partial(read_displacement, pair.displacement)
-            others.append(((pair.displacement,), read))
+            field = pair.displacement
+            others.append(((field,), functools.partial(read_displacement, field)))
         for paths, read in others:
             lacking = [path for path in paths if not path.is_file()]
             faults += [f"{pair.pair}: {path} does not exist; mend the path" for path in lacking]
