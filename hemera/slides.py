@@ -459,7 +459,9 @@ def _is_plain_image(head: bytes) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    # An address in memory differs from run to run, and reasons stand in tables.
+    text = re.sub(r"\s*<[^<>]* object at 0x[0-9a-f]+>", "", str(error))
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _positive(x: Any, y: Any) -> tuple[float, float] | None:

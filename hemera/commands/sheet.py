@@ -272,7 +272,7 @@ def _check(sheet: Sheet, block_count: int) -> int:
                 faults.append(f"{pair.pair}: {stain} {path} does not exist; mend the path")
                 continue
             try:
-                with open_slide(path, mpp=mpp):
+                with open_slide(path, mpp=mpp, mpp_column=f"{stain}_mpp"):
                     pass
             except HemeraError as error:
                 faults.append(f"{pair.pair}: {error}")

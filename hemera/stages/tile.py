@@ -24,7 +24,7 @@ from hemera import displacement as fields
 from hemera import tables
 from hemera.config import TileOptions
 from hemera.displacement import Displacement
-from hemera.errors import SheetError, SlideError
+from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.files import read_displacement, replacing
 from hemera.geometry import (
     best_level,
@@ -103,8 +103,7 @@ def run(
         options: settings.
 
     Raises:
-        SheetError: when the sheet cannot be used, or a region of interest is not GeoJSON.
-        RegistrationError: when a displacement cannot be read.
+        SheetError: when the sheet cannot be used.
     """
     described: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)
     for row in tables.read(images_table, tables.DESCRIBE, DESCRIBE_COLUMNS).to_pylist():
@@ -225,7 +224,10 @@ def _tile_pair(
         path = pair.displacement or displacement
         if path is None:
             return state.end("refused", "no displacement for the pair; run register")
-        field = read_displacement(path)
+        try:
+            field = read_displacement(path)
+        except RegistrationError as error:
+            return state.end("refused", str(error))
         if field.empty:
             return state.end("refused", "registration gave no map; give displacement in pairs.tsv")
     with contextlib.ExitStack() as stack:
@@ -307,7 +309,10 @@ def _tile_plan(
             f"{options.tissue_floor:.0%} tissue; lower tile.tissue_floor",
         )
     if plan.pair.roi is not None:
-        polygons = read_polygons(plan.pair.roi)
+        try:
+            polygons = read_polygons(plan.pair.roi)
+        except SheetError as error:
+            return state.end("refused", str(error))
         corners = corners[polygon_share(polygons, corners, plan.side_px) >= ROI_SHARE_MIN]
         if not len(corners):
             return state.end(
@@ -505,6 +510,8 @@ def _read_displaced(
         coverage = cv2.countNonZero(within.view(np.uint8)) / within.size
         if not coverage:
             return _glass(her2, size), 0.0, corner
+    # Far from its nodes a map is a guess, however well HER2 lies there.
+    coverage = min(coverage, _spanned(field, left_um, top_um, size * plan.mpp))
     region = her2.read_level(
         level, x0 * factor, y0 * factor, (x1 - x0) * factor, (y1 - y0) * factor
     )
@@ -528,6 +535,16 @@ def _glass(slide: Slide, size: int) -> RGB:
 def _colour(values: list[int]) -> tuple[int, int, int]:
     red, green, blue = values
     return red, green, blue
+
+
+def _spanned(field: Displacement, left_um: float, top_um: float, side_um: float) -> float:
+    """Return the share of a tile that lies on the grid of a displacement, or within one node."""
+    height, width = field.vectors_um.shape[:2]
+    share = 1.0
+    for low, count in ((left_um, width), (top_um, height)):
+        end = min(low + side_um, (count + 1) * field.mpp)
+        share *= max(0.0, end - max(low, -field.mpp)) / side_um
+    return min(1.0, share)
 
 
 def _outline(png: bytes) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from hemera import tables
 from hemera.config import DescribeOptions, FilterOptions, TileOptions
 from hemera.displacement import Displacement, node_points, none
 from hemera.errors import SheetError
-from hemera.files import write_displacement
+from hemera.files import read_displacement, write_displacement
 from hemera.shards import decode, read_member
 from hemera.slides import Slide
 from hemera.stages import describe, tile
@@ -292,14 +292,15 @@ def test_a_region_that_is_none(images_of_pair):
     polygons = [json.dumps({"type": "Polygon", "coordinates": rings}) for rings in wrong]
     for text in ("not json", "[3]", *polygons):
         roi.write_text(text)
-        with pytest.raises(SheetError, match=r"roi\.geojson: not GeoJSON"):
-            unit.tile()
+        assert unit.tile() == []
+        assert unit.state["state"] == "refused"
+        assert unit.state["reason"].startswith("roi.geojson: not GeoJSON")
     roi.write_text('{"type": "Point", "coordinates": [1, 2]}')
-    with pytest.raises(SheetError, match="holds no polygon"):
-        unit.tile()
+    assert unit.tile() == []
+    assert "holds no polygon" in unit.state["reason"]
     roi.unlink()
-    with pytest.raises(SheetError, match="no such file"):
-        unit.tile()
+    assert unit.tile() == []
+    assert "no such file" in unit.state["reason"]
     far = [[[9000, 9000], [9900, 9000], [9900, 9900]]]
     roi.write_text(json.dumps({"type": "Polygon", "coordinates": far}))
     assert unit.tile() == []
@@ -492,6 +493,28 @@ def test_a_users_own_displacement_counts_as_registered(slides):
     unit = whole_slides(slides, registered="true", displacement="d.npz")
     assert len(unit.tile()) == 15
     assert unit.state["registration"] == "registered"
+
+
+def test_a_displacement_that_cannot_be_read_is_a_state(slides):
+    unit = whole_slides(slides, registered="true", displacement="d.npz")
+    (slides / "d.npz").write_bytes(b"nothing of the kind")
+    assert unit.tile() == []
+    assert unit.state["state"] == "refused"
+    assert "d.npz" in unit.state["reason"]
+
+
+def test_far_from_the_nodes_of_a_displacement_no_tile_counts_as_covered(slides):
+    whole = read_displacement(slides / "d.npz")
+    # The upper left 60 x 40 nodes of 4 um: 240 x 160 um of a slide of 350 x 250 um.
+    part = Displacement(np.ascontiguousarray(whole.vectors_um[:40, :60]), 4.0)
+    write_displacement(slides / "d.npz", part)
+    rows = whole_slides(slides, registered="true", displacement="d.npz").tile()
+    share = {(row["x_px"], row["y_px"]): row["her2_coverage_fraction"] for row in rows}
+    assert share[128, 128] == 1.0
+    # 256 to 384 px is 128 to 192 um down, and the map ends one node below 160 um.
+    assert share[128, 256] == pytest.approx((164 - 128) / 64)
+    # 384 to 512 px is 192 to 256 um along: to one node right of 240 um.
+    assert share[384, 128] == pytest.approx((244 - 192) / 64)
 
 
 def damage(path, indices):
