@@ -357,6 +357,15 @@ def provenance(options: Options) -> dict[str, str]:
     return {"options": json.dumps(values, sort_keys=True)}
 
 
+def inherited(stage: str, path: Path) -> dict[str, str]:
+    """Return the options that `stage` left in a table, and those it had inherited, by stage."""
+    metadata = read_metadata(path)
+    found = {key: value for key, value in metadata.items() if key.startswith("options_")}
+    if "options" in metadata:
+        found[f"options_{stage}"] = metadata["options"]
+    return found
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the key-value metadata of a Parquet file.
 

@@ -245,6 +245,9 @@ def test_runs_to_the_end(small: Path) -> None:
     for page in ("results/report/report.html", "results/evaluate/evaluate.html"):
         assert (small / page).stat().st_size > 10_000
     assert planned(small) == {}
+    metadata = read_metadata(small / "results/index/index.parquet")
+    made_by = {key.removeprefix("options_") for key in metadata if key.startswith("options_")}
+    assert made_by == {"describe", "register", "tile", "mask", "filter", "index"}
 
 
 def test_one_and_two_processors_give_the_same_bytes(small: Path, tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def run(
         pair_table = tables.read(tile_folder / f"{unit}.pairs.parquet", tables.PAIRS)
         mask_table = tables.read(mask_folder / f"{unit}.parquet", tables.MASK)
         parts.append(_join(unit, tile_table, pair_table, mask_table, by_name, engines))
-        if not sources:
-            for stage, folder in (("tile", tile_folder), ("mask", mask_folder)):
-                sources |= _options_of(stage, folder / f"{unit}.parquet")
+        for stage, folder in (("tile", tile_folder), ("mask", mask_folder)):
+            # Units differ in what they passed through: a block is not registered.
+            sources = tables.inherited(stage, folder / f"{unit}.parquet") | sources
     table = pa.concat_tables(parts).sort_by("tile")
     reasons = refusals(table, options)
     table = table.append_column("accepted", pa.array(reasons == ""))
@@ -177,9 +177,3 @@ def _join(
         for name in (*tables.MASK_STATISTICS, "shard", "offset", "length", "sha256"):
             table = table.append_column(f"{engine}_{name}", own.column(name))
     return table
-
-
-def _options_of(stage: str, path: Path) -> dict[str, str]:
-    """Return the options that another stage left in a table, under its own name."""
-    given = tables.read_metadata(path).get("options")
-    return {} if given is None else {f"options_{stage}": given}

@@ -127,7 +127,9 @@ def run(
                 log.warning("pair %s: %s: %s", pair.pair, state.state, state.reason)
             tile_rows += [{**row, "shard": shard_name} for row in rows]
             pair_rows.append(dataclasses.asdict(state))
-    metadata = tables.provenance(options)
+    metadata = tables.provenance(options) | tables.inherited("describe", images_table)
+    if certificate is not None:
+        metadata |= tables.inherited("register", certificate)
     tables.write(tiles, tile_rows, tables.TILE, metadata)
     tables.write(pairs, pair_rows, tables.PAIRS, metadata)
 
