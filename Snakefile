@@ -46,4 +46,4 @@ rule data:
     input:
         "results/index/index.parquet",
         "results/report/report.html",
-        registered_landmarks(),
+        landmark_tables(),

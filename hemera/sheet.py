@@ -74,7 +74,9 @@ REQUIRED = ("pair", "case", "dataset", "he", "her2")
 STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "describe": ("pair", "he", "her2", "registered", "he_mpp", "her2_mpp", "displacement"),
     "register": ("pair", "he", "her2", "mirrored", "he_mpp", "her2_mpp"),
-    "landmarks": ("pair", "he_landmarks", "her2_landmarks", "he_mpp", "her2_mpp"),
+    "landmarks": (
+        "pair", "mirrored", "he_landmarks", "her2_landmarks", "he_mpp", "her2_mpp", "displacement",
+    ),
     "tile": (
         "pair", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp", "roi", "verdict",
         "displacement",

@@ -161,6 +161,22 @@ def test_a_registered_slide_and_a_displacement_of_ones_own_skip_registration(bar
     assert "--displacement field.npz" in text
 
 
+def test_a_map_of_ones_own_is_measured_at_landmarks_too(bare: Path) -> None:
+    columns = "pair\tcase\tdataset\the\ther2\tregistered\tdisplacement"
+    rows = [
+        f"{columns}\the_landmarks\ther2_landmarks",
+        "slide_1\tc1\tacrobat\timg/1_he.tif\timg/1_her2.tif\ttrue\t\tpoints.csv\tpoints.csv",
+        "slide_2\tc2\tacrobat\timg/2_he.png\timg/2_her2.png\t\tfield.npz\tpoints.csv\tpoints.csv",
+    ]
+    for name in ("points.csv", "field.npz"):
+        (bare / name).touch()
+    (bare / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    text = snakemake(bare, "-n", "--cores", "2", "-p")
+    commands = re.findall(r"hemera landmarks .*", text)
+    assert len(commands) == 2
+    assert sum("--displacement field.npz" in command for command in commands) == 1
+
+
 def test_the_demo_makes_its_own_images(tmp_path: Path) -> None:
     lay_out(tmp_path, {"preset": "demo"})
     (tmp_path / "demo").mkdir()

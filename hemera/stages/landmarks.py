@@ -13,7 +13,7 @@ import numpy as np
 
 from hemera import tables
 from hemera.config import LandmarksOptions
-from hemera.displacement import Displacement, map_points
+from hemera.displacement import Displacement, identity, map_points, mirrored
 from hemera.errors import SheetError, TableError
 from hemera.files import read_displacement
 from hemera.sheet import Pair, read_sheet
@@ -39,7 +39,7 @@ def run(
     sheet: Path,
     unit: str,
     images_table: Path,
-    displacement: Path,
+    displacement: Path | None = None,
     errors: Path,
     options: LandmarksOptions,
 ) -> None:
@@ -52,7 +52,7 @@ def run(
         sheet: the sheet of pairs.
         unit: the pair.
         images_table: table `tables.DESCRIBE` of the unit: sizes and resolutions.
-        displacement: the map from H&E to HER2.
+        displacement: the map from H&E to HER2; None for a pair that comes registered.
         errors: table `tables.LANDMARKS`, one row per point; zero rows where there is no map.
         options: settings.
 
@@ -69,12 +69,11 @@ def run(
         for row in tables.read(images_table, tables.DESCRIBE).to_pylist()
         if row["pair"] == unit and row["mpp"] is not None
     }
-    d = read_displacement(displacement)
     rows: list[dict[str, Any]] = []
-    if d.empty:
-        log.warning("pair %s: no map; no error to measure", unit)
-    elif len(described) < 2:
+    if len(described) < 2:
         log.warning("pair %s: an image without resolution; no error to measure", unit)
+    elif (d := _map(pair, described, displacement)).empty:
+        log.warning("pair %s: no map; no error to measure", unit)
     else:
         he, her2 = described["he"], described["her2"]
         marks = _read(pair, he["mpp"], her2["mpp"], options)
@@ -87,6 +86,18 @@ def run(
                 unit, len(found), np.median(found), np.percentile(found, 90),
             )  # fmt: skip
     tables.write(errors, rows, tables.LANDMARKS, tables.provenance(options))
+
+
+def _map(
+    pair: Pair, described: Mapping[str, Mapping[str, Any]], displacement: Path | None
+) -> Displacement:
+    """Return the map to be judged: that of a file, or the identity of a registered pair."""
+    if displacement is not None:
+        return read_displacement(displacement)
+    he, her2 = described["he"], described["her2"]
+    width_um, height_um = (he[f"{side}_px"] * he["mpp"] for side in ("width", "height"))
+    d = identity(width_um, height_um, max(width_um, height_um) / 16)
+    return mirrored(d, her2["width_px"] * her2["mpp"]) if pair.mirrored else d
 
 
 def _rows(pair: str, marks: Marks, d: Displacement, diagonal_um: float) -> list[dict[str, Any]]:

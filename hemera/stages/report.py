@@ -153,12 +153,13 @@ def _registrations(
     by_name = {pair.pair: pair for pair in cohort.pairs}
     mpp = {row["pair"]: row["mpp"] for row in cohort.images.to_pylist() if row["stain"] == "he"}
     errors = {}
-    for row, unit in certificates:
-        if by_name[row["pair"]].landmarks:
-            table = tables.read(results / "landmarks" / f"{unit}.parquet", tables.LANDMARKS)
-            error = registration.landmark_errors(table.to_pylist(), mpp.get(row["pair"]))
-            if error:
-                errors[row["pair"]] = error
+    for unit, pairs in by_unit.items():
+        for pair in pairs:
+            if pair.landmarks and not pair.in_block:
+                table = tables.read(results / "landmarks" / f"{unit}.parquet", tables.LANDMARKS)
+                error = registration.landmark_errors(table.to_pylist(), mpp.get(pair.pair))
+                if error:
+                    errors[pair.pair] = error
     order = {"fail": 0, "review": 1, "pass": 2}
     certificates.sort(
         key=lambda item: (
@@ -180,7 +181,9 @@ def _registrations(
                 "pictures": _pair_pictures(row["pair"], unit, results, album),
             }
         )
-    names = [row["pair"] for row, _ in certificates if row["pair"] in errors]
+    # In the order of the certificates, then those that came registered.
+    judged = [row["pair"] for row, _ in certificates if row["pair"] in errors]
+    names = [*judged, *(name for name in errors if name not in judged)]
     return (
         shown,
         len(certificates) - len(shown),

@@ -63,12 +63,12 @@ def row(point, he, ihc, names=("7_HE_val.ndpi", "7_HER2_val.ndpi"), mpps=("0.8",
     )
 
 
-def run(folder, unit="case1", **options):
+def run(folder, unit="case1", displacement="case1.npz", **options):
     landmarks.run(
         sheet=folder / "pairs.tsv",
         unit=unit,
         images_table=folder / "describe.parquet",
-        displacement=folder / "case1.npz",
+        displacement=None if displacement is None else folder / displacement,
         errors=folder / "out" / "case1.parquet",
         options=LandmarksOptions(**options),
     )
@@ -231,3 +231,10 @@ def test_golden(folder):
     digest = hashlib.sha256(json.dumps(rounded).encode()).hexdigest()
     golden = {1: "8d6d3a98f0e3a5f4c79605ed82094b86e34ff2eccad0d2f48a4ae13ed5860b89"}
     assert {LandmarksOptions.version: digest} == golden
+
+
+def test_a_pair_that_comes_registered_is_measured_without_a_map(folder):
+    acrobat(folder, [row(1, (100, 80), (103, 84)), row(2, (300, 200), (300, 200))])
+    found = run(folder, displacement=None)
+    assert [point["error_um"] for point in found] == pytest.approx([5.0, 0.0], abs=1e-6)
+    assert [point["initial_error_um"] for point in found] == pytest.approx([5.0, 0.0], abs=1e-6)

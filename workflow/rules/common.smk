@@ -37,8 +37,8 @@ def needs_registration(unit):
 
 
 def has_landmarks(unit):
-    """Whether an expert's landmarks stand beside a unit that is registered here."""
-    return needs_registration(unit) and any(pair.landmarks for pair in UNITS[unit])
+    """Whether an expert's landmarks stand beside a whole-slide pair."""
+    return any(pair.landmarks and not pair.in_block for pair in UNITS[unit])
 
 
 def known(wildcards):
@@ -83,7 +83,7 @@ def of_units(pattern, which=lambda unit: True):
     return [pattern.format(unit=unit) for unit in UNITS if which(unit)]
 
 
-def registered_landmarks():
+def landmark_tables():
     """The tables of landmark errors."""
     return of_units("results/landmarks/{unit}.parquet", has_landmarks)
 
@@ -98,22 +98,24 @@ def gpus(stage):
     return 0 if CONFIG.stages[stage].device == "cpu" else 1
 
 
-def tile_extras(wildcards):
-    """What only some units have: a registration, a user's displacement, a region of interest."""
-    found = {}
+def map_files(wildcards):
+    """The registration of a unit, or the user's displacement; nothing where it comes registered."""
     pairs = known(wildcards)
     if needs_registration(wildcards.unit):
-        found["displacement"] = f"results/register/{wildcards.unit}.displacement.npz"
+        return {"displacement": f"results/register/{wildcards.unit}.displacement.npz"}
+    return {"displacement": str(pair.displacement) for pair in pairs if pair.displacement}
+
+
+def tile_extras(wildcards):
+    """What only some units have: a map with its certificate, a region of interest."""
+    found = map_files(wildcards)
+    if needs_registration(wildcards.unit):
         found["certificate"] = f"results/register/{wildcards.unit}.parquet"
-    for pair in pairs:
-        if pair.displacement is not None:
-            found["displacement"] = str(pair.displacement)
-        if pair.roi is not None:
-            found.setdefault("rois", []).append(str(pair.roi))
-    return found
+    rois = [str(pair.roi) for pair in known(wildcards) if pair.roi]
+    return {**found, "rois": rois} if rois else found
 
 
-def tile_flags(wildcards, input):
+def map_flags(wildcards, input):
     """The flags for what only some units have."""
     return [
         word

@@ -7,8 +7,8 @@
 rule landmarks:
     input:
         landmark_files,
+        unpack(map_files),
         images_table="results/describe/{unit}.parquet",
-        displacement="results/register/{unit}.displacement.npz",
     output:
         errors="results/landmarks/{unit}.parquet",
     log:
@@ -24,9 +24,10 @@ rule landmarks:
     params:
         sheet=sheet_file,
         rows=rows("landmarks"),
+        map=map_flags,
         options=CONFIG.flags("landmarks"),
         version=CONFIG.stages["landmarks"].version,
     shell:
         "hemera landmarks --sheet {params.sheet:q} --unit {wildcards.unit:q}"
-        " --images-table {input.images_table:q} --displacement {input.displacement:q}"
+        " --images-table {input.images_table:q} {params.map:q}"
         " --errors {output.errors:q} {params.options} > {log:q} 2>&1"

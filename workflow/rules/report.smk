@@ -12,7 +12,7 @@ rule report:
         of_units("results/tile/{unit}.pairs.parquet"),
         of_units("results/tile/{unit}.tar"),
         of_units("results/mask/{unit}.tar"),
-        registered_landmarks(),
+        landmark_tables(),
         "results/filter/tiles.parquet",
         funnel="results/filter/funnel.parquet",
         index="results/index/index.parquet",

@@ -28,7 +28,7 @@ rule tile:
         sheet=sheet_file,
         block_count=block_count,
         rows=rows("tile"),
-        map=tile_flags,
+        map=map_flags,
         options=CONFIG.flags("tile"),
         version=CONFIG.stages["tile"].version,
     shell:
