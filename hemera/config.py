@@ -498,7 +498,7 @@ class TrainingOptions(Options):
 
 @dataclasses.dataclass(frozen=True)
 class TrainGenerationOptions(TrainingOptions):
-    """GenerationNet (SPEC 1.2 to 1.5)."""
+    """GenerationNet (sections 3.1 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_generation"
 
@@ -529,7 +529,7 @@ class TrainGenerationOptions(TrainingOptions):
     )
     weight_map: str = option(
         "inside",
-        "distance weights of nuclei (SPEC 1.3)",
+        "distance weights of nuclei (equation 1)",
         choices=("inside", "literal", "none"),
         paper="printed as literal, described as inside",
     )
@@ -592,7 +592,7 @@ class TrainGenerationOptions(TrainingOptions):
 
 @dataclasses.dataclass(frozen=True)
 class TrainSegmentationOptions(TrainingOptions):
-    """SegmentationNet (SPEC 1.6)."""
+    """SegmentationNet (sections 3.2 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_segmentation"
 
@@ -660,7 +660,7 @@ class TrainSegmentationOptions(TrainingOptions):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """Metrics of both networks on the test subsets (SPEC 8)."""
+    """Metrics of both networks on the test subsets."""
 
     section: ClassVar[str] = "evaluate"
 

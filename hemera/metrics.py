@@ -1,4 +1,4 @@
-"""Image and segmentation metrics, by the conventions of SPEC 8.
+"""Image and segmentation metrics, by the conventions of BCI and of the HEMERA paper.
 
 Images are uint8 RGB (H, W, 3), masks are bool (H, W). PSNR and SSIM are taken per image and then
 averaged; segmentation metrics come in three aggregations, because papers mix them silently.

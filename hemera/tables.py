@@ -213,7 +213,7 @@ EVALUATION_TILES = pa.schema(
         pa.field("method", pa.string(), False),
         pa.field("psnr_db", pa.float64()),  # infinite: the images are equal
         pa.field("ssim", pa.float64()),  # uniform window of 7, as BCI is scored
-        pa.field("ssim_gaussian", pa.float64()),  # the second convention of SPEC 8
+        pa.field("ssim_gaussian", pa.float64()),  # with a Gaussian window
         pa.field("true_positive_px", pa.int64()),
         pa.field("false_positive_px", pa.int64()),
         pa.field("false_negative_px", pa.int64()),
@@ -230,7 +230,7 @@ METRICS = pa.schema(
         pa.field("group", pa.string(), False),  # all, or dataset=…, score=…, case=…
         # psnr_db, psnr_infinite, ssim, ssim_gaussian, precision, recall, f1, iou
         pa.field("metric", pa.string(), False),
-        # mean, pooled, mean_nonempty: SPEC 8; count: of the tiles left out of the mean of psnr_db
+        # mean, pooled, mean_nonempty; count: of the tiles left out of the mean of psnr_db
         pa.field("aggregation", pa.string(), False),
         pa.field("value", pa.float64()),
         pa.field("deviation", pa.float64()),  # standard deviation over tiles, for means

@@ -1,4 +1,4 @@
-"""The weight map W of GenerationNet's losses (SPEC 1.3, the paper's equation 1)."""
+"""The weight map W of GenerationNet's losses (HEMERA paper, 3.1, equation 1)."""
 
 from __future__ import annotations
 

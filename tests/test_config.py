@@ -396,7 +396,7 @@ def test_the_demo_preset_keeps_to_the_demo() -> None:
 
 
 def test_defaults_are_the_papers() -> None:
-    """SPEC 1.1, 1.2 and 1.6: numbers that the paper states."""
+    """Numbers that the paper states."""
     generation, segmentation = TrainGenerationOptions(), TrainSegmentationOptions()
     index, tile = IndexOptions(), TileOptions()
     assert tile.size_px == 512

@@ -1,4 +1,4 @@
-"""PatchGAN: judges patches of a pair of images (SPEC 1.2)."""
+"""PatchGAN: judges patches of a pair of images (HEMERA paper, 3.1 and 4.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GenerationNet: pix2pix's U-Net, from H&E to HER2 (SPEC 1.2).
+"""GenerationNet: pix2pix's U-Net, from H&E to HER2 (HEMERA paper, 3.1).
 
 One level down is [LeakyReLU 0.2], convolution 4x4 stride 2, [norm]; one level up is ReLU,
 transposed convolution 4x4 stride 2, norm. The outermost level has no activation and no norm on the

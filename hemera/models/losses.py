@@ -1,4 +1,4 @@
-"""The losses of both networks (SPEC 1.3 to 1.6).
+"""The losses of both networks (HEMERA paper, 3.1, 3.2 and 4.1).
 
 A weight map is (B, 1, H, W), as `hemera.weights.weight_map` makes it; it multiplies output and
 target before they are compared, as the paper says.

@@ -1,4 +1,4 @@
-"""SegmentationNet: HER2-positive pixels from H&E alone (SPEC 1.6).
+"""SegmentationNet: HER2-positive pixels from H&E alone (HEMERA paper, 3.2).
 
 A ResNet34 sees the H&E image, and a frozen GenerationNet sees it too; their maps at 1/32 of the
 side, 512 channels each at the paper's sizes, are set side by side and go through a bottleneck and

@@ -1,4 +1,4 @@
-"""evaluate: both networks on the tiles of unseen cases, beside trivial baselines (SPEC 8).
+"""evaluate: both networks on the tiles of unseen cases, beside trivial baselines.
 
 Reads the index, the test subsets and both networks; writes metrics per tile, metrics per group
 and a page. The threshold is an option, never fitted to the test tiles. A network without test

@@ -1,4 +1,4 @@
-"""train_generation: GenerationNet learns to paint HER2 from H&E (SPEC 1.2 to 1.5).
+"""train_generation: GenerationNet learns to paint HER2 from H&E (HEMERA paper, 3.1 and 4.1).
 
 Reads the index and, through it, the tiles of the subset of GenerationNet; writes the generator's
 weights, a JSON beside them and the history. The discriminator lives in the checkpoint only.
@@ -171,7 +171,7 @@ def make_sample(
 
 
 def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
-    """Return what the learning rate is multiplied with in an epoch, from 1 (SPEC 1.2).
+    """Return what the learning rate is multiplied with in an epoch, from 1 (HEMERA paper, 4.1).
 
     Constant up to decay_from_epoch n, then falling to 1 / (nd + 1) in the last epoch, nd being the
     epochs that decay. With ``lr_step: start`` the fall comes one epoch earlier and the last epoch

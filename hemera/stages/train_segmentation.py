@@ -1,4 +1,4 @@
-"""train_segmentation: SegmentationNet learns HER2-positive pixels from H&E (SPEC 1.6).
+"""train_segmentation: SegmentationNet learns HER2-positive pixels from H&E (HEMERA paper, 3.2).
 
 Reads the index, the tiles of the subset of SegmentationNet and the trained generator, which stays
 frozen; writes the weights of the whole network, the frozen branch included, so that they predict

@@ -65,7 +65,7 @@ def test_shapes_of_every_level_at_512_px():
 
 
 def reference(net: GenerationNet, image: torch.Tensor, level: int = 0) -> torch.Tensor:
-    """The U-Net as a recursion with in-place activations, as SPEC 1.2 describes the public code."""
+    """The U-Net as a recursion with in-place activations, as the public code has it."""
     x = net.down[level](image) if level == 0 else None
     if level == 0:
         return net.up[0](functional.relu(reference(net, x, 1)))
