@@ -75,8 +75,12 @@ class Options:
     def check(self) -> None:
         """Raise ConfigError when two options cannot stand together."""
 
+    def unread(self) -> frozenset[str]:
+        """Return the options that the stage, as these are, does not read."""
+        return frozenset()
+
     def effective(self) -> Self:
-        """Return these options with whatever the stage does not read as they are at its default.
+        """Return these options with what is not read as it would be if nobody had set it.
 
         Snakemake runs a stage again when its flags change: one that is not read must not change.
         """
@@ -323,15 +327,22 @@ class MaskOptions(Options):
         32, "tiles of a pair, evenly spaced, that its stain vectors are estimated from", ge=1
     )
 
+    def unread(self) -> frozenset[str]:
+        """Return the target, which index reads, and the options of an engine that does not run."""
+        names = {field.name for field in dataclasses.fields(self)}
+        idle = {name for name in names if name.startswith("deepliif_")}
+        idle |= {"device", "torch_threads"}
+        return frozenset({"target"} | (set() if "deepliif" in self.engines else idle))
+
     def effective(self) -> Self:
-        """Return these options without the target, which index reads, and idle engines' options."""
-        idle: dict[str, Any] = {"target": self.engines[0]}
-        if "deepliif" not in self.engines:
-            idle |= {
-                field.name: field.default
-                for field in dataclasses.fields(self)
-                if field.name.startswith("deepliif_") or field.name in ("device", "torch_threads")
-            }
+        """Return these options with what is not read as it would be if nobody had set it."""
+        idle: dict[str, Any] = {
+            field.name: field.default
+            for field in dataclasses.fields(self)
+            if field.name in self.unread()
+        }
+        # The default target may be an engine that does not run.
+        idle["target"] = self.engines[0]
         return dataclasses.replace(self, **idle)
 
     def check(self) -> None:

@@ -352,9 +352,13 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
 
 
 def provenance(options: Options) -> dict[str, str]:
-    """Return the metadata that says which options made a table."""
-    values = {**dataclasses.asdict(options), "version": type(options).version}
-    return {"options": json.dumps(values, sort_keys=True)}
+    """Return the metadata that says which options made a table: those that its stage reads."""
+    read = {
+        name: value
+        for name, value in dataclasses.asdict(options).items()
+        if name not in options.unread()
+    }
+    return {"options": json.dumps({**read, "version": type(options).version}, sort_keys=True)}
 
 
 def inherited(stage: str, path: Path) -> dict[str, str]:

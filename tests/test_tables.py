@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hemera import tables
-from hemera.config import STAGES, FilterOptions
+from hemera.config import STAGES, FilterOptions, MaskOptions
 from hemera.errors import TableError
 
 SCHEMAS = {
@@ -236,7 +236,9 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
 def test_provenance_of_every_stage_is_json() -> None:
     for cls in STAGES.values():
         values = json.loads(tables.provenance(cls())["options"])
-        assert set(values) == {"version", *(field.name for field in dataclasses.fields(cls))}
+        unread = {"target"} if cls is MaskOptions else set()
+        names = {field.name for field in dataclasses.fields(cls)}
+        assert set(values) == {"version", *(names - unread)}
 
 
 def test_filtered_and_index_hold_what_training_reads() -> None:
@@ -272,3 +274,14 @@ def test_filtered_and_index_hold_what_training_reads() -> None:
 def test_the_mask_statistics_are_the_columns_between_engine_and_note() -> None:
     assert tables.MASK_STATISTICS[0] == "nucleus_fraction"
     assert tables.MASK_STATISTICS[-1] == "strong_cells"
+
+
+def test_a_table_says_only_what_its_stage_read() -> None:
+    both = MaskOptions(engines=("deepliif", "stain"), target="stain", deepliif_model="there")
+    told = json.loads(tables.provenance(both.effective())["options"])
+    assert told["deepliif_model"] == "there"
+    assert "target" not in told, "index knows the target; here it would be another one's"
+    stain = MaskOptions(engines=("stain",), target="stain", ring_um=2.5)
+    told = json.loads(tables.provenance(stain)["options"])
+    assert told["ring_um"] == 2.5
+    assert not {"target", "deepliif_model", "device", "torch_threads"} & set(told)

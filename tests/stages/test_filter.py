@@ -442,7 +442,8 @@ def test_the_options_of_three_stages_are_kept(tmp_path: Path) -> None:
     assert set(kept) == {"options", "options_tile", "options_mask"}
     assert kept["options"]["he_sharpness_min"] == 31.0
     assert kept["options_tile"]["size_px"] == 512
-    assert kept["options_mask"]["target"] == "deepliif"
+    assert kept["options_mask"]["engines"] == ["deepliif", "stain"]
+    assert "target" not in kept["options_mask"], "the index says what is trained on"
 
 
 def test_refusals_leave_the_table_alone(tmp_path: Path) -> None:
