@@ -260,10 +260,10 @@ def _check(sheet: Sheet, block_count: int) -> int:
     """Open every file of the sheet; list all faults, then what the sheet holds."""
     from tqdm import tqdm
 
+    from hemera.annotations import read_polygons
     from hemera.files import read_displacement
     from hemera.slides import open_slide
     from hemera.stages.landmarks import check_landmarks
-    from hemera.stages.tile import read_polygons
 
     faults = []
     for pair in tqdm(sheet.pairs, "opening", disable=None, unit="pair"):

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Generator
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from hemera import displacement as fields
 from hemera import tables
+from hemera.annotations import read_polygons
 from hemera.config import TileOptions
 from hemera.displacement import Displacement
 from hemera.errors import RegistrationError, SheetError, SlideError
@@ -552,56 +552,3 @@ def _spanned(field: Displacement, left_um: float, top_um: float, side_um: float)
 def _outline(png: bytes) -> npt.NDArray[np.bool_]:
     image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
     return np.asarray(image) > 0
-
-
-def read_polygons(path: Path) -> list[list[npt.NDArray[np.float64]]]:
-    """Read the polygons of a GeoJSON file, as QuPath and others export it.
-
-    Args:
-        path: a geometry, a feature, a collection or a list of these, in level-0 pixels of H&E.
-
-    Returns:
-        Of each polygon its outer ring and its holes, (M, 2) points (x, y).
-
-    Raises:
-        SheetError: when it is not GeoJSON or holds no polygon.
-    """
-    found: list[list[npt.NDArray[np.float64]]] = []
-
-    def collect(node: Any) -> None:
-        if isinstance(node, list):
-            for item in node:
-                collect(item)
-            return
-        kind = node.get("type")
-        if kind == "FeatureCollection":
-            collect(node["features"])
-        elif kind == "Feature":
-            collect(node["geometry"] or [])
-        elif kind == "GeometryCollection":
-            collect(node["geometries"])
-        elif kind == "Polygon":
-            found.append([_ring(ring) for ring in node["coordinates"]])
-        elif kind == "MultiPolygon":
-            found.extend([_ring(ring) for ring in rings] for rings in node["coordinates"])
-
-    try:
-        collect(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise SheetError(f"{path}: no such file; correct roi in pairs.tsv") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise SheetError(
-            f"{path.name}: not GeoJSON ({' '.join(str(error).split())}); export the "
-            "annotation again"
-        ) from error
-    found = [rings for rings in found if rings]
-    if not found:
-        raise SheetError(f"{path.name}: holds no polygon; draw the region as an area")
-    return found
-
-
-def _ring(points: Any) -> npt.NDArray[np.float64]:
-    ring = np.asarray(points, np.float64)
-    if ring.ndim != 2 or ring.shape[1] < 2 or len(ring) < 3 or not np.isfinite(ring).all():
-        raise ValueError("a ring needs three points [x, y] or more")
-    return ring[:, :2]
