@@ -24,7 +24,10 @@ NAMES = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in MODULE
 PURE = ("geometry", "displacement", "pixels", "masks", "certificate", "metrics")
 PURE_MAY = {"numpy", "scipy", "cv2", "skimage", "hemera.errors", *(f"hemera.{m}" for m in PURE)}
 MODELS_MAY = {"torch", "torchvision", "hemera.errors", "hemera.models"}
-LOWER = ("slides", "shards", "tables", "files", "sheet", "config", "errors", "splits")
+LOWER = (
+    "slides", "shards", "tables", "files", "sheet", "config", "errors", "splits", "annotations",
+    "warping",
+)  # fmt: skip
 ONLY_IN = {
     "deeperhistreg": ("engines/",),
     "deepliif": ("engines/",),

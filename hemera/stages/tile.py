@@ -26,26 +26,18 @@ from hemera.config import TileOptions
 from hemera.displacement import Displacement
 from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.files import read_displacement, replacing
-from hemera.geometry import (
-    best_level,
-    grid_positions,
-    lattice_count,
-    polygon_share,
-    same_mpp,
-    spread_lattice,
-    tissue_share,
-)
+from hemera.geometry import grid_positions, polygon_share, same_mpp, tissue_share
 from hemera.pixels import (
     DENSITY_STEP,
     density,
     histogram_similarity,
-    remap,
     saturation,
     sharpness,
 )
 from hemera.shards import SUFFIXES, ShardWriter, encode
 from hemera.sheet import Pair, read_sheet, unit_pairs
 from hemera.slides import Slide, open_slide
+from hemera.warping import read_displaced
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +54,6 @@ UPSAMPLING_MAX = 0.01
 
 HER2_UPSAMPLING_MAX = 0.10
 """The same for HER2, which is resampled through the displacement anyhow."""
-
-SPREAD_MAX = 8
-"""A displacement may spread a tile over a region of HER2 at most this many times its side."""
 
 ROI_SHARE_MIN = 0.5
 """A tile belongs to the region of interest when at least half of it lies inside."""
@@ -435,7 +424,17 @@ def _read_her2(plan: _Plan, x: int, y: int) -> tuple[RGB, float, tuple[float, fl
     """Read HER2 for the tile at (x, y): pixels, share covered, where its top-left corner lies."""
     if plan.displacement is None:
         return _read_registered(plan, x, y)
-    return _read_displaced(plan, plan.displacement, x, y)
+    return read_displaced(
+        plan.her2,
+        plan.displacement,
+        x,
+        y,
+        grid_mpp=plan.he.mpp,
+        size_px=plan.options.size_px,
+        mpp=plan.mpp,
+        lattice_px=plan.options.lattice_px,
+        pair=plan.pair.pair,
+    )
 
 
 def _read_registered(plan: _Plan, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
@@ -460,93 +459,9 @@ def _read_registered(plan: _Plan, x: int, y: int) -> tuple[RGB, float, tuple[flo
     return pixels, min(1.0, inside[0] * inside[1]), corner
 
 
-def _read_displaced(
-    plan: _Plan, field: Displacement, x: int, y: int
-) -> tuple[RGB, float, tuple[float, float]]:
-    """Read HER2 through the displacement: one region, remapped once."""
-    he, her2 = plan.he, plan.her2
-    size, step = plan.options.size_px, plan.options.lattice_px
-    count = lattice_count(step, size)
-    step_um = step * plan.mpp
-    left_um, top_um = x * he.mpp, y * he.mpp
-    lattice = fields.map_grid(field, left_um - step_um, top_um - step_um, step_um, count, count)
-    lattice /= her2.mpp
-    first = fields.map_points(field, [[left_um, top_um]])[0] / her2.mpp
-    corner = float(first[0]), float(first[1])
-    # What lies between nodes is between their values: the lattice bounds the tile.
-    bounds = lattice.reshape(-1, 2)
-    low, high = bounds.min(axis=0), bounds.max(axis=0)
-    outside = bool((low < 0).any() or (high > her2.size_px).any())
-    low, high = np.maximum(low, 0), np.minimum(high, her2.size_px)
-    if (low >= high).any():
-        return _glass(her2, size), 0.0, corner
-    # Nor could the pixels of such a region be held in memory.
-    side_px = size * plan.mpp / her2.mpp
-    width, height = (high - low).tolist()
-    if max(width, height) > SPREAD_MAX * side_px:
-        raise SlideError(
-            f"pair {plan.pair.pair}: the displacement spreads the tile at {x}, {y} over "
-            f"{width:.0f} x {height:.0f} px of HER2, more than {SPREAD_MAX} times its side of "
-            f"{side_px:.0f}; mend the displacement"
-        )
-    # The level next finer than the tile; where the tile is coarser by two or more, that level
-    # averaged over whole pixels, so that sampling skips none.
-    scale = plan.mpp / her2.mpp
-    level = best_level(her2.level_downsamples, scale)
-    fx, fy = her2.level_downsamples[level]
-    factor = max(1, math.floor(scale / max(fx, fy) + 1e-3))
-    unit = fx * factor, fy * factor
-    x0, y0 = (math.floor(v / u) - 2 for v, u in zip(low, unit, strict=True))
-    x1, y1 = (math.ceil(v / u) + 2 for v, u in zip(high, unit, strict=True))
-    # Pixel indices in the region that is read.
-    columns = spread_lattice(lattice[..., 0] / unit[0] - 0.5 - x0, step, size)
-    rows = spread_lattice(lattice[..., 1] / unit[1] - 0.5 - y0, step, size)
-    coverage, within = 1.0, None
-    if outside:
-        within = (
-            (columns >= -0.5 - x0)
-            & (columns < her2.size_px[0] / unit[0] - 0.5 - x0)
-            & (rows >= -0.5 - y0)
-            & (rows < her2.size_px[1] / unit[1] - 0.5 - y0)
-        )
-        coverage = cv2.countNonZero(within.view(np.uint8)) / within.size
-        if not coverage:
-            return _glass(her2, size), 0.0, corner
-    # Far from its nodes a map is a guess, however well HER2 lies there.
-    coverage = min(coverage, _spanned(field, left_um, top_um, size * plan.mpp))
-    region = her2.read_level(
-        level, x0 * factor, y0 * factor, (x1 - x0) * factor, (y1 - y0) * factor
-    )
-    if factor > 1:
-        region = np.asarray(
-            cv2.resize(region, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA), np.uint8
-        )
-    pixels = remap(region, columns, rows, cubic=True)
-    if within is not None:
-        pixels[~within] = her2.background
-    return pixels, coverage, corner
-
-
-def _glass(slide: Slide, size: int) -> RGB:
-    """Return a tile of bare glass."""
-    pixels = np.empty((size, size, 3), np.uint8)
-    pixels[:] = slide.background
-    return pixels
-
-
 def _colour(values: list[int]) -> tuple[int, int, int]:
     red, green, blue = values
     return red, green, blue
-
-
-def _spanned(field: Displacement, left_um: float, top_um: float, side_um: float) -> float:
-    """Return the share of a tile that lies on the grid of a displacement, or within one node."""
-    height, width = field.vectors_um.shape[:2]
-    share = 1.0
-    for low, count in ((left_um, width), (top_um, height)):
-        end = min(low + side_um, (count + 1) * field.mpp)
-        share *= max(0.0, end - max(low, -field.mpp)) / side_um
-    return min(1.0, share)
 
 
 def _outline(png: bytes) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,133 @@
+"""Pixels of HER2 on the grid of H&E: a region read through a displacement."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera import displacement as fields
+from hemera.displacement import Displacement
+from hemera.errors import SlideError
+from hemera.geometry import best_level, lattice_count, spread_lattice
+from hemera.pixels import remap
+from hemera.slides import Slide
+
+RGB = npt.NDArray[np.uint8]
+
+SPREAD_MAX = 8
+"""A displacement may spread a tile over a region of HER2 at most this many times its side."""
+
+
+def read_displaced(
+    her2: Slide,
+    field: Displacement,
+    x_px: int,
+    y_px: int,
+    *,
+    grid_mpp: float,
+    size_px: int,
+    mpp: float,
+    lattice_px: int,
+    pair: str,
+) -> tuple[RGB, float, tuple[float, float]]:
+    """Read HER2 for a square tile of the H&E grid: one region, remapped once.
+
+    Args:
+        her2: the slide.
+        field: from H&E to HER2.
+        x_px: left edge of the tile on H&E, in pixels of `grid_mpp`.
+        y_px: its top edge.
+        grid_mpp: um per pixel that the tile's place is counted in.
+        size_px: side of the tile in pixels of `mpp`.
+        mpp: resolution of the tile.
+        lattice_px: the displacement is evaluated at every so many pixels of the tile.
+        pair: what an error calls the pair.
+
+    Returns:
+        (size, size, 3) pixels, with the slide's background where HER2 does not reach; the share of
+        the tile that HER2 and the displacement cover; where the tile's top-left corner lies on
+        HER2, (x, y) in its level-0 pixels.
+
+    Raises:
+        SlideError: when the pixels cannot be decoded, or the displacement spreads the tile over
+            more than `SPREAD_MAX` times its side.
+    """
+    count = lattice_count(lattice_px, size_px)
+    step_um = lattice_px * mpp
+    left_um, top_um = x_px * grid_mpp, y_px * grid_mpp
+    lattice = fields.map_grid(field, left_um - step_um, top_um - step_um, step_um, count, count)
+    lattice /= her2.mpp
+    first = fields.map_points(field, [[left_um, top_um]])[0] / her2.mpp
+    corner = float(first[0]), float(first[1])
+    # What lies between nodes is between their values: the lattice bounds the tile.
+    bounds = lattice.reshape(-1, 2)
+    low, high = bounds.min(axis=0), bounds.max(axis=0)
+    outside = bool((low < 0).any() or (high > her2.size_px).any())
+    low, high = np.maximum(low, 0), np.minimum(high, her2.size_px)
+    if (low >= high).any():
+        return _glass(her2, size_px), 0.0, corner
+    # Nor could the pixels of such a region be held in memory.
+    side_px = size_px * mpp / her2.mpp
+    width, height = (high - low).tolist()
+    if max(width, height) > SPREAD_MAX * side_px:
+        raise SlideError(
+            f"pair {pair}: the displacement spreads the tile at {x_px}, {y_px} over "
+            f"{width:.0f} x {height:.0f} px of HER2, more than {SPREAD_MAX} times its side of "
+            f"{side_px:.0f}; mend the displacement"
+        )
+    # The level next finer than the tile; where the tile is coarser by two or more, that level
+    # averaged over whole pixels, so that sampling skips none.
+    scale = mpp / her2.mpp
+    level = best_level(her2.level_downsamples, scale)
+    fx, fy = her2.level_downsamples[level]
+    factor = max(1, math.floor(scale / max(fx, fy) + 1e-3))
+    unit = fx * factor, fy * factor
+    x0, y0 = (math.floor(v / u) - 2 for v, u in zip(low, unit, strict=True))
+    x1, y1 = (math.ceil(v / u) + 2 for v, u in zip(high, unit, strict=True))
+    # Pixel indices in the region that is read.
+    columns = spread_lattice(lattice[..., 0] / unit[0] - 0.5 - x0, lattice_px, size_px)
+    rows = spread_lattice(lattice[..., 1] / unit[1] - 0.5 - y0, lattice_px, size_px)
+    coverage, within = 1.0, None
+    if outside:
+        within = (
+            (columns >= -0.5 - x0)
+            & (columns < her2.size_px[0] / unit[0] - 0.5 - x0)
+            & (rows >= -0.5 - y0)
+            & (rows < her2.size_px[1] / unit[1] - 0.5 - y0)
+        )
+        coverage = cv2.countNonZero(within.view(np.uint8)) / within.size
+        if not coverage:
+            return _glass(her2, size_px), 0.0, corner
+    # Far from its nodes a map is a guess, however well HER2 lies there.
+    coverage = min(coverage, _spanned(field, left_um, top_um, size_px * mpp))
+    region = her2.read_level(
+        level, x0 * factor, y0 * factor, (x1 - x0) * factor, (y1 - y0) * factor
+    )
+    if factor > 1:
+        region = np.asarray(
+            cv2.resize(region, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA), np.uint8
+        )
+    pixels = remap(region, columns, rows, cubic=True)
+    if within is not None:
+        pixels[~within] = her2.background
+    return pixels, coverage, corner
+
+
+def _glass(slide: Slide, size_px: int) -> RGB:
+    """Return a tile of bare glass."""
+    pixels = np.empty((size_px, size_px, 3), np.uint8)
+    pixels[:] = slide.background
+    return pixels
+
+
+def _spanned(field: Displacement, left_um: float, top_um: float, side_um: float) -> float:
+    """Return the share of a tile that lies on the grid of a displacement, or within one node."""
+    height, width = field.vectors_um.shape[:2]
+    share = 1.0
+    for low, count in ((left_um, width), (top_um, height)):
+        end = min(low + side_um, (count + 1) * field.mpp)
+        share *= max(0.0, end - max(low, -field.mpp)) / side_um
+    return min(1.0, share)
