@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.errors import RegistrationError
+from hemera.geometry import same_mpp
 
 Points = npt.NDArray[np.float64]
 """(N, 2) points as (x, y), um."""
@@ -122,6 +123,32 @@ def none() -> Displacement:
 def identity(width_um: float, height_um: float, mpp: float) -> Displacement:
     """Return the map of every point to itself, on a grid that covers a slide."""
     return Displacement(np.zeros((*_grid_shape(width_um, height_um, mpp), 2), np.float32), mpp)
+
+
+def of_registered(
+    he_size_px: tuple[int, int],
+    he_mpp: float,
+    her2_size_px: tuple[int, int],
+    her2_mpp: float,
+    *,
+    mirror: bool = False,
+) -> Displacement:
+    """Return the map of a pair that comes registered: the same place of both slides.
+
+    Where the two resolutions agree to the accuracy that scanners state them, pixel lies on pixel.
+
+    Args:
+        he_size_px: (width, height) of the H&E slide.
+        he_mpp: its um/px.
+        her2_size_px: (width, height) of the HER2 slide.
+        her2_mpp: its um/px.
+        mirror: HER2 is stored as the left-right mirror image of what lies on H&E.
+    """
+    width_um, height_um = (side * he_mpp for side in he_size_px)
+    d = identity(width_um, height_um, max(width_um, height_um) / 16)
+    if same_mpp(he_mpp, her2_mpp):
+        d = Displacement((node_points(d) * (her2_mpp / he_mpp - 1)).astype(np.float32), d.mpp)
+    return mirrored(d, her2_size_px[0] * her2_mpp) if mirror else d
 
 
 def node_points(d: Displacement) -> npt.NDArray[np.float64]:

@@ -77,6 +77,24 @@ class TestDisplacement:
         points = inside()
         np.testing.assert_array_equal(dp.map_points(d, points), points)
 
+    def test_registered_slides_meet_in_micrometres_and_alike_ones_in_pixels(self):
+        sizes = (2000, 1400), (1100, 800)
+        points_px = np.array([[0.0, 0.0], [2000.0, 1400.0], [310.5, 77.25]])
+        d = dp.of_registered(sizes[0], 0.25, sizes[1], 0.5)
+        np.testing.assert_allclose(dp.map_points(d, points_px * 0.25) / 0.5, points_px / 2)
+        # 0.2501 and 0.25 is the same scanner: no drift of 0.8 px over the slide.
+        d = dp.of_registered(sizes[0], 0.25, sizes[0], 0.2501)
+        np.testing.assert_allclose(
+            dp.map_points(d, points_px * 0.25) / 0.2501, points_px, atol=1e-4
+        )
+
+    def test_registered_and_mirrored(self):
+        """Column x of H&E is column width - x of HER2, wherever H&E itself ends."""
+        d = dp.of_registered((2000, 1400), 0.25, (1100, 800), 0.5, mirror=True)
+        there = dp.map_points(d, np.array([[0.0, 30.0], [600.0, 1400.0]]) * 0.25) / 0.5
+        np.testing.assert_allclose(there, [[1100.0, 15.0], [800.0, 700.0]], atol=1e-4)
+        assert d.affine.determinant == pytest.approx(-1)
+
 
 class TestMapPoints:
     def test_a_node_is_at_the_centre_of_its_cell(self):
