@@ -14,7 +14,7 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -132,6 +132,17 @@ class DescribeOptions(Options):
                 )
 
 
+CANVAS_PX = {
+    "default_initial_nonrigid": 4096,
+    "default_initial_nonrigid_fast": 2048,
+    "default_initial_nonrigid_high_resolution": 8192,
+}
+"""DeeperHistReg's presets, each with the shortest side of the images it registers."""
+MEMORY_MB = 1500
+MEMORY_MB_PER_MEGAPIXEL = 400
+"""Of registration on the processor; measured, see `benchmarks/registration.py`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RegisterOptions(Options):
     """Registration of HER2 onto H&E by DeeperHistReg, and the limits of its certificate."""
@@ -141,11 +152,7 @@ class RegisterOptions(Options):
     preset: str = option(
         "default_initial_nonrigid",
         "parameters of DeeperHistReg",
-        choices=(
-            "default_initial_nonrigid",
-            "default_initial_nonrigid_fast",
-            "default_initial_nonrigid_high_resolution",
-        ),
+        choices=tuple(CANVAS_PX),
         paper="DeeperHistReg, rigid and nonrigid; no preset named",
     )
     size_px: int | None = option(
@@ -163,7 +170,14 @@ class RegisterOptions(Options):
     torch_threads: int = option(
         2, "threads of PyTorch: another number gives other bytes", ge=1, le=64
     )
-    timeout_s: int = option(14_400, "a pair that takes longer is refused, s", ge=1)
+    timeout_s: int = option(7_200, "a try that takes longer is given up, s", ge=1)
+    retries: int = option(
+        2,
+        "further tries of a pair that does not pass: tissue alone with more angles and sizes, then "
+        "another preset as well",
+        ge=0,
+        le=2,
+    )
     rigid_tolerance: float = option(
         0.02, "the rigid map is kept when the nonrigid one lowers tile_ok by more", ge=0, le=1
     )
@@ -181,6 +195,10 @@ class RegisterOptions(Options):
         0.50, "share of matches near the similarity fitted to them: pass", ge=0, le=1
     )
     match_fraction_fail: float = option(0.25, "the same: fail below", ge=0, le=1)
+    mirror_probe_pass: float = option(
+        1.5, "matches of HER2 over those of its mirror image: pass", ge=0
+    )
+    mirror_probe_fail: float = option(1.0, "the same: fail below", ge=0)
     log_scale_max: float = option(0.25, "largest |log| of the scale of the affine part", gt=0)
     anisotropy_max: float = option(1.2, "largest ratio of its two scales", ge=1)
     folding_pass: float = option(0.005, "share of folded tissue: pass up to", ge=0, le=1)
@@ -189,7 +207,7 @@ class RegisterOptions(Options):
 
     def check(self) -> None:
         """Raise ConfigError when a limit of pass lies on the wrong side of that of fail."""
-        for name in ("tile_ok", "lncc", "ncc_margin", "match_fraction"):
+        for name in ("tile_ok", "lncc", "ncc_margin", "match_fraction", "mirror_probe"):
             enough, least = getattr(self, f"{name}_pass"), getattr(self, f"{name}_fail")
             if enough < least:
                 raise ConfigError(
@@ -202,16 +220,51 @@ class RegisterOptions(Options):
                 f"{self.folding_fail}; a pass cannot allow more than a review"
             )
 
+    @property
+    def canvas_px(self) -> int:
+        """Shortest side of the canvas that both slides are laid on."""
+        return self.size_px or CANVAS_PX[self.preset]
+
+    def canvas_mpp(self, sizes_um: Sequence[tuple[float, float]], mpps: Sequence[float]) -> float:
+        """Return the resolution of the canvas: no slide is read finer than it is.
+
+        Args:
+            sizes_um: (width, height) of both slides.
+            mpps: um per pixel of both slides.
+        """
+        width_um, height_um = (max(size[k] for size in sizes_um) for k in (0, 1))
+        return max(min(width_um, height_um) / self.canvas_px, *mpps)
+
+    def memory_mb(self, sizes_um: Sequence[tuple[float, float]], mpps: Sequence[float]) -> int:
+        """Return the most memory that registering these slides takes on the processor, MB.
+
+        Args:
+            sizes_um: (width, height) of both slides.
+            mpps: um per pixel of both slides.
+        """
+        mpp = self.canvas_mpp(sizes_um, mpps)
+        width_um, height_um = (max(size[k] for size in sizes_um) for k in (0, 1))
+        megapixels = width_um * height_um / mpp**2 / 1e6
+        return math.ceil(MEMORY_MB + MEMORY_MB_PER_MEGAPIXEL * megapixels)
+
 
 @dataclasses.dataclass(frozen=True)
 class LandmarksOptions(Options):
     """Target registration error at an expert's landmarks."""
 
     section: ClassVar[str] = "landmarks"
+    version: ClassVar[int] = 2
 
     coordinates: str = option(
         "um", "unit of the coordinates of an ACROBAT landmark file", choices=("um", "px")
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOptions(Options):
+    """The cohort's score at the landmarks, as ACROBAT aggregates it; there is nothing to choose."""
+
+    section: ClassVar[str] = "score"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -403,6 +456,9 @@ class FilterOptions(Options):
         ("bci",), "data sets to which histogram similarity applies", paper="BCI only"
     )
     folding_max: float = option(0.01, "largest folded share of a tile", ge=0, le=1)
+    registration_error_max_um: float | None = option(
+        100.0, "largest estimated error of the registration at a tile, um; none: any", gt=0
+    )
     accept_review: bool = option(False, "take pairs whose registration is under review")
 
 
@@ -711,6 +767,7 @@ STAGES: dict[str, type[Options]] = {
         DescribeOptions,
         RegisterOptions,
         LandmarksOptions,
+        ScoreOptions,
         TileOptions,
         MaskOptions,
         FilterOptions,

@@ -58,9 +58,14 @@ CERTIFICATE = pa.schema(
         pa.field("engine", pa.string(), False),
         pa.field("engine_version", pa.string()),
         pa.field("preset", pa.string()),
+        pa.field("size_px", pa.int32()),  # shortest side of the canvas
+        pa.field("attempts", pa.list_(pa.string())),  # what was tried, and what came of it
         pa.field("map", pa.string()),  # nonrigid, rigid, none: which map was kept
+        pa.field("mirrored", pa.bool_()),  # the map mirrors
+        pa.field("mirrored_by", pa.string()),  # sheet, or probe: found against the sheet
         pa.field("match_count", pa.int64()),
         pa.field("match_fraction", pa.float64()),
+        pa.field("mirror_probe", pa.float64()),  # matches over those of the mirror image
         pa.field("tile_ok", pa.float64()),
         pa.field("lncc", pa.float64()),
         pa.field("ncc", pa.float64()),
@@ -73,9 +78,28 @@ CERTIFICATE = pa.schema(
         pa.field("coverage_fraction", pa.float64()),
         pa.field("displacement_median_um", pa.float64()),
         pa.field("displacement_mpp", pa.float64()),
+        pa.field("error_median_um", pa.float64()),  # of the estimates in QUALITY
+        pa.field("error_p90_um", pa.float64()),
+        # the rigid map, [a, b, c, d, e, f]: moving_um = (a x + b y + c, d x + e y + f)
+        pa.field("rigid", pa.list_(pa.float64())),
     ]
 )
 """register: one row per whole-slide pair."""
+
+QUALITY = pa.schema(
+    [
+        pa.field("pair", pa.string(), False),
+        pa.field("x_um", pa.float64(), False),  # centre of the square on H&E
+        pa.field("y_um", pa.float64(), False),
+        pa.field("side_um", pa.float64(), False),
+        pa.field("step_um", pa.float64(), False),  # distance of neighbouring squares
+        pa.field("ncc", pa.float64(), False),  # correlation of haematoxylin in place
+        pa.field("best_shifted_ncc", pa.float64(), False),  # best of 16 shifted versions
+        pa.field("residual_x_um", pa.float64(), False),  # where it matches best instead
+        pa.field("residual_y_um", pa.float64(), False),
+    ]
+)
+"""register: one row per square of tissue; zero rows where there is no map."""
 
 LANDMARKS = pa.schema(
     [
@@ -85,12 +109,44 @@ LANDMARKS = pa.schema(
         pa.field("he_y_um", pa.float64()),
         pa.field("her2_x_um", pa.float64()),
         pa.field("her2_y_um", pa.float64()),
-        pa.field("error_um", pa.float64()),
-        pa.field("error_diagonal_fraction", pa.float64()),
+        pa.field("predicted_x_um", pa.float64()),  # where the map puts the HER2 side on H&E
+        pa.field("predicted_y_um", pa.float64()),
+        pa.field("error_um", pa.float64()),  # of the H&E side mapped to HER2; null: no map
+        pa.field("error_diagonal_fraction", pa.float64()),  # of the H&E slide
         pa.field("initial_error_um", pa.float64()),  # with the identity
+        # of the prediction, on H&E; without one its unregistered HER2 coordinates count
+        pa.field("official_error_um", pa.float64()),
+        pa.field("official_initial_error_um", pa.float64()),  # unregistered
     ]
 )
-"""landmarks: one row per point; zero rows where the registration gave no map."""
+"""landmarks: one row per point, zero rows where the file gave none; metadata `reason` says why a
+table has no rows or no predictions."""
+
+SCORE = pa.schema(
+    [
+        # pair: one pair's figures; median, mean, std (divided by n): over the pairs
+        pa.field("aggregation", pa.string(), False),
+        pa.field("pair", pa.string()),  # null: of several
+        pa.field("dataset", pa.string()),  # null: of all
+        pa.field("pairs", pa.int64(), False),  # that have figures
+        pa.field("unregistered", pa.int64(), False),  # of these, without a map
+        pa.field("points", pa.int64(), False),  # whose two sides are known
+        pa.field("error_median_um", pa.float64()),
+        pa.field("error_p90_um", pa.float64()),
+        pa.field("error_median_diagonal_fraction", pa.float64()),
+        pa.field("error_p90_diagonal_fraction", pa.float64()),
+        pa.field("initial_error_median_um", pa.float64()),
+        pa.field("initial_error_p90_um", pa.float64()),
+        pa.field("official_error_p90_um", pa.float64()),
+        pa.field("official_error_mean_um", pa.float64()),
+        pa.field("official_initial_error_p90_um", pa.float64()),
+        pa.field("official_initial_error_mean_um", pa.float64()),
+        pa.field("reason", pa.string()),  # why figures are lacking, in words
+    ]
+)
+"""score: one row per pair with landmarks, then median, mean and deviation over the pairs of all
+data sets and of each. ACROBAT ranks by `official_error_p90_um`: its median in 2022, its mean in
+2023; the mean of `official_error_mean_um` is its mean of means."""
 
 TILE = pa.schema(
     [
@@ -104,7 +160,10 @@ TILE = pa.schema(
         pa.field("mpp", pa.float64(), False),  # of the tile
         pa.field("he_mpp", pa.float64(), False),  # of the image
         pa.field("her2_mpp", pa.float64(), False),
+        # estimated at the tile's centre; null: came registered, or nothing measured there
         pa.field("registration_error_um", pa.float64()),
+        pa.field("registration_ncc", pa.float64()),  # correlation of haematoxylin in place
+        pa.field("registration_margin", pa.float64()),  # the same less the best shifted version
         pa.field("tissue_fraction", pa.float64(), False),
         pa.field("her2_tissue_fraction", pa.float64(), False),
         pa.field("he_sharpness", pa.float64(), False),  # variance of the Laplacian, at 0.5 um/px

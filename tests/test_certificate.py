@@ -18,6 +18,7 @@ LIMITS = ct.Limits(
     }
 )
 GOOD = ct.Signals(
+    ct.LocalQuality(np.zeros((0, 2)), np.zeros(0), np.zeros(0), np.zeros((0, 2)), 1.0, 1.0),
     tile_ok=0.9,
     lncc=0.3,
     ncc=0.7,
@@ -29,7 +30,6 @@ GOOD = ct.Signals(
     folding_fraction=0.0,
     coverage_fraction=1.0,
     displacement_median_um=80.0,
-    local=ct.LocalQuality(np.zeros((0, 2)), np.zeros(0), np.zeros(0), 1.0),
 )
 
 
@@ -58,8 +58,13 @@ def measure(pair, d, moving=None, **more):
     )
 
 
-def verdict(signals, **more):
+def judged(signals, **more):
     return ct.judge(signals, LIMITS, **{"match_count": 200, "match_fraction": 0.9} | more)
+
+
+def verdict(signals, **more):
+    found = judged(signals, **more)
+    return found.verdict, found.reason
 
 
 class TestMeasure:
@@ -163,7 +168,7 @@ class TestMeasure:
         assert signals.determinant < 0
         assert signals.folding_fraction == 0
         assert verdict(signals, mirrored=True) == ("pass", None)
-        assert "mirrors HER2, which the sheet does not say" in verdict(signals)[1]
+        assert "mirrors HER2, which is not mirrored" in verdict(signals)[1]
 
     def test_unequal_resolutions_give_the_same(self, pair):
         fixed, moving = pair
@@ -182,7 +187,7 @@ class TestMeasure:
     def test_the_local_map_shows_where_the_error_is(self, pair):
         def partly(points):
             result = to_moving(points)
-            return result + np.where(points[..., :1] > FIXED_UM[0] / 2, 70.0, 0.0)
+            return result + np.where(points[..., :1] > FIXED_UM[0] / 2, (45.0, -20.0), 0.0)
 
         local = measure(pair, made(partly)).local
         # What lies within half a tile of the step has both.
@@ -192,6 +197,71 @@ class TestMeasure:
         assert local.ok[right].mean() < 0.4
         assert left.sum() > 10
         assert right.sum() > 10
+        assert np.median(local.error_um[left]) < MPP
+        assert np.median(local.error_um[right]) == pytest.approx(math.hypot(45, 20), abs=MPP)
+
+    @pytest.mark.parametrize("shift", [(0.0, 0.0), (24.0, -10.0), (-6.0, 30.0)])
+    def test_the_residual_is_how_far_the_map_leads_beside_the_truth(self, pair, shift):
+        local = measure(pair, made(lambda p: to_moving(p + np.array(shift)))).local
+        found = np.median(local.residuals_um, axis=0)
+        assert found == pytest.approx(-np.array(shift), abs=MPP / 2)
+
+    def test_the_certificate_sums_up_the_local_errors(self, pair):
+        signals = measure(pair, made(to_moving))
+        assert signals.error_median_um == np.median(signals.local.error_um)
+        assert signals.error_p90_um == np.percentile(signals.local.error_um, 90)
+        assert signals.error_p90_um < 2 * MPP
+
+    def test_flat_tissue_has_no_correlation_and_no_residual(self, pair):
+        moving = np.full_like(pair[1], 246)
+        local = measure(pair, made(to_moving), moving).local
+        assert not local.ok.any()
+        assert not local.ncc.any()
+        assert np.isfinite(local.residuals_um).all()
+
+
+class TestAt:
+    LOCAL = ct.LocalQuality(
+        centres_um=np.array([[100.0, 200.0], [150.0, 200.0], [100.0, 250.0]]),
+        ncc=np.array([0.5, 0.3, 0.1]),
+        best_shifted=np.array([0.4, 0.4, 0.4]),
+        residuals_um=np.array([[3.0, 4.0], [0.0, 10.0], [20.0, 0.0]]),
+        side_um=100.0,
+        step_um=50.0,
+    )
+
+    def at(self, *point):
+        return {name: values[0] for name, values in self.LOCAL.at([point]).items()}
+
+    def test_on_a_centre_it_is_that_square(self):
+        found = self.at(100, 200)
+        assert found == pytest.approx({"error_um": 5, "ncc": 0.5, "margin": 0.1})
+
+    def test_between_two_it_is_between_them(self):
+        # A quarter of the way: 3/4 of the first, 1/4 of the second.
+        found = self.at(112.5, 200)
+        assert found["error_um"] == pytest.approx(0.75 * 5 + 0.25 * 10)
+        assert found["ncc"] == pytest.approx(0.45)
+
+    def test_where_one_of_four_is_missing_the_others_share_its_weight(self):
+        found = self.at(125, 225)
+        assert found["error_um"] == pytest.approx((5 + 10 + 20) / 3)
+
+    def test_at_the_rim_the_square_that_holds_the_point_counts(self):
+        # 45 um left of a centre, within the square, beyond the neighbour that is not there.
+        assert self.at(51, 200)["error_um"] == pytest.approx(5)
+        assert self.at(190, 160)["ncc"] == pytest.approx(0.3)
+
+    def test_beyond_every_square_there_is_nothing(self):
+        assert all(math.isnan(value) for value in self.at(400, 200).values())
+        empty = dataclasses.replace(
+            self.LOCAL,
+            centres_um=np.zeros((0, 2)),
+            ncc=np.zeros(0),
+            best_shifted=np.zeros(0),
+            residuals_um=np.zeros((0, 2)),
+        )
+        assert np.isnan(empty.at([[1.0, 2.0]])["error_um"]).all()
 
 
 class TestJudge:
@@ -236,6 +306,24 @@ class TestJudge:
         assert found == expected
         assert words in reason
 
+    @pytest.mark.parametrize(
+        ("probe", "expected"), [(None, "pass"), (1.5, "pass"), (1.2, "review"), (0.9, "fail")]
+    )
+    def test_the_mirror_probe_has_its(self, probe, expected):
+        found, reason = verdict(GOOD, mirror_probe=probe)
+        assert found == expected
+        assert reason is None or "mirror_probe" in reason
+
+    def test_another_try_cannot_mend_coverage_or_the_sheet(self):
+        assert not judged(GOOD).mendable
+        assert not judged(dataclasses.replace(GOOD, coverage_fraction=0.5)).mendable
+        contradicted = judged(GOOD, against_sheet=True)
+        assert contradicted.verdict == "review"
+        assert "the sheet says mirrored" in contradicted.reason
+        assert not contradicted.mendable
+        assert judged(GOOD, rigid_kept=True).mendable
+        assert judged(dataclasses.replace(GOOD, lncc=0.1, coverage_fraction=0.5)).mendable
+
     def test_a_rigid_map_that_was_kept_is_never_a_pass(self):
         found, reason = verdict(GOOD, rigid_kept=True)
         assert found == "review"
@@ -251,7 +339,7 @@ class TestJudge:
 
     def test_the_limits_are_options(self):
         strict = dataclasses.replace(LIMITS, tile_ok_pass=0.95, tile_ok_fail=0.92)
-        assert ct.judge(GOOD, strict, match_count=9, match_fraction=1.0)[0] == "fail"
+        assert ct.judge(GOOD, strict, match_count=9, match_fraction=1.0).verdict == "fail"
 
 
 class TestPreferRigid:

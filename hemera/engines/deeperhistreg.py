@@ -11,6 +11,7 @@ SuperGlue weights it carries are for non-commercial research.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -29,17 +30,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hemera.config import CANVAS_PX
 from hemera.displacement import Displacement, from_engine_field
 from hemera.errors import RegistrationError
 
 log = logging.getLogger(__name__)
-
-SIZES_PX = {
-    "default_initial_nonrigid": 4096,
-    "default_initial_nonrigid_fast": 2048,
-    "default_initial_nonrigid_high_resolution": 8192,
-}
-"""The presets, each with the shortest side of the images it registers."""
 
 MATCH_RADIUS = 0.02
 """A match is near when it lies within this share of the diagonal of where the rigid map leads."""
@@ -60,6 +55,12 @@ class Settings:
     torch_threads: int = 2
     timeout_s: float = 14_400
     seed: int = 0
+    thorough: bool = False
+    """Match at more angles and sizes than the preset does."""
+    probe: bool = True
+    """Match the mirror image of HER2 too, and stop there when it matches better."""
+    match_fraction_min: float = 0.0
+    """The nonrigid stage is not run where fewer of the matches agree with the rigid map."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,15 +68,17 @@ class Outcome:
     """What became of one run: maps and matches, or the reason why there are none."""
 
     nonrigid: Displacement | None
-    """The final map."""
+    """The final map; None also where the matches say that there is nothing to refine."""
     rigid: Displacement | None
     """The map before the nonrigid stage, a similarity."""
     match_count: int | None
     """Matches behind the rigid map; 0: the engine found none and went on with the identity."""
+    mirrored_match_count: int | None
+    """Matches of the mirror image of HER2; None: not probed."""
     match_fraction: float | None
     """Share of SuperGlue's matches between H&E and the rigidly mapped HER2 that are in place."""
     reason: str | None
-    """Why there is no map, in words; None: there is one."""
+    """Why the engine gave nothing, in words; None: it ended as it should."""
     log_tail: str
     """The last lines of what the engine printed."""
 
@@ -117,9 +120,9 @@ def register(
         RegistrationError: when the engine is not installed or the device asked for is not there:
             that is no property of the pair.
     """
-    if settings.preset not in SIZES_PX:
+    if settings.preset not in CANVAS_PX:
         raise RegistrationError(
-            f"register.preset: {settings.preset} is none of {', '.join(SIZES_PX)}; name one"
+            f"register.preset: {settings.preset} is none of {', '.join(CANVAS_PX)}; name one"
         )
     version()
     folder = folder.resolve()
@@ -132,7 +135,7 @@ def register(
     if reason is not None:
         for line in tail.splitlines():
             log.info("DeeperHistReg: %s", line)
-        return Outcome(None, None, None, None, reason, tail)
+        return Outcome(None, None, None, None, None, reason, tail)
     answer = json.loads((folder / "answer.json").read_text())
     geometry: dict[str, Any] = {
         "fixed_size": (fixed.shape[1], fixed.shape[0]),
@@ -141,13 +144,23 @@ def register(
         "fixed_mpp": (fixed_mpp, fixed_mpp),
         "moving_mpp": (moving_mpp, moving_mpp),
     }
-    field = np.load(folder / "field.npy")
-    if not (np.isfinite(field).all() and np.isfinite(answer["rigid"]).all()):
+    field = np.load(folder / "field.npy") if answer["refined"] else None
+    if not (np.isfinite(answer["rigid"]).all() and (field is None or np.isfinite(field).all())):
         reason = "DeeperHistReg returned values that are no numbers; one of the slides may be blank"
-        return Outcome(None, None, None, None, reason, tail)
-    nonrigid = from_engine_field(field, **geometry)
-    rigid = from_engine_field(_affine_field(answer["rigid"], field.shape[1:]), **geometry)
-    return Outcome(nonrigid, rigid, answer["match_count"], answer["match_fraction"], None, tail)
+        return Outcome(None, None, None, None, None, reason, tail)
+    # In order, because each is as large as the image: the field goes before the next one comes.
+    nonrigid = None if field is None else from_engine_field(field, **geometry)
+    del field
+    rigid = from_engine_field(_affine_field(answer["rigid"], answer["canvas"]), **geometry)
+    return Outcome(
+        nonrigid,
+        rigid,
+        answer["match_count"],
+        answer["mirrored_match_count"],
+        answer["match_fraction"],
+        None,
+        tail,
+    )
 
 
 def _run(request: Path, timeout_s: float) -> str | None:
@@ -189,9 +202,11 @@ def _run(request: Path, timeout_s: float) -> str | None:
         return f"DeeperHistReg was ended by {name}; its log is in the job's log"
     if done.returncode:
         return f"DeeperHistReg failed ({last or 'without a word'}); its log is in the job's log"
-    lacking = [
-        name for name in ("answer.json", "field.npy") if not request.with_name(name).is_file()
-    ]
+    wanted = ["answer.json"]
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(request.with_name("answer.json").read_text())["refined"]:
+            wanted.append("field.npy")
+    lacking = [name for name in wanted if not request.with_name(name).is_file()]
     if lacking:
         return f"DeeperHistReg ended without {' and '.join(lacking)}; its log is in the job's log"
     return None
@@ -264,18 +279,30 @@ def main(request: Path) -> None:
     with torch.no_grad():
         pipeline.initial_registration()
     match_count = _final_matches(folder / "engine.log")
-    match_fraction = _match_fraction(pipeline, torch)
-    pipeline.nonrigid_registration()
-    utils = importlib.import_module("dhr_utils.utils")
-    field = utils.tc_df_to_np_df(pipeline.current_displacement_field)
-    np.save(folder / "field.npy", np.ascontiguousarray(field, np.float32))
+    mirrored_match_count = None
+    if settings.probe:
+        with torch.no_grad():
+            _match_mirrored(pipeline)
+        mirrored_match_count = _final_matches(folder / "engine.log")
+    match_fraction = None
+    if mirrored_match_count is None or mirrored_match_count <= match_count:
+        match_fraction = _match_fraction(pipeline, torch)
+    refined = (match_fraction or 0.0) >= max(settings.match_fraction_min, 1e-9)
+    if refined:
+        pipeline.nonrigid_registration()
+        utils = importlib.import_module("dhr_utils.utils")
+        field = utils.tc_df_to_np_df(pipeline.current_displacement_field)
+        np.save(folder / "field.npy", np.ascontiguousarray(field, np.float32))
     # Padding is ((top, bottom), (left, right)); 1 is the moving image, 2 the fixed one.
     pads = pipeline.padding_params
     answer = {
+        "refined": refined,
         "rigid": pipeline.initial_transform[0].detach().cpu().double().tolist(),
+        "canvas": list(pipeline.pre_target.shape[2:]),
         "moving_pad": [pads["pad_1"][1][0], pads["pad_1"][0][0]],
         "fixed_pad": [pads["pad_2"][1][0], pads["pad_2"][0][0]],
         "match_count": match_count,
+        "mirrored_match_count": mirrored_match_count,
         "match_fraction": match_fraction,
     }
     (folder / "answer.json").write_text(json.dumps(answer))
@@ -300,6 +327,13 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
     parameters["initial_registration_params"].update(
         device=device, cuda=device != "cpu", save_results=False, echo=True
     )
+    if settings.thorough:
+        parameters["initial_registration_params"].update(
+            angle_step=45,
+            registration_size=1000,
+            registration_sizes=[200, 300, 400, 600, 800],
+            run_sift_ransac=True,
+        )
     nonrigid = parameters["nonrigid_registration_params"]
     nonrigid.update(device=device, save_results=False, registration_size=2**31)
     levels = nonrigid["num_levels"]
@@ -313,6 +347,14 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
     if settings.iterations is not None:
         nonrigid["iterations"] = [settings.iterations] * levels
     return parameters
+
+
+def _match_mirrored(pipeline: Any) -> None:
+    """Match H&E with the mirror image of HER2; the number of matches stands in the log."""
+    methods = importlib.import_module("dhr_registration.initial_alignment_methods")
+    parameters = pipeline.registration_parameters["initial_registration_params"]
+    function = methods.get_function(parameters["initial_registration_function"])
+    function(pipeline.pre_source.flip(3), pipeline.pre_target, parameters)
 
 
 def _final_matches(path: Path) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -35,8 +36,40 @@ CERTIFICATE_SIDE_PX = 1000
 TOLERANCE_PX = 0.05
 """The map is kept on a coarser grid where that moves no point by more, in H&E pixels."""
 
-NODES_MAX = 24_000_000
-"""A finer grid than this is never kept: 100 MB on disk."""
+NODES_MAX = 8192 * 12_288
+"""A finer grid than this is never kept, whatever is lost: it takes 800 MB of memory."""
+
+MASK_MARGIN = 0.02
+"""Glass kept around the tissue when only tissue is registered, as a share of the longest side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Try:
+    """One way to run the engine."""
+
+    preset: str
+    size_px: int
+    tissue_only: bool
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return f"{self.preset} at {self.size_px} px{', tissue alone' * self.tissue_only}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Result:
+    """What a try came to."""
+
+    map: Displacement
+    verdict: certificates.Verdict
+    local: certificates.LocalQuality | None
+    row: dict[str, Any]
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Smaller is better."""
+        tile_ok = self.row.get("tile_ok")
+        return self.verdict.rank, -1.0 if tile_ok is None else -tile_ok
 
 
 def run(
@@ -46,6 +79,7 @@ def run(
     images_table: Path,
     displacement: Path,
     certificate: Path,
+    quality: Path,
     options: RegisterOptions,
 ) -> None:
     """Register one pair of whole slides.
@@ -60,6 +94,7 @@ def run(
         displacement: the map from H&E to HER2 as the slides are stored, um; empty where there is
             none. A failed map is written all the same, because a person may overrule.
         certificate: table `tables.CERTIFICATE`, one row.
+        quality: table `tables.QUALITY`: the local quality of the map.
         options: engine and limits.
 
     Raises:
@@ -79,25 +114,30 @@ def run(
         "engine": "deeperhistreg",
         "engine_version": deeperhistreg.version(),
         "preset": options.preset,
+        "attempts": [],
         "map": "none",
     }
-    found = fields.none()
-    reason = _refusal(described)
-    if reason is None:
+    found, local = fields.none(), None
+    row["reason"] = _refusal(described)
+    if row["reason"] is None:
         try:
-            found, result = _register(pair, described, displacement, options)
-            row |= result
+            result, row["attempts"] = _register(pair, described, displacement, options)
         except SlideError as error:
-            reason = str(error)
-    if reason is not None:
-        row["reason"] = reason
+            row["reason"] = str(error)
+        else:
+            found, local = result.map, result.local
+            row |= result.row
+            row |= {"verdict": result.verdict.verdict, "reason": result.verdict.reason}
     level = logging.INFO if row["verdict"] == "pass" else logging.WARNING
     log.log(
         level, "pair %s: %s%s", pair.pair, row["verdict"],
         f" ({row['reason']})" if row["reason"] else "",
     )  # fmt: skip
     write_displacement(displacement, found)
-    tables.write(certificate, [row], tables.CERTIFICATE, tables.provenance(options))
+    metadata = tables.provenance(options)
+    tables.write(certificate, [row], tables.CERTIFICATE, metadata)
+    rows = [] if local is None else _quality_rows(pair.pair, local)
+    tables.write(quality, rows, tables.QUALITY, metadata)
 
 
 def _find(sheet: Path, unit: str) -> Pair:
@@ -119,93 +159,249 @@ def _refusal(described: Mapping[str, Mapping[str, Any]]) -> str | None:
     return "; ".join(dict.fromkeys(reasons)) or None
 
 
+def _ladder(options: RegisterOptions) -> list[_Try]:
+    """Return what is tried in turn until a map passes."""
+    fast, full = "default_initial_nonrigid_fast", "default_initial_nonrigid"
+    size_px = options.canvas_px
+    ladder = [
+        _Try(options.preset, size_px, tissue_only=False),
+        _Try(options.preset, size_px, tissue_only=True),
+        # Half the size where it is the larger preset that failed: it may have lacked memory or
+        # time, and what cannot be aligned in detail may still be in outline.
+        _Try(full, size_px, tissue_only=True)
+        if options.preset == fast
+        else _Try(fast, max(128, size_px // 2), tissue_only=True),
+    ]
+    return ladder[: 1 + options.retries]
+
+
 def _register(
     pair: Pair,
     described: Mapping[str, Mapping[str, Any]],
     displacement: Path,
     options: RegisterOptions,
-) -> tuple[Displacement, dict[str, Any]]:
-    """Read both slides once, run the engine, and judge what it found."""
+) -> tuple[_Result, list[str]]:
+    """Read both slides once and try until a map passes; return the best try, and all in words."""
     he, her2 = described["he"], described["her2"]
-    he_um = he["width_px"] * he["mpp"], he["height_px"] * he["mpp"]
-    her2_um = her2["width_px"] * her2["mpp"], her2["height_px"] * her2["mpp"]
-    size_px = options.size_px or deeperhistreg.SIZES_PX[options.preset]
-    # The canvas holds both slides. Neither is read finer than it is: that would only cost.
-    short_um = min(max(he_um[0], her2_um[0]), max(he_um[1], her2_um[1]))
-    mpp = max(short_um / size_px, he["mpp"], her2["mpp"])
-    fixed = _read(pair.he, he, mpp)
-    moving = _read(pair.her2, her2, mpp)
-    log.info(
-        "pair %s: %d x %d and %d x %d px at %.3f um/px to %s",
-        pair.pair, fixed.shape[1], fixed.shape[0], moving.shape[1], moving.shape[0], mpp,
-        options.preset,
-    )  # fmt: skip
-    with _work_folder(displacement) as folder:
-        outcome = deeperhistreg.register(
-            fixed,
-            np.ascontiguousarray(moving[:, ::-1]) if pair.mirrored else moving,
-            fixed_mpp=mpp,
-            moving_mpp=mpp,
-            settings=deeperhistreg.Settings(
-                preset=options.preset,
-                levels=options.levels,
-                iterations=options.iterations,
-                device=options.device,
-                torch_threads=options.torch_threads,
-                timeout_s=options.timeout_s,
-            ),
-            folder=folder,
-        )
-    found = {"match_count": outcome.match_count, "match_fraction": outcome.match_fraction}
-    if outcome.nonrigid is None or outcome.rigid is None:
-        return fields.none(), {**found, "reason": outcome.reason}
-    maps = {"nonrigid": outcome.nonrigid, "rigid": outcome.rigid}
-    # What was mirrored is the image that was read, up to the edge of its last pixel.
-    width_um = moving.shape[1] * mpp
-    tolerance_um = TOLERANCE_PX * he["mpp"]
-    for name, d in maps.items():
-        coarse = fields.coarsen(d, tolerance_um, node_count_max=NODES_MAX)
-        maps[name] = fields.mirrored(coarse, width_um) if pair.mirrored else coarse
-    factor = max(1, round(max(fixed.shape) / CERTIFICATE_SIDE_PX))
-    small_fixed, small_moving = _reduce(fixed, factor), _reduce(moving, factor)
-    signals = {
-        name: certificates.measure(
-            small_fixed,
-            small_moving,
-            d,
-            fixed_mpp=mpp * factor,
-            moving_mpp=mpp * factor,
-            fixed_size_um=he_um,
-            moving_size_um=her2_um,
-            mirrored=pair.mirrored,
-        )
-        for name, d in maps.items()
+    mpp = options.canvas_mpp((_size_um(he), _size_um(her2)), (he["mpp"], her2["mpp"]))
+    fixed, moving = _read(pair.he, he, mpp), _read(pair.her2, her2, mpp)
+    best: _Result | None = None
+    attempts: list[str] = []
+    for number, attempt in enumerate(_ladder(options), 1):
+        # A second try with all as before, for want of time or memory, would end as the first.
+        if best is not None and best.map.empty and attempt.size_px == options.canvas_px:
+            continue
+        log.info(
+            "pair %s: try %d: %s, %d x %d and %d x %d px at %.3f um/px",
+            pair.pair, number, attempt, fixed.shape[1], fixed.shape[0],
+            moving.shape[1], moving.shape[0], mpp,
+        )  # fmt: skip
+        result = _try(pair, described, fixed, moving, mpp, attempt, displacement, options)
+        words = f"{attempt}: {result.verdict.verdict}"
+        attempts.append(f"{words} ({result.verdict.reason})" if result.verdict.reason else words)
+        if best is None or result.order < best.order:
+            best = result
+        if not result.verdict.mendable:
+            break
+    assert best is not None
+    return best, attempts
+
+
+def _try(
+    pair: Pair,
+    described: Mapping[str, Mapping[str, Any]],
+    fixed: RGB,
+    moving: RGB,
+    mpp: float,
+    attempt: _Try,
+    displacement: Path,
+    options: RegisterOptions,
+) -> _Result:
+    """Run the engine once, mirrored where that matches better, and judge what it found.
+
+    Args:
+        pair: the pair.
+        described: rows of `tables.DESCRIBE` by stain.
+        fixed: (H, W, 3) H&E on the canvas.
+        moving: (H, W, 3) HER2 as it is stored.
+        mpp: um per pixel of both.
+        attempt: how.
+        displacement: the output, beside which the engine works.
+        options: settings.
+    """
+    factor = max(1, options.canvas_px // attempt.size_px)
+    canvas = {"he": _reduce(fixed, factor), "her2": _reduce(moving, factor)}
+    if attempt.tissue_only:
+        for stain in tables.STAINS:
+            canvas[stain] = _tissue_alone(canvas[stain], described[stain], mpp * factor)
+    settings = deeperhistreg.Settings(
+        preset=attempt.preset,
+        levels=options.levels,
+        iterations=options.iterations,
+        device=options.device,
+        torch_threads=options.torch_threads,
+        timeout_s=options.timeout_s,
+        thorough=attempt.tissue_only,
+        match_fraction_min=options.match_fraction_fail,
+    )
+
+    def run(mirrored: bool, settings: deeperhistreg.Settings) -> deeperhistreg.Outcome:
+        her2 = np.ascontiguousarray(canvas["her2"][:, ::-1]) if mirrored else canvas["her2"]
+        with _work_folder(displacement) as folder:
+            return deeperhistreg.register(
+                canvas["he"],
+                her2,
+                fixed_mpp=mpp * factor,
+                moving_mpp=mpp * factor,
+                settings=settings,
+                folder=folder,
+            )
+
+    mirrored = pair.mirrored
+    outcome = run(mirrored, settings)
+    other = outcome.mirrored_match_count
+    if other is not None and outcome.match_count is not None and other > outcome.match_count:
+        log.info(
+            "pair %s: the mirror image of HER2 matches better, %d against %d; it is taken",
+            pair.pair, other, outcome.match_count,
+        )  # fmt: skip
+        other, mirrored = outcome.match_count, not mirrored
+        outcome = run(mirrored, dataclasses.replace(settings, probe=False))
+    probe = None
+    if other is not None and outcome.match_count:
+        probe = outcome.match_count / max(other, 1)
+    found = {
+        "preset": attempt.preset,
+        "size_px": attempt.size_px,
+        "mirrored": mirrored,
+        "mirrored_by": "probe" if mirrored != pair.mirrored else "sheet" if mirrored else None,
+        "match_count": outcome.match_count,
+        "match_fraction": outcome.match_fraction,
+        "mirror_probe": probe,
     }
-    rigid_kept = certificates.prefer_rigid(
+    if outcome.rigid is None:
+        failed = certificates.Verdict("fail", outcome.reason, mendable=True)
+        return _Result(fields.none(), failed, None, {**found, "map": "none"})
+    maps = {"rigid": outcome.rigid}
+    if outcome.nonrigid is not None:
+        maps["nonrigid"] = outcome.nonrigid
+    # What was mirrored is the image that was registered, up to the edge of its last pixel.
+    width_um = canvas["her2"].shape[1] * mpp * factor
+    for name, d in maps.items():
+        coarse = _coarsened(d, TOLERANCE_PX * described["he"]["mpp"])
+        maps[name] = fields.mirrored(coarse, width_um) if mirrored else coarse
+    signals = _signals(maps, described, fixed, moving, mpp, mirrored)
+    rigid_kept = "nonrigid" in maps and certificates.prefer_rigid(
         signals["nonrigid"], signals["rigid"], options.rigid_tolerance
     )
-    kept = "rigid" if rigid_kept else "nonrigid"
-    verdict, reason = certificates.judge(
+    kept = "rigid" if rigid_kept or "nonrigid" not in maps else "nonrigid"
+    verdict = certificates.judge(
         signals[kept],
         _limits(options),
         match_count=outcome.match_count,
         match_fraction=outcome.match_fraction,
+        mirror_probe=probe,
         rigid_kept=rigid_kept,
-        mirrored=pair.mirrored,
+        mirrored=mirrored,
+        against_sheet=pair.mirrored and not mirrored,
     )
     measured = {
         name: getattr(signals[kept], name)
         for name in tables.CERTIFICATE.names
         if hasattr(signals[kept], name)
     }
-    return maps[kept], {
+    affine = maps["rigid"].affine
+    rigid = np.column_stack([affine.matrix, affine.offset_um]).ravel().tolist()
+    row = {
         **found,
         **measured,
-        "verdict": verdict,
-        "reason": reason,
         "map": kept,
         "displacement_mpp": maps[kept].mpp,
+        "rigid": rigid,
     }
+    return _Result(maps[kept], verdict, signals[kept].local, row)
+
+
+def _signals(
+    maps: Mapping[str, Displacement],
+    described: Mapping[str, Mapping[str, Any]],
+    fixed: RGB,
+    moving: RGB,
+    mpp: float,
+    mirrored: bool,
+) -> dict[str, certificates.Signals]:
+    """Measure each map on the slides as they were read, whatever the engine was given."""
+    factor = max(1, round(max(fixed.shape) / CERTIFICATE_SIDE_PX))
+    small_fixed, small_moving = _reduce(fixed, factor), _reduce(moving, factor)
+    return {
+        name: certificates.measure(
+            small_fixed,
+            small_moving,
+            d,
+            fixed_mpp=mpp * factor,
+            moving_mpp=mpp * factor,
+            fixed_size_um=_size_um(described["he"]),
+            moving_size_um=_size_um(described["her2"]),
+            mirrored=mirrored,
+        )
+        for name, d in maps.items()
+    }
+
+
+def _coarsened(d: Displacement, tolerance_um: float) -> Displacement:
+    coarse = fields.coarsen(d, tolerance_um, node_count_max=NODES_MAX)
+    if coarse.mpp > d.mpp and d.vectors_um.size > 2 * NODES_MAX:
+        log.warning(
+            "displacement: %d x %d nodes are too many to keep; every %d-th is kept, and points "
+            "move by more than %.3g um; lower register.size_px",
+            d.vectors_um.shape[1], d.vectors_um.shape[0], round(coarse.mpp / d.mpp), tolerance_um,
+        )  # fmt: skip
+    return coarse
+
+
+def _tissue_alone(rgb: RGB, described: Mapping[str, Any], mpp: float) -> RGB:
+    """Make all white but the tissue that describe outlined, with some glass around it."""
+    png = np.frombuffer(described["tissue"], np.uint8)
+    outline = np.asarray(cv2.imdecode(png, cv2.IMREAD_GRAYSCALE))
+    side = 2 * round(MASK_MARGIN * max(outline.shape)) + 1
+    wide = cv2.dilate(outline, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+    # The outline covers the slide from edge to edge, the canvas up to its last whole pixel.
+    height, width = (
+        max(1, round(described[f"{name}_px"] * described["mpp"] / mpp))
+        for name in ("height", "width")
+    )
+    inside = cv2.resize(wide, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    result = np.full_like(rgb, 255)
+    rows, columns = min(height, rgb.shape[0]), min(width, rgb.shape[1])
+    part = inside[:rows, :columns]
+    result[:rows, :columns][part] = rgb[:rows, :columns][part]
+    return result
+
+
+def _size_um(described: Mapping[str, Any]) -> tuple[float, float]:
+    return (
+        described["width_px"] * described["mpp"],
+        described["height_px"] * described["mpp"],
+    )
+
+
+def _quality_rows(pair: str, local: certificates.LocalQuality) -> list[dict[str, Any]]:
+    return [
+        {
+            "pair": pair,
+            "x_um": float(centre[0]),
+            "y_um": float(centre[1]),
+            "side_um": local.side_um,
+            "step_um": local.step_um,
+            "ncc": float(ncc),
+            "best_shifted_ncc": float(best),
+            "residual_x_um": float(residual[0]),
+            "residual_y_um": float(residual[1]),
+        }
+        for centre, ncc, best, residual in zip(
+            local.centres_um, local.ncc, local.best_shifted, local.residuals_um, strict=True
+        )
+    ]
 
 
 def _limits(options: RegisterOptions) -> certificates.Limits:

@@ -1,5 +1,6 @@
 """The real engine on small sections, and every way in which it can end without a map."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from hemera import displacement as dp
+from hemera.config import CANVAS_PX
 from hemera.engines import deeperhistreg as engine
 from hemera.errors import RegistrationError
 from tests.small_sections import FIXED_PX, FIXED_UM, MPP, sections, to_moving
@@ -44,6 +46,7 @@ class TestRegister:
         assert outcome.reason is None
         assert outcome.match_count > 30
         assert outcome.match_fraction > 0.9
+        assert outcome.match_count > 1.5 * outcome.mirrored_match_count
         initial = np.linalg.norm(points() - to_moving(points()), axis=1)
         for d, bound_px in ((outcome.rigid, 3.0), (outcome.nonrigid, 1.0)):
             assert d.vectors_um.shape == (FIXED_PX[1], FIXED_PX[0], 2)
@@ -60,6 +63,20 @@ class TestRegister:
             for d in (outcome.rigid, outcome.nonrigid)
         ]
         assert errors[1] < errors[0]
+
+    def test_the_mirror_image_is_found_and_not_refined(self, pair, tmp_path):
+        mirrored = np.ascontiguousarray(pair[1][:, ::-1])
+        found = register(tmp_path, pair[0], mirrored)
+        assert found.mirrored_match_count > 1.5 * found.match_count
+        assert (found.nonrigid, found.reason) == (None, None)
+
+    def test_too_few_matches_in_place_end_with_the_rigid_map(self, pair, tmp_path):
+        settings = dataclasses.replace(SMALL, match_fraction_min=1.01, probe=False)
+        found = register(tmp_path, *pair, settings)
+        assert found.mirrored_match_count is None
+        assert (found.nonrigid, found.reason) == (None, None)
+        error = np.linalg.norm(dp.map_points(found.rigid, points()) - to_moving(points()), axis=1)
+        assert np.median(error) < 3 * MPP
 
     def test_a_blank_slide_gives_no_map_or_no_match(self, pair, tmp_path):
         blank = register(tmp_path, pair[0], np.full_like(pair[1], 246))
@@ -90,7 +107,12 @@ class TestEndings:
             ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
             ("raise MemoryError('of 9 GB')", "failed (MemoryError: of 9 GB)"),
             ("raise SystemExit(1)", "failed (without a word)"),
-            ("pass", "ended without answer.json and field.npy"),
+            ("pass", "ended without answer.json"),
+            (
+                "import json, sys, pathlib; p = pathlib.Path(sys.argv[1]).parent;"
+                "(p / 'answer.json').write_text(json.dumps({'refined': True}))",
+                "ended without field.npy",
+            ),
             ("import time; time.sleep(60)", "took longer than 2 s"),
         ],
     )
@@ -117,7 +139,7 @@ class TestEndings:
             f"np.save(p / 'field.npy', np.full((2, 338, 452), {value['field']}, np.float32));"
             f"rigid = [[1, 0, {value['rigid']}], [0, 1, 0]];"
             "(p / 'answer.json').write_text(json.dumps(dict(rigid=rigid, fixed_pad=[16, 13],"
-            "moving_pad=[0, 0], match_count=9, match_fraction=1.0)))"
+            "moving_pad=[0, 0], match_count=9, match_fraction=1.0, refined=True)))"
         )
         monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-c", code))
         assert "no numbers" in register(tmp_path, *pair).reason
@@ -143,18 +165,31 @@ class TestParameters:
         sys.path[:] = before
         return module
 
-    @pytest.mark.parametrize("preset", engine.SIZES_PX)
+    @pytest.mark.parametrize("preset", CANVAS_PX)
     def test_the_device_stands_in_every_place(self, configs, preset):
         made = engine._parameters(configs, engine.Settings(preset), "cpu")
         assert "cuda" not in repr(made).replace("'cuda': False", "")
         again = engine._parameters(configs, engine.Settings(preset), "cuda:0")
         assert repr(again).count("'device': 'cuda:0'") == 3
 
-    @pytest.mark.parametrize("preset", engine.SIZES_PX)
+    @pytest.mark.parametrize("preset", CANVAS_PX)
     def test_the_size_is_the_presets(self, configs, preset):
         own = getattr(configs, preset)()
-        assert own["nonrigid_registration_params"]["registration_size"] == engine.SIZES_PX[preset]
-        assert own["preprocessing_params"]["initial_resolution"] == engine.SIZES_PX[preset]
+        assert own["nonrigid_registration_params"]["registration_size"] == CANVAS_PX[preset]
+        assert own["preprocessing_params"]["initial_resolution"] == CANVAS_PX[preset]
+
+    @pytest.mark.parametrize("preset", CANVAS_PX)
+    def test_thorough_is_more_angles_and_larger_sizes(self, configs, preset):
+        usual, thorough = (
+            engine._parameters(configs, engine.Settings(preset, thorough=more), "cpu")[
+                "initial_registration_params"
+            ]
+            for more in (False, True)
+        )
+        assert thorough["angle_step"] < usual["angle_step"]
+        assert max(thorough["registration_sizes"]) > max(usual["registration_sizes"])
+        assert thorough["registration_size"] >= max(thorough["registration_sizes"])
+        assert thorough["run_sift_ransac"]
 
     def test_levels_and_iterations(self, configs):
         settings = engine.Settings("default_initial_nonrigid", levels=3, iterations=60)

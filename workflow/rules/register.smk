@@ -1,7 +1,8 @@
 # Registration of HER2 onto H&E, with a certificate. A failed pair is a verdict, not a failed job.
 #
 # REQUIRED INPUTS: both slides of a pair, its descriptions
-# OUTPUTS: displacement on the H&E grid in um; certificate with verdict and reason
+# OUTPUTS: displacement on the H&E grid in um; certificate with verdict and reason;
+#   the local quality of the map
 
 
 rule register:
@@ -11,6 +12,7 @@ rule register:
     output:
         displacement="results/register/{unit}.displacement.npz",
         certificate="results/register/{unit}.parquet",
+        quality="results/register/{unit}.quality.parquet",
     log:
         "logs/register/{unit}.log",
     benchmark:
@@ -30,4 +32,4 @@ rule register:
     shell:
         "hemera register --sheet {params.sheet:q} --unit {wildcards.unit:q}"
         " --images-table {input.images_table:q} --displacement {output.displacement:q}"
-        " --certificate {output.certificate:q} {params.options} > {log:q} 2>&1"
+        " --certificate {output.certificate:q} --quality {output.quality:q} {params.options} > {log:q} 2>&1"
