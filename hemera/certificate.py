@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import cv2
 import numpy as np
@@ -113,6 +115,24 @@ class LocalQuality:
         """(N,), length of the residuals: the estimated error of the registration."""
         lengths: npt.NDArray[np.float64] = np.hypot(*self.residuals_um.T)
         return lengths
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Sequence[float]]) -> Self:
+        """Make it from the columns of the table `QUALITY` in `hemera.tables`."""
+
+        def column(name: str) -> npt.NDArray[np.float64]:
+            return np.asarray(columns[name], np.float64)
+
+        sides, steps = column("side_um"), column("step_um")
+        return cls(
+            np.stack([column("x_um"), column("y_um")], axis=-1),
+            column("ncc"),
+            column("best_shifted_ncc"),
+            np.stack([column("residual_x_um"), column("residual_y_um")], axis=-1),
+            # The same in every row.
+            float(sides[0]) if len(sides) else 1.0,
+            float(steps[0]) if len(steps) else 1.0,
+        )
 
     def at(self, points_um: npt.ArrayLike) -> dict[str, npt.NDArray[np.float64]]:
         """Interpolate the map at points of the H&E slide.

@@ -148,6 +148,7 @@ class RegisterOptions(Options):
     """Registration of HER2 onto H&E by DeeperHistReg, and the limits of its certificate."""
 
     section: ClassVar[str] = "register"
+    version: ClassVar[int] = 2
 
     preset: str = option(
         "default_initial_nonrigid",
@@ -272,6 +273,7 @@ class TileOptions(Options):
     """Tiles of both stains, measured in the pass that reads them."""
 
     section: ClassVar[str] = "tile"
+    version: ClassVar[int] = 2
 
     size_px: int = option(512, "side of a tile", ge=32, le=4096, paper="512")
     mpp: float | None = option(
@@ -431,6 +433,7 @@ class FilterOptions(Options):
     """Which tiles are accepted. Reads no pixel."""
 
     section: ClassVar[str] = "filter"
+    version: ClassVar[int] = 2
 
     tissue_fraction_min: float = option(
         0.5, "least tissue on the H&E tile", ge=0, le=1, paper='"low tissue content", no number'

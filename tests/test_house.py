@@ -171,6 +171,7 @@ def test_rules_import_config_and_sheet_alone(path: Path) -> None:
                 "hemera.config",
                 "hemera.sheet",
                 "pathlib",
+                "pyarrow.parquet",
                 "snakemake.exceptions",
                 "snakemake.logging",
                 "snakemake.utils",

@@ -43,6 +43,12 @@ REASONS = {
     "low_tissue": Reason("too little tissue", "tissue_fraction", "tissue_fraction_min"),
     "outside_her2": Reason("HER2 does not cover it", "her2_coverage_fraction", "her2_coverage_min"),
     "folded": Reason("the displacement folds in it", "folding_fraction", "folding_max", False),
+    "misregistered": Reason(
+        "registered badly at this place",
+        "registration_error_um",
+        "registration_error_max_um",
+        False,
+    ),
     "blurred_he": Reason("blurred on H&E", "he_sharpness", "he_sharpness_min"),
     "blurred_her2": Reason("blurred on HER2", "her2_sharpness", "her2_sharpness_min"),
     "unlike_histograms": Reason(
@@ -59,6 +65,7 @@ MEASURES = {
     "her2_sharpness": ("Sharpness of HER2", "variance of the Laplacian, at 0.5 µm/px"),
     "histogram_similarity": ("Histogram similarity", "correlation, −1 to 1"),
     "folding_fraction": ("Folded by the displacement", "share of the tile"),
+    "registration_error_um": ("Estimated error of registration", "µm"),
 }
 
 STATES = {

@@ -108,12 +108,17 @@ def _criteria(table: pa.Table, options: FilterOptions) -> list[tuple[str, npt.ND
         table.column("dataset"), value_set=pa.array(options.histogram_datasets, pa.string())
     ).to_numpy(zero_copy_only=False)
     similarity = column("histogram_similarity")
+    error = column("registration_error_um")
+    limit = options.registration_error_max_um
+    # Null where nothing was measured: what came registered is no worse for it.
+    misplaced = error > (np.inf if limit is None else limit)
     unlike = ~(similarity >= options.histogram_similarity_min)
     return [
         ("registration_review", review & (not options.accept_review)),
         ("low_tissue", ~(column("tissue_fraction") >= options.tissue_fraction_min)),
         ("outside_her2", ~(column("her2_coverage_fraction") >= options.her2_coverage_min)),
         ("folded", ~(column("folding_fraction") <= options.folding_max)),
+        ("misregistered", misplaced),
         ("blurred_he", ~(column("he_sharpness") >= options.he_sharpness_min)),
         ("blurred_her2", ~(column("her2_sharpness") >= options.her2_sharpness_min)),
         ("unlike_histograms", compared & unlike),

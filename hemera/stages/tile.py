@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from hemera import displacement as fields
 from hemera import tables
+from hemera.certificate import LocalQuality
 from hemera.annotations import read_polygons
 from hemera.config import TileOptions
 from hemera.displacement import Displacement
@@ -67,6 +68,7 @@ def run(
     images_table: Path,
     displacement: Path | None = None,
     certificate: Path | None = None,
+    quality: Path | None = None,
     shard: Path,
     tiles: Path,
     pairs: Path,
@@ -85,6 +87,7 @@ def run(
         displacement: from H&E to HER2; None for pairs that come registered, unless the sheet
             names one.
         certificate: verdict on it, `tables.CERTIFICATE`; None for pairs that come registered.
+        quality: its local quality, `tables.QUALITY`; None likewise.
         shard: tar of the tiles.
         tiles: table `tables.TILE`, in the order of the shard.
         pairs: table `tables.PAIRS`.
@@ -101,6 +104,9 @@ def run(
     if certificate is not None:
         for row in tables.read(certificate, tables.CERTIFICATE).to_pylist():
             verdicts[row["pair"]] = row
+    local: LocalQuality | None = None
+    if quality is not None:
+        local = LocalQuality.from_columns(tables.read(quality, tables.QUALITY).to_pydict())
     tile_rows: list[dict[str, Any]] = []
     pair_rows: list[dict[str, Any]] = []
     shard_name = f"{shard.parent.name}/{shard.name}"
@@ -112,6 +118,8 @@ def run(
                 pair, described.get(pair.pair, {}), displacement, refusal, state, writer,
                 workers, options,
             )  # fmt: skip
+            if local is not None:
+                _add_quality(rows, local)
             if state.reason:
                 log.warning("pair %s: %s: %s", pair.pair, state.state, state.reason)
             tile_rows += [{**row, "shard": shard_name} for row in rows]
@@ -121,6 +129,17 @@ def run(
         metadata |= tables.inherited("register", certificate)
     tables.write(tiles, tile_rows, tables.TILE, metadata)
     tables.write(pairs, pair_rows, tables.PAIRS, metadata)
+
+
+def _add_quality(rows: list[dict[str, Any]], local: LocalQuality) -> None:
+    """Give each tile the quality of the registration at its centre."""
+    centres = [
+        [row[f"{axis}_px"] * row["he_mpp"] + row["size_px"] * row["mpp"] / 2 for axis in "xy"]
+        for row in rows
+    ]
+    for name, values in local.at(centres).items():
+        for row, value in zip(rows, values.tolist(), strict=True):
+            row[f"registration_{name}"] = None if math.isnan(value) else value
 
 
 def effective_verdict(pair: Pair, certificate: dict[str, Any] | None) -> tuple[str, str | None]:
@@ -389,7 +408,7 @@ def _cut(plan: _Plan, corner: npt.NDArray[np.int64]) -> _Tile | SlideError:
         folding = fields.folding_fraction(
             plan.displacement,
             box_um=(left, top, left + side_um, top + side_um),
-            mirrored=plan.pair.mirrored,
+            mirrored=plan.displacement.affine.determinant < 0,
         )
     tissue = saturation(he) > plan.saturation_min * 255
     her2_tissue = density(her2, plan.her2.background) > plan.density_min / DENSITY_STEP
@@ -405,6 +424,8 @@ def _cut(plan: _Plan, corner: npt.NDArray[np.int64]) -> _Tile | SlideError:
         "he_mpp": plan.he.mpp,
         "her2_mpp": plan.her2.mpp,
         "registration_error_um": None,
+        "registration_ncc": None,
+        "registration_margin": None,
         "tissue_fraction": cv2.countNonZero(tissue.view(np.uint8)) / tissue.size,
         "her2_tissue_fraction": cv2.countNonZero(her2_tissue.view(np.uint8)) / tissue.size,
         "he_sharpness": sharpness(he, plan.mpp),

@@ -17,7 +17,7 @@ from hemera.errors import HemeraError, SheetError, TableError
 from hemera.sheet import Pair, Sheet, units, write_rows
 from hemera.stages import filter
 
-GOLDEN = {1: "b165ef6197ffb8d3"}
+GOLDEN = {2: "b165ef6197ffb8d3"}
 ENGINES = ("stain", "deepliif")
 BLOCKS = 2
 
@@ -29,6 +29,8 @@ GOOD: dict[str, Any] = {
     "he_mpp": 0.46,
     "her2_mpp": 0.46,
     "registration_error_um": None,
+    "registration_ncc": None,
+    "registration_margin": None,
     "tissue_fraction": 0.9,
     "her2_tissue_fraction": 0.8,
     "he_sharpness": 150.0,
@@ -214,6 +216,19 @@ def test_folding_is_a_largest_value(tmp_path: Path) -> None:
     ]
 
 
+def test_where_the_registration_is_off_a_tile_is_refused(tmp_path: Path) -> None:
+    """What came registered has no estimate, and is no worse for it."""
+    cohort = Cohort(tmp_path, {"p": {}})
+    values = (None, 0.0, 100.0, 100.1)
+    cohort.write([tile("p", n, registration_error_um=v) for n, v in enumerate(values)])
+    assert cohort.run()["reason"].to_pylist() == [None, None, None, "misregistered"]
+    strict = FilterOptions(registration_error_max_um=20.0)
+    refused = [None, None, "misregistered", "misregistered"]
+    assert cohort.run(strict)["reason"].to_pylist() == refused
+    off = FilterOptions(registration_error_max_um=None)
+    assert cohort.run(off)["reason"].to_pylist() == [None] * 4
+
+
 def test_no_similarity_is_unlike_where_it_counts(tmp_path: Path) -> None:
     """Of a flat image there is no correlation; that counts in the named data sets alone."""
     cohort = Cohort(tmp_path, {"b": {}, "a": {"dataset": "acrobat"}})
@@ -247,6 +262,7 @@ def test_the_first_reason_counts_and_tissue_stands_before_sharpness(tmp_path: Pa
         ("low_tissue", {"tissue_fraction": 0.1}),
         ("outside_her2", {"her2_coverage_fraction": 0.5}),
         ("folded", {"folding_fraction": 0.5}),
+        ("misregistered", {"registration_error_um": 500.0}),
         ("blurred_he", {"he_sharpness": 1.0}),
         ("blurred_her2", {"her2_sharpness": 1.0}),
         ("unlike_histograms", {"histogram_similarity": -0.5}),

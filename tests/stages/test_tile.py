@@ -10,7 +10,7 @@ from PIL import Image
 
 from hemera import tables
 from hemera.config import DescribeOptions, FilterOptions, TileOptions
-from hemera.displacement import Displacement, node_points, none
+from hemera.displacement import Displacement, mirrored, node_points, none
 from hemera.errors import SheetError
 from hemera.files import read_displacement, write_displacement
 from hemera.shards import decode, read_member
@@ -62,7 +62,7 @@ class Unit:
             options=DescribeOptions(),
         )
 
-    def tile(self, *, workers=1, displacement=None, certificate=None, **options):
+    def tile(self, *, workers=1, displacement=None, certificate=None, quality=None, **options):
         tiles, pairs = (self.shard.with_suffix(s) for s in (".parquet", ".pairs.parquet"))
         tile.run(
             sheet=self.sheet,
@@ -71,6 +71,7 @@ class Unit:
             images_table=self.images_table,
             displacement=displacement,
             certificate=certificate,
+            quality=quality,
             shard=self.shard,
             tiles=tiles,
             pairs=pairs,
@@ -478,6 +479,47 @@ def test_the_certificate_decides_and_a_person_over_it(slides):
     assert "gave no map" in unit.state["reason"]
 
 
+def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
+    """Squares 40 um apart whose error is a formula of the place: bilinear in between."""
+    unit = whole_slides(slides)
+    y, x = np.meshgrid(np.arange(20, 200, 40.0), np.arange(20, 380, 40.0), indexing="ij")
+    kept = x < 300
+    rows = [
+        {
+            "pair": "case1", "x_um": a, "y_um": b, "side_um": 80.0, "step_um": 40.0,
+            "ncc": a / 1000, "best_shifted_ncc": 0.1,
+            "residual_x_um": 3 * (a / 100), "residual_y_um": 4 * (a / 100),
+        }
+        for a, b in zip(x[kept].tolist(), y[kept].tolist(), strict=True)
+    ]  # fmt: skip
+    tables.write(slides / "q.parquet", rows, tables.QUALITY)
+    found = unit.tile(
+        displacement=slides / "d.npz",
+        certificate=slides / "c.parquet",
+        quality=slides / "q.parquet",
+    )
+    assert len(found) > 10
+    for row in found:
+        centre = (row["x_px"] + 64) * HE_MPP
+        if centre <= 260:
+            assert row["registration_error_um"] == pytest.approx(5 * centre / 100)
+            assert row["registration_ncc"] == pytest.approx(centre / 1000)
+            assert row["registration_margin"] == pytest.approx(centre / 1000 - 0.1)
+        elif centre > 300 + 40:
+            assert row["registration_error_um"] is None
+    without = unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet")
+    assert {row["registration_error_um"] for row in without} == {None}
+
+
+def test_a_map_that_mirrors_does_not_fold(slides):
+    """Whether it mirrors says the map: the registration may have found what no sheet says."""
+    unit = whole_slides(slides)
+    field = read_displacement(slides / "d.npz")
+    write_displacement(slides / "m.npz", mirrored(field, HER2_SIZE[0] * HER2_MPP))
+    rows = unit.tile(displacement=slides / "m.npz", certificate=slides / "c.parquet")
+    assert {row["folding_fraction"] for row in rows} == {0.0}
+
+
 def test_a_users_own_displacement_counts_as_registered(slides):
     unit = whole_slides(slides, registered="true", displacement="d.npz")
     assert len(unit.tile()) == 15
@@ -534,7 +576,7 @@ def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
     assert len(unit.tile(**arguments, bad_tiles_max=0.5)) == 12
 
 
-GOLDEN = {1: "cb28ff2538c1f7cc"}
+GOLDEN = {2: "84c556a0f46bbf8e"}
 
 
 def test_golden(slides):

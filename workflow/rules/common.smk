@@ -93,6 +93,24 @@ def megabytes(base, factor=1.0):
     return lambda wildcards, attempt: int(base * (1 + factor * (attempt - 1)))
 
 
+def registration_mb(wildcards, input, attempt):
+    """Memory of a registration, from the sizes that describe found; grows with each attempt."""
+    # Here, because it takes half a second, and jobs on a cluster read this file each.
+    import pyarrow.parquet as pq
+
+    # Raises FileNotFoundError as long as describe has not run, on which Snakemake asks again.
+    columns = ["width_px", "height_px", "mpp"]
+    rows = pq.read_table(input.images_table, columns=columns).to_pylist()
+    known_sizes = [row for row in rows if all(row[name] for name in columns)]
+    sizes_um = [
+        (row["width_px"] * row["mpp"], row["height_px"] * row["mpp"]) for row in known_sizes
+    ]
+    mpps = [row["mpp"] for row in known_sizes]
+    # Slides that cannot be read are refused without an engine.
+    base = CONFIG.stages["register"].memory_mb(sizes_um, mpps) if mpps else 1000
+    return megabytes(base)(wildcards, attempt)
+
+
 def gpus(stage):
     """GPUs that a stage asks a cluster for: none when its device is the processor."""
     return 0 if CONFIG.stages[stage].device == "cpu" else 1
@@ -107,10 +125,11 @@ def map_files(wildcards):
 
 
 def tile_extras(wildcards):
-    """What only some units have: a map with its certificate, a region of interest."""
+    """What only some units have: a map with certificate and quality, a region of interest."""
     found = map_files(wildcards)
     if needs_registration(wildcards.unit):
         found["certificate"] = f"results/register/{wildcards.unit}.parquet"
+        found["quality"] = f"results/register/{wildcards.unit}.quality.parquet"
     rois = [str(pair.roi) for pair in known(wildcards) if pair.roi]
     return {**found, "rois": rois} if rois else found
 
@@ -119,7 +138,7 @@ def map_flags(wildcards, input):
     """The flags for what only some units have."""
     return [
         word
-        for name in ("displacement", "certificate")
+        for name in ("displacement", "certificate", "quality")
         if name in input.keys()
         for word in (f"--{name}", str(input[name]))
     ]

@@ -21,8 +21,10 @@ rule register:
         "../../envs/hemera.yaml"
     threads: CONFIG.stages["register"].torch_threads
     resources:
-        mem_mb=megabytes(12000),
-        runtime=120,
+        mem_mb=registration_mb,
+        # Each try may take its whole time.
+        runtime=(1 + CONFIG.stages["register"].retries) * CONFIG.stages["register"].timeout_s // 60
+        + 30,
         gpu=gpus("register"),
     params:
         sheet=sheet_file,
