@@ -18,6 +18,7 @@ include: "workflow/rules/demo.smk"
 include: "workflow/rules/describe.smk"
 include: "workflow/rules/register.smk"
 include: "workflow/rules/landmarks.smk"
+include: "workflow/rules/score.smk"
 include: "workflow/rules/tile.smk"
 include: "workflow/rules/mask.smk"
 include: "workflow/rules/filter.smk"
@@ -39,6 +40,7 @@ rule all:
     input:
         "results/report/report.html",
         "results/evaluate/evaluate.html",
+        ["results/score/score.parquet"] if landmark_tables() else [],
 
 
 # The training set alone: registration, tiles, masks, filters, index, report.
@@ -46,4 +48,4 @@ rule data:
     input:
         "results/index/index.parquet",
         "results/report/report.html",
-        landmark_tables(),
+        ["results/score/score.parquet"] if landmark_tables() else [],

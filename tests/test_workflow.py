@@ -20,7 +20,7 @@ from hemera.tables import read_metadata
 
 ROOT = Path(__file__).parent.parent
 PIXEL_STAGES = {"describe", "register", "landmarks", "tile", "mask"}
-DATA_STAGES = ("describe", "register", "landmarks", "tile", "mask", "filter", "index")
+DATA_STAGES = ("describe", "register", "landmarks", "score", "tile", "mask", "filter", "index")
 
 TINY: dict[str, Any] = {
     "preset": "demo",
@@ -127,7 +127,7 @@ def bare(tmp_path: Path) -> Path:
 
 
 def test_every_stage_is_planned(bare: Path) -> None:
-    assert set(planned(bare)) == set(STAGES) - {"landmarks"}
+    assert set(planned(bare)) == set(STAGES) - {"landmarks", "score"}
 
 
 def test_landmarks_are_planned_where_they_are_given(bare: Path) -> None:
@@ -143,7 +143,19 @@ def test_landmarks_are_planned_where_they_are_given(bare: Path) -> None:
             ]
         )
     )
-    assert planned(bare)["landmarks"] == 1
+    for target in ("all", "data"):
+        counts = planned(bare, target)
+        assert (counts["landmarks"], counts["score"]) == (1, 1), target
+
+
+def test_landmarks_of_ready_made_pairs_are_not_measured(bare: Path) -> None:
+    rows = [
+        "pair\tcase\tdataset\the\ther2\tregistered\the_landmarks\ther2_landmarks",
+        "tile_1\tc2\tbci\timg/2_he.png\timg/2_her2.png\ttrue\tpoints.csv\tpoints.csv",
+    ]
+    (bare / "points.csv").touch()
+    (bare / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    assert not {"landmarks", "score"} & set(planned(bare))
 
 
 def test_a_registered_slide_and_a_displacement_of_ones_own_skip_registration(bare: Path) -> None:
@@ -193,7 +205,7 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
     text = snakemake(bare, "-n", "--profile", "slurm")
     jobs = re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
     seen = dict(jobs)
-    assert set(seen) >= set(STAGES) - {"landmarks"}
+    assert set(seen) >= set(STAGES) - {"landmarks", "score"}
     for rule, resources in seen.items():
         if rule not in ("all", "data"):
             assert f"slurm_partition={partition}" in resources, rule

@@ -1,7 +1,8 @@
 # The error of a registration at an expert's landmarks.
 #
 # REQUIRED INPUTS: landmark files of a pair, its displacement and descriptions
-# OUTPUTS: one row per landmark: target registration error
+# OUTPUTS: one row per landmark: target registration error, the HER2 side predicted on H&E; the rows
+# of an ACROBAT file with the predictions in them
 
 
 rule landmarks:
@@ -11,6 +12,7 @@ rule landmarks:
         images_table="results/describe/{unit}.parquet",
     output:
         errors="results/landmarks/{unit}.parquet",
+        predictions="results/landmarks/{unit}.csv",
     log:
         "logs/landmarks/{unit}.log",
     benchmark:
@@ -30,4 +32,5 @@ rule landmarks:
     shell:
         "hemera landmarks --sheet {params.sheet:q} --unit {wildcards.unit:q}"
         " --images-table {input.images_table:q} {params.map:q}"
-        " --errors {output.errors:q} {params.options} > {log:q} 2>&1"
+        " --errors {output.errors:q} --predictions {output.predictions:q} {params.options}"
+        " > {log:q} 2>&1"
