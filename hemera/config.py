@@ -138,8 +138,8 @@ CANVAS_PX = {
     "default_initial_nonrigid_high_resolution": 8192,
 }
 """DeeperHistReg's presets, each with the shortest side of the images it registers."""
-MEMORY_MB = 1500
-MEMORY_MB_PER_MEGAPIXEL = 400
+MEMORY_MB = 2000
+MEMORY_MB_PER_MEGAPIXEL = 300
 """Of registration on the processor; measured, see `benchmarks/registration.py`."""
 
 
@@ -608,6 +608,12 @@ class TrainGenerationOptions(TrainingOptions):
     )
     weight_adversarial: bool = option(False, "weight the adversarial loss too")
     renormalise_mean: bool = option(False, "divide the weights by their mean")
+    registration_scale_um: float | None = option(
+        None,
+        "estimated error of the registration at which a tile counts half, um; none: all alike",
+        gt=0,
+        paper="not used",
+    )
     dice_source: str = option(
         "dab",
         "what balanced Dice compares",

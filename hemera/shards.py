@@ -21,6 +21,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import simplejpeg
@@ -232,8 +233,9 @@ class TileDataset:
     """The tiles of one network's part of the index, as arrays; a map-style dataset.
 
     Item i is a dict of ``tile`` (its id), ``he`` and ``her2`` (H, W, 3) and ``mask`` (H, W), all
-    uint8 as they are stored. Shards are opened when first read, in the process that reads, so it
-    may be handed to workers by fork or by spawn.
+    uint8 as they are stored, and ``registration_error_um``, NaN where it is not known. Shards are
+    opened when first read, in the process that reads, so it may be handed to workers by fork or by
+    spawn.
     """
 
     def __init__(self, index: Path, *, network: str, part: str, engine: str) -> None:
@@ -253,17 +255,21 @@ class TileDataset:
         split = f"{network}_split"
         mask = [f"{engine}_{name}" for name in ("shard", "offset", "length")]
         own = ["tile", "shard", "he_offset", "he_length", "her2_offset", "her2_length"]
+        quality = "registration_error_um"
         try:
             held = pq.read_schema(index).names
         except (OSError, ValueError) as error:
             raise ShardError(f"{index}: not an index ({error}); run index again") from error
-        lacking = [name for name in [*own, split, *mask] if name not in held]
+        lacking = [name for name in [*own, quality, split, *mask] if name not in held]
         if lacking:
             raise ShardError(
                 f"{index}: no column {', '.join(lacking)}; name a network and a mask engine it has"
             )
         table = pq.read_table(
-            index, columns=[*own, *mask], filters=pc.field(split) == part, partitioning=None
+            index,
+            columns=[*own, quality, *mask],
+            filters=pc.field(split) == part,
+            partitioning=None,
         )
         for name in mask:
             if table.column(name).null_count:
@@ -281,6 +287,7 @@ class TileDataset:
             ],
             axis=1,
         )
+        self._errors_um = table.column(quality).cast(pa.float64()).to_numpy().astype(np.float64)
         self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
 
     def __len__(self) -> int:
@@ -304,6 +311,7 @@ class TileDataset:
             "he": decode(self._member(shard, he, he_length)),
             "her2": decode(self._member(shard, her2, her2_length)),
             "mask": decode_mask(self._member(mask_shard, mask, mask_length)),
+            "registration_error_um": float(self._errors_um[i]),
         }
 
     def __getstate__(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from hemera.config import Options
 from hemera.errors import TrainingError
 from hemera.models.generation import GenerationNet
 from hemera.models.segmentation import SegmentationNet
+from hemera.weights import registration_weight
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Tiles(Protocol):
         """Return the number of tiles."""
 
     def __getitem__(self, position: int, /) -> Mapping[str, Any]:
-        """Return tile, he, her2 and mask."""
+        """Return tile, he, her2, mask and registration_error_um."""
 
 
 # --- the session ---------------------------------------------------------------------------------
@@ -217,6 +218,7 @@ class Samples(Dataset[dict[str, Any]]):
         tiles: Tiles,
         make: Callable[[Arrays], dict[str, npt.NDArray[Any]]],
         *,
+        scale_um: float | None = None,
         seed: int,
         crop_px: int | None,
         flips: tuple[int, ...],
@@ -225,13 +227,16 @@ class Samples(Dataset[dict[str, Any]]):
 
         Args:
             tiles: the tiles.
-            make: turns the cropped images into named arrays, colours first: (C, H, W).
+            make: turns the cropped images into named arrays, colours first: (C, H, W); one of
+                the name ``weight`` is multiplied with that of the tile's registration.
+            scale_um: error of the registration at which a tile counts half; None: all alike.
             seed: of crops and flips.
             crop_px: side of the crop; None for the whole tile.
             flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
         """
         self.tiles = tiles
         self.make = make
+        self.scale_um = scale_um
         self.seed = seed
         self.crop_px = crop_px
         self.flips = flips
@@ -266,6 +271,10 @@ class Samples(Dataset[dict[str, Any]]):
         cut = (slice(top, top + crop_height), slice(left, left + crop_width))
         arrays = {name: np.flip(array[cut], tuple(turned)) for name, array in arrays.items()}
         made = self.make(arrays)
+        if self.scale_um is not None:
+            made["weight"] = made["weight"] * np.float32(
+                registration_weight(item["registration_error_um"], self.scale_um)
+            )
         return {
             "tile": item["tile"],
             **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in made.items()},

@@ -1,6 +1,8 @@
-"""The weight map W of GenerationNet's losses (HEMERA paper, 3.1, equation 1)."""
+"""What counts how much in a loss: the weight map W (HEMERA paper, 3.1, equation 1), and tiles."""
 
 from __future__ import annotations
+
+import math
 
 import cv2
 import numpy as np
@@ -35,6 +37,18 @@ def weight_map(
     if renormalise_mean:
         weights = weights / weights.mean()
     return np.asarray(weights, np.float32)
+
+
+def registration_weight(error_um: float, scale_um: float | None) -> float:
+    """Return how much a tile counts whose registration is off: 1 / (1 + (error / scale)^2).
+
+    Args:
+        error_um: estimated error of the registration at the tile; NaN: not known, weight 1.
+        scale_um: error at which a tile counts half; None: all count alike.
+    """
+    if scale_um is None or math.isnan(error_um):
+        return 1.0
+    return 1 / (1 + (error_um / scale_um) ** 2)
 
 
 def _distance(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -83,7 +83,7 @@ def candidates(field: dataclasses.Field[Any], annotation: Any, default: Any) -> 
     if annotation is bool:
         found.append(not default)
     elif "int" in str(annotation):
-        found += [value for value in (3, 4, 64, 128, 512, 1024) if value != default]
+        found += [value for value in (1, 3, 4, 64, 128, 512, 1024) if value != default]
     elif "float" in str(annotation):
         base = default if default is not None else 0.5
         found += [base + 0.001, base - 0.001, 1e-5, base * 1.5]

@@ -1,3 +1,4 @@
+import math
 import multiprocessing
 import pickle
 import tarfile
@@ -168,6 +169,7 @@ def results(rng, tmp_path):
                     "he_length": places[2 * n][1],
                     "her2_offset": places[2 * n + 1][0],
                     "her2_length": places[2 * n + 1][1],
+                    "registration_error_um": [12.5, None, 3.0, 4.0, 5.0][n],
                     "stain_shard": f"mask/{unit}.tar",
                     "stain_offset": mask_places[n][0],
                     "stain_length": mask_places[n][1],
@@ -191,6 +193,9 @@ def test_a_dataset_is_one_networks_part(results):
             for i, name in enumerate(expected):
                 item = dataset[i]
                 assert item["tile"] == name
+                [error] = [r["registration_error_um"] for r in rows if r["tile"] == name]
+                found = item["registration_error_um"]
+                assert math.isnan(found) if error is None else found == error
                 for key, array in zip(("he", "her2", "mask"), truth[name], strict=True):
                     assert item[key].dtype == np.uint8
                     assert (item[key] == array).all()

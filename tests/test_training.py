@@ -42,7 +42,13 @@ class Drawn:
     def __getitem__(self, position):
         rows, columns = np.mgrid[:20, :30].astype(np.uint8)
         image = np.stack([columns, rows, np.full_like(rows, position)], 2)
-        return {"tile": f"t{position}", "he": image, "her2": image + 100, "mask": rows + columns}
+        return {
+            "tile": f"t{position}",
+            "he": image,
+            "her2": image + 100,
+            "mask": rows + columns,
+            "registration_error_um": 10.0 * position if position else float("nan"),
+        }
 
 
 def as_is(arrays):
@@ -52,6 +58,19 @@ def as_is(arrays):
 def samples(**changes):
     values = {"seed": 7, "crop_px": 12, "flips": (1,), **changes}
     return training.Samples(Drawn(), as_is, **values)
+
+
+def test_a_tile_registered_badly_counts_less():
+    def weighted(arrays):
+        return {**arrays, "weight": np.full((1, 12, 12), 0.5, np.float32)}
+
+    def weights(scale_um):
+        made = training.Samples(Drawn(), weighted, scale_um=scale_um, seed=7, crop_px=12, flips=())
+        return [float(made[1, place]["weight"].mean()) for place in (0, 1, 3)]
+
+    assert weights(None) == [0.5, 0.5, 0.5]
+    # 1 / (1 + (10 / 10)^2) and 1 / (1 + (30 / 10)^2) of 0.5; the first has no estimate.
+    assert weights(10.0) == pytest.approx([0.5, 0.25, 0.05])
 
 
 def test_crop_and_flip_are_shared_by_the_images_of_a_tile():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hemera.weights import weight_map
+from hemera.weights import registration_weight, weight_map
 
 
 @pytest.fixture
@@ -76,3 +76,11 @@ def test_none_weighs_one_and_the_mean_can_be_divided_out(nucleus):
 def test_an_unknown_mode_is_refused(nucleus):
     with pytest.raises(ValueError, match="choose from inside, literal, none"):
         weight_map(nucleus, "outside")
+
+
+def test_a_tile_counts_half_where_its_error_is_the_scale() -> None:
+    assert registration_weight(20.0, 20.0) == 0.5
+    assert registration_weight(0.0, 20.0) == 1
+    assert registration_weight(60.0, 20.0) == pytest.approx(0.1)
+    assert registration_weight(float("nan"), 20.0) == 1
+    assert registration_weight(500.0, None) == 1

@@ -68,6 +68,7 @@ def run(
         part: training.Samples(
             parts[part],
             functools.partial(make_sample, options=options),
+            scale_um=options.registration_scale_um,
             seed=options.seed,
             crop_px=options.crop_px,
             flips=(1,) if options.flip else (),

@@ -118,7 +118,7 @@ def in_turn(monkeypatch, *engines):
 
     def register(fixed, moving, **more):
         result = engines[len(calls)](fixed, moving, **more)
-        calls.append(more["settings"] if "settings" in more else None)
+        calls.append(more["settings"])
         return result
 
     monkeypatch.setattr(engine, "register", register)
