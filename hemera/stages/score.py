@@ -143,9 +143,10 @@ def _tell(rows: Sequence[Mapping[str, Any]], cohort: Sequence[Mapping[str, Any]]
         return
     if median["error_p90_um"] is not None:
         log.info(
-            "%d landmarks of %d pairs: half of the pairs have a median error below %.1f um and a "
-            "90th percentile below %.1f um; unregistered %.1f and %.1f um",
-            median["points"], median["pairs"], median["error_median_um"], median["error_p90_um"],
+            "%d landmarks in %d pair%s: the middle pair has a median error of %.1f um and a 90th "
+            "percentile of %.1f um; unregistered %.1f and %.1f um",
+            median["points"], median["pairs"], "" if median["pairs"] == 1 else "s",
+            median["error_median_um"], median["error_p90_um"],
             median["initial_error_median_um"], median["initial_error_p90_um"],
         )  # fmt: skip
     if median["official_error_p90_um"] is not None:
@@ -159,8 +160,8 @@ def _tell(rows: Sequence[Mapping[str, Any]], cohort: Sequence[Mapping[str, Any]]
         )  # fmt: skip
     if median["unregistered"]:
         log.warning(
-            "%d of %d pairs have no map: in ACROBAT's figures they count unregistered, in the "
-            "others not at all",
+            "pairs without a map: %d of %d; they count unregistered in ACROBAT's figures, and not at "
+            "all in the others",
             median["unregistered"], median["pairs"],
         )  # fmt: skip
 
