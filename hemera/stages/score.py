@@ -160,8 +160,8 @@ def _tell(rows: Sequence[Mapping[str, Any]], cohort: Sequence[Mapping[str, Any]]
         )  # fmt: skip
     if median["unregistered"]:
         log.warning(
-            "pairs without a map: %d of %d; they count unregistered in ACROBAT's figures, and not at "
-            "all in the others",
+            "pairs without a map: %d of %d; in ACROBAT's figures they count unregistered, in the "
+            "others not at all",
             median["unregistered"], median["pairs"],
         )  # fmt: skip
 

@@ -153,7 +153,7 @@ class TestFigures:
         assert (mean["pairs"], mean["unregistered"]) == (2, 1)
         assert mean["official_error_p90_um"] == pytest.approx(32)
         assert mean["error_p90_um"] == pytest.approx(4)
-        assert "1 of 2 pairs have no map" in caplog.text
+        assert "pairs without a map: 1 of 2;" in caplog.text
         assert "pair lost: registration gave no map" in caplog.text
 
     def test_points_that_not_all_annotators_marked_are_no_part_of_the_official_figure(self, cohort):
@@ -187,9 +187,9 @@ class TestFigures:
         add(cohort, "b", points([8], [300]))
         run(cohort)
         assert (
-            "2 landmarks of 2 pairs: half of the pairs have a median error below 5.0 um"
-            in caplog.text
-        )
+            "2 landmarks in 2 pairs: the middle pair has a median error of 5.0 um and a 90th "
+            "percentile of 5.0 um; unregistered 200.0 and 200.0 um"
+        ) in caplog.text
         assert (
             "median 5.0 um (ranking of 2022), mean 5.0 um (2023), deviation 3.0 um; mean of means "
             "5.0 um; unregistered median 200.0 um, mean 200.0 um"
