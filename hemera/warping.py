@@ -1,15 +1,17 @@
-"""Pixels of HER2 on the grid of H&E: a region read through a displacement."""
+"""Pixels of one slide on the grid of the other: HER2 through a displacement, labels either way."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from hemera import displacement as fields
-from hemera.displacement import Displacement
+from hemera.displacement import Displacement, Points
 from hemera.errors import SlideError
 from hemera.geometry import best_level, lattice_count, spread_lattice
 from hemera.pixels import remap
@@ -19,6 +21,11 @@ RGB = npt.NDArray[np.uint8]
 
 SPREAD_MAX = 8
 """A displacement may spread a tile over a region of HER2 at most this many times its side."""
+
+LATTICE_MAX_PX = 16
+"""A map is evaluated at every so many pixels at most, and interpolated between."""
+
+_STRIP_PX = 16_000_000
 
 
 def read_displaced(
@@ -103,17 +110,30 @@ def read_displaced(
             return _glass(her2, size_px), 0.0, corner
     # Far from its nodes a map is a guess, however well HER2 lies there.
     coverage = min(coverage, _spanned(field, left_um, top_um, size_px * mpp))
-    region = her2.read_level(
-        level, x0 * factor, y0 * factor, (x1 - x0) * factor, (y1 - y0) * factor
-    )
-    if factor > 1:
-        region = np.asarray(
-            cv2.resize(region, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA), np.uint8
-        )
+    region = _averaged(her2, level, (x0, y0, x1, y1), factor)
     pixels = remap(region, columns, rows, cubic=True)
     if within is not None:
         pixels[~within] = her2.background
     return pixels, coverage, corner
+
+
+def _averaged(slide: Slide, level: int, box: tuple[int, int, int, int], factor: int) -> RGB:
+    """Read (left, top, right, bottom) of a level in pixels that are `factor` of its own wide."""
+    x0, y0, x1, y1 = box
+    if factor == 1:
+        return slide.read_level(level, x0, y0, x1 - x0, y1 - y0)
+    region = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+    # In strips, because a slide without levels may hold hundreds of times as many pixels there.
+    rows = max(1, _STRIP_PX // ((x1 - x0) * factor**2))
+    for top in range(y0, y1, rows):
+        count = min(rows, y1 - top)
+        strip = slide.read_level(
+            level, x0 * factor, top * factor, (x1 - x0) * factor, count * factor
+        )
+        region[top - y0 : top - y0 + count] = cv2.resize(
+            strip, (x1 - x0, count), interpolation=cv2.INTER_AREA
+        )
+    return region
 
 
 def _glass(slide: Slide, size_px: int) -> RGB:
@@ -131,3 +151,60 @@ def _spanned(field: Displacement, left_um: float, top_um: float, side_um: float)
         end = min(low + side_um, (count + 1) * field.mpp)
         share *= max(0.0, end - max(low, -field.mpp)) / side_um
     return min(1.0, share)
+
+
+def lattice_px(field: Displacement, mpp: float) -> int:
+    """Return at every how many pixels of a resolution a map has to be evaluated to be followed."""
+    return min(max(int(field.mpp / 2 / mpp), 1), LATTICE_MAX_PX)
+
+
+def warp_labels(
+    labels: npt.NDArray[np.integer[Any]],
+    back: Callable[[Points], Points],
+    x_px: int,
+    y_px: int,
+    *,
+    size_px: int,
+    pixel_um: tuple[float, float],
+    label_um: tuple[float, float],
+    lattice_px: int,
+) -> npt.NDArray[np.integer[Any]]:
+    """Return a square tile of a label image on the other slide: to each pixel the nearest label.
+
+    Args:
+        labels: (H, W), edge to edge over the slide they were made on; may lie on disk.
+        back: leads from points of the other slide to the labels' slide, um both; NaN: nowhere.
+        x_px: left edge of the tile on the other slide, in its own pixels.
+        y_px: its top edge.
+        size_px: side of the tile.
+        pixel_um: width and height of a pixel of the tile.
+        label_um: width and height of a pixel of the labels.
+        lattice_px: the map is evaluated at every so many pixels of the tile.
+
+    Returns:
+        (size, size) of the labels' type; 0 where there is none.
+    """
+    count = lattice_count(lattice_px, size_px)
+    steps = (np.arange(count) - 0.5) * lattice_px
+    nodes = np.stack(np.meshgrid(x_px + steps, y_px + steps), axis=-1) * pixel_um
+    at = (back(nodes.reshape(-1, 2)) / label_um).reshape(nodes.shape)
+    tile = np.zeros((size_px, size_px), labels.dtype)
+    if np.isnan(at).all():
+        return tile
+    # Counted from near the tile, because what is spread has single precision.
+    base = np.floor(np.nanmin(at, axis=(0, 1)))
+    columns, rows = (
+        spread_lattice(at[..., axis] - base[axis], lattice_px, size_px).astype(np.float64)
+        + base[axis]
+        for axis in (0, 1)
+    )
+    nowhere = np.nonzero(np.isnan(columns))
+    if len(nowhere[0]):
+        # Around a node without partner: pixel by pixel, so that it costs no other its own.
+        points = np.stack([nowhere[1] + x_px + 0.5, nowhere[0] + y_px + 0.5], axis=-1)
+        own = back(points * pixel_um) / label_um
+        columns[nowhere], rows[nowhere] = own[:, 0], own[:, 1]
+    height, width = labels.shape
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    tile[inside] = labels[rows[inside].astype(np.int64), columns[inside].astype(np.int64)]
+    return tile

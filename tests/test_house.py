@@ -26,7 +26,7 @@ PURE_MAY = {"numpy", "scipy", "cv2", "skimage", "hemera.errors", *(f"hemera.{m}"
 MODELS_MAY = {"torch", "torchvision", "hemera.errors", "hemera.models"}
 LOWER = (
     "slides", "shards", "tables", "files", "sheet", "config", "errors", "splits", "annotations",
-    "warping", "pyramid",
+    "warping", "pyramid", "labels",
 )  # fmt: skip
 ONLY_IN = {
     "deeperhistreg": ("engines/",),

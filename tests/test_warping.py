@@ -1,4 +1,4 @@
-"""HER2 through a displacement: the answer is a picture given by a formula, seen through a formula.
+"""Pictures and labels given by a formula, seen through a formula.
 
 The tile stage's tests hold the same reading to whole cohorts.
 """
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from hemera import warping
 from hemera.displacement import Displacement, node_points
 from hemera.errors import SlideError
 from hemera.slides import open_slide
-from hemera.warping import read_displaced
+from hemera.warping import lattice_px, read_displaced, warp_labels
 
 MPP = 0.4
 SIZE = 900, 640
@@ -118,3 +119,107 @@ def test_a_tile_torn_apart_is_refused(her2):
     field = field_of(lambda points: points * (40.0, 1.0))
     with pytest.raises(SlideError, match=r"pair p: the displacement spreads the tile at 0, 40"):
         read(her2, field, 0, 40, size_px=24)
+
+
+# Labels
+
+
+def pattern(x_um, y_um):
+    """Labels as a function of the place: 20 um wide, without symmetry, 0 among them."""
+    return ((x_um // 20 + 3 * (y_um // 14)) % 251).astype(np.uint16) * 257 % 65521
+
+
+def label_image(width, height, pixel_um):
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return pattern(x * pixel_um[0], y * pixel_um[1])
+
+
+@pytest.mark.parametrize("lattice", [1, 8])
+def test_each_pixel_gets_the_label_where_the_map_leads(lattice):
+    """Seen at whole tiles and at one that reaches over both edges of the labels."""
+    label_um = 0.8, 0.9
+    labels = label_image(400, 260, label_um)
+    pixel_um = 0.61, 0.59
+    for x_px, y_px in ((100, 60), (430, 300), (-40, -30)):
+        tile = warp_labels(
+            labels,
+            turned,
+            x_px,
+            y_px,
+            size_px=96,
+            pixel_um=pixel_um,
+            label_um=label_um,
+            lattice_px=lattice,
+        )
+        assert tile.shape == (96, 96)
+        assert tile.dtype == np.uint16
+        x, y = np.meshgrid(np.arange(96) + 0.5, np.arange(96) + 0.5)
+        at = turned(np.stack([(x_px + x) * pixel_um[0], (y_px + y) * pixel_um[1]], axis=-1))
+        # The label's own pixel, whose centre decides what it is.
+        column, row = (np.floor(at[..., axis] / label_um[axis]) for axis in (0, 1))
+        expected = pattern((column + 0.5) * label_um[0], (row + 0.5) * label_um[1])
+        inside = (column >= 0) & (column < 400) & (row >= 0) & (row < 260)
+        expected[~inside] = 0
+        share = 0.002 if lattice == 1 else 0.01
+        assert (tile != expected).mean() < share
+        assert 0 < inside.mean() <= 1
+        assert inside.all() == ((x_px, y_px) == (100, 60))
+
+
+def test_half_a_pixel_would_be_seen_in_labels():
+    labels = label_image(300, 200, (1.0, 1.0))
+    tile = warp_labels(
+        labels,
+        lambda points: points,
+        40,
+        30,
+        size_px=64,
+        pixel_um=(1.0, 1.0),
+        label_um=(1.0, 1.0),
+        lattice_px=16,
+    )
+    np.testing.assert_array_equal(tile, labels[30:94, 40:104])
+
+
+def test_a_place_without_partner_costs_only_itself():
+    labels = np.full((200, 300), 7, np.int32)
+
+    def back(points):
+        away = np.hypot(points[:, 0] - 51.0, points[:, 1] - 33.0) < 6
+        return np.where(away[:, None], np.nan, points)
+
+    tile = warp_labels(
+        labels, back, 0, 0, size_px=96, pixel_um=(1.0, 1.0), label_um=(1.0, 1.0), lattice_px=16
+    )
+    x, y = np.meshgrid(np.arange(96) + 0.5, np.arange(96) + 0.5)
+    # Where the lattice happens to miss the hole, nothing is known of it: 16 px may hide one.
+    fine = warp_labels(
+        labels, back, 0, 0, size_px=96, pixel_um=(1.0, 1.0), label_um=(1.0, 1.0), lattice_px=4
+    )
+    assert set(np.unique(tile)) <= {0, 7}
+    np.testing.assert_array_equal(fine == 0, np.hypot(x - 51, y - 33) < 6)
+    nothing = warp_labels(
+        labels,
+        lambda points: np.full_like(points, np.nan),
+        0,
+        0,
+        size_px=32,
+        pixel_um=(1.0, 1.0),
+        label_um=(1.0, 1.0),
+        lattice_px=16,
+    )
+    assert not nothing.any()
+
+
+def test_the_lattice_is_finer_than_the_map_bends():
+    field = field_of(turned, mpp=4.0)
+    assert lattice_px(field, 0.25) == 8
+    assert lattice_px(field, 0.05) == 16
+    assert lattice_px(field, 30.0) == 1
+
+
+def test_a_slide_without_levels_is_averaged_in_strips_as_in_one(her2, monkeypatch):
+    whole, *_ = read(her2, field_of(turned), 0, 0, mpp=3.3, size_px=64)
+    monkeypatch.setattr(warping, "_STRIP_PX", 7 * 300 * 64)
+    strips, *_ = read(her2, field_of(turned), 0, 0, mpp=3.3, size_px=64)
+    np.testing.assert_array_equal(whole, strips)
