@@ -25,6 +25,7 @@ from hemera.errors import ConfigError, HemeraError
 COMMANDS = {
     "demo": "write the synthetic cohort with known truth",
     "sheet": "write a sheet from a release, or check one",
+    "warp": "carry points, annotations, labels or a whole slide to the other slide of a pair",
     "config": "print the configuration in force",
     "doctor": "say what can run on this machine and what is missing",
 }

@@ -1,0 +1,713 @@
+"""hemera warp: two slides of unequal size and resolution under a map that is a formula."""
+
+import csv
+import itertools
+import json
+import logging
+import math
+import os
+
+import cv2
+import numpy as np
+import openslide
+import pytest
+import tifffile
+import tiffslide
+
+from hemera import tables
+from hemera.__main__ import main
+from hemera.displacement import Displacement, node_points, none
+from hemera.files import write_displacement
+from hemera.sheet import COLUMNS
+from hemera.slides import open_slide
+
+HE_MPP, HER2_MPP = 0.5, 0.44
+HE_SIZE, HER2_SIZE = (1030, 515), (1290, 670)
+GLASS = (236, 241, 243)
+
+
+def to_her2(points_um):
+    """Where a point of H&E lies on HER2, um: a swirl that dies away, sheared and shifted."""
+    points_um = np.asarray(points_um, float)
+    x, y = points_um[..., 0] - 260, points_um[..., 1] - 130
+    angle = 0.25 * np.exp(-(x**2 + y**2) / 120**2)
+    x, y = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
+    return np.stack([1.01 * x + 0.06 * y + 285, -0.03 * x + 0.99 * y + 150], axis=-1)
+
+
+def to_he(points_um):
+    """The way back, by as many steps as it takes."""
+    goal = np.asarray(points_um, float)
+    points = goal - (25, 20)
+    for _ in range(200):
+        points = points + 0.7 * (goal - to_her2(points))
+    assert np.abs(to_her2(points) - goal).max() < 1e-9
+    return points
+
+
+def field_of(function, mpp=4.0):
+    width, height = (math.ceil(side * HE_MPP / mpp) for side in HE_SIZE)
+    nodes = node_points(Displacement(np.zeros((height, width, 2), np.float32), mpp))
+    return Displacement((function(nodes) - nodes).astype(np.float32), mpp)
+
+
+MARKS_UM = np.array([[x, y] for x in range(45, 480, 62) for y in range(38, 230, 41)], float)
+"""Blobs of HER2, by where they belong on H&E."""
+
+
+def blobs(size, mpp, centres_um, sigma_um=3.0):
+    """A slide of glass with round dark blobs."""
+    x, y = ((np.arange(side) + 0.5) * mpp for side in size)
+    depth = np.zeros((size[1], size[0]))
+    for centre in centres_um:
+        depth += np.exp(-((y - centre[1]) ** 2) / (2 * sigma_um**2))[:, None] * np.exp(
+            -((x - centre[0]) ** 2) / (2 * sigma_um**2)
+        )
+    return np.rint(np.array(GLASS) - depth[..., None] * (60, 110, 150)).astype(np.uint8)
+
+
+def write_slide(path, rgb, mpp):
+    tifffile.imwrite(
+        path,
+        rgb,
+        tile=(128, 128),
+        photometric="rgb",
+        compression="deflate",
+        resolution=(1e4 / mpp, 1e4 / mpp),
+        resolutionunit="CENTIMETER",
+    )
+
+
+class Cohort:
+    """A cohort of one pair in a folder."""
+
+    def __init__(self, folder, **row):
+        self.folder = folder
+        self.config = folder / "config.yaml"
+        self.sheet = folder / "pairs.tsv"
+        self.config.write_text(f"preset: hemera\nsheet: {self.sheet}\n")
+        self.write_sheet(**row)
+
+    def write_sheet(self, **row):
+        cells = {
+            "pair": "p1", "case": "c1", "dataset": "acrobat", "he": "he.tif", "her2": "her2.tif",
+            **row,
+        }  # fmt: skip
+        lines = ["\t".join(COLUMNS), "\t".join(str(cells.get(name, "")) for name in COLUMNS)]
+        self.sheet.write_text("\n".join(lines) + "\n")
+
+    def register(self, field, verdict="pass", reason=None):
+        folder = self.folder / "results" / "register"
+        write_displacement(folder / "p1.displacement.npz", field)
+        row = dict.fromkeys(tables.CERTIFICATE.names)
+        row |= {"pair": "p1", "verdict": verdict, "reason": reason, "engine": "test"}
+        tables.write(folder / "p1.parquet", [row], tables.CERTIFICATE)
+
+    def describe(self, **changes):
+        rows = []
+        for stain, size, mpp in (("he", HE_SIZE, HE_MPP), ("her2", HER2_SIZE, HER2_MPP)):
+            row = dict.fromkeys(tables.DESCRIBE.names)
+            row |= {
+                "pair": "p1", "stain": stain, "file": f"{stain}.tif", "verdict": "accept",
+                "width_px": size[0], "height_px": size[1], "mpp": mpp, "background": list(GLASS),
+            }  # fmt: skip
+            rows.append(row | changes)
+        tables.write(self.folder / "results/describe/p1.parquet", rows, tables.DESCRIBE)
+
+    def run(self, kind, *words, pair="p1"):
+        return main(
+            [
+                "warp",
+                kind,
+                *map(str, words),
+                *("--pair", pair),
+                *("--configfile", str(self.config)),
+                *("--results", str(self.folder / "results")),
+            ]
+        )
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """H&E is blank, because nobody looks at it."""
+    folder = tmp_path_factory.mktemp("slides")
+    write_slide(folder / "he.tif", np.full((HE_SIZE[1], HE_SIZE[0], 3), 240, np.uint8), HE_MPP)
+    write_slide(folder / "her2.tif", blobs(HER2_SIZE, HER2_MPP, to_her2(MARKS_UM)), HER2_MPP)
+    return folder
+
+
+@pytest.fixture
+def cohort(slides, tmp_path):
+    for name in ("he.tif", "her2.tif"):
+        (tmp_path / name).symlink_to(slides / name)
+    made = Cohort(tmp_path)
+    made.register(field_of(to_her2))
+    return made
+
+
+def said(caplog, level):
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+def refused(caplog, cohort, *words, **more):
+    """Run what must fail; return the one line that says why."""
+    caplog.clear()
+    assert cohort.run(*words, **more) == 1
+    (line,) = said(caplog, logging.ERROR)
+    assert "\n" not in line
+    return line
+
+
+# Points
+
+
+def write_points(path, points, header=("X", "Y")):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *points])
+
+
+def read_points(path):
+    with open(path, newline="") as file:
+        return [[float(row["X"]), float(row["Y"])] for row in csv.DictReader(file)]
+
+
+def test_points_go_to_where_the_formula_leads_and_back(cohort, tmp_path):
+    rng = np.random.default_rng(5)
+    points = rng.uniform((0, 0), HE_SIZE, (300, 2)).round(2)
+    write_points(tmp_path / "he.csv", points.tolist())
+    assert cohort.run("points", tmp_path / "he.csv", tmp_path / "her2.csv", "--to", "her2") == 0
+    there = np.array(read_points(tmp_path / "her2.csv"))
+    assert np.abs(there - to_her2(points * HE_MPP) / HER2_MPP).max() < 0.1
+    assert cohort.run("points", tmp_path / "her2.csv", tmp_path / "again.csv", "--to", "he") == 0
+    assert np.abs(np.array(read_points(tmp_path / "again.csv")) - points).max() < 0.02
+
+
+def test_other_columns_and_empty_places_are_kept(cohort, tmp_path, caplog):
+    (tmp_path / "in.csv").write_bytes(
+        b'\xef\xbb\xbfname, y ,x,"note, long"\r\n'
+        b'a,100,200,"1,5"\r\n'
+        b"\xc3\xa4,,,nowhere\r\n"
+        b"short\r\n"
+        b"\r\n"
+        b"n,NaN,4,\r\n"
+        b"b,50.5,60,,more\r\n"
+    )
+    assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        lines = list(csv.reader(file))
+    first, second = to_her2([[100.0, 50.0], [30.0, 25.25]]) / HER2_MPP
+    assert lines[0] == ["name", " y ", "x", "note, long"]
+    assert [lines[1][0], lines[1][3]] == ["a", "1,5"]
+    assert [float(lines[1][2]), float(lines[1][1])] == pytest.approx(first.tolist(), abs=0.1)
+    assert lines[2:6] == [["ä", "", "", "nowhere"], ["short"], [], ["n", "", "", ""]]
+    assert [float(lines[6][2]), float(lines[6][1])] == pytest.approx(second.tolist(), abs=0.1)
+    assert lines[6][3:] == ["", "more"]
+    assert not said(caplog, logging.WARNING)
+
+
+def test_a_table_without_points(cohort, tmp_path):
+    (tmp_path / "in.csv").write_text("X,Y\n")
+    assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "he") == 0
+    assert (tmp_path / "out.csv").read_text() == "X,Y\n"
+
+
+def test_points_without_partner_are_empty_and_counted(cohort, tmp_path, caplog):
+    rng = np.random.default_rng(1)
+    wild = field_of(to_her2)
+    noise = rng.normal(0, 40, wild.vectors_um.shape).astype(np.float32)
+    cohort.register(Displacement(wild.vectors_um + noise, wild.mpp))
+    points = rng.uniform((0, 0), HER2_SIZE, (200, 2)).round(2)
+    write_points(tmp_path / "her2.csv", points.tolist())
+    assert cohort.run("points", tmp_path / "her2.csv", tmp_path / "he.csv", "--to", "he") == 0
+    with open(tmp_path / "he.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    empty = [row["X"] == row["Y"] == "" for row in rows]
+    assert 0 < sum(empty) < 200
+    assert f"{sum(empty)} points have no partner on H&E" in " ".join(said(caplog, logging.WARNING))
+    kept = [[row["X"], row["Y"]] for row, is_empty in zip(rows, empty, strict=True) if not is_empty]
+    write_points(tmp_path / "kept.csv", kept)
+    assert cohort.run("points", tmp_path / "kept.csv", tmp_path / "back.csv", "--to", "her2") == 0
+    back = np.array(read_points(tmp_path / "back.csv"))
+    # Thousandths of a pixel, times the slope of a map that is noise.
+    assert np.abs(back - points[~np.array(empty)]).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "no columns X"),
+        ("a,b\n1,2\n", "no columns X"),
+        ("X;Y\n1;2\n", "separated by commas"),
+        ("X,Y,x\n1,2,3\n", "2 columns X"),
+        ("X,Y\n1,2\nthree,4\n", "row 3: 'three' is no number"),
+        ("X,Y\n1,2\n1e12,4\n", "row 3: 1e12 is no pixel"),
+        ("X,Y\ninf,2\n", "row 2: inf is no pixel"),
+        ("\x00\ud800", "cannot be read"),
+        ('X,Y\n"' + "9" * 200_000 + '",1\n', "cannot be read"),
+    ],
+)
+def test_a_table_that_is_none(cohort, tmp_path, caplog, text, why):
+    (tmp_path / "in.csv").write_bytes(text.encode("utf-8", "surrogatepass"))
+    words = ("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "he")
+    assert why in refused(caplog, cohort, *words)
+    assert not (tmp_path / "out.csv").exists()
+
+
+# Annotations
+
+
+def rectangle(x0, y0, x1, y1):
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+
+
+@pytest.mark.parametrize("to", ["he", "her2"])
+def test_annotations_follow_the_map(cohort, tmp_path, to):
+    outer, hole = rectangle(70, 60, 950, 450), rectangle(400, 200, 640, 330)[::-1]
+    document = {
+        "type": "FeatureCollection",
+        "features": [
+            {
+                "type": "Feature",
+                "id": "b9c1",
+                "geometry": {"type": "Polygon", "coordinates": [outer, hole]},
+                "properties": {"objectType": "annotation", "name": "Tumour"},
+            },
+            {"type": "Feature", "geometry": {"type": "Point", "coordinates": [300, 200]}},
+        ],
+    }
+    (tmp_path / "in.geojson").write_text(json.dumps(document))
+    out = tmp_path / "new" / "out.geojson"
+    assert cohort.run("annotations", tmp_path / "in.geojson", out, "--to", to) == 0
+    result = json.loads(out.read_text())
+    area, point = result["features"]
+    assert (area["id"], area["properties"]) == ("b9c1", document["features"][0]["properties"])
+
+    def truth(points):
+        if to == "her2":
+            return to_her2(np.asarray(points, float) * HE_MPP) / HER2_MPP
+        return to_he(np.asarray(points, float) * HER2_MPP) / HE_MPP
+
+    assert point["geometry"]["coordinates"] == pytest.approx(truth([300, 200]).tolist(), abs=0.1)
+    for before, after in zip((outer, hole), area["geometry"]["coordinates"], strict=True):
+        assert len(after) > 5
+        assert after[0] == after[-1]
+        ring = np.array(after)
+        share = np.linspace(0, 1, 301)[:, None]
+        for begin, end in itertools.pairwise(np.array(before, float)):
+            curve = truth(begin * (1 - share) + end * share)
+            along = np.diff(ring, axis=0)
+            beside = curve[:, None] - ring[None, :-1]
+            at = np.clip((beside * along).sum(-1) / (along**2).sum(-1), 0, 1)
+            stray = np.linalg.norm(beside - at[..., None] * along, axis=-1).min(axis=1)
+            # 0.1 px from the map's own curve, which itself is sampled at nodes of 8 px.
+            assert stray.max() < 0.12
+
+
+def test_what_has_no_partner_is_named(cohort, tmp_path, caplog):
+    rng = np.random.default_rng(1)
+    wild = field_of(to_her2)
+    noise = rng.normal(0, 40, wild.vectors_um.shape).astype(np.float32)
+    cohort.register(Displacement(wild.vectors_um + noise, wild.mpp))
+    points = rng.uniform((0, 0), HER2_SIZE, (60, 2)).round(1).tolist()
+    document = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": point},
+            "properties": {"name": f"mark {n}"},
+        }
+        for n, point in enumerate(points)
+    ]
+    (tmp_path / "in.geojson").write_text(json.dumps(document))
+    words = (tmp_path / "in.geojson", tmp_path / "out.geojson", "--to", "he")
+    assert cohort.run("annotations", *words) == 0
+    kept = {
+        item["properties"]["name"] for item in json.loads((tmp_path / "out.geojson").read_text())
+    }
+    gone = [n for n in range(60) if f"mark {n}" not in kept]
+    assert gone
+    (line,) = [line for line in said(caplog, logging.WARNING) if "left out" in line]
+    assert f"{len(gone)} features are left out: feature {gone[0] + 1} (mark {gone[0]})" in line
+    (tmp_path / "in.geojson").write_text(json.dumps(document[gone[0]]))
+    assert "nothing of it has a partner on H&E" in refused(caplog, cohort, "annotations", *words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        "3",
+        "null",
+        "[" * 100_000,
+        '{"type": "FeatureCollection"}',
+        '{"type": "FeatureCollection", "features": 3}',
+        '{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[1, 2]]}}',
+        '{"type": "Point", "coordinates": [1, 2',
+        '{"type": "Point", "coordinates": [1e999, 2]}',
+        "\ud800",
+    ],
+)
+def test_what_is_no_geojson(cohort, tmp_path, caplog, text):
+    (tmp_path / "in.geojson").write_bytes(text.encode("utf-8", "surrogatepass"))
+    words = ("annotations", tmp_path / "in.geojson", tmp_path / "out.geojson", "--to", "he")
+    assert refused(caplog, cohort, *words).startswith("in.geojson: not GeoJSON")
+    assert not (tmp_path / "out.geojson").exists()
+
+
+# Labels
+
+
+def pattern(points_um):
+    """Labels as a function of the place, in fields of 17 x 23 um."""
+    x, y = points_um[..., 0], points_um[..., 1]
+    return ((x // 17 + 5 * (y // 23)) % 200 + 1).astype(np.uint16) * 300
+
+
+@pytest.mark.parametrize(
+    ("to", "suffix", "mpp"), [("he", "tif", None), ("her2", "png", None), ("her2", "tif", 3.1)]
+)
+def test_labels_lie_where_the_formula_leads(cohort, tmp_path, to, suffix, mpp):
+    source_um, target_um = (
+        np.array(size) * um for size, um in ((HER2_SIZE, HER2_MPP), (HE_SIZE, HE_MPP))
+    )
+    if to == "her2":
+        source_um, target_um = target_um, source_um
+    # Neither a whole fraction of the slide nor square pixels.
+    width, height = 411, 207
+    pixel_um = source_um / (width, height)
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    labels = pattern(np.stack([x, y], axis=-1) * pixel_um)
+    tifffile.imwrite(tmp_path / "in.tif", labels)
+    out = tmp_path / f"out.{suffix}"
+    words = () if mpp is None else ("--mpp", mpp)
+    assert cohort.run("labels", tmp_path / "in.tif", out, "--to", to, *words) == 0
+    found = tifffile.imread(out) if suffix == "tif" else cv2.imread(str(out), -1)
+    assert found.dtype == np.uint16
+    wanted = math.sqrt(pixel_um.prod()) if mpp is None else mpp
+    assert found.shape == tuple(round(side / wanted) for side in target_um[::-1])
+    step = target_um / found.shape[::-1]
+    x, y = np.meshgrid(np.arange(found.shape[1]) + 0.5, np.arange(found.shape[0]) + 0.5)
+    points = np.stack([x, y], axis=-1) * step
+    at = np.floor((to_her2(points) if to == "he" else to_he(points)) / pixel_um)
+    inside = ((at >= 0) & (at < (width, height))).all(axis=-1)
+    expected = np.where(inside, pattern((at + 0.5) * pixel_um), 0)
+    # What differs lies where a pixel of the labels ends, to a hundredth of it.
+    assert (found != expected).mean() < 0.01
+    assert (found == 0).any() == (to == "her2") or not inside.all()
+    assert (found[~inside] != 0).mean() < 0.05 if (~inside).any() else True
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "why"),
+    [
+        ("out.jpg", (), ".png or .tif"),
+        ("out.png", (), "PNG holds no int32"),
+        ("out.tif", ("--mpp", 0.2), "--mpp 0.2: he.tif has 0.5 um/px; give that or more"),
+    ],
+)
+def test_labels_that_cannot_be_written(cohort, tmp_path, caplog, name, words, why):
+    tifffile.imwrite(tmp_path / "in.tif", np.ones((40, 60), np.int32))
+    before = sorted(tmp_path.iterdir())
+    line = refused(
+        caplog, cohort, "labels", tmp_path / "in.tif", tmp_path / name, "--to", "he", *words
+    )
+    assert why in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# The warped slide
+
+
+def centroids(rgb, centres_px, radius):
+    """Where the blobs nearest to some places have their middle, pixels with edges at integers."""
+    dark = np.array(GLASS, float).sum() - rgb.astype(float).sum(axis=-1)
+    found = []
+    for x, y in centres_px:
+        left, top = round(x - radius), round(y - radius)
+        part = dark[top : top + 2 * radius, left : left + 2 * radius]
+        part = np.where(part > 12, part, 0)
+        column, row = np.meshgrid(np.arange(2 * radius), np.arange(2 * radius))
+        found.append(
+            [
+                left + 0.5 + (part * column).sum() / part.sum(),
+                top + 0.5 + (part * row).sum() / part.sum(),
+            ]
+        )
+    return np.array(found)
+
+
+def level_0(path):
+    with tifffile.TiffFile(path) as file:
+        return file.pages[0].asarray()
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "mpp", "radius"),
+    [
+        (("--quality", 97), HE_SIZE, HE_MPP, 18),
+        (("--quality", 97, "--mpp", 1.3, "--workers", 3), (397, 199), 1.3, 8),
+    ],
+)
+def test_blobs_of_her2_lie_where_they_belong_on_he(cohort, tmp_path, words, size, mpp, radius):
+    out = tmp_path / "warped.ome.tif"
+    assert cohort.run("slide", out, *words) == 0
+    levels = tuple(
+        (size[0] // 2**n, size[1] // 2**n)
+        for n in range(3)
+        if n == 0 or size[0] > 512 * 2 ** (n - 1)
+    )
+    with openslide.OpenSlide(out) as slide:
+        assert slide.level_dimensions == levels
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(mpp)
+        seen = np.asarray(slide.read_region((0, 0), 0, size).convert("RGB"))
+    with tiffslide.TiffSlide(out) as slide:
+        assert slide.level_dimensions == levels
+        assert float(slide.properties["tiffslide.mpp-y"]) == pytest.approx(mpp)
+    with tifffile.TiffFile(out) as file:
+        assert [level.shape[1::-1] for level in file.series[0].levels] == list(levels)
+        image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+        assert image["Name"] == "p1: HER2 on H&E"
+        assert image["Pixels"]["PhysicalSizeX"] == mpp
+    with open_slide(out) as slide:
+        assert slide.mpp == mpp
+    error = centroids(seen, MARKS_UM / mpp, radius) - MARKS_UM / mpp
+    assert len(error) > 30
+    assert np.abs(np.median(error, axis=0)).max() < 0.02, "half a pixel, or a part of it"
+    assert np.abs(error).max() < 0.1
+    assert np.median(np.abs(error)) < 0.05
+
+
+def test_where_her2_does_not_reach_it_is_glass(cohort, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    cohort.describe(background=[201, 199, 203])
+    # HER2 reaches to 567 um; H&E from 367 um on leads beyond.
+    cohort.register(field_of(lambda points: points + np.array([200.0, 0.0])))
+    assert cohort.run("slide", tmp_path / "out.tif") == 0
+    pixels = level_0(tmp_path / "out.tif").astype(int)
+    edge = round((HER2_SIZE[0] * HER2_MPP - 200) / HE_MPP)
+    assert np.abs(pixels[:, edge + 8 :] - (201, 199, 203)).max() <= 2
+    assert np.abs(pixels[:, : edge - 8] - (201, 199, 203)).sum(axis=-1).min() > 20
+    assert "HER2 reaches 4 of 6 tiles" in caplog.text
+    # Without describe, the colour is HER2's own.
+    (tmp_path / "results/describe/p1.parquet").unlink()
+    assert cohort.run("slide", tmp_path / "out.tif") == 0
+    assert np.abs(level_0(tmp_path / "out.tif")[:, edge + 8 :].astype(int) - GLASS).max() <= 2
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_pair_that_comes_registered(tmp_path, mirror):
+    """Pixel for pixel, also on a slide smaller than a tile and through the mirror."""
+    rng = np.random.default_rng(4)
+    noise = rng.integers(60, 240, (23, 31, 3), dtype=np.uint8)
+    rgb = cv2.resize(noise, (301, 217), interpolation=cv2.INTER_CUBIC)
+    write_slide(tmp_path / "he.tif", rgb, 0.5)
+    write_slide(tmp_path / "her2.tif", rgb[:, ::-1] if mirror else rgb, 0.5)
+    cohort = Cohort(tmp_path, registered="true", mirrored="true" if mirror else "")
+    assert cohort.run("slide", tmp_path / "out.ome.tif", "--quality", 100) == 0
+    found = level_0(tmp_path / "out.ome.tif")
+    assert found.shape == rgb.shape
+    assert np.abs(found.astype(int) - rgb).mean() < 1
+    write_points(tmp_path / "in.csv", [[10, 20], [300, 216]])
+    assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
+    expected = [[291, 20], [1, 216]] if mirror else [[10, 20], [300, 216]]
+    assert read_points(tmp_path / "out.csv") == expected
+
+
+def test_a_displacement_in_the_sheet_comes_before_registration(cohort, tmp_path):
+    write_displacement(tmp_path / "own.npz", field_of(lambda points: points + np.array([3.0, 1.0])))
+    cohort.write_sheet(displacement="own.npz")
+    write_points(tmp_path / "in.csv", [[100, 100]])
+    assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
+    [found] = read_points(tmp_path / "out.csv")
+    assert found == pytest.approx([53 / HER2_MPP, 51 / HER2_MPP], abs=0.02)
+
+
+def damage(path, indices):
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        places = [(page.dataoffsets[i], page.databytecounts[i]) for i in indices]
+    with open(path, "r+b") as file:
+        for offset, count in places:
+            file.seek(offset)
+            file.write(bytes(count))
+
+
+def test_a_part_of_her2_that_cannot_be_decoded(cohort, slides, tmp_path, caplog):
+    large = 4200, 3100
+    her2 = np.full((large[1], large[0], 3), 150, np.uint8)
+    (tmp_path / "her2.tif").unlink()
+    (tmp_path / "he.tif").unlink()
+    for name in ("he.tif", "her2.tif"):
+        write_slide(tmp_path / name, her2, 0.5)
+    cohort.write_sheet(registered="true")
+    damage(tmp_path / "her2.tif", [33 * 10 + 9])
+    out = tmp_path / "out.tif"
+    assert cohort.run("slide", out) == 0
+    (line,) = [line for line in said(caplog, logging.WARNING) if "cannot be made" in line]
+    assert "1 of 63 tiles cannot be made and are glass" in line
+    pixels = level_0(out)
+    assert np.abs(pixels[:500, :500].astype(int) - 150).max() <= 2
+    out.unlink()
+    damage(
+        tmp_path / "her2.tif", [33 * row + column for row in (1, 9, 17) for column in (2, 10, 18)]
+    )
+    line = refused(caplog, cohort, "slide", out)
+    assert "7 of 63 tiles cannot be made, over 10%; the first: her2.tif: level 0" in line
+    assert not out.exists()
+    assert not [path for path in tmp_path.iterdir() if path.name[0] == "."]
+
+
+# The pair and its map
+
+
+@pytest.fixture
+def points(tmp_path):
+    write_points(tmp_path / "in.csv", [[100, 100]])
+    return "points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2"
+
+
+def test_a_pair_that_the_sheet_lacks(cohort, points, caplog):
+    assert "no pair p2; name one of p1" in refused(caplog, cohort, *points, pair="p2")
+
+
+def test_without_a_sheet_or_a_configuration(cohort, points, caplog):
+    cohort.sheet.unlink()
+    assert "no such sheet" in refused(caplog, cohort, *points)
+    cohort.config.unlink()
+    assert "no such file" in refused(caplog, cohort, *points)
+
+
+@pytest.mark.parametrize("name", ["p1.displacement.npz", "p1.parquet"])
+def test_a_pair_not_registered_yet(cohort, points, caplog, name):
+    (cohort.folder / "results/register" / name).unlink()
+    line = refused(caplog, cohort, *points)
+    assert "pair p1: not registered yet" in line
+    assert "snakemake --cores all" in line
+
+
+def test_a_registration_without_a_map(cohort, points, caplog):
+    cohort.register(none(), "fail", "no matches")
+    assert "no matches" in refused(caplog, cohort, *points)
+    assert "gave no map" in refused(caplog, cohort, *points, "--even-failed")
+    cohort.write_sheet(verdict="accept")
+    assert "gave no map" in refused(caplog, cohort, *points)
+
+
+def test_a_registration_that_failed(cohort, points, caplog):
+    cohort.register(field_of(to_her2), "fail", "tiles do not match in place")
+    line = refused(caplog, cohort, *points)
+    assert "registration failed: tiles do not match in place" in line
+    assert "--even-failed" in line
+    assert cohort.run(*points, "--even-failed") == 0
+    assert "tiles do not match" in said(caplog, logging.WARNING)[-1]
+    cohort.write_sheet(verdict="accept")
+    caplog.clear()
+    assert cohort.run(*points) == 0
+    assert not said(caplog, logging.WARNING)
+
+
+def test_a_registration_under_review_is_used_and_said(cohort, points, caplog):
+    cohort.register(field_of(to_her2), "review", "little overlap")
+    assert cohort.run(*points) == 0
+    assert said(caplog, logging.WARNING) == ["pair p1: registration: review: little overlap"]
+
+
+def test_what_a_person_refused(cohort, points, caplog):
+    cohort.write_sheet(verdict="refuse")
+    assert "refused by a person" in refused(caplog, cohort, *points)
+    assert cohort.run(*points, "--even-failed") == 0
+
+
+def test_a_damaged_displacement(cohort, points, caplog):
+    (cohort.folder / "results/register/p1.displacement.npz").write_bytes(b"PK no")
+    assert "p1.displacement.npz: cannot be read" in refused(caplog, cohort, *points)
+
+
+def test_sizes_come_from_describe_and_only_of_the_same_file(cohort, points, caplog):
+    cohort.describe()
+    for stain in ("he", "her2"):
+        (cohort.folder / f"{stain}.tif").unlink()
+    assert cohort.run(*points) == 0
+    cohort.describe(file="other.tif")
+    assert "he.tif" in refused(caplog, cohort, *points)
+    cohort.describe()
+    cohort.write_sheet(he_mpp="0.6")
+    assert "he.tif" in refused(caplog, cohort, *points), "described with another resolution"
+
+
+# Flags and files
+
+
+@pytest.mark.parametrize("kind", ["points", "annotations", "labels"])
+def test_never_over_what_is_read(cohort, tmp_path, caplog, kind):
+    source = tmp_path / "in.tif"
+    source.write_text("X,Y\n1,2\n")
+    (tmp_path / "link.tif").symlink_to(source)
+    for name in ("in.tif", "link.tif", "../" + tmp_path.name + "/in.tif"):
+        line = refused(caplog, cohort, kind, source, tmp_path / name, "--to", "he")
+        assert "would be written over what it is made of" in line
+    assert source.read_text() == "X,Y\n1,2\n"
+
+
+@pytest.mark.parametrize("name", ["he.tif", "her2.tif"])
+def test_never_over_a_slide(cohort, tmp_path, caplog, name):
+    before = (tmp_path / name).read_bytes()
+    assert "written over" in refused(caplog, cohort, "slide", tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_an_output_that_cannot_be(cohort, tmp_path, caplog):
+    (tmp_path / "in.csv").write_text("X,Y\n")
+    words = ("points", tmp_path / "in.csv")
+    assert "is a folder" in refused(caplog, cohort, *words, tmp_path, "--to", "he")
+    below = tmp_path / "in.csv" / "out.csv"
+    assert "is no folder" in refused(caplog, cohort, *words, below, "--to", "he")
+    assert "name it NAME.ome.tif" in refused(caplog, cohort, "slide", tmp_path / "out.svs")
+    line = refused(caplog, cohort, "slide", tmp_path / "out.tif", "--mpp", 0.2)
+    assert "her2.tif has 0.44 um/px" in line
+    if os.geteuid():
+        (tmp_path / "closed").mkdir(mode=0o500)
+        line = refused(caplog, cohort, *words, tmp_path / "closed/out.csv", "--to", "he")
+        assert "Permission denied" in line
+
+
+def test_inputs_that_are_not_there(cohort, tmp_path, caplog):
+    for kind, name in (("points", "a.csv"), ("annotations", "a.geojson"), ("labels", "a.png")):
+        out = tmp_path / f"out{name[1:]}"
+        line = refused(caplog, cohort, kind, tmp_path / name, out, "--to", "he")
+        assert "no such file" in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("slide", "o.tif", "--mpp", "0"),
+        ("slide", "o.tif", "--mpp", "nan"),
+        ("slide", "o.tif", "--mpp", "inf"),
+        ("slide", "o.tif", "--quality", "0"),
+        ("slide", "o.tif", "--quality", "101"),
+        ("slide", "o.tif", "--workers", "-1"),
+        ("slide", "o.tif", "--workers", "two"),
+        ("slide",),
+        ("annotations", "a", "b", "--to", "he", "--tolerance-px", "0"),
+        ("points", "a", "b"),
+        ("points", "a", "b", "--to", "ihc"),
+        ("picture", "a", "b"),
+    ],
+)
+def test_wrong_usage(cohort, capsys, words):
+    with pytest.raises(SystemExit) as left:
+        cohort.run(*words)
+    assert left.value.code == 2
+    assert "usage: hemera warp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["points", "annotations", "labels", "slide"])
+def test_help_names_every_flag(capsys, kind):
+    with pytest.raises(SystemExit) as left:
+        main(["warp", kind, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--pair", "--configfile", "--results", "--even-failed", "OUT"):
+        assert flag in text
+    assert ("--to" in text) == (kind != "slide")
