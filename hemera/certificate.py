@@ -333,6 +333,7 @@ def judge(
     mirror_probe: float | None = None,
     rigid_kept: bool = False,
     mirrored: bool = False,
+    matched: bool = True,
     against_sheet: bool = False,
 ) -> Verdict:
     """Say what is thought of a map.
@@ -345,11 +346,14 @@ def judge(
         mirror_probe: matches of HER2 over those of its mirror image; None: not probed.
         rigid_kept: the map is the rigid one, because the nonrigid one was worse.
         mirrored: the map is meant to mirror.
+        matched: the map comes from matches; False for one that was made elsewhere.
         against_sheet: the sheet says mirrored, and HER2 matched better as it is stored.
     """
     fails: list[str] = []
     reviews: list[str] = []
-    if match_count == 0:
+    if not matched:
+        pass
+    elif match_count == 0:
         fails.append("the engine found no match between the slides and returned the identity")
     elif match_count is None or match_fraction is None:
         fails.append("match_fraction unknown: no match could be made between the mapped slides")

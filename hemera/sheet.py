@@ -51,7 +51,6 @@ class Pair:
         """Whether the pair is a ready-made pair of plain images, worked on in a block."""
         return (
             self.registered
-            and self.displacement is None
             and self.he.suffix.lower() in IMAGE_SUFFIXES
             and self.her2.suffix.lower() in IMAGE_SUFFIXES
         )
@@ -72,15 +71,14 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Pair))
 REQUIRED = ("pair", "case", "dataset", "he", "her2")
 
 STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "describe": ("pair", "he", "her2", "registered", "he_mpp", "her2_mpp", "displacement"),
-    "register": ("pair", "he", "her2", "mirrored", "he_mpp", "her2_mpp"),
+    "describe": ("pair", "he", "her2", "registered", "he_mpp", "her2_mpp"),
+    "register": ("pair", "he", "her2", "mirrored", "he_mpp", "her2_mpp", "displacement"),
     "landmarks": (
-        "pair", "mirrored", "he_landmarks", "her2_landmarks", "he_mpp", "her2_mpp", "displacement",
+        "pair", "mirrored", "he_landmarks", "her2_landmarks", "he_mpp", "her2_mpp",
     ),
     "score": ("pair", "dataset"),
     "tile": (
         "pair", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp", "roi", "verdict",
-        "displacement",
     ),
     "filter": ("pair", "dataset", "score"),
     "index": ("pair", "case", "dataset", "split", "score", "he", "her2"),
@@ -306,15 +304,18 @@ def _pair(cells: Mapping[str, str], folder: Path, faults: list[str]) -> Pair | N
             "he_landmarks and her2_landmarks go together; give both (one ACROBAT file may stand "
             "in both) or none"
         )
-    if displacement is not None and text("registered").lower() == "false":
-        faults.append("registered is false beside a displacement; leave one of the two empty")
+    if displacement is not None and registered:
+        faults.append(
+            "registered is true beside a displacement; leave one of the two empty: images that "
+            "come registered need no map"
+        )
     if len(faults) > before or he is None or her2 is None:
         return None
     return Pair(
         **row,
         he=he,
         her2=her2,
-        registered=registered or displacement is not None,
+        registered=registered,
         mirrored=mirrored,
         he_mpp=he_mpp,
         her2_mpp=her2_mpp,

@@ -55,12 +55,12 @@ CERTIFICATE = pa.schema(
         pa.field("pair", pa.string(), False),
         pa.field("verdict", pa.string(), False),  # pass, review, fail
         pa.field("reason", pa.string()),  # why it is not pass, in words
-        pa.field("engine", pa.string(), False),
+        pa.field("engine", pa.string(), False),  # deeperhistreg; own: a map made elsewhere
         pa.field("engine_version", pa.string()),
         pa.field("preset", pa.string()),
         pa.field("size_px", pa.int32()),  # shortest side of the canvas
         pa.field("attempts", pa.list_(pa.string())),  # what was tried, and what came of it
-        pa.field("map", pa.string()),  # nonrigid, rigid, none: which map was kept
+        pa.field("map", pa.string()),  # nonrigid, rigid: which was kept; own, none
         pa.field("mirrored", pa.bool_()),  # the map mirrors
         pa.field("mirrored_by", pa.string()),  # sheet, or probe: found against the sheet
         pa.field("match_count", pa.int64()),

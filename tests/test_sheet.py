@@ -111,7 +111,7 @@ def test_paths_are_relative_to_the_sheets_folder(
     assert found.landmarks == (Path("cohort/points.csv"),), "one file that serves both"
     assert found.roi == Path("cohort/roi.geojson")
     assert found.displacement == Path("cohort/field.npz")
-    assert found.registered, "a displacement of one's own makes a registered pair"
+    assert not found.registered, "a map of one's own is judged as the engine's is"
 
 
 @pytest.mark.parametrize(
@@ -266,8 +266,8 @@ def test_landmarks_and_displacement_in_their_company(tmp_path: Path) -> None:
     header = f"{HEADER}\the_landmarks"
     assert "go together" in fault(write(tmp_path, cells() + "\tp.csv", header=header))
     header = f"{HEADER}\tdisplacement"
-    line = fault(write(tmp_path, cells(registered="false") + "\tfield.npz", header=header))
-    assert "registered is false beside a displacement" in line
+    line = fault(write(tmp_path, cells(registered="true") + "\tfield.npz", header=header))
+    assert "registered is true beside a displacement" in line
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", " \t \n", "\ufeff"])
@@ -330,7 +330,7 @@ def test_units_are_slides_by_name_and_blocks_by_data_set() -> None:
         pair("slide", block=False),
         pair("slide_own", block=False, displacement=Path("f.npz"), registered=True),
         pair("png_not_registered", registered=False),
-        pair("png_own", displacement=Path("f.npz")),
+        pair("png_own", registered=False, displacement=Path("f.npz")),
         pair("tiff_registered", block=False, registered=True),
         *(pair(f"b{number}") for number in range(40)),
         *(pair(f"m{number}", dataset="mist") for number in range(40)),

@@ -43,7 +43,8 @@ def example(schema: pa.Schema, number: int) -> dict[str, Any]:
         elif pa.types.is_floating(kind):
             row[field.name] = place + number / 4
         elif pa.types.is_list(kind):
-            row[field.name] = [240, 241, number % 255]
+            inner = pa.types.is_string(kind.value_type)
+            row[field.name] = ["a", f"b-{number}"] if inner else [240, 241, number % 255]
         elif pa.types.is_binary(kind):
             row[field.name] = bytes([place, number])
         else:

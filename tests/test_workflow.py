@@ -158,7 +158,7 @@ def test_landmarks_of_ready_made_pairs_are_not_measured(bare: Path) -> None:
     assert not {"landmarks", "score"} & set(planned(bare))
 
 
-def test_a_registered_slide_and_a_displacement_of_ones_own_skip_registration(bare: Path) -> None:
+def test_a_registered_slide_skips_registration_and_a_map_of_ones_own_is_judged(bare: Path) -> None:
     rows = [
         "pair\tcase\tdataset\the\ther2\tregistered\tdisplacement",
         "slide_1\tc1\tacrobat\timg/1_he.tif\timg/1_her2.tif\ttrue\t",
@@ -167,10 +167,11 @@ def test_a_registered_slide_and_a_displacement_of_ones_own_skip_registration(bar
     (bare / "field.npz").touch()
     (bare / "pairs.tsv").write_text("\n".join(rows) + "\n")
     counts = planned(bare)
-    assert "register" not in counts
+    assert counts["register"] == 1
     assert counts["tile"] == 2
     text = snakemake(bare, "-n", "--cores", "2", "-p")
-    assert "--displacement field.npz" in text
+    assert text.count("--displacement results/register/slide_2.displacement.npz") >= 2
+    assert re.search(r"input: .*field\.npz", text)
 
 
 def test_a_map_of_ones_own_is_measured_at_landmarks_too(bare: Path) -> None:
@@ -186,7 +187,8 @@ def test_a_map_of_ones_own_is_measured_at_landmarks_too(bare: Path) -> None:
     text = snakemake(bare, "-n", "--cores", "2", "-p")
     commands = re.findall(r"hemera landmarks .*", text)
     assert len(commands) == 2
-    assert sum("--displacement field.npz" in command for command in commands) == 1
+    own = "--displacement results/register/slide_2.displacement.npz"
+    assert sum(own in command for command in commands) == 1
 
 
 def test_the_demo_makes_its_own_images(tmp_path: Path) -> None:

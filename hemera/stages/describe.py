@@ -95,7 +95,7 @@ def describe_image(pair: Pair, stain: str, options: DescribeOptions) -> dict[str
 
 def extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> str | None:
     """Return what is wrong when images that are said to be registered differ in extent."""
-    if not pair.registered or pair.displacement is not None:
+    if not pair.registered:
         return None
     if he["mpp"] is None or her2["mpp"] is None:
         return None

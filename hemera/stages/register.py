@@ -21,8 +21,8 @@ from hemera import tables
 from hemera.config import RegisterOptions
 from hemera.displacement import Displacement
 from hemera.engines import deeperhistreg
-from hemera.errors import SheetError, SlideError
-from hemera.files import write_displacement
+from hemera.errors import RegistrationError, SheetError, SlideError
+from hemera.files import read_displacement, write_displacement
 from hemera.sheet import Pair, read_sheet
 from hemera.slides import Slide, open_slide
 
@@ -84,6 +84,7 @@ def run(
 ) -> None:
     """Register one pair of whole slides.
 
+    Where the sheet names a displacement, that map is judged instead of one that the engine makes.
     A pair that cannot be registered, or whose map is wrong, is a certificate with verdict ``fail``
     and its reason, never an error. A person's verdict in the sheet is not applied here.
 
@@ -121,8 +122,12 @@ def run(
     row["reason"] = _refusal(described)
     if row["reason"] is None:
         try:
-            result, row["attempts"] = _register(pair, described, displacement, options)
-        except SlideError as error:
+            if pair.displacement is None:
+                result, row["attempts"] = _register(pair, described, displacement, options)
+            else:
+                row |= {"engine": "own", "engine_version": None, "preset": None}
+                result = _certify(pair, described, pair.displacement, options)
+        except (SlideError, _OwnMapError) as error:
             row["reason"] = str(error)
         else:
             found, local = result.map, result.local
@@ -182,9 +187,7 @@ def _register(
     options: RegisterOptions,
 ) -> tuple[_Result, list[str]]:
     """Read both slides once and try until a map passes; return the best try, and all in words."""
-    he, her2 = described["he"], described["her2"]
-    mpp = options.canvas_mpp((_size_um(he), _size_um(her2)), (he["mpp"], her2["mpp"]))
-    fixed, moving = _read(pair.he, he, mpp), _read(pair.her2, her2, mpp)
+    fixed, moving, mpp = _read_both(pair, described, options)
     best: _Result | None = None
     attempts: list[str] = []
     for number, attempt in enumerate(_ladder(options), 1):
@@ -205,6 +208,40 @@ def _register(
             break
     assert best is not None
     return best, attempts
+
+
+class _OwnMapError(RegistrationError):
+    """The user's displacement cannot be read: a verdict, unlike an engine that is missing."""
+
+
+def _certify(
+    pair: Pair,
+    described: Mapping[str, Mapping[str, Any]],
+    path: Path,
+    options: RegisterOptions,
+) -> _Result:
+    """Judge a map that was made elsewhere, on the slides as the engine would see them."""
+    try:
+        own = read_displacement(path)
+        if own.empty:
+            raise _OwnMapError(f"{path.name}: holds no map; name another displacement in pairs.tsv")
+        mirrored = own.affine.determinant < 0
+    except RegistrationError as error:
+        raise _OwnMapError(str(error)) from error
+    fixed, moving, mpp = _read_both(pair, described, options)
+    signals = _signals({"own": own}, described, fixed, moving, mpp, mirrored)["own"]
+    verdict = certificates.judge(
+        signals, _limits(options), match_count=None, match_fraction=None, matched=False,
+        mirrored=mirrored,
+    )  # fmt: skip
+    row = {
+        **_measured(signals),
+        "map": "own",
+        "mirrored": mirrored,
+        "mirrored_by": "sheet" if mirrored and pair.mirrored else None,
+        "displacement_mpp": own.mpp,
+    }
+    return _Result(own, verdict, signals.local, row)
 
 
 def _try(
@@ -305,21 +342,32 @@ def _try(
         mirrored=mirrored,
         against_sheet=pair.mirrored and not mirrored,
     )
-    measured = {
-        name: getattr(signals[kept], name)
-        for name in tables.CERTIFICATE.names
-        if hasattr(signals[kept], name)
-    }
     affine = maps["rigid"].affine
     rigid = np.column_stack([affine.matrix, affine.offset_um]).ravel().tolist()
     row = {
         **found,
-        **measured,
+        **_measured(signals[kept]),
         "map": kept,
         "displacement_mpp": maps[kept].mpp,
         "rigid": rigid,
     }
     return _Result(maps[kept], verdict, signals[kept].local, row)
+
+
+def _read_both(
+    pair: Pair, described: Mapping[str, Mapping[str, Any]], options: RegisterOptions
+) -> tuple[RGB, RGB, float]:
+    """Read both slides at the resolution of the canvas, um per pixel."""
+    he, her2 = described["he"], described["her2"]
+    mpp = options.canvas_mpp((_size_um(he), _size_um(her2)), (he["mpp"], her2["mpp"]))
+    return _read(pair.he, he, mpp), _read(pair.her2, her2, mpp), mpp
+
+
+def _measured(signals: certificates.Signals) -> dict[str, Any]:
+    """Return the signals that the certificate holds, by name."""
+    return {
+        name: getattr(signals, name) for name in tables.CERTIFICATE.names if hasattr(signals, name)
+    }
 
 
 def _signals(

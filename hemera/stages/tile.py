@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from hemera import displacement as fields
 from hemera import tables
-from hemera.certificate import LocalQuality
 from hemera.annotations import read_polygons
+from hemera.certificate import LocalQuality
 from hemera.config import TileOptions
 from hemera.displacement import Displacement
 from hemera.errors import RegistrationError, SheetError, SlideError
@@ -68,7 +68,7 @@ def run(
     images_table: Path,
     displacement: Path | None = None,
     certificate: Path | None = None,
-    quality: Path | None = None,
+    registration_quality: Path | None = None,
     shard: Path,
     tiles: Path,
     pairs: Path,
@@ -84,10 +84,9 @@ def run(
         unit: the unit.
         block_count: blocks that image pairs are cut into.
         images_table: what describe found, `tables.DESCRIBE`.
-        displacement: from H&E to HER2; None for pairs that come registered, unless the sheet
-            names one.
+        displacement: from H&E to HER2; None for pairs that come registered.
         certificate: verdict on it, `tables.CERTIFICATE`; None for pairs that come registered.
-        quality: its local quality, `tables.QUALITY`; None likewise.
+        registration_quality: its local quality, `tables.QUALITY`; None likewise.
         shard: tar of the tiles.
         tiles: table `tables.TILE`, in the order of the shard.
         pairs: table `tables.PAIRS`.
@@ -105,8 +104,9 @@ def run(
         for row in tables.read(certificate, tables.CERTIFICATE).to_pylist():
             verdicts[row["pair"]] = row
     local: LocalQuality | None = None
-    if quality is not None:
-        local = LocalQuality.from_columns(tables.read(quality, tables.QUALITY).to_pydict())
+    if registration_quality is not None:
+        squares = tables.read(registration_quality, tables.QUALITY)
+        local = LocalQuality.from_columns(squares.to_pydict())
     tile_rows: list[dict[str, Any]] = []
     pair_rows: list[dict[str, Any]] = []
     shard_name = f"{shard.parent.name}/{shard.name}"
@@ -151,7 +151,7 @@ def effective_verdict(pair: Pair, certificate: dict[str, Any] | None) -> tuple[s
         return "refused", "refused by a person; see verdict in pairs.tsv"
     if pair.verdict == "accept":
         return "accepted", None
-    if pair.registered or pair.displacement is not None:
+    if pair.registered:
         return "registered", None
     if certificate is None:
         return "fail", "no certificate for the pair; run register"
@@ -230,12 +230,11 @@ def _tile_pair(
     if refusal is not None:
         return state.end("refused", refusal)
     field: Displacement | None = None
-    if pair.displacement is not None or not pair.registered:
-        path = pair.displacement or displacement
-        if path is None:
+    if not pair.registered:
+        if displacement is None:
             return state.end("refused", "no displacement for the pair; run register")
         try:
-            field = read_displacement(path)
+            field = read_displacement(displacement)
         except RegistrationError as error:
             return state.end("refused", str(error))
         if field.empty:

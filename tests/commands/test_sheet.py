@@ -313,7 +313,7 @@ def test_check_reads_what_stands_beside_the_images(
     given = (
         {"he_landmarks": "he.csv", "her2_landmarks": "her2.csv"},
         {"roi": "roi.geojson"},
-        {"displacement": "own.npz"},
+        {"displacement": "own.npz", "registered": ""},
     )
     for number, cells in enumerate(given, 1):
         row = lines[number].split("\t")

@@ -16,11 +16,21 @@ from hemera.__main__ import main
 from hemera.config import DescribeOptions, RegisterOptions, flags
 from hemera.engines import deeperhistreg as engine
 from hemera.errors import ConfigError, RegistrationError, SheetError
-from hemera.files import read_displacement
+from hemera.files import read_displacement, write_displacement
 from hemera.stages import describe, register
 from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_PX, MOVING_UM, MPP, sections, to_moving
 
-COLUMNS = ("pair", "case", "dataset", "he", "her2", "mirrored", "he_mpp", "her2_mpp")
+COLUMNS = (
+    "pair",
+    "case",
+    "dataset",
+    "he",
+    "her2",
+    "mirrored",
+    "he_mpp",
+    "her2_mpp",
+    "displacement",
+)
 
 FAST = RegisterOptions(
     preset="default_initial_nonrigid_fast",
@@ -55,10 +65,12 @@ def folder(tmp_path_factory):
         ("gray", "gray", "", MPP),
         ("coarse", "coarse", "", 2 * MPP),
         ("broken", "broken", "", MPP),
+        ("own", "her2", "", MPP),
     ]
     lines = ["\t".join(COLUMNS)]
     for pair, her2, mirrored, mpp in rows:
-        cells = (pair, "case1", "own", "he.png", f"{her2}.png", mirrored, str(MPP), str(mpp))
+        own = "own.npz" if pair == "own" else ""
+        cells = (pair, "case1", "own", "he.png", f"{her2}.png", mirrored, str(MPP), str(mpp), own)
         lines.append("\t".join(cells))
     (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
     for pair, *_ in rows:
@@ -343,6 +355,59 @@ class TestMirror:
         engine_gives(to_moving, matches=110, mirrored_matches=100)
         row, _ = run(folder, tmp_path)
         assert (row["verdict"], row["reason"]) == ("review", "mirror_probe 1.100, below 1.5")
+
+
+class TestOwnMap:
+    """A map that was made elsewhere: no engine runs, and the certificate is the same."""
+
+    @pytest.fixture
+    def judge(self, folder, tmp_path, monkeypatch):
+        copy = tmp_path / "pairs"
+        shutil.copytree(folder, copy)
+        monkeypatch.setattr(engine, "register", None)
+
+        def judge(function, grid_mpp=8.0):
+            nodes = dp.node_points(grid := dp.identity(*FIXED_UM, grid_mpp))
+            d = dp.Displacement((function(nodes) - nodes).astype(np.float32), grid.mpp)
+            write_displacement(copy / "own.npz", d)
+            return run(copy, tmp_path, "own")
+
+        judge.folder = copy
+        return judge
+
+    def test_a_right_one_passes_without_matches(self, judge, tmp_path):
+        row, d = judge(to_moving)
+        assert (row["verdict"], row["reason"], row["map"]) == ("pass", None, "own")
+        assert (row["engine"], row["preset"], row["match_fraction"]) == ("own", None, None)
+        assert row["tile_ok"] > 0.9
+        assert np.abs(dp.map_points(d, points()) - to_moving(points())).max() < 0.2 * MPP
+        quality = tables.read(tmp_path / "own.quality.parquet", tables.QUALITY)
+        assert quality.num_rows > 20
+
+    def test_a_wrong_one_fails(self, judge):
+        row, _ = judge(lambda p: to_moving(p) + np.array([90, -70]))
+        assert row["verdict"] == "fail"
+        assert "tile_ok" in row["reason"]
+        assert "match" not in row["reason"]
+
+    def test_one_that_mirrors_is_judged_as_such(self, judge):
+        row, _ = judge(lambda p: to_moving(p) * (-1, 1) + (MOVING_UM[0], 0))
+        assert row["mirrored"] is True
+        assert row["verdict"] == "fail", "HER2 is not mirrored"
+        assert row["folding_fraction"] == 0
+
+    def test_one_that_cannot_be_read_is_a_verdict(self, judge, tmp_path):
+        (judge.folder / "own.npz").write_bytes(b"nothing of the kind")
+        row, d = run(judge.folder, tmp_path, "own")
+        assert row["verdict"] == "fail"
+        assert "own.npz" in row["reason"]
+        assert d.empty
+
+    def test_an_empty_one_is_a_verdict(self, judge, tmp_path):
+        write_displacement(judge.folder / "own.npz", dp.none())
+        row, d = run(judge.folder, tmp_path, "own")
+        assert row["verdict"] == "fail"
+        assert d.empty
 
 
 class TestLadder:

@@ -62,7 +62,15 @@ class Unit:
             options=DescribeOptions(),
         )
 
-    def tile(self, *, workers=1, displacement=None, certificate=None, quality=None, **options):
+    def tile(
+        self,
+        *,
+        workers=1,
+        displacement=None,
+        certificate=None,
+        registration_quality=None,
+        **options,
+    ):
         tiles, pairs = (self.shard.with_suffix(s) for s in (".parquet", ".pairs.parquet"))
         tile.run(
             sheet=self.sheet,
@@ -71,7 +79,7 @@ class Unit:
             images_table=self.images_table,
             displacement=displacement,
             certificate=certificate,
-            quality=quality,
+            registration_quality=registration_quality,
             shard=self.shard,
             tiles=tiles,
             pairs=pairs,
@@ -496,7 +504,7 @@ def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
     found = unit.tile(
         displacement=slides / "d.npz",
         certificate=slides / "c.parquet",
-        quality=slides / "q.parquet",
+        registration_quality=slides / "q.parquet",
     )
     assert len(found) > 10
     for row in found:
@@ -520,16 +528,10 @@ def test_a_map_that_mirrors_does_not_fold(slides):
     assert {row["folding_fraction"] for row in rows} == {0.0}
 
 
-def test_a_users_own_displacement_counts_as_registered(slides):
-    unit = whole_slides(slides, registered="true", displacement="d.npz")
-    assert len(unit.tile()) == 15
-    assert unit.state["registration"] == "registered"
-
-
 def test_a_displacement_that_cannot_be_read_is_a_state(slides):
-    unit = whole_slides(slides, registered="true", displacement="d.npz")
+    unit = whole_slides(slides)
     (slides / "d.npz").write_bytes(b"nothing of the kind")
-    assert unit.tile() == []
+    assert unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet") == []
     assert unit.state["state"] == "refused"
     assert "d.npz" in unit.state["reason"]
 
@@ -539,7 +541,9 @@ def test_far_from_the_nodes_of_a_displacement_no_tile_counts_as_covered(slides):
     # The upper left 60 x 40 nodes of 4 um: 240 x 160 um of a slide of 350 x 250 um.
     part = Displacement(np.ascontiguousarray(whole.vectors_um[:40, :60]), 4.0)
     write_displacement(slides / "d.npz", part)
-    rows = whole_slides(slides, registered="true", displacement="d.npz").tile()
+    rows = whole_slides(slides).tile(
+        displacement=slides / "d.npz", certificate=slides / "c.parquet"
+    )
     share = {(row["x_px"], row["y_px"]): row["her2_coverage_fraction"] for row in rows}
     assert share[128, 128] == 1.0
     # 256 to 384 px is 128 to 192 um down, and the map ends one node below 160 um.

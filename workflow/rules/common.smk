@@ -98,9 +98,11 @@ def registration_mb(wildcards, input, attempt):
     # Here, because it takes half a second, and jobs on a cluster read this file each.
     import pyarrow.parquet as pq
 
-    # Raises FileNotFoundError as long as describe has not run, on which Snakemake asks again.
     columns = ["width_px", "height_px", "mpp"]
-    rows = pq.read_table(input.images_table, columns=columns).to_pylist()
+    # A FileNotFoundError, as long as describe has not run, makes Snakemake ask again later; it must
+    # name the file, which pyarrow's own does not.
+    with open(input.images_table, "rb") as file:
+        rows = pq.read_table(file, columns=columns).to_pylist()
     known_sizes = [row for row in rows if all(row[name] for name in columns)]
     sizes_um = [
         (row["width_px"] * row["mpp"], row["height_px"] * row["mpp"]) for row in known_sizes
@@ -117,11 +119,16 @@ def gpus(stage):
 
 
 def map_files(wildcards):
-    """The registration of a unit, or the user's displacement; nothing where it comes registered."""
-    pairs = known(wildcards)
+    """The registration of a unit; nothing where it comes registered."""
+    known(wildcards)
     if needs_registration(wildcards.unit):
         return {"displacement": f"results/register/{wildcards.unit}.displacement.npz"}
-    return {"displacement": str(pair.displacement) for pair in pairs if pair.displacement}
+    return {}
+
+
+def own_maps(wildcards):
+    """The maps that users made elsewhere: they are judged like the engine's."""
+    return [str(pair.displacement) for pair in known(wildcards) if pair.displacement]
 
 
 def tile_extras(wildcards):
@@ -129,7 +136,7 @@ def tile_extras(wildcards):
     found = map_files(wildcards)
     if needs_registration(wildcards.unit):
         found["certificate"] = f"results/register/{wildcards.unit}.parquet"
-        found["quality"] = f"results/register/{wildcards.unit}.quality.parquet"
+        found["registration_quality"] = f"results/register/{wildcards.unit}.quality.parquet"
     rois = [str(pair.roi) for pair in known(wildcards) if pair.roi]
     return {**found, "rois": rois} if rois else found
 
@@ -138,9 +145,9 @@ def map_flags(wildcards, input):
     """The flags for what only some units have."""
     return [
         word
-        for name in ("displacement", "certificate", "quality")
+        for name in ("displacement", "certificate", "registration_quality")
         if name in input.keys()
-        for word in (f"--{name}", str(input[name]))
+        for word in ("--" + name.replace("_", "-"), str(input[name]))
     ]
 
 

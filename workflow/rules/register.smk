@@ -1,6 +1,6 @@
 # Registration of HER2 onto H&E, with a certificate. A failed pair is a verdict, not a failed job.
 #
-# REQUIRED INPUTS: both slides of a pair, its descriptions
+# REQUIRED INPUTS: both slides of a pair, its descriptions; the user's own map where there is one
 # OUTPUTS: displacement on the H&E grid in um; certificate with verdict and reason;
 #   the local quality of the map
 
@@ -8,6 +8,7 @@
 rule register:
     input:
         images,
+        own_maps,
         images_table="results/describe/{unit}.parquet",
     output:
         displacement="results/register/{unit}.displacement.npz",

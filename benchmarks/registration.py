@@ -1,0 +1,393 @@
+"""How exact the maps are, and whether a bad one passes.
+
+Two tables. *Exactness*: a given field applied to a picture that is a formula of the place, by
+HEMERA's tiles and by DeeperHistReg's own full-resolution warp; what each adds to the field is
+measured against the formula (goal for HEMERA: median <= 0.05 px). *Stress*: right and wrong pairs
+through the real stage: as they are, turned, mirrored, cropped, of other tissue, blank, noise,
+against themselves; target registration error where there is a truth, and the verdict (goal: no
+wrong map is `pass`). Real pairs take part with ``--images DIR``; all of it takes about an hour on
+two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import importlib
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from hemera import demo, tables
+from hemera import displacement as fields
+from hemera.config import DescribeOptions, RegisterOptions
+from hemera.files import read_displacement
+from hemera.slides import open_slide
+from hemera.stages import describe, register
+from hemera.warping import read_displaced
+
+RGB = npt.NDArray[np.uint8]
+Points = npt.NDArray[np.float64]
+
+# --- exactness -----------------------------------------------------------------------------------
+
+MPP = 0.5
+FIXED_PX, MOVING_PX = (2050, 1600), (2050, 1600)
+"""Equal, so that the engine's warp needs no padding: what it adds then is its own."""
+
+TILE_PX = 512
+WINDOW_PX = 32
+
+
+def picture(points_px: Points) -> npt.NDArray[np.float64]:
+    """The moving picture as a formula of the place: (..., 2) to (..., 3), 60 to 200 levels."""
+    x, y = points_px[..., 0], points_px[..., 1]
+    red = 130 + 60 * np.sin(x / 9 + 0.5) * np.cos(y / 11)
+    green = 130 + 50 * np.cos(x / 8 - y / 13) + 15 * np.sin(y / 7)
+    blue = 130 + 60 * np.sin(y / 9 + 1) * np.sin(x / 12)
+    return np.stack([red, green, blue], axis=-1)
+
+
+def beside(
+    found: RGB, ideal: Callable[[Points], npt.NDArray[np.float64]], origin: Points
+) -> Points:
+    """How far, in pixels, what was resampled lies beside what it should be, window by window.
+
+    Least squares on the gradient of the ideal picture (one step of Lucas and Kanade).
+    """
+    height, width = found.shape[:2]
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    points = np.stack([x, y], axis=-1) + origin
+    step = np.array([0.25, 0.0])
+    goal = ideal(points)
+    along_x = (ideal(points + step) - ideal(points - step)) / 0.5
+    along_y = (ideal(points + step[::-1]) - ideal(points - step[::-1])) / 0.5
+    difference = found - goal
+
+    def pooled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        rows, columns = height // WINDOW_PX, width // WINDOW_PX
+        part = values.sum(axis=-1)[: rows * WINDOW_PX, : columns * WINDOW_PX]
+        return part.reshape(rows, WINDOW_PX, columns, WINDOW_PX).sum(axis=(1, 3))
+
+    a, b, c = pooled(along_x**2), pooled(along_x * along_y), pooled(along_y**2)
+    d, e = pooled(along_x * difference), pooled(along_y * difference)
+    determinant = a * c - b * b
+    return np.hypot((c * d - b * e) / determinant, (a * e - b * d) / determinant)
+
+
+def exactness() -> Iterator[str]:
+    """Apply fields on grids two and five times as coarse as the slide, both ways."""
+    yield "field, grid      added by              median px   p90 px   max px"
+    grid_px = np.stack(
+        np.meshgrid(np.arange(MOVING_PX[0]) + 0.5, np.arange(MOVING_PX[1]) + 0.5), axis=-1
+    )
+    moving = np.rint(picture(grid_px)).astype(np.uint8)
+    warping = _engine_warping()
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "moving.tif"
+        tifffile.imwrite(path, moving, tile=(256, 256), photometric="rgb", compression="deflate")
+        for factor in (2, 5):
+            width, height = FIXED_PX[0] // factor, FIXED_PX[1] // factor
+            field = _field(width, height, factor)
+            d = fields.from_engine_field(
+                field,
+                fixed_size=(width, height),
+                fixed_pad=(0, 0),
+                moving_pad=(0, 0),
+                fixed_mpp=(MPP * factor, MPP * factor),
+                moving_mpp=(MPP * factor, MPP * factor),
+            )
+
+            def ideal(points: Points, factor: int = factor) -> npt.NDArray[np.float64]:
+                return picture(points + factor * _bend(points / factor))
+
+            ours = []
+            with open_slide(path, mpp=MPP) as slide:
+                for y in range(0, FIXED_PX[1] - TILE_PX, TILE_PX):
+                    for x in range(0, FIXED_PX[0] - TILE_PX, TILE_PX):
+                        tile, coverage, _ = read_displaced(
+                            slide, d, x, y, grid_mpp=MPP, size_px=TILE_PX, mpp=MPP,
+                            lattice_px=16, pair="benchmark",
+                        )  # fmt: skip
+                        if coverage == 1:
+                            ours.append(beside(tile, ideal, np.array([x, y])).ravel())
+            vips = warping.pyvips.Image.new_from_memory(moving.data, *MOVING_PX, 3, "uchar")
+            warped = warping.warp_pyvips_with_np_df(vips, field).numpy()
+            margin = 128
+            inner = warped[margin:-margin, margin:-margin]
+            theirs = beside(inner, ideal, np.array([margin, margin])).ravel()
+            for who, errors in (
+                ("HEMERA's tiles", np.concatenate(ours)),
+                ("engine's warp", theirs),
+            ):
+                yield (
+                    f"x{factor}, {width} x {height:<6} {who:<20} {np.median(errors):10.3f}"
+                    f" {np.percentile(errors, 90):8.3f} {errors.max():8.3f}"
+                )
+
+
+def _bend(points_px: Points) -> Points:
+    """The field in pixels of its grid: a shift, a turn, a bend."""
+    x, y = points_px[..., 0], points_px[..., 1]
+    return np.stack(
+        [4.3 + 0.02 * y + 2.0 * np.sin(y / 60), -3.1 - 0.02 * x + 1.5 * np.cos(x / 75)], axis=-1
+    )
+
+
+def _field(width: int, height: int, factor: int) -> npt.NDArray[np.float32]:
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    return np.moveaxis(_bend(np.stack([x, y], axis=-1)), -1, 0).astype(np.float32)
+
+
+def _engine_warping() -> Any:
+    importlib.import_module("deeperhistreg")
+    return importlib.import_module("dhr_utils.warping")
+
+
+# --- stress --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One pair of images, and what is true of it."""
+
+    name: str
+    he: RGB
+    her2: RGB
+    mpp: tuple[float, float]
+    he_points: Points | None = None
+    """(N, 2), px of `he`; None: nothing corresponds."""
+    her2_points: Points | None = None
+    mirrored: bool = False
+    """What the sheet says."""
+
+
+def stressed(
+    name: str, he: RGB, her2: RGB, mpp: tuple[float, float], here: Points, there: Points
+) -> Iterator[Case]:
+    """A right pair as it is and stressed; every map of it has a truth."""
+    base = Case(name, he, her2, mpp, here, there)
+    yield base
+    rotated, matrix = turned(her2, 137)
+    moved = there @ matrix[:, :2].T + matrix[:, 2]
+    yield dataclasses.replace(base, name=f"{name}, turned 137", her2=rotated, her2_points=moved)
+    flipped = np.ascontiguousarray(her2[:, ::-1])
+    mirror = there * (-1, 1) + (her2.shape[1], 0)
+    yield dataclasses.replace(base, name=f"{name}, mirrored", her2=flipped, her2_points=mirror)
+    yield dataclasses.replace(
+        base, name=f"{name}, mirrored, declared", her2=flipped, her2_points=mirror, mirrored=True
+    )
+    half = her2.shape[1] // 2
+    inside = there[:, 0] < half
+    yield dataclasses.replace(
+        base,
+        name=f"{name}, half of HER2",
+        her2=np.ascontiguousarray(her2[:, :half]),
+        he_points=here[inside],
+        her2_points=there[inside],
+    )
+
+
+def wrong(name: str, he: RGB, other: RGB, mpp: tuple[float, float]) -> Iterator[Case]:
+    """Pairs that no map is right for."""
+    rng = np.random.default_rng(5)
+    height, width = he.shape[:2]
+    yield Case(f"{name}, other tissue", he, other, mpp)
+    blank = np.full((height + 40, width - 30, 3), 243, np.uint8)
+    speckle = rng.integers(-2, 3, blank.shape)
+    yield Case(f"{name}, blank", he, (blank + speckle).astype(np.uint8), mpp)
+    noise = cv2.GaussianBlur(rng.normal(size=blank.shape), (0, 0), 3)
+    yield Case(f"{name}, noise", he, np.clip(190 + 220 * noise, 0, 255).astype(np.uint8), mpp)
+
+
+def turned(rgb: RGB, degrees: float) -> tuple[RGB, npt.NDArray[np.float64]]:
+    """Turn an image on a canvas that holds all of it; return it and the map of points, px."""
+    height, width = rgb.shape[:2]
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1).astype(np.float64)
+    corners = np.array([(0, 0), (width, 0), (0, height), (width, height)]) @ matrix[:, :2].T
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    matrix[:, 2] = -low
+    size = tuple(int(n) for n in np.ceil(high - low))
+    # Points have pixel edges at the integers, OpenCV pixel centres.
+    centred = matrix.copy()
+    centred[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    image = cv2.warpAffine(
+        rgb, centred, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(255, 255, 255),
+    )  # fmt: skip
+    return np.asarray(image, np.uint8), matrix
+
+
+def real_cases(images: Path) -> Iterator[Case]:
+    """The kidney pair with its landmarks, and what it is no pair with."""
+    folder = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"
+    he, her2 = (_image(folder / f"Rat-Kidney_{n}.jpg") for n in ("HE", "PanCytokeratin"))
+    here, there = (
+        np.loadtxt(folder / f"Rat-Kidney_{n}.csv", delimiter=",", skiprows=1, usecols=(1, 2))
+        for n in ("HE", "PanCytokeratin")
+    )
+    mpp = 4.6, 4.6
+    yield from stressed("kidney", he, her2, mpp, here[: len(there)], there)
+    with open_slide(images / "wsi" / "CMU-1-Small-Region.svs") as slide:
+        other = slide.overview(side_px=1100)[0]
+    yield from wrong("kidney", he, other, mpp)
+    grid = np.stack(np.meshgrid(np.arange(100, 1000, 90.0), np.arange(90, 700, 70.0)), axis=-1)
+    points = grid.reshape(-1, 2)
+    yield Case("kidney, itself", he, he, mpp, points, points)
+
+
+def demo_cases(folder: Path) -> Iterator[Case]:
+    """Pairs of the demo cohort at a quarter of their resolution, with their exact truth."""
+    demo.write_cohort(folder)
+    names = [
+        line.split("\t")[0] for line in demo.sheet_text().splitlines()[1:] if "\tacrobat\t" in line
+    ]
+    read = {}
+    for name in names:
+        truth = demo.load_truth(folder, name)
+        stem, number = name.removeprefix("acrobat_").rsplit("_", 1)
+        slides = [folder / "acrobat" / f"{number}_{stain}_{stem}.tif" for stain in ("HE", "HER2")]
+        images, mpps = [], []
+        for path in slides:
+            with open_slide(path, mpp_min=0, mpp_max=math.inf) as slide:
+                small, effective = slide.overview(mpp=4 * slide.mpp)
+                images.append(small)
+                mpps.append(effective[0])
+        read[name] = images, (mpps[0], mpps[1]), truth
+    good = [name for name in names if read[name][2].field is not None]
+    other = [name for name in names if read[name][2].field is None]
+    for name in good:
+        (he, her2), mpp, truth = read[name]
+        y, x = np.nonzero(_dark(he))
+        chosen = np.random.default_rng(3).permutation(len(x))[:400]
+        here = np.stack([x, y], axis=-1)[chosen] + 0.5
+        there = truth.field.to_moving(here * mpp[0]) / mpp[1]
+        inside = ((there > 0) & (there < (her2.shape[1], her2.shape[0]))).all(axis=1)
+        cases = stressed(f"demo {name}", he, her2, mpp, here[inside], there[inside])
+        # One of them in full, of the others the pair as it is.
+        yield from cases if name == good[0] else [next(cases)]
+    for name in other:
+        (he, her2), mpp, _ = read[name]
+        yield Case(f"demo {name}, other tissue", he, her2, mpp)
+
+
+def _dark(rgb: RGB) -> npt.NDArray[np.bool_]:
+    return cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1], (0, 0), 3) > 25
+
+
+def _image(path: Path) -> RGB:
+    image = cv2.imread(str(path))
+    assert image is not None, path
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def register_case(case: Case, options: RegisterOptions) -> str:
+    """Run describe and register on a case; return its line of the table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for stain, rgb in (("he", case.he), ("her2", case.her2)):
+            cv2.imwrite(str(folder / f"{stain}.png"), rgb[..., ::-1])
+        header = "pair\tcase\tdataset\the\ther2\the_mpp\ther2_mpp\tmirrored"
+        cells = ["p", "p", "own", "he.png", "her2.png", *map(str, case.mpp)]
+        cells.append(str(case.mirrored).lower())
+        (folder / "pairs.tsv").write_text(header + "\n" + "\t".join(cells) + "\n")
+        common = {"sheet": folder / "pairs.tsv", "unit": "p", "images_table": folder / "d.parquet"}
+        describe.run(**common, block_count=1, options=DescribeOptions())
+        started = time.monotonic()
+        register.run(
+            **common,
+            displacement=folder / "d.npz",
+            certificate=folder / "c.parquet",
+            quality=folder / "q.parquet",
+            options=options,
+        )
+        seconds = time.monotonic() - started
+        [row] = tables.read(folder / "c.parquet", tables.CERTIFICATE).to_pylist()
+        errors = _errors(case, row, read_displacement(folder / "d.npz"))
+    signals = " ".join(
+        f"{row[key]:6.2f}" if row[key] is not None else "     -"
+        for key in ("tile_ok", "lncc", "ncc_margin", "match_fraction", "mirror_probe")
+    )
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    wrong_map = _wrong(case, errors)
+    alarm = "  <-- A WRONG MAP PASSED" if wrong_map and row["verdict"] == "pass" else ""
+    return (
+        f"{case.name:<42} {errors:<27} {signals}  {row['map']:<8} {len(row['attempts'])} "
+        f"{seconds:5.0f} s {memory:6.0f} MB  {row['verdict']:<6} {row['reason'] or ''}{alarm}"
+    )
+
+
+def _errors(case: Case, row: dict[str, Any], d: fields.Displacement) -> str:
+    """Median error at the points, px of HER2: identity, rigid, kept map; its 90th percentile."""
+    if case.he_points is None or case.her2_points is None:
+        return "no truth"
+    he_um, her2_mpp = case.he_points * case.mpp[0], case.mpp[1]
+
+    def error(points_um: Points) -> Points:
+        return np.linalg.norm(points_um / her2_mpp - case.her2_points, axis=1)
+
+    texts = [f"{np.median(error(he_um)):5.0f}"]
+    if row["rigid"]:
+        matrix = np.array(row["rigid"]).reshape(2, 3)
+        texts.append(f"{np.median(error(he_um @ matrix[:, :2].T + matrix[:, 2])):6.1f}")
+    if not d.empty:
+        found = error(fields.map_points(d, he_um))
+        texts += [f"{np.median(found):6.1f}", f"{np.percentile(found, 90):6.1f}"]
+    return " ".join(texts)
+
+
+def _wrong(case: Case, errors: str) -> bool:
+    """A map is wrong where it has no truth, or misses it by more than 2 % of the diagonal."""
+    if case.he_points is None:
+        return True
+    words = errors.split()
+    return len(words) < 4 or float(words[2]) > 0.02 * math.hypot(*case.he.shape[:2])
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--images", type=Path, help="folder of real images, for the real pairs")
+    parser.add_argument("--only", choices=("exactness", "stress"), help="one of the two tables")
+    parser.add_argument("--preset", default=RegisterOptions.preset, help="of the stress table")
+    parser.add_argument("--retries", type=int, default=RegisterOptions.retries)
+    parser.add_argument("--filter", default="", help="only cases whose name holds this")
+    parser.add_argument("--workers", type=int, default=2, help="cases at a time")
+    given = parser.parse_args()
+    if given.only != "stress":
+        for line in exactness():
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+    if given.only == "exactness":
+        return
+    sys.stdout.write(
+        f"\n{'pair':<42} {'median px: before rigid map p90':<27} tile_ok lncc margin  match mirror"
+        "  map  tries, time, engine's memory, verdict\n"
+    )
+    options = RegisterOptions(preset=given.preset, retries=given.retries, torch_threads=1)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        concurrent.futures.ProcessPoolExecutor(given.workers, max_tasks_per_child=1) as pool,
+    ):
+        cases = [*demo_cases(Path(name))]
+        if given.images:
+            cases = [*real_cases(given.images), *cases]
+        chosen = [case for case in cases if given.filter in case.name]
+        for line in pool.map(register_case, chosen, [options] * len(chosen)):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
