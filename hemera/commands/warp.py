@@ -36,7 +36,7 @@ from hemera.displacement import Displacement, Points
 from hemera.errors import ConfigError, RegistrationError, SheetError, SlideError, TableError
 from hemera.files import read_displacement, write_text
 from hemera.geometry import same_mpp
-from hemera.labels import read_labels, write_labels
+from hemera.labels import TIFF_SUFFIXES, read_labels, write_labels
 from hemera.pyramid import TILE_PX, tile_count, write_pyramid
 from hemera.sheet import Pair, read_sheet, units
 from hemera.slides import Slide, open_slide
@@ -50,7 +50,11 @@ INVERSE_TOLERANCE_PX = 0.005
 BAD_TILES_MAX = 0.10
 """A warped slide of which a larger share cannot be made is refused."""
 
-TIFF_SUFFIXES = (".tif", ".tiff")
+OBLONG_MAX = 0.02
+"""A label image whose pixels are further from square may be of another slide."""
+
+OWN = "own"
+"""Engine in the certificate of a map that the sheet names."""
 
 _NAMES = {"he": "H&E", "her2": "HER2"}
 _NAMED_MAX = 10
@@ -257,20 +261,20 @@ def _field(pair: Pair, he: Side, her2: Side, folder: Path, even_failed: bool) ->
             f"pair {pair.pair}: refused by a person; correct its verdict in the sheet, or give "
             "--even-failed"
         )
-    path = pair.displacement
-    if path is None and pair.registered:
+    if pair.registered and pair.displacement is None:
         return fields.of_registered(
             he.size_px, he.mpp, her2.size_px, her2.mpp, mirror=pair.mirrored
         )
+    path, certificate = pair.displacement, folder / f"{pair.pair}.parquet"
     if path is None:
         path = folder / f"{pair.pair}.displacement.npz"
-        certificate = folder / f"{pair.pair}.parquet"
         for file in (path, certificate):
             if not file.is_file():
                 raise RegistrationError(
                     f"pair {pair.pair}: not registered yet, there is no {file}; run "
                     f"`snakemake --cores all {certificate}`"
                 )
+    if certificate.is_file():
         _heed(pair, certificate, even_failed)
     field = read_displacement(path)
     if field.empty:
@@ -282,8 +286,12 @@ def _field(pair: Pair, he: Side, her2: Side, folder: Path, even_failed: bool) ->
 
 def _heed(pair: Pair, certificate: Path, even_failed: bool) -> None:
     """Refuse a map that failed, unless a person accepts it; warn of one under review."""
-    rows = tables.read(certificate, tables.CERTIFICATE, ("pair", "verdict", "reason")).to_pylist()
+    columns = ("pair", "verdict", "reason", "engine")
+    rows = tables.read(certificate, tables.CERTIFICATE, columns).to_pylist()
     row = next((row for row in rows if row["pair"] == pair.pair), None)
+    if pair.displacement is not None and (row is None or row["engine"] != OWN):
+        # Of the engine's map, which the sheet's own has replaced since.
+        return
     verdict = "fail" if row is None else row["verdict"]
     reason = (row or {}).get("reason") or "no reason given"
     if verdict == "pass" or pair.verdict == "accept":
@@ -426,6 +434,12 @@ def warp_label_image(source: Path, output: Path, sides: Sides, to: str, mpp: flo
         labels = read_labels(source, Path(room) / "labels")
         height, width = labels.shape
         label_um = begin.size_um[0] / width, begin.size_um[1] / height
+        if abs(label_um[0] / label_um[1] - 1) > OBLONG_MAX + 1 / min(width, height):
+            log.warning(
+                "%s: %d x %d px have not the proportions of %s, %d x %d px; edge to edge all the "
+                "same",
+                source.name, width, height, begin.path.name, *begin.size_px,
+            )  # fmt: skip
         wanted = math.sqrt(label_um[0] * label_um[1]) if mpp is None else mpp
         size = max(1, round(end.size_um[0] / wanted)), max(1, round(end.size_um[1] / wanted))
         pixel_um = end.size_um[0] / size[0], end.size_um[1] / size[1]

@@ -96,11 +96,11 @@ class Cohort:
         lines = ["\t".join(COLUMNS), "\t".join(str(cells.get(name, "")) for name in COLUMNS)]
         self.sheet.write_text("\n".join(lines) + "\n")
 
-    def register(self, field, verdict="pass", reason=None):
+    def register(self, field, verdict="pass", reason=None, engine="test"):
         folder = self.folder / "results" / "register"
         write_displacement(folder / "p1.displacement.npz", field)
         row = dict.fromkeys(tables.CERTIFICATE.names)
-        row |= {"pair": "p1", "verdict": verdict, "reason": reason, "engine": "test"}
+        row |= {"pair": "p1", "verdict": verdict, "reason": reason, "engine": engine}
         tables.write(folder / "p1.parquet", [row], tables.CERTIFICATE)
 
     def describe(self, **changes):
@@ -397,6 +397,16 @@ def test_labels_lie_where_the_formula_leads(cohort, tmp_path, to, suffix, mpp):
     assert (found[~inside] != 0).mean() < 0.05 if (~inside).any() else True
 
 
+def test_labels_of_other_proportions_are_warned_of(cohort, tmp_path, caplog):
+    for shape, warned in (((26, 52), False), ((300, 300), True)):
+        tifffile.imwrite(tmp_path / "in.tif", np.ones(shape, np.uint8))
+        caplog.clear()
+        words = (tmp_path / "in.tif", tmp_path / "out.png", "--to", "her2")
+        assert cohort.run("labels", *words) == 0
+        assert bool(said(caplog, logging.WARNING)) == warned
+    assert "300 x 300 px have not the proportions of he.tif" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "words", "why"),
     [
@@ -513,6 +523,20 @@ def test_a_pair_that_comes_registered(tmp_path, mirror):
     assert read_points(tmp_path / "out.csv") == expected
 
 
+def test_ready_made_images_in_a_block(tmp_path):
+    """Described with their block, of 0.46 um/px and its half."""
+    rng = np.random.default_rng(4)
+    for name, size in (("he.png", (320, 240)), ("her2.png", (640, 480))):
+        noise = rng.integers(60, 240, (size[1], size[0], 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / name), noise)
+    cohort = Cohort(
+        tmp_path, he="he.png", her2="her2.png", registered="true", he_mpp=0.46, her2_mpp=0.23
+    )
+    write_points(tmp_path / "in.csv", [[10, 20], [319.5, 0]])
+    assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
+    assert read_points(tmp_path / "out.csv") == [[20, 40], [639, 0]]
+
+
 def test_a_displacement_in_the_sheet_comes_before_registration(cohort, tmp_path):
     write_displacement(tmp_path / "own.npz", field_of(lambda points: points + np.array([3.0, 1.0])))
     cohort.write_sheet(displacement="own.npz")
@@ -520,6 +544,19 @@ def test_a_displacement_in_the_sheet_comes_before_registration(cohort, tmp_path)
     assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
     [found] = read_points(tmp_path / "out.csv")
     assert found == pytest.approx([53 / HER2_MPP, 51 / HER2_MPP], abs=0.02)
+
+
+def test_a_certificate_counts_for_the_map_that_it_judged(cohort, tmp_path, points, caplog):
+    """The engine's map failed, hence the sheet's own; that may fail too, once it is judged."""
+    field = field_of(to_her2)
+    write_displacement(tmp_path / "own.npz", field)
+    cohort.write_sheet(displacement="own.npz")
+    cohort.register(field, "fail", "of the engine's map", engine="deeperhistreg")
+    assert cohort.run(*points) == 0
+    cohort.register(field, "fail", "of the sheet's map", engine="own")
+    assert "of the sheet's map" in refused(caplog, cohort, *points)
+    (cohort.folder / "results/register/p1.parquet").unlink()
+    assert cohort.run(*points) == 0
 
 
 def damage(path, indices):
