@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import openslide
+import simplejpeg
 import tifffile
 import tiffslide
 from PIL import Image
@@ -46,6 +47,9 @@ MISMATCH_MAX = 0.10
 LOST_MAX = 0.10
 """A slide of which more cannot be decoded is refused as a whole."""
 
+_ADOBE = re.compile(rb"\xff\xee..Adobe", re.DOTALL)
+_JPEG_HEAD = 2048
+"""Where a stored tile's own word about its colours stands, if it has one."""
 _SMALL_SIDE = 1024
 _PIECE = 128
 _CACHE_BYTES = 96 * 2**20
@@ -491,6 +495,7 @@ class _Tiff:
                 self._tables = [page.jpegtables for page in self._pages]
                 self._headers = [page.jpegheader for page in self._pages]
                 self._places = [(page.dataoffsets, page.databytecounts) for page in self._pages]
+                self._prefixes = [_jpeg_prefix(page) for page in self._pages]
                 self.stated_mpp, self.stated_by = _tiff_mpp(file)
                 self.vendor = "aperio" if file.is_svs else "generic-tiff"
         except _TIFF_FAULTS as error:
@@ -500,12 +505,16 @@ class _Tiff:
         self.level_sizes = tuple(
             (int(page.imagewidth), int(page.imagelength)) for page in self._pages
         )
+        self._grids = [
+            (int(page.tilewidth), int(page.tilelength), -(-size[0] // int(page.tilewidth)))
+            for page, size in zip(self._pages, self.level_sizes, strict=True)
+        ]
         self._file = os.open(path, os.O_RDONLY)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        page = self._pages[level]
-        tile_width, tile_height = int(page.tilewidth), int(page.tilelength)
-        across = -(-self.level_sizes[level][0] // tile_width)
+        tile_width, tile_height, across = self._grids[level]
+        if (width, height) == (tile_width, tile_height) and not (x % width or y % height):
+            return self._tile(level, y // height * across + x // width, x, y)
         result = np.empty((height, width, 3), np.uint8)
         for row in range(y // tile_height, -(-(y + height) // tile_height)):
             for column in range(x // tile_width, -(-(x + width) // tile_width)):
@@ -536,6 +545,8 @@ class _Tiff:
                 f"{self._path.name}: level {level} cannot be read at {x}, {y} "
                 f"({_one_line(error)}); fetch the file again"
             ) from error
+        # Handed out to several readers.
+        tile.flags.writeable = False
         with self._lock:
             if key not in self._tiles:
                 self._tiles[key] = tile
@@ -545,11 +556,18 @@ class _Tiff:
         return tile
 
     def _decode(self, level: int, index: int, data: bytes) -> RGB:
-        page = self._pages[level]
-        shape = int(page.tilelength), int(page.tilewidth), 3
+        width, height, _ = self._grids[level]
+        shape = height, width, 3
         if not data:
             # A tile that was never written: glass that the scanner did not look at.
             return np.full(shape, 255, np.uint8)
+        prefix = self._prefixes[level]
+        if prefix is not None and not _ADOBE.search(data, 0, _JPEG_HEAD):
+            # Twice as fast as by way of tifffile, and to the bit the same.
+            pixels = simplejpeg.decode_jpeg(prefix + data[2:], colorspace="RGB")
+            if pixels.shape != shape:
+                raise ValueError(f"a tile of shape {pixels.shape} instead of {shape}")
+            return np.asarray(pixels, np.uint8)
         decoded = self._decoders[level](
             data,
             index,
@@ -569,6 +587,21 @@ class _Tiff:
             os.close(self._file)
             self._file = -1
         self._tiles.clear()
+
+
+def _jpeg_prefix(page: Any) -> bytes | None:
+    """Return what goes before a stored tile, less its first marker, to make it a JPEG file.
+
+    None for a page that is not JPEG. A stored tile lacks the tables, which the page keeps once for
+    all, and does not say that its channels are RGB where they are.
+    """
+    if page.compression != tifffile.COMPRESSION.JPEG:
+        return None
+    prefix = b"\xff\xd8"
+    if page.photometric == tifffile.PHOTOMETRIC.RGB:
+        # APP14 of Adobe with colour transform 0.
+        prefix += b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+    return prefix + (page.jpegtables or b"")[2:-2]
 
 
 def _pyramid(file: tifffile.TiffFile) -> list[Any]:
