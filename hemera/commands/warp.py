@@ -38,7 +38,7 @@ from hemera.files import read_displacement, write_text
 from hemera.geometry import same_mpp
 from hemera.labels import TIFF_SUFFIXES, read_labels, write_labels
 from hemera.pyramid import TILE_PX, tile_count, write_pyramid
-from hemera.sheet import Pair, read_sheet, units
+from hemera.sheet import MPP_BOUNDS, Pair, read_sheet, units
 from hemera.slides import Slide, open_slide
 from hemera.warping import lattice_px, read_displaced, warp_labels
 
@@ -608,9 +608,12 @@ def _check_output(output: Path, inputs: Iterable[Path]) -> None:
 
 
 def _check_mpp(mpp: float, side: Side) -> None:
-    if mpp < side.mpp and not same_mpp(mpp, side.mpp):
+    """Refuse what would be invented, and what no slide is as coarse as."""
+    coarsest = MPP_BOUNDS[1]
+    if (mpp < side.mpp and not same_mpp(mpp, side.mpp)) or mpp > coarsest:
         raise ConfigError(
-            f"--mpp {mpp:g}: {side.path.name} has {side.mpp:.4g} um/px; give that or more"
+            f"--mpp {mpp:g}: {side.path.name} has {side.mpp:.4g} um/px; give that or more, up to "
+            f"{coarsest:g}"
         )
 
 

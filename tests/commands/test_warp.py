@@ -702,6 +702,8 @@ def test_an_output_that_cannot_be(cohort, tmp_path, caplog):
     assert "name it NAME.ome.tif" in refused(caplog, cohort, "slide", tmp_path / "out.svs")
     line = refused(caplog, cohort, "slide", tmp_path / "out.tif", "--mpp", 0.2)
     assert "her2.tif has 0.44 um/px" in line
+    line = refused(caplog, cohort, "slide", tmp_path / "out.tif", "--mpp", 1e5)
+    assert "up to 20" in line
     if os.geteuid():
         (tmp_path / "closed").mkdir(mode=0o500)
         line = refused(caplog, cohort, *words, tmp_path / "closed/out.csv", "--to", "he")
@@ -748,3 +750,26 @@ def test_help_names_every_flag(capsys, kind):
     for flag in ("--pair", "--configfile", "--results", "--even-failed", "OUT"):
         assert flag in text
     assert ("--to" in text) == (kind != "slide")
+
+
+def test_any_number_of_workers_gives_the_same_bytes(cohort, tmp_path):
+    for workers in (1, 3):
+        assert cohort.run("slide", tmp_path / f"{workers}.tif", "--workers", workers) == 0
+    assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "3.tif").read_bytes()
+
+
+def test_a_real_slide_onto_itself_stays_as_it_is(images, tmp_path):
+    path = images / "wsi" / "CMU-1-Small-Region.svs"
+    cohort = Cohort(tmp_path, he=path, her2=path, registered="true")
+    out = tmp_path / "out.ome.tif"
+    assert cohort.run("slide", out, "--quality", 95) == 0
+    with openslide.OpenSlide(path) as before, openslide.OpenSlide(out) as after:
+        assert after.dimensions == before.dimensions
+        mpps = [float(slide.properties["openslide.mpp-x"]) for slide in (before, after)]
+        assert mpps[1] == pytest.approx(mpps[0])
+        views = [
+            np.asarray(slide.read_region((700, 900), 0, (900, 800)).convert("RGB"), float)
+            for slide in (before, after)
+        ]
+    assert np.abs(views[1] - views[0]).mean() < 2.5
+    assert np.corrcoef(views[0].ravel(), views[1].ravel())[0, 1] > 0.995
