@@ -43,7 +43,7 @@ fix: .venv/installed
 	.venv/bin/snakefmt Snakefile workflow
 
 bench: .venv/installed
-	set -e; for script in benchmarks/*.py; do .venv/bin/python $$script; done
+	set -e; for script in benchmarks/[a-z]*.py; do .venv/bin/python $$script; done
 
 lock: .venv/installed
 	.venv/bin/uv pip compile --system-certs pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
