@@ -8,6 +8,7 @@ exactly: a read takes the next finer level and averages over the exact area of e
 from __future__ import annotations
 
 import collections
+import dataclasses
 import io
 import logging
 import math
@@ -47,7 +48,9 @@ MISMATCH_MAX = 0.10
 LOST_MAX = 0.10
 """A slide of which more cannot be decoded is refused as a whole."""
 
-_ADOBE = re.compile(rb"\xff\xee..Adobe", re.DOTALL)
+_ADOBE = re.compile(rb"\xff\xee..Adobe.{6}(.)", re.DOTALL)
+_ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+"""Adobe's marker with colour transform 0."""
 _JPEG_HEAD = 2048
 """Where a stored tile's own word about its colours stands, if it has one."""
 _SMALL_SIDE = 1024
@@ -181,13 +184,8 @@ class Slide:
         Raises:
             SlideError: when the pixels cannot be decoded; the slide stays usable.
         """
-        scale = mpp / self.mpp
-        level = best_level(self.level_downsamples, scale)
-        fx, fy = self.level_downsamples[level]
-        left, top = x_px / fx, y_px / fy
-        step_x, step_y = scale / fx, scale / fy
-        drift = max(abs(step_x - 1) * width, abs(step_y - 1) * height)
-        if max(drift, abs(left - round(left)), abs(top - round(top))) < 0.01:
+        level, left, top, step_x, step_y = self._place(x_px, y_px, mpp)
+        if _whole(left, top, step_x, step_y, width, height):
             return self.read_level(level, round(left), round(top), width, height)
         x0, y0 = math.floor(left) - 1, math.floor(top) - 1
         x1 = math.ceil(left + width * step_x) + 1
@@ -195,6 +193,39 @@ class Slide:
         pixels = self.read_level(level, x0, y0, x1 - x0, y1 - y0)
         resample = area_resample if min(step_x, step_y) >= 1 else shift_resample
         return resample(pixels, left - x0, top - y0, step_x, step_y, width, height)
+
+    def stored_jpeg(
+        self, x_px: float, y_px: float, width: int, height: int, mpp: float
+    ) -> bytes | None:
+        """Return a region as the JPEG file that it is stored as, where one stored tile is it.
+
+        The arguments are those of `read`, which gives the pixels that this decodes to. None where
+        the region is not one tile of a level as it is stored, or the slide is not JPEG.
+
+        Raises:
+            SlideError: when the file cannot be read.
+        """
+        level, left, top, step_x, step_y = self._place(x_px, y_px, mpp)
+        x, y = round(left), round(top)
+        level_width, level_height = self.level_sizes[level]
+        if (
+            not isinstance(self._backend, _Tiff)
+            or not _whole(left, top, step_x, step_y, width, height)
+            or min(x, y) < 0
+            or x + width > level_width
+            or y + height > level_height
+        ):
+            return None
+        return self._backend.stored_jpeg(level, x, y, width, height)
+
+    def _place(
+        self, x_px: float, y_px: float, mpp: float
+    ) -> tuple[int, float, float, float, float]:
+        """Return the level for a resolution, a place on it, and its pixels per one of `mpp`."""
+        scale = mpp / self.mpp
+        level = best_level(self.level_downsamples, scale)
+        fx, fy = self.level_downsamples[level]
+        return level, x_px / fx, y_px / fy, scale / fx, scale / fy
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         """Read pixels of one level as they are stored.
@@ -308,6 +339,12 @@ class Slide:
                     continue
                 band[top - y0 : top - y0 + size[1], left : left + size[0]] = part
         return band, faults
+
+
+def _whole(left: float, top: float, step_x: float, step_y: float, width: int, height: int) -> bool:
+    """Tell whether a region is whole pixels of its level, to a hundredth of one."""
+    drift = max(abs(step_x - 1) * width, abs(step_y - 1) * height)
+    return max(drift, abs(left - round(left)), abs(top - round(top))) < 0.01
 
 
 def open_slide(
@@ -495,7 +532,7 @@ class _Tiff:
                 self._tables = [page.jpegtables for page in self._pages]
                 self._headers = [page.jpegheader for page in self._pages]
                 self._places = [(page.dataoffsets, page.databytecounts) for page in self._pages]
-                self._prefixes = [_jpeg_prefix(page) for page in self._pages]
+                self._heads = [_JpegHead.of(page) for page in self._pages]
                 self.stated_mpp, self.stated_by = _tiff_mpp(file)
                 self.vendor = "aperio" if file.is_svs else "generic-tiff"
         except _TIFF_FAULTS as error:
@@ -525,6 +562,33 @@ class _Tiff:
                 result[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
         return result
 
+    def stored_jpeg(self, level: int, x: int, y: int, width: int, height: int) -> bytes | None:
+        """Return one stored tile as a JPEG file; None where the region is none, or not JPEG."""
+        tile_width, tile_height, across = self._grids[level]
+        head = self._heads[level]
+        if (width, height) != (tile_width, tile_height) or x % width or y % height or head is None:
+            return None
+        data = self._stored(level, y // height * across + x // width, x, y)
+        return head.whole(data) if data else None
+
+    def _stored(self, level: int, index: int, x: int, y: int) -> bytes:
+        """Return the bytes of one stored tile."""
+        offsets, counts = self._places[level]
+        try:
+            offset, count = offsets[index], counts[index]
+            data = os.pread(self._file, count, offset)
+            if len(data) < count:
+                raise ValueError(f"the file ends {count - len(data)} bytes early")
+        except _TIFF_FAULTS as error:
+            raise self._unreadable(level, x, y, error) from error
+        return data
+
+    def _unreadable(self, level: int, x: int, y: int, error: BaseException) -> SlideError:
+        return SlideError(
+            f"{self._path.name}: level {level} cannot be read at {x}, {y} ({_one_line(error)}); "
+            "fetch the file again"
+        )
+
     def _tile(self, level: int, index: int, x: int, y: int) -> RGB:
         """Decode one stored tile, or take it from those decoded last."""
         key = level, index
@@ -533,18 +597,11 @@ class _Tiff:
             if found is not None:
                 self._tiles.move_to_end(key)
                 return found
-        offsets, counts = self._places[level]
+        data = self._stored(level, index, x, y)
         try:
-            offset, count = offsets[index], counts[index]
-            data = os.pread(self._file, count, offset)
-            if len(data) < count:
-                raise ValueError(f"the file ends {count - len(data)} bytes early")
             tile = self._decode(level, index, data)
         except _TIFF_FAULTS as error:
-            raise SlideError(
-                f"{self._path.name}: level {level} cannot be read at {x}, {y} "
-                f"({_one_line(error)}); fetch the file again"
-            ) from error
+            raise self._unreadable(level, x, y, error) from error
         # Handed out to several readers.
         tile.flags.writeable = False
         with self._lock:
@@ -561,10 +618,11 @@ class _Tiff:
         if not data:
             # A tile that was never written: glass that the scanner did not look at.
             return np.full(shape, 255, np.uint8)
-        prefix = self._prefixes[level]
-        if prefix is not None and not _ADOBE.search(data, 0, _JPEG_HEAD):
-            # Twice as fast as by way of tifffile, and to the bit the same.
-            pixels = simplejpeg.decode_jpeg(prefix + data[2:], colorspace="RGB")
+        head = self._heads[level]
+        jpeg = None if head is None else head.whole(data)
+        if jpeg is not None:
+            # Faster by a third than by way of tifffile, and to the bit the same.
+            pixels = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
             if pixels.shape != shape:
                 raise ValueError(f"a tile of shape {pixels.shape} instead of {shape}")
             return np.asarray(pixels, np.uint8)
@@ -589,19 +647,29 @@ class _Tiff:
         self._tiles.clear()
 
 
-def _jpeg_prefix(page: Any) -> bytes | None:
-    """Return what goes before a stored tile, less its first marker, to make it a JPEG file.
+@dataclasses.dataclass(frozen=True)
+class _JpegHead:
+    """What a stored tile lacks to be a JPEG file of its own."""
 
-    None for a page that is not JPEG. A stored tile lacks the tables, which the page keeps once for
-    all, and does not say that its channels are RGB where they are.
-    """
-    if page.compression != tifffile.COMPRESSION.JPEG:
-        return None
-    prefix = b"\xff\xd8"
-    if page.photometric == tifffile.PHOTOMETRIC.RGB:
-        # APP14 of Adobe with colour transform 0.
-        prefix += b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
-    return prefix + (page.jpegtables or b"")[2:-2]
+    tables: bytes
+    """Which the page keeps once for all tiles, without their first and last marker."""
+    rgb: bool
+    """The channels are RGB, which the tile may not say."""
+
+    @classmethod
+    def of(cls, page: Any) -> Self | None:
+        """Return that of a page; None for one that is not JPEG."""
+        if page.compression != tifffile.COMPRESSION.JPEG:
+            return None
+        return cls((page.jpegtables or b"")[2:-2], page.photometric == tifffile.PHOTOMETRIC.RGB)
+
+    def whole(self, data: bytes) -> bytes | None:
+        """Return a stored tile as a file; None where it contradicts its page about its colours."""
+        said = _ADOBE.search(data, 0, _JPEG_HEAD)
+        if said and (said[1] == b"\0") != self.rgb:
+            return None
+        marker = _ADOBE_RGB if self.rgb and not said else b""
+        return b"\xff\xd8" + marker + self.tables + data[2:]
 
 
 def _pyramid(file: tifffile.TiffFile) -> list[Any]:
