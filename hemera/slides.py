@@ -551,14 +551,17 @@ class _Tiff:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         tile_width, tile_height, across = self._grids[level]
         if (width, height) == (tile_width, tile_height) and not (x % width or y % height):
-            return self._tile(level, y // height * across + x // width, x, y)
+            return self._tile(level, y // height * across + x // width, x, y, keep=False)
         result = np.empty((height, width, 3), np.uint8)
         for row in range(y // tile_height, -(-(y + height) // tile_height)):
             for column in range(x // tile_width, -(-(x + width) // tile_width)):
-                tile = self._tile(level, row * across + column, x, y)
                 left, top = column * tile_width - x, row * tile_height - y
                 x0, y0 = max(left, 0), max(top, 0)
                 x1, y1 = min(left + tile_width, width), min(top + tile_height, height)
+                # What is used in part will be wanted again. What is used up, as a rule, will not:
+                # kept, it would take memory that the next tile could have.
+                part = (x1 - x0) * (y1 - y0) < tile_width * tile_height
+                tile = self._tile(level, row * across + column, x, y, keep=part)
                 result[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
         return result
 
@@ -589,7 +592,7 @@ class _Tiff:
             "fetch the file again"
         )
 
-    def _tile(self, level: int, index: int, x: int, y: int) -> RGB:
+    def _tile(self, level: int, index: int, x: int, y: int, *, keep: bool = True) -> RGB:
         """Decode one stored tile, or take it from those decoded last."""
         key = level, index
         with self._lock:
@@ -605,7 +608,7 @@ class _Tiff:
         # Handed out to several readers.
         tile.flags.writeable = False
         with self._lock:
-            if key not in self._tiles:
+            if keep and key not in self._tiles:
                 self._tiles[key] = tile
                 self._tile_bytes += tile.nbytes
                 while self._tile_bytes > _CACHE_BYTES and len(self._tiles) > 1:
