@@ -541,9 +541,15 @@ class ReportOptions(Options):
     """The page about the data."""
 
     section: ClassVar[str] = "report"
+    version: ClassVar[int] = 2
 
     gallery_tiles: int = option(24, "tiles in each gallery", ge=1, le=500)
-    worst_pairs: int = option(20, "registered pairs shown, worst first", ge=1, le=200)
+    worst_pairs: int = option(
+        20,
+        "registered pairs on the page itself, worst first; the others have pages beside it",
+        ge=1,
+        le=200,
+    )
     seed: int = option(20251, "seed of the galleries", ge=0)
 
 

@@ -1,7 +1,7 @@
 """A folder of results as the stages before report leave it, written by the real writers.
 
 Tables of describe, register, landmarks, tile and mask are made by hand, so that every state can be
-had at will; filter and index run for real.
+had at will; score, filter and index run for real.
 """
 
 from __future__ import annotations
@@ -15,13 +15,20 @@ import cv2
 import numpy as np
 
 from hemera import masks, tables
-from hemera.config import FilterOptions, IndexOptions, MaskOptions, RegisterOptions, TileOptions
+from hemera.config import (
+    FilterOptions,
+    IndexOptions,
+    MaskOptions,
+    RegisterOptions,
+    ScoreOptions,
+    TileOptions,
+)
 from hemera.displacement import Displacement, none
 from hemera.files import write_displacement
 from hemera.pixels import histogram_similarity
 from hemera.shards import ShardWriter, encode, encode_mask
 from hemera.sheet import Pair, read_sheet, units, write_rows
-from hemera.stages import filter, index
+from hemera.stages import filter, index, score
 
 BLOCK_COUNT = 2
 SIZE_PX = 96
@@ -44,6 +51,10 @@ class Made:
     tiles: int = 4
     sharpness: float = 80.0
     landmarks: bool = False
+    tile_ok: float | None = None
+    map: str = "nonrigid"
+    mirrored_by: str = ""
+    attempts: tuple[str, ...] = ("default_initial_nonrigid at 4096 px: pass",)
 
 
 def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain",)) -> Path:
@@ -71,6 +82,14 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
     by_name = {made.pair: made for made in pairs}
     for unit, members in units(read_sheet(sheet), BLOCK_COUNT).items():
         _unit(results, unit, [(pair, by_name[pair.pair]) for pair in members], engines)
+    if any(made.landmarks for made in pairs):
+        score.run(
+            sheet=sheet,
+            landmarks_folder=results / "landmarks",
+            score=results / "score" / "score.parquet",
+            predictions=results / "score" / "predictions.csv",
+            options=ScoreOptions(),
+        )
     filter.run(
         sheet=sheet,
         block_count=BLOCK_COUNT,
@@ -181,9 +200,9 @@ def _describe(pair: Pair, made: Made) -> list[dict[str, Any]]:
 
 
 def _register(results: Path, unit: str, pair: Pair, made: Made) -> None:
-    failed = made.verdict == "fail"
+    failed, mapped = made.verdict == "fail", made.map != "none"
     field = none()
-    if not failed:
+    if mapped:
         vectors = np.zeros((30, 40, 2), np.float32)
         vectors[..., 0] = 180.0
         vectors[..., 1] = -90.0
@@ -197,27 +216,37 @@ def _register(results: Path, unit: str, pair: Pair, made: Made) -> None:
         "engine": "deeperhistreg",
         "engine_version": "1.0.1",
         "preset": "default_initial_nonrigid",
-        "map": "none" if failed else "nonrigid",
-        "match_count": 4 if failed else 280,
-        "match_fraction": 0.1 if failed else 0.81,
-        "tile_ok": 0.12 if failed else 0.72,
-        "lncc": 0.02 if failed else 0.24,
-        "ncc_margin": -0.2 if failed else 0.15,
-        "scale": 1.002,
-        "rotation_deg": 12.5,
-        "anisotropy": 1.01,
-        "determinant": 1.0,
-        "folding_fraction": 0.0,
-        "coverage_fraction": 0.98,
-        "displacement_median_um": 201.2,
-        "displacement_mpp": 92.0,
+        "map": made.map,
+        "attempts": [],
     }
-    tables.write(
-        results / "register" / f"{unit}.parquet",
-        [row],
-        tables.CERTIFICATE,
-        tables.provenance(RegisterOptions()),
-    )
+    if made.state != "unreadable":
+        row |= {"size_px": 4096, "attempts": list(made.attempts), "match_count": 4}
+    if mapped:
+        row |= {
+            "mirrored": made.mirrored_by != "",
+            "mirrored_by": made.mirrored_by or None,
+            "match_count": 4 if failed else 280,
+            "match_fraction": 0.1 if failed else 0.81,
+            "mirror_probe": 0.9 if failed else 11.0,
+            "tile_ok": (0.12 if failed else 0.72) if made.tile_ok is None else made.tile_ok,
+            "lncc": 0.02 if failed else 0.24,
+            "ncc_margin": -0.2 if failed else 0.15,
+            "scale": 1.002,
+            "rotation_deg": 12.5,
+            "anisotropy": 1.01,
+            "determinant": 1.0,
+            "folding_fraction": 0.0,
+            "coverage_fraction": 0.98,
+            "displacement_median_um": 201.2,
+            "displacement_mpp": 92.0,
+            "error_median_um": 192.0,
+            "error_p90_um": 675.0,
+            "rigid": [1.0, 0.01, 170.0, -0.01, 1.0, -80.0],
+        }
+    metadata = tables.provenance(RegisterOptions())
+    tables.write(results / "register" / f"{unit}.parquet", [row], tables.CERTIFICATE, metadata)
+    path = results / "register" / f"{unit}.quality.parquet"
+    tables.write(path, _quality(pair.pair) if mapped else [], tables.QUALITY, metadata)
     if made.landmarks:
         points = [
             {
@@ -227,13 +256,35 @@ def _register(results: Path, unit: str, pair: Pair, made: Made) -> None:
                 "he_y_um": 50.0 * k,
                 "her2_x_um": 100.0 * k,
                 "her2_y_um": 50.0 * k,
-                "error_um": float(k),
-                "error_diagonal_fraction": k / 4600,
+                "error_um": float(k) if mapped else None,
+                "error_diagonal_fraction": k / 4600 if mapped else None,
                 "initial_error_um": 40.0 + k,
+                "official_error_um": float(k) if mapped else 40.0 + k,
+                "official_initial_error_um": 40.0 + k,
             }
-            for k in range(1, 0 if failed else 12)
+            for k in range(1, 12)
         ]
         tables.write(results / "landmarks" / f"{unit}.parquet", points, tables.LANDMARKS)
+        (results / "landmarks" / f"{unit}.csv").write_text("point_id,he_x,he_y\n")
+
+
+def _quality(pair: str) -> list[dict[str, Any]]:
+    """Return squares on a slide of 3680 x 2760 um whose error grows to the right."""
+    return [
+        {
+            "pair": pair,
+            "x_um": 300.0 + 184 * column,
+            "y_um": 400.0 + 184 * line,
+            "side_um": 368.0,
+            "step_um": 184.0,
+            "ncc": 0.5,
+            "best_shifted_ncc": 0.2 if column < 12 else 0.6,
+            "residual_x_um": 3.0 * column**2,
+            "residual_y_um": 0.0,
+        }
+        for column in range(17)
+        for line in range(11)
+    ]
 
 
 def _tile(
@@ -271,6 +322,7 @@ def _tile(
         "histogram_similarity": histogram_similarity(he, her2),
         "her2_coverage_fraction": 1.0,
         "folding_fraction": 0.0,
+        "registration_error_um": 7.0 * number if made.slide else None,
         "shard": f"tile/{unit}.tar",
     }
     for stain, rgb in (("he", he), ("her2", her2)):

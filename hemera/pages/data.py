@@ -464,6 +464,10 @@ def quality(cohort: Cohort) -> list[Markup]:
     made = []
     for measure, (title, unit) in MEASURES.items():
         values = cohort.column(measure)
+        # What nobody measured is no chart: pairs that come registered have no estimated error.
+        measured = int(np.isfinite(values).sum())
+        if not measured:
+            continue
         if measure == "folding_fraction" and not np.nanmax(values, initial=0) > 0:
             continue
         own = {name: reason for name, reason in REASONS.items() if reason.measure == measure}
@@ -471,7 +475,7 @@ def quality(cohort: Cohort) -> list[Markup]:
         lines = [
             (f"{'≥' if reason.at_least else '≤'} {limits[reason.limit]:g}", limits[reason.limit])
             for reason in own.values()
-            if reason.limit in limits
+            if reason.limit is not None and limits.get(reason.limit) is not None
         ]
         chart = charts.histogram(
             title,
@@ -484,7 +488,8 @@ def quality(cohort: Cohort) -> list[Markup]:
             unit=unit,
             span=(0.0, 1.0) if measure.endswith("_fraction") else None,
         )
-        made.append(Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(title, chart))
+        caption = title if measured == len(values) else f"{title}, {plural(measured, 'tile')}"
+        made.append(Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(caption, chart))
     return made
 
 

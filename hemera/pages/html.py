@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,6 +69,15 @@ def plural(value: int, one: str, many: str | None = None) -> str:
     return f"{count(value)} {one if value == 1 else many or one + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds, the two largest that count."""
+    whole = round(seconds)
+    parts = [(whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    while len(parts) > 1 and not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{value} {unit}" for value, unit in parts[:2])
+
+
 def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
     """Return bytes as an address that holds them."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
@@ -75,6 +85,12 @@ def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
 
 def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
     """Fill a template and write the page in one step; all text in `content` is escaped."""
+    write_text(path, _environment().get_template(template).render(content))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    # Kept, because a cohort has hundreds of pages and templates take longer to read than to fill.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -89,4 +105,4 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
         "percent": percent,
     }
     environment.globals |= {"plural": plural, "DASH": DASH}
-    write_text(path, environment.get_template(template).render(content))
+    return environment

@@ -16,6 +16,9 @@ POSITIVE_COLOUR = (214, 0, 122)
 NEGATIVE_COLOUR = (0, 158, 115)
 """Contours: magenta and green are told apart by almost everybody, and both stand out on brown."""
 
+PALE = 0.45
+"""What is left of an image's depth when it is only the ground."""
+
 
 class Album:
     """Makes pictures for a page until their bytes are used up.
@@ -102,6 +105,18 @@ def heat(probability: npt.NDArray[np.floating]) -> RGB:
     scaled = np.clip(np.nan_to_num(probability) * 255, 0, 255).astype(np.uint8)
     bgr = cv2.applyColorMap(scaled, cv2.COLORMAP_CIVIDIS)
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def steps(count: int) -> list[str]:
+    """Return colours from light to dark in even steps for everybody's eyes (viridis), as hex."""
+    places = np.linspace(255, 0, count).round().astype(np.uint8)[None]
+    bgr = cv2.applyColorMap(places, cv2.COLORMAP_VIRIDIS)[0]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for blue, green, red in bgr.tolist()]
+
+
+def paled(rgb: RGB) -> RGB:
+    """Return an image as a pale ground for what is drawn on it."""
+    return np.asarray(255 - (255 - rgb) * np.float32(PALE), np.uint8)
 
 
 def two_colours(fixed: RGB, moving: RGB) -> RGB:

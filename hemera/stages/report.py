@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import csv
 import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from tqdm import tqdm
 
 from hemera import tables
+from hemera.certificate import LocalQuality
 from hemera.config import ReportOptions
 from hemera.files import read_displacement
 from hemera.pages import charts, data, pictures, registration
@@ -26,9 +31,11 @@ from hemera.sheet import Pair, read_sheet, units
 
 log = logging.getLogger(__name__)
 
-REGISTRATION_BYTES = 9_000_000
+REGISTRATION_BYTES = 11_000_000
 GALLERY_BYTES = 8_000_000
 """For each of both galleries. With the tables, which are cut as well, that is below 30 MB."""
+PAIR_BYTES = 20_000_000
+"""Of a pair's own page: more than its pictures can come to."""
 TILE_SIDE_PX = 400
 SIMILARITY_TILES = 200
 
@@ -40,6 +47,8 @@ def run(
     preset: str,
     results: Path,
     page: Path,
+    pairs: Path,
+    logs: Path | None = None,
     options: ReportOptions,
 ) -> None:
     """Write the page from tables and thumbnails; pixels are read of the tiles shown, no more.
@@ -49,31 +58,34 @@ def run(
         block_count: blocks that image pairs are cut into.
         preset: preset of the cohort; ``demo`` puts a banner on the page.
         results: folder that holds the folders of all stages up to index.
-        page: the page, HTML of at most 30 MB.
+        page: the page, HTML of at most 30 MB; written last.
+        pairs: folder of a page ``{pair}.html`` for each registered pair that the page has no room
+            for.
+        logs: folder of Snakemake's logs, for what ``register/{pair}.tsv`` says a registration
+            took; None: nothing is said.
         options: sizes of the galleries.
 
     Raises:
         SheetError: when the sheet cannot be used.
         TableError: when a table is missing or of another version.
         ShardError: when a shard does not hold what the index says.
+        RegistrationError: when a displacement cannot be read.
     """
-    pairs = read_sheet(sheet)
-    by_unit = units(pairs, block_count)
-    cohort = _read_cohort(sheet, preset, pairs.pairs, by_unit, results)
+    rows = read_sheet(sheet)
+    by_unit = units(rows, block_count)
+    cohort = _read_cohort(sheet, preset, rows.pairs, by_unit, results)
     funnel = data.funnel(cohort)
     kept, kept_note = _kept(cohort, results, options)
     dropped, dropped_note = _dropped(cohort, results, options)
-    shown, more, landmarks = _registrations(cohort, by_unit, results, options)
+    registrations = _registrations(cohort, by_unit, results, logs, page, pairs, options)
     content = {
         "title": f"HEMERA: the data of {cohort.sheet}",
         "preset": preset,
         "sheet": cohort.sheet,
         "headline": data.headline(cohort),
-        "warnings": data.warnings(cohort, funnel["leans"]),
+        "warnings": [*data.warnings(cohort, funnel["leans"]), *registrations.pop("warnings")],
         "outcomes": data.outcomes(cohort),
-        "registrations": shown,
-        "registrations_more": more,
-        "landmarks": landmarks,
+        **registrations,
         "funnel": funnel,
         "quality": data.quality(cohort),
         "similarity": _similarity(cohort, results, options),
@@ -143,72 +155,181 @@ def _registrations(
     cohort: data.Cohort,
     by_unit: Mapping[str, tuple[Pair, ...]],
     results: Path,
+    logs: Path | None,
+    page: Path,
+    folder: Path,
     options: ReportOptions,
-) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
-    """Return the pairs shown, worst first, how many more there are, and all landmark errors."""
+) -> dict[str, Any]:
+    """Write the pages of pairs, and return what the page about the data says of registrations."""
     certificates: list[tuple[dict[str, Any], str]] = []
     for unit in _registered_here(by_unit):
         table = tables.read(results / "register" / f"{unit}.parquet", tables.CERTIFICATE)
         certificates += [(row, unit) for row in table.to_pylist()]
-    by_name = {pair.pair: pair for pair in cohort.pairs}
+    certificates.sort(key=lambda item: registration.worst_first(item[0]))
+    persons = {pair.pair: pair.verdict for pair in cohort.pairs}
+    score = _score(cohort, results)
     mpp = {row["pair"]: row["mpp"] for row in cohort.images.to_pylist() if row["stain"] == "he"}
-    errors = {}
-    for unit, pairs in by_unit.items():
-        for pair in pairs:
-            if pair.landmarks and not pair.in_block:
-                table = tables.read(results / "landmarks" / f"{unit}.parquet", tables.LANDMARKS)
-                error = registration.landmark_errors(table.to_pylist(), mpp.get(pair.pair))
-                if error:
-                    errors[pair.pair] = error
-    order = {"fail": 0, "review": 1, "pass": 2}
-    certificates.sort(
-        key=lambda item: (
-            order.get(item[0]["verdict"], 3),
-            -1.0 if item[0]["tile_ok"] is None else item[0]["tile_ok"],
-            item[0]["pair"],
-        )
-    )
+    errors = {
+        row["pair"]: registration.in_pixels(row, mpp.get(row["pair"]))
+        for row in score
+        if row["aggregation"] == "pair"
+    }
+    folder.mkdir(parents=True, exist_ok=True)
     album = pictures.Album(REGISTRATION_BYTES)
-    shown = []
-    for row, unit in certificates[: options.worst_pairs]:
-        settings = tables.read_metadata(results / "register" / f"{unit}.parquet").get("options")
-        shown.append(
+    room = options.worst_pairs
+    shown, lines = [], []
+    for row, unit in tqdm(certificates, desc="report", unit="pair", disable=None):
+        name = row["pair"]
+        own_page = folder / f"{name}.html"
+        known = {"row": row, "person": persons[name], "landmarks": errors.get(name)}
+        card = _card(known, unit, results, logs, album) if room else None
+        if card is not None:
+            room -= 1
+            shown.append(card)
+            own_page.unlink(missing_ok=True)
+        else:
+            room = 0
+            alone = _card(known, unit, results, logs, pictures.Album(PAIR_BYTES))
+            assert alone is not None, "a page of one pair has room"
+            _write_pair(own_page, page, cohort, alone)
+        lines.append(
             {
-                "row": row,
-                "person": by_name[row["pair"]].verdict,
-                "signals": registration.certificate(row, json.loads(settings or "{}")),
-                "landmarks": errors.get(row["pair"]),
-                "pictures": _pair_pictures(row["pair"], unit, results, album),
+                **known,
+                "link": f"#pair-{name}" if card is not None else _relative(own_page, page),
             }
         )
     # In the order of the certificates, then those that came registered.
     judged = [row["pair"] for row, _ in certificates if row["pair"] in errors]
-    names = [*judged, *(name for name in errors if name not in judged)]
-    return (
-        shown,
-        len(certificates) - len(shown),
-        [{"pair": name, **errors[name]} for name in names][: data.ROWS_MAX],
-    )
+    measured = [*judged, *(name for name in errors if name not in judged)]
+    return {
+        "registrations": shown,
+        "registered": lines[: data.ROWS_MAX],
+        "registered_more": max(0, len(lines) - data.ROWS_MAX),
+        "pages": _relative(folder, page) if len(lines) > len(shown) else "",
+        "landmarks": [errors[name] for name in measured if errors[name]["points"]][: data.ROWS_MAX],
+        "score": [row for row in score if row["aggregation"] != "pair"],
+        "warnings": registration.warnings([row for row, _ in certificates]),
+    }
 
 
-def _pair_pictures(pair: str, unit: str, results: Path, album: pictures.Album) -> dict[str, str]:
-    """Return the pictures of a registration; none where describe could not read an image."""
+def _score(cohort: data.Cohort, results: Path) -> list[dict[str, Any]]:
+    """Return the rows of score, which are made where a whole-slide pair has landmarks.
+
+    Of a single data set, they stand once.
+    """
+    if not any(pair.landmarks and not pair.in_block for pair in cohort.pairs):
+        return []
+    rows: list[dict[str, Any]] = tables.read(
+        results / "score" / "score.parquet", tables.SCORE
+    ).to_pylist()
+    single = len({row["dataset"] for row in rows if row["dataset"]}) == 1
+    return [
+        row for row in rows if row["aggregation"] == "pair" or row["dataset"] is None or not single
+    ]
+
+
+def _relative(path: Path, page: Path) -> str:
+    return Path(os.path.relpath(path, page.parent)).as_posix()
+
+
+def _card(
+    known: Mapping[str, Any],
+    unit: str,
+    results: Path,
+    logs: Path | None,
+    album: pictures.Album,
+) -> dict[str, Any] | None:
+    """Return what a card shows of a registration; None: its pictures do not fit into the album."""
+    row = known["row"]
+    certificate = results / "register" / f"{unit}.parquet"
+    settings = json.loads(tables.read_metadata(certificate).get("options", "{}"))
+    signals, unmeasured = registration.certificate(row, settings)
+    made, local = _pair_pictures(row, unit, results)
+    images = album.take_all(made, registration.SIDE_PX, registration.QUALITY)
+    if made and not images:
+        return None
+    return {
+        **known,
+        "signals": signals,
+        "unmeasured": unmeasured,
+        "facts": registration.facts(row, _cost(logs, unit)),
+        "pictures": images,
+        "size_px": made["he"].shape[1::-1] if "he" in made else None,
+        "local": local,
+    }
+
+
+def _write_pair(path: Path, page: Path, cohort: data.Cohort, card: Mapping[str, Any]) -> None:
+    name = card["row"]["pair"]
+    content = {
+        "title": f"HEMERA: the registration of {name}",
+        "preset": cohort.preset,
+        "sheet": cohort.sheet,
+        "report": _relative(page, path),
+        "item": card,
+    }
+    write_page(path, "pair.html", content)
+
+
+def _cost(logs: Path | None, unit: str) -> dict[str, float]:
+    """Return the seconds and the memory that Snakemake's benchmark says a registration took."""
+    if logs is None:
+        return {}
+    try:
+        with open(logs / "register" / f"{unit}.tsv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}
+    found = {}
+    for name, column in (("seconds", "s"), ("memory_mb", "max_rss")):
+        with contextlib.suppress(ValueError, TypeError):
+            # A job that is over at once has a dash for its memory.
+            value = float((rows[-1] if rows else {}).get(column) or "")
+            if math.isfinite(value):
+                found[name] = value
+    return found
+
+
+def _pair_pictures(
+    row: Mapping[str, Any], unit: str, results: Path
+) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Any] | None]:
+    """Return the pictures of a pair, and its local quality drawn.
+
+    Where describe could not read an image there is the picture of the other, or none.
+    """
     table = tables.read(results / "describe" / f"{unit}.parquet", tables.DESCRIBE)
-    rows = {row["stain"]: row for row in table.to_pylist() if row["pair"] == pair}
-    given = {stain: row for stain, row in rows.items() if row["thumbnail"] is not None}
-    if set(given) != set(tables.STAINS):
-        made = {stain: decode(row["thumbnail"]) for stain, row in sorted(given.items())}
-        return album.take_all(made, registration.SIDE_PX)
-    he, her2 = given["he"], given["her2"]
-    made = registration.views(
-        decode(he["thumbnail"]),
-        decode(her2["thumbnail"]),
-        (he["width_px"] * he["mpp"], he["height_px"] * he["mpp"]),
-        (her2["width_px"] * her2["mpp"], her2["height_px"] * her2["mpp"]),
-        tuple(her2["background"] or (255, 255, 255)),
-        read_displacement(results / "register" / f"{unit}.displacement.npz"),
+    rows = {one["stain"]: one for one in table.to_pylist() if one["pair"] == row["pair"]}
+    images = {
+        stain: decode(rows[stain]["thumbnail"])
+        for stain in tables.STAINS
+        if stain in rows and rows[stain]["thumbnail"] is not None
+    }
+    if set(images) != set(tables.STAINS):
+        return images, None
+    he_um, her2_um = (
+        (
+            rows[stain]["width_px"] * rows[stain]["mpp"],
+            rows[stain]["height_px"] * rows[stain]["mpp"],
+        )
+        for stain in tables.STAINS
     )
-    return album.take_all(made, registration.SIDE_PX)
+    made = registration.views(
+        images["he"],
+        images["her2"],
+        he_um,
+        her2_um,
+        tuple(rows["her2"]["background"] or (255, 255, 255)),
+        read_displacement(results / "register" / f"{unit}.displacement.npz"),
+        # Of a map that was kept rigid, it is the final one.
+        row["rigid"] if row["map"] == "nonrigid" else None,
+    )
+    squares = tables.read(results / "register" / f"{unit}.quality.parquet", tables.QUALITY)
+    local = registration.local_map(
+        LocalQuality.from_columns(squares.to_pydict()), he_um, made["he"].shape[1::-1]
+    )
+    if local is not None:
+        made["ground"] = pictures.paled(made["he"])
+    return made, local
 
 
 # --- tiles ---------------------------------------------------------------------------------------
@@ -351,6 +472,9 @@ def _values(row: Mapping[str, Any], measure: str | None, target: str) -> list[di
         ("her2_sharpness", "sharpness HER2", number(row["her2_sharpness"])),
         ("histogram_similarity", "similarity", fixed(row["histogram_similarity"], 2)),
     ]
+    if row["registration_error_um"] is not None:
+        words = f"{number(row['registration_error_um'])} µm"
+        shown.append(("registration_error_um", "registration error", words))
     if row["folding_fraction"]:
         shown.append(("folding_fraction", "folded", percent(row["folding_fraction"])))
     if row.get(f"{target}_cells") is not None:

@@ -1,7 +1,8 @@
 # The page about the data, made before any training, also when nothing was accepted.
 #
 # REQUIRED INPUTS: everything up to the index
-# OUTPUTS: one self-contained HTML page
+# OUTPUTS: one self-contained HTML page; beside it a page for each registered pair that it has no
+# room for
 
 
 rule report:
@@ -9,15 +10,17 @@ rule report:
         of_units("results/describe/{unit}.parquet"),
         of_units("results/register/{unit}.parquet", needs_registration),
         of_units("results/register/{unit}.displacement.npz", needs_registration),
+        of_units("results/register/{unit}.quality.parquet", needs_registration),
         of_units("results/tile/{unit}.pairs.parquet"),
         of_units("results/tile/{unit}.tar"),
         of_units("results/mask/{unit}.tar"),
-        landmark_tables(),
+        ["results/score/score.parquet"] if landmark_tables() else [],
         "results/filter/tiles.parquet",
         funnel="results/filter/funnel.parquet",
         index="results/index/index.parquet",
     output:
         page="results/report/report.html",
+        pairs=directory("results/report/pairs"),
     log:
         "logs/report/report.log",
     benchmark:
@@ -27,7 +30,8 @@ rule report:
     threads: 1
     resources:
         mem_mb=megabytes(4000),
-        runtime=30,
+        # A second per registered pair, of which there may be a thousand on a slow disk.
+        runtime=120,
     params:
         sheet=sheet_file,
         block_count=block_count,
@@ -37,5 +41,6 @@ rule report:
         version=CONFIG.stages["report"].version,
     shell:
         "hemera report --sheet {params.sheet:q} --block-count {params.block_count}"
-        " --preset {params.preset:q} --results results --page {output.page:q} {params.options}"
+        " --preset {params.preset:q} --results results --logs logs --page {output.page:q}"
+        " --pairs {output.pairs:q} {params.options}"
         " > {log:q} 2>&1"
