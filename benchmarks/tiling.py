@@ -165,7 +165,8 @@ def displaced() -> None:
     share = ratio(times, "limit", "stage")[0]
     each = 1e3 * sum(times["stage"]) / len(times["stage"]) / COUNT
     sys.stdout.write(
-        f"displaced pair: {middle:.1f} x as fast as the script ({least:.1f} to {most:.1f}; goal 5), "
+        f"displaced pair: {middle:.1f} x as fast as the script ({least:.1f} to {most:.1f}; "
+        f"goal 5), "
         f"{share:.2f} of the limit, {each:.1f} ms per pair of tiles\n"
     )
 
