@@ -273,7 +273,7 @@ class TileOptions(Options):
     """Tiles of both stains, measured in the pass that reads them."""
 
     section: ClassVar[str] = "tile"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     size_px: int = option(512, "side of a tile", ge=32, le=4096, paper="512")
     mpp: float | None = option(
@@ -295,6 +295,9 @@ class TileOptions(Options):
         choices=("jpeg", "png", "webp", "jxl"),
     )
     quality: int = option(95, "quality of jpeg, 4:4:4", ge=1, le=100)
+    copy_stored: bool = option(
+        True, "keep a tile's own JPEG bytes where one stored tile of the slide is one tile"
+    )
     saturation_min: float = option(
         0.06, "lowest HSV saturation that counts as H&E tissue in a tile, 0 to 1", ge=0, lt=1
     )
