@@ -24,7 +24,7 @@ from hemera.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 DEMO_SHEET = "demo/pairs.tsv"
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 """Raised when `hemera.demo` writes other images than before."""
 
 
