@@ -357,7 +357,7 @@ def _landmarks(slides: tuple[SlidePair, ...], points: list[list[tuple[float, ...
     """Return landmarks as ACROBAT's, in um; its names end in .ndpi, though the files are .tif."""
     header = ["anon_id", "anon_filename_he", "anon_filename_ihc", "point_id", "ihc_x", "ihc_y"]
     header += ["mpp_ihc_10X", "mpp_he_10X", "ihc_antibody", "he_x", "he_y"]
-    rows = []
+    rows: list[list[str]] = []
     for slide, own in zip(slides, points, strict=False):
         names = [Path(name).with_suffix(".ndpi").name for name in (slide.he, slide.her2)]
         for he_x, he_y, ihc_x, ihc_y in own:

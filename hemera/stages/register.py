@@ -43,17 +43,25 @@ MASK_MARGIN = 0.02
 """Glass kept around the tissue when only tissue is registered, as a share of the longest side."""
 
 
+HALVED_PX = 1024
+"""A canvas at least this large may be tried at half its size: still enough to align it."""
+
+FAST, FULL = "default_initial_nonrigid_fast", "default_initial_nonrigid"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Try:
     """One way to run the engine."""
 
     preset: str
-    size_px: int
-    tissue_only: bool
+    tissue_only: bool = False
+    factor: int = 1
+    """By how much the canvas is reduced."""
 
-    def __str__(self) -> str:
+    def words(self, size_px: int) -> str:
         """Say it in words."""
-        return f"{self.preset} at {self.size_px} px{', tissue alone' * self.tissue_only}"
+        what = ", tissue alone" if self.tissue_only else ""
+        return f"{self.preset} at {size_px // self.factor} px{what}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +77,7 @@ class _Result:
     def order(self) -> tuple[int, float]:
         """Smaller is better."""
         tile_ok = self.row.get("tile_ok")
-        return self.verdict.rank, -1.0 if tile_ok is None else -tile_ok
+        return self.verdict.rank, 1.0 if tile_ok is None else -tile_ok
 
 
 def run(
@@ -164,20 +172,23 @@ def _refusal(described: Mapping[str, Mapping[str, Any]]) -> str | None:
     return "; ".join(dict.fromkeys(reasons)) or None
 
 
-def _ladder(options: RegisterOptions) -> list[_Try]:
-    """Return what is tried in turn until a map passes."""
-    fast, full = "default_initial_nonrigid_fast", "default_initial_nonrigid"
-    size_px = options.canvas_px
-    ladder = [
-        _Try(options.preset, size_px, tissue_only=False),
-        _Try(options.preset, size_px, tissue_only=True),
-        # Half the size where it is the larger preset that failed: it may have lacked memory or
-        # time, and what cannot be aligned in detail may still be in outline.
-        _Try(full, size_px, tissue_only=True)
-        if options.preset == fast
-        else _Try(fast, max(128, size_px // 2), tissue_only=True),
-    ]
-    return ladder[: 1 + options.retries]
+def _next_try(number: int, options: RegisterOptions, size_px: int, starved: bool) -> _Try | None:
+    """Return what is tried next, or None where it could only end as the try before.
+
+    Args:
+        number: of the try, from 0.
+        options: settings.
+        size_px: shortest side of the canvas.
+        starved: the tries before came to nothing, for want of time or memory, say.
+    """
+    if number == 0:
+        return _Try(options.preset)
+    if number == 1:
+        return None if starved else _Try(options.preset, tissue_only=True)
+    if options.preset == FAST:
+        return _Try(FULL, tissue_only=True, factor=2 if starved else 1)
+    # What cannot be aligned in detail may still be in outline.
+    return _Try(FAST, tissue_only=True, factor=2 if starved or size_px >= HALVED_PX else 1)
 
 
 def _register(
@@ -188,23 +199,28 @@ def _register(
 ) -> tuple[_Result, list[str]]:
     """Read both slides once and try until a map passes; return the best try, and all in words."""
     fixed, moving, mpp = _read_both(pair, described, options)
+    size_px = min(max(fixed.shape[side], moving.shape[side]) for side in (0, 1))
     best: _Result | None = None
     attempts: list[str] = []
-    for number, attempt in enumerate(_ladder(options), 1):
-        # A second try with all as before, for want of time or memory, would end as the first.
-        if best is not None and best.map.empty and attempt.size_px == options.canvas_px:
+    for number in range(1 + options.retries):
+        starved = best is not None and best.map.empty
+        attempt = _next_try(number, options, size_px, starved)
+        if attempt is None:
             continue
+        words = attempt.words(size_px)
         log.info(
-            "pair %s: try %d: %s, %d x %d and %d x %d px at %.3f um/px",
-            pair.pair, number, attempt, fixed.shape[1], fixed.shape[0],
-            moving.shape[1], moving.shape[0], mpp,
+            "pair %s: %s; slides of %d x %d and %d x %d px at %.3f um/px",
+            pair.pair, words, fixed.shape[1], fixed.shape[0], moving.shape[1], moving.shape[0],
+            mpp,
         )  # fmt: skip
         result = _try(pair, described, fixed, moving, mpp, attempt, displacement, options)
-        words = f"{attempt}: {result.verdict.verdict}"
-        attempts.append(f"{words} ({result.verdict.reason})" if result.verdict.reason else words)
+        verdict = result.verdict
+        words += f": {verdict.verdict}" + (f" ({verdict.reason})" if verdict.reason else "")
+        attempts.append(words)
+        log.info("pair %s: %s", pair.pair, words)
         if best is None or result.order < best.order:
             best = result
-        if not result.verdict.mendable:
+        if not verdict.mendable:
             break
     assert best is not None
     return best, attempts
@@ -224,7 +240,7 @@ def _certify(
     try:
         own = read_displacement(path)
         if own.empty:
-            raise _OwnMapError(f"{path.name}: holds no map; name another displacement in pairs.tsv")
+            raise RegistrationError(f"{path.name}: holds no map; name another in pairs.tsv")
         mirrored = own.affine.determinant < 0
     except RegistrationError as error:
         raise _OwnMapError(str(error)) from error
@@ -266,7 +282,7 @@ def _try(
         displacement: the output, beside which the engine works.
         options: settings.
     """
-    factor = max(1, options.canvas_px // attempt.size_px)
+    factor = attempt.factor
     canvas = {"he": _reduce(fixed, factor), "her2": _reduce(moving, factor)}
     if attempt.tissue_only:
         for stain in tables.STAINS:
@@ -309,7 +325,7 @@ def _try(
         probe = outcome.match_count / max(other, 1)
     found = {
         "preset": attempt.preset,
-        "size_px": attempt.size_px,
+        "size_px": min(max(canvas[k].shape[side] for k in canvas) for side in (0, 1)),
         "mirrored": mirrored,
         "mirrored_by": "probe" if mirrored != pair.mirrored else "sheet" if mirrored else None,
         "match_count": outcome.match_count,

@@ -42,7 +42,7 @@ FAST = RegisterOptions(
 )
 """Small enough for tests."""
 
-GOLDEN = "e0abb6ad32c81b68c2d137cfaad34d0a08d6f646da33e47603674ddb403064a9"
+GOLDEN = "f363050a8936ee902adb7be82caa55505993ad3eeecf90486796799d977e7a2b"
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +417,7 @@ class TestLadder:
         calls = in_turn(monkeypatch, given(to_moving))
         row, _ = run(folder, tmp_path, options=self.LADDER)
         assert len(calls) == 1
-        assert row["attempts"] == ["default_initial_nonrigid_fast at 512 px: pass"]
+        assert row["attempts"] == ["default_initial_nonrigid_fast at 338 px: pass"]
 
     def test_what_fails_is_tried_again_another_way(self, folder, tmp_path, monkeypatch):
         wrong = given(lambda p: to_moving(p) + 200.0, fraction=0.1)
@@ -432,7 +432,7 @@ class TestLadder:
         assert row["preset"] == "default_initial_nonrigid"
         assert len(row["attempts"]) == 3
         assert "match_fraction 0.100, below 0.25" in row["attempts"][0]
-        assert row["attempts"][2] == "default_initial_nonrigid at 512 px, tissue alone: pass"
+        assert row["attempts"][2] == "default_initial_nonrigid at 338 px, tissue alone: pass"
         assert np.abs(dp.map_points(d, points()) - to_moving(points())).max() < 0.1 * MPP
 
     def test_the_best_of_the_tries_is_kept(self, folder, tmp_path, monkeypatch):
@@ -455,6 +455,15 @@ class TestLadder:
         assert given.mpps[0] == pytest.approx(2 * 338 / 300 * MPP)
         assert "SIGKILL" in row["attempts"][0]
         assert np.abs(dp.map_points(d, points()) - to_moving(points())).max() < 0.1 * MPP
+
+    def test_a_wrong_map_is_kept_over_none(self, folder, tmp_path, monkeypatch):
+        """A person may overrule a verdict, but not look at a map that is not there."""
+        wrong = given(lambda p: to_moving(p) + 200.0)
+        in_turn(monkeypatch, given(None, reason="ended by SIGSEGV"), wrong)
+        row, d = run(folder, tmp_path, options=self.LADDER)
+        assert (row["verdict"], row["map"]) == ("fail", "nonrigid")
+        assert not d.empty
+        assert len(row["attempts"]) == 2
 
     def test_the_second_try_sees_tissue_alone(self, folder, tmp_path, monkeypatch):
         copy = tmp_path / "pairs"
