@@ -93,6 +93,12 @@ class DescribeOptions(Options):
 
     section: ClassVar[str] = "describe"
 
+    reader: str = option(
+        "auto",
+        "what reads the slides, in every stage; auto: directly where the file is JPEG-tiled or the "
+        "like, else OpenSlide or TiffSlide",
+        choices=("auto", "tiff", "openslide", "tiffslide", "image"),
+    )
     thumbnail_side_px: int = option(1024, "longest side of a thumbnail", ge=128, le=4096)
     tissue_mpp: float = option(8.0, "resolution at which tissue is outlined, um/px", gt=0, le=64)
     he_saturation_min: float = option(

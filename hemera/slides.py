@@ -439,6 +439,8 @@ def _open_backend(path: Path, reader: str) -> _Backend:
         raise SlideError(f"{name}: {error.strerror}; make it readable") from error
     if not head:
         raise SlideError(f"{name}: the file is empty; fetch it again")
+    if reader == "tiff":
+        return _Tiff(path)
     if reader == "openslide":
         return _OpenSlide(path)
     if reader == "tiffslide":

@@ -73,6 +73,7 @@ def describe_image(pair: Pair, stain: str, options: DescribeOptions) -> dict[str
         with open_slide(
             path,
             mpp=mpp,
+            reader=options.reader,
             mpp_min=options.mpp_min,
             mpp_max=options.mpp_max,
             mpp_column=f"{stain}_mpp",

@@ -475,7 +475,9 @@ def _limits(options: RegisterOptions) -> certificates.Limits:
 
 def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:
     """Read a whole slide at a resolution, its glass made white: (H, W, 3)."""
-    with open_slide(path, mpp=described["mpp"], mpp_min=0, mpp_max=math.inf) as slide:
+    with open_slide(
+        path, mpp=described["mpp"], reader=described["reader"], mpp_min=0, mpp_max=math.inf
+    ) as slide:
         if slide.size_px != (described["width_px"], described["height_px"]):
             raise SlideError(
                 f"{path.name}: {slide.size_px[0]} x {slide.size_px[1]} px, and describe saw "

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 RGB = npt.NDArray[np.uint8]
 
 DESCRIBE_COLUMNS = (
-    "pair", "stain", "verdict", "reason", "mpp", "background", "tissue_threshold",
+    "pair", "stain", "verdict", "reason", "reader", "mpp", "background", "tissue_threshold",
     "tissue_fraction", "tissue",
 )  # fmt: skip
 """What is read of `tables.DESCRIBE`; the thumbnails of a block's images fill memory for nothing."""
@@ -247,6 +247,7 @@ def _tile_pair(
                     open_slide(
                         path,
                         mpp=described[stain]["mpp"],
+                        reader=described[stain]["reader"],
                         mpp_min=0,
                         mpp_max=math.inf,
                         mpp_column=f"{stain}_mpp",

@@ -547,6 +547,25 @@ def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
     assert {row["registration_error_um"] for row in without} == {None}
 
 
+def test_the_reader_that_describe_was_told_reads_here_too(slides, monkeypatch):
+    unit = whole_slides(slides)
+    maps = {"displacement": slides / "d.npz", "certificate": slides / "c.parquet"}
+    direct = unit.tile(**maps)
+    options = DescribeOptions(reader="openslide")
+    describe.run(
+        sheet=unit.sheet, unit=unit.unit, block_count=1, images_table=unit.images_table,
+        options=options,
+    )  # fmt: skip
+    described = tables.read(unit.images_table, tables.DESCRIBE).to_pylist()
+    assert {row["reader"] for row in described} == {"openslide"}
+
+    def never(*_):
+        raise AssertionError("the direct reader was used")
+
+    monkeypatch.setattr("hemera.slides._Tiff.__init__", never)
+    assert [row["he_sha256"] for row in unit.tile(**maps)] == [row["he_sha256"] for row in direct]
+
+
 def test_a_map_that_mirrors_does_not_fold(slides):
     """Whether it mirrors says the map: the registration may have found what no sheet says."""
     unit = whole_slides(slides)
