@@ -8,10 +8,14 @@ reader fetches that range alone.
 from __future__ import annotations
 
 import collections
+import functools
 import io
+import operator
 import os
+import re
 import struct
 import tarfile
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +30,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import simplejpeg
 
-from hemera.errors import ShardError
+from hemera.errors import ConfigError, ShardError
+from hemera.splits import PARTS
 
 RGB = npt.NDArray[np.uint8]
 
@@ -35,7 +40,7 @@ SUFFIXES = {"jpeg": "jpg", "png": "png", "webp": "webp", "jxl": "jxl"}
 
 _BLOCK = 512
 _RECORD = 10_240
-_OPEN_SHARDS = 64
+_OPEN_SHARDS = 256
 
 _CODEC_FAULTS = (ValueError, RuntimeError, TypeError, struct.error, cv2.error)
 
@@ -125,35 +130,37 @@ def read_member(path: Path, offset: int, length: int) -> bytes:
         os.close(descriptor)
 
 
-def _not_open(path: Path, error: OSError) -> ShardError:
+def _not_open(path: Path | str, error: OSError) -> ShardError:
     return ShardError(f"{path}: {error.strerror}; run the stage that writes it")
 
 
-def _read(descriptor: int, path: Path, offset: int, length: int) -> bytes:
-    """Read a member with its header, which tells whether the place is one."""
-    start = offset - _BLOCK
-    wanted = length + _BLOCK
-    parts = []
-    try:
-        while wanted and start >= 0:
-            part = os.pread(descriptor, wanted, start)
-            if not part:
-                break
-            parts.append(part)
-            start += len(part)
-            wanted -= len(part)
-    except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}; run its stage again") from error
-    data = b"".join(parts)
-    if wanted or len(data) < _BLOCK:
-        raise ShardError(f"{path}: ends before byte {offset + length}; run its stage again")
-    header = data[:_BLOCK]
+def _read(descriptor: int, path: Path | str, offset: int, length: int) -> bytes:
+    """Read a member, and its header, which tells whether the place is one."""
+    header = _range(descriptor, path, offset - _BLOCK, _BLOCK)
     if header[257:262] != b"ustar" or header[124:136] != b"%011o\0" % length:
         raise ShardError(
             f"{path}: holds no member of {length} bytes at {offset}; table and shard are of "
             "different runs, run the stage again"
         )
-    return data[_BLOCK:]
+    return _range(descriptor, path, offset, length)
+
+
+def _range(descriptor: int, path: Path | str, start: int, length: int) -> bytes:
+    parts = []
+    try:
+        while length and start >= 0:
+            part = os.pread(descriptor, length, start)
+            if not part:
+                break
+            parts.append(part)
+            start += len(part)
+            length -= len(part)
+    except OSError as error:
+        raise ShardError(f"{path}: {error.strerror}; run its stage again") from error
+    if length:
+        raise ShardError(f"{path}: ends before byte {start + length}; run its stage again")
+    # Of one part, which is the rule, it is that part and no copy.
+    return b"".join(parts)
 
 
 def encode(rgb: RGB, codec: str = "jpeg", quality: int = 95) -> bytes:
@@ -229,103 +236,31 @@ def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
     return np.asarray(mask, np.uint8)
 
 
-class TileDataset:
-    """The tiles of one network's part of the index, as arrays; a map-style dataset.
+class ShardReader:
+    """Reads members of the shards below a folder by their places; a shard stays open once read.
 
-    Item i is a dict of ``tile`` (its id), ``he`` and ``her2`` (H, W, 3) and ``mask`` (H, W), all
-    uint8 as they are stored, and ``registration_error_um``, NaN where it is not known. Shards are
-    opened when first read, in the process that reads, so it may be handed to workers by fork or by
-    spawn.
+    Files are opened in the process that reads, and pickling leaves them behind, so that a reader
+    may be handed to other processes by fork or by spawn; it is not for several threads at once.
     """
 
-    def __init__(self, index: Path, *, network: str, part: str, engine: str) -> None:
-        """Select the rows.
-
-        Args:
-            index: the index; shards are found from the folder above the index's own.
-            network: generation or segmentation.
-            part: train, val or test.
-            engine: whose masks.
-
-        Raises:
-            ShardError: when the index lacks the columns, or a selected tile its mask.
-        """
-        index = Path(index)
-        self._results = index.parent.parent
-        split = f"{network}_split"
-        mask = [f"{engine}_{name}" for name in ("shard", "offset", "length")]
-        own = ["tile", "shard", "he_offset", "he_length", "her2_offset", "her2_length"]
-        quality = "registration_error_um"
-        try:
-            held = pq.read_schema(index).names
-        except (OSError, ValueError) as error:
-            raise ShardError(f"{index}: not an index ({error}); run index again") from error
-        lacking = [name for name in [*own, quality, split, *mask] if name not in held]
-        if lacking:
-            raise ShardError(
-                f"{index}: no column {', '.join(lacking)}; name a network and a mask engine it has"
-            )
-        table = pq.read_table(
-            index,
-            columns=[*own, quality, *mask],
-            filters=pc.field(split) == part,
-            partitioning=None,
-        )
-        for name in mask:
-            if table.column(name).null_count:
-                raise ShardError(
-                    f"{index}: {table.column(name).null_count} tiles without a mask of {engine}; "
-                    "run mask and index again"
-                )
-        self.tiles: Sequence[str] = table.column("tile").to_pylist()
-        self._shards, self._shard_of = _codes(table.column("shard").to_pylist())
-        self._mask_shards, self._mask_shard_of = _codes(table.column(mask[0]).to_pylist())
-        self._places = np.stack(
-            [
-                table.column(name).to_numpy().astype(np.int64)
-                for name in ("he_offset", "he_length", "her2_offset", "her2_length", *mask[1:])
-            ],
-            axis=1,
-        )
-        self._errors_um = table.column(quality).cast(pa.float64()).to_numpy().astype(np.float64)
+    def __init__(self, folder: Path) -> None:
+        """Read below `folder`."""
+        self._folder = str(folder)
         self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
 
-    def __len__(self) -> int:
-        """Return the number of tiles."""
-        return len(self.tiles)
+    def read(self, shard: str, offset: int, length: int) -> bytes:
+        """Return one member.
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """Read and decode tile `i`.
+        Args:
+            shard: relative to the folder.
+            offset: where its bytes begin.
+            length: how many they are.
 
         Raises:
-            IndexError: past the end.
-            ShardError: when a shard does not hold what the index says.
+            ShardError: when the shard is missing, truncated or not the one the place belongs to.
         """
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"tile {i} of {len(self)}")
-        shard = self._shards[self._shard_of[i]]
-        mask_shard = self._mask_shards[self._mask_shard_of[i]]
-        he, he_length, her2, her2_length, mask, mask_length = (int(n) for n in self._places[i])
-        return {
-            "tile": self.tiles[i],
-            "he": decode(self._member(shard, he, he_length)),
-            "her2": decode(self._member(shard, her2, her2_length)),
-            "mask": decode_mask(self._member(mask_shard, mask, mask_length)),
-            "registration_error_um": float(self._errors_um[i]),
-        }
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when pickled."""
-        return {**self.__dict__, "_open": collections.OrderedDict()}
-
-    def __del__(self) -> None:
-        """Close what is open."""
-        for descriptor in self.__dict__.get("_open", {}).values():
-            os.close(descriptor)
-
-    def _member(self, shard: str, offset: int, length: int) -> bytes:
+        path = f"{self._folder}/{shard}"
         # A descriptor that a fork shares is harmless: pread has a position of its own.
-        path = self._results / shard
         descriptor = self._open.get(shard)
         if descriptor is None:
             try:
@@ -339,9 +274,121 @@ class TileDataset:
             self._open.move_to_end(shard)
         return _read(descriptor, path, offset, length)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind when pickled."""
+        return {**self.__dict__, "_open": collections.OrderedDict()}
 
-def _codes(names: list[str]) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """Keep each shard's name once: a long index names few shards many times."""
-    known = sorted(set(names))
-    place = {name: number for number, name in enumerate(known)}
-    return known, np.array([place[name] for name in names], np.int32)
+    def __del__(self) -> None:
+        """Close what is open."""
+        for descriptor in self.__dict__.get("_open", {}).values():
+            os.close(descriptor)
+
+
+def select(
+    index: Path,
+    columns: Sequence[str],
+    *,
+    where: str | pc.Expression | None = None,
+    network: str | None = None,
+    part: str | None = None,
+    refused: bool = False,
+) -> pa.Table:
+    """Read columns of those rows of the index that all conditions let through, in its order.
+
+    Args:
+        index: the index.
+        columns: the columns wanted.
+        where: a condition on the columns of the index: a pandas query, such as
+            ``"dataset == 'bci' and he_sharpness > 40"``, or a pyarrow expression.
+        network: generation or segmentation: the tiles drawn for it.
+        part: train, val or test, of the network or, without one, of the cohort.
+        refused: take tiles too that filter refused.
+
+    Raises:
+        ShardError: when the file is no index, or lacks the columns.
+        ConfigError: when `where` cannot be asked of it, or there is no such part.
+    """
+    try:
+        held = pq.read_schema(index).names
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{index}: not an index ({error}); run index again") from error
+    if part is not None and part not in PARTS:
+        raise ConfigError(f"part: {part!r} is none; choose from {', '.join(PARTS)}")
+    split = "split" if network is None else f"{network}_split"
+    wanted = [*columns]
+    conditions = []
+    if not refused:
+        wanted.append("accepted")
+        conditions.append(pc.field("accepted"))
+    if network is not None or part is not None:
+        wanted.append(split)
+        conditions.append(pc.field(split).is_valid() if part is None else pc.field(split) == part)
+    lacking = sorted({name for name in wanted if name not in held})
+    if lacking:
+        raise ShardError(
+            f"{index}: no column {', '.join(lacking)}; name a network and a mask engine it has"
+        )
+    asked: list[str] = []
+    if isinstance(where, str):
+        words = set(re.findall(r"\w+", where))
+        asked = [name for name in held if name in words]
+    elif where is not None:
+        conditions.append(where)
+    try:
+        table = pq.read_table(
+            index,
+            columns=list(dict.fromkeys([*columns, *asked])),
+            filters=functools.reduce(operator.and_, conditions) if conditions else None,
+            partitioning=None,
+        )
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if where is None or isinstance(where, str):
+            raise ShardError(f"{index}: cannot be read ({reason}); run index again") from error
+        raise ConfigError(
+            f"where: {where} cannot be asked of {index} ({reason}); name its columns, and compare "
+            "them with values of their own type"
+        ) from error
+    if isinstance(where, str):
+        table = table.filter(pa.array(_answers(where, table.select(asked))))
+    return table.select(list(columns))
+
+
+_QUERY_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NameError,
+    NotImplementedError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+)
+"""What pandas raises over a query that it cannot parse, or whose columns are not of such a type."""
+
+
+def _answers(where: str, table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Ask a pandas query of every row of the columns it names."""
+    # A quarter of a second to import, and only who asks in words needs it.
+    import pandas as pd
+
+    # A query may name no column at all; the rows must be there all the same.
+    frame = table.to_pandas() if table.num_columns else pd.DataFrame(index=range(table.num_rows))
+    try:
+        found = frame.eval(where, local_dict={}, global_dict={})
+    except _QUERY_FAULTS as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"where: {where!r} is no query of the index ({reason}); it reads as in "
+            "pandas.DataFrame.query, with the columns of the index"
+        ) from error
+    answers = np.asarray(found)
+    if answers.dtype != bool or answers.shape != (table.num_rows,):
+        raise ConfigError(
+            f"where: {where!r} does not answer true or false for each tile; compare a column with "
+            "a value"
+        )
+    return answers

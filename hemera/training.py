@@ -1,4 +1,4 @@
-"""What both training stages share: the session, the order of tiles, checkpoints, weights, history.
+"""What both training stages share: the session, batches, checkpoints, weights, history.
 
 A run is determined by its options, its index and its torch threads. The order of tiles, crops and
 flips follow from (seed, epoch, tile) alone, so neither the number of reading processes nor a break
@@ -17,44 +17,29 @@ import math
 import pickle
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from hemera import files, tables
 from hemera.config import Options
+from hemera.dataset import Order, TileDataset
 from hemera.errors import TrainingError
 from hemera.models.generation import GenerationNet
 from hemera.models.segmentation import SegmentationNet
-from hemera.weights import registration_weight
 
 log = logging.getLogger(__name__)
 
-Arrays = dict[str, npt.NDArray[np.uint8]]
-"""A tile's images by name: he and her2 (H, W, 3), mask (H, W)."""
-
 UNDIGESTED = ("workers", "checkpoint_minutes")
 """Options that change no byte of the result, so that a run resumes when they change."""
-
-
-class Tiles(Protocol):
-    """What `hemera.shards.TileDataset` offers: a tile's id and images by position."""
-
-    def __len__(self) -> int:
-        """Return the number of tiles."""
-
-    def __getitem__(self, position: int, /) -> Mapping[str, Any]:
-        """Return tile, he, her2, mask and registration_error_um."""
 
 
 # --- the session ---------------------------------------------------------------------------------
@@ -206,118 +191,10 @@ def file_digest(path: Path) -> str:
 # --- tiles in their order ------------------------------------------------------------------------
 
 
-class Samples(Dataset[dict[str, Any]]):
-    """Tiles as a network sees them, by the key (epoch, position).
-
-    An epoch from 1 crops and flips at random, from (seed, epoch, position); epoch 0 is validation:
-    the crop is central and nothing is flipped.
-    """
-
-    def __init__(
-        self,
-        tiles: Tiles,
-        make: Callable[[Arrays], dict[str, npt.NDArray[Any]]],
-        *,
-        scale_um: float | None = None,
-        seed: int,
-        crop_px: int | None,
-        flips: tuple[int, ...],
-    ) -> None:
-        """Say how tiles are seen.
-
-        Args:
-            tiles: the tiles.
-            make: turns the cropped images into named arrays, colours first: (C, H, W); one of
-                the name ``weight`` is multiplied with that of the tile's registration.
-            scale_um: error of the registration at which a tile counts half; None: all alike.
-            seed: of crops and flips.
-            crop_px: side of the crop; None for the whole tile.
-            flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
-        """
-        self.tiles = tiles
-        self.make = make
-        self.scale_um = scale_um
-        self.seed = seed
-        self.crop_px = crop_px
-        self.flips = flips
-
-    def __len__(self) -> int:
-        """Return the number of tiles."""
-        return len(self.tiles)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """Return the tensors of a tile, and its id.
-
-        Raises:
-            TrainingError: when the tile is smaller than the crop.
-        """
-        epoch, position = key
-        item = self.tiles[position]
-        arrays: Arrays = {name: item[name] for name in ("he", "her2", "mask")}
-        height, width = arrays["mask"].shape
-        crop_height, crop_width = self.crop_px or height, self.crop_px or width
-        if crop_height > height or crop_width > width:
-            raise TrainingError(
-                f"{item['tile']}: {width} x {height} px is smaller than crop_px {self.crop_px}; "
-                "give a smaller crop or none"
-            )
-        room = (height - crop_height, width - crop_width)
-        top, left = room[0] // 2, room[1] // 2
-        turned: list[int] = []
-        if epoch:
-            rng = np.random.default_rng((1, self.seed, epoch, position))
-            top, left = (int(rng.integers(extent + 1)) for extent in room)
-            turned = [axis for axis in self.flips if rng.random() < 0.5]
-        cut = (slice(top, top + crop_height), slice(left, left + crop_width))
-        arrays = {name: np.flip(array[cut], tuple(turned)) for name, array in arrays.items()}
-        made = self.make(arrays)
-        if self.scale_um is not None:
-            made["weight"] = made["weight"] * np.float32(
-                registration_weight(item["registration_error_um"], self.scale_um)
-            )
-        return {
-            "tile": item["tile"],
-            **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in made.items()},
-        }
-
-
-class Order(Sampler[list[tuple[int, int]]]):
-    """The batches of a whole run, from any point on: each epoch is one shuffle of all tiles."""
-
-    def __init__(
-        self, count: int, batch_size: int, *, seed: int, epochs: int, epoch: int = 1, step: int = 0
-    ) -> None:
-        """Order `count` tiles, beginning with batch `step`, from 0, of `epoch`."""
-        self.count = count
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epochs = epochs
-        self.epoch = epoch
-        self.step = step
-
-    @property
-    def steps(self) -> int:
-        """Batches per epoch; the last may be smaller."""
-        return math.ceil(self.count / self.batch_size)
-
-    def __len__(self) -> int:
-        """Return the number of batches left."""
-        return (self.epochs - self.epoch + 1) * self.steps - self.step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the keys of each batch."""
-        for epoch in range(self.epoch, self.epochs + 1):
-            order = np.random.default_rng((0, self.seed, epoch)).permutation(self.count)
-            first = self.step if epoch == self.epoch else 0
-            for step in range(first, self.steps):
-                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield [(epoch, int(position)) for position in batch]
-
-
-def training_batches(samples: Samples, order: Order, workers: int) -> DataLoader[dict[str, Any]]:
+def training_batches(tiles: TileDataset, order: Order, workers: int) -> DataLoader[dict[str, Any]]:
     """Return the batches of a run as tensors; its processes start once, not once per epoch."""
     return DataLoader(
-        samples,
+        tiles,
         batch_sampler=order,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
@@ -327,14 +204,14 @@ def training_batches(samples: Samples, order: Order, workers: int) -> DataLoader
 
 
 def validation_batches(
-    samples: Samples, batch_size: int, workers: int
+    tiles: TileDataset, batch_size: int, workers: int
 ) -> DataLoader[dict[str, Any]]:
     """Return all tiles once, in order, as they are seen in validation; iterate it every epoch."""
-    keys = [(0, position) for position in range(len(samples))]
+    keys = [(0, position) for position in range(len(tiles))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     workers = min(workers, 1)
     return DataLoader(
-        samples,
+        tiles,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -1,24 +1,28 @@
-import math
-import multiprocessing
+import hashlib
+import os
 import pickle
+import re
 import tarfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from hemera.errors import ShardError
+from hemera.errors import ConfigError, ShardError
 from hemera.shards import (
     SUFFIXES,
+    ShardReader,
     ShardWriter,
-    TileDataset,
     decode,
     decode_mask,
     encode,
     encode_mask,
     read_member,
+    select,
 )
+from tests.small_index import write_index
 
 
 @pytest.fixture
@@ -141,122 +145,164 @@ def test_masks_survive_bit_by_bit(rng):
         decode_mask(encode(np.zeros((8, 9, 3), np.uint8), "png"))
 
 
+def webdataset_samples(path):
+    """Group as WebDataset does (webdataset.tariterators): it reads members in their order, the key
+    is the name up to the first dot of its last part, and consecutive members of a key are a sample.
+    """
+    samples = []
+    with tarfile.open(path, "r|") as archive:
+        for info in archive:
+            match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", info.name)
+            if not info.isreg() or re.match(r"__[^/]*__($|/)", info.name) or match is None:
+                continue
+            key, suffix = match[1], match[2].lower()
+            if not samples or samples[-1]["__key__"] != key:
+                samples.append({"__key__": key})
+            assert suffix not in samples[-1], "a name twice in a sample is an error there"
+            samples[-1][suffix] = archive.extractfile(info).read()
+    return samples
+
+
+def test_webdataset_reads_the_shards_of_the_stages(tmp_path):
+    """Each tile is one sample: he and her2 from the shard of tile, the mask from that of mask."""
+    index = write_index(tmp_path)
+    rows = pq.read_table(index).to_pylist()
+    tiles = webdataset_samples(tmp_path / "tile" / "unit.tar")
+    assert [sample["__key__"] for sample in tiles] == [row["tile"] for row in rows]
+    labels = webdataset_samples(tmp_path / "mask" / "unit.tar")
+    for row, sample, label in zip(rows, tiles, labels, strict=True):
+        assert set(sample) == {"__key__", "he.jpg", "her2.jpg"}
+        assert hashlib.sha256(sample["he.jpg"]).hexdigest() == row["he_sha256"]
+        assert hashlib.sha256(sample["her2.jpg"]).hexdigest() == row["her2_sha256"]
+        assert label["__key__"] == row["tile"]
+        assert hashlib.sha256(label["stain.png"]).hexdigest() == row["stain_sha256"]
+
+
+def test_a_reader_reads_every_shard_and_keeps_few_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("hemera.shards._OPEN_SHARDS", 3)
+    places = {
+        f"unit{n}.tar": write(tmp_path / f"unit{n}.tar", [("a", b"%d" % n * 600)]) for n in range(7)
+    }
+    reader = ShardReader(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        for n, (name, [place]) in enumerate(places.items()):
+            assert reader.read(name, *place) == b"%d" % n * 600
+            assert len(os.listdir("/proc/self/fd")) <= before + 3
+    copy = pickle.loads(pickle.dumps(reader))
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    assert copy.read("unit2.tar", *places["unit2.tar"][0]) == b"2" * 600
+    del copy, reader
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_reader_names_the_shard_that_fails(tmp_path):
+    [place] = write(tmp_path / "unit.tar", [("a", b"1" * 900)])
+    reader = ShardReader(tmp_path)
+    with pytest.raises(ShardError, match=r"other.tar: No such file or directory; run the stage"):
+        reader.read("other.tar", *place)
+    assert reader.read("unit.tar", *place) == b"1" * 900
+    os.truncate(tmp_path / "unit.tar", place[0] + 500)
+    with pytest.raises(ShardError, match=r"unit.tar: ends before byte 1412; run its stage again"):
+        reader.read("unit.tar", *place)
+
+
 @pytest.fixture
-def results(rng, tmp_path):
-    """Two shards of tiles with masks of one engine, and an index that shuffles them."""
-    rows, truth = [], {}
-    for unit in ("case1", "bci.000"):
-        he, her2, masks = [], [], []
-        names = [f"{unit.replace('.', '')}_{n:06d}_000000" for n in range(5)]
-        for name in names:
-            truth[name] = (
-                smooth(rng), smooth(rng), rng.integers(0, 32, (48, 80), dtype=np.uint8)
-            )  # fmt: skip
-            he.append((f"{name}.he.png", encode(truth[name][0], "png")))
-            her2.append((f"{name}.her2.png", encode(truth[name][1], "png")))
-            masks.append((f"{name}.stain.png", encode_mask(truth[name][2])))
-        for folder in ("tile", "mask", "index"):
-            (tmp_path / folder).mkdir(exist_ok=True)
-        pairs = [member for both in zip(he, her2, strict=True) for member in both]
-        places = write(tmp_path / "tile" / f"{unit}.tar", pairs)
-        mask_places = write(tmp_path / "mask" / f"{unit}.tar", masks)
-        for n, name in enumerate(names):
-            rows.append(
-                {
-                    "tile": name,
-                    "shard": f"tile/{unit}.tar",
-                    "he_offset": places[2 * n][0],
-                    "he_length": places[2 * n][1],
-                    "her2_offset": places[2 * n + 1][0],
-                    "her2_length": places[2 * n + 1][1],
-                    "registration_error_um": [12.5, None, 3.0, 4.0, 5.0][n],
-                    "stain_shard": f"mask/{unit}.tar",
-                    "stain_offset": mask_places[n][0],
-                    "stain_length": mask_places[n][1],
-                    "generation_split": ["train", "train", "val", None, "test"][n],
-                    "segmentation_split": [None, "train", "train", "train", "test"][n],
-                }
-            )
-    rows = [rows[n] for n in rng.permutation(len(rows))]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "index" / "index.parquet")
-    return tmp_path / "index" / "index.parquet", rows, truth
-
-
-def test_a_dataset_is_one_networks_part(results):
-    index, rows, truth = results
-    for network in ("generation", "segmentation"):
-        for part in ("train", "val", "test"):
-            dataset = TileDataset(index, network=network, part=part, engine="stain")
-            expected = [row["tile"] for row in rows if row[f"{network}_split"] == part]
-            assert list(dataset.tiles) == expected
-            assert len(dataset) == len(expected)
-            for i, name in enumerate(expected):
-                item = dataset[i]
-                assert item["tile"] == name
-                [error] = [r["registration_error_um"] for r in rows if r["tile"] == name]
-                found = item["registration_error_um"]
-                assert math.isnan(found) if error is None else found == error
-                for key, array in zip(("he", "her2", "mask"), truth[name], strict=True):
-                    assert item[key].dtype == np.uint8
-                    assert (item[key] == array).all()
-            with pytest.raises(IndexError):
-                dataset[len(expected)]
-
-
-def test_an_empty_part_is_an_empty_dataset(results, tmp_path):
-    index = results[0]
-    empty = tmp_path / "index" / "empty.parquet"
-    table = pq.read_table(index)
-    pq.write_table(table.slice(0, 0), empty)
-    assert len(TileDataset(empty, network="generation", part="train", engine="stain")) == 0
-
-
-def test_dataset_errors(results, tmp_path):
-    index, rows, _ = results
-    with pytest.raises(ShardError, match="no column deepliif_shard"):
-        TileDataset(index, network="generation", part="train", engine="deepliif")
-    with pytest.raises(ShardError, match="no column status_split"):
-        TileDataset(index, network="status", part="train", engine="stain")
-    with pytest.raises(ShardError, match="not an index"):
-        TileDataset(tmp_path / "none.parquet", network="generation", part="train", engine="stain")
-    lacking = [{**row, "stain_shard": None} for row in rows]
-    pq.write_table(pa.Table.from_pylist(lacking, pq.read_schema(index)), tmp_path / "index" / "l")
-    with pytest.raises(ShardError, match="without a mask of stain"):
-        TileDataset(tmp_path / "index" / "l", network="generation", part="val", engine="stain")
-    dataset = TileDataset(index, network="generation", part="train", engine="stain")
-    (tmp_path / "mask" / "case1.tar").unlink()
-    (tmp_path / "mask" / "bci.000.tar").unlink()
-    with pytest.raises(ShardError, match="run the stage that writes it"):
-        dataset[0]
-
-
-def test_a_pickled_dataset_has_no_open_file(results):
-    dataset = TileDataset(results[0], network="generation", part="train", engine="stain")
-    first = dataset[0]
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert not copy._open
-    assert (copy[0]["he"] == first["he"]).all()
-
-
-@pytest.mark.parametrize(("workers", "start"), [(0, None), (1, "fork"), (2, "fork"), (2, "spawn")])
-def test_workers_read_each_row_once_and_right(results, workers, start):
-    import torch.utils.data
-
-    index, rows, truth = results
-    dataset = TileDataset(index, network="segmentation", part="train", engine="stain")
-    dataset[0]  # open files before the workers start
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=2,
-        shuffle=True,
-        num_workers=workers,
-        multiprocessing_context=start and multiprocessing.get_context(start),
-        generator=torch.Generator().manual_seed(3),
+def index(tmp_path):
+    """Nine rows: what they are can be told from their names."""
+    path = tmp_path / "index.parquet"
+    table = pa.table(
+        {
+            "tile": ["a", "b", "c", "d", "e", "f", "g", "h", "i"],
+            "dataset": ["bci"] * 4 + ["mist"] * 5,
+            "score": ["3+", "1+", "", "3+", "0", "3+", "3+", "2+", "3+"],
+            "he_sharpness": [10.0, 20.0, 30.0, 40.0, 50.0, None, 70.0, 80.0, 90.0],
+            "accepted": [True, True, False, True, True, True, False, True, True],
+            "split": ["train", "train", "train", "val", "test", "train", "val", "val", "test"],
+            "generation_split": ["train", None, None, "val", "test", "train", None, None, "val"],
+        }
     )
-    seen = []
-    for batch in loader:
-        for n, name in enumerate(batch["tile"]):
-            seen.append(name)
-            assert (batch["he"][n].numpy() == truth[name][0]).all()
-            assert (batch["mask"][n].numpy() == truth[name][2]).all()
-    assert sorted(seen) == sorted(r["tile"] for r in rows if r["segmentation_split"] == "train")
+    pq.write_table(table, path)
+    return path
+
+
+def names(index, **conditions):
+    return "".join(select(index, ["tile"], **conditions).column("tile").to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ({}, "abdefhi"),
+        ({"refused": True}, "abcdefghi"),
+        ({"part": "train"}, "abf"),
+        ({"part": "val", "refused": True}, "dgh"),
+        ({"network": "generation"}, "adefi"),
+        ({"network": "generation", "part": "val"}, "di"),
+        ({"where": "score == '3+'"}, "adfi"),
+        ({"where": "score == '3+'", "refused": True}, "adfgi"),
+        ({"where": pc.field("score") == "3+"}, "adfi"),
+        ({"where": "dataset == 'mist' and he_sharpness > 45"}, "ehi"),
+        ({"where": (pc.field("dataset") == "mist") & (pc.field("he_sharpness") > 45)}, "ehi"),
+        ({"where": "he_sharpness.isna()"}, "f"),
+        ({"where": "not accepted", "refused": True}, "cg"),
+        ({"where": "score in ['0', '2+'] or tile.str.startswith('a')"}, "aeh"),
+        ({"where": "`split` != generation_split"}, "bhi"),
+        ({"where": "score == '9'"}, ""),
+        ({"where": "score == '3+'", "network": "generation", "part": "val"}, "di"),
+        ({"where": pc.field("score") == "3+", "part": "test"}, "i"),
+    ],
+)
+def test_rows_are_chosen_by_words_expressions_and_parts(index, conditions, expected):
+    assert names(index, **conditions) == expected
+
+
+def test_columns_come_as_asked_and_no_others(index):
+    found = select(index, ["score", "tile"], where="he_sharpness < 25", part="train")
+    assert found.column_names == ["score", "tile"]
+    assert found.to_pylist() == [{"score": "3+", "tile": "a"}, {"score": "1+", "tile": "b"}]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "colour == 'red'",
+        "score ==",
+        "score",
+        "he_sharpness + 1",
+        "True",
+        "1 == 1",
+        "he_sharpness > 'much'",
+        "@secret > 1",
+        "new = he_sharpness > 1",
+        "__import__('os').system('true')",
+        "tile.nothing()",
+        "he_sharpness > 1\nscore == '3+'",
+        "",
+        pc.field("colour") == "red",
+        pc.field("score"),
+        pc.field("score") > 3,
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_with_a_remedy(index, where):
+    with pytest.raises(ConfigError, match=r"^where: .*; .*") as found:
+        select(index, ["tile"], where=where)
+    assert "\n" not in str(found.value)
+
+
+def test_selecting_from_what_is_no_index(index, tmp_path):
+    with pytest.raises(ShardError, match="not an index"):
+        select(tmp_path / "none.parquet", ["tile"])
+    (tmp_path / "broken.parquet").write_bytes(index.read_bytes()[:300])
+    with pytest.raises(ShardError, match="not an index"):
+        select(tmp_path / "broken.parquet", ["tile"])
+    with pytest.raises(ShardError, match="no column status_split; name a network"):
+        select(index, ["tile"], network="status", part="train")
+    with pytest.raises(ConfigError, match="part: 'validation' is none; choose from train, val"):
+        select(index, ["tile"], part="validation")
+
+
+def test_an_empty_index_has_no_rows(index, tmp_path):
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pq.read_table(index).slice(0, 0), empty)
+    assert names(empty) == names(empty, where="score == '3+'", part="train") == ""

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from hemera import tables, training
 from hemera.config import TrainGenerationOptions
+from hemera.dataset import Order, TileDataset
 from hemera.errors import TrainingError
 from hemera.stages import train_generation
 from tests.small_index import write_index
@@ -33,104 +33,41 @@ def paths(folder: Path) -> dict[str, Path]:
     }
 
 
-class Drawn:
-    """Tiles of 20 x 30 whose red channel counts columns and whose green channel counts rows."""
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path):
+    """Nor do they draw anything from the generator of the run."""
+    index = write_index(tmp_path, train=5)
+    tiles = TileDataset(
+        index, network="generation", part="train", images=("he", "weight"), crop_px=64,
+        flips=(0, 1), seed=3,
+    )  # fmt: skip
 
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, position):
-        rows, columns = np.mgrid[:20, :30].astype(np.uint8)
-        image = np.stack([columns, rows, np.full_like(rows, position)], 2)
-        return {
-            "tile": f"t{position}",
-            "he": image,
-            "her2": image + 100,
-            "mask": rows + columns,
-            "registration_error_um": 10.0 * position if position else float("nan"),
-        }
-
-
-def as_is(arrays):
-    return dict(arrays)
-
-
-def samples(**changes):
-    values = {"seed": 7, "crop_px": 12, "flips": (1,), **changes}
-    return training.Samples(Drawn(), as_is, **values)
-
-
-def test_a_tile_registered_badly_counts_less():
-    def weighted(arrays):
-        return {**arrays, "weight": np.full((1, 12, 12), 0.5, np.float32)}
-
-    def weights(scale_um):
-        made = training.Samples(Drawn(), weighted, scale_um=scale_um, seed=7, crop_px=12, flips=())
-        return [float(made[1, place]["weight"].mean()) for place in (0, 1, 3)]
-
-    assert weights(None) == [0.5, 0.5, 0.5]
-    # 1 / (1 + (10 / 10)^2) and 1 / (1 + (30 / 10)^2) of 0.5; the first has no estimate.
-    assert weights(10.0) == pytest.approx([0.5, 0.25, 0.05])
-
-
-def test_crop_and_flip_are_shared_by_the_images_of_a_tile():
-    seen = set()
-    for epoch in range(1, 30):
-        item = samples(flips=(0, 1))[epoch, 3]
-        he, her2, mask = (item[name].numpy() for name in ("he", "her2", "mask"))
-        assert he.shape == (12, 12, 3)
-        assert (her2 == he + 100).all()
-        assert (mask == he[..., 0] + he[..., 1]).all()
-        seen.add((int(he[0, 0, 0]) < int(he[0, 1, 0]), int(he[0, 0, 1]) < int(he[1, 0, 1])))
-    assert len(seen) == 4
-
-
-def test_validation_is_the_middle_and_never_turned():
-    item = samples()[0, 2]
-    assert item["tile"] == "t2"
-    assert item["he"][0, 0].tolist() == [9, 4, 2]
-    assert item["he"][11, 11].tolist() == [20, 15, 2]
-    whole = samples(crop_px=None)[0, 2]["he"]
-    assert whole.shape == (20, 30, 3)
-
-
-def test_a_crop_larger_than_the_tile_names_tile_and_bound():
-    with pytest.raises(TrainingError, match=r"t1: 30 x 20 px is smaller than crop_px 24; give"):
-        samples(crop_px=24)[1, 1]
-
-
-def test_every_epoch_sees_every_tile_once_in_another_order():
-    order = training.Order(5, 2, seed=3, epochs=4)
-    batches = list(order)
-    assert len(batches) == len(order) == 12
-    epochs = [[key for batch in batches[i : i + 3] for key in batch] for i in range(0, 12, 3)]
-    for number, epoch in enumerate(epochs, 1):
-        assert {key[0] for key in epoch} == {number}
-        assert sorted(key[1] for key in epoch) == list(range(5))
-    assert len({tuple(key[1] for key in epoch) for epoch in epochs}) > 1
-
-
-def test_an_order_goes_on_from_any_step():
-    whole = list(training.Order(5, 2, seed=3, epochs=4))
-    rest = training.Order(5, 2, seed=3, epochs=4, epoch=2, step=2)
-    assert list(rest) == whole[5:]
-    assert len(rest) == 7
-    assert list(training.Order(5, 2, seed=3, epochs=4, epoch=5)) == []
-
-
-def test_batches_do_not_depend_on_the_number_of_workers():
     def run(workers):
-        order = training.Order(5, 2, seed=3, epochs=2)
-        batches = training.training_batches(samples(), order, workers)
-        return [(batch["tile"], batch["he"]) for batch in batches]
+        order = Order(5, 2, seed=3, epochs=2)
+        batches = training.training_batches(tiles, order, workers)
+        return [(batch["tile"], batch["he"], batch["weight"]) for batch in batches]
 
     torch.manual_seed(1)
     none = run(0)
     state = torch.get_rng_state()
     two = run(2)
     assert torch.equal(torch.get_rng_state(), state)
-    assert [tiles for tiles, _ in none] == [tiles for tiles, _ in two]
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(none, two, strict=True))
+    assert [batch[0] for batch in none] == [batch[0] for batch in two]
+    for first, second in zip(none, two, strict=True):
+        assert torch.equal(first[1], second[1])
+        assert torch.equal(first[2], second[2])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_sees_all_tiles_once_in_order_every_epoch(tmp_path, workers):
+    index = write_index(tmp_path, val=5)
+    tiles = TileDataset(
+        index, network="segmentation", part="val", images=["he"], crop_px=64, flips=(0, 1), seed=3
+    )
+    batches = training.validation_batches(tiles, 2, workers)
+    for _ in range(2):
+        seen = [(tile, he) for batch in batches for tile, he in zip(*batch.values(), strict=True)]
+        assert [tile for tile, _ in seen] == list(tiles.tiles)
+        assert all(torch.equal(he, tiles[0, i]["he"]) for i, (_, he) in enumerate(seen))
 
 
 def test_a_session_seeds_and_puts_everything_back():

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from hemera import masks, metrics, tables, training
 from hemera.config import EvaluateOptions
+from hemera.dataset import TileDataset
 from hemera.metrics import Confusion
 from hemera.pages import Example, evaluation_page
-from hemera.shards import TileDataset
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def run(
             for network in test
         }
         if len(test["generation"]):
-            seen = TileDataset(index, network="generation", part="train", engine=engine)
+            seen = TileDataset(index, network="generation", part="train", images=("he", "her2"))
             colours = measure_colours(seen, options.blur_sigma_px)
             for item, image in answers(painter, test["generation"], "generation", device, options):
                 fact = facts["generation"][item["tile"]]
@@ -163,7 +163,7 @@ def answers(
     """Yield each tile with what the network answers, (C, H, W) on the CPU, batch by batch."""
     starts = range(0, len(tiles), options.batch_size)
     for start in tqdm(starts, desc=f"evaluate {network}", unit="batch", disable=None):
-        items = [tiles[i] for i in range(start, min(start + options.batch_size, len(tiles)))]
+        items = [tiles.stored(i) for i in range(start, min(start + options.batch_size, len(tiles)))]
         # Tiles of one size go through together; tiles of different data sets may differ.
         groups: dict[tuple[int, ...], list[int]] = {}
         for place, item in enumerate(items):
@@ -205,7 +205,7 @@ def measure_colours(tiles: TileDataset, sigma_px: float) -> Colours:
     sums = np.zeros((2, 2, 3))
     pixels = 0
     for position in tqdm(range(len(tiles)), desc="training colours", unit="tile", disable=None):
-        item = tiles[position]
+        item = tiles.stored(position)
         images = (item["her2"].astype(np.float64), blurred(item["he"], sigma_px))
         for which, image in enumerate(images):
             sums[which, 0] += image.sum((0, 1))
@@ -383,7 +383,7 @@ def show(
     """Return one tile as the page shows it, with the answers of both networks."""
     network = "segmentation" if tile in facts["segmentation"] else "generation"
     tiles = test[network]
-    item = tiles[list(tiles.tiles).index(tile)]
+    item = tiles.stored(tiles.tiles.index(tile))
     image = item["he"][None]
     values: dict[str, float | None] = {}
     for row in rows:

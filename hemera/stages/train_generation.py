@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hemera import masks, metrics, tables, training
+from hemera import metrics, tables, training
 from hemera.config import TrainGenerationOptions
+from hemera.dataset import Order, TileDataset, Weighting
 from hemera.models import losses
 from hemera.models.discriminator import PatchGAN
 from hemera.models.generation import GenerationNet, initialise
-from hemera.shards import TileDataset
-from hemera.weights import weight_map
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +59,23 @@ def run(
     """
     facts = training.index_facts(index, "generation")
     parts = {
-        part: TileDataset(index, network="generation", part=part, engine=facts.engine)
-        for part in ("train", "val")
-    }
-    samples = {
-        part: training.Samples(
-            parts[part],
-            functools.partial(make_sample, options=options),
-            scale_um=options.registration_scale_um,
-            seed=options.seed,
+        part: TileDataset(
+            index,
+            network="generation",
+            part=part,
+            engine=facts.engine,
+            images=("he", "her2", "weight"),
+            weighting=Weighting(
+                options.weight_map,
+                options.mask_source,
+                options.renormalise_mean,
+                options.registration_scale_um,
+            ),
             crop_px=options.crop_px,
             flips=(1,) if options.flip else (),
+            seed=options.seed,
         )
-        for part in parts
+        for part in ("train", "val")
     }
     with training.session(
         seed=options.seed,
@@ -109,18 +111,16 @@ def run(
         )
 
         progress = course.progress
-        order = training.Order(
-            len(samples["train"]),
+        order = Order(
+            len(parts["train"]),
             options.batch_size,
             seed=options.seed,
             epochs=options.epochs,
             epoch=progress.epoch,
             step=progress.step,
         )
-        batches = iter(training.training_batches(samples["train"], order, options.workers))
-        validation = training.validation_batches(
-            samples["val"], options.batch_size, options.workers
-        )
+        batches = iter(training.training_batches(parts["train"], order, options.workers))
+        validation = training.validation_batches(parts["val"], options.batch_size, options.workers)
         started, first = time.monotonic(), progress.epoch
         with tqdm(total=len(order), unit="step", disable=None) as bar:
             while progress.epoch <= options.epochs:
@@ -156,21 +156,6 @@ def run(
     tables.write(history, progress.rows(), tables.HISTORY)
 
 
-def make_sample(
-    arrays: training.Arrays, options: TrainGenerationOptions
-) -> dict[str, npt.NDArray[Any]]:
-    """Return both stains (3, H, W) uint8 and the weight map (1, H, W) of one crop."""
-    select = masks.nuclei if options.mask_source == "nuclei" else masks.positive
-    weight = weight_map(
-        select(arrays["mask"]), options.weight_map, renormalise_mean=options.renormalise_mean
-    )
-    return {
-        "he": arrays["he"].transpose(2, 0, 1),
-        "her2": arrays["her2"].transpose(2, 0, 1),
-        "weight": weight[None],
-    }
-
-
 def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
     """Return what the learning rate is multiplied with in an epoch, from 1 (HEMERA paper, 4.1).
 
@@ -183,7 +168,7 @@ def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
     return 1 - max(0, epoch + shift - n) / (options.epochs - n + 1)
 
 
-def fit_threshold(tiles: training.Tiles) -> float:
+def fit_threshold(tiles: TileDataset) -> float:
     """Return the DAB density that parts stained from unstained pixels of training tiles, by Otsu.
 
     Takes up to THRESHOLD_TILES tiles, spread evenly over the subset, and every fourth pixel of
@@ -193,7 +178,9 @@ def fit_threshold(tiles: training.Tiles) -> float:
     edges = np.linspace(0, 3, 601)
     histogram = np.zeros(600, np.int64)
     for position in positions:
-        image = np.ascontiguousarray(tiles[int(position)]["her2"][::4, ::4].transpose(2, 0, 1))
+        image = np.ascontiguousarray(
+            tiles.stored(int(position), ["her2"])["her2"][::4, ::4].transpose(2, 0, 1)
+        )
         density = losses.dab_density(torch.from_numpy(image)[None].float() / 255)
         histogram += np.histogram(density.clamp(0, 3).numpy(), edges)[0]
     if np.count_nonzero(histogram) < 2:

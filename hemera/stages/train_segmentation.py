@@ -13,17 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hemera import masks, metrics, tables, training
+from hemera import metrics, tables, training
 from hemera.config import TrainSegmentationOptions
+from hemera.dataset import Order, TileDataset
 from hemera.models import losses
 from hemera.models.segmentation import SegmentationNet
-from hemera.shards import TileDataset
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +58,16 @@ def run(
             not fit, a GenerationNet of another index.
     """
     facts = training.index_facts(index, "segmentation")
-    samples = {
-        part: training.Samples(
-            TileDataset(index, network="segmentation", part=part, engine=facts.engine),
-            make_sample,
-            seed=options.seed,
+    parts = {
+        part: TileDataset(
+            index,
+            network="segmentation",
+            part=part,
+            engine=facts.engine,
+            images=("he", "positive"),
             crop_px=options.crop_px,
             flips=(0, 1) if options.flip else (),
+            seed=options.seed,
         )
         for part in ("train", "val")
     }
@@ -114,18 +116,16 @@ def run(
         course.resume()
 
         progress = course.progress
-        order = training.Order(
-            len(samples["train"]),
+        order = Order(
+            len(parts["train"]),
             options.batch_size,
             seed=options.seed,
             epochs=options.epochs,
             epoch=progress.epoch,
             step=progress.step,
         )
-        batches = iter(training.training_batches(samples["train"], order, options.workers))
-        validation = training.validation_batches(
-            samples["val"], options.batch_size, options.workers
-        )
+        batches = iter(training.training_batches(parts["train"], order, options.workers))
+        validation = training.validation_batches(parts["val"], options.batch_size, options.workers)
         started, first = time.monotonic(), progress.epoch
         with tqdm(total=len(order), unit="step", disable=None) as bar:
             while progress.epoch <= options.epochs:
@@ -155,14 +155,6 @@ def run(
     tables.write(history, progress.rows(), tables.HISTORY)
 
 
-def make_sample(arrays: training.Arrays) -> dict[str, npt.NDArray[Any]]:
-    """Return H&E (3, H, W) uint8 and the HER2-positive pixels (1, H, W) bool of one crop."""
-    return {
-        "he": arrays["he"].transpose(2, 0, 1),
-        "target": masks.positive(arrays["mask"])[None],
-    }
-
-
 def train_step(
     batch: dict[str, Any],
     net: SegmentationNet,
@@ -174,7 +166,7 @@ def train_step(
     net.train()
     logits = net(training.to_unit(batch["he"], device))
     total, cross_entropy, dice = losses.segmentation_loss(
-        logits, batch["target"].to(device).float(), share
+        logits, batch["positive"].to(device).float(), share
     )
     optimiser.zero_grad()
     total.backward()
@@ -192,7 +184,7 @@ def validate(
     counts = []
     for batch in batches:
         logits = net(training.to_unit(batch["he"], device))
-        for place, truth in enumerate(batch["target"]):
+        for place, truth in enumerate(batch["positive"]):
             one = slice(place, place + 1)
             total, _, _ = losses.segmentation_loss(
                 logits[one], truth[None].to(device).float(), share

@@ -9,9 +9,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hemera import masks, tables, training
 from hemera.config import EvaluateOptions
+from hemera.dataset import TileDataset
 from hemera.errors import TrainingError
 from hemera.metrics import Confusion
-from hemera.shards import TileDataset
 from hemera.stages import evaluate
 from tests.small_index import write_index
 from tests.small_networks import write_networks
@@ -94,7 +94,7 @@ def test_the_rows_hold_what_the_networks_answer(given, rows):
     painter, _ = training.load_generation(given["generator"], given["generator_metadata"])
     finder, _ = training.load_segmentation(given["segmenter"], given["segmenter_metadata"])
     found = {(row["tile"], row["network"]): row for row in rows if row["method"] == "model"}
-    for item in (tiles[0], tiles[1]):
+    for item in (tiles.stored(0), tiles.stored(1)):
         image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
         with torch.no_grad():
             painted = painter(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
@@ -114,11 +114,14 @@ def test_the_rows_hold_what_the_networks_answer(given, rows):
 
 def test_trivial_baselines_by_hand(given, rows):
     train = TileDataset(given["index"], network="generation", part="train", engine="stain")
-    her2 = np.concatenate([train[i]["her2"].reshape(-1, 3) for i in range(3)]).astype(float)
+    her2 = np.concatenate([train.stored(i)["her2"].reshape(-1, 3) for i in range(3)]).astype(float)
     soft = np.concatenate(
-        [cv2.GaussianBlur(train[i]["he"].astype(float), (0, 0), 8).reshape(-1, 3) for i in range(3)]
+        [
+            cv2.GaussianBlur(train.stored(i)["he"].astype(float), (0, 0), 8).reshape(-1, 3)
+            for i in range(3)
+        ]
     )
-    item = TileDataset(given["index"], network="generation", part="test", engine="stain")[1]
+    item = TileDataset(given["index"], network="generation", part="test").stored(1)
     flat = np.ones(item["he"].shape) * np.round(her2.mean(0))
     image = cv2.GaussianBlur(item["he"].astype(float), (0, 0), 8)
     image = (image - soft.mean(0)) / soft.std(0) * her2.std(0) + her2.mean(0)

@@ -10,7 +10,7 @@ from hemera import tables, training
 from hemera.config import TrainGenerationOptions
 from hemera.errors import ConfigError, TrainingError
 from hemera.stages import train_generation
-from hemera.stages.train_generation import fit_threshold, make_sample, rate_factor, run
+from hemera.stages.train_generation import fit_threshold, rate_factor, run
 from tests.small_index import write_index
 
 OPTIONS = TrainGenerationOptions(
@@ -175,7 +175,8 @@ class Brown:
     def __len__(self):
         return 2
 
-    def __getitem__(self, position):
+    def stored(self, position, images):
+        assert images == ["her2"]
         density = np.full((40, 60, 1), 0.03)
         density[:, :20] = 0.6
         rng = np.random.default_rng(position)
@@ -188,21 +189,18 @@ def test_the_threshold_parts_stained_from_unstained():
     assert 0.2 < fit_threshold(Brown()) < 0.5
 
 
+class White:
+    """One tile without a stain."""
+
+    def __len__(self):
+        return 1
+
+    def stored(self, position, images):
+        return {"her2": np.full((8, 12, 3), 255, np.uint8)}
+
+
 def test_a_flat_tile_gives_the_least_threshold():
-    white = [{"her2": np.full((8, 12, 3), 255, np.uint8)}]
-    assert fit_threshold(white) == train_generation.THRESHOLD_MIN
-
-
-def test_a_sample_holds_channels_first_and_the_weights_of_its_nuclei():
-    mask = np.zeros((8, 12), np.uint8)
-    mask[2:5, 6:9] = 4
-    image = np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3)
-    made = make_sample({"he": image, "her2": image, "mask": mask}, OPTIONS)
-    assert made["he"].shape == (3, 8, 12)
-    assert made["her2"][2, 4, 7] == image[4, 7, 2]
-    assert made["weight"].shape == (1, 8, 12)
-    assert made["weight"][0, 3, 7] == 1
-    assert made["weight"][0, 0, 0] == pytest.approx(1 / 3)
+    assert fit_threshold(White()) == train_generation.THRESHOLD_MIN
 
 
 def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):

@@ -2,7 +2,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -11,7 +10,7 @@ from hemera import tables, training
 from hemera.config import TrainSegmentationOptions
 from hemera.errors import ConfigError, TrainingError
 from hemera.stages import train_segmentation
-from hemera.stages.train_segmentation import make_sample, run
+from hemera.stages.train_segmentation import run
 from tests.small_index import write_index
 from tests.small_networks import MODEL, write_generator
 
@@ -196,18 +195,6 @@ def test_impossible_options_are_refused_when_parsed():
         TrainSegmentationOptions(generation_branch="none", generation_skips=True)
     with pytest.raises(ConfigError, match=r"encoder_weights: .*base width 64, not 32"):
         TrainSegmentationOptions(base_width=32, encoder_weights="resnet34.pth")
-
-
-def test_a_sample_holds_the_positive_cells_with_their_boundary():
-    mask = np.zeros((8, 12), np.uint8)
-    mask[2:5, 6:9] = 3
-    mask[3, 7] = 2
-    mask[6, 1] = 1
-    image = np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3)
-    made = make_sample({"he": image, "her2": image, "mask": mask})
-    assert made["target"].shape == (1, 8, 12)
-    assert made["target"].sum() == 9
-    assert made["he"][1, 3, 5] == image[3, 5, 1]
 
 
 def test_a_generator_of_another_index_is_refused(given, tmp_path):
