@@ -329,9 +329,9 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
     )
     if settings.thorough:
         parameters["initial_registration_params"].update(
-            angle_step=45,
-            registration_size=1000,
-            registration_sizes=[200, 300, 400, 600, 800],
+            angle_step=60,
+            registration_size=800,
+            registration_sizes=[200, 350, 500, 700],
             run_sift_ransac=True,
         )
     nonrigid = parameters["nonrigid_registration_params"]
