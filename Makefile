@@ -3,12 +3,14 @@
 #             ARGS="tests/test_sheet.py -k name" chooses)
 # make check  formatting, types, lint; changes nothing
 # make fix    format, and mend what can be mended
-# make bench  the benchmarks
+# make bench  the benchmarks, one after the other, about 40 minutes; writes benchmarks/RESULTS.md
+#             (ONLY="reading plan" chooses, IMAGES=folder adds those that take hours)
 # make lock   choose versions anew and write requirements.lock
 
 PYTHON ?= python3.11
 CORES ?= all
 IMAGES ?=
+ONLY ?=
 
 .PHONY: run test check fix bench lock
 .DELETE_ON_ERROR:
@@ -43,7 +45,7 @@ fix: .venv/installed
 	.venv/bin/snakefmt Snakefile workflow
 
 bench: .venv/installed
-	set -e; for script in benchmarks/[a-z]*.py; do .venv/bin/python $$script; done
+	.venv/bin/python benchmarks/_run.py $(ONLY) $(if $(IMAGES),--images $(abspath $(IMAGES)))
 
 lock: .venv/installed
 	.venv/bin/uv pip compile --system-certs pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
