@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import cv2
 import numpy as np
@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from hemera import masks, tables
@@ -26,14 +25,9 @@ from hemera.errors import ConfigError, ShardError, TableError, TrainingError
 from hemera.shards import ShardReader, decode, decode_mask, select
 from hemera.weights import registration_weight, weight_map
 
-Images = dict[str, npt.NDArray[np.uint8]]
-"""A tile's images by name: he and her2 (H, W, 3), mask (H, W)."""
-
 STORED = ("he", "her2", "mask")
 DERIVED = ("positive", "weight")
 """What is made of the mask."""
-
-_TURNS = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +186,18 @@ class TileDataset(Dataset[dict[str, Any]]):
         """
         epoch, position = key if isinstance(key, tuple) else (int(self._epoch[0]), key)
         position = self._checked(position)
-        tile = self.tiles[position]
-        arrays = self._seen(tile, self._read(position, self._decoded), epoch, position)
-        item: dict[str, Any] = {"tile": tile}
+        seen: dict[str, npt.NDArray[np.uint8]] = {}
+        size = None
+        # One image after the other, while it is in the processor's cache.
+        for name, image in self._images(position, self._decoded):
+            if size is None:
+                size = image.shape[:2]
+                view = self._view(size, epoch, position)
+            seen[name] = _seen(image, view)
+        item: dict[str, Any] = {"tile": self.tiles[position]}
         for name in self.images:
-            if name in ("he", "her2"):
-                item[name] = _planes(arrays[name])
-            else:
-                item[name] = torch.from_numpy(self._of_mask(name, arrays["mask"], position)[None])
+            planes = seen[name] if name in STORED else self._derived(name, seen["mask"], position)
+            item[name] = torch.from_numpy(planes)
         return item
 
     def stored(self, position: int, images: Sequence[str] | None = None) -> dict[str, Any]:
@@ -214,16 +212,19 @@ class TileDataset(Dataset[dict[str, Any]]):
             ShardError: when a shard does not hold what the index says.
         """
         position = self._checked(position)
-        names = self._decoded if images is None else tuple(images)
-        return {"tile": self.tiles[position], **self._read(position, names)}
+        names = self._decoded if images is None else images
+        return {"tile": self.tiles[position], **dict(self._images(position, names))}
 
     def _checked(self, position: int) -> int:
         if not -len(self) <= position < len(self):
             raise IndexError(f"tile {position} of {len(self)}")
         return int(position) % len(self)
 
-    def _read(self, position: int, names: Sequence[str]) -> Images:
-        found: Images = {}
+    def _images(
+        self, position: int, names: Sequence[str]
+    ) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        """Read and decode images of a tile, held to one size."""
+        size = None
         for name in names:
             place = self._decoded.index(name)
             shards, codes = self._shards[place]
@@ -232,63 +233,94 @@ class TileDataset(Dataset[dict[str, Any]]):
                 int(self._offsets[position, place]),
                 int(self._lengths[position, place]),
             )
-            found[name] = decode_mask(data) if name == "mask" else decode(data)
-        if len({array.shape[:2] for array in found.values()}) > 1:
-            sizes = ", ".join(f"{n} {a.shape[1]} x {a.shape[0]}" for n, a in found.items())
-            raise ShardError(
-                f"{self.tiles[position]}: images of different sizes ({sizes} px); run tile and "
-                "mask again"
-            )
-        return found
+            image = decode_mask(data) if name == "mask" else decode(data)
+            size = size or image.shape[:2]
+            if image.shape[:2] != size:
+                raise ShardError(
+                    f"{self.tiles[position]}: {name} is {image.shape[1]} x {image.shape[0]} px and "
+                    f"{names[0]} {size[1]} x {size[0]}; run tile and mask again"
+                )
+            yield name, image
 
-    def _seen(self, tile: str, arrays: Images, epoch: int, position: int) -> Images:
-        """Cut, flip and turn the images of a tile alike."""
-        height, width = next(iter(arrays.values())).shape[:2]
+    def _view(self, size: tuple[int, int], epoch: int, position: int) -> _View:
+        """Draw what is seen of a tile of this size, (height, width)."""
+        height, width = size
         cut_height, cut_width = self.crop_px or height, self.crop_px or width
         if cut_height > height or cut_width > width:
             raise TrainingError(
-                f"{tile}: {width} x {height} px is smaller than crop_px {self.crop_px}; "
-                "give a smaller crop or none"
+                f"{self.tiles[position]}: {width} x {height} px is smaller than crop_px "
+                f"{self.crop_px}; give a smaller crop or none"
             )
         if self.turns and cut_height != cut_width:
             raise TrainingError(
-                f"{tile}: {width} x {height} px cannot be turned by quarters; give crop_px"
+                f"{self.tiles[position]}: {width} x {height} px cannot be turned by quarters; give "
+                "crop_px"
             )
         room = (height - cut_height, width - cut_width)
         top, left = room[0] // 2, room[1] // 2
-        axes: list[int] = []
-        turn = None
-        if epoch:
+        transpose, flips = False, (False, False)
+        if epoch and (any(room) or self.flips or self.turns):
             rng = np.random.default_rng((1, self.seed, epoch, position))
             top, left = (int(rng.integers(extent + 1)) for extent in room)
             axes = [axis for axis in self.flips if rng.random() < 0.5]
-            if self.turns:
-                turn = _TURNS[int(rng.integers(4))]
-        for name, array in arrays.items():
-            # OpenCV copies ten times faster than NumPy does with strides of its own.
-            array = array[top : top + cut_height, left : left + cut_width]
-            if axes:
-                array = np.asarray(cv2.flip(array, axes[0] if len(axes) == 1 else -1), np.uint8)
-            if turn is not None:
-                array = np.asarray(cv2.rotate(array, turn), np.uint8)
-            arrays[name] = array
-        return arrays
+            flips = (0 in axes, 1 in axes)
+            for _ in range(int(rng.integers(4)) if self.turns else 0):
+                # A quarter to the left: rows and columns change places, then top and bottom.
+                transpose, flips = not transpose, (not flips[1], flips[0])
+        return _View(
+            (slice(top, top + cut_height), slice(left, left + cut_width)),
+            transpose,
+            {(False, False): None, (True, False): 0, (False, True): 1, (True, True): -1}[flips],
+        )
 
-    def _of_mask(
+    def _derived(
         self, name: str, mask: npt.NDArray[np.uint8], position: int
     ) -> npt.NDArray[np.generic]:
-        if name == "mask":
-            return np.ascontiguousarray(mask)
+        """Return what is made of a mask (1, H, W), of the same shape."""
         if name == "positive":
-            return np.ascontiguousarray(masks.positive(mask))
+            return masks.positive(mask[0])[None]
         how = self.weighting
         weight = weight_map(
-            _SOURCES[how.source](mask), how.mode, renormalise_mean=how.renormalise_mean
+            _SOURCES[how.source](mask[0]), how.mode, renormalise_mean=how.renormalise_mean
         )
         if self._errors_um is not None:
             error_um = float(self._errors_um[position])
             weight = weight * np.float32(registration_weight(error_um, how.scale_um))
-        return weight
+        return weight[None]
+
+
+class _View(NamedTuple):
+    """What is seen of an image: a part, whose rows and columns may change places, then flipped."""
+
+    part: tuple[slice, slice]
+    transpose: bool
+    flip: int | None
+    """As OpenCV counts: 0 top to bottom, 1 left to right, -1 both."""
+
+
+def _seen(image: npt.NDArray[np.uint8], view: _View) -> npt.NDArray[np.uint8]:
+    """Return planes (C, H, W) of what a view shows of an image (H, W, C) or (H, W).
+
+    OpenCV is ten times as fast here as NumPy with its strides, and fastest on single planes.
+    """
+    image = image[view.part]
+    height, width = image.shape[:2]
+    if image.ndim == 2:
+        planes = np.ascontiguousarray(image)[None]
+    else:
+        planes = np.empty((image.shape[2], height, width), np.uint8)
+        cv2.split(image, list(planes))
+    if view.transpose:
+        turned = np.empty((len(planes), width, height), np.uint8)
+        for source, target in zip(planes, turned, strict=True):
+            cv2.transpose(source, target)
+        planes = turned
+    if view.flip is not None:
+        flipped = np.empty_like(planes)
+        for source, target in zip(planes, flipped, strict=True):
+            cv2.flip(source, view.flip, target)
+        planes = flipped
+    return planes
 
 
 class Order(Sampler[list[tuple[int, int]]]):
@@ -393,10 +425,3 @@ def _codes(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
 
 def _integers(table: pa.Table, names: Sequence[str], kind: type) -> npt.NDArray[Any]:
     return np.stack([table.column(name).to_numpy().astype(kind) for name in names], axis=1)
-
-
-def _planes(image: npt.NDArray[np.uint8]) -> Tensor:
-    """Return (H, W, 3) as a tensor (3, H, W)."""
-    planes = np.empty((3, *image.shape[:2]), np.uint8)
-    cv2.split(image, list(planes))
-    return torch.from_numpy(planes)
