@@ -118,7 +118,7 @@ def exactness() -> Iterator[str]:
                     for x in range(0, FIXED_PX[0] - TILE_PX, TILE_PX):
                         tile, coverage, _ = read_displaced(
                             slide, d, x, y, grid_mpp=MPP, size_px=TILE_PX, mpp=MPP,
-                            lattice_px=16, pair="benchmark",
+                            pair="benchmark",
                         )  # fmt: skip
                         if coverage == 1:
                             ours.append(beside(tile, ideal, np.array([x, y])).ravel())
@@ -138,10 +138,17 @@ def exactness() -> Iterator[str]:
 
 
 def _bend(points_px: Points) -> Points:
-    """The field in pixels of its grid: a shift, a turn, a bend."""
+    """The field in pixels of its grid: a shift, a turn, a bend, and what changes within ten nodes.
+
+    The last is what an engine's field has, and what a coarser lattice would miss.
+    """
     x, y = points_px[..., 0], points_px[..., 1]
     return np.stack(
-        [4.3 + 0.02 * y + 2.0 * np.sin(y / 60), -3.1 - 0.02 * x + 1.5 * np.cos(x / 75)], axis=-1
+        [
+            4.3 + 0.02 * y + 2.0 * np.sin(y / 60) + 0.15 * np.sin(x / 3) * np.cos(y / 4),
+            -3.1 - 0.02 * x + 1.5 * np.cos(x / 75) + 0.15 * np.cos(x / 4) * np.sin(y / 3),
+        ],
+        axis=-1,
     )
 
 
@@ -154,6 +161,8 @@ def _engine_warping() -> Any:
     importlib.import_module("deeperhistreg")
     return importlib.import_module("dhr_utils.warping")
 
+
+ALARM = "  <-- A WRONG MAP PASSED"
 
 # --- stress --------------------------------------------------------------------------------------
 
@@ -321,7 +330,7 @@ def register_case(case: Case, options: RegisterOptions) -> str:
     )
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     wrong_map = _wrong(case, errors)
-    alarm = "  <-- A WRONG MAP PASSED" if wrong_map and row["verdict"] == "pass" else ""
+    alarm = ALARM if wrong_map and row["verdict"] == "pass" else ""
     return (
         f"{case.name:<42} {errors:<27} {signals}  {row['map']:<8} {len(row['attempts'])} "
         f"{seconds:5.0f} s {memory:6.0f} MB  {row['verdict']:<6} {row['reason'] or ''}{alarm}"
@@ -348,11 +357,14 @@ def _errors(case: Case, row: dict[str, Any], d: fields.Displacement) -> str:
 
 
 def _wrong(case: Case, errors: str) -> bool:
-    """A map is wrong where it has no truth, or misses it by more than 2 % of the diagonal."""
+    """A map is wrong without a truth, or beside it by 2 % of the diagonal (5 % for one in ten)."""
     if case.he_points is None:
         return True
     words = errors.split()
-    return len(words) < 4 or float(words[2]) > 0.02 * math.hypot(*case.he.shape[:2])
+    diagonal_px = math.hypot(*case.he.shape[:2])
+    return len(words) < 4 or (
+        float(words[2]) > 0.02 * diagonal_px or float(words[3]) > 0.05 * diagonal_px
+    )
 
 
 def main() -> None:
@@ -384,9 +396,13 @@ def main() -> None:
         if given.images:
             cases = [*real_cases(given.images), *cases]
         chosen = [case for case in cases if given.filter in case.name]
+        alarms = 0
         for line in pool.map(register_case, chosen, [options] * len(chosen)):
+            alarms += line.endswith(ALARM)
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
+    if alarms:
+        sys.exit(f"{alarms} wrong maps passed")
 
 
 if __name__ == "__main__":

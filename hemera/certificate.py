@@ -43,8 +43,13 @@ SMOOTHING = 2 / 1400
 
 TILE_TISSUE = 0.25
 TISSUE_OTSU = 0.6
-_FLAT = 1e-5
-"""Spread of haematoxylin below which there is nothing to correlate."""
+UNKNOWN = {
+    "tile_ok": f"no square of {TILE:.0%} of the diagonal that tissue fills to {TILE_TISSUE:.0%}"
+}
+"""Why a quantity cannot be measured, where it is not simply for want of tissue."""
+FLAT = 0.1
+"""Share of the usual spread of haematoxylin in a square below which it is flat: bare glass has the
+noise of its camera, and noise correlates with nothing."""
 TISSUE_DENSITY_MIN = 0.04
 """Least optical density of tissue: Otsu's threshold of a blank slide is that of its noise."""
 
@@ -99,7 +104,8 @@ class LocalQuality:
     best_shifted: npt.NDArray[np.float64]
     """(N,), the best correlation of the 16 shifted versions."""
     residuals_um: npt.NDArray[np.float64]
-    """(N, 2) as (dx, dy), um on H&E: how far beside its place the stains match best."""
+    """(N, 2) as (dx, dy), um on H&E: how far beside its place the stains match best; as far as was
+    looked where one of the two is flat."""
     side_um: float
     """Side of the squares it was measured on."""
     step_um: float
@@ -431,7 +437,7 @@ def _at_least(
     reviews: list[str],
 ) -> None:
     if value is None or not math.isfinite(value):
-        fails.append(f"{name} unknown: no tissue to measure it on")
+        fails.append(f"{name} unknown: {UNKNOWN.get(name, 'no tissue to measure it on')}")
     elif value < least:
         fails.append(f"{name} {value:.3f}, below {least:g}")
     elif value < enough:
@@ -509,31 +515,48 @@ def _local_quality(
     half, step = side // 2, max(1, side // 2)
     reach = max(1, round(SEARCH * diagonal_px))
     height, width = here.shape
-    # Whole squares only; a slide smaller than one has one, in its middle.
-    x = np.arange(half, max(width - half, half + 1), step).clip(max=width - 1)
-    y = np.arange(half, max(height - half, half + 1), step).clip(max=height - 1)
+    x, y = (_centres(length, half, step) for length in (width, height))
     share = _box(inside.astype(np.float64), side)[np.ix_(y, x)]
     rows, columns = np.nonzero(share > TILE_TISSUE)
     offsets = np.arange(-reach, reach + 1) / reach
     prior = SEARCH_PRIOR * (offsets[:, None] ** 2 + offsets**2)
     shifts = np.array(_directions(TILE_SHIFTS, 8, diagonal_px)).round().astype(np.int64)
-    ncc, best = np.zeros(len(rows)), np.zeros(len(rows))
-    residuals = np.zeros((len(rows), 2))
-    for n, (top, left) in enumerate(zip(y[rows] - half, x[columns] - half, strict=True)):
-        square = here[max(top, 0) : top + side, max(left, 0) : left + side]
-        first_y, first_x = max(top, 0) + room - reach, max(left, 0) + room - reach
+    # What is flat on one of the two matches nowhere: as bad as can be told.
+    ncc, best = np.zeros(len(rows)), np.ones(len(rows))
+    residuals = np.tile((float(reach), 0.0), (len(rows), 1))
+    places = [
+        (slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width)))
+        for top, left in zip(y[rows] - half, x[columns] - half, strict=True)
+    ]
+    spreads = np.array(
+        [(here[place].std(), warped[room:-room, room:-room][place].std()) for place in places]
+    ).reshape(-1, 2)
+    usual = np.median(spreads, axis=0) if len(places) else np.zeros(2)
+    flat = (spreads <= np.maximum(FLAT * usual, 1e-5)).any(axis=1)
+    for n in np.flatnonzero(~flat):
+        square = here[places[n]]
+        first_y, first_x = (part.start + room - reach for part in places[n])
         around = warped[
             first_y : first_y + square.shape[0] + 2 * reach,
             first_x : first_x + square.shape[1] + 2 * reach,
         ]
-        if square.std() < _FLAT or around.std() < _FLAT:
-            continue
         found = cv2.matchTemplate(around, square, cv2.TM_CCOEFF_NORMED)
         ncc[n] = found[reach, reach]
         best[n] = found[reach + shifts[:, 1], reach + shifts[:, 0]].max()
         residuals[n] = _peak(found - prior, reach)
     centres = np.stack([x[columns] + 0.5, y[rows] + 0.5], axis=-1) * mpp
     return LocalQuality(centres, ncc, best, residuals * mpp, side * mpp, step * mpp)
+
+
+def _centres(length: int, half: int, step: int) -> npt.NDArray[np.int64]:
+    """Place whole squares along an axis, the last one at its end.
+
+    A slide smaller than a square has one, in its middle.
+    """
+    last = length - 1 - half
+    if last <= half:
+        return np.array([min(half, length - 1)], np.int64)
+    return np.unique(np.append(np.arange(half, last, step), last)).astype(np.int64)
 
 
 def _peak(values: npt.NDArray[np.float64], reach: int) -> tuple[float, float]:

@@ -310,9 +310,6 @@ class TileOptions(Options):
     density_min: float = option(
         0.03, "lowest optical density over glass that counts as IHC tissue in a tile", ge=0, le=0.5
     )
-    lattice_px: int = option(
-        16, "the displacement is evaluated at every so many pixels of a tile", ge=1, le=512
-    )
     histogram_bins: int = option(64, "bins of the haematoxylin histograms", ge=8, le=256)
     bad_tiles_max: float = option(
         0.10, "a unit with a larger share of unreadable tiles is refused", ge=0, le=1
@@ -371,16 +368,22 @@ class MaskOptions(Options):
         600.0, "what is larger after it was split is no nucleus, um^2", gt=0
     )
     ring_um: float = option(
-        3.0, "how far around a nucleus its membrane is looked for, um", gt=0, le=20
+        4.0, "how far around a nucleus its membrane is looked for, um", gt=0, le=20
     )
     dab_weak: float = option(
-        0.07,
+        0.055,
         "DAB from which staining counts as 1+, optical density over the slide's glass",
         gt=0,
         le=3,
     )
-    dab_moderate: float = option(0.16, "the same for 2+", gt=0, le=3)
-    dab_strong: float = option(0.36, "the same for 3+", gt=0, le=3)
+    dab_moderate: float = option(0.15, "the same for 2+", gt=0, le=3)
+    dab_strong: float = option(0.32, "the same for 3+", gt=0, le=3)
+    dab_contrast: float = option(
+        1.4,
+        "weak staining is a membrane's where it is so many times the mean of the 22 um around it",
+        ge=0,
+        le=10,
+    )
     completeness_min: float = option(
         0.30, "share of the ring that is stained in a positive cell", gt=0, le=1
     )
@@ -470,6 +473,12 @@ class FilterOptions(Options):
     folding_max: float = option(0.01, "largest folded share of a tile", ge=0, le=1)
     registration_error_max_um: float | None = option(
         100.0, "largest estimated error of the registration at a tile, um; none: any", gt=0
+    )
+    registration_margin_min: float | None = option(
+        -0.05,
+        "least correlation of haematoxylin at a tile above that of its shifted versions; none: any",
+        ge=-2,
+        le=2,
     )
     accept_review: bool = option(False, "take pairs whose registration is under review")
 

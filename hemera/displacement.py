@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -223,14 +224,38 @@ def map_grid(
     Raises:
         RegistrationError: when there is no map.
     """
-    result = np.empty((height, width, 2))
+    _require_map(d)
     x = x_um + (np.arange(width) + 0.5) * step_um
+    result = np.empty((height, width, 2))
     rows = max(1, 1_000_000 // max(width, 1))
     for top in range(0, height, rows):
         y = y_um + (np.arange(top, min(top + rows, height)) + 0.5) * step_um
-        points = np.stack(np.meshgrid(x, y), axis=-1)
-        result[top : top + rows] = map_points(d, points.reshape(-1, 2)).reshape(points.shape)
+        band = result[top : top + rows]
+        band[:] = _interpolate_grid(d, x, y, np.zeros(2), np.float64)
+        band[..., 0] += x
+        band[..., 1] += y[:, None]
     return result
+
+
+def map_tile(
+    d: Displacement, x_um: float, y_um: float, step_um: float, size: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """Map the pixel centres of a square tile: what `map_grid` does, in a third of the time.
+
+    Returns:
+        A point near the tile's partner, (2,) um on HER2; and from there (size, size, 2), whose
+        single precision is enough for what is as small as a tile.
+    """
+    half = size * step_um / 2
+    centre = np.array([x_um + half, y_um + half], np.float64)
+    origin: npt.NDArray[np.float64] = map_points(d, centre)[0]
+    offsets = (np.arange(size) + 0.5) * step_um - half
+    found = _interpolate_grid(
+        d, offsets + float(centre[0]), offsets + float(centre[1]), origin - centre, np.float32
+    )
+    found[..., 0] += offsets.astype(np.float32)
+    found[..., 1] += offsets.astype(np.float32)[:, None]
+    return origin, found
 
 
 def inverse_points(
@@ -557,20 +582,67 @@ def _inverted(
     return np.where(usable[:, None, None], inverse, otherwise)
 
 
+def _cells(
+    at_um: npt.NDArray[np.floating[Any]], mpp: float, count: int
+) -> tuple[
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+]:
+    """Return, along one axis, the nodes on both sides, the share of the second, and what is over.
+
+    The outermost cells go on for one node more; what lies further out is over, in nodes.
+    """
+    place: npt.NDArray[np.float64] = at_um.astype(np.float64) / mpp - 0.5
+    inside = np.clip(place, -1.0, float(count)) if count > 1 else np.zeros_like(place)
+    first: npt.NDArray[np.int64] = np.clip(np.floor(inside), 0, max(count - 2, 0)).astype(np.int64)
+    second: npt.NDArray[np.int64] = np.minimum(first + 1, count - 1)
+    return first, second, inside - first, place - inside
+
+
+def _interpolate_grid(
+    d: Displacement,
+    x_um: npt.NDArray[np.floating[Any]],
+    y_um: npt.NDArray[np.floating[Any]],
+    less_um: npt.NDArray[np.float64],
+    dtype: type[np.float32] | type[np.float64],
+) -> npt.NDArray[Any]:
+    """Return d less a constant at every (x, y) of a grid, (rows, columns, 2): as `_interpolate`.
+
+    Bilinear is linear along y, then along x, which spares most of the work.
+    """
+    height, width = d.vectors_um.shape[:2]
+    j, j1, tx, over_x = _cells(x_um, d.mpp, width)
+    i, i1, ty, over_y = _cells(y_um, d.mpp, height)
+    low, high = int(j.min()), int(j1.max()) + 1
+    part = d.vectors_um[:, low:high]
+    upper = part[i].astype(np.float64)
+    upper += (part[i1] - upper) * ty[:, None, None]
+    upper -= less_um
+    # One plane for each of dx and dy: their users want them apart.
+    along = np.ascontiguousarray(np.moveaxis(upper, -1, 0).astype(dtype))
+    planes = np.take(along, j - low, axis=2)
+    beside = np.take(along, j1 - low, axis=2)
+    beside -= planes
+    beside *= tx.astype(dtype)
+    planes += beside
+    found: npt.NDArray[Any] = np.moveaxis(planes, 0, -1)
+    if over_x.any() or over_y.any():
+        slope = (d.affine.matrix - np.eye(2)) * d.mpp
+        found += (over_x[:, None] * slope[:, 0]).astype(dtype)
+        found += (over_y[:, None, None] * slope[:, 1]).astype(dtype)
+    return found
+
+
 def _interpolate(
     d: Displacement, points: Points
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return d (N, 2) and the slopes (N, 2, 2) of the map fixed -> moving at points (N, 2)."""
     height, width = d.vectors_um.shape[:2]
-    column = points[:, 0] / d.mpp - 0.5
-    row = points[:, 1] / d.mpp - 0.5
-    # The outermost cells go on for one node more; what lies further out follows the affine part.
-    inside_x = np.clip(column, -1, width) if width > 1 else np.zeros_like(column)
-    inside_y = np.clip(row, -1, height) if height > 1 else np.zeros_like(row)
-    j = np.clip(np.floor(inside_x), 0, max(width - 2, 0)).astype(np.int64)
-    i = np.clip(np.floor(inside_y), 0, max(height - 2, 0)).astype(np.int64)
-    j1, i1 = np.minimum(j + 1, width - 1), np.minimum(i + 1, height - 1)
-    tx, ty = (inside_x - j)[:, None], (inside_y - i)[:, None]
+    j, j1, tx, over_x = _cells(points[:, 0], d.mpp, width)
+    i, i1, ty, over_y = _cells(points[:, 1], d.mpp, height)
+    tx, ty = tx[:, None], ty[:, None]
     corners = d.vectors_um
     v00 = corners[i, j].astype(np.float64)
     v01 = corners[i, j1].astype(np.float64)
@@ -581,7 +653,6 @@ def _interpolate(
     slopes = np.empty((len(points), 2, 2))
     slopes[:, :, 0] = ((v01 - v00) * (1 - ty) + (v11 - v10) * ty) / d.mpp
     slopes[:, :, 1] = (lower - upper) / d.mpp
-    over_x, over_y = column - inside_x, row - inside_y
     outside = (over_x != 0) | (over_y != 0)
     if outside.any():
         slope = d.affine.matrix - np.eye(2)

@@ -37,7 +37,6 @@ def read_displaced(
     grid_mpp: float,
     size_px: int,
     mpp: float,
-    lattice_px: int,
     pair: str,
 ) -> tuple[RGB, float, tuple[float, float]]:
     """Read HER2 for a square tile of the H&E grid: one region, remapped once.
@@ -50,7 +49,6 @@ def read_displaced(
         grid_mpp: um per pixel that the tile's place is counted in.
         size_px: side of the tile in pixels of `mpp`.
         mpp: resolution of the tile.
-        lattice_px: the displacement is evaluated at every so many pixels of the tile.
         pair: what an error calls the pair.
 
     Returns:
@@ -62,16 +60,15 @@ def read_displaced(
         SlideError: when the pixels cannot be decoded, or the displacement spreads the tile over
             more than `SPREAD_MAX` times its side.
     """
-    count = lattice_count(lattice_px, size_px)
-    step_um = lattice_px * mpp
     left_um, top_um = x_px * grid_mpp, y_px * grid_mpp
-    lattice = fields.map_grid(field, left_um - step_um, top_um - step_um, step_um, count, count)
-    lattice /= her2.mpp
+    origin, at = fields.map_tile(field, left_um, top_um, mpp, size_px)
+    origin, at = origin / her2.mpp, at / np.float32(her2.mpp)
     first = fields.map_points(field, [[left_um, top_um]])[0] / her2.mpp
     corner = float(first[0]), float(first[1])
-    # What lies between nodes is between their values: the lattice bounds the tile.
-    bounds = lattice.reshape(-1, 2)
-    low, high = bounds.min(axis=0), bounds.max(axis=0)
+    # Half a pixel of the tile on every side, and what the map makes of it.
+    room = mpp / her2.mpp
+    flat = at.reshape(-1, 2)
+    low, high = origin + flat.min(axis=0) - room, origin + flat.max(axis=0) + room
     outside = bool((low < 0).any() or (high > her2.size_px).any())
     low, high = np.maximum(low, 0), np.minimum(high, her2.size_px)
     if (low >= high).any():
@@ -95,8 +92,8 @@ def read_displaced(
     x0, y0 = (math.floor(v / u) - 2 for v, u in zip(low, unit, strict=True))
     x1, y1 = (math.ceil(v / u) + 2 for v, u in zip(high, unit, strict=True))
     # Pixel indices in the region that is read.
-    columns = spread_lattice(lattice[..., 0] / unit[0] - 0.5 - x0, lattice_px, size_px)
-    rows = spread_lattice(lattice[..., 1] / unit[1] - 0.5 - y0, lattice_px, size_px)
+    columns = at[..., 0] / np.float32(unit[0]) + np.float32(origin[0] / unit[0] - 0.5 - x0)
+    rows = at[..., 1] / np.float32(unit[1]) + np.float32(origin[1] / unit[1] - 0.5 - y0)
     coverage, within = 1.0, None
     if outside:
         within = (

@@ -212,12 +212,34 @@ class TestMeasure:
         assert signals.error_p90_um == np.percentile(signals.local.error_um, 90)
         assert signals.error_p90_um < 2 * MPP
 
-    def test_flat_tissue_has_no_correlation_and_no_residual(self, pair):
-        moving = np.full_like(pair[1], 246)
+    def test_what_is_flat_matches_nowhere_and_is_as_bad_as_can_be(self, pair):
+        """The right half of HER2 is blank glass: no place of it may look right."""
+        moving = pair[1].copy()
+        moving[:, moving.shape[1] // 2 :] = 246
         local = measure(pair, made(to_moving), moving).local
-        assert not local.ok.any()
-        assert not local.ncc.any()
-        assert np.isfinite(local.residuals_um).all()
+        blank = local.centres_um[:, 0] > FIXED_UM[0] / 2 + 1.5 * local.side_um
+        reach = 0.035 * math.hypot(*FIXED_UM)
+        assert blank.sum() > 10
+        assert not local.ok[blank].any()
+        assert local.error_um[blank] == pytest.approx(reach, rel=0.05)
+        assert (local.ncc - local.best_shifted)[blank].max() <= -0.5
+
+    def test_squares_reach_the_end_of_the_slide(self, pair):
+        fixed, moving = (np.ascontiguousarray(image[80:230, 120:260]) for image in pair)
+        local = ct.measure(
+            fixed, moving, dp.identity(560.0, 600.0, 4.0), fixed_mpp=4.0, moving_mpp=4.0,
+            fixed_size_um=(560.0, 600.0), moving_size_um=(560.0, 600.0),
+        ).local  # fmt: skip
+        low, high = local.centres_um.min(axis=0), local.centres_um.max(axis=0)
+        assert low - local.side_um / 2 == pytest.approx([0, 0], abs=4)
+        assert high + local.side_um / 2 == pytest.approx([560, 600], abs=4)
+
+    def test_tissue_too_narrow_for_a_square_is_said_to_be_that(self, pair):
+        fixed = np.full_like(pair[0], 246)
+        fixed[150:153, 60:300] = pair[0][150:153, 60:300] // 2
+        found, reason = verdict(measure((fixed, pair[1]), made(to_moving)))
+        assert found == "fail"
+        assert "tile_ok unknown: no square of 8% of the diagonal" in reason
 
 
 class TestAt:

@@ -137,7 +137,22 @@ class TestMapPoints:
         x = 13.0 + (np.arange(31) + 0.5) * 2.5
         y = -7.0 + (np.arange(17) + 0.5) * 2.5
         assert grid.shape == (17, 31, 2)
-        np.testing.assert_allclose(grid[4, 9], dp.map_points(d, [[x[9], y[4]]])[0])
+        points = np.stack(np.meshgrid(x, y), axis=-1)
+        expected = dp.map_points(d, points.reshape(-1, 2)).reshape(points.shape)
+        np.testing.assert_allclose(grid, expected, atol=1e-9)
+
+    @pytest.mark.parametrize("corner", [(40.0, 60.0), (-31.0, -17.0), (1e4, 2e4)])
+    def test_a_tile_is_mapped_exactly_however_rough_the_map(self, corner):
+        """An engine's field is rough from node to node: nothing may be interpolated over that."""
+        rng = np.random.default_rng(4)
+        rough = rng.normal(5e4, 30, (57, 73, 2)).astype(np.float32)
+        d = dp.Displacement(rough, 4.0)
+        origin, found = dp.map_tile(d, *corner, 0.92, 128)
+        x, y = (low + (np.arange(128) + 0.5) * 0.92 for low in corner)
+        points = np.stack(np.meshgrid(x, y), axis=-1)
+        expected = dp.map_points(d, points.reshape(-1, 2)).reshape(points.shape)
+        assert found.dtype == np.float32
+        assert np.abs(origin + found - expected).max() < 1e-3
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1)])
     def test_a_grid_of_one_row_or_column_is_a_shift_across_it(self, shape):

@@ -67,7 +67,6 @@ def read(her2, field, x, y, **changes):
             "grid_mpp": 0.5,
             "size_px": 96,
             "mpp": 0.5,
-            "lattice_px": 8,
             "pair": "p",
             **changes,
         },

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import collections
-import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -14,7 +12,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from hemera.errors import ConfigError, RegistrationError, SheetError, SlideError
 from hemera.files import read_displacement, write_text
 from hemera.geometry import same_mpp
 from hemera.labels import TIFF_SUFFIXES, read_labels, write_labels
+from hemera.parallel import in_order
 from hemera.pyramid import TILE_PX, tile_count, write_pyramid
 from hemera.sheet import MPP_BOUNDS, Pair, read_sheet, units
 from hemera.slides import Slide, open_slide
@@ -52,9 +51,6 @@ BAD_TILES_MAX = 0.10
 
 OBLONG_MAX = 0.02
 """A label image whose pixels are further from square may be of another slide."""
-
-OWN = "own"
-"""Engine in the certificate of a map that the sheet names."""
 
 _NAMES = {"he": "H&E", "her2": "HER2"}
 _NAMED_MAX = 10
@@ -261,21 +257,20 @@ def _field(pair: Pair, he: Side, her2: Side, folder: Path, even_failed: bool) ->
             f"pair {pair.pair}: refused by a person; correct its verdict in the sheet, or give "
             "--even-failed"
         )
-    if pair.registered and pair.displacement is None:
+    if pair.registered:
         return fields.of_registered(
             he.size_px, he.mpp, her2.size_px, her2.mpp, mirror=pair.mirrored
         )
-    path, certificate = pair.displacement, folder / f"{pair.pair}.parquet"
-    if path is None:
-        path = folder / f"{pair.pair}.displacement.npz"
-        for file in (path, certificate):
-            if not file.is_file():
-                raise RegistrationError(
-                    f"pair {pair.pair}: not registered yet, there is no {file}; run "
-                    f"`snakemake --cores all {certificate}`"
-                )
-    if certificate.is_file():
-        _heed(pair, certificate, even_failed)
+    # A map of the user's own is read where register judged it.
+    path = folder / f"{pair.pair}.displacement.npz"
+    certificate = folder / f"{pair.pair}.parquet"
+    for file in (path, certificate):
+        if not file.is_file():
+            raise RegistrationError(
+                f"pair {pair.pair}: not registered yet, there is no {file}; run "
+                f"`snakemake --cores all {certificate}`"
+            )
+    _heed(pair, certificate, even_failed)
     field = read_displacement(path)
     if field.empty:
         raise RegistrationError(
@@ -286,12 +281,9 @@ def _field(pair: Pair, he: Side, her2: Side, folder: Path, even_failed: bool) ->
 
 def _heed(pair: Pair, certificate: Path, even_failed: bool) -> None:
     """Refuse a map that failed, unless a person accepts it; warn of one under review."""
-    columns = ("pair", "verdict", "reason", "engine")
+    columns = ("pair", "verdict", "reason")
     rows = tables.read(certificate, tables.CERTIFICATE, columns).to_pylist()
     row = next((row for row in rows if row["pair"] == pair.pair), None)
-    if pair.displacement is not None and (row is None or row["engine"] != OWN):
-        # Of the engine's map, which the sheet's own has replaced since.
-        return
     verdict = "fail" if row is None else row["verdict"]
     reason = (row or {}).get("reason") or "no reason given"
     if verdict == "pass" or pair.verdict == "accept":
@@ -536,13 +528,12 @@ class _Tiles:
         self._mpp = mpp
         self._places = [(column, row) for row in range(down) for column in range(across)]
         self._workers = workers
-        self._step = lattice_px(sides.field, mpp)
 
     def read(self) -> Generator[npt.NDArray[np.uint8], None, None]:
         """Yield the tiles row by row; one that cannot be made is glass."""
         glass = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
         glass[:] = self._slide.background
-        for result in self._in_order():
+        for result in in_order(self._one, self._places, self._workers):
             if isinstance(result, SlideError):
                 self.faults.append(result)
                 if len(self.faults) > BAD_TILES_MAX * len(self._places):
@@ -556,23 +547,8 @@ class _Tiles:
             self.reached += coverage > 0
             yield pixels
 
-    def _in_order(
-        self,
-    ) -> Iterator[tuple[npt.NDArray[np.uint8], float] | SlideError]:
-        ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-            try:
-                for place in self._places:
-                    ahead.append(pool.submit(self._one, *place))
-                    if len(ahead) > 4 * self._workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-    def _one(self, column: int, row: int) -> tuple[npt.NDArray[np.uint8], float] | SlideError:
+    def _one(self, place: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], float] | SlideError:
+        column, row = place
         try:
             pixels, coverage, _ = read_displaced(
                 self._slide,
@@ -582,7 +558,6 @@ class _Tiles:
                 grid_mpp=self._mpp,
                 size_px=TILE_PX,
                 mpp=self._mpp,
-                lattice_px=self._step,
                 pair=self._sides.pair,
             )
         except SlideError as error:

@@ -193,7 +193,8 @@ def _run(request: Path, timeout_s: float) -> str | None:
     if done.returncode == _SETUP_FAULT:
         raise RegistrationError(last)
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+        known = {number.value: number.name for number in signal.Signals}
+        name = known.get(-done.returncode, f"signal {-done.returncode}")
         if name == "SIGKILL":
             return (
                 "DeeperHistReg was ended by SIGKILL, most often for want of memory; give the job "

@@ -108,10 +108,18 @@ def _criteria(table: pa.Table, options: FilterOptions) -> list[tuple[str, npt.ND
         table.column("dataset"), value_set=pa.array(options.histogram_datasets, pa.string())
     ).to_numpy(zero_copy_only=False)
     similarity = column("histogram_similarity")
-    error = column("registration_error_um")
-    limit = options.registration_error_max_um
-    # Null where nothing was measured: what came registered is no worse for it.
-    misplaced = error > (np.inf if limit is None else limit)
+    misplaced = np.zeros(table.num_rows, np.bool_)
+    error, margin = column("registration_error_um"), column("registration_margin")
+    if options.registration_error_max_um is not None:
+        misplaced |= ~(error <= options.registration_error_max_um)
+    if options.registration_margin_min is not None:
+        misplaced |= ~(margin >= options.registration_margin_min)
+    # What came registered has no certificate, and a person who accepts a pair looked themselves;
+    # of the others, a place where nothing could be measured is not to be trusted.
+    certified = pc.is_in(
+        table.column("registration"), value_set=pa.array(["pass", "review"])
+    ).to_numpy(zero_copy_only=False)
+    misplaced &= certified | np.isfinite(error)
     unlike = ~(similarity >= options.histogram_similarity_min)
     return [
         ("registration_review", review & (not options.accept_review)),

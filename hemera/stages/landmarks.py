@@ -19,11 +19,10 @@ from hemera import tables
 from hemera.config import LandmarksOptions
 from hemera.displacement import (
     Displacement,
-    identity,
     inverse_points,
     map_points,
-    mirrored,
     none,
+    of_registered,
 )
 from hemera.errors import RegistrationError, SheetError, TableError
 from hemera.files import read_displacement, write_text
@@ -114,7 +113,9 @@ def run(
         d = _map(pair, described, displacement)
     except (TableError, RegistrationError) as error:
         # A reason goes into a table, which names no folder of this machine.
-        reason = str(error).replace(str(displacement), Path(displacement or "").name)
+        reason = str(error)
+        if displacement is not None:
+            reason = reason.replace(str(displacement), displacement.name)
         log.warning("pair %s: %s", unit, reason)
     predicted = _predict(unit, d, marks)
     rows = _rows(unit, marks, predicted, d, _size_um(described.get("he")))
@@ -179,9 +180,13 @@ def _map(
     if len(described) < len(tables.STAINS):
         raise RegistrationError("an image without resolution; give he_mpp, her2_mpp in pairs.tsv")
     he, her2 = described["he"], described["her2"]
-    width_um, height_um = (he[f"{side}_px"] * he["mpp"] for side in ("width", "height"))
-    d = identity(width_um, height_um, max(width_um, height_um) / 16)
-    return mirrored(d, her2["width_px"] * her2["mpp"]) if pair.mirrored else d
+    return of_registered(
+        (he["width_px"], he["height_px"]),
+        he["mpp"],
+        (her2["width_px"], her2["height_px"]),
+        her2["mpp"],
+        mirror=pair.mirrored,
+    )
 
 
 def _size_um(described: Mapping[str, Any] | None) -> npt.NDArray[np.float64] | None:

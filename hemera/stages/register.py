@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hemera.engines import deeperhistreg
 from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.files import read_displacement, write_displacement
 from hemera.sheet import Pair, read_sheet
-from hemera.slides import Slide, open_slide
+from hemera.slides import LOST_MAX, Slide, open_slide
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ NODES_MAX = 8192 * 12_288
 MASK_MARGIN = 0.02
 """Glass kept around the tissue when only tissue is registered, as a share of the longest side."""
 
+
+PIECE_PX = 64
+"""Side of the pieces that are read where a band cannot be."""
 
 HALVED_PX = 1024
 """A canvas at least this large may be tried at half its size: still enough to align it."""
@@ -120,12 +124,13 @@ def run(
     row |= {
         "pair": pair.pair,
         "verdict": "fail",
-        "engine": "deeperhistreg",
-        "engine_version": deeperhistreg.version(),
-        "preset": options.preset,
+        "engine": "own",
         "attempts": [],
         "map": "none",
     }
+    if pair.displacement is None:
+        row |= {"engine": "deeperhistreg", "engine_version": deeperhistreg.version()}
+        row["preset"] = options.preset
     found, local = fields.none(), None
     row["reason"] = _refusal(described)
     if row["reason"] is None:
@@ -133,7 +138,6 @@ def run(
             if pair.displacement is None:
                 result, row["attempts"] = _register(pair, described, displacement, options)
             else:
-                row |= {"engine": "own", "engine_version": None, "preset": None}
                 result = _certify(pair, described, pair.displacement, options)
         except (SlideError, _OwnMapError) as error:
             row["reason"] = str(error)
@@ -172,8 +176,8 @@ def _refusal(described: Mapping[str, Mapping[str, Any]]) -> str | None:
     return "; ".join(dict.fromkeys(reasons)) or None
 
 
-def _next_try(number: int, options: RegisterOptions, size_px: int, starved: bool) -> _Try | None:
-    """Return what is tried next, or None where it could only end as the try before.
+def _next_try(number: int, options: RegisterOptions, size_px: int, starved: bool) -> _Try:
+    """Return what is tried next.
 
     Args:
         number: of the try, from 0.
@@ -183,12 +187,14 @@ def _next_try(number: int, options: RegisterOptions, size_px: int, starved: bool
     """
     if number == 0:
         return _Try(options.preset)
+    if starved:
+        return _Try(FAST, tissue_only=True, factor=2**number)
     if number == 1:
-        return None if starved else _Try(options.preset, tissue_only=True)
+        return _Try(options.preset, tissue_only=True)
     if options.preset == FAST:
-        return _Try(FULL, tissue_only=True, factor=2 if starved else 1)
+        return _Try(FULL, tissue_only=True)
     # What cannot be aligned in detail may still be in outline.
-    return _Try(FAST, tissue_only=True, factor=2 if starved or size_px >= HALVED_PX else 1)
+    return _Try(FAST, tissue_only=True, factor=2 if size_px >= HALVED_PX else 1)
 
 
 def _register(
@@ -205,15 +211,15 @@ def _register(
     for number in range(1 + options.retries):
         starved = best is not None and best.map.empty
         attempt = _next_try(number, options, size_px, starved)
-        if attempt is None:
-            continue
         words = attempt.words(size_px)
         log.info(
             "pair %s: %s; slides of %d x %d and %d x %d px at %.3f um/px",
             pair.pair, words, fixed.shape[1], fixed.shape[0], moving.shape[1], moving.shape[0],
             mpp,
         )  # fmt: skip
-        result = _try(pair, described, fixed, moving, mpp, attempt, displacement, options)
+        # A try goes on from the orientation that the one before found.
+        mirrored = pair.mirrored if best is None else best.row["mirrored"]
+        result = _try(pair, described, fixed, moving, mpp, mirrored, attempt, displacement, options)
         verdict = result.verdict
         words += f": {verdict.verdict}" + (f" ({verdict.reason})" if verdict.reason else "")
         attempts.append(words)
@@ -266,11 +272,12 @@ def _try(
     fixed: RGB,
     moving: RGB,
     mpp: float,
+    mirrored: bool,
     attempt: _Try,
     displacement: Path,
     options: RegisterOptions,
 ) -> _Result:
-    """Run the engine once, mirrored where that matches better, and judge what it found.
+    """Run the engine, once more mirrored where that matches better, and judge what it found.
 
     Args:
         pair: the pair.
@@ -278,6 +285,7 @@ def _try(
         fixed: (H, W, 3) H&E on the canvas.
         moving: (H, W, 3) HER2 as it is stored.
         mpp: um per pixel of both.
+        mirrored: the orientation that is tried first.
         attempt: how.
         displacement: the output, beside which the engine works.
         options: settings.
@@ -310,7 +318,7 @@ def _try(
                 folder=folder,
             )
 
-    mirrored = pair.mirrored
+    started = time.monotonic()
     outcome = run(mirrored, settings)
     other = outcome.mirrored_match_count
     if other is not None and outcome.match_count is not None and other > outcome.match_count:
@@ -319,7 +327,8 @@ def _try(
             pair.pair, other, outcome.match_count,
         )  # fmt: skip
         other, mirrored = outcome.match_count, not mirrored
-        outcome = run(mirrored, dataclasses.replace(settings, probe=False))
+        left_s = max(1.0, options.timeout_s - (time.monotonic() - started))
+        outcome = run(mirrored, dataclasses.replace(settings, probe=False, timeout_s=left_s))
     probe = None
     if other is not None and outcome.match_count:
         probe = outcome.match_count / max(other, 1)
@@ -495,14 +504,47 @@ def _read_bands(slide: Slide, width: int, height: int, mpp: float, glass: tuple[
     white = np.stack(
         [np.clip(np.rint(np.arange(256) * 255 / max(value, 1)), 0, 255) for value in glass]
     ).astype(np.uint8)
+    lost: list[tuple[int, SlideError]] = []
     for top in range(0, height, rows):
         count = min(rows, height - top)
-        band = slide.read(0.0, top * mpp / slide.mpp, width, count, mpp)
+        band = _read_band(slide, top, width, count, mpp, lost)
+        if sum(area for area, _ in lost) > LOST_MAX * width * height:
+            raise lost[0][1]
         # The engine pads with white and turns what it rotates in from outside to white: glass of
         # another colour would end in an edge, and edges are what it looks for.
         for channel in range(3):
             result[top : top + count, :, channel] = white[channel][band[..., channel]]
     return result
+
+
+def _read_band(
+    slide: Slide,
+    top: int,
+    width: int,
+    count: int,
+    mpp: float,
+    lost: list[tuple[int, SlideError]],
+) -> RGB:
+    """Read rows of a slide; what cannot be decoded is glass and noted as (area, error)."""
+    scale = mpp / slide.mpp
+    try:
+        return slide.read(0.0, top * scale, width, count, mpp)
+    except SlideError:
+        pass
+    # A broken tile must not cost the pair: piece by piece, what can be read.
+    band = np.empty((count, width, 3), np.uint8)
+    band[:] = slide.background
+    for y in range(0, count, PIECE_PX):
+        for x in range(0, width, PIECE_PX):
+            size = min(PIECE_PX, width - x), min(PIECE_PX, count - y)
+            try:
+                part = slide.read(x * scale, (top + y) * scale, *size, mpp)
+            except SlideError as error:
+                log.warning("%s; it is taken for glass", error)
+                lost.append((size[0] * size[1], error))
+                continue
+            band[y : y + size[1], x : x + size[0]] = part
+    return band
 
 
 def _reduce(rgb: RGB, factor: int) -> RGB:

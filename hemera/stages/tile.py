@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from hemera.displacement import Displacement
 from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.files import read_displacement, replacing
 from hemera.geometry import grid_positions, polygon_share, same_mpp, tissue_share
+from hemera.parallel import in_order
 from hemera.pixels import (
     DENSITY_STEP,
     density,
@@ -336,7 +335,7 @@ def _tile_plan(
     faults: list[str] = []
     allowed = options.bad_tiles_max * len(corners)
     suffix = SUFFIXES[options.codec]
-    with contextlib.closing(_in_order(functools.partial(_cut, plan), corners, workers)) as results:
+    with contextlib.closing(in_order(functools.partial(_cut, plan), corners, workers)) as results:
         for result in tqdm(
             results, total=len(corners), desc=plan.pair.pair, unit="tile", disable=None, leave=False
         ):
@@ -365,32 +364,6 @@ def _tile_plan(
         )
     state.tiles_written = len(rows)
     return rows
-
-
-def _in_order(
-    work: Callable[[npt.NDArray[np.int64]], _Tile | SlideError],
-    corners: npt.NDArray[np.int64],
-    workers: int,
-) -> Generator[_Tile | SlideError, None, None]:
-    """Do the work in threads, yield in order, and never run far ahead of who takes the results."""
-    if workers <= 1:
-        yield from map(work, corners)
-        return
-    # Reading, OpenCV and the codecs let other threads run; a slide is opened once.
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        ahead: collections.deque[concurrent.futures.Future[_Tile | SlideError]] = (
-            collections.deque()
-        )
-        try:
-            for corner in corners:
-                ahead.append(pool.submit(work, corner))
-                if len(ahead) > 4 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 def _cut(plan: _Plan, corner: npt.NDArray[np.int64]) -> _Tile | SlideError:
@@ -472,7 +445,6 @@ def _read_her2(plan: _Plan, x: int, y: int) -> tuple[RGB, float, tuple[float, fl
         grid_mpp=plan.he.mpp,
         size_px=plan.options.size_px,
         mpp=plan.mpp,
-        lattice_px=plan.options.lattice_px,
         pair=plan.pair.pair,
     )
 

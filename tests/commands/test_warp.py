@@ -537,26 +537,19 @@ def test_ready_made_images_in_a_block(tmp_path):
     assert read_points(tmp_path / "out.csv") == [[20, 40], [639, 0]]
 
 
-def test_a_displacement_in_the_sheet_comes_before_registration(cohort, tmp_path):
-    write_displacement(tmp_path / "own.npz", field_of(lambda points: points + np.array([3.0, 1.0])))
+def test_a_map_of_ones_own_is_read_where_register_judged_it(cohort, tmp_path, points, caplog):
+    field = field_of(lambda points: points + np.array([3.0, 1.0]))
+    write_displacement(tmp_path / "own.npz", field)
     cohort.write_sheet(displacement="own.npz")
+    (cohort.folder / "results/register/p1.parquet").unlink()
+    assert "not registered yet" in refused(caplog, cohort, *points)
+    cohort.register(field, "fail", "of the sheet's map", engine="own")
+    assert "of the sheet's map" in refused(caplog, cohort, *points)
+    cohort.register(field, "pass", None, engine="own")
     write_points(tmp_path / "in.csv", [[100, 100]])
     assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
     [found] = read_points(tmp_path / "out.csv")
     assert found == pytest.approx([53 / HER2_MPP, 51 / HER2_MPP], abs=0.02)
-
-
-def test_a_certificate_counts_for_the_map_that_it_judged(cohort, tmp_path, points, caplog):
-    """The engine's map failed, hence the sheet's own; that may fail too, once it is judged."""
-    field = field_of(to_her2)
-    write_displacement(tmp_path / "own.npz", field)
-    cohort.write_sheet(displacement="own.npz")
-    cohort.register(field, "fail", "of the engine's map", engine="deeperhistreg")
-    assert cohort.run(*points) == 0
-    cohort.register(field, "fail", "of the sheet's map", engine="own")
-    assert "of the sheet's map" in refused(caplog, cohort, *points)
-    (cohort.folder / "results/register/p1.parquet").unlink()
-    assert cohort.run(*points) == 0
 
 
 def damage(path, indices):

@@ -28,9 +28,9 @@ GOOD: dict[str, Any] = {
     "mpp": 0.46,
     "he_mpp": 0.46,
     "her2_mpp": 0.46,
-    "registration_error_um": None,
-    "registration_ncc": None,
-    "registration_margin": None,
+    "registration_error_um": 12.5,
+    "registration_ncc": 0.4,
+    "registration_margin": 0.2,
     "tissue_fraction": 0.9,
     "her2_tissue_fraction": 0.8,
     "he_sharpness": 150.0,
@@ -217,16 +217,38 @@ def test_folding_is_a_largest_value(tmp_path: Path) -> None:
 
 
 def test_where_the_registration_is_off_a_tile_is_refused(tmp_path: Path) -> None:
-    """What came registered has no estimate, and is no worse for it."""
+    """By its estimated error, and where shifted versions match better."""
     cohort = Cohort(tmp_path, {"p": {}})
-    values = (None, 0.0, 100.0, 100.1)
-    cohort.write([tile("p", n, registration_error_um=v) for n, v in enumerate(values)])
-    assert cohort.run()["reason"].to_pylist() == [None, None, None, "misregistered"]
-    strict = FilterOptions(registration_error_max_um=20.0)
-    refused = [None, None, "misregistered", "misregistered"]
-    assert cohort.run(strict)["reason"].to_pylist() == refused
-    off = FilterOptions(registration_error_max_um=None)
-    assert cohort.run(off)["reason"].to_pylist() == [None] * 4
+    bad = "misregistered"
+    values = ((0.0, 0.3), (100.0, 0.0), (100.1, 0.2), (5.0, -0.05), (5.0, -0.06), (None, None))
+    cohort.write(
+        [
+            tile("p", n, registration_error_um=error, registration_margin=margin)
+            for n, (error, margin) in enumerate(values)
+        ],
+        {"p": "pass"},
+    )
+
+    def found(**options: Any) -> list[str | None]:
+        reasons: list[str | None] = cohort.run(FilterOptions(**options))["reason"].to_pylist()
+        return reasons
+
+    # Where nothing could be measured, nothing is known to be right.
+    assert found() == [None, None, bad, None, bad, bad]
+    assert found(registration_error_max_um=20.0) == [None, bad, bad, None, bad, bad]
+    assert found(registration_error_max_um=None) == [None, None, None, None, bad, bad]
+    off = found(registration_error_max_um=None, registration_margin_min=None)
+    assert off == [None] * 6
+
+
+@pytest.mark.parametrize("registration", ["registered", "accepted"])
+def test_without_a_certificate_no_place_is_the_worse_for_it(
+    tmp_path: Path, registration: str
+) -> None:
+    cohort = Cohort(tmp_path, {"p": {}})
+    missing = {"registration_error_um": None, "registration_margin": None}
+    cohort.write([tile("p", 0, **missing)], {"p": registration})
+    assert cohort.run()["reason"].to_pylist() == [None]
 
 
 def test_no_similarity_is_unlike_where_it_counts(tmp_path: Path) -> None:
@@ -262,7 +284,7 @@ def test_the_first_reason_counts_and_tissue_stands_before_sharpness(tmp_path: Pa
         ("low_tissue", {"tissue_fraction": 0.1}),
         ("outside_her2", {"her2_coverage_fraction": 0.5}),
         ("folded", {"folding_fraction": 0.5}),
-        ("misregistered", {"registration_error_um": 500.0}),
+        ("misregistered", {"registration_error_um": 500.0, "registration_margin": 0.1}),
         ("blurred_he", {"he_sharpness": 1.0}),
         ("blurred_her2", {"her2_sharpness": 1.0}),
         ("unlike_histograms", {"histogram_similarity": -0.5}),

@@ -8,6 +8,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from hemera import demo, tables
@@ -396,6 +397,13 @@ class TestOwnMap:
         assert row["verdict"] == "fail", "HER2 is not mirrored"
         assert row["folding_fraction"] == 0
 
+    def test_it_needs_no_engine(self, judge, monkeypatch):
+        def missing(name):
+            raise engine.importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(engine.importlib.metadata, "version", missing)
+        assert judge(to_moving)[0]["verdict"] == "pass"
+
     def test_one_that_cannot_be_read_is_a_verdict(self, judge, tmp_path):
         (judge.folder / "own.npz").write_bytes(b"nothing of the kind")
         row, d = run(judge.folder, tmp_path, "own")
@@ -459,11 +467,33 @@ class TestLadder:
     def test_a_wrong_map_is_kept_over_none(self, folder, tmp_path, monkeypatch):
         """A person may overrule a verdict, but not look at a map that is not there."""
         wrong = given(lambda p: to_moving(p) + 200.0)
-        in_turn(monkeypatch, given(None, reason="ended by SIGSEGV"), wrong)
+        in_turn(monkeypatch, given(None, reason="ended by SIGSEGV"), wrong, wrong)
         row, d = run(folder, tmp_path, options=self.LADDER)
         assert (row["verdict"], row["map"]) == ("fail", "nonrigid")
         assert not d.empty
-        assert len(row["attempts"]) == 2
+        assert len(row["attempts"]) == 3
+
+    def test_the_only_retry_after_a_kill_is_smaller(self, folder, tmp_path, monkeypatch):
+        options = dataclasses.replace(self.LADDER, preset="default_initial_nonrigid", retries=1)
+        calls = in_turn(monkeypatch, given(None, reason="ended by SIGKILL"), given(to_moving))
+        row, _ = run(folder, tmp_path, options=options)
+        assert row["verdict"] == "pass"
+        assert calls[1].preset == "default_initial_nonrigid_fast"
+        assert given.mpps[0] == pytest.approx(2 * MPP)
+
+    def test_a_later_try_goes_on_from_the_orientation_found(self, folder, tmp_path, monkeypatch):
+        wrong = given(lambda p: to_moving(p) + 200.0, matches=120)
+        calls = in_turn(
+            monkeypatch,
+            given(lambda p: p, matches=30, mirrored_matches=120, fraction=None),
+            wrong,
+            given(to_moving, matches=120),
+        )
+        row, _ = run(folder, tmp_path, "undeclared", dataclasses.replace(FAST, retries=1))
+        assert [call.probe for call in calls] == [True, False, True]
+        assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe")
+        # Both runs of a try share its time.
+        assert calls[1].timeout_s <= calls[0].timeout_s
 
     def test_the_second_try_sees_tissue_alone(self, folder, tmp_path, monkeypatch):
         copy = tmp_path / "pairs"
@@ -522,6 +552,35 @@ class TestBadInput:
         row, _ = run(copy, tmp_path)
         assert row["verdict"] == "fail"
         assert "run describe again" in row["reason"]
+
+    def test_a_broken_tile_is_glass_and_not_the_end(self, folder, tmp_path, engine_gives, caplog):
+        engine_gives(to_moving)
+        copy = tmp_path / "pairs"
+        shutil.copytree(folder, copy)
+        image = np.asarray(Image.open(folder / "her2.png"))
+        tifffile.imwrite(
+            copy / "her2.tif", image, tile=(64, 64), photometric="rgb", compression="jpeg",
+            resolution=(1e4 / MPP, 1e4 / MPP), resolutionunit="CENTIMETER",
+        )  # fmt: skip
+        with tifffile.TiffFile(copy / "her2.tif") as file:
+            page = file.pages[0]
+            # The lower right corner, where there is no tissue.
+            place, length = page.dataoffsets[-1], page.databytecounts[-1]
+        with open(copy / "her2.tif", "r+b") as file:
+            file.seek(place)
+            file.write(bytes(length))
+        sheet = (copy / "pairs.tsv").read_text().replace("her2.png", "her2.tif")
+        (copy / "pairs.tsv").write_text(sheet)
+        named = {name: paths(copy, tmp_path, "plain")[name] for name in ("sheet", "unit")}
+        table = copy / "plain.describe.parquet"
+        describe.run(**named, block_count=1, images_table=table, options=DescribeOptions())
+        row, _ = run(copy, tmp_path)
+        assert row["verdict"] == "pass"
+        assert "taken for glass" in caplog.text
+        assert (given.moving[320:, 448:] >= 250).all()
+        assert (
+            np.abs(given.moving[150:200, 150:200].astype(int) - image[150:200, 150:200]).max() < 90
+        )
 
     def test_an_unknown_pair_is_an_error(self, folder, tmp_path):
         named = paths(folder, tmp_path, "plain") | {"unit": "another"}
