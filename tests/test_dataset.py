@@ -3,6 +3,8 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from hemera.dataset import Order, Texts, TileDataset, Weighting
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.shards import ShardWriter, encode, encode_mask
 from hemera.weights import weight_map
+from tests.small_index import write_index
 
 HEIGHT, WIDTH = 20, 30
 COUNT = 11
@@ -474,6 +477,23 @@ def test_distributed_samplers_share_out_each_epoch(index, workers, start, world)
             assert line[1] == hashlib.sha256(item["he"].numpy().tobytes()).hexdigest()
         orders.append([line[0] for line in lines])
     assert orders[0] != orders[1]
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
+    """Two epochs of the tiles of score 3+ (here the odd ones) that train, in batches of four."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    [code] = re.findall(r"```python\n(from torch.utils.data .*?)```", text, re.DOTALL)
+    write_index(tmp_path / "results", train=11, val=1, test=1, height=260, width=300)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert [name.split("_")[0] for name in found["tiles"].tiles] == [
+        f"pair{number}" for number in (1, 3, 5, 7, 9)
+    ]
+    assert len(found["order"]) == 4
+    assert found["he"].shape == (1, 3, 256, 256)
+    assert 0 <= found["he"].min() < found["he"].max() <= 1
+    assert found["batch"]["weight"].shape == (1, 1, 256, 256)
 
 
 def test_batches_have_one_dimension_more(index):
