@@ -39,6 +39,9 @@ _REMEDIES = {
     errno.EDQUOT: "free some of your quota and run the same command again; nothing half-written "
     "is left",
     errno.EROFS: "choose a folder that can be written",
+    errno.ENOENT: "name a place that is there",
+    errno.ENOTDIR: "name a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
     errno.EACCES: "give yourself the right to it, or choose another folder",
 }
 """What to do about a fault of the disk, which is nobody's bug."""

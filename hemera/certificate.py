@@ -273,7 +273,12 @@ def measure(
     # The stains are compared where there are two of them; how much that is, coverage says.
     centre = partner[room : room + height, room : room + width]
     within = (centre >= 0) & (centre <= np.asarray(moving_size_um))
-    covered: npt.NDArray[np.bool_] = within[..., 0] & within[..., 1]
+    # Beyond its nodes a map is a guess: there it covers nothing, as in the tiles.
+    spans = [
+        (np.arange(length) + 0.5) * fixed_mpp <= (count + 1) * d.mpp
+        for length, count in zip((height, width), d.vectors_um.shape[:2], strict=True)
+    ]
+    covered: npt.NDArray[np.bool_] = within[..., 0] & within[..., 1] & np.outer(*spans)
     shared = inside & covered
     local = _local_quality(here, shared, warped, room, diagonal_px, fixed_mpp)
     rows, columns = (np.arange(count) + 0.5 for count in d.vectors_um.shape[:2])

@@ -111,13 +111,16 @@ def read_displacement(path: Path) -> Displacement:
     if path.name.lower().endswith(ITK_SUFFIXES):
         return _read_itk(path)
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no .npz")
         with np.load(path, allow_pickle=False) as arrays:
+            lacking = [name for name in ("vectors_um", "mpp") if name not in arrays]
+            if lacking:
+                raise RegistrationError(
+                    f"{path.name}: lacks {' and '.join(lacking)}; it must hold vectors_um (rows, "
+                    "columns, 2) and mpp, both in um"
+                )
             vectors, mpp = arrays["vectors_um"], float(arrays["mpp"])
-    except KeyError as error:
-        raise RegistrationError(
-            f"{path.name}: lacks the array {error.args[0]}; it must hold vectors_um (rows, "
-            "columns, 2) and mpp, both in um"
-        ) from error
     except _NPZ_FAULTS as error:
         raise RegistrationError(
             f"{path.name}: cannot be read as a displacement ({_first_line(error)}); give .npz with "

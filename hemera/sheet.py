@@ -309,6 +309,11 @@ def _pair(cells: Mapping[str, str], folder: Path, faults: list[str]) -> Pair | N
             "registered is true beside a displacement; leave one of the two empty: images that "
             "come registered need no map"
         )
+    if displacement is not None and mirrored:
+        faults.append(
+            "mirrored is true beside a displacement; leave mirrored empty: the map leads to HER2 "
+            "as it is stored"
+        )
     if len(faults) > before or he is None or her2 is None:
         return None
     return Pair(

@@ -234,7 +234,7 @@ class TestDisplacement:
 
     def test_an_archive_of_something_else(self, tmp_path):
         np.savez(tmp_path / "own.npz", field=np.zeros(3))
-        with pytest.raises(RegistrationError, match="lacks the array vectors_um"):
+        with pytest.raises(RegistrationError, match="lacks vectors_um and mpp"):
             read_displacement(tmp_path / "own.npz")
         np.savez(tmp_path / "own.npz", vectors_um=np.zeros((4, 5)), mpp=1.0)
         with pytest.raises(RegistrationError, match=r"own.npz: .*shape"):

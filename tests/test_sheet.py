@@ -268,6 +268,8 @@ def test_landmarks_and_displacement_in_their_company(tmp_path: Path) -> None:
     header = f"{HEADER}\tdisplacement"
     line = fault(write(tmp_path, cells(registered="true") + "\tfield.npz", header=header))
     assert "registered is true beside a displacement" in line
+    line = fault(write(tmp_path, cells(mirrored="true") + "\tfield.npz", header=header))
+    assert "mirrored is true beside a displacement" in line
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", " \t \n", "\ufeff"])

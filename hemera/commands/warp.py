@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 INVERSE_TOLERANCE_PX = 0.005
 """How near a point of HER2 must be met on the way back to H&E."""
 
+BEYOND_MAX = 0.1
+"""How far outside of its slide a point may lie, as a share of the slide's sides."""
+
 BAD_TILES_MAX = 0.10
 """A warped slide of which a larger share cannot be made is refused."""
 
@@ -144,9 +147,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(namespace: argparse.Namespace) -> int:
     """Carry."""
     output: Path = namespace.output
-    _check_output(output, [namespace.source] if namespace.kind != "slide" else [])
+    config = load_file(namespace.configfile)
+    source = [namespace.source] if namespace.kind != "slide" else []
+    _check_output(output, [*source, namespace.configfile, *_files(config)])
     sides = _sides(
-        load_file(namespace.configfile),
+        config,
         namespace.pair,
         namespace.results,
         even_failed=namespace.even_failed,
@@ -205,6 +210,16 @@ class Sides:
 
 
 # The pair and its map
+
+
+def _files(config: Config) -> list[Path]:
+    """Return the sheet and every file that it names: none of them is ever written over."""
+    sheet = read_sheet(Path(config.cohort.sheet))
+    found = [sheet.path]
+    for pair in sheet.pairs:
+        others = (pair.roi, pair.displacement)
+        found += [*pair.images, *pair.landmarks, *(path for path in others if path is not None)]
+    return found
 
 
 def _sides(config: Config, name: str, results: Path, *, even_failed: bool) -> Sides:
@@ -270,22 +285,23 @@ def _field(pair: Pair, he: Side, her2: Side, folder: Path, even_failed: bool) ->
                 f"pair {pair.pair}: not registered yet, there is no {file}; run "
                 f"`snakemake --cores all {certificate}`"
             )
-    _heed(pair, certificate, even_failed)
     field = read_displacement(path)
-    if field.empty:
-        raise RegistrationError(
-            f"pair {pair.pair}: registration gave no map; name one in the sheet (displacement)"
-        )
+    _heed(pair, certificate, field.empty, even_failed)
     return field
 
 
-def _heed(pair: Pair, certificate: Path, even_failed: bool) -> None:
+def _heed(pair: Pair, certificate: Path, empty: bool, even_failed: bool) -> None:
     """Refuse a map that failed, unless a person accepts it; warn of one under review."""
     columns = ("pair", "verdict", "reason")
     rows = tables.read(certificate, tables.CERTIFICATE, columns).to_pylist()
     row = next((row for row in rows if row["pair"] == pair.pair), None)
     verdict = "fail" if row is None else row["verdict"]
     reason = (row or {}).get("reason") or "no reason given"
+    if empty:
+        raise RegistrationError(
+            f"pair {pair.pair}: registration gave no map: {reason}; mend that, or name a map in "
+            "the sheet (displacement)"
+        )
     if verdict == "pass" or pair.verdict == "accept":
         return
     if verdict == "fail" and not even_failed:
@@ -327,6 +343,18 @@ def warp_points(source: Path, output: Path, sides: Sides, to: str) -> None:
         [[_cell(source, number, lines[number][column]) for column in (x, y)] for number in places]
     ).reshape(-1, 2)
     given = np.isfinite(points).all(axis=1)
+    begun, _ = sides.ends(to)
+    # What was carried here may lie a little beyond the edge, and is carried back.
+    size_px = np.array(begun.size_px)
+    near = (points >= -BEYOND_MAX * size_px) & (points <= (1 + BEYOND_MAX) * size_px)
+    beyond = given & ~near.all(axis=1)
+    if beyond.any():
+        log.warning(
+            "%s: %d of %d points lie far outside of %s, %d x %d px, and have no partner; give "
+            "level-0 pixels",
+            source.name, beyond.sum(), given.sum(), begun.path.name, *begun.size_px,
+        )  # fmt: skip
+    given &= ~beyond
     carried = np.full_like(points, np.nan)
     carried[given] = sides.carry_px(points[given], to)
     for number, point in zip(places, carried, strict=True):
@@ -579,7 +607,7 @@ def _check_output(output: Path, inputs: Iterable[Path]) -> None:
             break
     for path in inputs:
         if path.exists() and output.exists() and os.path.samefile(path, output):
-            raise ConfigError(f"{output}: would be written over what it is made of; name another")
+            raise ConfigError(f"{output}: would be written over a file of the cohort; name another")
 
 
 def _check_mpp(mpp: float, side: Side) -> None:

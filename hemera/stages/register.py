@@ -323,8 +323,8 @@ def _try(
     other = outcome.mirrored_match_count
     if other is not None and outcome.match_count is not None and other > outcome.match_count:
         log.info(
-            "pair %s: the mirror image of HER2 matches better, %d against %d; it is taken",
-            pair.pair, other, outcome.match_count,
+            "pair %s: HER2 matches better %s, %d against %d; so it is taken",
+            pair.pair, "as it is stored" if mirrored else "mirrored", other, outcome.match_count,
         )  # fmt: skip
         other, mirrored = outcome.match_count, not mirrored
         left_s = max(1.0, options.timeout_s - (time.monotonic() - started))
