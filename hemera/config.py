@@ -321,6 +321,7 @@ class MaskOptions(Options):
     """Label images from the HER2 tiles."""
 
     section: ClassVar[str] = "mask"
+    version: ClassVar[int] = 2
 
     engines: tuple[str, ...] = option(
         ("deepliif", "stain"), "engines that run", choices=("deepliif", "stain"), paper="deepliif"
@@ -348,6 +349,13 @@ class MaskOptions(Options):
         "inferred marker above which a cell is positive in any case; none: not used",
         ge=0,
         le=255,
+    )
+    require_agreement: float | None = option(
+        None,
+        "tiles are refused on which two engines agree less, 0 to 1: the lower of the Dice of their "
+        "positive masks and the share of cells they give the same sign; none: not asked",
+        ge=0,
+        le=1,
     )
     device: str = option("auto", "where DeepLIIF runs", choices=("auto", "cpu", "cuda"))
     torch_threads: int = option(2, "threads of PyTorch for DeepLIIF", ge=1, le=64)
@@ -377,9 +385,9 @@ class MaskOptions(Options):
         le=3,
     )
     dab_moderate: float = option(0.15, "the same for 2+", gt=0, le=3)
-    dab_strong: float = option(0.32, "the same for 3+", gt=0, le=3)
+    dab_strong: float = option(0.35, "the same for 3+", gt=0, le=3)
     dab_contrast: float = option(
-        1.4,
+        1.3,
         "weak staining is a membrane's where it is so many times the mean of the 22 um around it",
         ge=0,
         le=10,
@@ -395,11 +403,11 @@ class MaskOptions(Options):
     )
 
     def unread(self) -> frozenset[str]:
-        """Return the target, which index reads, and the options of an engine that does not run."""
+        """Return what index and filter read, and the options of an engine that does not run."""
         names = {field.name for field in dataclasses.fields(self)}
         idle = {name for name in names if name.startswith("deepliif_")}
         idle |= {"device", "torch_threads"}
-        return frozenset({"target"} | (set() if "deepliif" in self.engines else idle))
+        return frozenset({"target", "require_agreement"} | (set() if "deepliif" in self.engines else idle))
 
     def effective(self) -> Self:
         """Return these options with what is not read as it would be if nobody had set it."""
@@ -422,6 +430,11 @@ class MaskOptions(Options):
             raise ConfigError(
                 f"mask.target: {self.target} is not among mask.engines {list(self.engines)}; "
                 "add it there or name one that runs"
+            )
+        if self.require_agreement is not None and len(self.engines) < 2:
+            raise ConfigError(
+                f"mask.require_agreement: {self.require_agreement}, and only one engine runs; set "
+                "mask.engines: [deepliif, stain] or require_agreement: none"
             )
         if len(self.deepliif_seg_weights) != 5:
             raise ConfigError(

@@ -42,11 +42,16 @@ class Cells:
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """What an engine makes of one tile: label image (H, W) uint8, its cells, a note or None."""
+    """What an engine makes of one tile: label image (H, W) uint8, its cells, a note or None.
+
+    `excluded_fraction` is the share of the tile that the engine called nothing, because pen, a
+    fold or dust lies there.
+    """
 
     mask: npt.NDArray[np.uint8]
     cells: Cells
     note: str | None = None
+    excluded_fraction: float = 0.0
 
 
 def blank(shape: tuple[int, int], note: str | None = None) -> Labelled:

@@ -208,6 +208,11 @@ MASK = pa.schema(
         pa.field("weak_fraction", pa.float64(), False),  # pixels of DAB intensity 1
         pa.field("moderate_fraction", pa.float64(), False),
         pa.field("strong_fraction", pa.float64(), False),
+        pa.field("excluded_fraction", pa.float64(), False),  # pen, folds, dust: called nothing
+        # With another engine, where two ran; the same in both rows.
+        pa.field("agreement_dice", pa.float64()),  # of the positive masks
+        pa.field("agreement_sign", pa.float64()),  # share of matched cells; null: none matched
+        pa.field("agreement_cells", pa.int64()),  # matched
         pa.field("cells", pa.int64(), False),
         pa.field("positive_cells", pa.int64(), False),
         pa.field("weak_cells", pa.int64(), False),
@@ -222,7 +227,7 @@ MASK = pa.schema(
 )
 """mask: one row per tile and engine."""
 
-MASK_STATISTICS = tuple(MASK.names[3:13])
+MASK_STATISTICS = tuple(MASK.names[3:17])
 """The columns of MASK that tables of tiles carry per engine, as ``{engine}_{name}``."""
 
 CELLS = pa.schema(
@@ -389,7 +394,8 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
         TableError: when the file is no Parquet file, lacks columns or holds other types.
     """
     wanted = list(columns) if columns is not None else schema.names
-    lacking = [name for name in wanted if name not in _schema(path).names]
+    held = _schema(path).names
+    lacking = [name for name in wanted if name not in held]
     if lacking:
         raise TableError(
             f"{path}: lacks the columns {', '.join(lacking)}; it is of another version, "

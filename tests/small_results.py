@@ -350,6 +350,7 @@ def _tile(
                 "weak_fraction": float(positive.mean()),
                 "moderate_fraction": 0.0,
                 "strong_fraction": 0.0,
+                "excluded_fraction": 0.0,
                 "cells": 12,
                 "positive_cells": 9 if positive.any() else 0,
                 "weak_cells": 9 if positive.any() else 0,

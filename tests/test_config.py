@@ -313,11 +313,11 @@ def test_what_mask_does_not_read_does_not_run_it_again() -> None:
     idle = dataclasses.replace(stain, deepliif_model="elsewhere", torch_threads=7, device="cpu")
     assert flags(idle.effective()) == flags(stain.effective())
     both = MaskOptions(engines=("deepliif", "stain"), target="stain", deepliif_model="elsewhere")
-    other = dataclasses.replace(both, target="deepliif")
+    other = dataclasses.replace(both, target="deepliif", require_agreement=0.5)
     assert flags(both.effective()) == flags(other.effective())
     read = dataclasses.replace(both, deepliif_model="another")
     assert flags(both.effective()) != flags(read.effective())
-    assert flags(dataclasses.replace(stain, ring_um=4.0).effective()) != flags(stain.effective())
+    assert flags(dataclasses.replace(stain, ring_um=3.5).effective()) != flags(stain.effective())
 
 
 def test_every_option_stands_in_the_flags() -> None:

@@ -184,9 +184,8 @@ class Model:
         number = np.zeros(count, np.int32)
         number[pieces[first[:, 1], first[:, 0]]] = np.arange(1, len(first) + 1)
         nuclei: npt.NDArray[np.int32] = number[pieces]
-        separated = stain.separate(rgb, stains)
-        dab = stain.classify(np.ascontiguousarray(separated[..., 1]), mpp, self._options)
-        _, cells = stain.measure(nuclei, dab, mpp, self._options)
+        dab, membrane = stain.membranes(stain.separate(rgb, stains), mpp, stains, self._options)
+        _, cells = stain.measure(stain.territories(nuclei), membrane, mpp, self._options)
         negative = np.bincount(nuclei.ravel(), classes.ravel() == masks.NEGATIVE, len(cells) + 1)
         positive: npt.NDArray[np.bool_] = negative[1:] == 0
         return masks.Labelled(

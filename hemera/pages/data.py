@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,14 @@ from markupsafe import Markup
 from hemera.config import STAGES
 from hemera.pages import charts
 from hemera.pages.html import count, number, percent, plural
+from hemera.scoring import reading, suitability
 from hemera.sheet import SCORES, SPLITS, Pair
 
 NETWORKS = {"generation": "GenerationNet", "segmentation": "SegmentationNet"}
 ROWS_MAX = 500
 """Rows of a table on the page; the tables on disk hold them all."""
+WORST_TILES = 12
+LEVELS = ("weak", "moderate", "strong")
 LEAN_MIN = 0.10
 LEAN_TILES_MIN = 20
 """A score is named when its tiles are accepted so much less or more often than the others of its
@@ -54,6 +57,7 @@ REASONS = {
     "unlike_histograms": Reason(
         "haematoxylin unlike on the two stains", "histogram_similarity", "histogram_similarity_min"
     ),
+    "disputed_mask": Reason("the two mask engines disagree"),
 }
 """The reasons that filter gives, in the order in which it asks."""
 
@@ -401,6 +405,8 @@ def limit_words(reason: str, limits: Mapping[str, Any]) -> str:
     known = REASONS.get(reason)
     if known is None:
         return ""
+    if reason == "disputed_mask":
+        return "mask.require_agreement"
     if known.limit is None:
         return "filter.accept_review: false"
     value = limits.get(known.limit)
@@ -507,7 +513,8 @@ def mask_statistics(cohort: Cohort) -> list[dict[str, Any]]:
         fraction = cohort.column(f"{engine}_positive_fraction")
         cells = cohort.column(f"{engine}_cells")
         positive = cohort.column(f"{engine}_positive_cells")
-        strong = cohort.column(f"{engine}_strong_cells")
+        levels = [cohort.column(f"{engine}_{name}_cells") for name in LEVELS]
+        excluded = cohort.column(f"{engine}_excluded_fraction")
         rows, spread = [], []
         for name, level in groups:
             own = accepted & (dataset == name) & (score == level)
@@ -524,7 +531,10 @@ def mask_statistics(cohort: Cohort) -> list[dict[str, Any]]:
                     "empty": float(np.mean(fraction[own] == 0)),
                     "density": total / float(area_mm2[own].sum()),
                     "positive": float(positive[own].sum()) / total if total else None,
-                    "strong": float(strong[own].sum()) / total if total else None,
+                    "levels": [
+                        float(level[own].sum()) / total if total else None for level in levels
+                    ],
+                    "excluded": float(np.nanmean(excluded[own])),
                 }
             )
             spread.append((f"{name}, {score_name(level)}", fraction[own]))
@@ -543,23 +553,138 @@ def mask_statistics(cohort: Cohort) -> list[dict[str, Any]]:
     return made
 
 
-def agreement(cohort: Cohort) -> str:
-    """Return how far two engines agree about the positive share of accepted tiles, in words."""
+def agreement(cohort: Cohort) -> dict[str, Any]:
+    """Return how far two engines agree on the accepted tiles: per score, overall, worst tiles.
+
+    Dice and sign are means over tiles; tiles that both call empty agree wholly, and say little:
+    they are counted apart.
+    """
     if len(cohort.engines) < 2:
-        return ""
-    first, second = (
-        cohort.column(f"{engine}_positive_fraction")[cohort.accepted]
-        for engine in cohort.engines[:2]
+        return {}
+    first, second = cohort.engines[:2]
+    dice, sign = (cohort.column(f"{first}_agreement_{name}") for name in ("dice", "sign"))
+    compared = cohort.accepted & np.isfinite(dice)
+    if not compared.any():
+        return {}
+    shares = [cohort.column(f"{engine}_positive_fraction") for engine in (first, second)]
+    empty = (shares[0] == 0) & (shares[1] == 0)
+    dataset, score = cohort.column("dataset"), cohort.column("score")
+    groups = sorted(
+        set(zip(dataset[compared], score[compared], strict=True)),
+        key=lambda key: (key[0], score_order(key[1])),
     )
-    both = np.isfinite(first) & np.isfinite(second)
-    if np.count_nonzero(both) < 3 or not first[both].std() or not second[both].std():
-        return ""
-    return (
-        f"On {plural(int(both.sum()), 'accepted tile')} the positive shares of "
-        f"{cohort.engines[0]} and {cohort.engines[1]} correlate with "
-        f"r = {number(float(np.corrcoef(first[both], second[both])[0, 1]), 2)} and differ by "
-        f"{percent(float(np.abs(first - second)[both].mean()))} of the tile on average."
+    verdicts = np.array(
+        [suitability(d, s) if np.isfinite(d) else "" for d, s in zip(dice, sign, strict=True)],
+        dtype=object,
     )
+
+    def row(words: tuple[str, str], own: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        telling = own & ~empty
+        means = [
+            float(values[part].mean()) if part.any() else None
+            for values, part in ((dice, telling), (sign, telling & np.isfinite(sign)))
+        ]
+        counts = collections.Counter(verdicts[own])
+        return {
+            "dataset": words[0],
+            "score": words[1],
+            "tiles": int(own.sum()),
+            "empty": int((own & empty).sum()),
+            "dice": means[0],
+            "sign": means[1],
+            "verdict": suitability(means[0], means[1]) if means[0] is not None else None,
+            **{name: counts[name] for name in ("suitable", "doubtful", "unsuitable")},
+        }
+
+    rows = [
+        row((name, score_name(level)), compared & (dataset == name) & (score == level))
+        for name, level in groups
+    ]
+    least = np.fmin(dice, sign)
+    order = np.flatnonzero(compared)
+    names = cohort.column("tile")
+    order = np.array(sorted(order, key=lambda place: (least[place], names[place])), np.int64)
+    return {
+        "engines": (first, second),
+        "rows": rows,
+        "all": row(("all", ""), compared),
+        "worst": [
+            {
+                "tile": names[place],
+                "score": score_name(score[place]),
+                "dice": float(dice[place]),
+                "sign": float(sign[place]) if np.isfinite(sign[place]) else None,
+                "first": float(shares[0][place]),
+                "second": float(shares[1][place]),
+                "verdict": verdicts[place],
+            }
+            for place in order[:WORST_TILES]
+        ],
+    }
+
+
+def readings(cohort: Cohort) -> list[dict[str, Any]]:
+    """Return, per engine, the ASCO/CAP reading of its cells against the score in the sheet.
+
+    Once by case and once by tile, of the accepted tiles; of pairs without a score nothing is said.
+    """
+    accepted = cohort.accepted
+    score = cohort.column("score")
+    made = []
+    for engine in cohort.engines:
+        columns = [np.nan_to_num(cohort.column(f"{engine}_{name}_cells")) for name in LEVELS]
+        cells = np.nan_to_num(cohort.column(f"{engine}_cells"))
+        counts = np.column_stack([cells - sum(columns), *columns])
+        tables = []
+        for words, keys in (("case", cohort.column("case")), ("tile", cohort.column("tile"))):
+            total: dict[tuple[str, str], npt.NDArray[np.float64]] = collections.defaultdict(
+                lambda: np.zeros(4)
+            )
+            for place in np.flatnonzero(accepted):
+                if score[place] in SCORES:
+                    total[keys[place], score[place]] += counts[place]
+            table = confusion((truth, reading(own.tolist())) for (_, truth), own in total.items())
+            if table:
+                tables.append({"by": words, **table})
+        if tables:
+            made.append({"engine": engine, "scores": SCORES, "tables": tables})
+    return made
+
+
+def confusion(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return the confusion table of (score in the sheet, reading): rows, columns, agreement.
+
+    Args:
+        pairs: the reading may be empty: no cell was found.
+    """
+    counts = collections.Counter(pairs)
+    if not counts:
+        return {}
+    read = sum(n for (_, found), n in counts.items() if found)
+    right = sum(counts[name, name] for name in SCORES)
+    return {
+        "rows": [
+            {
+                "score": truth,
+                "counts": [counts[truth, found] for found in SCORES],
+                "without": counts[truth, ""],
+            }
+            for truth in SCORES
+            if any(counts[truth, found] for found in (*SCORES, ""))
+        ],
+        "read": read,
+        "right": right / read if read else None,
+        "near": (
+            sum(
+                n
+                for (truth, found), n in counts.items()
+                if found and abs(score_order(truth) - score_order(found)) <= 1
+            )
+            / read
+            if read
+            else None
+        ),
+    }
 
 
 def splits(cohort: Cohort) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hemera import tables
-from hemera.config import FilterOptions
-from hemera.errors import TableError
+from hemera.config import FilterOptions, parse_word
+from hemera.errors import ConfigError, TableError
 from hemera.sheet import Pair, read_sheet, units
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def run(
     engines: tuple[str, ...],
     tiles: Path,
     funnel: Path,
+    require_agreement: str = "none",
     options: FilterOptions,
 ) -> None:
     """Join the tables of all units, accept or refuse every tile, count the refusals.
@@ -42,11 +43,15 @@ def run(
         engines: mask engines whose statistics go along, in this order.
         tiles: table of all tiles, `tables.filtered`, sorted by tile.
         funnel: counts per data set, score and reason, `tables.FUNNEL`.
+        require_agreement: mask.require_agreement, a number or ``none``: least agreement of two
+            engines on a tile.
         options: thresholds.
 
     Raises:
+        ConfigError: when agreement is asked for and is no number, or a single engine ran.
         TableError: when a unit's tables of tile and mask do not list the same tiles.
     """
+    agreement = _required(require_agreement, engines)
     pairs = read_sheet(sheet)
     by_name = {pair.pair: pair for pair in pairs.pairs}
     schema = tables.filtered(engines)
@@ -61,14 +66,14 @@ def run(
             # Units differ in what they passed through: a block is not registered.
             sources = tables.inherited(stage, folder / f"{unit}.parquet") | sources
     table = pa.concat_tables(parts).sort_by("tile")
-    reasons = refusals(table, options)
+    reasons = refusals(table, options, engines, agreement)
     table = table.append_column("accepted", pa.array(reasons == ""))
     table = table.append_column("reason", pa.array(reasons, pa.string(), mask=reasons == ""))
     tables.write(tiles, table, schema, {**sources, **tables.provenance(options)})
     tables.write(funnel, count(table), tables.FUNNEL)
     accepted = int(np.count_nonzero(reasons == ""))
     log.info("%d of %d tiles accepted", accepted, table.num_rows)
-    for name in (name for name, _ in _criteria(table, options)):
+    for name, _ in _criteria(table, options, engines, agreement):
         taken = int(np.count_nonzero(reasons == name))
         if taken:
             log.info("%s refused %d", name, taken)
@@ -79,20 +84,45 @@ def run(
         )
 
 
-def refusals(table: pa.Table, options: FilterOptions) -> npt.NDArray[np.str_]:
+def _required(word: str, engines: Sequence[str]) -> float | None:
+    try:
+        value: float | None = parse_word(word, float | None)
+    except ValueError as error:
+        raise ConfigError(f"mask.require_agreement: {error}") from None
+    if value is not None and len(engines) < 2:
+        raise ConfigError(
+            f"mask.require_agreement: {word}, and only one engine runs; set mask.engines: "
+            "[deepliif, stain] or require_agreement: none"
+        )
+    return value
+
+
+def refusals(
+    table: pa.Table,
+    options: FilterOptions,
+    engines: Sequence[str] = (),
+    require_agreement: float | None = None,
+) -> npt.NDArray[np.str_]:
     """Return the first reason against each tile, an empty text for an accepted one.
 
     Args:
-        table: columns of TILE with `dataset` and `registration`.
+        table: columns of TILE with `dataset` and `registration`, and of the masks of `engines`.
         options: thresholds.
+        engines: mask engines.
+        require_agreement: least agreement of two of them; None: not asked.
     """
     reasons = np.full(table.num_rows, "", dtype="U24")
-    for name, refused in _criteria(table, options):
+    for name, refused in _criteria(table, options, engines, require_agreement):
         reasons[(reasons == "") & refused] = name
     return reasons
 
 
-def _criteria(table: pa.Table, options: FilterOptions) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+def _criteria(
+    table: pa.Table,
+    options: FilterOptions,
+    engines: Sequence[str],
+    require_agreement: float | None,
+) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     """Return (reason, which tiles it is against), in the order in which they are asked.
 
     Sharpness stands behind tissue, because the noise of an empty tile is sharp. What is not a
@@ -121,6 +151,11 @@ def _criteria(table: pa.Table, options: FilterOptions) -> list[tuple[str, npt.ND
     ).to_numpy(zero_copy_only=False)
     misplaced &= certified | np.isfinite(error)
     unlike = ~(similarity >= options.histogram_similarity_min)
+    disputed = np.zeros(table.num_rows, np.bool_)
+    if require_agreement is not None:
+        # No cell was matched: then the masks alone say how far the engines agree.
+        least = np.fmin(*(column(f"{engines[0]}_agreement_{name}") for name in ("dice", "sign")))
+        disputed = ~(least >= require_agreement)
     return [
         ("registration_review", review & (not options.accept_review)),
         ("low_tissue", ~(column("tissue_fraction") >= options.tissue_fraction_min)),
@@ -130,6 +165,7 @@ def _criteria(table: pa.Table, options: FilterOptions) -> list[tuple[str, npt.ND
         ("blurred_he", ~(column("he_sharpness") >= options.he_sharpness_min)),
         ("blurred_her2", ~(column("her2_sharpness") >= options.her2_sharpness_min)),
         ("unlike_histograms", compared & unlike),
+        ("disputed_mask", disputed),
     ]
 
 

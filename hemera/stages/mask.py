@@ -14,7 +14,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from hemera import masks as labels
-from hemera import shards, tables
+from hemera import scoring, shards, tables
 from hemera.config import MaskOptions
 from hemera.engines import stain
 from hemera.errors import ShardError
@@ -58,8 +58,12 @@ def run(
     with replacing(shard) as temporary, shards.ShardWriter(temporary) as writer:
         for row in tqdm(rows, desc="mask", unit="tile", disable=None):
             rgb = _read(tile_shard, row)
-            for name, engine in engines.items():
-                labelled = engine(rgb, row["mpp"], stains[row["pair"]])
+            made = {
+                name: engine(rgb, row["mpp"], stains[row["pair"]])
+                for name, engine in engines.items()
+            }
+            agreement = _agreement(list(made.values()), row["mpp"])
+            for name, labelled in made.items():
                 data = shards.encode_mask(labelled.mask)
                 offset, length = writer.add(f"{row['tile']}.{name}.png", data)
                 mask_rows.append(
@@ -68,6 +72,7 @@ def run(
                         "pair": row["pair"],
                         "engine": name,
                         **statistics(labelled),
+                        **agreement,
                         "note": labelled.note,
                         "shard": f"{shard.parent.name}/{shard.name}",
                         "offset": offset,
@@ -92,11 +97,25 @@ def statistics(labelled: labels.Labelled) -> dict[str, float | int]:
         "weak_fraction": float(pixels[1]),
         "moderate_fraction": float(pixels[2]),
         "strong_fraction": float(pixels[3]),
+        "excluded_fraction": labelled.excluded_fraction,
         "cells": len(cells),
         "positive_cells": int(cells.positive.sum()),
         "weak_cells": int(strength[1]),
         "moderate_cells": int(strength[2]),
         "strong_cells": int(strength[3]),
+    }
+
+
+def _agreement(made: list[labels.Labelled], mpp: float) -> dict[str, float | int | None]:
+    """Return the columns of MASK that compare two engines; none of them where one ran."""
+    if len(made) < 2:
+        return {}
+    first, second = made
+    sign, matched = scoring.sign_agreement(first.cells, second.cells, mpp)
+    return {
+        "agreement_dice": scoring.dice(labels.positive(first.mask), labels.positive(second.mask)),
+        "agreement_sign": sign,
+        "agreement_cells": matched,
     }
 
 

@@ -95,6 +95,7 @@ def run(
         "dropped_note": dropped_note,
         "masks": data.mask_statistics(cohort),
         "agreement": data.agreement(cohort),
+        "readings": data.readings(cohort),
         "splits": data.splits(cohort),
         "provenance": data.provenance(cohort),
         "target": cohort.metadata.get("mask_target", ""),

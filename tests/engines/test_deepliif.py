@@ -189,8 +189,8 @@ def test_intensity_is_that_of_the_membrane_engine(model: Path) -> None:
     rgb = tile()
     chosen = options(model)
     found = deepliif.Model(chosen).segment(rgb, 0.5, STAINS)
-    dab = np.ascontiguousarray(stain.separate(rgb, STAINS)[..., 1])
-    np.testing.assert_array_equal(masks.intensity(found.mask), stain.classify(dab, 0.5, chosen))
+    classes, _ = stain.membranes(stain.separate(rgb, STAINS), 0.5, STAINS, chosen)
+    np.testing.assert_array_equal(masks.intensity(found.mask), classes)
     assert len(np.unique(masks.intensity(found.mask))) > 2
 
 
@@ -390,5 +390,14 @@ def test_the_stage_runs_every_engine_in_the_order_of_the_options(
     )
     np.testing.assert_array_equal(image, expected.mask)
     assert found[1]["cells"] == len(expected.cells) > 0
+    other = stain.segment(pictures["t_1"], 0.5, stains, chosen)
+    first, second = masks.positive(other.mask), masks.positive(expected.mask)
+    for row in found[:2]:
+        overlap = 2 * (first & second).sum() / (first.sum() + second.sum())
+        assert row["agreement_dice"] == pytest.approx(overlap)
+        assert 0 <= row["agreement_cells"] <= min(len(other.cells), len(expected.cells))
+        assert (row["agreement_sign"] is None) == (row["agreement_cells"] == 0)
+    for row in found[2:]:
+        assert row["agreement_cells"] == 0, "a blank tile has no cell to match"
     cells = tables.read(tmp_path / "cells.parquet", tables.CELLS).to_pylist()
     assert sum(row["engine"] == "deepliif" for row in cells) == len(expected.cells)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 from scipy.spatial import KDTree
-from skimage.segmentation import expand_labels
+from skimage.segmentation import expand_labels, watershed
 
 from hemera import masks
 from hemera.config import MaskOptions
@@ -118,7 +118,7 @@ def test_mask_and_cells_say_the_same() -> None:
 
 
 def test_a_membrane_stained_on_one_side_is_not_positive() -> None:
-    slide = draw(np.full((2, 3), 0.6), arc=0.25)
+    slide = draw(np.full((2, 3), 0.6), arc=0.2)
     found = stain.segment(slide.rgb, 0.5, stain.estimate([slide.rgb]), OPTIONS)
     assert len(found.cells) == 6
     assert not found.cells.positive.any()
@@ -142,7 +142,7 @@ def test_positive_begins_where_the_option_says() -> None:
 def test_touching_nuclei_are_cut() -> None:
     y, x = np.mgrid[:80, :120].astype(float)
     density = 0.5 * ((np.hypot(y - 40, x - 42) < 10) | (np.hypot(y - 38, x - 60) < 10))
-    labels = stain.nuclei(density.astype(np.float32), 0.5, 0.5, OPTIONS)
+    labels = stain.nuclei(density.astype(np.float32), 0.5, 0.5, OPTIONS).labels
     assert labels.max() == 2
     assert labels[40, 40] != labels[38, 62]
 
@@ -225,16 +225,102 @@ def test_separation_gives_back_the_densities() -> None:
     np.testing.assert_allclose(found[..., 2], 0, atol=0.03)
 
 
-def test_labels_grow_as_scikit_image_grows_them() -> None:
+def test_cells_grow_as_scikit_image_grows_labels() -> None:
     rng = np.random.default_rng(2)
     labels = np.zeros((90, 130), np.int32)
     y, x = rng.integers(5, 85, 12), rng.integers(5, 125, 12)
     for k in range(12):
         labels[y[k] - 2 : y[k] + 3, x[k] - 1 : x[k] + 4] = k + 1
-    ours, theirs = stain.expand(labels, 6.0), expand_labels(labels, 6.0)
+    empty = np.zeros(labels.shape, np.uint8)
+    ours, _ = stain.measure(stain.territories(labels), empty, 0.5, OPTIONS)
+    theirs = expand_labels(labels, OPTIONS.ring_um / 0.5)
     # OpenCV's distance is within 2 % of Euclid's; who owns a pixel in between may differ
     assert (ours != theirs).mean() < 0.01
     np.testing.assert_array_equal(ours[labels > 0], theirs[labels > 0])
+
+
+def test_without_nuclei_there_are_no_cells() -> None:
+    nothing = np.zeros((40, 70), np.int32)
+    classes = np.full(nothing.shape, 3, np.uint8)
+    grown, cells = stain.measure(stain.territories(nothing), classes, 0.5, OPTIONS)
+    assert len(cells) == 0
+    assert not grown.any()
+
+
+def test_the_cut_at_half_the_resolution_is_scikit_images_watershed_within_a_pixel() -> None:
+    """On an odd-sized picture: of touching discs, what differs lies beside the cut."""
+    y, x = np.mgrid[:101, :147].astype(float)
+    inside = np.zeros(y.shape, bool)
+    markers = np.zeros(y.shape, np.int32)
+    for k, (cy, cx) in enumerate(((40, 40), (44, 58), (62, 49), (60, 100), (52, 114))):
+        inside |= np.hypot(y - cy, x - cx) < 11
+        markers[cy - 1 : cy + 2, cx - 1 : cx + 2] = k + 1
+    distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 5)
+    ridge = (distance * 64).astype(np.uint16)
+    ours = stain._flooded(ridge, markers, inside)
+    theirs = watershed(-ridge.astype(np.int32), markers, mask=inside)
+    np.testing.assert_array_equal(ours > 0, inside)
+    differing = ours != theirs
+    assert differing.mean() < 0.005
+    near_cut = ndimage.maximum_filter(theirs, 5) != ndimage.minimum_filter(
+        np.where(theirs > 0, theirs, 99), 5
+    )
+    assert not (differing & ~near_cut).any()
+
+
+def test_faint_brown_everywhere_is_background_and_a_faint_membrane_on_it_is_not() -> None:
+    """Skin and stroma take up brown evenly: compared with its surroundings a ring is none."""
+    slide = draw(np.full((3, 4), 0.0))
+    stained = draw(np.full((3, 4), 0.25))
+    for seen, positive in ((slide, False), (stained, True)):
+        even = seen.rgb * 10 ** -(0.08 * DAB)
+        stains = stain.Stains((250, 248, 246), estimated=("haematoxylin", "dab"))
+        found = stain.segment(even.round().astype(np.uint8), 0.5, stains, OPTIONS)
+        assert len(found.cells) == 12
+        assert found.cells.positive.all() == positive
+        assert found.cells.positive.any() == positive
+
+
+INKS = {"red": (0.10, 0.70, 0.55), "green": (0.6, 0.25, 0.5), "blue": (0.95, 0.50, 0.05),
+        "black": (0.80, 0.80, 0.75)}  # fmt: skip
+
+
+@pytest.mark.parametrize("colour", INKS)
+def test_pen_is_left_out_and_the_rest_is_as_without_it(colour: str) -> None:
+    slide = draw(np.zeros((4, 9)))
+    stains = stain.Stains((250, 248, 246), estimated=("haematoxylin", "dab"))
+    before = stain.segment(slide.rgb, 0.5, stains, OPTIONS)
+    assert before.excluded_fraction == 0
+    inked = slide.rgb.copy()
+    band = slice(120, 200)
+    inked[:, band] = (inked[:, band] * 10 ** -np.array(INKS[colour])).round()
+    found = stain.segment(inked, 0.5, stains, OPTIONS)
+    share = 80 / inked.shape[1]
+    assert 0.5 * share < found.excluded_fraction < 1.5 * share
+    assert found.cells.positive.sum() <= 1  # at the very edge
+    np.testing.assert_array_equal(found.mask[:, 240:], before.mask[:, 240:])
+
+
+def test_a_fold_is_left_out_and_a_row_of_dark_nuclei_is_not() -> None:
+    slide = draw(np.full((4, 9), 0.3), counterstain=1.2)
+    stains = stain.Stains((250, 248, 246), estimated=("haematoxylin", "dab"))
+    assert stain.segment(slide.rgb, 0.5, stains, OPTIONS).excluded_fraction == 0
+    folded = slide.rgb.copy()
+    folded[:, 150:190] = (folded[:, 150:190] * 10**-0.6).round()
+    found = stain.segment(folded, 0.5, stains, OPTIONS)
+    assert found.excluded_fraction > 0.8 * 40 / folded.shape[1]
+    assert not found.mask[:, 155:185].any()
+
+
+def test_a_direction_between_both_stains_is_a_mixture_and_not_a_stain() -> None:
+    """A slide all brown has no pure haematoxylin to measure: what it has of DAB is taken away."""
+    mixture = 0.6 * HAEMATOXYLIN + 0.4 * DAB
+    found = stain._purified(mixture / np.linalg.norm(mixture), 0)
+    assert found @ HAEMATOXYLIN > mixture @ HAEMATOXYLIN / np.linalg.norm(mixture)
+    assert np.degrees(np.arccos(found @ HAEMATOXYLIN)) < 6
+    outside = 1.2 * HAEMATOXYLIN - 0.2 * DAB
+    outside /= np.linalg.norm(outside)
+    np.testing.assert_allclose(stain._purified(outside, 0), outside)
 
 
 def test_same_tile_same_bytes() -> None:
@@ -284,7 +370,7 @@ def test_positive_cells_of_the_demo_are_found(cohort: Path) -> None:
         matches += stained.sum()
     assert right > 300
     assert 2 * right / (2 * right + wrong + missed) >= 0.85
-    assert graded / matches >= 0.75
+    assert graded / matches >= 0.85
 
 
 def image_pairs(folder: Path) -> list[dict[str, str]]:
@@ -309,12 +395,10 @@ def test_nuclei_of_real_tiles_with_truth(images: Path) -> None:
         )
         for k in ("22_2", "799_2")
     ]
-    # A weak halo around a brown nucleus is a membrane to this engine: not so here.
-    nuclear_marker = dataclasses.replace(OPTIONS, positive_intensity_min=2)
     scores, agreements = [], []
     for tile, truth in pairs:
         tile = np.ascontiguousarray(tile)
-        found = stain.segment(tile, 0.25, stain.estimate([tile]), nuclear_marker)
+        found = stain.segment(tile, 0.25, stain.estimate([tile]), OPTIONS)
         nuclei, true = masks.nuclei(found.mask), truth.max(axis=2) > 128
         scores.append(2 * (nuclei & true).sum() / (nuclei.sum() + true.sum()))
         red, blue = truth[..., 0] > 128, truth[..., 2] > 128
@@ -328,7 +412,7 @@ def test_nuclei_of_real_tiles_with_truth(images: Path) -> None:
 
 def test_real_tiles_are_ordered_by_their_score(images: Path) -> None:
     """Left out for want of tumour: 00003 (3+) fat and ducts, 00004 (0) fat, 00345 (0) skin."""
-    shares = {}
+    shares, strong = {}, {}
     for name in (
         "bci_ihc_only_1024/IHC/test/00000_test_1+.png",
         "bci_ihc_only_1024/IHC/test/00001_test_2+.png",
@@ -339,8 +423,10 @@ def test_real_tiles_are_ordered_by_their_score(images: Path) -> None:
         tile = real(images, name)
         found = stain.segment(tile, 0.46, stain.estimate([tile]), OPTIONS)
         shares[name] = float(found.cells.positive.mean())
+        strong[name] = float((found.cells.intensity >= 2).mean())
         if "00005" in name:
             assert masks.positive(found.mask).mean() < 0.001
-    high = [share for name, share in shares.items() if "2+" in name]
-    low = [share for name, share in shares.items() if "2+" not in name]
-    assert min(high) > 3 * max(low), shares
+    for found_shares in (shares, strong):
+        high = [share for name, share in found_shares.items() if "2+" in name]
+        low = [share for name, share in found_shares.items() if "2+" not in name]
+        assert min(high) > 2 * max(low), found_shares

@@ -24,7 +24,7 @@ from hemera.stages import mask
 OPTIONS = MaskOptions(engines=("stain",), target="stain")
 MPP = 0.5
 
-GOLDEN = {1: "e1836e65dabceb5dc74760f66e6eec7fbf6969874705fb465a4af29611ac92f9"}
+GOLDEN = {2: "a4eafd3dc0af87c9271d02031f8d76ad3e25b5b0c7eba98f950c38ecf135de3b"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
@@ -110,6 +110,8 @@ def test_rows_members_and_cells_say_the_same(unit: tuple[Path, Path], tmp_path: 
         assert row["nucleus_fraction"] == pytest.approx((image & 4 > 0).sum() / pixels)
         for level, column in enumerate(("weak", "moderate", "strong"), start=1):
             assert row[f"{column}_fraction"] == pytest.approx((image >> 3 == level).sum() / pixels)
+        assert row["excluded_fraction"] == 0
+        assert row["agreement_dice"] is None, "one engine ran"
         assert row["positive_fraction"] == pytest.approx(labels.positive(image).sum() / pixels)
         own = cells[cells.tile == name]
         assert row["cells"] == len(own)
