@@ -97,7 +97,8 @@ class Displacement:
             raise RegistrationError(f"displacement: mpp {self.mpp}; it must be positive")
         if not np.isfinite(self.vectors_um).all():
             raise RegistrationError(
-                "displacement: holds values that are no numbers; fill them in, or register the pair again"
+                "displacement: holds values that are no numbers; fill them in, or register the "
+                "pair again"
             )
 
     @property

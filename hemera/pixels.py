@@ -72,10 +72,14 @@ def separate_stains(rgb: RGB, background: tuple[int, int, int] = WHITE) -> Float
     return np.maximum(stains, 0, out=stains)
 
 
+_LOGS = np.repeat(
+    (np.log(np.clip(np.arange(256) / 255, 1e-6, 1.0)) / math.log(1e-6)).astype(np.float32), 3
+).reshape(1, 256, 3)
+
+
 def haematoxylin(rgb: RGB) -> Float:
     """Return the haematoxylin of `separate_stains` alone, (H, W) float32."""
-    table = (np.log(np.clip(np.arange(256) / 255, 1e-6, 1.0)) / math.log(1e-6)).astype(np.float32)
-    logs = _look_up(rgb, np.tile(table, (3, 1)))
+    logs = np.asarray(cv2.LUT(np.ascontiguousarray(rgb), _LOGS), np.float32)
     stain = cv2.transform(logs, HED_FROM_RGB[:, :1].T)
     return np.maximum(stain, 0, out=stain)
 
@@ -135,11 +139,16 @@ def density(rgb: RGB, background: tuple[int, int, int]) -> RGB:
     Returns:
         (H, W) uint8 in steps of `DENSITY_STEP`, up to 0.51.
     """
+    steps = cv2.LUT(np.ascontiguousarray(rgb), _density_table(background))
+    red, green, blue = cv2.split(np.asarray(steps))
+    return np.asarray(cv2.max(cv2.max(red, green), blue), np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _density_table(background: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     value = np.maximum(np.arange(256), 1) / np.maximum(np.array(background, float), 1)[:, None]
     steps = np.clip(np.rint(-np.log10(value) / DENSITY_STEP), 0, 255).astype(np.uint8)
-    table = np.ascontiguousarray(steps.T)[None]
-    red, green, blue = cv2.split(np.asarray(cv2.LUT(np.ascontiguousarray(rgb), table)))
-    return np.asarray(cv2.max(cv2.max(red, green), blue), np.uint8)
+    return np.ascontiguousarray(steps.T)[None]
 
 
 def tissue_threshold(values: RGB, lowest: float, highest: float) -> float:

@@ -306,3 +306,28 @@ def test_an_empty_index_has_no_rows(index, tmp_path):
     empty = tmp_path / "empty.parquet"
     pq.write_table(pq.read_table(index).slice(0, 0), empty)
     assert names(empty) == names(empty, where="score == '3+'", part="train") == ""
+
+
+def test_what_was_taken_back_may_be_written_again(tmp_path):
+    path = tmp_path / "shard.tar"
+    with ShardWriter(path) as writer:
+        writer.add("a.he.png", b"first")
+        start = writer.position()
+        writer.add("b.he.png", b"to go")
+        writer.rewind(start)
+        offset, length = writer.add("b.he.png", b"second")
+        with pytest.raises(ShardError, match=r"a\.he\.png stands in it already"):
+            writer.add("a.he.png", b"again")
+    assert read_member(path, offset, length) == b"second"
+    with tarfile.open(path) as archive:
+        assert archive.getnames() == ["a.he.png", "b.he.png"]
+
+
+@pytest.mark.parametrize("length", [99, 100, 101, 180])
+def test_names_of_any_length_are_read_by_tar(tmp_path, length):
+    name = "x" * (length - 7) + ".he.png"
+    with ShardWriter(tmp_path / "shard.tar") as writer:
+        writer.add(name, b"bytes")
+    with tarfile.open(tmp_path / "shard.tar") as archive:
+        assert archive.getnames() == [name]
+        assert archive.extractfile(name).read() == b"bytes"

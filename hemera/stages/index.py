@@ -225,7 +225,7 @@ def _check_networks(table: pa.Table) -> None:
 
 def _mixture(table: pa.Table, options: IndexOptions) -> str | None:
     """Return a warning when accepted tiles differ in resolution."""
-    accepted = table.filter(table.column("accepted"))
+    accepted = table.select(["dataset", "mpp"]).filter(table.column("accepted"))
     if not accepted.num_rows:
         return None
     spans = {
