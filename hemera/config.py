@@ -335,6 +335,11 @@ class MaskOptions(Options):
     deepliif_model: str | None = option(
         None, "DeepLIIF model directory (Zenodo record 4751737); nothing is downloaded"
     )
+    deepliif_sha256: str | None = option(
+        None,
+        "digest that the model's networks must have; a wrong one is told what they have; none: not "
+        "checked",
+    )
     deepliif_seg_weights: tuple[float, ...] = option(
         (0.2, 0.2, 0.2, 0.2, 0.2), "weights of its five segmentations", ge=0, le=1
     )

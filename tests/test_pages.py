@@ -1,6 +1,7 @@
 """The parts of the pages: numbers, charts, pictures, the certificate, and evaluate's page."""
 
 import base64
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -597,3 +598,78 @@ def test_evaluation_page_stays_below_its_size(tmp_path: Path) -> None:
     assert first is not None
     shown = cv2.imdecode(np.frombuffer(base64.b64decode(first.group(1)), np.uint8), 1)
     assert shown.shape == (448, 448, 3)
+
+
+def two_engines(**columns: list[Any]) -> data.Cohort:
+    """Return a cohort of which only what compares the masks of two engines matters."""
+    count = len(columns["tile"])
+    table: dict[str, Any] = {"accepted": [True] * count, "dataset": ["bci"] * count, **columns}
+    return data.Cohort(
+        sheet="pairs.tsv",
+        preset="hemera",
+        pairs=(),
+        outcomes=pa.table({}),
+        images=pa.table({}),
+        funnel=pa.table({}),
+        index=pa.table(table),
+        metadata={"mask_engines": '["a", "b"]'},
+    )
+
+
+def test_agreement_is_a_mean_over_tiles_that_are_not_empty_to_both_and_names_the_worst() -> None:
+    cohort = two_engines(
+        tile=["t1", "t2", "t3", "t4", "t5"],
+        score=["0", "3+", "3+", "3+", "3+"],
+        accepted=[True, True, True, True, False],
+        a_agreement_dice=[1.0, 0.9, 0.5, None, 0.0],
+        a_agreement_sign=[None, 0.8, 0.3, None, 0.0],
+        a_positive_fraction=[0.0, 0.4, 0.2, 0.3, 0.9],
+        b_positive_fraction=[0.0, 0.5, 0.6, 0.3, 0.1],
+    )
+    found = data.agreement(cohort)
+    assert found["engines"] == ("a", "b")
+    low, high = found["rows"]
+    assert (low["score"], low["tiles"], low["empty"], low["dice"]) == ("0", 1, 1, None)
+    assert (high["score"], high["tiles"], high["empty"]) == ("3+", 2, 0)
+    assert high["dice"] == pytest.approx(0.7)
+    assert high["sign"] == pytest.approx(0.55)
+    assert high["verdict"] == "doubtful"
+    assert (high["suitable"], high["doubtful"], high["unsuitable"]) == (1, 0, 1)
+    assert found["all"]["tiles"] == 3
+    assert [row["tile"] for row in found["worst"]] == ["t3", "t2", "t1"]
+    assert found["worst"][0]["verdict"] == "unsuitable"
+
+
+def test_one_engine_or_no_comparison_is_no_agreement() -> None:
+    cohort = two_engines(
+        tile=["t1"],
+        score=["0"],
+        a_agreement_dice=pa.array([None], pa.float64()),
+        a_agreement_sign=pa.array([None], pa.float64()),
+    )
+    assert data.agreement(cohort) == {}
+    assert data.agreement(dataclasses.replace(cohort, metadata={"mask_engines": '["a"]'})) == {}
+
+
+def test_readings_add_the_cells_of_a_case_before_they_read_it() -> None:
+    """By tile: 3+, 0, none, 1+; the first two are one case, whose 6 of 100 are a 0."""
+    cohort = two_engines(
+        tile=["t1", "t2", "t3", "t4"],
+        case=["c1", "c1", "c2", "c3"],
+        score=["3+", "3+", "1+", ""],
+        **{f"a_{name}": v for name, v in (
+            ("cells", [20, 80, 0, 9]), ("weak_cells", [0, 0, 0, 9]),
+            ("moderate_cells", [0, 0, 0, 0]), ("strong_cells", [6, 0, 0, 0]),
+        )},
+        **{f"b_{name}cells": [0, 0, 0, 0] for name in ("", "weak_", "moderate_", "strong_")},
+    )  # fmt: skip
+    first, second = data.readings(cohort)
+    by_case, by_tile = first["tables"]
+    assert [(row["score"], row["counts"], row["without"]) for row in by_case["rows"]] == [
+        ("1+", [0, 0, 0, 0], 1),
+        ("3+", [1, 0, 0, 0], 0),
+    ]
+    assert by_case["right"] == 0
+    assert [row["counts"] for row in by_tile["rows"]] == [[0, 0, 0, 0], [1, 0, 0, 1]]
+    assert (by_tile["read"], by_tile["right"], by_tile["near"]) == (2, 0.5, 0.5)
+    assert second["tables"][0]["right"] is None, "no cell, no reading"

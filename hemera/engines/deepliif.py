@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import hashlib
 import io
 import logging
 import os
@@ -64,6 +65,8 @@ class Model:
             )
         self._folder = Path(options.deepliif_model)
         self._raw = check_model(self._folder)
+        if options.deepliif_sha256 is not None:
+            check_digest(self._folder, options.deepliif_sha256)
         self._options = options
         self._package, self._postprocessing = _package()
         import torch
@@ -278,6 +281,30 @@ def check_model(folder: Path) -> bool:
     for name in sorted(present & set(_OPTION_FILES)):
         _check_options_file(folder / name)
     return raw
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 over a model's networks: of each, by name, its name and its SHA-256."""
+    state = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth")):
+        with path.open("rb") as file:
+            own = hashlib.file_digest(file, "sha256").hexdigest()
+        state.update(f"{own}  {path.name}\n".encode())
+    return state.hexdigest()
+
+
+def check_digest(folder: Path, wanted: str) -> None:
+    """Hold a model's networks to their digest, before anything of them is loaded.
+
+    Raises:
+        EngineError: naming both, when they differ.
+    """
+    found = digest(folder)
+    if found != wanted.lower():
+        raise EngineError(
+            f"{folder}: its networks have the SHA-256 {found}, and mask.deepliif_sha256 is "
+            f"{wanted}; {_REMEDY}, or mend the digest"
+        )
 
 
 def _check_options_file(path: Path) -> None:

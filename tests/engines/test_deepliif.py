@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import io
 import os
 import pickle
@@ -255,6 +256,21 @@ def copied(folder: Path, into: Path) -> Path:
     target = into / "copy"
     shutil.copytree(folder, target)
     return target
+
+
+def test_weights_are_held_to_their_digest_before_they_are_loaded(
+    model: Path, tmp_path: Path
+) -> None:
+    """The digest is that of `sha256sum *.pt | sha256sum`, in the order of the names."""
+    folder = copied(model, tmp_path / "a")
+    names = sorted(path.name for path in folder.glob("*.pt"))
+    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    right = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert deepliif.digest(folder) == right
+    deepliif.check_digest(folder, right.upper())
+    (folder / names[0]).write_bytes(b"no network at all")
+    with pytest.raises(EngineError, match=f"mask.deepliif_sha256 is {right}; unpack Zenodo record"):
+        deepliif.Model(options(folder, deepliif_sha256=right))
 
 
 def test_what_is_missing_is_named(model: Path, raw_model: Path, tmp_path: Path) -> None:
