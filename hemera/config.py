@@ -577,7 +577,7 @@ class ReportOptions(Options):
     """The page about the data."""
 
     section: ClassVar[str] = "report"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     gallery_tiles: int = option(24, "tiles in each gallery", ge=1, le=500)
     worst_pairs: int = option(
