@@ -323,6 +323,8 @@ def _tile(
         "her2_coverage_fraction": 1.0,
         "folding_fraction": 0.0,
         "registration_error_um": 7.0 * number if made.slide else None,
+        "registration_ncc": 0.5 if made.slide else None,
+        "registration_margin": 0.2 if made.slide else None,
         "shard": f"tile/{unit}.tar",
     }
     for stain, rgb in (("he", he), ("her2", her2)):
