@@ -408,7 +408,8 @@ def measure(
     y, x = np.divmod(at, width)
     east = (x - centre_x[of]).astype(np.float32)
     south = (y - centre_y[of]).astype(np.float32)
-    turn = cv2.phase(east, south).ravel()
+    # A tile that is one nucleus has no ring, and OpenCV no answer to nothing.
+    turn = cv2.phase(east, south).ravel() if len(at) else east
     sector = np.minimum((turn * np.float32(_SECTORS / (2 * np.pi))).astype(np.int64), _SECTORS - 1)
     key = (of * np.int64(_SECTORS) + sector) * 4 + dab_classes.ravel()[at]
     shape = (count + 1, _SECTORS, 4)

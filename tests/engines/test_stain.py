@@ -156,6 +156,19 @@ def test_an_even_tile_is_empty(value: int) -> None:
         assert not masks.classes(found.mask).any()
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 5), (17, 33), (101, 64)])
+@pytest.mark.parametrize("mpp", [0.1, 0.46, 4.0])
+def test_no_tile_is_too_small_or_too_dark(shape: tuple[int, int], mpp: float) -> None:
+    """Noise, black, one blue that fills the tile: a mask of its size, and numbers in the table."""
+    noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    for tile in (noise, noise * 0, np.full_like(noise, (90, 60, 120))):
+        for stains in (stain.estimate([tile]), stain.Stains((240, 240, 240))):
+            found = stain.segment(tile, mpp, stains, OPTIONS)
+            assert found.mask.shape == shape
+            assert np.isfinite(found.cells.x_px).all()
+            assert (found.cells.completeness <= 1).all()
+
+
 def test_gray_noise_is_empty() -> None:
     rng = np.random.default_rng(3)
     noise = rng.normal(176, 1.5, (200, 300, 1)) + rng.normal(0, 0.7, (200, 300, 3))
