@@ -412,7 +412,9 @@ class MaskOptions(Options):
         names = {field.name for field in dataclasses.fields(self)}
         idle = {name for name in names if name.startswith("deepliif_")}
         idle |= {"device", "torch_threads"}
-        return frozenset({"target", "require_agreement"} | (set() if "deepliif" in self.engines else idle))
+        return frozenset(
+            {"target", "require_agreement"} | (set() if "deepliif" in self.engines else idle)
+        )
 
     def effective(self) -> Self:
         """Return these options with what is not read as it would be if nobody had set it."""
