@@ -147,7 +147,7 @@ def map_flags(wildcards, input):
         word
         for name in ("displacement", "certificate", "registration_quality")
         if name in input.keys()
-        for word in ("--" + name.replace("_", "-"), str(input[name]))
+        for word in (f"--{name.replace('_', '-')}", str(input[name]))
     ]
 
 
