@@ -535,6 +535,9 @@ class _Tiff:
                 self._headers = [page.jpegheader for page in self._pages]
                 self._places = [(page.dataoffsets, page.databytecounts) for page in self._pages]
                 self._heads = [_JpegHead.of(page) for page in self._pages]
+                if file.is_svs and any(0 in counts for _, counts in self._places[1:]):
+                    # OpenSlide fills it from the finer level.
+                    raise ValueError("a tile of a coarser level is missing")
                 self.stated_mpp, self.stated_by = _tiff_mpp(file)
                 self.vendor = "aperio" if file.is_svs else "generic-tiff"
         except _TIFF_FAULTS as error:
@@ -553,7 +556,8 @@ class _Tiff:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         tile_width, tile_height, across = self._grids[level]
         if (width, height) == (tile_width, tile_height) and not (x % width or y % height):
-            return self._tile(level, y // height * across + x // width, x, y, keep=False)
+            tile = self._tile(level, y // height * across + x // width, x, y, keep=False)
+            return tile if tile.flags.writeable else tile.copy()
         result = np.empty((height, width, 3), np.uint8)
         for row in range(y // tile_height, -(-(y + height) // tile_height)):
             for column in range(x // tile_width, -(-(x + width) // tile_width)):
@@ -607,10 +611,12 @@ class _Tiff:
             tile = self._decode(level, index, data)
         except _TIFF_FAULTS as error:
             raise self._unreadable(level, x, y, error) from error
+        if not keep:
+            return tile
         # Handed out to several readers.
         tile.flags.writeable = False
         with self._lock:
-            if keep and key not in self._tiles:
+            if key not in self._tiles:
                 self._tiles[key] = tile
                 self._tile_bytes += tile.nbytes
                 while self._tile_bytes > _CACHE_BYTES and len(self._tiles) > 1:
@@ -666,7 +672,12 @@ class _JpegHead:
         """Return that of a page; None for one that is not JPEG."""
         if page.compression != tifffile.COMPRESSION.JPEG:
             return None
-        return cls((page.jpegtables or b"")[2:-2], page.photometric == tifffile.PHOTOMETRIC.RGB)
+        tables: bytes = page.jpegtables or b""
+        # Up to the last marker: some bytes may follow it.
+        return cls(
+            tables[2 : max(2, tables.rfind(b"\xff\xd9"))],
+            page.photometric == tifffile.PHOTOMETRIC.RGB,
+        )
 
     def whole(self, data: bytes) -> bytes | None:
         """Return a stored tile as a file; None where it contradicts its page about its colours."""

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hemera import pixels
+from hemera import pixels, slides
 from hemera.errors import SlideError
 from hemera.slides import open_slide
 
@@ -546,3 +546,49 @@ def test_a_tile_that_contradicts_its_page_about_its_colours_is_not_copied(rng, t
         assert slide.stored_jpeg(0, 0, 128, 128, slide.mpp) is None
         theirs = np.asarray(reference.read_region((0, 0), 0, (256, 128)).convert("RGB"))
         np.testing.assert_array_equal(slide.read(0, 0, 256, 128, slide.mpp), theirs)
+
+
+def test_what_is_read_may_be_written_on(rng, tmp_path):
+    path = tmp_path / "slide.tif"
+    vips_slide(path, picture(rng), 80)
+    with open_slide(path) as slide:
+        for _ in range(2):
+            for x in (128, 120):
+                region = slide.read(x, 128, 128, 128, slide.mpp)
+                before = region.copy()
+                region[:] = 0
+                np.testing.assert_array_equal(slide.read(x, 128, 128, 128, slide.mpp), before)
+
+
+def test_a_missing_tile_of_a_coarser_level_is_left_to_openslide(rng, tmp_path):
+    """Aperio leaves such tiles out; OpenSlide fills them from the finer level."""
+    path = tmp_path / "slide.svs"
+    first = picture(rng)
+    with tifffile.TiffWriter(path) as writer:
+        for level, rgb in enumerate((first, halves(first))):
+            writer.write(
+                rgb, tile=(128, 128), photometric="rgb", compression="jpeg",
+                subfiletype=1 if level else 0,
+                description="Aperio Image Library v11\n1x1|AppMag = 20|MPP = 0.5",
+                metadata=None,
+            )  # fmt: skip
+    with open_slide(path) as slide:
+        assert slide.reader == "tiff"
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages[1].tags["TileByteCounts"]
+        values = list(tag.value)
+    values[3] = 0
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[1].tags["TileByteCounts"].overwrite(values)
+    with open_slide(path) as slide:
+        assert slide.reader == "openslide"
+
+
+def test_bytes_behind_the_jpeg_tables_do_no_harm(rng, tmp_path):
+    path = tmp_path / "slide.tif"
+    vips_slide(path, picture(rng), 80)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        head = slides._JpegHead.of(page)
+        page.__dict__["jpegtables"] = page.jpegtables + bytes(2)
+        assert slides._JpegHead.of(page) == head
