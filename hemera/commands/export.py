@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import yaml
 from tqdm import tqdm
 
-from hemera import __version__, tables
+from hemera import __version__, flags, tables
 from hemera.errors import ConfigError, ShardError
 from hemera.shards import ShardReader, ShardWriter, decode, encode, select
 from hemera.splits import PARTS
@@ -85,7 +85,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     masked.add_argument(
         "--shard-mb",
-        type=_positive,
+        type=flags.positive,
         default=1000.0,
         metavar="MB",
         help="how large a file gets, about; one tile at least (default 1000)",
@@ -107,10 +107,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                 help="png is lossless, jpeg a fifth of its size (default png)",
             )
             kind.add_argument(
-                "--quality", type=_quality, default=95, help="of jpeg, 1 to 100 (default 95)"
+                "--quality", type=flags.quality, default=95, help="of jpeg, 1 to 100 (default 95)"
             )
             kind.add_argument(
-                "--workers", type=_workers, default=2, help="threads that encode (default 2)"
+                "--workers", type=flags.workers, default=2, help="threads that encode (default 2)"
             )
 
 
@@ -584,27 +584,3 @@ def _write_card(
         "The index states none: ask who owns the images."
     ]
     (folder / "README.md").write_text("\n".join([*lines, ""]))
-
-
-def _positive(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a positive number")
-    return value
-
-
-def _quality(word: str) -> int:
-    return _whole(word, 100)
-
-
-def _workers(word: str) -> int:
-    return _whole(word, 256)
-
-
-def _whole(word: str, most: int) -> int:
-    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= most):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 to {most}")
-    return int(word)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from hemera import displacement as fields
-from hemera import tables
+from hemera import flags, tables
 from hemera.annotations import (
     COORDINATE_MAX,
     carry_features,
@@ -115,7 +115,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     both_ways(annotations, "GeoJSON in pixels of level 0", "GeoJSON")
     annotations.add_argument(
         "--tolerance-px",
-        type=_positive,
+        type=flags.positive,
         default=0.1,
         metavar="PX",
         help="how far an edge may stray from its curve, pixels of the other slide (default 0.1)",
@@ -128,7 +128,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     both_ways(labels, "PNG or TIFF, one channel of 8, 16 or 32 bits", "PNG or TIFF, by its suffix")
     labels.add_argument(
-        "--mpp", type=_positive, help="um/px of the result (default: that of the label image)"
+        "--mpp", type=flags.positive, help="um/px of the result (default: that of the label image)"
     )
     slide = add(
         "slide",
@@ -137,11 +137,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "not reach, it has the colour of its own glass.",
     )
     slide.add_argument("output", type=Path, metavar="OUT", help="best named NAME.ome.tif")
-    slide.add_argument("--mpp", type=_positive, help="um/px of the result (default: that of H&E)")
     slide.add_argument(
-        "--quality", type=_quality, default=90, help="quality of JPEG, 1 to 100 (default 90)"
+        "--mpp", type=flags.positive, help="um/px of the result (default: that of H&E)"
     )
-    slide.add_argument("--workers", type=_workers, default=2, help="threads (default 2)")
+    slide.add_argument(
+        "--quality", type=flags.quality, default=90, help="quality of JPEG, 1 to 100 (default 90)"
+    )
+    slide.add_argument("--workers", type=flags.workers, default=2, help="threads (default 2)")
 
 
 def main(namespace: argparse.Namespace) -> int:
@@ -618,27 +620,3 @@ def _check_mpp(mpp: float, side: Side) -> None:
             f"--mpp {mpp:g}: {side.path.name} has {side.mpp:.4g} um/px; give that or more, up to "
             f"{coarsest:g}"
         )
-
-
-def _positive(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a positive number")
-    return value
-
-
-def _quality(word: str) -> int:
-    return _whole(word, 100)
-
-
-def _workers(word: str) -> int:
-    return _whole(word, 256)
-
-
-def _whole(word: str, most: int) -> int:
-    if not (word.isascii() and word.isdigit() and 1 <= int(word) <= most):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 to {most}")
-    return int(word)
