@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=ad30065865e19b4ae9fa927d4ec1e7b47e3adc1d56d87ed6a3403d96d586224d
+LOCK_SHA256=b9beb3100537dabd7986146582953fda30a50af19bcb467fa97c646c58ada6c4
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2
