@@ -349,6 +349,13 @@ class MaskOptions(Options):
     deepliif_size_px: int | None = option(
         None, "cells up to this size are dropped; none: what DeepLIIF finds for the tile", ge=0
     )
+    deepliif_batch: int = option(
+        1,
+        "windows of a tile that raw networks look at together; more than 1 replaces BatchNorm by "
+        "instance normalisation with the same weights: equal but for rounding",
+        ge=1,
+        le=64,
+    )
     deepliif_marker: int | None = option(
         None,
         "inferred marker above which a cell is positive in any case; none: not used",

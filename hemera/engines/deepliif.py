@@ -6,6 +6,10 @@ membranes its cells are an extrapolation, which the engine `stain` is there to c
 The model directory is the user's (Zenodo record 4751737). Serialized networks (`G1.pt` ...) are
 TorchScript and run what their maker wrote: name a directory you trust. Raw networks
 (`latest_net_G1.pth` ...) are read as weights only.
+
+A tile is looked at in windows of the size that DeepLIIF scales to 512 px. Its BatchNorm uses the
+statistics of what it sees at once, so windows are never batched as they are; raw networks can be,
+once every BatchNorm is an instance normalisation with the same weights.
 """
 
 from __future__ import annotations
@@ -43,6 +47,8 @@ _TILE_40X = 512
 _MPP_40X = 0.25
 _VARIANCE_MIN = 9.0
 """Below this variance of gray DeepLIIF answers with a constant image."""
+
+_Place = tuple[int, int]
 
 
 class Model:
@@ -83,7 +89,7 @@ class Model:
                 # Raw networks: the package assumes 64 whatever was trained.
                 self._opt.ngf = self._trained_width()
                 self._check_kind()
-                self._package.init_nets(str(self._folder), self._raw, self._opt)
+                self._networks = self._package.init_nets(str(self._folder), self._raw, self._opt)
         except (
             AttributeError,
             EOFError,
@@ -98,13 +104,29 @@ class Model:
             raise EngineError(
                 f"{self._folder}: not a DeepLIIF model that can be loaded ({reason[0]}); {_REMEDY}"
             ) from error
+        # What is serialized cannot be altered.
+        self._batch = options.deepliif_batch if self._raw else 1
+        if self._batch > 1:
+            for network in self._networks.values():
+                by_instance(network)
+        elif options.deepliif_batch > 1:
+            logger.warning(
+                "mask.deepliif_batch: %s holds serialized networks, which are never batched",
+                self._folder,
+            )
+        names = list(self._opt.modalities_names)
+        self._marker = f"G{names.index('Marker')}" if "Marker" in names else None
+        if self._marker is None and options.deepliif_marker is not None:
+            raise EngineError(
+                f"mask.deepliif_marker: {options.deepliif_marker}, and {self._folder} names no "
+                f"modality Marker; set none, or {_REMEDY}"
+            )
 
     def segment(
         self, rgb: npt.NDArray[np.uint8], mpp: float, stains: stain.Stains
     ) -> masks.Labelled:
         """Label one HER2 tile.
 
-        DeepLIIF normalises by the statistics of what it sees at once, so tiles are never batched.
         Class and sign are DeepLIIF's own; a boundary is the pixel around its cells. DAB
         intensity, and the membrane of every cell, are measured on the tile as engine `stain` does.
 
@@ -140,26 +162,71 @@ class Model:
 
     def infer(
         self, rgb: npt.NDArray[np.uint8], mpp: float
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Return DeepLIIF's segmentation and marker images of a tile, (H, W, 3) uint8 each."""
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        """Return DeepLIIF's segmentation and marker images of a tile, (H, W, 3) uint8 each.
+
+        The package's `inference`, window by window, but that one it comes to twice (at the edge of
+        a tile that its step does not divide) is looked at once. The marker is None for a model that
+        names none.
+
+        Raises:
+            EngineError: when the networks load and cannot be run.
+        """
         import dask
         from PIL import Image
 
         size = tile_size(mpp)
+        tiler = self._package.InferenceTiler(Image.fromarray(rgb), size, size // 16)
+        windows: dict[_Place, Any] = {}
+        for window in tiler:
+            windows[tiler.x, tiler.y] = window
         # One network after the other: threads of dask would each bring threads of their own.
-        with _quiet(), dask.config.set(scheduler="synchronous"):
-            images = self._package.inference(
-                Image.fromarray(rgb),
-                tile_size=size,
-                overlap_size=size // 16,
-                model_path=str(self._folder),
-                eager_mode=self._raw,
-                opt=self._opt,
-                seg_only=True,
-                seg_weights=list(self._options.deepliif_seg_weights),
-            )
-        marker = images[self._package.find_marker_key(images)]
-        return np.asarray(images["Seg"], np.uint8), np.asarray(marker, np.uint8)
+        try:
+            with _quiet(), dask.config.set(scheduler="synchronous"):
+                seen = self._answers(windows)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise EngineError(
+                f"{self._folder}: its networks cannot be run on a tile ({reason[-1]}); {_REMEDY}, "
+                "or set mask.device cpu if the GPU's memory was too small"
+            ) from error
+        for _ in tiler:
+            tiler.stitch(seen[tiler.x, tiler.y])
+        images = tiler.results()
+        seg = np.asarray(images[f"G{self._opt.mod_id_seg}"], np.uint8)
+        return seg, None if self._marker is None else np.asarray(images[self._marker], np.uint8)
+
+    def _answers(self, windows: dict[_Place, Any]) -> dict[_Place, dict[str, Any]]:
+        """Return what the networks make of every window (PIL images): images, by network."""
+        package, opt = self._package, self._opt
+        asked: dict[str, Any] = {
+            "eager_mode": self._raw,
+            "opt": opt,
+            "seg_only": True,
+            "seg_weights": list(self._options.deepliif_seg_weights),
+        }
+        result: dict[_Place, dict[str, Any]] = {}
+        together = []
+        for place, window in windows.items():
+            if self._batch > 1 and not package.is_empty(window):
+                together.append(place)
+            else:
+                result[place] = package.run_wrapper(
+                    window, package.run_dask, str(self._folder), **asked
+                )
+        import torch
+
+        for start in range(0, len(together), self._batch):
+            places = together[start : start + self._batch]
+            side = (opt.scale_size, opt.scale_size)
+            batch = torch.cat([package.transform(windows[place].resize(side)) for place in places])
+            images = package.run_dask(batch, nets=self._networks, output_tensor=True, **asked)
+            for row, place in enumerate(places):
+                result[place] = {
+                    name: package.tensor_to_pil(image[row : row + 1].cpu())
+                    for name, image in images.items()
+                }
+        return result
 
     def _labelled(
         self,
@@ -227,6 +294,23 @@ class Model:
             )
 
 
+def by_instance(network: Any) -> None:
+    """Replace, in place, every BatchNorm of a network by instance normalisation, weights kept.
+
+    On one image both are the same formula: mean and variance over its pixels. On a batch only the
+    latter keeps the images apart.
+    """
+    import torch
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is torch.nn.BatchNorm2d:
+                own = torch.nn.InstanceNorm2d(child.num_features, child.eps, affine=child.affine)
+                if child.affine:
+                    own.weight, own.bias = child.weight, child.bias
+                setattr(module, name, own.train(child.training))
+
+
 def tile_size(mpp: float) -> int:
     """Return the pixels that DeepLIIF scales to 512 at a resolution: 512 at 40x, 256 at 20x."""
     return max(1, round(_TILE_40X * _MPP_40X / mpp))
@@ -245,6 +329,15 @@ def is_blank(rgb: npt.NDArray[np.uint8]) -> bool:
 
 
 _OPTION_FILES = ("test_opt.txt", "train_opt.txt")
+
+
+def check_package() -> None:
+    """Check that DeepLIIF can be imported.
+
+    Raises:
+        EngineError: when it cannot.
+    """
+    _package()
 
 
 def check_model(folder: Path) -> bool:
@@ -352,8 +445,14 @@ def _package() -> tuple[types.ModuleType, types.ModuleType]:
     # It would override the directory that the configuration names.
     if os.environ.pop("DEEPLIIF_MODEL_DIR", None) is not None:
         logger.warning("DEEPLIIF_MODEL_DIR is set and not heeded; mask.deepliif_model counts")
-    with _quiet():
-        from deepliif import models, postprocessing
+    try:
+        with _quiet():
+            from deepliif import models, postprocessing
+    except ImportError as error:
+        raise EngineError(
+            f"deepliif: the package cannot be imported ({error}); install requirements.lock, or "
+            "set mask.engines [stain] and mask.target stain"
+        ) from error
     return models, postprocessing
 
 

@@ -244,7 +244,7 @@ def membranes(
     window = _odd(_PEAK_WINDOW_UM / mpp)
     dark = _smoothed(haematoxylin, mpp, _SMOOTHING_UM)
     fringe = cv2.dilate(dark, np.ones((window, window), np.uint8))
-    np.maximum(least, np.multiply(fringe, _FRINGE, fringe), least)
+    np.maximum(least, np.multiply(fringe, _FRINGE, out=fringe), out=least)
     standing = classes.copy()
     standing[(classes == 1) & (smooth < least)] = 0
     return classes, standing
@@ -268,10 +268,10 @@ def nuclei(
         cv2.boxFilter(smooth, -1, (window, window), borderType=cv2.BORDER_REFLECT), np.float32
     )
     least -= _SLACK * dark
-    np.maximum(least, max(options.nucleus_density_min, options.nucleus_contrast * dark), least)
+    np.maximum(least, max(options.nucleus_density_min, options.nucleus_contrast * dark), out=least)
     window = _odd(_PEAK_WINDOW_UM / mpp)
     peak = cv2.dilate(smooth, np.ones((window, window), np.uint8))
-    np.maximum(least, np.multiply(peak, _PEAK_SHARE, peak), least)
+    np.maximum(least, np.multiply(peak, _PEAK_SHARE, out=peak), out=least)
     inside = (smooth > least).view(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     inside = np.asarray(cv2.morphologyEx(inside, cv2.MORPH_OPEN, disc), np.uint8)
@@ -578,7 +578,7 @@ def _nearest(
     at = np.flatnonzero(labels)
     owner = np.zeros(int(place.max()) + 1, np.int32)
     owner[place.ravel()[at]] = labels.ravel()[at]
-    steps = np.rint(np.multiply(distance, _STEPS, distance))
+    steps = np.rint(np.multiply(distance, _STEPS, out=distance))
     return np.asarray(steps / np.float32(_STEPS), np.float32), owner[np.asarray(place)]
 
 

@@ -8,12 +8,14 @@ import io
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from hemera import masks
 from hemera.config import MaskOptions
@@ -40,7 +42,6 @@ def raw_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     blue), so that random weights give cells of both signs.
     """
     deepliif._package()
-    import torch
     from deepliif.models import networks
     from deepliif.options import save_options
 
@@ -102,7 +103,6 @@ def raw_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(raw_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the same model as DeepLIIF's own `serialize` writes it."""
     import cli
-    import torch
 
     folder = tmp_path_factory.mktemp("serialized") / "model"
     original = cli.Options
@@ -203,6 +203,124 @@ def test_raw_networks_answer_as_serialized_ones(raw_model: Path, model: Path) ->
     assert raw.std() > 5
 
 
+def batch(count: int, side: int = 128) -> torch.Tensor:
+    """Return windows of very different brightness, as the networks take them."""
+    from deepliif.data import transform
+    from PIL import Image
+
+    made = []
+    for k in range(count):
+        dimmed = (tile(side, side, seed=20 + k) * (1 - 0.3 * k)).astype(np.uint8)
+        made.append(transform(Image.fromarray(dimmed)))
+    return torch.cat(made)
+
+
+def test_instance_normalisation_in_a_batch_is_batch_norm_one_by_one(raw_model: Path) -> None:
+    """Every network, to 1e-4 of outputs from -1 to 1; BatchNorm on the batch is far from that."""
+    single = deepliif.Model(options(raw_model))._networks
+    together = deepliif.Model(options(raw_model, deepliif_batch=3))._networks
+    seen = batch(3)
+    assert sorted(single) == sorted(together) == NETWORKS
+    mixed = []
+    with torch.no_grad():
+        for name in NETWORKS:
+            kinds = {type(module).__name__ for module in together[name].modules()}
+            assert "InstanceNorm2d" in kinds
+            assert "BatchNorm2d" not in kinds
+            one_by_one = torch.cat([single[name](seen[k : k + 1]) for k in range(3)])
+            torch.testing.assert_close(together[name](seen), one_by_one, rtol=0, atol=1e-4)
+            mixed.append(float((single[name](seen) - one_by_one).abs().max()))
+            assert one_by_one.std() > 0.01
+    assert min(mixed) > 0.02, mixed
+
+
+def test_the_weights_of_batch_norm_are_kept() -> None:
+    """Weights and offsets that are not one and zero, a network in a list, none without weights."""
+    torch.manual_seed(3)
+    norm, plain = torch.nn.BatchNorm2d(5), torch.nn.BatchNorm2d(5, eps=0.1, affine=False)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+    inner = torch.nn.Sequential(norm, torch.nn.ReLU(), plain)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), inner).train()
+    seen = torch.rand(4, 3, 12, 17)
+    expected = torch.cat([network(seen[k : k + 1]) for k in range(4)])
+    deepliif.by_instance(network)
+    torch.testing.assert_close(network(seen), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_batch_gives_the_labels_of_one_by_one(raw_model: Path, size: int) -> None:
+    """Four windows, of which one holds nothing: images to one gray level, and every cell."""
+    rgb = tile(300, 470)
+    rgb[:278, :278] = 240
+    single = deepliif.Model(options(raw_model))
+    together = deepliif.Model(options(raw_model, deepliif_batch=size))
+    for first, second in zip(single.infer(rgb, 0.46), together.infer(rgb, 0.46), strict=True):
+        assert first is not None
+        assert second is not None
+        assert np.abs(first.astype(int) - second).max() <= 1
+    one, many = (model.segment(rgb, 0.46, STAINS) for model in (single, together))
+    assert (one.mask != many.mask).mean() < 1e-3
+    assert len(one.cells) == len(many.cells) > 3
+
+
+def test_serialized_networks_are_never_batched(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rgb = tile(200, 300)
+    asked = deepliif.Model(options(model, deepliif_batch=4))
+    assert asked._batch == 1
+    assert "serialized networks, which are never batched" in caplog.text
+    expected = deepliif.Model(options(model)).infer(rgb, 0.46)
+    for first, second in zip(asked.infer(rgb, 0.46), expected, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_no_window_is_looked_at_twice_and_the_images_are_those_of_the_package(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile of 512 px at 0.46 um/px: the package comes to nine windows, which are four."""
+    from deepliif.models import inference
+    from PIL import Image
+
+    rgb = tile(512, 512)
+    loaded = deepliif.Model(options(model))
+    size = deepliif.tile_size(0.46)
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = inference(
+            Image.fromarray(rgb), size, size // 16, str(model), seg_only=True, seg_weights=[0.2] * 5
+        )
+    calls = []
+    real = loaded._package.run_wrapper
+
+    def counted(*given: object, **named: object) -> object:
+        calls.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(loaded._package, "run_wrapper", counted)
+    seg, marker = loaded.infer(rgb, 0.46)
+    assert len(calls) == 4
+    np.testing.assert_array_equal(seg, np.asarray(theirs["Seg"]))
+    (name,) = (key for key in theirs if key.endswith("Marker"))
+    assert marker is not None
+    np.testing.assert_array_equal(marker, np.asarray(theirs[name]))
+
+
+def test_a_model_that_names_no_marker_has_cells_and_no_marker_threshold(
+    model: Path, tmp_path: Path
+) -> None:
+    """Newer training writes an empty list of names unless told otherwise."""
+    folder = copied(model, tmp_path)
+    with (folder / "train_opt.txt").open("a") as file:
+        file.write("\n            modalities_names: []\n")
+    loaded = deepliif.Model(options(folder))
+    expected = deepliif.Model(options(model)).segment(tile(), 0.5, STAINS)
+    np.testing.assert_array_equal(loaded.segment(tile(), 0.5, STAINS).mask, expected.mask)
+    with pytest.raises(EngineError, match=r"deepliif_marker: 30, and .* names no modality Marker"):
+        deepliif.Model(options(folder, deepliif_marker=30))
+
+
 def test_weights_and_thresholds_reach_the_package(model: Path) -> None:
     rgb = tile()
     default = deepliif.Model(options(model))
@@ -301,6 +419,30 @@ def test_a_wrong_file_is_an_error(model: Path, raw_model: Path, tmp_path: Path, 
         deepliif.Model(options(folder))
 
 
+def test_networks_that_load_and_cannot_be_run_are_an_error(model: Path, tmp_path: Path) -> None:
+    """TorchScript of something else under the name of a network."""
+    folder = copied(model, tmp_path)
+    torch.jit.script(torch.nn.Sequential(torch.nn.Linear(7, 2))).save(folder / "G4.pt")
+    loaded = deepliif.Model(options(folder))
+    with pytest.raises(EngineError, match=r"cannot be run on a tile \(.+\); unpack Zenodo record"):
+        loaded.segment(tile(), 0.5, STAINS)
+
+
+def test_raw_weights_of_another_network_are_an_error(raw_model: Path, tmp_path: Path) -> None:
+    folder = copied(raw_model, tmp_path)
+    shutil.copy(folder / "latest_net_G51.pth", folder / "latest_net_G2.pth")
+    with pytest.raises(EngineError, match="not a DeepLIIF model that can be loaded"):
+        deepliif.Model(options(folder))
+
+
+def test_a_package_that_cannot_be_imported_is_an_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepliif", None)
+    with pytest.raises(EngineError, match=r"deepliif: the package cannot be imported .*\[stain\]"):
+        deepliif.Model(options(model))
+
+
 class Payload:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, ("ran",)
@@ -348,8 +490,6 @@ def test_a_model_of_another_kind_is_refused(model: Path, tmp_path: Path) -> None
 
 
 def test_a_gpu_that_is_not_there_is_an_error(model: Path) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(EngineError, match=r"mask\.device: cuda"):
