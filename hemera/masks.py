@@ -111,9 +111,19 @@ def pack(
     return mask
 
 
-def classes(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the class of every pixel, (H, W) uint8: 0 to 3."""
-    return mask & np.uint8(3)
+def classes(mask: npt.NDArray[np.uint8], *, boundary: bool = True) -> npt.NDArray[np.uint8]:
+    """Return the class of every pixel, (H, W) uint8: 0 to 3.
+
+    Args:
+        mask: label image.
+        boundary: false: 0 to 2, cell boundaries given to their cells. That of a positive cell is
+            as in `positive`, any other is negative.
+    """
+    labels = mask & np.uint8(3)
+    if not boundary:
+        labels[labels == BOUNDARY] = NEGATIVE
+        labels[positive(mask)] = POSITIVE
+    return labels
 
 
 def nuclei(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

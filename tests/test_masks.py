@@ -51,6 +51,17 @@ def test_positive_takes_its_boundary_by_eight_neighbours_and_no_other() -> None:
     np.testing.assert_array_equal(masks.positive(mask), expected)
 
 
+def test_classes_without_boundary_give_it_to_the_cells() -> None:
+    labels = np.array([[0, 3, 3, 3, 0, 3], [0, 3, 1, 3, 3, 2], [0, 3, 3, 3, 0, 3]])
+    mask = masks.pack(labels, labels == 1, np.full(labels.shape, 2))
+    before = mask.copy()
+    expected = np.array([[0, 1, 1, 1, 0, 2], [0, 1, 1, 1, 2, 2], [0, 1, 1, 1, 0, 2]])
+    np.testing.assert_array_equal(masks.classes(mask, boundary=False), expected)
+    np.testing.assert_array_equal(masks.classes(mask), labels)
+    np.testing.assert_array_equal(mask, before)
+    assert masks.classes(np.zeros((0, 4), np.uint8), boundary=False).shape == (0, 4)
+
+
 def test_nothing_positive_is_nothing() -> None:
     classes = np.array([[0, 3, 1], [3, 3, 1]])
     mask = masks.pack(classes, np.zeros((2, 3), bool), np.zeros((2, 3), int))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hemera.config import Config, load_file
+from hemera.config import Config, MaskOptions, load_file
 from hemera.errors import HemeraError
 
 PACKAGES = (
@@ -63,29 +63,7 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
         yield "absent", "GPU: none that PyTorch can use; engines and training run on the processor"
     free = shutil.disk_usage(".").free / 2**30
     yield "ok", f"{free:.0f} GiB free in this folder"
-    mask = config.stages["mask"]
-    engines = getattr(mask, "engines", ())
-    if "stain" in engines:
-        yield "ok", "mask engine stain"
-    from hemera.engines import deepliif
-
-    model = getattr(mask, "deepliif_model", None)
-    wanted = "deepliif" in engines
-    lacking = "missing" if wanted else "absent"
-    if model is None:
-        yield (
-            lacking,
-            (
-                "mask engine deepliif: no model; unpack record 4751737 of Zenodo and name the "
-                "folder in mask.deepliif_model, or set mask.engines: [stain]"
-            ),
-        )
-    else:
-        try:
-            deepliif.check_model(Path(model))
-            yield "ok", f"mask engine deepliif, model {model}"
-        except HemeraError as error:
-            yield lacking, f"mask engine deepliif: {error}"
+    yield from _mask_engines(config, gpu=torch.cuda.is_available())
     encoder = getattr(config.stages["train_segmentation"], "encoder_weights", None)
     if encoder is None:
         yield (
@@ -101,4 +79,48 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
         yield (
             "missing",
             f"train_segmentation.encoder_weights: {encoder} does not exist; mend the path",
+        )
+
+
+def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
+    """Yield whether the engines of stage mask can run, and what is missing for them."""
+    from hemera.engines import deepliif
+
+    mask = config.stages["mask"]
+    assert isinstance(mask, MaskOptions)
+    if "stain" in mask.engines:
+        yield "ok", "mask engine stain"
+    lacking = "missing" if "deepliif" in mask.engines else "absent"
+    if mask.device == "cuda" and not gpu:
+        yield lacking, "mask.device: cuda, and PyTorch sees no GPU; set auto or cpu"
+    if mask.deepliif_model is None:
+        yield (
+            lacking,
+            (
+                f"mask engine deepliif: no model; unpack {deepliif.RECORD} and name the folder in "
+                "mask.deepliif_model, or set mask.engines: [stain]"
+            ),
+        )
+        return
+    folder = Path(mask.deepliif_model)
+    try:
+        deepliif.check_package()
+        raw = deepliif.check_model(folder)
+        found = deepliif.digest(folder)
+    except (HemeraError, OSError) as error:
+        yield lacking, f"mask engine deepliif: {error}"
+        return
+    kind = "raw" if raw else "serialized"
+    yield "ok", f"mask engine deepliif, {kind} networks in {folder} (published: {deepliif.RECORD})"
+    if mask.deepliif_sha256 is None:
+        yield "ok", f"mask.deepliif_sha256: {found} (not asked for; put it into the configuration)"
+    elif mask.deepliif_sha256.lower() == found:
+        yield "ok", f"mask.deepliif_sha256: {found}, as asked for"
+    else:
+        yield (
+            lacking,
+            (
+                f"mask.deepliif_sha256: the networks have {found}, and {mask.deepliif_sha256} is "
+                f"asked for; unpack {deepliif.RECORD} again, or mend the digest"
+            ),
         )

@@ -1,6 +1,8 @@
 """hemera doctor: one line per fact, an exit code that says whether the configured graph can run."""
 
+import hashlib
 import importlib.metadata
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,71 @@ def test_deepliif_without_its_model_is_missing_where_it_is_wanted(
 def test_a_model_folder_that_is_incomplete(tmp_path: Path) -> None:
     config = load({"mask": {"deepliif_model": str(tmp_path)}})
     assert any(mark == "missing" and "deepliif" in line for mark, line in doctor.facts(config))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Return a folder that looks like a serialized model, which is all that is read of it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("G1", "G2", "G3", "G4", "G51", "G52", "G53", "G54", "G55"):
+        (folder / f"{name}.pt").write_bytes(name.encode() * 9)
+    (folder / "train_opt.txt").write_text("ngf: 64\n")
+    return folder
+
+
+def deepliif_lines(**changes: object) -> list[tuple[str, str]]:
+    config = load({"mask": changes})
+    return [fact for fact in doctor.facts(config) if "deepliif" in fact[1].split(" (")[0]][1:]
+
+
+def test_a_whole_model_is_told_by_its_record_and_its_digest(model: Path) -> None:
+    """The digest is what `sha256sum *.pt | sha256sum` prints in the folder."""
+    lines = "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(model.glob("*.pt"))
+    )
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    first, second = deepliif_lines(deepliif_model=str(model))
+    assert first[0] == second[0] == "ok"
+    assert f"serialized networks in {model}" in first[1]
+    assert "Zenodo record 4751737" in first[1]
+    assert f"mask.deepliif_sha256: {digest} (not asked for" in second[1]
+    asked = deepliif_lines(deepliif_model=str(model), deepliif_sha256=digest.upper())
+    assert asked[1] == ("ok", f"mask.deepliif_sha256: {digest}, as asked for")
+    (model / "G3.pt").write_bytes(b"another")
+    mark, line = deepliif_lines(deepliif_model=str(model), deepliif_sha256=digest)[1]
+    assert mark == "missing"
+    assert f"{digest} is asked for; unpack Zenodo record" in line
+
+
+def test_an_incomplete_model_names_what_it_lacks(model: Path) -> None:
+    (model / "G55.pt").unlink()
+    ((mark, line),) = deepliif_lines(deepliif_model=str(model))
+    assert mark == "missing"
+    assert "lacks G55.pt" in line
+    ((mark, line),) = deepliif_lines(deepliif_model=str(model), engines=["stain"], target="stain")
+    assert mark == "absent", "what is not wanted keeps nothing from running"
+
+
+def test_a_package_that_cannot_be_imported_is_missing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepliif", None)
+    ((mark, line),) = deepliif_lines(deepliif_model=str(model))
+    assert mark == "missing"
+    assert "cannot be imported" in line
+
+
+def test_a_gpu_that_is_asked_for_and_not_there(model: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    config = load({"mask": {"deepliif_model": str(model), "device": "cuda"}})
+    assert ("missing", "mask.device: cuda, and PyTorch sees no GPU; set auto or cpu") in list(
+        doctor.facts(config)
+    )
 
 
 def test_encoder_weights(tmp_path: Path) -> None:
