@@ -2,6 +2,9 @@
 
 A weight map is (B, 1, H, W), as `hemera.weights.weight_map` makes it; it multiplies output and
 target before they are compared, as the paper says.
+
+Every loss computes in float32 whatever it is given: sums over a tile overflow float16, and bfloat16
+has three digits.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hemera.errors import TrainingError
+
 EPSILON = 1e-6
 
 # One dimension of the 3x3 Gaussian of sigma 1: .27407 .45186 .27407.
@@ -21,6 +26,8 @@ _TAPS = (_SIDE, 1 - 2 * _SIDE, _SIDE)
 # Haematoxylin, eosin and DAB as optical densities of red, green and blue (Ruifrok and Johnston
 # 2001, the figures of scikit-image's rgb_from_hed).
 HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
+# What red, green and blue add to the density of DAB.
+_DAB = torch.linalg.inv(torch.tensor(HED, dtype=torch.float64))[:, 2].tolist()
 
 
 def blur(images: Tensor) -> Tensor:
@@ -53,9 +60,9 @@ def pyramid_l1(
     The difference is weighted at full resolution, then built into one pyramid: blurring is linear,
     so this equals two pyramids compared level by level, at half the cost.
     """
-    difference = generated - real
+    difference = generated.float() - real.float()
     if weight_map is not None:
-        difference = difference * weight_map
+        difference = difference * weight_map.float()
     return [level.abs().mean() for level in pyramid(difference, levels)]
 
 
@@ -66,11 +73,8 @@ def dab_density(images: Tensor) -> Tensor:
     six times the third channel of scikit-image's rgb2hed, before that clips at 0. Intensities are
     held at 1/255 and above, the darkest that a stored pixel can be without being black.
     """
-    stains = torch.tensor(HED, dtype=torch.float64)
-    column = torch.linalg.inv(stains)[:, 2].to(images)
-    density = -torch.log10(images.clamp(min=1 / 255))
-    stain: Tensor = (density * column.view(1, 3, 1, 1)).sum(1, keepdim=True)
-    return stain
+    red, green, blue = (-torch.log10(images.float().clamp(min=1 / 255))).split(1, 1)
+    return red * _DAB[0] + green * _DAB[1] + blue * _DAB[2]
 
 
 def soft_dab(images: Tensor, slope: float, threshold: float) -> Tensor:
@@ -84,7 +88,8 @@ def balanced_dice(generated: Tensor, real: Tensor, weight_map: Tensor | None = N
     Dice has squares in its denominator, so that equal soft maps have loss 0; it is taken per
     image and averaged. The weight multiplies the maps and their complements.
     """
-    weight = torch.ones_like(real[:, :1]) if weight_map is None else weight_map
+    generated, real = generated.float(), real.float()
+    weight = torch.ones_like(real[:, :1]) if weight_map is None else weight_map.float()
 
     def dice(a: Tensor, b: Tensor) -> Tensor:
         a, b = (a * weight).flatten(1), (b * weight).flatten(1)
@@ -94,29 +99,100 @@ def balanced_dice(generated: Tensor, real: Tensor, weight_map: Tensor | None = N
     return 1 - 0.5 * (dice(generated, real) + dice(1 - generated, 1 - real)).mean()
 
 
-def adversarial(logits: Tensor, real: bool) -> Tensor:
-    """Return the cross-entropy of a discriminator's logits with "all real" or "all generated"."""
+def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> Tensor:
+    """Return how far the variance over the batch is from the real one (Rehmat et al. 2025).
+
+    It is the mean over channels and pixels of the absolute difference of the two variances.
+
+    Args:
+        generated: (B, C, H, W), B at least 2. On several devices each sees its own batch alone.
+        real: of the same shape.
+        unbiased: divide by B - 1; False divides by B.
+
+    Raises:
+        TrainingError: when a batch holds one image, which has no variance.
+    """
+    count = min(generated.shape[0], real.shape[0])
+    if count < 2:
+        raise TrainingError(
+            f"variance penalty: a batch of {count} has no variance; give batches of at least 2 "
+            "tiles on every device, the last one included, or no variance penalty"
+        )
+    first, second = (
+        images.float().var(0, correction=int(unbiased)) for images in (real, generated)
+    )
+    return (first - second).abs().mean()
+
+
+def adversarial(logits: Tensor, real: bool, mode: str = "vanilla") -> Tensor:
+    """Return how far a discriminator's logits are from "all real" or "all generated".
+
+    Args:
+        logits: of any shape.
+        real: what they are compared with.
+        mode: vanilla, cross-entropy; lsgan, mean squared difference from 1 or 0.
+    """
+    logits = logits.float()
     target = torch.full_like(logits, float(real))
-    return functional.binary_cross_entropy_with_logits(logits, target)
+    if mode == "vanilla":
+        return functional.binary_cross_entropy_with_logits(logits, target)
+    if mode == "lsgan":
+        return functional.mse_loss(logits, target)
+    raise TrainingError(f"adversarial loss: {mode!r} is not known; choose from vanilla, lsgan")
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Return 1 minus the soft Dice of a batch, its pixels pooled: 0 when both are empty."""
-    probability = torch.sigmoid(logits)
+def tversky_loss(logits: Tensor, target: Tensor, beta: float = 0.5) -> Tensor:
+    """Return 1 minus the soft Tversky index of a batch, its pixels pooled: 0 when both are empty.
+
+    Args:
+        logits: (B, 1, H, W).
+        target: (B, 1, H, W), 0 or 1.
+        beta: weight of false negatives; false positives weigh 1 - beta. 0.5 is Dice; more than
+            that asks for recall.
+    """
+    probability, target = torch.sigmoid(logits.float()), target.float()
     both = 2 * (probability * target).sum()
-    return 1 - (both + EPSILON) / (probability.sum() + target.sum() + EPSILON)
+    # TP + beta FN + (1 - beta) FP, twice, with FN = target - TP and FP = probability - TP.
+    size = 2 * ((1 - beta) * probability.sum() + beta * target.sum())
+    return 1 - (both + EPSILON) / (size + EPSILON)
+
+
+def focal_cross_entropy(logits: Tensor, target: Tensor, gamma: float = 0.0) -> Tensor:
+    """Return the mean of (1 - p)^gamma times cross-entropy, p the probability of the truth.
+
+    Lin et al. 2017, without their class weight.
+
+    Args:
+        logits: (B, 1, H, W).
+        target: (B, 1, H, W), 0 or 1.
+        gamma: how little easy pixels count; 0 is cross-entropy.
+    """
+    logits, target = logits.float(), target.float()
+    if gamma == 0:
+        return functional.binary_cross_entropy_with_logits(logits, target)
+    signed = (2 * target - 1) * logits
+    # As a logarithm, because a power of 0 has no gradient below 1.
+    weight = torch.exp(gamma * functional.logsigmoid(-signed))
+    return -(weight * functional.logsigmoid(signed)).mean()
 
 
 def segmentation_loss(
-    logits: Tensor, target: Tensor, share: float
+    logits: Tensor,
+    target: Tensor,
+    share: float,
+    *,
+    focal_gamma: float = 0.0,
+    tversky_beta: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss share * BCE + (1 - share) * (1 - Dice), and its two parts.
+    """Return the loss share * cross-entropy + (1 - share) * (1 - Dice), and its two parts.
 
     Args:
         logits: (B, 1, H, W).
         target: (B, 1, H, W), 0 or 1.
         share: the paper's lambda; 1 leaves cross-entropy alone, as its section 4.1 says.
+        focal_gamma: of `focal_cross_entropy`; 0 is the paper's.
+        tversky_beta: of `tversky_loss`; 0.5 is the paper's.
     """
-    cross_entropy = functional.binary_cross_entropy_with_logits(logits, target)
-    dice = dice_loss(logits, target)
-    return share * cross_entropy + (1 - share) * dice, cross_entropy, dice
+    cross_entropy = focal_cross_entropy(logits, target, focal_gamma)
+    overlap = tversky_loss(logits, target, tversky_beta)
+    return share * cross_entropy + (1 - share) * overlap, cross_entropy, overlap

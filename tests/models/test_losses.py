@@ -146,6 +146,6 @@ def test_segmentation_loss_by_hand():
     assert float(alone) == float(first)
 
 
-def test_dice_loss_of_nothing_against_nothing_is_zero():
+def test_tversky_loss_of_nothing_against_nothing_is_zero():
     logits = torch.full((2, 1, 3, 5), -100.0)
-    assert float(losses.dice_loss(logits, torch.zeros(2, 1, 3, 5))) == pytest.approx(0, abs=1e-6)
+    assert float(losses.tversky_loss(logits, torch.zeros(2, 1, 3, 5))) == pytest.approx(0, abs=1e-6)
