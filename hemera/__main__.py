@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": "write the synthetic cohort with known truth",
     "sheet": "write a sheet from a release, or check one",
     "warp": "carry points, annotations, labels or a whole slide to the other slide of a pair",
+    "predict": "draw a HER2 map from an H&E slide alone",
     "export": "write the accepted tiles for WebDataset, Hugging Face or pix2pix",
     "config": "print the configuration in force",
     "doctor": "say what can run on this machine and what is missing",
