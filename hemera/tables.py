@@ -278,6 +278,7 @@ EVALUATION_TILES = pa.schema(
         pa.field("psnr_db", pa.float64()),  # infinite: the images are equal
         pa.field("ssim", pa.float64()),  # uniform window of 7, as BCI is scored
         pa.field("ssim_gaussian", pa.float64()),  # with a Gaussian window
+        pa.field("lpips", pa.float64()),  # null: no weights were named
         pa.field("true_positive_px", pa.int64()),
         pa.field("false_positive_px", pa.int64()),
         pa.field("false_negative_px", pa.int64()),
@@ -292,12 +293,17 @@ METRICS = pa.schema(
         # as in EVALUATION_TILES, and best_constant: the better of all_positive and all_negative
         pa.field("method", pa.string(), False),
         pa.field("group", pa.string(), False),  # all, or dataset=…, score=…, case=…
-        # psnr_db, psnr_infinite, ssim, ssim_gaussian, precision, recall, f1, iou
+        # psnr_db, psnr_infinite, ssim, ssim_gaussian, lpips, fid, kid, precision, recall, f1, iou
         pa.field("metric", pa.string(), False),
-        # mean, pooled, mean_nonempty; count: of the tiles left out of the mean of psnr_db
+        # mean, pooled, mean_nonempty; count: of the tiles left out of the mean of psnr_db; set: of
+        # all generated against all real tiles
         pa.field("aggregation", pa.string(), False),
         pa.field("value", pa.float64()),
-        pa.field("deviation", pa.float64()),  # standard deviation over tiles, for means
+        # standard deviation over tiles, for means; over random subsets, for kid
+        pa.field("deviation", pa.float64()),
+        # interval from drawing cases again; null: of one case, of a set, or not asked for
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
         pa.field("tiles", pa.int64(), False),
     ]
 )

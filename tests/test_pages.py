@@ -425,7 +425,8 @@ def metric_rows(better: bool = True) -> list[dict[str, Any]]:
         deviation = 0.05 if agg.startswith("mean") else None
         rows.append(
             {"network": network, "method": method, "group": group, "metric": metric,
-             "aggregation": agg, "value": value, "deviation": deviation, "tiles": 6}
+             "aggregation": agg, "value": value, "deviation": deviation, "tiles": 6,
+             "low": value - 0.25, "high": value + 0.75}
         )  # fmt: skip
 
     level = 0.0 if better else -8.0
@@ -531,6 +532,54 @@ def test_evaluation_page_has_it_all(tmp_path: Path) -> None:
     assert page.tags.count("svg") == 4 + 2 + 3
     assert "does not beat" not in text
     assert "worst F1" in text
+
+
+def test_evaluation_page_shows_intervals_and_of_how_many_tiles_a_distance_is(
+    tmp_path: Path,
+) -> None:
+    rows = metric_rows() + [
+        {"network": "generation", "method": "model", "group": "all", "metric": metric,
+         "aggregation": aggregation, "value": value, "deviation": deviation, "tiles": tiles,
+         "low": low, "high": high}
+        for metric, aggregation, value, deviation, tiles, low, high in (
+            ("lpips", "mean", 0.3125, 0.0625, 6, 0.25, 0.375),
+            ("fid", "set", 123.456, None, 1234, None, None),
+            ("kid", "set", -0.00125, 0.0002, 1234, None, None),
+        )
+    ]  # fmt: skip
+    path = tmp_path / "evaluate.html"
+    write_evaluation(path, metrics=pa.Table.from_pylist(rows, schema=tables.METRICS))
+    text = check_page(path) and path.read_text()
+    assert '0.312 ± 0.062<br><small class="quiet">0.250 to 0.375</small>' in text
+    assert '123.46<br><small class="quiet">N 1\u202f234</small>' in text
+    assert "−0.0013 ± 0.0002" in text
+    assert "95 % interval 19.25 to 20.25" in text, "in the headline"
+    assert "from drawing the 2 cases again 1\u202f000 times" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "case", "said"),
+    [
+        ({"bootstrap_samples": 0}, None, "No intervals: evaluate.bootstrap_samples is 0."),
+        ({}, "one", "No intervals: they come from drawing cases again, and all test tiles are of "),
+        ({"confidence": 0.9}, None, "stands its 90 % interval"),
+        ({}, None, "evaluate.fid_weights names no file"),
+        ({"fid_weights": "a"}, None, "FID and KID by 2,048 features"),
+        ({"lpips_weights": "a"}, None, "LPIPS by AlexNet"),
+    ],
+)
+def test_evaluation_page_says_how_it_judges(
+    tmp_path: Path, options: dict[str, Any], case: str | None, said: str
+) -> None:
+    path = tmp_path / "evaluate.html"
+    rows = [row if case is None else row | {"case": case} for row in tile_rows()]
+    write_evaluation(
+        path,
+        options=EvaluateOptions(**options),
+        tiles=pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES),
+    )
+    check_page(path)
+    assert said in path.read_text()
 
 
 def test_evaluation_page_is_the_same_again(tmp_path: Path) -> None:

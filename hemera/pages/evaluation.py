@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hemera.config import STAGES, EvaluateOptions
+from hemera.anchors import PAPERS
+from hemera.config import STAGES, EvaluateOptions, JudgingOptions
 from hemera.metrics import SEGMENTATION_METRICS, Confusion, scores
 from hemera.pages import charts, pictures
 from hemera.pages.data import NETWORKS, option_rows, score_name, score_order
@@ -44,6 +45,9 @@ METRIC_WORDS = {
     "psnr_db": ("PSNR, dB", 2),
     "ssim": ("SSIM", 3),
     "ssim_gaussian": ("SSIM, Gaussian", 3),
+    "lpips": ("LPIPS", 3),
+    "fid": ("FID", 2),
+    "kid": ("KID", 4),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
     "f1": ("F1", 3),
@@ -78,63 +82,6 @@ class Example:
     """Metrics of this tile by their names in METRICS: psnr_db, ssim, f1, iou."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A figure that a paper or a repository reports, and how far ours may be held against it."""
-
-    method: str
-    values: tuple[str, ...]
-    source: str
-    comparable: str
-
-
-PAPERS = {
-    "generation": (
-        Figure(
-            "HEMERA GenerationNet",
-            ("21.669", ".355"),
-            "the paper",
-            "1,000 BCI tiles of 512 px, which ones is not said",
-        ),
-        Figure(
-            "Pyramid Pix2pix",
-            ("21.160", ".477"),
-            "its README; quoted by HEMERA as reference",
-            "no: all of BCI, another generator; not reached by reruns",
-        ),
-        Figure(
-            "the same, rerun at 1024 px",
-            ("18.659", ".4771"),
-            "third-party report",
-            "no: whole images of 1024 px",
-        ),
-        Figure(
-            "the same, rerun by its default test",
-            ("18.064", ".3674"),
-            "third-party report",
-            "no: shrunk to 320 px and cropped to 256",
-        ),
-        Figure("PSPStain, paper", ("18.622", ".4498"), "its paper", "no: whole images of 1024 px"),
-        Figure(
-            "BCIStainer, submitted",
-            ("22.929", ".5585"),
-            "its repository",
-            "no: averages over turned inputs, which blurs and raises both",
-        ),
-        Figure("VP-GAN", ("22.16", ".47"), "its paper", "no: other images and sizes"),
-    ),
-    "segmentation": (
-        Figure(
-            "HEMERA SegmentationNet",
-            (".771", ".513", ".631", ".487"),
-            "the paper",
-            "2,000 tiles, which ones is not said; its four numbers cannot be of one aggregation",
-        ),
-    ),
-}
-"""What the sources report (precision, recall, F1 and IoU for segmentation)."""
-
-
 def evaluation_page(
     path: Path,
     *,
@@ -164,24 +111,28 @@ def evaluation_page(
     """
     found = _lookup(metrics)
     tested = {network: _tested(tiles, network) for network in NETWORKS}
+    shown = {network: _shown(found, network) for network in NETWORKS}
     cards, note = _examples(examples)
     content = {
         "title": "HEMERA: what the networks do",
         "preset": preset,
         "report": report,
-        "headline": _headline(found, tested),
+        "headline": _headline(found, tested, options),
         "warnings": _warnings(found, tested, metadata),
         "networks": [
             {
                 "key": network,
                 "name": name,
-                "table": _method_rows(found, network),
-                "columns": _columns(network),
+                "table": _method_rows(found, network, shown[network]),
+                "columns": [METRIC_WORDS[metric][0] for metric, _ in shown[network]],
                 "groups": _group_rows(found, network),
                 "papers": PAPERS[network],
-                "paper_columns": _columns(network)[:2]
-                if network == "generation"
-                else [METRIC_WORDS[metric][0] for metric in SEGMENTATION_METRICS],
+                "paper_columns": [METRIC_WORDS[metric][0] for metric in PAPER_METRICS[network]],
+                "notes": judging_notes(
+                    options,
+                    tested[network]["cases"],
+                    None if network == "segmentation" else tested[network]["tiles"],
+                ),
                 "curves": _curves(histories.get(network), metadata.get(network, {})),
                 "training": _training(network, metadata.get(network, {})),
                 "spread": _spread(tiles, network),
@@ -250,11 +201,15 @@ _JUDGED = (
 )
 
 
-def _headline(found: _Lookup, tested: Mapping[str, Mapping[str, int]]) -> list[dict[str, str]]:
+def _headline(
+    found: _Lookup, tested: Mapping[str, Mapping[str, int]], options: JudgingOptions
+) -> list[dict[str, str]]:
     cards = []
     for network, metric, aggregation in _JUDGED:
         value = _value(found, network, "model", metric, aggregation)
         words, digits = METRIC_WORDS[metric]
+        row = found.get((network, "model", "all", metric, aggregation))
+        between = "" if row is None else interval(row, digits)
         trivial = _best_trivial(found, network, metric, aggregation)
         cards.append(
             {
@@ -267,6 +222,7 @@ def _headline(found: _Lookup, tested: Mapping[str, Mapping[str, int]]) -> list[d
                     else f"on {plural(tested[network]['tiles'], 'tile')} of "
                     f"{plural(tested[network]['cases'], 'unseen case')}"
                 )
+                + (f"; {100 * options.confidence:g} % interval {between}" if between else "")
                 + (
                     f"; best baseline {fixed(trivial[1], digits)} ({METHODS[trivial[0]]})"
                     if trivial is not None
@@ -334,34 +290,106 @@ def _warnings(
     return made
 
 
-def _columns(network: str) -> list[str]:
-    metrics = (
-        ("psnr_db", "ssim", "ssim_gaussian") if network == "generation" else (SEGMENTATION_METRICS)
-    )
-    return [METRIC_WORDS[metric][0] for metric in metrics]
+def judging_notes(options: JudgingOptions, cases: int, tiles: int | None) -> list[str]:
+    """Return what a reader of metrics must know of how they were judged, or why they are lacking.
 
-
-def _cell(found: _Lookup, key: tuple[str, str, str, str, str]) -> str:
-    row = found.get(key)
-    digits = METRIC_WORDS[key[3]][1]
-    if row is None or row["value"] is None:
-        return fixed(None)
-    text = fixed(row["value"], digits)
-    return text if row["deviation"] is None else f"{text} ± {fixed(row['deviation'], digits)}"
-
-
-def _method_rows(found: _Lookup, network: str) -> list[dict[str, Any]]:
-    """Return the rows of a network's table: every method, and for masks every aggregation."""
-    if network == "generation":
-        metrics: tuple[str, ...] = ("psnr_db", "ssim", "ssim_gaussian")
-        aggregations: tuple[str, ...] = ("mean",)
+    Args:
+        options: how they were.
+        cases: of the test tiles.
+        tiles: how many pictures FID and KID are of; None: no pictures were judged.
+    """
+    notes = []
+    share = f"{100 * options.confidence:g} %"
+    if not options.bootstrap_samples:
+        notes.append(f"No intervals: {options.section}.bootstrap_samples is 0.")
+    elif cases < 2:
+        notes.append(
+            "No intervals: they come from drawing cases again, and all test tiles are of one case."
+        )
     else:
-        metrics, aggregations = SEGMENTATION_METRICS, tuple(AGGREGATION_WORDS)
+        notes.append(
+            f"Below a value stands its {share} interval, from drawing the {count(cases)} cases "
+            f"again {plural(options.bootstrap_samples, 'time')}. Where a data set names no "
+            "patients, as BCI does not, each image counts as a case and intervals are too narrow."
+        )
+    if tiles is None:
+        return notes
+    if options.lpips_weights is None:
+        notes.append(
+            f"LPIPS is not measured: {options.section}.lpips_weights names no file of AlexNet's "
+            "weights."
+        )
+    else:
+        notes.append("LPIPS by AlexNet, mean over tiles; lower is better.")
+    if options.fid_weights is None:
+        notes.append(
+            f"FID and KID are not measured: {options.section}.fid_weights names no file of "
+            "InceptionV3's weights."
+        )
+    elif tiles < 2:
+        notes.append("FID and KID are not measured: they compare sets of two tiles or more.")
+    else:
+        notes.append(
+            "FID and KID by 2,048 features of InceptionV3, of the number N of tiles below them; "
+            "lower is better. FID grows as N shrinks: compare it only at equal N, and below some "
+            "2,048 tiles not at all with those of papers; KID does not."
+        )
+    return notes
+
+
+_GENERATION = ("psnr_db", "ssim", "ssim_gaussian", "lpips")
+PAPER_METRICS = {"generation": ("psnr_db", "ssim", "fid"), "segmentation": SEGMENTATION_METRICS}
+"""What the figures of `hemera.anchors` are of."""
+
+
+def _shown(found: _Lookup, network: str) -> list[tuple[str, str]]:
+    """Return metric and aggregation of the columns of a network's table, as far as measured.
+
+    For masks every row has an aggregation of its own; the word here is empty.
+    """
+    if network == "segmentation":
+        return [(metric, "") for metric in SEGMENTATION_METRICS]
+    columns = [*((metric, "mean") for metric in _GENERATION), ("fid", "set"), ("kid", "set")]
+    always = _GENERATION[:3]
+    return [
+        (metric, aggregation)
+        for metric, aggregation in columns
+        if metric in always or (network, "model", "all", metric, aggregation) in found
+    ]
+
+
+def cell(row: Mapping[str, Any] | None, metric: str) -> dict[str, str]:
+    """Return how a row of METRICS stands in a table: the value, and what stands small below it."""
+    digits = METRIC_WORDS[metric][1]
+    if row is None or row["value"] is None:
+        return {"text": fixed(None), "below": ""}
+    text = fixed(row["value"], digits)
+    if row["deviation"] is not None:
+        text += f" ± {fixed(row['deviation'], digits)}"
+    below = interval(row, digits)
+    return {
+        "text": text,
+        "below": f"N {count(row['tiles'])}" if metric in ("fid", "kid") else below,
+    }
+
+
+def interval(row: Mapping[str, Any], digits: int) -> str:
+    """Return the interval of a row of METRICS in words, empty where it has none."""
+    if row["low"] is None or row["high"] is None:
+        return ""
+    return f"{fixed(row['low'], digits)} to {fixed(row['high'], digits)}"
+
+
+def _method_rows(
+    found: _Lookup, network: str, columns: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return the rows of a network's table: every method, and for masks every aggregation."""
+    aggregations = ("mean",) if network == "generation" else tuple(AGGREGATION_WORDS)
     made = []
     present = {key[1] for key in found if key[0] == network and key[2] == "all"}
     for aggregation in aggregations:
         for method in (name for name in METHODS if name in present):
-            keys = [(network, method, "all", metric, aggregation) for metric in metrics]
+            keys = [(network, method, "all", metric, own or aggregation) for metric, own in columns]
             rows = [found[key] for key in keys if key in found]
             if rows:
                 made.append(
@@ -369,7 +397,7 @@ def _method_rows(found: _Lookup, network: str) -> list[dict[str, Any]]:
                         "own": method == "model",
                         "method": METHODS[method],
                         "aggregation": aggregation,
-                        "cells": [_cell(found, key) for key in keys],
+                        "cells": [cell(found.get(key), key[3]) for key in keys],
                         "tiles": max(row["tiles"] for row in rows),
                     }
                 )
@@ -401,7 +429,7 @@ def _group_rows(found: _Lookup, network: str) -> dict[str, Any]:
                 "kind": "data set" if kind == "dataset" else kind,
                 "name": score_name(name) if kind == "score" else name,
                 "tiles": max(row["tiles"] for row in own),
-                "cells": [_cell(found, key) for key in keys],
+                "cells": [cell(found.get(key), key[3]) for key in keys],
                 "trivial": fixed(max(trivial), METRIC_WORDS[metric][1]) if trivial else fixed(None),
                 "order": _value(found, network, "model", metric, aggregation, group) or 0.0,
             }

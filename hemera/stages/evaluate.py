@@ -2,51 +2,31 @@
 
 Reads the index, the test subsets and both networks; writes metrics per tile, metrics per group
 and a page. The threshold is an option, never fitted to the test tiles. A network without test
-tiles is no error: its rows are missing, and the page says so.
+tiles is no error: its rows are missing, and the page says so. How pictures are judged stands in
+`hemera.judging`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from hemera import masks, metrics, tables, training
+from hemera import judging, masks, metrics, tables, training
 from hemera.config import EvaluateOptions
 from hemera.dataset import TileDataset
 from hemera.metrics import Confusion
 from hemera.pages import Example, evaluation_page
 
 log = logging.getLogger(__name__)
-
-RGB = npt.NDArray[np.uint8]
-
-IMAGE_METRICS = ("psnr_db", "ssim", "ssim_gaussian")
-COUNTS = tuple(f"{name}_px" for name in Confusion._fields)
-SEED = 0
-"""Of evaluation: nothing is drawn, but a session wants a seed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Colours:
-    """Mean and standard deviation of each channel over the training tiles, 0 to 255."""
-
-    her2_mean: npt.NDArray[np.float64]
-    her2_std: npt.NDArray[np.float64]
-    blurred_mean: npt.NDArray[np.float64]
-    blurred_std: npt.NDArray[np.float64]
 
 
 def run(
@@ -97,9 +77,11 @@ def run(
         for network in described
     }
     rows: list[dict[str, Any]] = []
+    features = judging.Features()
     with training.session(
-        seed=SEED, threads=options.torch_threads, device=options.device
+        seed=options.seed, threads=options.torch_threads, device=options.device
     ) as device:
+        judges = judging.Judges.load(options, device)
         painter.to(device)
         finder.to(device)
         facts = {
@@ -107,16 +89,24 @@ def run(
             for network in test
         }
         if len(test["generation"]):
-            seen = TileDataset(index, network="generation", part="train", images=("he", "her2"))
-            colours = measure_colours(seen, options.blur_sigma_px)
-            for item, image in answers(painter, test["generation"], "generation", device, options):
-                fact = facts["generation"][item["tile"]]
-                rows += judge_images(fact, item, to_image(image), colours, options.blur_sigma_px)
+            rows, features = judging.judge_generation(
+                {"model": painter},
+                test["generation"],
+                facts["generation"],
+                colours=judging.measure_colours(index, options.blur_sigma_px),
+                judges=judges,
+                device=device,
+                batch_size=options.batch_size,
+                sigma_px=options.blur_sigma_px,
+            )
         else:
             log.warning("no test tiles for GenerationNet: it is not evaluated")
-        for item, logits in answers(finder, test["segmentation"], "segmentation", device, options):
+        for item, found in judging.answers(
+            {"model": finder}, test["segmentation"], "segmentation", device, options.batch_size
+        ):
             fact = facts["segmentation"][item["tile"]]
-            rows += judge_masks(fact, item, to_probability(logits) >= options.threshold)
+            probability = to_probability(found["model"])
+            rows += judge_masks(fact, item, probability >= options.threshold)
         if not len(test["segmentation"]):
             log.warning("no test tiles for SegmentationNet: it is not evaluated")
         examples = [
@@ -124,7 +114,9 @@ def run(
             for tile, label in choose(rows, options.gallery_tiles)
         ]
     tile_table = pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES)
-    metric_table = pa.Table.from_pylist(summarise(rows), schema=tables.METRICS)
+    metric_table = pa.Table.from_pylist(
+        judging.summarise(rows, features, options), schema=tables.METRICS
+    )
     provenance = {
         **tables.provenance(options),
         "fingerprint": index_metadata["fingerprint"],
@@ -133,6 +125,7 @@ def run(
             f"{found.get('options', {}).get('weight_map', 'none')}"
             for network, found in described.items()
         ),
+        **judges.provenance(),
     }
     tables.write(tiles, tile_table, tables.EVALUATION_TILES, provenance)
     tables.write(metrics, metric_table, tables.METRICS, provenance)
@@ -153,104 +146,9 @@ def run(
     )
 
 
-def answers(
-    net: nn.Module,
-    tiles: TileDataset,
-    network: str,
-    device: torch.device,
-    options: EvaluateOptions,
-) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Yield each tile with what the network answers, (C, H, W) on the CPU, batch by batch."""
-    starts = range(0, len(tiles), options.batch_size)
-    for start in tqdm(starts, desc=f"evaluate {network}", unit="batch", disable=None):
-        items = [tiles.stored(i) for i in range(start, min(start + options.batch_size, len(tiles)))]
-        # Tiles of one size go through together; tiles of different data sets may differ.
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for place, item in enumerate(items):
-            groups.setdefault(item["he"].shape, []).append(place)
-        found: dict[int, Tensor] = {}
-        for places in groups.values():
-            images = np.stack([items[place]["he"] for place in places])
-            answer = predict(net, images, network, device)
-            found.update(zip(places, answer, strict=True))
-        for place, item in enumerate(items):
-            yield item, found[place]
-
-
-@torch.inference_mode()
-def predict(net: nn.Module, images: RGB, network: str, device: torch.device) -> Tensor:
-    """Return what a network answers to (B, H, W, 3) H&E: (B, C, H, W) on the CPU."""
-    unit = training.to_unit(torch.from_numpy(images).permute(0, 3, 1, 2), device)
-    answer: Tensor = net(unit * 2 - 1 if network == "generation" else unit)
-    return answer.cpu()
-
-
-def to_image(generated: Tensor) -> RGB:
-    """Return (H, W, 3) uint8, truncated, of GenerationNet's (3, H, W) in [-1, 1]."""
-    return metrics.to_uint8(generated.permute(1, 2, 0).numpy())
-
-
 def to_probability(logits: Tensor) -> npt.NDArray[np.float32]:
     """Return (H, W) probabilities of SegmentationNet's (1, H, W) logits."""
     return np.asarray(torch.sigmoid(logits)[0].numpy(), np.float32)
-
-
-def blurred(image: RGB, sigma_px: float) -> npt.NDArray[np.float64]:
-    """Return an image (H, W, 3) blurred by a Gaussian, in floats."""
-    return np.asarray(cv2.GaussianBlur(image.astype(np.float64), (0, 0), sigma_px), np.float64)
-
-
-def measure_colours(tiles: TileDataset, sigma_px: float) -> Colours:
-    """Measure the colours of HER2 and of blurred H&E over the training tiles."""
-    sums = np.zeros((2, 2, 3))
-    pixels = 0
-    for position in tqdm(range(len(tiles)), desc="training colours", unit="tile", disable=None):
-        item = tiles.stored(position)
-        images = (item["her2"].astype(np.float64), blurred(item["he"], sigma_px))
-        for which, image in enumerate(images):
-            sums[which, 0] += image.sum((0, 1))
-            sums[which, 1] += np.square(image).sum((0, 1))
-        pixels += images[0].shape[0] * images[0].shape[1]
-    mean = sums[:, 0] / pixels
-    std = np.sqrt(np.maximum(sums[:, 1] / pixels - np.square(mean), 0))
-    return Colours(mean[0], std[0], mean[1], std[1])
-
-
-def baselines(he: RGB, colours: Colours, sigma_px: float) -> dict[str, RGB]:
-    """Return what needs no training: the mean colour, and blurred H&E in the colours of HER2.
-
-    Both know the training tiles' colours, and neither the target.
-    """
-    soft = (blurred(he, sigma_px) - colours.blurred_mean) / np.maximum(colours.blurred_std, 1e-6)
-    images = {
-        "mean_colour": np.broadcast_to(colours.her2_mean, he.shape),
-        "blurred": soft * colours.her2_std + colours.her2_mean,
-    }
-    return {
-        name: np.clip(np.rint(image), 0, 255).astype(np.uint8) for name, image in images.items()
-    }
-
-
-def judge_images(
-    fact: Mapping[str, str],
-    item: Mapping[str, Any],
-    generated: RGB,
-    colours: Colours,
-    sigma_px: float,
-) -> list[dict[str, Any]]:
-    """Return the rows of one tile: the network and both baselines."""
-    images = {"model": generated, **baselines(item["he"], colours, sigma_px)}
-    return [
-        {
-            **fact,
-            "network": "generation",
-            "method": method,
-            "psnr_db": metrics.psnr(image, item["her2"]),
-            "ssim": metrics.ssim(image, item["her2"]),
-            "ssim_gaussian": metrics.ssim(image, item["her2"], gaussian=True),
-        }
-        for method, image in images.items()
-    ]
 
 
 def judge_masks(
@@ -268,76 +166,10 @@ def judge_masks(
             **fact,
             "network": "segmentation",
             "method": method,
-            **dict(zip(COUNTS, metrics.confusion(prediction, truth), strict=True)),
+            **dict(zip(judging.COUNTS, metrics.confusion(prediction, truth), strict=True)),
         }
         for method, prediction in predictions.items()
     ]
-
-
-def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of `tables.METRICS`: all tiles, and each data set, score and case."""
-    found = []
-    for network in ("generation", "segmentation"):
-        own = [row for row in rows if row["network"] == network]
-        for group, members in _groups(own):
-            methods: dict[str, list[Mapping[str, Any]]] = {}
-            for row in members:
-                methods.setdefault(row["method"], []).append(row)
-            measured = {
-                method: _image_metrics(of) if network == "generation" else _mask_metrics(of)
-                for method, of in methods.items()
-            }
-            if network == "segmentation":
-                measured["best_constant"] = {
-                    key: max(
-                        (measured[method][key] for method in ("all_positive", "all_negative")),
-                        key=lambda summary: -math.inf if summary.value is None else summary.value,
-                    )
-                    for key in measured["all_positive"]
-                }
-            found += [
-                {
-                    "network": network,
-                    "method": method,
-                    "group": group,
-                    "metric": metric,
-                    "aggregation": aggregation,
-                    **summary._asdict(),
-                }
-                for method, values in measured.items()
-                for (metric, aggregation), summary in values.items()
-            ]
-    return found
-
-
-def _groups(
-    rows: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Return the groups of rows by name: all, dataset=..., score=..., case=...; none if no row."""
-    groups: list[tuple[str, list[Mapping[str, Any]]]] = []
-    if rows:
-        groups.append(("all", list(rows)))
-    for key in ("dataset", "score", "case"):
-        for value in sorted({row[key] for row in rows}):
-            groups.append((f"{key}={value}", [row for row in rows if row[key] == value]))
-    return groups
-
-
-def _image_metrics(
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[tuple[str, str], metrics.Summary]:
-    found = {
-        (metric, "mean"): metrics.summarise(row[metric] for row in rows) for metric in IMAGE_METRICS
-    }
-    infinite = sum(math.isinf(row["psnr_db"]) for row in rows)
-    found["psnr_infinite", "count"] = metrics.Summary(float(infinite), None, len(rows))
-    return found
-
-
-def _mask_metrics(
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[tuple[str, str], metrics.Summary]:
-    return metrics.aggregate(Confusion(*(row[name] for name in COUNTS)) for row in rows)
 
 
 def choose(rows: Sequence[Mapping[str, Any]], wanted: int) -> list[tuple[str, str]]:
@@ -351,7 +183,7 @@ def choose(rows: Sequence[Mapping[str, Any]], wanted: int) -> list[tuple[str, st
         if row["method"] != "model":
             continue
         if row["network"] == "segmentation":
-            count = Confusion(*(row[name] for name in COUNTS))
+            count = Confusion(*(row[name] for name in judging.COUNTS))
             empty = count.true_positive + count.false_positive + count.false_negative == 0
             order[row["tile"]] = (-1.0 if empty else metrics.scores(count)["f1"], "F1")
         else:
@@ -392,7 +224,7 @@ def show(
         if row["network"] == "generation":
             values |= {name: row[name] for name in ("psnr_db", "ssim")}
         else:
-            scores = metrics.scores(Confusion(*(row[name] for name in COUNTS)))
+            scores = metrics.scores(Confusion(*(row[name] for name in judging.COUNTS)))
             values |= {name: scores[name] for name in ("f1", "iou")}
     fact = facts[network][tile]
     return Example(
@@ -403,8 +235,8 @@ def show(
         label=label,
         he=item["he"],
         her2=item["her2"],
-        generated=to_image(predict(painter, image, "generation", device)[0]),
+        generated=judging.to_image(judging.predict(painter, image, "generation", device)[0]),
         truth=masks.positive(item["mask"]),
-        probability=to_probability(predict(finder, image, "segmentation", device)[0]),
+        probability=to_probability(judging.predict(finder, image, "segmentation", device)[0]),
         values=values,
     )

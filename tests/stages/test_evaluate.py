@@ -1,25 +1,31 @@
+import dataclasses
+import hashlib
 import json
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from hemera import masks, tables, training
+from hemera import judging, masks, perception, tables, training
 from hemera.config import EvaluateOptions
 from hemera.dataset import TileDataset
 from hemera.errors import TrainingError
 from hemera.metrics import Confusion
 from hemera.stages import evaluate
 from tests.small_index import write_index
+from tests.small_judges import write_alexnet, write_inception
 from tests.small_networks import write_networks
 
 OPTIONS = EvaluateOptions(device="cpu", torch_threads=1, batch_size=2, gallery_tiles=3)
+GENERATION = ("model", "mean_colour", "blurred")
 
 GOLDEN = {
-    1: {
+    2: {
         ("generation", "model", "psnr_db", "mean"): 8.3407,
         ("generation", "model", "ssim", "mean"): 0.58276,
         ("generation", "mean_colour", "psnr_db", "mean"): 15.864,
@@ -109,7 +115,7 @@ def test_the_rows_hold_what_the_networks_answer(given, rows):
         truth = masks.positive(item["mask"])
         hits = np.count_nonzero(positive & truth)
         assert row["true_positive_px"] == pytest.approx(hits, abs=5)
-        assert sum(row[name] for name in evaluate.COUNTS) == truth.size
+        assert sum(row[name] for name in judging.COUNTS) == truth.size
 
 
 def test_trivial_baselines_by_hand(given, rows):
@@ -167,6 +173,121 @@ def test_groups_are_all_dataset_score_and_case(values):
     assert values["segmentation", "model", "case=case5", "f1", "mean_nonempty"]["value"] is None
 
 
+def test_intervals_are_drawn_over_cases_where_there_are_two(values, rows):
+    row = values["generation", "model", "all", "ssim", "mean"]
+    each = sorted(
+        row["ssim"] for row in rows if row["network"] == "generation" and row["method"] == "model"
+    )
+    assert (row["low"], row["high"]) == pytest.approx(each), "one case or the other alone"
+    row = values["segmentation", "all_positive", "all", "f1", "pooled"]
+    assert row["low"] == 0 < row["value"] < row["high"]
+    assert (
+        values["segmentation", "best_constant", "all", "f1", "pooled"] | {"method": "all_positive"}
+        == row
+    )
+    for key, row in values.items():
+        if key[2] != "all" and key[2] != "dataset=bci":
+            assert row["low"] is None and row["high"] is None, "of one case"
+
+
+def test_without_weights_no_distance_is_measured_and_the_page_says_so(values, rows, done):
+    assert all(row["lpips"] is None for row in rows)
+    assert not {key for key in values if key[3] in ("lpips", "fid", "kid")}
+    page = (done / "evaluate" / "evaluate.html").read_text()
+    assert "FID and KID are not measured: evaluate.fid_weights names no file" in page
+    assert "LPIPS is not measured: evaluate.lpips_weights names no file" in page
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    return {
+        "fid_weights": str(write_inception(folder / "inception.pth")),
+        "lpips_weights": str(write_alexnet(folder / "alexnet.pth")),
+    }
+
+
+@pytest.fixture(scope="module")
+def judged(given, weights, tmp_path_factory):
+    """The same networks on four test tiles of four cases, with every judge."""
+    folder = tmp_path_factory.mktemp("judged")
+    index = write_index(folder / "results", test=4)
+    options = dataclasses.replace(OPTIONS, batch_size=3, **weights)
+    evaluate.run(**(given | {"index": index}), options=options, **outputs(folder))
+    return index, folder
+
+
+def test_networks_and_baselines_are_judged_by_features(given, weights, judged):
+    index, folder = judged
+    table = tables.read(folder / "metrics.parquet", tables.METRICS).to_pylist()
+    found = {(row["method"], row["group"], row["metric"]): row for row in table}
+    inception = perception.Inception(Path(weights["fid_weights"]), torch.device("cpu"))
+    painter, _ = training.load_generation(given["generator"], given["generator_metadata"])
+    tiles = TileDataset(index, network="generation", part="test", engine="stain")
+    real, painted = [], []
+    for place in range(4):
+        item = tiles.stored(place)
+        image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            answer = painter(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
+        real.append(inception(item["her2"][None])[0])
+        painted.append(inception(((answer + 1) / 2 * 255).astype(np.uint8)[None])[0])
+    statistics = [
+        fid_features_to_statistics(torch.from_numpy(np.stack(each)).double())
+        for each in (painted, real)
+    ]
+    expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    row = found["model", "all", "fid"]
+    assert row["value"] == pytest.approx(expected, rel=1e-3)
+    assert (row["aggregation"], row["tiles"], row["low"]) == ("set", 4, None)
+    for method in GENERATION:
+        assert found[method, "all", "kid"]["value"] is not None
+        assert found[method, "score=3+", "fid"]["tiles"] == 2
+        assert (method, "case=case5", "fid") not in found
+    assert found["mean_colour", "all", "lpips"]["low"] is not None
+
+
+def test_lpips_stands_in_every_row_of_a_tile(judged):
+    _, folder = judged
+    rows = tables.read(folder / "tiles.parquet", tables.EVALUATION_TILES).to_pylist()
+    values = [row["lpips"] for row in rows if row["network"] == "generation"]
+    assert len(values) == 12
+    assert all(value > 0 for value in values)
+    assert all(row["lpips"] is None for row in rows if row["network"] == "segmentation")
+
+
+def test_page_and_tables_say_by_which_weights(judged, weights):
+    _, folder = judged
+    metadata = tables.read_metadata(folder / "metrics.parquet")
+    for name, path in weights.items():
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        assert metadata[f"{name}_sha256"] == digest
+    page = (folder / "evaluate" / "evaluate.html").read_text()
+    assert "N 4</small>" in page
+    assert "are not measured" not in page and "is not measured" not in page
+
+
+def test_one_tile_has_no_distance_of_sets_and_no_interval(given, weights, tmp_path):
+    index = write_index(tmp_path / "results", test=1)
+    options = dataclasses.replace(OPTIONS, **weights)
+    evaluate.run(**(given | {"index": index}), options=options, **outputs(tmp_path))
+    table = tables.read(tmp_path / "metrics.parquet", tables.METRICS).to_pylist()
+    distances = [row for row in table if row["metric"] in ("fid", "kid")]
+    assert distances
+    assert all(row["value"] is None and row["tiles"] == 1 for row in distances)
+    assert all(row["low"] is None for row in table)
+    page = (tmp_path / "evaluate" / "evaluate.html").read_text()
+    assert "they compare sets of two tiles or more" in page
+    assert "all test tiles are of one case" in page
+
+
+def test_a_wrong_file_of_weights_ends_before_anything_is_measured(given, tmp_path):
+    options = dataclasses.replace(OPTIONS, fid_weights=str(given["generator"]))
+    with pytest.raises(TrainingError, match=r"generator.safetensors: .*fid_weights"):
+        evaluate.run(**given, options=options, **outputs(tmp_path))
+    assert not (tmp_path / "tiles.parquet").exists()
+
+
 def test_the_page_stands_alone(done):
     page = (done / "evaluate" / "evaluate.html").read_text()
     assert "../" in page
@@ -214,7 +335,7 @@ def test_an_infinite_psnr_is_counted_and_left_out():
     ]
     found = {
         (entry["metric"], entry["aggregation"]): entry
-        for entry in evaluate.summarise(rows)
+        for entry in judging.summarise(rows, judging.Features(), OPTIONS)
         if entry["group"] == "all"
     }
     assert found["psnr_db", "mean"]["value"] == 22
@@ -229,7 +350,7 @@ def test_the_page_shows_tiles_from_best_to_worst():
         "d": Confusion(5, 5, 5, 85), "e": Confusion(0, 5, 5, 90),
     }  # fmt: skip
     rows = [
-        row("segmentation", tile, **dict(zip(evaluate.COUNTS, count, strict=True)))
+        row("segmentation", tile, **dict(zip(judging.COUNTS, count, strict=True)))
         for tile, count in counts.items()
     ]
     assert [tile for tile, _ in evaluate.choose(rows, 99)] == ["b", "d", "a", "e", "c"]
