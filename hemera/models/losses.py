@@ -27,7 +27,7 @@ _TAPS = (_SIDE, 1 - 2 * _SIDE, _SIDE)
 # 2001, the figures of scikit-image's rgb_from_hed).
 HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 # What red, green and blue add to the density of DAB.
-_DAB = torch.linalg.inv(torch.tensor(HED, dtype=torch.float64))[:, 2].tolist()
+_DAB: list[float] = torch.linalg.inv(torch.tensor(HED, dtype=torch.float64))[:, 2].tolist()
 
 
 def blur(images: Tensor) -> Tensor:
@@ -74,7 +74,8 @@ def dab_density(images: Tensor) -> Tensor:
     held at 1/255 and above, the darkest that a stored pixel can be without being black.
     """
     red, green, blue = (-torch.log10(images.float().clamp(min=1 / 255))).split(1, 1)
-    return red * _DAB[0] + green * _DAB[1] + blue * _DAB[2]
+    stain: Tensor = red * _DAB[0] + green * _DAB[1] + blue * _DAB[2]
+    return stain
 
 
 def soft_dab(images: Tensor, slope: float, threshold: float) -> Tensor:
