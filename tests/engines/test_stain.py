@@ -295,7 +295,7 @@ def test_faint_brown_everywhere_is_background_and_a_faint_membrane_on_it_is_not(
 
 
 INKS = {"red": (0.10, 0.70, 0.55), "green": (0.6, 0.25, 0.5), "blue": (0.95, 0.50, 0.05),
-        "black": (0.80, 0.80, 0.75)}  # fmt: skip
+        "black": (0.80, 0.80, 0.75), "the counterstain": tuple(0.8 * HAEMATOXYLIN)}  # fmt: skip
 
 
 @pytest.mark.parametrize("colour", INKS)
@@ -312,6 +312,30 @@ def test_pen_is_left_out_and_the_rest_is_as_without_it(colour: str) -> None:
     assert 0.5 * share < found.excluded_fraction < 1.5 * share
     assert found.cells.positive.sum() <= 1  # at the very edge
     np.testing.assert_array_equal(found.mask[:, 240:], before.mask[:, 240:])
+
+
+def test_pen_of_the_counterstain_is_left_out_though_it_is_the_darkest_there_is() -> None:
+    """Stains are measured on what has pen: its density then passes for that of dark nuclei."""
+    slide = draw(np.zeros((4, 9)))
+    inked = slide.rgb.copy()
+    inked[:, 120:220] = (inked[:, 120:220] * 10 ** -(0.9 * HAEMATOXYLIN)).round()
+    stains = stain.estimate([inked])
+    assert stains.dark > 0.8
+    found = stain.segment(inked, 0.5, stains, OPTIONS)
+    assert found.excluded_fraction > 0.7 * 100 / inked.shape[1]
+    assert not masks.nuclei(found.mask)[:, 125:215].any()
+
+
+def test_crowded_dark_nuclei_and_one_giant_nucleus_are_no_pen() -> None:
+    """Lymphocytes wall to wall, 7 um wide and 8 um apart; a nucleus of 24 um."""
+    y, x = (np.mgrid[:240, :330] + 0.5) * 0.5
+    crowd = np.hypot((y + 4) % 8 - 4, (x + 4) % 8 - 4) < 3.5
+    giant = np.hypot(y - 60, x - 80) < 12
+    stains = stain.Stains((250, 248, 246), dark=0.5, estimated=("haematoxylin", "dab"))
+    for shape in (crowd, giant):
+        density = cv2.GaussianBlur(0.05 + 0.55 * shape, (0, 0), 0.6)[..., None] * HAEMATOXYLIN
+        rgb = (np.array(stains.background) * 10**-density).round().astype(np.uint8)
+        assert stain.artefacts(rgb, 0.5, stains) is None
 
 
 def test_a_fold_is_left_out_and_a_row_of_dark_nuclei_is_not() -> None:
