@@ -613,8 +613,57 @@ class TrainingOptions(Options):
     deterministic: bool = option(
         True, "the same machine gives the same bytes again; slower on a GPU"
     )
-    workers: int = option(2, "processes that read tiles", ge=0, le=64)
+    precision: str = option(
+        "float32",
+        "numbers the networks compute in; bf16 and fp16 halve time and memory on a GPU that has "
+        "them, the losses and the weights stay float32",
+        choices=("float32", "bf16", "fp16"),
+        paper="not stated",
+    )
+    compile: bool = option(
+        False, "let torch.compile fuse the networks: minutes before the first step, faster after"
+    )
+    gpus: int = option(
+        1,
+        "GPUs that share each step, by torchrun; with device cpu, processes; more than one leaves "
+        "a smaller last step out",
+        ge=1,
+        le=64,
+    )
+    accumulate: int = option(
+        1,
+        "parts in which a step's tiles go through one after the other, for less memory; more than "
+        "one leaves a smaller last step out",
+        ge=1,
+        le=1024,
+    )
+    validate_every: int = option(1, "epochs between validations; the last is always one", ge=1)
+    sample_tiles: int = option(
+        4, "validation tiles of which each validation leaves pictures", ge=0, le=64
+    )
+    workers: int = option(2, "processes that read tiles, for each GPU", ge=0, le=64)
     checkpoint_minutes: float = option(10.0, "a checkpoint at least this often", gt=0)
+
+    def check_steps(self, batch_size: int) -> None:
+        """Raise ConfigError when a step cannot be shared out evenly."""
+        shares = self.gpus * self.accumulate
+        if batch_size % shares:
+            raise ConfigError(
+                f"{self.section}.batch_size: {batch_size} tiles cannot be shared out to gpus "
+                f"{self.gpus} times accumulate {self.accumulate}; give a multiple of {shares}"
+            )
+
+
+GENERATORS = {
+    "unet_512": 512,
+    "unet_256": 256,
+    "unet_128": 128,
+    "unet_32": 32,
+    "resnet_9blocks": 4,
+    "resnet_6blocks": 4,
+    "attention_unet_32": 32,
+}
+"""What the side of each generator's input must be a multiple of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -626,10 +675,17 @@ class TrainGenerationOptions(TrainingOptions):
     network: str = option(
         "unet_512",
         "generator",
-        choices=("unet_512", "unet_256", "unet_128", "unet_32"),
+        choices=tuple(GENERATORS),
         paper="U-Net, depth not stated",
     )
     base_width: int = option(32, "filters of its first layer", ge=4, le=256, paper="32")
+    norm: str = option(
+        "batch",
+        "normalisation of generator and discriminator",
+        choices=("batch", "instance"),
+        paper="batch",
+    )
+    dropout: bool = option(False, "dropout 0.5 within the generator while it trains", paper="none")
     discriminator_width: int = option(64, "filters of PatchGAN's first layer", ge=4, le=256)
     discriminator_layers: int = option(3, "stride-2 layers of PatchGAN", ge=1, le=5)
     epochs: int = option(100, "epochs", ge=1, paper="100")
@@ -657,6 +713,12 @@ class TrainGenerationOptions(TrainingOptions):
     mask_source: str = option(
         "nuclei", "mask the weights grow from", choices=("nuclei", "her2_positive"), paper="nuclei"
     )
+    gan_loss: str = option(
+        "vanilla",
+        "adversarial loss: vanilla, cross-entropy; lsgan, least squares",
+        choices=("vanilla", "lsgan"),
+        paper="not stated",
+    )
     weight_adversarial: bool = option(False, "weight the adversarial loss too")
     renormalise_mean: bool = option(False, "divide the weights by their mean")
     registration_scale_um: float | None = option(
@@ -676,6 +738,18 @@ class TrainGenerationOptions(TrainingOptions):
     dice_threshold: float | None = option(
         None, "its DAB density; none: fitted on training tiles", gt=0, le=3
     )
+    variance_weight: float = option(
+        0.0,
+        "of the loss of Rehmat et al. that the pixels' variance over a batch be the real one; 0: "
+        "not used",
+        ge=0,
+        paper="not used; its own paper does not state it",
+    )
+    variance_estimator: str = option(
+        "unbiased",
+        "of that variance: divided by the tiles less one, or by the tiles",
+        choices=("unbiased", "biased"),
+    )
     flip: bool = option(True, "flip pairs horizontally at random")
     select: str = option(
         "last",
@@ -687,11 +761,22 @@ class TrainGenerationOptions(TrainingOptions):
     @property
     def divisor(self) -> int:
         """What the side of an input must be a multiple of, because the network halves it so far."""
-        halvings = {"unet_512": 9, "unet_256": 8, "unet_128": 7, "unet_32": 5}[self.network]
-        return 1 << halvings
+        return GENERATORS[self.network]
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether a smaller last batch is left out: a variance wants more than one tile."""
+        return self.variance_weight > 0
 
     def check(self) -> None:
-        """Raise ConfigError when schedule or pyramid are impossible."""
+        """Raise ConfigError when schedule, pyramid or batch are impossible."""
+        self.check_steps(self.batch_size)
+        if self.variance_weight > 0 and self.batch_size // (self.gpus * self.accumulate) < 2:
+            raise ConfigError(
+                f"train_generation.variance_weight: {self.variance_weight:g} wants the variance "
+                f"over a batch, and batch_size {self.batch_size}, shared out, leaves one tile; "
+                "give at least two for each GPU and part, or variance_weight: 0"
+            )
         if len(self.l1_weights) != 4:
             raise ConfigError(
                 f"train_generation.l1_weights: {len(self.l1_weights)} weights; give four, finest "
@@ -726,7 +811,7 @@ class TrainSegmentationOptions(TrainingOptions):
     generation_branch: str = option(
         "skip16",
         "features of the frozen GenerationNet",
-        choices=("skip16", "none"),
+        choices=("skip16", "attention_unet_32_bottleneck", "virtual_rgb_encoder", "none"),
         paper="512 x 16 x 16, which layer not stated",
     )
     generation_skips: bool = option(False, "hand its encoder's maps to the decoder too")
@@ -737,9 +822,16 @@ class TrainSegmentationOptions(TrainingOptions):
         le=256,
         paper="ResNet34",
     )
+    decoder: str = option(
+        "unet",
+        "decoder",
+        choices=("unet", "unetplusplus", "deeplabv3plus"),
+        paper="unet",
+    )
     encoder_weights: str | None = option(
-        None,
-        "file of ImageNet weights of ResNet34 (torchvision's); none: untrained",
+        "imagenet",
+        "weights that ResNet34 starts from: imagenet, torchvision's own where torch keeps what it "
+        "downloaded; a file of them; none: untrained",
         paper="ImageNet",
     )
     epochs: int = option(300, "epochs", ge=1, paper="300")
@@ -753,7 +845,23 @@ class TrainSegmentationOptions(TrainingOptions):
         le=1,
         paper="not stated; section 4.1: cross-entropy alone",
     )
+    focal_gamma: float = option(
+        0.0,
+        "how far cross-entropy looks away from pixels that are certain (focal loss); 0: not at all",
+        ge=0,
+        le=5,
+        paper="0",
+    )
+    tversky_beta: float = option(
+        0.5,
+        "what a missed pixel costs in Dice, a false one costing the rest to 1 (Tversky); above 0.5 "
+        "favours recall",
+        gt=0,
+        lt=1,
+        paper="0.5",
+    )
     flip: bool = option(True, "flip tiles at random, both ways")
+    turn: bool = option(False, "turn tiles by quarters at random", paper="not stated")
     select: str = option(
         "best",
         "epoch whose weights are kept; best: highest pooled F1 on validation tiles, at 0.5",
@@ -763,6 +871,7 @@ class TrainSegmentationOptions(TrainingOptions):
 
     def check(self) -> None:
         """Raise ConfigError when crop, branch and weights do not fit the network."""
+        self.check_steps(self.batch_size)
         if self.base_width % 2:
             raise ConfigError(
                 f"train_segmentation.base_width: {self.base_width} is odd, and the decoder ends in "
@@ -773,30 +882,56 @@ class TrainSegmentationOptions(TrainingOptions):
                 f"train_segmentation.crop_px: {self.crop_px} is not a multiple of 32, by which the "
                 "encoder divides its input; give a multiple of 32"
             )
-        if self.generation_skips and self.generation_branch == "none":
+        if self.generation_skips and self.generation_branch != "skip16":
             raise ConfigError(
-                "train_segmentation.generation_skips: true, and generation_branch is none; name a "
-                "branch or set generation_skips: false"
+                f"train_segmentation.generation_skips: true, and generation_branch is "
+                f"{self.generation_branch}; set generation_branch: skip16 or generation_skips: "
+                "false"
             )
         if self.encoder_weights is not None and self.base_width != 64:
             raise ConfigError(
                 f"train_segmentation.encoder_weights: ResNet34's weights have base width 64, not "
-                f"{self.base_width}; set base_width: 64 or encoder_weights: none"
+                f"{self.base_width}; set base_width: 64 or encoder_weights: null"
             )
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions(Options):
+class JudgingOptions(Options):
+    """What evaluate and compare share: how pictures are judged."""
+
+    blur_sigma_px: float = option(8.0, "blur of the trivial baseline", gt=0)
+    fid_weights: str | None = option(
+        None,
+        "file of InceptionV3 weights (torch-fidelity's or pytorch-fid's, ending in 6726825d.pth), "
+        "for FID and KID; none: not measured; nothing is downloaded",
+    )
+    lpips_weights: str | None = option(
+        None,
+        "file of ImageNet weights of AlexNet (torchvision's), for LPIPS; none: not measured; "
+        "nothing is downloaded",
+    )
+    bootstrap_samples: int = option(
+        1000,
+        "times that the cases are drawn again for an interval; 0: no intervals",
+        ge=0,
+        le=10_000,
+    )
+    confidence: float = option(0.95, "share of these that an interval holds", gt=0, lt=1)
+    seed: int = option(20251, "seed of the intervals and of KID's subsets", ge=0)
+    device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
+    torch_threads: int = option(2, "threads of PyTorch", ge=1, le=64)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions(JudgingOptions):
     """Metrics of both networks on the test subsets."""
 
     section: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 2
 
     threshold: float = option(0.5, "probability from which a pixel is positive", gt=0, lt=1)
     batch_size: int = option(4, "tiles per step", ge=1)
-    blur_sigma_px: float = option(8.0, "blur of the trivial baseline", gt=0)
     gallery_tiles: int = option(12, "tiles shown on the page", ge=1, le=200)
-    device: str = option("auto", "where it runs", choices=("auto", "cpu", "cuda"))
-    torch_threads: int = option(2, "threads of PyTorch", ge=1, le=64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -906,8 +1041,8 @@ def _disagreements(stages: Mapping[str, Options]) -> list[str]:
     assert isinstance(segmentation, TrainSegmentationOptions)
     faults = []
     # SegmentationNet hands its input to GenerationNet too, unless it has no such branch.
-    branch = segmentation.generation_branch != "none"
-    both = max(32, generation.divisor) if branch else 32
+    branch = segmentation.generation_branch
+    both = 32 if branch == "none" else max(32, generation.divisor)
     for options, divisor in ((generation, generation.divisor), (segmentation, both)):
         if options.crop_px is not None and options.crop_px > tile.size_px:
             faults.append(
@@ -921,11 +1056,15 @@ def _disagreements(stages: Mapping[str, Options]) -> list[str]:
                 f"train_generation.network {generation.network} or the encoder divides its input; "
                 "give a multiple as crop_px, or a network of less depth"
             )
-    if generation.network == "unet_32" and branch:
+    fits = {
+        "skip16": ("unet_512", "unet_256", "unet_128"),
+        "attention_unet_32_bottleneck": ("attention_unet_32",),
+    }.get(branch, tuple(GENERATORS))
+    if generation.network not in fits:
         faults.append(
-            "train_segmentation.generation_branch: skip16 takes maps from within the network where "
-            "train_generation.network unet_32 ends; choose unet_128 or deeper, or "
-            "generation_branch: none"
+            f"train_segmentation.generation_branch: {branch} takes maps from within "
+            f"{', '.join(fits)}, and train_generation.network is {generation.network}; choose one "
+            "of these networks, or generation_branch: virtual_rgb_encoder or none"
         )
     return faults
 

@@ -90,6 +90,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         crop_px: int | None = None,
         flips: Sequence[int] = (),
         turns: bool = False,
+        deferred: bool = False,
         seed: int = 0,
     ) -> None:
         """Choose tiles, and how they are seen.
@@ -107,6 +108,8 @@ class TileDataset(Dataset[dict[str, Any]]):
             crop_px: side of the square that is cut out; None for the whole tile.
             flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
             turns: whether a tile may be turned by quarters; it must be square, or cut so.
+            deferred: leave flips and turns to `turned`, which does them for a batch where that
+                lies, on a GPU say; an item then holds ``view``, what is to be done.
             seed: of cuts, flips and turns.
 
         Raises:
@@ -119,6 +122,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         self.crop_px = crop_px
         self.flips = tuple(flips)
         self.turns = turns
+        self.deferred = deferred
         self.seed = seed
         if crop_px is not None and crop_px < 1:
             raise ConfigError(f"crop_px: {crop_px}; give at least 1, or None for whole tiles")
@@ -193,8 +197,11 @@ class TileDataset(Dataset[dict[str, Any]]):
             if size is None:
                 size = image.shape[:2]
                 view = self._view(size, epoch, position)
-            seen[name] = _seen(image, view)
+                now = view._replace(transpose=False, flips=(False, False))
+            seen[name] = _seen(image, now if self.deferred else view)
         item: dict[str, Any] = {"tile": self.tiles[position]}
+        if self.deferred:
+            item["view"] = torch.tensor([view.transpose, *view.flips])
         for name in self.images:
             planes = seen[name] if name in STORED else self._derived(name, seen["mask"], position)
             item[name] = torch.from_numpy(planes)
@@ -270,7 +277,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         return _View(
             (slice(top, top + cut_height), slice(left, left + cut_width)),
             transpose,
-            {(False, False): None, (True, False): 0, (False, True): 1, (True, True): -1}[flips],
+            flips,
         )
 
     def _derived(
@@ -294,8 +301,12 @@ class _View(NamedTuple):
 
     part: tuple[slice, slice]
     transpose: bool
-    flip: int | None
-    """As OpenCV counts: 0 top to bottom, 1 left to right, -1 both."""
+    flips: tuple[bool, bool]
+    """Top to bottom, left to right."""
+
+
+_FLIP = {(True, False): 0, (False, True): 1, (True, True): -1}
+"""As OpenCV counts."""
 
 
 def _seen(image: npt.NDArray[np.uint8], view: _View) -> npt.NDArray[np.uint8]:
@@ -315,12 +326,31 @@ def _seen(image: npt.NDArray[np.uint8], view: _View) -> npt.NDArray[np.uint8]:
         for source, target in zip(planes, turned, strict=True):
             cv2.transpose(source, target)
         planes = turned
-    if view.flip is not None:
+    if any(view.flips):
         flipped = np.empty_like(planes)
         for source, target in zip(planes, flipped, strict=True):
-            cv2.flip(source, view.flip, target)
+            cv2.flip(source, _FLIP[view.flips], target)
         planes = flipped
     return planes
+
+
+def turned(batch: dict[str, Any]) -> dict[str, Any]:
+    """Do for a batch of deferred items what its ``view`` (B, 3) says, where its tensors lie.
+
+    Its flags are: rows and columns change places, then flipped top to bottom, left to right.
+    """
+    views = batch["view"].view(-1, 3, 1, 1, 1).unbind(1)
+    done = {}
+    for name, images in batch.items():
+        if name in (*STORED, *DERIVED):
+            # Tiles that are turned are square: others cannot be asked for.
+            if images.shape[-1] == images.shape[-2]:
+                images = torch.where(views[0], images.transpose(-1, -2), images)
+            images = torch.where(views[1], images.flip(-2), images)
+            done[name] = torch.where(views[2], images.flip(-1), images)
+        elif name != "view":
+            done[name] = images
+    return done
 
 
 class Order(Sampler[list[tuple[int, int]]]):
@@ -330,33 +360,78 @@ class Order(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, count: int, batch_size: int, *, seed: int, epochs: int, epoch: int = 1, step: int = 0
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epochs: int,
+        epoch: int = 1,
+        step: int = 0,
+        whole: bool = False,
+        parts: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        """Order `count` tiles, beginning with batch `step`, from 0, of `epoch`."""
+        """Order `count` tiles, beginning with batch `step`, from 0, of `epoch`.
+
+        Args:
+            count: number of tiles.
+            batch_size: tiles of a batch, over all its parts and processes.
+            seed: of the shuffles.
+            epochs: epochs in all.
+            epoch: the first to be given.
+            step: batches of it that are left out, being done.
+            whole: leave a smaller last batch out, as is done wherever batches are shared out.
+            parts: parts of equal size in which a batch is given, one after the other.
+            rank: which process this is, from 0: it gets its share of each part.
+            ranks: processes that share each part.
+
+        Raises:
+            TrainingError: when the tiles do not make one batch that must be whole.
+        """
         self.count = count
         self.batch_size = batch_size
         self.seed = seed
         self.epochs = epochs
         self.epoch = epoch
         self.step = step
+        self.whole = whole or parts * ranks > 1
+        self.parts = parts
+        self.rank = rank
+        self.ranks = ranks
+        if self.whole and count < batch_size:
+            raise TrainingError(
+                f"batch_size: {batch_size} tiles make a step and there are {count}; give a smaller "
+                "batch or more tiles"
+            )
 
     @property
     def steps(self) -> int:
-        """Batches per epoch; the last may be smaller."""
-        return math.ceil(self.count / self.batch_size)
+        """Batches per epoch; the last may be smaller, unless all must be whole."""
+        return (
+            self.count // self.batch_size if self.whole else math.ceil(self.count / self.batch_size)
+        )
 
-    def __len__(self) -> int:
-        """Return the number of batches left."""
+    @property
+    def steps_left(self) -> int:
+        """Batches that are left."""
         return (self.epochs - self.epoch + 1) * self.steps - self.step
 
+    def __len__(self) -> int:
+        """Return the number of parts left."""
+        return self.steps_left * self.parts
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the keys of each batch."""
+        """Yield the keys of this process of each part of each batch."""
+        shares = self.parts * self.ranks
         for epoch in range(self.epoch, self.epochs + 1):
             order = np.random.default_rng((0, self.seed, epoch)).permutation(self.count)
             first = self.step if epoch == self.epoch else 0
             for step in range(first, self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield [(epoch, int(position)) for position in batch]
+                for share in np.array_split(batch, shares)[self.rank :: self.ranks]:
+                    yield [(epoch, int(position)) for position in share]
 
 
 class Texts(Sequence[str]):

@@ -14,13 +14,19 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import pickle
 import platform
+import signal
+import statistics
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
@@ -28,18 +34,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from hemera import files, tables
-from hemera.config import Options
-from hemera.dataset import Order, TileDataset
+from hemera.config import (
+    Options,
+    TrainGenerationOptions,
+    TrainingOptions,
+    TrainSegmentationOptions,
+)
+from hemera.dataset import Order, TileDataset, turned
 from hemera.errors import TrainingError
-from hemera.models.generation import GenerationNet
+from hemera.journal import Journal
+from hemera.models.generation import build_generator
 from hemera.models.segmentation import SegmentationNet
+from hemera.ranks import Ranks, joined
 
 log = logging.getLogger(__name__)
 
-UNDIGESTED = ("workers", "checkpoint_minutes")
+UNDIGESTED = ("workers", "checkpoint_minutes", "sample_tiles")
 """Options that change no byte of the result, so that a run resumes when they change."""
+
+SETTLE_STEPS = 32
+"""Steps after which losses are read: to read one makes the GPU wait."""
 
 
 # --- the session ---------------------------------------------------------------------------------
@@ -58,6 +75,9 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 @contextlib.contextmanager
 def session(
     *, seed: int, threads: int, device: str, deterministic: bool = True
@@ -74,6 +94,9 @@ def session(
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
     )
+    if deterministic:
+        # Read by cuBLAS when it starts; without it, some of its sums are in no fixed order.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     with torch.random.fork_rng(enabled=True):
         try:
             torch.manual_seed(seed)
@@ -89,10 +112,79 @@ def session(
             torch.backends.cudnn.benchmark = before[3]
 
 
-def place(module: nn.Module, device: torch.device) -> None:
-    """Move a network to `device` and lay its convolutions channels last, which is faster."""
-    module.to(device)
-    convert_conv2d_weight_memory_format(module, torch.channels_last)
+@dataclasses.dataclass
+class Compute:
+    """Where, in what numbers and with whom a training computes."""
+
+    device: torch.device
+    ranks: Ranks
+    precision: torch.dtype
+    scaler: torch.amp.GradScaler
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which networks and losses run."""
+        return torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        )
+
+    def place(self, module: nn.Module, *, compiled: bool = False) -> None:
+        """Move a network to the device, its convolutions channels last, which is faster."""
+        module.to(self.device)
+        convert_conv2d_weight_memory_format(module, torch.channels_last)
+        if compiled:
+            module.compile()
+
+    def to_unit(self, images: Tensor) -> Tensor:
+        """Turn uint8 images to floats in [0, 1] on the device, channels last."""
+        return to_unit(images, self.device).contiguous(memory_format=torch.channels_last)
+
+    def backward(self, loss: Tensor, parts: int) -> None:
+        """Add the gradient of a loss that is the mean over one of so many equal parts."""
+        self.scaler.scale(loss / parts if parts > 1 else loss).backward()
+
+    def update(self, optimiser: torch.optim.Optimizer, module: nn.Module) -> None:
+        """Average the gradients of a network over the processes and take the step."""
+        self.ranks.average_gradients(module)
+        self.scaler.step(optimiser)
+
+
+@contextlib.contextmanager
+def computing(options: TrainingOptions) -> Iterator[Compute]:
+    """Open the session of a training, joined with the other processes that share it.
+
+    Raises:
+        TrainingError: a GPU that is not there or lacks the precision; another number of processes
+            than the options say.
+    """
+    device = find_device(options.device)
+    precision = PRECISIONS[options.precision]
+    lacking = (
+        device.type == "cuda"
+        and precision == torch.bfloat16
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    if lacking:
+        raise TrainingError(
+            f"{options.section}.precision: bf16, and {torch.cuda.get_device_name()} lacks it; "
+            "set precision: fp16 or float32"
+        )
+    with (
+        joined(options.gpus, device) as ranks,
+        session(
+            seed=options.seed,
+            threads=options.torch_threads,
+            device=options.device,
+            deterministic=options.deterministic,
+        ),
+    ):
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        yield Compute(device, ranks, precision, scaler)
+
+
+def part_ways(compute: Compute, seed: int) -> None:
+    """Give each process numbers of its own, once all have drawn the same weights."""
+    if compute.ranks.count > 1:
+        torch.manual_seed(seed + 1 + compute.ranks.rank)
 
 
 # --- the index -----------------------------------------------------------------------------------
@@ -106,12 +198,14 @@ class IndexFacts:
     engine: str
     train: tuple[str, ...]
     val: tuple[str, ...]
+    mpp: float
+    """The median over the training tiles: a network knows one resolution."""
 
 
-def subset(index: Path, network: str, part: str) -> list[dict[str, str]]:
-    """Return tile, case, dataset and score of a network's part, in the order of the index."""
+def subset(index: Path, network: str, part: str) -> list[dict[str, Any]]:
+    """Return tile, case, dataset, score, mpp of a network's part, in the order of the index."""
     column = f"{network}_split"
-    names = ["tile", "case", "dataset", "score"]
+    names = ["tile", "case", "dataset", "score", "mpp"]
     table = tables.read(index, tables.index(()), [*names, column])
     return [{name: row[name] for name in names} for row in table.to_pylist() if row[column] == part]
 
@@ -141,9 +235,9 @@ def index_facts(index: Path, network: str) -> IndexFacts:
         TrainingError: when the training or the validation subset is empty.
     """
     metadata = index_metadata(index)
-    parts = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
     for part, purpose in (("train", "training"), ("val", "validation")):
-        parts[part] = tuple(row["tile"] for row in subset(index, network, part))
+        parts[part] = subset(index, network, part)
         if not parts[part]:
             raise TrainingError(
                 f"index: no tiles for {purpose} of {network}; at least one is needed; read the "
@@ -151,7 +245,10 @@ def index_facts(index: Path, network: str) -> IndexFacts:
                 f"index.{network}_datasets, index.val_fraction and the sheet's splits"
             )
     return IndexFacts(
-        metadata["fingerprint"], metadata["mask_target"], parts["train"], parts["val"]
+        metadata["fingerprint"],
+        metadata["mask_target"],
+        *(tuple(row["tile"] for row in parts[part]) for part in ("train", "val")),
+        statistics.median(row["mpp"] for row in parts["train"]),
     )
 
 
@@ -192,7 +289,7 @@ def file_digest(path: Path) -> str:
 
 
 def training_batches(tiles: TileDataset, order: Order, workers: int) -> DataLoader[dict[str, Any]]:
-    """Return the batches of a run as tensors; its processes start once, not once per epoch."""
+    """Return the parts of batches of a run as tensors; its processes start once, not per epoch."""
     return DataLoader(
         tiles,
         batch_sampler=order,
@@ -204,10 +301,14 @@ def training_batches(tiles: TileDataset, order: Order, workers: int) -> DataLoad
 
 
 def validation_batches(
-    tiles: TileDataset, batch_size: int, workers: int
+    tiles: TileDataset, batch_size: int, workers: int, ranks: Ranks | None = None
 ) -> DataLoader[dict[str, Any]]:
-    """Return all tiles once, in order, as they are seen in validation; iterate it every epoch."""
-    keys = [(0, position) for position in range(len(tiles))]
+    """Return this process's share of all tiles, in order, as they are seen in validation.
+
+    It is iterated once for each validation.
+    """
+    ranks = ranks or Ranks()
+    keys = [(0, position) for position in range(ranks.rank, len(tiles), ranks.count)]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     workers = min(workers, 1)
     return DataLoader(
@@ -218,6 +319,29 @@ def validation_batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def ahead(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield batches on the device, each flipped and turned there, the next on its way already."""
+    if device.type == "cpu":
+        yield from batches
+        return
+
+    def sent(batch: dict[str, Any]) -> dict[str, Any]:
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        return turned(moved) if "view" in moved else moved
+
+    waiting = None
+    for batch in batches:
+        following = sent(batch)
+        if waiting is not None:
+            yield waiting
+        waiting = following
+    if waiting is not None:
+        yield waiting
 
 
 def to_unit(images: Tensor, device: torch.device) -> Tensor:
@@ -240,21 +364,11 @@ class Progress:
     best_epoch: int = 0
     best_value: float = -math.inf
 
-    def add(self, losses: Mapping[str, Tensor], tiles: Sequence[str]) -> None:
-        """Count one step's losses, each a mean over the tiles of the step.
-
-        Raises:
-            TrainingError: when a loss is not finite; it names the tiles.
-        """
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).tolist()
-        for name, value in zip(losses, values, strict=True):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"epoch {self.epoch}, step {self.step + 1}: loss {name} is {value} on the "
-                    f"tiles {', '.join(tiles)}; look at them in the report, or lower learning_rate"
-                )
-            self.sums[name] = self.sums.get(name, 0.0) + value * len(tiles)
-        self.seen += len(tiles)
+    def add(self, losses: Mapping[str, float], tiles: int) -> None:
+        """Count one step's losses, each a mean over so many tiles."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * tiles
+        self.seen += tiles
         self.step += 1
 
     def close_epoch(self, rates: Mapping[str, float], validation: Mapping[str, float]) -> None:
@@ -269,6 +383,12 @@ class Progress:
         self.step = self.seen = 0
         self.sums = {}
 
+    def of(self, epoch: int) -> dict[str, float]:
+        """Return what is known of an epoch, as part/quantity."""
+        return {
+            f"{part}/{name}": value for number, part, name, value in self.history if number == epoch
+        }
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the history as rows of `hemera.tables.HISTORY`."""
         names = tables.HISTORY.names
@@ -279,7 +399,8 @@ class Progress:
 class Run:
     """The tensors of a run under names, and the folder of its checkpoints.
 
-    `best` holds the weights of the best epoch so far, of the module named by `kept`.
+    `best` holds the weights of the best epoch so far, of the module named by `kept`. With several
+    processes all call these methods, and the first one writes.
     """
 
     folder: Path
@@ -287,6 +408,8 @@ class Run:
     optimisers: dict[str, torch.optim.Optimizer]
     kept: str
     minutes: float
+    ranks: Ranks = dataclasses.field(default_factory=Ranks)
+    scaler: torch.amp.GradScaler | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
     best: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     _saved_at: float = dataclasses.field(default_factory=time.monotonic)
@@ -296,20 +419,25 @@ class Run:
         """Where the checkpoint lies."""
         return self.folder / "checkpoint.pt"
 
-    def save(self, *, force: bool = False) -> None:
-        """Write a checkpoint in one step, when it is time or `force` says so."""
-        if not force and time.monotonic() - self._saved_at < self.minutes * 60:
-            return
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint, by this process's clock."""
+        return time.monotonic() - self._saved_at >= self.minutes * 60
+
+    def save(self) -> None:
+        """Write a checkpoint in one step."""
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimisers": {name: each.state_dict() for name, each in self.optimisers.items()},
+            "scaler": self.scaler.state_dict() if self.scaler is not None else {},
             "progress": dataclasses.asdict(self.progress),
             "best": self.best,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            # What each process draws from: its processor's state, then its GPUs'.
+            "random": self.ranks.gather([_random_state()]),
         }
-        with files.replacing(self.path) as temporary:
-            torch.save(state, temporary)
+        if self.ranks.first:
+            with files.replacing(self.path) as temporary:
+                torch.save(state, temporary)
         self._saved_at = time.monotonic()
 
     def resume(self) -> bool:
@@ -326,29 +454,178 @@ class Run:
                 load_into(module, state["modules"][name], f"{self.path} ({name})")
             for name, optimiser in self.optimisers.items():
                 optimiser.load_state_dict(state["optimisers"][name])
+            if self.scaler is not None and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
             progress = dict(state["progress"])
             progress["history"] = [tuple(entry) for entry in progress["history"]]
             self.progress = Progress(**progress)
             self.best = state["best"]
-            torch.set_rng_state(state["random"])
-            if state["random_cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["random_cuda"])
-        except (KeyError, TypeError, ValueError) as error:
+            own, *gpus = state["random"][self.ranks.rank]
+            torch.set_rng_state(own)
+            if len(gpus) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(gpus)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise TrainingError(
                 f"{self.path}: not a checkpoint of this run ({error}); delete it to begin again"
             ) from error
         log.info("resumed at epoch %d, step %d", self.progress.epoch, self.progress.step)
         return True
 
-    def judge(self, value: float) -> None:
+    def judge(self, value: float) -> bool:
         """Keep the weights of the epoch just run when `value` is the highest so far."""
-        if value > self.progress.best_value:
-            self.progress.best_value = value
-            self.progress.best_epoch = self.progress.epoch
-            self.best = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in self.modules[self.kept].state_dict().items()
-            }
+        if not value > self.progress.best_value:
+            return False
+        self.progress.best_value = value
+        self.progress.best_epoch = self.progress.epoch
+        self.best = {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in self.modules[self.kept].state_dict().items()
+        }
+        return True
+
+    def count(self, steps: Sequence[tuple[Mapping[str, Tensor], Sequence[str]]]) -> None:
+        """Count steps that were taken, each with its losses and this process's tiles.
+
+        Raises:
+            TrainingError: when a loss is not finite; it names the tiles.
+        """
+        if not steps:
+            return
+        names = list(steps[0][0])
+        values = torch.stack(
+            [torch.stack([loss.detach().float() for loss in found.values()]) for found, _ in steps]
+        )
+        for number, (row, (_, tiles)) in enumerate(zip(values.tolist(), steps, strict=True), 1):
+            for name, value in zip(names, row, strict=True):
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"epoch {self.progress.epoch}, step {self.progress.step + number}: loss "
+                        f"{name} is {value} on the tiles {', '.join(tiles)}; look at them in the "
+                        "report, or lower learning_rate"
+                    )
+        for row, (_, tiles) in zip(self.ranks.average(values).tolist(), steps, strict=True):
+            self.progress.add(dict(zip(names, row, strict=True)), len(tiles) * self.ranks.count)
+
+
+def _random_state() -> list[Tensor]:
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
+def train(
+    run: Run,
+    compute: Compute,
+    tiles: TileDataset,
+    options: TrainGenerationOptions | TrainSegmentationOptions,
+    *,
+    whole: bool = False,
+    rate: Callable[[int], float],
+    step: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    validate: Callable[[], dict[str, float]],
+    judged: Callable[[Mapping[str, float]], float],
+    show: Callable[[], npt.NDArray[np.uint8]],
+    describe: Callable[[int], dict[str, Any]],
+) -> None:
+    """Train from where the run stands to the last epoch; both networks are trained by this.
+
+    Beside the checkpoint it leaves, in the run's folder, the weights of the last and of the best
+    validated epoch with their JSON, TensorBoard's log and pictures.
+
+    Args:
+        run: networks, optimisers, progress.
+        compute: where it computes.
+        tiles: training tiles.
+        options: of the network.
+        whole: leave a smaller last batch out.
+        rate: learning rate of an epoch, from 1.
+        step: takes one step on the parts of a batch and returns its losses, means over the tiles.
+        validate: measures the validation tiles.
+        judged: what of that measure is best when it is highest.
+        show: draws validation tiles, (H, W, 3).
+        describe: what stands beside the weights of an epoch.
+
+    Raises:
+        TrainingError: a loss that is not finite; a run that was told to end, after a checkpoint.
+    """
+    progress, ranks = run.progress, compute.ranks
+    order = Order(
+        len(tiles),
+        options.batch_size,
+        seed=options.seed,
+        epochs=options.epochs,
+        epoch=progress.epoch,
+        step=progress.step,
+        whole=whole,
+        parts=options.accumulate,
+        rank=ranks.rank,
+        ranks=ranks.count,
+    )
+    if progress.epoch > options.epochs:
+        return
+    batches = ahead(training_batches(tiles, order, options.workers), compute.device)
+    started, first = time.monotonic(), progress.epoch
+    done = (progress.epoch - 1) * order.steps + progress.step
+    with (
+        Journal(run.folder, done, silent=not ranks.first) as journal,
+        told_to_end() as told,
+        tqdm(total=order.steps_left, unit="step", disable=None if ranks.first else True) as bar,
+    ):
+        while progress.epoch <= options.epochs:
+            epoch = progress.epoch
+            for optimiser in run.optimisers.values():
+                for group in optimiser.param_groups:
+                    group["lr"] = rate(epoch)
+            pending: list[tuple[dict[str, Tensor], list[str]]] = []
+            for number in range(progress.step, order.steps):
+                parts = [next(batches) for _ in range(options.accumulate)]
+                pending.append((step(parts), [tile for part in parts for tile in part["tile"]]))
+                bar.update()
+                full = len(pending) == SETTLE_STEPS or number + 1 == order.steps
+                # Several processes ask each other only now and then.
+                if not full and (ranks.count > 1 or not (run.due or told.is_set())):
+                    continue
+                run.count(pending)
+                journal.losses((epoch - 1) * order.steps + number + 1, pending)
+                pending = []
+                if ranks.any(told.is_set()):
+                    run.save()
+                    raise TrainingError(
+                        f"told to end at epoch {epoch}, step {progress.step} of {order.steps}; "
+                        "what was trained is kept: run the stage again to go on"
+                    )
+                if ranks.any(run.due):
+                    run.save()
+            for module in run.modules.values():
+                ranks.average_statistics(module)
+            validated: dict[str, float] = {}
+            better = False
+            if epoch % options.validate_every == 0 or epoch == options.epochs:
+                validated = validate()
+                better = run.judge(judged(validated))
+            progress.close_epoch({"learning_rate": rate(epoch)}, validated)
+            if ranks.first and validated:
+                state = run.modules[run.kept].state_dict()
+                for name in ["last", "best"] if better else ["last"]:
+                    write_weights(run.folder / f"{name}.safetensors", state)
+                    write_metadata(run.folder / f"{name}.json", describe(epoch))
+                if options.sample_tiles:
+                    journal.picture(epoch, epoch * order.steps, show())
+            journal.epoch(epoch * order.steps, progress.of(epoch))
+            log_epoch(progress, options.epochs, started, first)
+    run.save()
+
+
+@contextlib.contextmanager
+def told_to_end() -> Iterator[threading.Event]:
+    """Note a SIGTERM, which a cluster sends before it kills, in place of dying of it."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def log_epoch(progress: Progress, epochs: int, started: float, first: int) -> None:
@@ -362,11 +639,16 @@ def log_epoch(progress: Progress, epochs: int, started: float, first: int) -> No
     """
     epoch = progress.epoch - 1
     shown = ", ".join(
-        f"{part} {name} {value:.4g}" for number, part, name, value in progress.history
-        if number == epoch
-    )  # fmt: skip
+        f"{name.replace('/', ' ')} {value:.4g}" for name, value in progress.of(epoch).items()
+    )
     left = (time.monotonic() - started) / (epoch - first + 1) * (epochs - epoch)
     log.info("epoch %d/%d: %s; about %.0f s left", epoch, epochs, shown, left)
+
+
+def samples(tiles: TileDataset, wanted: int) -> list[dict[str, Any]]:
+    """Return items of a few tiles, spread evenly, as they are seen in validation."""
+    places = np.linspace(0, len(tiles) - 1, min(wanted, len(tiles))).round().astype(int)
+    return [tiles[0, int(place)] for place in np.unique(places)]
 
 
 # --- weights on disk -----------------------------------------------------------------------------
@@ -459,6 +741,7 @@ def describe_run(
         "seed": dataclasses.asdict(options)["seed"],
         "index_fingerprint": facts.fingerprint,
         "mask_engine": facts.engine,
+        "mpp": facts.mpp,
         "tiles": {"train": len(facts.train), "val": len(facts.val)},
         "epoch": epoch,
         "best_epoch": run.progress.best_epoch,
@@ -502,10 +785,10 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
     return metadata
 
 
-def load_generation(weights: Path, metadata: Path) -> tuple[GenerationNet, dict[str, Any]]:
-    """Return a trained GenerationNet in evaluation mode, and its metadata."""
+def load_generation(weights: Path, metadata: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a trained generator in evaluation mode, and its metadata."""
     described = read_metadata(metadata, "generation")
-    net = GenerationNet(**_model(described, metadata))
+    net = build_generator(**_model(described, metadata))
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
 
@@ -515,7 +798,7 @@ def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, d
     described = read_metadata(metadata, "segmentation")
     model = _model(described, metadata)
     branch = model.pop("generation", None)
-    net = SegmentationNet(None if branch is None else GenerationNet(**branch), **model)
+    net = SegmentationNet(None if branch is None else build_generator(**branch), **model)
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
 

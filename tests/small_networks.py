@@ -7,6 +7,7 @@ import torch
 from hemera import tables, training
 from hemera.models.generation import GenerationNet, initialise
 from hemera.models.segmentation import SegmentationNet
+from hemera.ranks import Ranks
 
 MODEL = {"generator": "unet_128", "base_width": 4}
 
@@ -48,3 +49,9 @@ def write_networks(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]
     for name in ("generation", "segmentation"):
         tables.write(paths[f"{name}_history"], [], tables.HISTORY)
     return paths
+
+
+def plain_compute(precision: torch.dtype = torch.float32) -> training.Compute:
+    """Compute on the processor, alone."""
+    scaler = torch.amp.GradScaler("cpu", enabled=precision == torch.float16)
+    return training.Compute(torch.device("cpu"), Ranks(), precision, scaler)

@@ -54,6 +54,10 @@ def changed(cls: type[Options]) -> list[Options]:
         base = IndexOptions(
             **{f"{net}_{key}": two[key] for net in ("generation", "segmentation") for key in two}
         )
+    if isinstance(base, TrainGenerationOptions):
+        base = dataclasses.replace(base, batch_size=12)
+    if isinstance(base, TrainSegmentationOptions):
+        base = dataclasses.replace(base, batch_size=12, encoder_weights=None)
     found = []
     for field in dataclasses.fields(cls):
         options = []

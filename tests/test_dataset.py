@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from hemera import masks
-from hemera.dataset import Order, Texts, TileDataset, Weighting
+from hemera.dataset import Order, Texts, TileDataset, Weighting, turned
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.shards import ShardWriter, encode, encode_mask
 from hemera.weights import weight_map
@@ -416,6 +416,51 @@ def two_epochs(dataset, workers, start):
     )
     batches = [digests(batch) for batch in loader]
     return batches[: order.steps], batches[order.steps :]
+
+
+def test_parts_and_processes_share_the_same_batches_evenly():
+    """All shares together are the batches of one process alone, but for the smaller last one."""
+    whole = list(Order(14, 4, seed=3, epochs=2))
+    assert [len(batch) for batch in whole[:4]] == [4, 4, 4, 2]
+    orders = [Order(14, 4, seed=3, epochs=2, parts=2, rank=rank, ranks=2) for rank in (0, 1)]
+    assert [order.steps for order in orders] == [3, 3]
+    assert [len(order) for order in orders] == [12, 12]
+    shares = [list(order) for order in orders]
+    assert all(len(share) == 1 for of_rank in shares for share in of_rank)
+    together = [
+        sorted(key for of_rank in shares for share in of_rank[at : at + 2] for key in share)
+        for at in range(0, 12, 2)
+    ]
+    assert together == [sorted(batch) for batch in whole if len(batch) == 4]
+    resumed = Order(14, 4, seed=3, epochs=2, epoch=1, step=2, parts=2, rank=1, ranks=2)
+    assert list(resumed) == shares[1][4:]
+
+
+def test_fewer_tiles_than_a_batch_that_must_be_whole():
+    with pytest.raises(TrainingError, match=r"batch_size: 4 tiles make a step and there are 3;"):
+        Order(3, 4, seed=0, epochs=1, whole=True)
+    assert Order(3, 4, seed=0, epochs=1).steps == 1
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_what_is_deferred_and_done_for_a_batch_equals_what_is_done_tile_by_tile(tmp_path, turns):
+    index = write_index(tmp_path, train=6)
+    images = ("he", "her2", "mask", "positive", "weight")
+    how = dict(network="generation", part="train", images=images, flips=(0, 1), seed=5, turns=turns)
+    how["crop_px"] = 64 if turns else None
+    now, later = (TileDataset(index, deferred=deferred, **how) for deferred in (False, True))
+    keys = [(epoch, position) for epoch in (1, 2, 3) for position in range(6)]
+    batch = default_collate([later[key] for key in keys])
+    views = {tuple(view) for view in batch["view"].tolist()}
+    assert len(views) > 3, "some flips and turns were drawn"
+    done = turned(batch)
+    expected = default_collate([now[key] for key in keys])
+    assert done["tile"] == expected["tile"]
+    assert "view" not in done
+    for name in images[:-1]:
+        assert torch.equal(done[name], expected[name]), name
+    # Distances are measured before and after the flip: equal but for their rounding.
+    assert torch.allclose(done["weight"], expected["weight"], atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")

@@ -96,8 +96,8 @@ def test_a_gpu_that_is_not_there_is_named():
 
 def test_progress_weighs_losses_by_tiles_and_writes_history():
     progress = training.Progress()
-    progress.add({"total": torch.tensor(1.0)}, ["a", "b"])
-    progress.add({"total": torch.tensor(4.0)}, ["c"])
+    progress.add({"total": 1.0}, 2)
+    progress.add({"total": 4.0}, 1)
     assert progress.step == 2
     progress.close_epoch({"learning_rate": 0.1}, {"f1": 0.5})
     assert progress.rows() == [
@@ -105,17 +105,21 @@ def test_progress_weighs_losses_by_tiles_and_writes_history():
         {"epoch": 1, "part": "train", "quantity": "learning_rate", "value": 0.1},
         {"epoch": 1, "part": "val", "quantity": "f1", "value": 0.5},
     ]
+    assert progress.of(1) == {"train/total": 2.0, "train/learning_rate": 0.1, "val/f1": 0.5}
     assert (progress.epoch, progress.step, progress.seen, progress.sums) == (2, 0, 0, {})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_names_the_tiles(value):
-    progress = training.Progress(epoch=3, step=4)
-    losses = {"adversarial": torch.tensor(1.0), "dice": torch.tensor(value)}
+def test_a_loss_that_is_not_finite_names_the_tiles_of_its_step(value, tmp_path):
+    """Losses are read some steps later; the step that is named is the one that failed."""
+    run = make_run(tmp_path)
+    run.progress.epoch, run.progress.step = 3, 4
+    good = ({"adversarial": torch.tensor(1.0), "dice": torch.tensor(0.5)}, ["x", "y"])
+    bad = ({"adversarial": torch.tensor(1.0), "dice": torch.tensor(value)}, ["a", "b"])
     with pytest.raises(
-        TrainingError, match=r"epoch 3, step 5: loss dice is \w+ on the tiles a, b;"
+        TrainingError, match=r"epoch 3, step 6: loss dice is \w+ on the tiles a, b;"
     ):
-        progress.add(losses, ["a", "b"])
+        run.count([good, bad, good])
 
 
 def make_run(folder: Path, width: int = 3) -> training.Run:
@@ -134,8 +138,6 @@ def test_the_best_epoch_is_kept_and_survives_a_checkpoint(tmp_path):
         run.progress.close_epoch({}, {})
     assert run.progress.best_epoch == 2
     run.save()
-    assert not run.path.exists()
-    run.save(force=True)
     other = make_run(tmp_path)
     assert other.resume()
     assert (other.best["0.weight"] == 2).all()
@@ -145,7 +147,7 @@ def test_the_best_epoch_is_kept_and_survives_a_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_of_another_network_names_the_layers(tmp_path):
-    make_run(tmp_path).save(force=True)
+    make_run(tmp_path).save()
     with pytest.raises(TrainingError, match=r"0.weight is \(3, 2, 1, 1\), wanted \(5, 2, 1, 1\)"):
         make_run(tmp_path, 5).resume()
 
@@ -214,7 +216,7 @@ def test_a_file_that_is_no_index_is_named(tmp_path):
 
 
 def test_checkpoints_are_named_by_what_determines_the_run():
-    facts = training.IndexFacts("f", "stain", ("a", "b"), ("c",))
+    facts = training.IndexFacts("f", "stain", ("a", "b"), ("c",), 0.5)
     own = training.run_digest(OPTIONS, facts)
     same = dataclasses.replace(OPTIONS, workers=3, checkpoint_minutes=4)
     assert training.run_digest(same, facts) == own
@@ -237,12 +239,12 @@ from tests.test_training import OPTIONS, paths
 save = training.Run.save
 
 
-def save_and_die(run, *, force=False):
+def save_and_die(run):
     # Killed two steps after the last checkpoint, in the middle of the second of three epochs.
     if (run.progress.epoch, run.progress.step) == (2, 3):
         os.kill(os.getpid(), signal.SIGKILL)
     if (run.progress.epoch, run.progress.step) != (2, 2):
-        save(run, force=force)
+        save(run)
 
 
 training.Run.save = save_and_die

@@ -6,25 +6,25 @@ weights, a JSON beside them and the history. The discriminator lives in the chec
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from hemera import metrics, tables, training
 from hemera.config import TrainGenerationOptions
-from hemera.dataset import Order, TileDataset, Weighting
-from hemera.models import losses
+from hemera.dataset import TileDataset, Weighting
+from hemera.journal import sheet
+from hemera.models import losses, similarity
 from hemera.models.discriminator import PatchGAN
-from hemera.models.generation import GenerationNet, initialise
+from hemera.models.generation import build_generator, initialise
 
 log = logging.getLogger(__name__)
 
@@ -58,102 +58,91 @@ def run(
         TrainingError: an empty subset, a loss that is not finite, a checkpoint that does not fit.
     """
     facts = training.index_facts(index, "generation")
-    parts = {
-        part: TileDataset(
-            index,
-            network="generation",
-            part=part,
-            engine=facts.engine,
-            images=("he", "her2", "weight"),
-            weighting=Weighting(
-                options.weight_map,
-                options.mask_source,
-                options.renormalise_mean,
-                options.registration_scale_um,
-            ),
-            crop_px=options.crop_px,
-            flips=(1,) if options.flip else (),
-            seed=options.seed,
-        )
-        for part in ("train", "val")
-    }
-    with training.session(
-        seed=options.seed,
-        threads=options.torch_threads,
-        device=options.device,
-        deterministic=options.deterministic,
-    ) as device:
-        net = GenerationNet(options.network, options.base_width)
-        critic = PatchGAN(6, options.discriminator_width, options.discriminator_layers)
-        initialise(net)
-        initialise(critic)
-        for module in (net, critic):
-            training.place(module, device)
-        betas = (options.beta1, options.beta2)
-        optimisers: dict[str, torch.optim.Optimizer] = {
-            "generator": torch.optim.Adam(net.parameters(), options.learning_rate, betas),
-            "discriminator": torch.optim.Adam(critic.parameters(), options.learning_rate, betas),
+    with training.computing(options) as compute:
+        parts = {
+            part: TileDataset(
+                index,
+                network="generation",
+                part=part,
+                engine=facts.engine,
+                images=("he", "her2", "weight"),
+                weighting=Weighting(
+                    options.weight_map,
+                    options.mask_source,
+                    options.renormalise_mean,
+                    options.registration_scale_um,
+                ),
+                crop_px=options.crop_px,
+                flips=(1,) if options.flip else (),
+                deferred=part == "train" and compute.device.type != "cpu",
+                seed=options.seed,
+            )
+            for part in ("train", "val")
         }
+        model = {
+            "generator": options.network,
+            "base_width": options.base_width,
+            "norm": options.norm,
+            "dropout": options.dropout,
+        }
+        net = build_generator(**model)
+        critic = PatchGAN(
+            6, options.discriminator_width, options.discriminator_layers, options.norm
+        )
+        modules = {"generator": net, "discriminator": critic}
+        for module in modules.values():
+            initialise(module)
+            compute.place(module, compiled=options.compile)
+        training.part_ways(compute, options.seed)
+        betas = (options.beta1, options.beta2)
         course = training.Run(
             checkpoints / training.run_digest(options, facts),
-            {"generator": net, "discriminator": critic},
-            optimisers,
+            modules,
+            {
+                name: torch.optim.Adam(
+                    module.parameters(), options.learning_rate, betas, fused=True
+                )
+                for name, module in modules.items()
+            },
             kept="generator",
             minutes=options.checkpoint_minutes,
+            ranks=compute.ranks,
+            scaler=compute.scaler,
         )
         course.resume()
         threshold = options.dice_threshold
         if threshold is None and options.dice_source == "dab":
             threshold = fit_threshold(parts["train"])
             log.info("balanced Dice: DAB density %.3f, fitted on training tiles", threshold)
-        step = functools.partial(
-            train_step, course=course, device=device, options=options, threshold=threshold
+        validation = training.validation_batches(
+            parts["val"], options.batch_size, options.workers, compute.ranks
         )
+        examples = training.samples(parts["val"], options.sample_tiles)
 
-        progress = course.progress
-        order = Order(
-            len(parts["train"]),
-            options.batch_size,
-            seed=options.seed,
-            epochs=options.epochs,
-            epoch=progress.epoch,
-            step=progress.step,
-        )
-        batches = iter(training.training_batches(parts["train"], order, options.workers))
-        validation = training.validation_batches(parts["val"], options.batch_size, options.workers)
-        started, first = time.monotonic(), progress.epoch
-        with tqdm(total=len(order), unit="step", disable=None) as bar:
-            while progress.epoch <= options.epochs:
-                rate = options.learning_rate * rate_factor(progress.epoch, options)
-                for optimiser in optimisers.values():
-                    for group in optimiser.param_groups:
-                        group["lr"] = rate
-                while progress.step < order.steps:
-                    batch = next(batches)
-                    progress.add(step(batch), batch["tile"])
-                    bar.update()
-                    course.save()
-                validated = validate(net, validation, device, options)
-                course.judge(-validated["reconstruction"])
-                progress.close_epoch({"learning_rate": rate}, validated)
-                training.log_epoch(progress, options.epochs, started, first)
-        course.save(force=True)
+        def describe(epoch: int) -> dict[str, Any]:
+            described = training.describe_run("generation", model, options, facts, course, epoch)
+            return {**described, "dice_threshold": threshold}
 
-        chosen = options.epochs if options.select == "last" else progress.best_epoch
-        training.write_weights(
-            generator, net.state_dict() if options.select == "last" else course.best
-        )
-        described = training.describe_run(
-            "generation",
-            {"generator": options.network, "base_width": options.base_width},
-            options,
-            facts,
+        training.train(
             course,
-            chosen,
+            compute,
+            parts["train"],
+            options,
+            whole=options.whole_batches,
+            rate=lambda epoch: options.learning_rate * rate_factor(epoch, options),
+            step=lambda batches: train_step(batches, course, compute, options, threshold),
+            validate=lambda: validate(net, validation, compute, options),
+            judged=lambda validated: -validated["reconstruction"],
+            show=lambda: show(net, examples, compute),
+            describe=describe,
         )
-        described["dice_threshold"] = threshold
-        training.write_metadata(metadata, described)
-    tables.write(history, progress.rows(), tables.HISTORY)
+        if not compute.ranks.first:
+            return
+        last = options.select == "last"
+        training.write_weights(generator, net.state_dict() if last else course.best)
+        chosen = options.epochs if last else course.progress.best_epoch
+        training.write_metadata(metadata, describe(chosen))
+    tables.write(history, course.progress.rows(), tables.HISTORY)
 
 
 def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
@@ -196,51 +185,98 @@ def fit_threshold(tiles: TileDataset) -> float:
 
 
 def train_step(
-    batch: dict[str, Any],
-    *,
+    batches: Sequence[dict[str, Any]],
     course: training.Run,
-    device: torch.device,
+    compute: training.Compute,
     options: TrainGenerationOptions,
     threshold: float | None,
 ) -> dict[str, Tensor]:
-    """Update the discriminator, then the generator, and return the losses."""
+    """Update the discriminator, then the generator, and return the losses.
+
+    Where a batch comes in parts, the gradients of both are taken part by part, with the weights of
+    before the step; where it does not, the generator meets the discriminator that was updated.
+    """
     net, critic = course.modules["generator"], course.modules["discriminator"]
-    source = training.to_unit(batch["he"], device) * 2 - 1
-    target = training.to_unit(batch["her2"], device) * 2 - 1
-    weight = batch["weight"].to(device)
+    parts = len(batches)
     net.train()
     critic.train()
-    generated = net(source)
-    judged, real = generated, target
-    if options.weight_adversarial:
-        judged, real = generated * weight, target * weight
+    for optimiser in course.optimisers.values():
+        optimiser.zero_grad()
+    found: list[dict[str, Tensor]] = []
+    for batch in batches:
+        source = compute.to_unit(batch["he"]) * 2 - 1
+        target = compute.to_unit(batch["her2"]) * 2 - 1
+        weight = batch["weight"].to(compute.device)
+        with compute.autocast():
+            generated = net(source)
+        judged, real = generated.float(), target
+        if options.weight_adversarial:
+            judged, real = judged * weight, target * weight
 
-    critic.requires_grad_(True)
-    course.optimisers["discriminator"].zero_grad()
-    false = losses.adversarial(critic(torch.cat((source, judged.detach()), 1)), False)
-    true = losses.adversarial(critic(torch.cat((source, real), 1)), True)
-    critic_loss = 0.5 * (false + true)
-    critic_loss.backward()
-    course.optimisers["discriminator"].step()
+        critic.requires_grad_(True)
+        with compute.autocast():
+            false = critic(torch.cat((source, judged.detach()), 1))
+            true = critic(torch.cat((source, real), 1))
+        critic_loss = 0.5 * (
+            losses.adversarial(false, False, options.gan_loss)
+            + losses.adversarial(true, True, options.gan_loss)
+        )
+        compute.backward(critic_loss, parts)
+        if parts == 1:
+            compute.update(course.optimisers["discriminator"], critic)
 
-    # The generator's gradient passes through the discriminator, which does not learn from it.
-    critic.requires_grad_(False)
-    course.optimisers["generator"].zero_grad()
-    fooled = losses.adversarial(critic(torch.cat((source, judged), 1)), True)
-    levels = losses.pyramid_l1(generated, target, weight, len(options.l1_weights))
-    total = fooled + weigh(levels, options.l1_weights)
-    found = {"discriminator": critic_loss, "adversarial": fooled}
-    found |= {f"l1_{level}": value for level, value in enumerate(levels, 1)}
+        # The generator's gradient passes through the discriminator, which does not learn from it.
+        critic.requires_grad_(False)
+        with compute.autocast():
+            answer = critic(torch.cat((source, judged), 1))
+        own = generator_losses(generated.float(), target, weight, options, threshold)
+        own["adversarial"] = losses.adversarial(answer, True, options.gan_loss)
+        total = own["adversarial"] + weigh_all(own, options)
+        compute.backward(total, parts)
+        found.append({"total": total, "discriminator": critic_loss, **own})
+    if parts > 1:
+        compute.update(course.optimisers["discriminator"], critic)
+    compute.update(course.optimisers["generator"], net)
+    compute.scaler.update()
+    return {name: torch.stack([part[name] for part in found]).mean() for name in found[0]}
+
+
+def generator_losses(
+    generated: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    options: TrainGenerationOptions,
+    threshold: float | None,
+) -> dict[str, Tensor]:
+    """Return the losses of generated images beside real ones, by name, unweighed."""
+    found = {
+        f"l1_{level}": value
+        for level, value in enumerate(
+            losses.pyramid_l1(generated, target, weight, len(options.l1_weights)), 1
+        )
+    }
     if options.dice_source != "none":
         pair = [(generated + 1) / 2, (target + 1) / 2]
         if options.dice_source == "dab":
             assert threshold is not None
             pair = [losses.soft_dab(image, options.dice_slope, threshold) for image in pair]
         found["dice"] = losses.balanced_dice(pair[0], pair[1], weight)
+    if options.variance_weight > 0:
+        found["variance"] = losses.variance_penalty(
+            generated, target, unbiased=options.variance_estimator == "unbiased"
+        )
+    return found
+
+
+def weigh_all(found: Mapping[str, Tensor], options: TrainGenerationOptions) -> Tensor:
+    """Return the weighted sum of what `generator_losses` found."""
+    levels = [found[f"l1_{level}"] for level in range(1, len(options.l1_weights) + 1)]
+    total = weigh(levels, options.l1_weights)
+    if "dice" in found:
         total = total + options.dice_weight * found["dice"]
-    total.backward()
-    course.optimisers["generator"].step()
-    return {"total": total, **found}
+    if "variance" in found:
+        total = total + options.variance_weight * found["variance"]
+    return total
 
 
 def weigh(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
@@ -252,9 +288,9 @@ def weigh(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    net: torch.nn.Module,
+    net: nn.Module,
     batches: DataLoader[dict[str, Any]],
-    device: torch.device,
+    compute: training.Compute,
     options: TrainGenerationOptions,
 ) -> dict[str, float]:
     """Return the weighted reconstruction loss, PSNR and SSIM over the validation tiles.
@@ -262,25 +298,45 @@ def validate(
     The generator is in evaluation mode: its batch norms use their running statistics.
     """
     net.eval()
-    reconstruction: list[float] = []
-    noise: list[float] = []
-    similarity: list[float] = []
-    for batch in batches:
-        generated = net(training.to_unit(batch["he"], device) * 2 - 1)
-        target = training.to_unit(batch["her2"], device) * 2 - 1
-        weight = batch["weight"].to(device)
+    rows: list[tuple[float, float, float]] = []
+    for batch in training.ahead(batches, compute.device):
+        with compute.autocast():
+            generated = net(compute.to_unit(batch["he"]) * 2 - 1).float()
+        real = compute.to_unit(batch["her2"])
+        target, weight = real * 2 - 1, batch["weight"]
+        reconstruction = []
         for place in range(len(generated)):
             one = slice(place, place + 1)
             levels = losses.pyramid_l1(
                 generated[one], target[one], weight[one], len(options.l1_weights)
             )
-            reconstruction.append(float(weigh(levels, options.l1_weights)))
-            painted = metrics.to_uint8(generated[place].permute(1, 2, 0).cpu().numpy())
-            truth = batch["her2"][place].permute(1, 2, 0).numpy()
-            noise.append(metrics.psnr(painted, truth))
-            similarity.append(metrics.ssim(painted, truth))
+            reconstruction.append(weigh(levels, options.l1_weights))
+        painted = similarity.as_stored(generated)
+        columns = (
+            torch.stack(reconstruction),
+            similarity.psnr(painted, real),
+            similarity.ssim(painted, real),
+        )
+        rows += zip(*(column.tolist() for column in columns), strict=True)
+    # An exact sum: the same in whatever order processes bring their tiles.
+    reconstruction, noise, alike = zip(*compute.ranks.gather(rows), strict=True)
     return {
         "reconstruction": math.fsum(reconstruction) / len(reconstruction),
         "psnr_db": training.mean_of(noise),
-        "ssim": training.mean_of(similarity),
+        "ssim": training.mean_of(alike),
     }
+
+
+@torch.no_grad()
+def show(
+    net: nn.Module, examples: Sequence[dict[str, Any]], compute: training.Compute
+) -> npt.NDArray[np.uint8]:
+    """Draw validation tiles: H&E, HER2, and HER2 as painted, one tile a row."""
+    net.eval()
+    rows = []
+    for item in examples:
+        with compute.autocast():
+            painted = net(compute.to_unit(item["he"][None]) * 2 - 1)[0].float()
+        images = [item[name].permute(1, 2, 0).numpy() for name in ("he", "her2")]
+        rows.append([*images, metrics.to_uint8(painted.permute(1, 2, 0).cpu().numpy())])
+    return sheet(rows)

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import logging
 import math
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from hemera import metrics, tables, training
 from hemera.config import TrainSegmentationOptions
-from hemera.dataset import Order, TileDataset
+from hemera.dataset import TileDataset
+from hemera.errors import TrainingError
+from hemera.journal import sheet
 from hemera.models import losses
 from hemera.models.segmentation import SegmentationNet
 
 log = logging.getLogger(__name__)
+
+IMAGENET = "resnet34-b627a593.pth"
+"""Under which name torch keeps what torchvision downloads for ResNet34, IMAGENET1K_V1."""
 
 THRESHOLD = 0.5
 """Probability from which a pixel counts as positive in validation; never tuned."""
@@ -58,35 +64,40 @@ def run(
             not fit, a GenerationNet of another index.
     """
     facts = training.index_facts(index, "segmentation")
-    parts = {
-        part: TileDataset(
-            index,
-            network="segmentation",
-            part=part,
-            engine=facts.engine,
-            images=("he", "positive"),
-            crop_px=options.crop_px,
-            flips=(0, 1) if options.flip else (),
-            seed=options.seed,
-        )
-        for part in ("train", "val")
-    }
-    with training.session(
-        seed=options.seed,
-        threads=options.torch_threads,
-        device=options.device,
-        deterministic=options.deterministic,
-    ) as device:
+    with training.computing(options) as compute:
+        parts = {
+            part: TileDataset(
+                index,
+                network="segmentation",
+                part=part,
+                engine=facts.engine,
+                images=("he", "positive"),
+                crop_px=options.crop_px,
+                flips=(0, 1) if options.flip else (),
+                turns=options.turn,
+                deferred=part == "train" and compute.device.type != "cpu",
+                seed=options.seed,
+            )
+            for part in ("train", "val")
+        }
         branch, described_branch = None, None
         if options.generation_branch != "none":
             branch, generation = training.load_generation(generator, generator_metadata)
             training.check_index("generation", generation, facts.fingerprint)
             described_branch = generation["model"]
-        net = SegmentationNet(branch, options.generation_skips, options.base_width)
-        weights_digest = "none"
+        how: dict[str, Any] = {
+            "generation_skips": options.generation_skips,
+            "base_width": options.base_width,
+            "branch": options.generation_branch,
+            "decoder": options.decoder,
+        }
+        if branch is None:
+            del how["branch"]
+        net = SegmentationNet(branch, **how)
+        started_from = "none"
         if options.encoder_weights is not None:
-            weights = Path(options.encoder_weights)
-            weights_digest = training.file_digest(weights)
+            weights = encoder_file(options.encoder_weights)
+            started_from = training.file_digest(weights)
             encoder = {
                 name: tensor
                 for name, tensor in training.read_weights(weights).items()
@@ -94,17 +105,19 @@ def run(
                 if not name.startswith("fc.")
             }
             training.load_into(net.encoder, encoder, str(weights))
-        training.place(net, device)
+        compute.place(net, compiled=options.compile)
+        training.part_ways(compute, options.seed)
         optimiser = torch.optim.AdamW(
             [parameter for parameter in net.parameters() if parameter.requires_grad],
             options.learning_rate,
             weight_decay=options.weight_decay,
+            fused=True,
         )
         digest = training.run_digest(
             options,
             facts,
             generator="none" if branch is None else training.file_digest(generator),
-            encoder=weights_digest,
+            encoder=started_from,
         )
         course = training.Run(
             checkpoints / digest,
@@ -112,87 +125,139 @@ def run(
             {"segmenter": optimiser},
             kept="segmenter",
             minutes=options.checkpoint_minutes,
+            ranks=compute.ranks,
+            scaler=compute.scaler,
         )
         course.resume()
-
-        progress = course.progress
-        order = Order(
-            len(parts["train"]),
-            options.batch_size,
-            seed=options.seed,
-            epochs=options.epochs,
-            epoch=progress.epoch,
-            step=progress.step,
+        validation = training.validation_batches(
+            parts["val"], options.batch_size, options.workers, compute.ranks
         )
-        batches = iter(training.training_batches(parts["train"], order, options.workers))
-        validation = training.validation_batches(parts["val"], options.batch_size, options.workers)
-        started, first = time.monotonic(), progress.epoch
-        with tqdm(total=len(order), unit="step", disable=None) as bar:
-            while progress.epoch <= options.epochs:
-                while progress.step < order.steps:
-                    batch = next(batches)
-                    found = train_step(batch, net, optimiser, device, options.loss_lambda)
-                    progress.add(found, batch["tile"])
-                    bar.update()
-                    course.save()
-                validated = validate(net, validation, device, options.loss_lambda)
-                course.judge(validated["f1"])
-                progress.close_epoch({"learning_rate": options.learning_rate}, validated)
-                training.log_epoch(progress, options.epochs, started, first)
-        course.save(force=True)
+        examples = training.samples(parts["val"], options.sample_tiles)
+        model = {"generation": described_branch, **how}
 
-        chosen = options.epochs if options.select == "last" else progress.best_epoch
-        training.write_weights(
-            segmenter, net.state_dict() if options.select == "last" else course.best
+        def describe(epoch: int) -> dict[str, Any]:
+            described = training.describe_run("segmentation", model, options, facts, course, epoch)
+            return {**described, "encoder_sha256": started_from}
+
+        training.train(
+            course,
+            compute,
+            parts["train"],
+            options,
+            rate=lambda epoch: options.learning_rate,
+            step=lambda batches: train_step(batches, course, compute, options),
+            validate=lambda: validate(net, validation, compute, options),
+            judged=lambda validated: validated["f1"],
+            show=lambda: show(net, examples, compute),
+            describe=describe,
         )
-        model = {
-            "generation": described_branch,
-            "generation_skips": options.generation_skips,
-            "base_width": options.base_width,
-        }
-        described = training.describe_run("segmentation", model, options, facts, course, chosen)
-        training.write_metadata(metadata, described)
-    tables.write(history, progress.rows(), tables.HISTORY)
+        if not compute.ranks.first:
+            return
+        last = options.select == "last"
+        training.write_weights(segmenter, net.state_dict() if last else course.best)
+        chosen = options.epochs if last else course.progress.best_epoch
+        training.write_metadata(metadata, describe(chosen))
+    tables.write(history, course.progress.rows(), tables.HISTORY)
+
+
+def encoder_file(named: str) -> Path:
+    """Return the file that ResNet34's weights lie in; see the option encoder_weights.
+
+    Raises:
+        TrainingError: when torch keeps no download of torchvision's weights.
+    """
+    if named != "imagenet":
+        return Path(named)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET
+    if not path.is_file():
+        raise TrainingError(
+            f"train_segmentation.encoder_weights: imagenet, and {path} is not there; download it "
+            "once with `python -c 'from torchvision.models import resnet34 as r; "
+            'r(weights="IMAGENET1K_V1")\'`, name a file of these weights, or set null to start '
+            "untrained"
+        )
+    return path
 
 
 def train_step(
-    batch: dict[str, Any],
-    net: SegmentationNet,
-    optimiser: torch.optim.Optimizer,
-    device: torch.device,
-    share: float,
+    batches: Sequence[dict[str, Any]],
+    course: training.Run,
+    compute: training.Compute,
+    options: TrainSegmentationOptions,
 ) -> dict[str, Tensor]:
-    """Update encoder and decoder, and return the losses."""
+    """Update encoder and decoder by the parts of a batch, and return the losses."""
+    net, optimiser = course.modules["segmenter"], course.optimisers["segmenter"]
     net.train()
-    logits = net(training.to_unit(batch["he"], device))
-    total, cross_entropy, dice = losses.segmentation_loss(
-        logits, batch["positive"].to(device).float(), share
-    )
     optimiser.zero_grad()
-    total.backward()
-    optimiser.step()
-    return {"total": total, "cross_entropy": cross_entropy, "dice": dice}
+    found = []
+    for batch in batches:
+        with compute.autocast():
+            logits = net(compute.to_unit(batch["he"]))
+        loss = judge(logits, batch["positive"].to(compute.device).float(), options)
+        compute.backward(loss[0], len(batches))
+        found.append(torch.stack(loss))
+    compute.update(optimiser, net)
+    compute.scaler.update()
+    means = torch.stack(found).mean(0)
+    return dict(zip(("total", "cross_entropy", "dice"), means, strict=True))
+
+
+def judge(
+    logits: Tensor, truth: Tensor, options: TrainSegmentationOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss that the options say, and its two parts."""
+    return losses.segmentation_loss(
+        logits.float(),
+        truth,
+        options.loss_lambda,
+        focal_gamma=options.focal_gamma,
+        tversky_beta=options.tversky_beta,
+    )
 
 
 @torch.no_grad()
 def validate(
-    net: SegmentationNet, batches: DataLoader[dict[str, Any]], device: torch.device, share: float
+    net: nn.Module,
+    batches: DataLoader[dict[str, Any]],
+    compute: training.Compute,
+    options: TrainSegmentationOptions,
 ) -> dict[str, float]:
     """Return the loss and the four pooled metrics at 0.5 over the validation tiles."""
     net.eval()
-    totals: list[float] = []
-    counts = []
-    for batch in batches:
-        logits = net(training.to_unit(batch["he"], device))
-        for place, truth in enumerate(batch["positive"]):
+    rows: list[tuple[float, metrics.Confusion]] = []
+    for batch in training.ahead(batches, compute.device):
+        with compute.autocast():
+            logits = net(compute.to_unit(batch["he"])).float()
+        truth = batch["positive"]
+        predicted = torch.sigmoid(logits) >= THRESHOLD
+        counts = torch.stack(
+            [(said & real).flatten(1).sum(1)
+             for said in (predicted, ~predicted) for real in (truth, ~truth)], 1,
+        ).tolist()  # fmt: skip
+        for place, (hit, false, missed, rest) in enumerate(counts):
             one = slice(place, place + 1)
-            total, _, _ = losses.segmentation_loss(
-                logits[one], truth[None].to(device).float(), share
-            )
-            totals.append(float(total))
-            predicted = (torch.sigmoid(logits[place]) >= THRESHOLD).cpu().numpy()
-            counts.append(metrics.confusion(predicted, truth.numpy()))
-    return {
-        "total": math.fsum(totals) / len(totals),
-        **metrics.scores(metrics.pool(counts)),
-    }
+            total, _, _ = judge(logits[one], truth[one].float(), options)
+            rows.append((float(total), metrics.Confusion(hit, false, missed, rest)))
+    totals, confusions = zip(*compute.ranks.gather(rows), strict=True)
+    pooled = metrics.Confusion(*(sum(column) for column in zip(*confusions, strict=True)))
+    return {"total": math.fsum(totals) / len(totals), **metrics.scores(pooled)}
+
+
+@torch.no_grad()
+def show(
+    net: nn.Module, examples: Sequence[dict[str, Any]], compute: training.Compute
+) -> npt.NDArray[np.uint8]:
+    """Draw validation tiles: H&E, what is positive, and how likely it was held to be."""
+    net.eval()
+    rows = []
+    for item in examples:
+        with compute.autocast():
+            logits = net(compute.to_unit(item["he"][None]))[0, 0].float()
+        grays = (item["positive"][0].float(), torch.sigmoid(logits).cpu())
+        rows.append(
+            [
+                item["he"].permute(1, 2, 0).numpy(),
+                *(np.repeat((gray * 255).byte().numpy()[..., None], 3, 2) for gray in grays),
+            ]
+        )
+    return sheet(rows)

@@ -12,6 +12,7 @@ from hemera.errors import ConfigError, TrainingError
 from hemera.stages import train_generation
 from hemera.stages.train_generation import fit_threshold, rate_factor, run
 from tests.small_index import write_index
+from tests.small_networks import plain_compute
 
 OPTIONS = TrainGenerationOptions(
     network="unet_32", base_width=4, discriminator_width=4, crop_px=64, epochs=2,
@@ -70,7 +71,10 @@ def test_golden(trained):
 def test_outputs_describe_themselves(trained, index):
     described = json.loads((trained / "metadata.json").read_text())
     assert described["network"] == "generation"
-    assert described["model"] == {"generator": "unet_32", "base_width": 4}
+    assert described["model"] == {
+        "generator": "unet_32", "base_width": 4, "norm": "batch", "dropout": False,
+    }  # fmt: skip
+    assert described["mpp"] == 0.5
     assert described["index_fingerprint"] == "f" * 64
     assert described["tiles"] == {"train": 3, "val": 2}
     assert described["options"]["weight_map"] == "inside"
@@ -205,7 +209,7 @@ def test_a_flat_tile_gives_the_least_threshold():
 
 def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):
     torch.manual_seed(0)
-    net = train_generation.GenerationNet("unet_32", 4)
+    net = train_generation.build_generator("unet_32", 4)
     critic = train_generation.PatchGAN(6, 4, 2)
     course = training.Run(
         tmp_path, {"generator": net, "discriminator": critic},
@@ -220,9 +224,7 @@ def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):
         "her2": torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8),
         "weight": torch.rand(2, 1, 64, 96),
     }
-    found = train_generation.train_step(
-        batch, course=course, device=torch.device("cpu"), options=OPTIONS, threshold=0.2
-    )
+    found = train_generation.train_step([batch], course, plain_compute(), OPTIONS, 0.2)
     gradient = [parameter.grad.clone() for parameter in critic.parameters()]
     critic.requires_grad_(True)
     source, target = (

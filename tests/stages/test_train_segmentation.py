@@ -16,7 +16,7 @@ from tests.small_networks import MODEL, write_generator
 
 OPTIONS = TrainSegmentationOptions(
     base_width=8, crop_px=128, epochs=2, batch_size=2, learning_rate=2e-3, device="cpu",
-    torch_threads=1, workers=0,
+    torch_threads=1, workers=0, encoder_weights=None,
 )  # fmt: skip
 
 GOLDEN = {
@@ -70,8 +70,11 @@ def test_outputs_predict_alone_and_the_branch_is_untouched(trained, given):
         trained / "segmenter.safetensors", trained / "metadata.json"
     )
     assert described["model"] == {
-        "generation": MODEL, "generation_skips": False, "base_width": 8,
+        "generation": MODEL, "generation_skips": False, "base_width": 8, "branch": "skip16",
+        "decoder": "unet",
     }  # fmt: skip
+    assert described["mpp"] == 0.5
+    assert described["encoder_sha256"] == "none"
     assert described["tiles"] == {"train": 3, "val": 2}
     assert described["parameters"] - described["parameters_trained"] == sum(
         parameter.numel() for parameter in net.generation.parameters()
@@ -112,14 +115,15 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
 def test_an_interrupted_run_resumes_to_the_same_bits(given, trained, tmp_path, monkeypatch):
     save = training.Run.save
 
-    def save_and_stop(course, *, force=False):
-        save(course, force=True)
+    def save_and_stop(course):
+        save(course)
         if (course.progress.epoch, course.progress.step) == (2, 1):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(training.Run, "save", save_and_stop)
+    often = dataclasses.replace(OPTIONS, checkpoint_minutes=1e-9)
     with pytest.raises(KeyboardInterrupt):
-        run(**given, options=OPTIONS, **paths(tmp_path))
+        run(**given, options=often, **paths(tmp_path))
     monkeypatch.setattr(training.Run, "save", save)
     run(**given, options=OPTIONS, **paths(tmp_path))
     for name in ("segmenter.safetensors", "metadata.json", "history.parquet"):

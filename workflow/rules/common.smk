@@ -24,6 +24,14 @@ if "deepliif" in ENGINES and CONFIG.stages["mask"].deepliif_model is None:
         "mask.deepliif_model: not given, so stage mask will fail; name DeepLIIF's model directory, "
         "or set mask.engines to [stain] and mask.target to stain"
     )
+IMAGENET = Path("~/.cache/torch/hub/checkpoints/resnet34-b627a593.pth")
+if CONFIG.stages["train_segmentation"].encoder_weights == "imagenet":
+    if not IMAGENET.expanduser().is_file():
+        logger.warning(
+            f"train_segmentation.encoder_weights: imagenet, and {IMAGENET} is not there, so stage "
+            "train_segmentation will fail unless torch keeps its downloads elsewhere; download it "
+            "with torchvision, name a file of the weights, or set null to start untrained"
+        )
 
 
 wildcard_constraints:
@@ -115,7 +123,16 @@ def registration_mb(wildcards, input, attempt):
 
 def gpus(stage):
     """GPUs that a stage asks a cluster for: none when its device is the processor."""
-    return 0 if CONFIG.stages[stage].device == "cpu" else 1
+    options = CONFIG.stages[stage]
+    return 0 if options.device == "cpu" else getattr(options, "gpus", 1)
+
+
+def launcher(stage):
+    """The command before the stage's name: torchrun's where several processes share it."""
+    count = CONFIG.stages[stage].gpus
+    if count == 1:
+        return "hemera"
+    return f"torchrun --standalone --nproc-per-node {count} --no-python hemera"
 
 
 def map_files(wildcards):

@@ -19,16 +19,17 @@ rule train_generation:
         "logs/train_generation/train_generation.tsv"
     conda:
         "../../envs/hemera.yaml"
-    threads: CONFIG.stages["train_generation"].torch_threads
+    threads: CONFIG.stages["train_generation"].torch_threads * CONFIG.stages["train_generation"].gpus
     resources:
         mem_mb=megabytes(16000),
         runtime=4320,
         gpu=gpus("train_generation"),
     params:
+        launcher=launcher("train_generation"),
         options=CONFIG.flags("train_generation"),
         version=CONFIG.stages["train_generation"].version,
     shell:
-        "hemera train_generation --index {input.index:q}"
+        "{params.launcher} train_generation --index {input.index:q}"
         " --checkpoints results/train_generation/checkpoints --generator {output.generator:q}"
         " --metadata {output.metadata:q} --history {output.history:q} {params.options}"
         " 2>&1 | tee {log:q}"

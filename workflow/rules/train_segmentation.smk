@@ -21,16 +21,17 @@ rule train_segmentation:
         "logs/train_segmentation/train_segmentation.tsv"
     conda:
         "../../envs/hemera.yaml"
-    threads: CONFIG.stages["train_segmentation"].torch_threads
+    threads: CONFIG.stages["train_segmentation"].torch_threads * CONFIG.stages["train_segmentation"].gpus
     resources:
         mem_mb=megabytes(24000),
         runtime=4320,
         gpu=gpus("train_segmentation"),
     params:
+        launcher=launcher("train_segmentation"),
         options=CONFIG.flags("train_segmentation"),
         version=CONFIG.stages["train_segmentation"].version,
     shell:
-        "hemera train_segmentation --index {input.index:q} --generator {input.generator:q}"
+        "{params.launcher} train_segmentation --index {input.index:q} --generator {input.generator:q}"
         " --generator-metadata {input.generator_metadata:q}"
         " --checkpoints results/train_segmentation/checkpoints --segmenter {output.segmenter:q}"
         " --metadata {output.metadata:q} --history {output.history:q} {params.options}"
