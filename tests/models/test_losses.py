@@ -5,6 +5,7 @@ import pytest
 import torch
 from skimage.color import rgb2hed
 
+from hemera.errors import TrainingError
 from hemera.models import losses
 
 
@@ -133,6 +134,68 @@ def test_adversarial_loss_by_hand():
     assert float(losses.adversarial(logits, False)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_least_squares_by_hand():
+    logits = torch.tensor([[0.5, -2.0]])
+    assert float(losses.adversarial(logits, True, "lsgan")) == pytest.approx((0.25 + 9) / 2)
+    assert float(losses.adversarial(logits, False, "lsgan")) == pytest.approx((0.25 + 4) / 2)
+    with pytest.raises(TrainingError, match="'wgangp' is not known; choose from vanilla, lsgan"):
+        losses.adversarial(logits, True, "wgangp")
+
+
+def test_variance_penalty_by_hand():
+    real = torch.tensor([[1.0, 4, 0], [3, 4, 1]]).view(2, 1, 1, 3)
+    generated = torch.tensor([[0.0, 2, 5], [0, 6, 2]]).view(2, 1, 1, 3)
+    # Of two values the unbiased variance is (a - b)^2 / 2: 2, 0, .5 against 0, 8, 4.5.
+    assert float(losses.variance_penalty(generated, real)) == pytest.approx((2 + 8 + 4) / 3)
+    # The biased one is (a - b)^2 / 4.
+    found = losses.variance_penalty(generated, real, unbiased=False)
+    assert float(found) == pytest.approx((2 + 8 + 4) / 6)
+    # Of three: 1, 2, 6 has mean 3 and squares 4 + 1 + 9.
+    three = torch.tensor([1.0, 2, 6]).view(3, 1, 1, 1)
+    assert float(losses.variance_penalty(0 * three, three)) == pytest.approx(7)
+    assert float(losses.variance_penalty(0 * three, three, False)) == pytest.approx(14 / 3)
+
+
+def test_variance_penalty_of_the_same_batch_is_zero():
+    real = torch.rand(3, 3, 5, 7)
+    assert float(losses.variance_penalty(real.clone(), real)) == 0
+
+
+def test_variance_penalty_of_a_constant_batch_is_the_mean_variance_of_the_real_one():
+    real = torch.rand(4, 3, 5, 7)
+    generated = torch.rand(1, 3, 5, 7).expand(4, -1, -1, -1)
+    mean = real.mean(0)
+    variance = sum((image - mean) ** 2 for image in real) / 3
+    found = float(losses.variance_penalty(generated, real))
+    assert found == pytest.approx(float(variance.mean()), rel=1e-5)
+
+
+def test_variance_penalty_does_not_know_the_order_of_a_batch():
+    generated, real = torch.rand(2, 4, 3, 5, 7)
+    expected = float(losses.variance_penalty(generated, real))
+    for order in ([3, 0, 2, 1], [1, 2, 3, 0]):
+        assert float(losses.variance_penalty(generated[order], real)) == pytest.approx(expected)
+        assert float(losses.variance_penalty(generated, real[order])) == pytest.approx(expected)
+    # Within an image it does.
+    assert float(losses.variance_penalty(generated.flip(-1), real)) != pytest.approx(expected)
+
+
+def test_variance_penalty_has_a_gradient_at_batch_two():
+    generated = torch.tensor([1.0, 4]).view(2, 1, 1, 1).requires_grad_()
+    real = torch.tensor([0.0, 1]).view(2, 1, 1, 1)
+    losses.variance_penalty(generated, real).backward()
+    # |(a - b)^2 / 2 - 1 / 2| has the slopes a - b and b - a.
+    assert generated.grad is not None
+    assert generated.grad.flatten().tolist() == pytest.approx([-3, 3])
+
+
+def test_variance_penalty_refuses_a_batch_without_variance():
+    one, two = torch.rand(1, 3, 4, 6), torch.rand(2, 3, 4, 6)
+    for generated, real in ((one, one), (two, one), (one, two), (one[:0], one[:0])):
+        with pytest.raises(TrainingError, match=r"batch of \d has no variance; give batches of at"):
+            losses.variance_penalty(generated, real)
+
+
 def test_segmentation_loss_by_hand():
     logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
     target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
@@ -149,3 +212,113 @@ def test_segmentation_loss_by_hand():
 def test_tversky_loss_of_nothing_against_nothing_is_zero():
     logits = torch.full((2, 1, 3, 5), -100.0)
     assert float(losses.tversky_loss(logits, torch.zeros(2, 1, 3, 5))) == pytest.approx(0, abs=1e-6)
+
+
+def test_tversky_loss_by_hand():
+    logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
+    target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
+    # Probabilities 3/4 1/2 1/2 1/4: TP 1.25, FN 0.75, FP 0.75.
+    for beta in (0.5, 0.7, 1.0):
+        expected = 1 - 1.25 / (1.25 + beta * 0.75 + (1 - beta) * 0.75)
+        assert float(losses.tversky_loss(logits, target, beta)) == pytest.approx(expected, abs=1e-6)
+    # With one positive more in the target: TP 1.75, FN 1.25, FP 0.25.
+    target = torch.tensor([1.0, 1, 1, 0]).view(1, 1, 1, 4)
+    for beta in (0.3, 0.5, 0.8):
+        expected = 1 - 1.75 / (1.75 + beta * 1.25 + (1 - beta) * 0.25)
+        assert float(losses.tversky_loss(logits, target, beta)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_more_beta_asks_for_recall():
+    """The slope on a missed pixel grows beside that on a false one."""
+    target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
+    slopes = []
+    for beta in (0.5, 0.8):
+        logits = torch.zeros(1, 1, 1, 4, requires_grad=True)
+        losses.tversky_loss(logits, target, beta).backward()
+        missed, false = float(-logits.grad[..., 0]), float(logits.grad[..., 3])
+        slopes.append(missed / false)
+    assert slopes[1] > 2 * slopes[0] > 0
+
+
+def test_focal_cross_entropy_by_hand():
+    logits = torch.tensor([math.log(3), -math.log(3)]).view(1, 1, 1, 2)
+    target = torch.ones(1, 1, 1, 2)
+    # The truth has probability 3/4 and 1/4.
+    for gamma in (0.5, 2.0):
+        easy, hard = 0.25**gamma * math.log(4 / 3), 0.75**gamma * math.log(4)
+        found = losses.focal_cross_entropy(logits, target, gamma)
+        assert float(found) == pytest.approx((easy + hard) / 2, abs=1e-6)
+        other = losses.focal_cross_entropy(-logits, 1 - target, gamma)
+        assert float(other) == pytest.approx((easy + hard) / 2, abs=1e-6)
+
+
+def test_focal_cross_entropy_of_gamma_0_is_cross_entropy():
+    logits = 5 * torch.randn(2, 1, 3, 5)
+    target = (torch.rand(2, 1, 3, 5) > 0.5).float()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+    assert float(losses.focal_cross_entropy(logits, target)) == float(expected)
+    small = losses.focal_cross_entropy(logits, target, 1e-6)
+    assert float(small) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_cross_entropy_has_a_gradient_wherever_a_pixel_stands(gamma):
+    logits = torch.tensor([0.0, 30, -30, 300, -300]).view(1, 1, 1, 5).requires_grad_()
+    for value in (0.0, 1.0):
+        found = losses.focal_cross_entropy(logits, torch.full((1, 1, 1, 5), value), gamma)
+        found.backward()
+        assert torch.isfinite(found)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_segmentation_loss_balances_by_both_options():
+    logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
+    target = torch.tensor([1.0, 1, 1, 0]).view(1, 1, 1, 4)
+    total, first, second = losses.segmentation_loss(
+        logits, target, 0.3, focal_gamma=2.0, tversky_beta=0.8
+    )
+    focal = (2 * 0.0625 * math.log(4 / 3) + 2 * 0.25 * math.log(2)) / 4
+    tversky = 1 - 1.75 / (1.75 + 0.8 * 1.25 + 0.2 * 0.25)
+    assert float(first) == pytest.approx(focal, abs=1e-6)
+    assert float(second) == pytest.approx(tversky, abs=1e-6)
+    assert float(total) == pytest.approx(0.3 * focal + 0.7 * tversky, abs=1e-6)
+
+
+def every_loss(generated, real, weight, logits, target) -> dict[str, torch.Tensor]:
+    """Each loss of a training step, of images in [0, 1]."""
+    soft = [losses.soft_dab(images, 20, 0.2) for images in (generated, real)]
+    found = {
+        f"l1 {level}": value
+        for level, value in enumerate(losses.pyramid_l1(generated, real, weight))
+    }
+    found["dab"] = losses.dab_density(generated).mean()
+    found["dice"] = losses.balanced_dice(*soft, weight)
+    found["unweighted dice"] = losses.balanced_dice(*soft)
+    found["variance"] = losses.variance_penalty(generated, real)
+    for mode in ("vanilla", "lsgan"):
+        found[mode] = losses.adversarial(logits, True, mode)
+    for gamma, beta in ((0.0, 0.5), (2.0, 0.7)):
+        parts = losses.segmentation_loss(logits, target, 0.5, focal_gamma=gamma, tversky_beta=beta)
+        names = ("total", "cross-entropy", "overlap")
+        found |= {f"{name} {gamma}": part for name, part in zip(names, parts, strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_of_half_precision_are_computed_in_single(dtype):
+    """At 512 px a sum of ones is past float16's largest number and bfloat16's precision."""
+    torch.manual_seed(3)
+    generated, real = torch.rand(2, 2, 3, 512, 640)
+    weight = torch.rand(2, 1, 512, 640)
+    logits = 8 * torch.randn(2, 1, 512, 640)
+    target = (torch.rand(2, 1, 512, 640) > 0.3).float()
+    halves = [part.to(dtype) for part in (generated, real, weight, logits, target)]
+    found = every_loss(*halves)
+    with torch.autocast("cpu", dtype):
+        within = every_loss(*halves)
+    expected = every_loss(generated, real, weight, logits, target)
+    for name, value in expected.items():
+        assert found[name].dtype == within[name].dtype == torch.float32, name
+        # What the rounding of the inputs leaves; the sums add none of their own.
+        assert float(found[name]) == pytest.approx(float(value), rel=5e-3), name
+        assert float(within[name]) == pytest.approx(float(found[name]), rel=1e-5), name
