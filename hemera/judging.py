@@ -7,8 +7,10 @@ are of single tiles, FID and KID of all together. Tiles are read once, however m
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,14 @@ class Features:
     real: list[npt.NDArray[np.float32]] = dataclasses.field(default_factory=list)
     methods: dict[str, list[npt.NDArray[np.float32]]] = dataclasses.field(default_factory=dict)
 
+    def add(self, tile: str, methods: Iterable[str], features: npt.NDArray[np.float32]) -> None:
+        """Take the features of one tile's pictures, those of the real one last."""
+        self.tiles.append(tile)
+        *made, real = features
+        self.real.append(real)
+        for method, one in zip(methods, made, strict=True):
+            self.methods[method].append(one)
+
     def distances(self, method: str, tiles: set[str], seed: int) -> dict[str, Summary]:
         """Return fid and kid of a method over some tiles; no value where they are fewer than 2."""
         places = [place for place, tile in enumerate(self.tiles) if tile in tiles]
@@ -218,33 +228,37 @@ def judge_generation(
     """
     rows: list[dict[str, Any]] = []
     features = Features(methods={name: [] for name in (*nets, *BASELINES)})
-    for item, found in answers(nets, tiles, "generation", device, batch_size):
-        real = item["her2"]
-        images = {name: to_image(answer) for name, answer in found.items()}
-        images |= baselines(item["he"], colours, sigma_px)
-        stacked = np.stack([*images.values(), real])
-        apart: list[float | None] = [None] * len(images)
-        if judges.lpips is not None:
-            apart = [*judges.lpips(stacked[:-1], real)]
-        if judges.inception is not None:
-            seen = judges.inception(stacked)
-            features.tiles.append(item["tile"])
-            features.real.append(seen[-1])
-            for name, one in zip(images, seen, strict=False):
-                features.methods[name].append(one)
-        rows += [
-            {
-                **facts[item["tile"]],
-                "network": "generation",
-                "method": method,
-                "psnr_db": metrics.psnr(image, real),
-                "ssim": metrics.ssim(image, real),
-                "ssim_gaussian": metrics.ssim(image, real, gaussian=True),
-                "lpips": distance,
-            }
-            for (method, image), distance in zip(images.items(), apart, strict=True)
-        ]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for item, found in answers(nets, tiles, "generation", device, batch_size):
+            images = {name: to_image(answer) for name, answer in found.items()}
+            images |= baselines(item["he"], colours, sigma_px)
+            real = item["her2"]
+            measured = pool.map(functools.partial(_pixel_metrics, real=real), images.values())
+            stacked = np.stack([*images.values(), real])
+            if judges.inception is not None:
+                features.add(item["tile"], images, judges.inception(stacked))
+            apart: list[float | None] = [None] * len(images)
+            if judges.lpips is not None:
+                apart = [*judges.lpips(stacked[:-1], real)]
+            rows += [
+                {
+                    **facts[item["tile"]],
+                    "network": "generation",
+                    "method": method,
+                    **values,
+                    "lpips": distance,
+                }
+                for method, values, distance in zip(images, measured, apart, strict=True)
+            ]
     return rows, features
+
+
+def _pixel_metrics(image: RGB, real: RGB) -> dict[str, float]:
+    return {
+        "psnr_db": metrics.psnr(image, real),
+        "ssim": metrics.ssim(image, real),
+        "ssim_gaussian": metrics.ssim(image, real, gaussian=True),
+    }
 
 
 def summarise(
