@@ -288,12 +288,13 @@ def every_loss(generated, real, weight, logits, target) -> dict[str, torch.Tenso
     """Each loss of a training step, of images in [0, 1]."""
     soft = [losses.soft_dab(images, 20, 0.2) for images in (generated, real)]
     found = {
-        f"l1 {level}": value
-        for level, value in enumerate(losses.pyramid_l1(generated, real, weight))
+        f"l1 {level}, {given is not None}": value
+        for given in (weight, None)
+        for level, value in enumerate(losses.pyramid_l1(generated, real, given))
     }
     found["dab"] = losses.dab_density(generated).mean()
     found["dice"] = losses.balanced_dice(*soft, weight)
-    found["unweighted dice"] = losses.balanced_dice(*soft)
+    found["dice of intensities"] = losses.balanced_dice(generated, real)
     found["variance"] = losses.variance_penalty(generated, real)
     for mode in ("vanilla", "lsgan"):
         found[mode] = losses.adversarial(logits, True, mode)
