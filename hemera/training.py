@@ -17,6 +17,7 @@ import math
 import os
 import pickle
 import platform
+import shutil
 import signal
 import statistics
 import threading
@@ -46,7 +47,7 @@ from hemera.config import (
 from hemera.dataset import Order, TileDataset, turned
 from hemera.errors import TrainingError
 from hemera.journal import Journal
-from hemera.models.generation import build_generator
+from hemera.models.generation import Generator, build_generator
 from hemera.models.segmentation import SegmentationNet
 from hemera.ranks import Ranks, joined
 
@@ -128,7 +129,15 @@ class Compute:
         )
 
     def place(self, module: nn.Module, *, compiled: bool = False) -> None:
-        """Move a network to the device, its convolutions channels last, which is faster."""
+        """Move a network to the device, its convolutions channels last, which is faster.
+
+        Raises:
+            TrainingError: when it is to be compiled and there is no compiler.
+        """
+        if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+            raise TrainingError(
+                "compile: true, and there is no C++ compiler; install g++ or set compile: false"
+            )
         module.to(self.device)
         convert_conv2d_weight_memory_format(module, torch.channels_last)
         if compiled:
@@ -247,7 +256,8 @@ def index_facts(index: Path, network: str) -> IndexFacts:
     return IndexFacts(
         metadata["fingerprint"],
         metadata["mask_target"],
-        *(tuple(row["tile"] for row in parts[part]) for part in ("train", "val")),
+        tuple(row["tile"] for row in parts["train"]),
+        tuple(row["tile"] for row in parts["val"]),
         statistics.median(row["mpp"] for row in parts["train"]),
     )
 
@@ -785,7 +795,7 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
     return metadata
 
 
-def load_generation(weights: Path, metadata: Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str, Any]]:
     """Return a trained generator in evaluation mode, and its metadata."""
     described = read_metadata(metadata, "generation")
     net = build_generator(**_model(described, metadata))

@@ -212,13 +212,15 @@ def test_one_name_per_stage(stage: str) -> None:
 def test_no_stage_without_a_name() -> None:
     assert {path.stem for path in stages()} == set(STAGES)
     files = {path.stem for path in (ROOT / "workflow" / "rules").glob("*.smk")}
-    assert files == {*STAGES, "common", "demo"}
+    assert files == {*STAGES, "common", "demo", "compare_generation"}
 
 
 def test_the_snakefile_includes_in_the_order_of_the_graph() -> None:
     named = re.findall(r'include: "workflow/rules/(\w+)\.smk"', (ROOT / "Snakefile").read_text())
     assert named[:2] == ["common", "demo"]
-    assert named[2:] == list(STAGES)
+    # A second rule of the stage train_generation, for each preset that is compared.
+    assert named[-2] == "compare_generation"
+    assert [name for name in named[2:] if name != "compare_generation"] == list(STAGES)
 
 
 @pytest.mark.parametrize("stage", STAGES)

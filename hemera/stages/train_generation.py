@@ -79,7 +79,7 @@ def run(
             )
             for part in ("train", "val")
         }
-        model = {
+        model: dict[str, Any] = {
             "generator": options.network,
             "base_width": options.base_width,
             "norm": options.norm,
@@ -238,7 +238,7 @@ def train_step(
         compute.update(course.optimisers["discriminator"], critic)
     compute.update(course.optimisers["generator"], net)
     compute.scaler.update()
-    return {name: torch.stack([part[name] for part in found]).mean() for name in found[0]}
+    return {name: torch.stack([part[name].detach() for part in found]).mean() for name in found[0]}
 
 
 def generator_losses(
@@ -319,9 +319,9 @@ def validate(
         )
         rows += zip(*(column.tolist() for column in columns), strict=True)
     # An exact sum: the same in whatever order processes bring their tiles.
-    reconstruction, noise, alike = zip(*compute.ranks.gather(rows), strict=True)
+    distances, noise, alike = zip(*compute.ranks.gather(rows), strict=True)
     return {
-        "reconstruction": math.fsum(reconstruction) / len(reconstruction),
+        "reconstruction": math.fsum(distances) / len(distances),
         "psnr_db": training.mean_of(noise),
         "ssim": training.mean_of(alike),
     }

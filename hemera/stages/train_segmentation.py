@@ -195,7 +195,7 @@ def train_step(
             logits = net(compute.to_unit(batch["he"]))
         loss = judge(logits, batch["positive"].to(compute.device).float(), options)
         compute.backward(loss[0], len(batches))
-        found.append(torch.stack(loss))
+        found.append(torch.stack(loss).detach())
     compute.update(optimiser, net)
     compute.scaler.update()
     means = torch.stack(found).mean(0)

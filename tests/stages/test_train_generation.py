@@ -1,13 +1,17 @@
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from hemera import tables, training
-from hemera.config import TrainGenerationOptions
+from hemera.config import TrainGenerationOptions, flags
 from hemera.errors import ConfigError, TrainingError
 from hemera.stages import train_generation
 from hemera.stages.train_generation import fit_threshold, rate_factor, run
@@ -238,3 +242,202 @@ def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):
     assert found["discriminator"].item() == pytest.approx(loss.item(), rel=1e-4)
     for ours, theirs in zip(gradient, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def batch_of(tiles: int, seed: int = 0):
+    torch.manual_seed(seed)
+    return {
+        "tile": [str(number) for number in range(tiles)],
+        "he": torch.randint(0, 256, (tiles, 3, 64, 96), dtype=torch.uint8),
+        "her2": torch.randint(0, 256, (tiles, 3, 64, 96), dtype=torch.uint8),
+        "weight": torch.rand(tiles, 1, 64, 96),
+    }
+
+
+def course_of(folder, options, rate=0.1):
+    torch.manual_seed(0)
+    modules = {
+        "generator": train_generation.build_generator("unet_32", 4, options.norm),
+        "discriminator": train_generation.PatchGAN(6, 4, 2, options.norm),
+    }
+    optimisers = {k: torch.optim.SGD(m.parameters(), rate) for k, m in modules.items()}
+    return training.Run(folder, modules, optimisers, "generator", 60)
+
+
+def gradients(course, name):
+    return [parameter.grad.clone() for parameter in course.modules[name].parameters()]
+
+
+def test_a_step_in_parts_has_the_gradients_of_the_whole(tmp_path):
+    """Without batch statistics; the generator meets the discriminator of before the step."""
+    options = dataclasses.replace(OPTIONS, norm="instance", batch_size=4)
+    batch = batch_of(4)
+    halves = [
+        {name: value[part] for name, value in batch.items()} for part in (slice(0, 2), slice(2, 4))
+    ]
+    whole, parted = (course_of(tmp_path, options, rate=0.0) for _ in range(2))
+    one = train_generation.train_step([batch], whole, plain_compute(), options, 0.2)
+    two = train_generation.train_step(halves, parted, plain_compute(), options, 0.2)
+    for name in ("generator", "discriminator"):
+        for ours, theirs in zip(gradients(parted, name), gradients(whole, name), strict=True):
+            assert torch.allclose(ours, theirs, rtol=2e-3, atol=2e-5)
+    for name, value in one.items():
+        assert two[name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_computes_nearly_the_same_losses_and_keeps_float32_weights(
+    precision, tmp_path
+):
+    options = dataclasses.replace(OPTIONS, batch_size=3)
+    found = {}
+    for kind in (torch.float32, precision):
+        course = course_of(tmp_path, options)
+        before = [p.detach().clone() for p in course.modules["generator"].parameters()]
+        compute = plain_compute(kind)
+        course.scaler = compute.scaler
+        found[kind] = train_generation.train_step([batch_of(3)], course, compute, options, 0.2)
+        # With fp16 the first steps only find the scale at which gradients do not overflow.
+        for _ in range(12):
+            after = list(course.modules["generator"].parameters())
+            if any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+                break
+            train_generation.train_step([batch_of(3)], course, compute, options, 0.2)
+        else:
+            pytest.fail("no step was taken")
+        assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in after)
+    for name, value in found[torch.float32].items():
+        assert found[precision][name].dtype == torch.float32
+        assert found[precision][name].item() == pytest.approx(value.item(), rel=0.03), name
+
+
+def test_the_variance_is_penalised_and_a_single_tile_left_out(index, tmp_path):
+    options = dataclasses.replace(OPTIONS, variance_weight=25.0, weight_map="none")
+    run(index=index, options=options, **paths(tmp_path))
+    found = history(tmp_path)
+    # Three tiles in batches of two: the odd one makes no step, since its variance is none.
+    assert found[1, "train", "variance"] > 0
+    total = found[1, "train", "adversarial"] + found[1, "train", "dice"]
+    total += 25 * found[1, "train", "variance"]
+    total += sum(
+        weight * found[1, "train", f"l1_{level}"]
+        for level, weight in enumerate(options.l1_weights, 1)
+    )
+    assert found[1, "train", "total"] == pytest.approx(total, rel=1e-5)
+    with pytest.raises(ConfigError, match=r"variance_weight: 25 wants the variance over a batch"):
+        TrainGenerationOptions(variance_weight=25.0, batch_size=1)
+    with pytest.raises(ConfigError, match=r"variance_weight: 25 wants .* leaves one tile"):
+        TrainGenerationOptions(variance_weight=25.0, batch_size=4, gpus=4)
+
+
+def test_a_step_that_cannot_be_shared_out_is_refused_when_parsed():
+    with pytest.raises(ConfigError, match=r"batch_size: 4 tiles .* give a multiple of 6"):
+        TrainGenerationOptions(batch_size=4, gpus=3, accumulate=2)
+
+
+def test_last_and_best_weights_lie_with_the_checkpoint(trained):
+    (folder,) = (trained / "checkpoints").iterdir()
+    final = (trained / "generator.safetensors").read_bytes()
+    assert (folder / "last.safetensors").read_bytes() == final
+    described = json.loads((folder / "last.json").read_text())
+    assert described == json.loads((trained / "metadata.json").read_text())
+    best = json.loads((folder / "best.json").read_text())
+    assert best["epoch"] == best["best_epoch"] == described["best_epoch"]
+    net, _ = training.load_generation(folder / "best.safetensors", folder / "best.json")
+    assert sum(p.numel() for p in net.parameters()) == described["parameters"]
+
+
+def test_each_validation_leaves_a_picture_of_its_tiles(trained):
+    pictures = sorted(trained.glob("checkpoints/*/samples/*.png"))
+    assert [path.name for path in pictures] == ["0001.png", "0002.png"]
+    image = cv2.imread(str(pictures[1]))
+    # Two tiles below each other, each as H&E, HER2 and what was painted, cut to 64 px.
+    assert image.shape == (2 * 64 + 4, 3 * 64 + 2 * 4, 3)
+    assert list(trained.glob("checkpoints/*/tensorboard/events*"))
+
+
+def test_validation_can_be_rarer_and_comes_after_the_last_epoch(index, tmp_path):
+    options = dataclasses.replace(OPTIONS, epochs=5, validate_every=3, sample_tiles=0)
+    run(index=index, options=options, **paths(tmp_path))
+    found = history(tmp_path)
+    assert {key[0] for key in found if key[1] == "val"} == {3, 5}
+    assert not list(tmp_path.glob("checkpoints/*/samples"))
+
+
+TELL = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from hemera.__main__ import main
+from hemera.stages import train_generation
+
+step = train_generation.train_step
+taken = []
+
+
+def tell(*arguments):
+    taken.append(1)
+    if len(taken) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(*arguments)
+
+
+train_generation.train_step = tell
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_is_told_to_end_keeps_what_it_trained(index, trained, tmp_path):
+    """As a cluster does before it kills: SIGTERM in the second epoch, in its first step."""
+    places = {"index": index} | paths(tmp_path)
+    words = [word for name, path in places.items() for word in (f"--{name}", str(path))]
+    command = [sys.executable, "-c", TELL, "train_generation", *words, *flags(OPTIONS)]
+    root = Path(__file__).parents[2]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert told.returncode == 1, told.stderr
+    assert "told to end at epoch 2, step 1 of 2; what was trained is kept: run" in told.stderr
+    assert not (tmp_path / "generator.safetensors").exists()
+    run(index=index, options=OPTIONS, **paths(tmp_path))
+    for name in ("generator.safetensors", "metadata.json"):
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_dropout_resumes_to_the_same_bits(index, tmp_path, monkeypatch):
+    """What dropout draws goes on where the checkpoint stood."""
+    options = dataclasses.replace(
+        OPTIONS, network="resnet_6blocks", dropout=True, checkpoint_minutes=1e-9
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(index=index, options=options, **paths(whole))
+    save = training.Run.save
+
+    def save_and_stop(course):
+        save(course)
+        if (course.progress.epoch, course.progress.step) == (2, 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Run, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(index=index, options=options, **paths(broken))
+    monkeypatch.setattr(training.Run, "save", save)
+    run(index=index, options=options, **paths(broken))
+    weights = [(folder / "generator.safetensors").read_bytes() for folder in (whole, broken)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+def test_compiled_networks_learn_the_same(index, trained, tmp_path):
+    options = dataclasses.replace(OPTIONS, compile=True, epochs=1, decay_from_epoch=1)
+    run(index=index, options=options, **paths(tmp_path))
+    found, expected = history(tmp_path), history(trained)
+    for key, value in found.items():
+        assert value == pytest.approx(expected[key], rel=1e-3), key
+    plain, _ = training.load_generation(
+        tmp_path / "generator.safetensors", tmp_path / "metadata.json"
+    )
+    assert not plain.training
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(TrainingError, match=r"compile: true, .* install g\+\+ or set"):
+        run(index=index, options=dataclasses.replace(OPTIONS, compile=True), **paths(tmp_path))

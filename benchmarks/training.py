@@ -1,0 +1,380 @@
+"""One training step of both networks against a plain pix2pix-style loop with the same arithmetic.
+
+Both sides have the same networks, losses, batches and optimisers' formulas, and begin with the same
+weights; their losses on one batch are printed beside each other. The plain loop is what a training
+script does: a folder of PNG, flips and distance maps per sample on the processor, single precision,
+tensors channels first, two pyramids where one would do, losses read after every step. HEMERA's side
+is what its stages run. Goal: at least twice as fast on a GPU (stretch 3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from _synthetic import ratio
+from access import write_tiles
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional as transforms
+
+from hemera import masks, training
+from hemera.config import TrainGenerationOptions, TrainSegmentationOptions
+from hemera.dataset import Order, TileDataset, Weighting
+from hemera.models import losses
+from hemera.models.discriminator import PatchGAN
+from hemera.models.generation import build_generator, initialise
+from hemera.models.segmentation import SegmentationNet
+from hemera.ranks import Ranks
+from hemera.stages import train_generation, train_segmentation
+
+ROUNDS = 5
+THRESHOLD = 0.15
+"""DAB density of balanced Dice, for both sides."""
+
+
+class Plain(Dataset[dict[str, Any]]):
+    """Three PNG per tile, each flipped and scaled by itself, as in the public training scripts."""
+
+    def __init__(self, folder: Path, side: int) -> None:
+        """List the tiles."""
+        self.folder = folder
+        self.side = side
+        self.tiles = sorted(path.name.split(".")[0] for path in folder.glob("*.he.png"))
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.tiles)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Return a tile as both networks want it."""
+        flip = torch.rand(()).item() < 0.5
+        images = {}
+        for name in ("he", "her2", "mask"):
+            with PIL.Image.open(self.folder / f"{self.tiles[i]}.{name}.png") as image:
+                seen = transforms.center_crop(image, [self.side])
+                images[name] = transforms.hflip(seen) if flip else seen
+        label = np.array(images["mask"])
+        distance = distance_transform_edt(masks.nuclei(label))
+        return {
+            "he": transforms.normalize(transforms.to_tensor(images["he"]), [0.5] * 3, [0.5] * 3),
+            "her2": transforms.normalize(
+                transforms.to_tensor(images["her2"]), [0.5] * 3, [0.5] * 3
+            ),
+            "weight": torch.from_numpy((distance + 1) / (distance + 1).max()).float()[None],
+            "positive": torch.from_numpy(masks.positive(label)).float()[None],
+        }
+
+
+def plain_pyramid(image: Tensor) -> list[Tensor]:
+    """Blur by grouped convolutions, four times a level, as the public code does."""
+    side = np.exp(-0.5) / (1 + 2 * np.exp(-0.5))
+    taps = torch.tensor([side, 1 - 2 * side, side], dtype=image.dtype, device=image.device)
+    kernel = torch.outer(taps, taps).expand(image.shape[1], 1, 3, 3)
+    found = [image]
+    for _ in range(3):
+        for _ in range(4):
+            padded = functional.pad(image, (1, 1, 1, 1), mode="reflect")
+            image = functional.conv2d(padded, kernel, groups=image.shape[1])
+        image = image[..., ::2, ::2]
+        found.append(image)
+    return found
+
+
+def plain_generation_step(
+    batch: dict[str, Any],
+    modules: dict[str, nn.Module],
+    optimisers: dict[str, torch.optim.Optimizer],
+    device: torch.device,
+    options: TrainGenerationOptions,
+) -> dict[str, float]:
+    """Take one step of GenerationNet."""
+    net, critic = modules["generator"], modules["discriminator"]
+    source, target, weight = (batch[name].to(device) for name in ("he", "her2", "weight"))
+    entropy = nn.BCEWithLogitsLoss()
+
+    def said(image: Tensor, real: bool) -> Tensor:
+        logits = critic(torch.cat((source, image), 1))
+        return entropy(logits, torch.full_like(logits, float(real)))
+
+    generated = net(source)
+    critic.requires_grad_(True)
+    optimisers["discriminator"].zero_grad()
+    critic_loss = 0.5 * (said(generated.detach(), False) + said(target, True))
+    critic_loss.backward()
+    optimisers["discriminator"].step()
+    critic.requires_grad_(False)
+    optimisers["generator"].zero_grad()
+    fooled = said(generated, True)
+    pyramids = (plain_pyramid(generated * weight), plain_pyramid(target * weight))
+    levels = [functional.l1_loss(a, b) for a, b in zip(*pyramids, strict=True)]
+    maps = [
+        losses.soft_dab((image + 1) / 2, options.dice_slope, THRESHOLD)
+        for image in (generated, target)
+    ]
+    dice = losses.balanced_dice(maps[0], maps[1], weight)
+    total = fooled + dice
+    for factor, level in zip(options.l1_weights, levels, strict=True):
+        total = total + factor * level
+    total.backward()
+    optimisers["generator"].step()
+    return {"total": total.item(), "discriminator": critic_loss.item(), "dice": dice.item()}
+
+
+def plain_segmentation_step(
+    batch: dict[str, Any], net: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+) -> dict[str, float]:
+    """Take one step of SegmentationNet."""
+    image, truth = ((batch["he"].to(device) + 1) / 2, batch["positive"].to(device))
+    optimiser.zero_grad()
+    logits = net(image)
+    entropy = functional.binary_cross_entropy_with_logits(logits, truth)
+    probability = torch.sigmoid(logits)
+    dice = 1 - (2 * (probability * truth).sum() + 1e-6) / (probability.sum() + truth.sum() + 1e-6)
+    total = 0.5 * entropy + 0.5 * dice
+    total.backward()
+    optimiser.step()
+    return {"total": total.item(), "dice": dice.item()}
+
+
+def forever(make: Callable[[int], DataLoader[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Yield batches, epoch after epoch."""
+    for epoch in itertools.count(1):
+        yield from make(epoch)
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network from the same numbers whoever asks."""
+    torch.manual_seed(0)
+    return build()
+
+
+class Side:
+    """One contestant: its batches and its step."""
+
+    def __init__(
+        self,
+        name: str,
+        batches: Iterator[dict[str, Any]],
+        step: Callable[[dict[str, Any]], object],
+        finish: Callable[[], object],
+    ) -> None:
+        """Hold them."""
+        self.name = name
+        self.batches = batches
+        self.step = step
+        self.finish = finish
+
+    def run(self, steps: int) -> float:
+        """Take so many steps; return the seconds they took."""
+        started = time.perf_counter()
+        found = [self.step(next(self.batches)) for _ in range(steps)]
+        if isinstance(found[-1], dict):
+            # What HEMERA reads only now and then is read here.
+            [float(value) for value in found[-1].values()]
+        self.finish()
+        return time.perf_counter() - started
+
+
+class Contest:
+    """Both sides of one network, on one device."""
+
+    def __init__(self, index: Path, network: str, given: argparse.Namespace) -> None:
+        """Say which network, and how large."""
+        self.index = index
+        self.network = network
+        self.device = training.find_device("auto")
+        self.gpu = self.device.type == "cuda"
+        self.side = given.side or (512 if self.gpu else 256)
+        paper = 2 if network == "generation" else 16
+        self.batch = given.batch or (paper if self.gpu else 2)
+        self.workers = given.workers if given.workers is not None else (6 if self.gpu else 0)
+        self.images = ("he", "her2", "weight") if network == "generation" else ("he", "positive")
+        self.crop_px = None if self.side == 512 else self.side
+
+    def finish(self) -> None:
+        """Wait for the GPU."""
+        if self.gpu:
+            torch.cuda.synchronize()
+
+    def ours(self, name: str, **changes: Any) -> Side:
+        """Return HEMERA's side."""
+        own: dict[str, Any] = {"batch_size": self.batch, "workers": self.workers, **changes}
+        if self.network == "generation":
+            options: Any = TrainGenerationOptions(
+                crop_px=self.crop_px, network=self.generator, dice_threshold=THRESHOLD, **own
+            )
+        else:
+            options = TrainSegmentationOptions(crop_px=self.crop_px, encoder_weights=None, **own)
+        precision = training.PRECISIONS[options.precision]
+        scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        compute = training.Compute(self.device, Ranks(), precision, scaler)
+        tiles = TileDataset(
+            self.index, images=self.images, weighting=Weighting(), crop_px=self.crop_px,
+            flips=(1,), deferred=self.gpu, seed=0,
+        )  # fmt: skip
+        order = Order(len(tiles), self.batch, seed=0, epochs=10_000, whole=True)
+        batches = training.ahead(training.training_batches(tiles, order, self.workers), self.device)
+        modules = self.modules()
+        for module in modules.values():
+            compute.place(module, compiled=options.compile)
+        course = training.Run(
+            Path("unused"), modules, self.optimisers(modules, fused=True), "unused", 60
+        )
+        if self.network == "generation":
+
+            def step(batch: dict[str, Any]) -> object:
+                return train_generation.train_step([batch], course, compute, options, THRESHOLD)
+        else:
+
+            def step(batch: dict[str, Any]) -> object:
+                return train_segmentation.train_step([batch], course, compute, options)
+
+        return Side(name, iter(batches), step, self.finish)
+
+    def plain(self) -> Side:
+        """Return the plain loop."""
+        tiles = Plain(self.index.parent.parent / "png", self.side)
+        modules = self.modules()
+        for module in modules.values():
+            module.to(self.device).train()
+        optimisers = self.optimisers(modules, fused=False)
+        options = TrainGenerationOptions()
+
+        def step(batch: dict[str, Any]) -> object:
+            if self.network == "generation":
+                return plain_generation_step(batch, modules, optimisers, self.device, options)
+            net, optimiser = modules["segmenter"], optimisers["segmenter"]
+            return plain_segmentation_step(batch, net, optimiser, self.device)
+
+        def make(epoch: int) -> DataLoader[dict[str, Any]]:
+            return DataLoader(
+                tiles, self.batch, shuffle=True, drop_last=True, num_workers=self.workers,
+                pin_memory=self.gpu,
+            )  # fmt: skip
+
+        return Side("plain loop", forever(make), step, self.finish)
+
+    @property
+    def generator(self) -> str:
+        """The U-Net that fits the side."""
+        return "unet_512" if self.side % 512 == 0 else "unet_256"
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the networks, drawn from the same numbers."""
+
+        def generator() -> nn.Module:
+            net = build_generator(self.generator)
+            initialise(net)
+            return net
+
+        def critic() -> nn.Module:
+            net = PatchGAN()
+            initialise(net)
+            return net
+
+        if self.network == "generation":
+            return {"generator": seeded(generator), "discriminator": seeded(critic)}
+        return {"segmenter": seeded(lambda: SegmentationNet(generator()))}
+
+    def optimisers(
+        self, modules: dict[str, nn.Module], fused: bool
+    ) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimisers of the paper."""
+        if self.network == "segmentation":
+            own = [p for p in modules["segmenter"].parameters() if p.requires_grad]
+            return {"segmenter": torch.optim.AdamW(own, 2e-4, fused=fused)}
+        return {
+            name: torch.optim.Adam(module.parameters(), 2e-4, (0.5, 0.999), fused=fused)
+            for name, module in modules.items()
+        }
+
+    def agree(self) -> None:
+        """Print the losses of both sides on one batch."""
+        tiles = Plain(self.index.parent.parent / "png", self.side)
+        places = torch.utils.data.default_collate([tiles[i] for i in range(self.batch)])
+        he, her2 = (((places[k] + 1) * 127.5).round().to(torch.uint8) for k in ("he", "her2"))
+        same = {
+            "he": he, "her2": her2, "weight": places["weight"], "positive": places["positive"] > 0,
+        }  # fmt: skip
+        found = [
+            self.plain().step(places),
+            self.ours("once").step({name: value.to(self.device) for name, value in same.items()}),
+        ]
+        assert isinstance(found[0], dict)
+        assert isinstance(found[1], dict)
+        shown = ", ".join(
+            f"{name} {value:.5f} and {float(found[1][name]):.5f}"
+            for name, value in found[0].items()
+        )
+        sys.stdout.write(f"  losses on one batch, plain and HEMERA: {shown}\n")
+
+    def measure(self, sides: list[Side], steps: int) -> None:
+        """Let the sides take steps in turn and print samples per second and ratios."""
+        times: dict[str, list[float]] = {side.name: [] for side in sides}
+        for side in sides:
+            # Fills caches, chooses kernels, compiles.
+            side.run(3)
+        for _ in range(ROUNDS):
+            for side in sides:
+                times[side.name].append(side.run(steps))
+        for name, each in times.items():
+            speed = steps * self.batch / statistics.median(each)
+            line = f"  {name:<26} {speed:8.2f} samples/s"
+            if name != "plain loop":
+                middle, least, most = ratio(times, "plain loop", name)
+                line += f", {middle:.2f} x the plain loop ({least:.2f} to {most:.2f})"
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+
+def main() -> None:
+    """Measure both networks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--side", type=int, help="side of a tile, px; 512 on a GPU, else 256")
+    parser.add_argument("--batch", type=int, help="tiles a step; the paper's on a GPU, else 2")
+    parser.add_argument("--workers", type=int, help="reading processes; 6 with a GPU, else none")
+    parser.add_argument("--steps", type=int, help="steps a round; 40 on a GPU, else 3")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        index = write_tiles(Path(name))
+        for network in ("generation", "segmentation"):
+            contest = Contest(index, network, given)
+            steps = given.steps or (40 if contest.gpu else 3)
+            where = torch.cuda.get_device_name() if contest.gpu else (
+                f"{torch.get_num_threads()} threads of the processor"
+            )  # fmt: skip
+            sys.stdout.write(
+                f"{network}, {contest.side} px, {contest.batch} tiles a step, {where}\n"
+            )
+            contest.agree()
+            sides = [contest.plain(), contest.ours("HEMERA, float32")]
+            if contest.gpu:
+                torch.backends.cudnn.benchmark = True
+                sides.append(contest.ours("HEMERA, bf16", precision="bf16"))
+                sides.append(contest.ours("HEMERA, bf16, compiled", precision="bf16", compile=True))
+            contest.measure(sides, steps)
+            loaders = [
+                Side("plain loop", contest.plain().batches, lambda batch: None, lambda: None),
+                Side("HEMERA", contest.ours("loader").batches, lambda batch: None, lambda: None),
+            ]
+            sys.stdout.write(f"{network}, the loader alone, {contest.workers} workers\n")
+            contest.measure(loaders, max(steps, 10))
+    if training.find_device("auto").type != "cuda":
+        sys.stdout.write("no GPU: the goal, 2 x on a GPU, is left open\n")
+
+
+if __name__ == "__main__":
+    main()
