@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -35,7 +36,6 @@ from hemera.contours import Outlines, Region
 from hemera.errors import ConfigError, SlideError, TrainingError
 from hemera.files import write_bytes, write_text
 from hemera.models.segmentation import SegmentationNet
-from hemera.pages.pictures import outlined_positive
 from hemera.parallel import in_order
 from hemera.pixels import remap
 from hemera.pyramid import TILE_PX, tile_count, write_pyramid
@@ -70,9 +70,10 @@ DECIMALS = 5
 """Of a probability: what is lost to rounding in the blend comes back, and nothing else is."""
 
 OVERVIEW_SIDE_PX = 2048
-TINT = 0.35
 CLASS = "HER2 positive"
-COLOUR = (214, 0, 122)
+COLOUR = (0, 190, 160)
+"""Of positive regions: what H&E has none of."""
+TINT = 0.3
 
 FILES = {
     "mask": ".mask.tif",
@@ -366,6 +367,7 @@ class Blend:
         self._sums: dict[int, Float] = {}
         # A pixel's weight is a product summed over the rows of tiles: one line for each will do.
         self._lines: dict[int, Float] = {}
+        self._lost: dict[int, npt.NDArray[np.bool_]] = {}
 
     def add(self, x: int, y: int, probability: Float) -> None:
         """Lay a tile (H, W) at a place of the map; what reaches beyond the map is dropped."""
@@ -383,23 +385,31 @@ class Blend:
             own = self._sums[band][begin - top : end - top, x : x + len(columns)]
             own += weighed[begin - y : end - y]
 
-    def take(self, band: int) -> tuple[Float, npt.NDArray[np.bool_]] | None:
-        """Return a band's probabilities and where there are any; None: no tile reaches it."""
-        result = self._sums.pop(band, None)
-        if result is None:
-            return None
-        top = band * BAND_PX
-        weight = np.zeros_like(result)
-        for y, line in list(self._lines.items()):
-            if y + len(self._window) <= top:
-                del self._lines[y]
-                continue
-            begin, end = max(top, y), min(top + len(result), y + len(self._window))
+    def lose(self, x: int, y: int) -> None:
+        """Note that the tile of a place is missing."""
+        line = self._lost.setdefault(y, np.zeros(self._size_px[0], np.bool_))
+        line[x : x + len(self._window)] = True
+
+    def take(self, band: int) -> tuple[Float, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Return a band's probabilities, where there are any, and where tiles alone were lost."""
+        width, height = self._size_px
+        top, side = band * BAND_PX, len(self._window)
+        bottom = min(top + BAND_PX, height)
+        weight = np.zeros((bottom - top, width), np.float32)
+        lost = np.zeros(weight.shape, np.bool_)
+        result = self._sums.pop(band, weight)
+        for y, line in self._lines.items():
+            begin, end = max(top, y), min(bottom, y + side)
             if begin < end:
                 weight[begin - top : end - top] += self._window[begin - y : end - y, None] * line
+        for y, missing in self._lost.items():
+            lost[max(top, y) - top : max(0, min(bottom, y + side) - top)] |= missing
+        for lines in (self._lines, self._lost):
+            for y in [y for y in lines if y + side <= bottom]:
+                del lines[y]
         covered = weight > 0
         np.divide(result, weight, out=result, where=covered)
-        return np.round(result, DECIMALS, out=result), covered
+        return np.round(result, DECIMALS, out=result), covered, lost & ~covered
 
 
 @dataclasses.dataclass
@@ -408,8 +418,10 @@ class Counts:
 
     tissue_px: int = 0
     positive_px: int = 0
+    seen_px: int = 0
+    """Tissue in tiles that could be read."""
     lost_px: int = 0
-    """Tissue that lies in no tile that could be read."""
+    """Tissue or not, in no such tile, and in one that could not: what cannot be read is white."""
     tiles: int = 0
     """With tissue."""
     faults: list[SlideError] = dataclasses.field(default_factory=list)
@@ -525,12 +537,13 @@ class _Drawing:
                 while (band + 1) * BAND_PX <= y:
                     yield self._finish(band, blend, outlines, regions)
                     band += 1
-                if answer is not None:
+                if answer is None:
+                    blend.lose(x, y)
+                else:
                     blend.add(x, y, answer)
         while band < count:
             yield self._finish(band, blend, outlines, regions)
             band += 1
-        regions.add(outlines.close())
 
     def _finish(
         self, band: int, blend: Blend, outlines: Outlines, regions: _Regions
@@ -539,19 +552,16 @@ class _Drawing:
         width, height = self._grid.size_px
         tissue = self._tissue.rows(top, min(BAND_PX, height - top))
         self._counts.tissue_px += int(np.count_nonzero(tissue))
-        taken = blend.take(band)
-        if taken is None:
-            self._counts.lost_px += int(np.count_nonzero(tissue))
-            empty = np.zeros(tissue.shape, np.uint8)
-            regions.add(outlines.add(empty.view(np.bool_)))
-            return empty, empty
-        probability, covered = taken
-        self._counts.lost_px += int(np.count_nonzero(tissue & ~covered))
+        probability, covered, lost = blend.take(band)
+        self._counts.lost_px += int(np.count_nonzero(lost))
+        self._counts.seen_px += int(np.count_nonzero(tissue & covered))
         # Off the tissue, the tiles' own reach would decide what is drawn.
         probability[~tissue] = 0
-        positive = (probability >= self._threshold) & tissue & covered
+        positive = (probability >= self._threshold) & tissue
         self._counts.positive_px += int(np.count_nonzero(positive))
         regions.add(outlines.add(positive))
+        if top + len(positive) == height:
+            regions.add(outlines.close())
         columns = np.add.reduceat(positive, np.arange(0, width, self._step), axis=1, dtype=np.int64)
         np.add.at(self._small, (top + np.arange(len(positive))) // self._step, columns)
         return (
@@ -628,9 +638,14 @@ class _Drawing:
             np.broadcast_to(y[:, None], view.shape[:2]),
             cubic=False,
         )
-        depth = share[..., None].astype(np.float32) * (TINT / 255)
-        tinted = np.rint(view * (1 - depth) + np.array(COLOUR) * depth).astype(np.uint8)
-        return outlined_positive(tinted, share >= 128)
+        tinted = view.copy()
+        for channel, value in enumerate(COLOUR):
+            step = (value - view[..., channel].astype(np.float32)) * share
+            tinted[..., channel] = np.rint(view[..., channel] + step * (TINT / 255))
+        inside = (share >= 128).astype(np.uint8)
+        found, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tinted, found, -1, COLOUR, 1 + (max(tinted.shape) > 1024))
+        return tinted
 
 
 def _tiles(
@@ -736,7 +751,6 @@ def _facts(
     slide: Slide, grid: Grid, model: Model, counts: Counts, threshold: float, min_area_um2: float
 ) -> dict[str, Any]:
     pixel_um2 = grid.mpp**2
-    seen_px = counts.tissue_px - counts.lost_px
     return {
         "slide": {
             "file": slide.path.name,
@@ -757,7 +771,7 @@ def _facts(
             "tissue_um2": counts.tissue_px * pixel_um2,
             "unreadable_um2": counts.lost_px * pixel_um2,
             "positive_um2": counts.positive_px * pixel_um2,
-            "positive_fraction": counts.positive_px / seen_px if seen_px else None,
+            "positive_fraction": counts.positive_px / counts.seen_px if counts.seen_px else None,
         },
         "regions": {
             "count": counts.regions,
@@ -780,7 +794,7 @@ def _tell(
 ) -> None:
     if counts.faults:
         log.warning(
-            "%s: %d of %d tiles cannot be read and are holes in the map, %.4g mm2 of tissue; the "
+            "%s: %d of %d tiles cannot be read and are holes in the map, %.4g mm2; the "
             "first: %s",
             slide.path.name, len(counts.faults), counts.tiles,
             facts["area"]["unreadable_um2"] / 1e6, counts.faults[0],
