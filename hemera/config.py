@@ -321,7 +321,7 @@ class MaskOptions(Options):
     """Label images from the HER2 tiles."""
 
     section: ClassVar[str] = "mask"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     engines: tuple[str, ...] = option(
         ("deepliif", "stain"), "engines that run", choices=("deepliif", "stain"), paper="deepliif"
@@ -586,7 +586,7 @@ class ReportOptions(Options):
     """The page about the data."""
 
     section: ClassVar[str] = "report"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     gallery_tiles: int = option(24, "tiles in each gallery", ge=1, le=500)
     worst_pairs: int = option(

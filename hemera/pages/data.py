@@ -248,6 +248,16 @@ def warnings(cohort: Cohort, leans: Sequence[str]) -> list[dict[str, str]]:
         fractions = cohort.column(f"{engine}_positive_fraction")[cohort.accepted]
         if accepted and not np.nansum(fractions):
             add("care", f"No accepted tile has a positive pixel in the masks of {engine}.", "masks")
+    compared = agreement(cohort)
+    verdict = compared["all"]["verdict"] if compared else None
+    if verdict in ("doubtful", "unsuitable"):
+        first, second = compared["engines"]
+        add(
+            "care",
+            f"The masks of {first} and {second} agree too little to trust either unseen: {verdict} "
+            "as labels overall.",
+            "masks",
+        )
     return found
 
 
@@ -610,7 +620,9 @@ def agreement(cohort: Cohort) -> dict[str, Any]:
         "all": row(("all", ""), compared),
         "worst": [
             {
+                "place": int(place),
                 "tile": names[place],
+                "dataset": dataset[place],
                 "score": score_name(score[place]),
                 "dice": float(dice[place]),
                 "sign": float(sign[place]) if np.isfinite(sign[place]) else None,

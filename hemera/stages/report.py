@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 REGISTRATION_BYTES = 11_000_000
 GALLERY_BYTES = 8_000_000
+DISPUTED_BYTES = 1_500_000
+DISPUTED_TILES = 6
 """For each of both galleries. With the tables, which are cut as well, that is below 30 MB."""
 PAIR_BYTES = 20_000_000
 """Of a pair's own page: more than its pictures can come to."""
@@ -77,6 +79,7 @@ def run(
     funnel = data.funnel(cohort)
     kept, kept_note = _kept(cohort, results, options)
     dropped, dropped_note = _dropped(cohort, results, options)
+    agreement = data.agreement(cohort)
     registrations = _registrations(cohort, by_unit, results, logs, page, pairs, options)
     content = {
         "title": f"HEMERA: the data of {cohort.sheet}",
@@ -94,7 +97,8 @@ def run(
         "dropped": dropped,
         "dropped_note": dropped_note,
         "masks": data.mask_statistics(cohort),
-        "agreement": data.agreement(cohort),
+        "agreement": agreement,
+        "disputed": _disputed(cohort, results, agreement),
         "readings": data.readings(cohort),
         "splits": data.splits(cohort),
         "provenance": data.provenance(cohort),
@@ -435,9 +439,7 @@ def _cards(
         he, her2 = (_image(row, stain, results) for stain in tables.STAINS)
         images = {"he": he, "her2": her2}
         if row.get(f"{target}_shard") is not None:
-            place = [row[f"{target}_{name}"] for name in ("shard", "offset", "length")]
-            mask = decode_mask(read_member(results / place[0], place[1], place[2]))
-            images["mask"] = pictures.outlined(her2, mask)
+            images["mask"] = pictures.outlined(her2, _mask(row, target, results))
         uris = album.take_all(images, TILE_SIDE_PX)
         if not uris:
             break
@@ -456,6 +458,33 @@ def _cards(
             }
         )
     return cards
+
+
+def _disputed(
+    cohort: data.Cohort, results: Path, agreement: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the tiles on which two engines agree least, with what each of them drew."""
+    shown = agreement.get("worst", [])[:DISPUTED_TILES]
+    places = [found["place"] for found in shown]
+    album = pictures.Album(DISPUTED_BYTES)
+    cards = []
+    rows = cohort.index.take(pa.array(places, pa.int64())).to_pylist()
+    for row, found in zip(rows, shown, strict=True):
+        her2 = _image(row, "her2", results)
+        images = {"her2": her2}
+        for engine in agreement["engines"]:
+            images[engine] = pictures.outlined(her2, _mask(row, engine, results))
+        uris = album.take_all(images, TILE_SIDE_PX)
+        if not uris:
+            break
+        cards.append({**found, "images": uris})
+    return cards
+
+
+def _mask(row: Mapping[str, Any], engine: str, results: Path) -> npt.NDArray[np.uint8]:
+    """Return the label image of a tile by an engine."""
+    place = [row[f"{engine}_{name}"] for name in ("shard", "offset", "length")]
+    return decode_mask(read_member(results / place[0], place[1], place[2]))
 
 
 def _image(row: Mapping[str, Any], stain: str, results: Path) -> npt.NDArray[np.uint8]:

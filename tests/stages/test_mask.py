@@ -24,7 +24,7 @@ from hemera.stages import mask
 OPTIONS = MaskOptions(engines=("stain",), target="stain")
 MPP = 0.5
 
-GOLDEN = {2: "a4eafd3dc0af87c9271d02031f8d76ad3e25b5b0c7eba98f950c38ecf135de3b"}
+GOLDEN = {3: "a4eafd3dc0af87c9271d02031f8d76ad3e25b5b0c7eba98f950c38ecf135de3b"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from tests.test_pages import Page, check_page
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {3: "d003b841c830d59d"}
+GOLDEN = {4: "81321fd998c80c70"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -186,6 +186,29 @@ def test_galleries_show_every_score_and_keep_their_tiles(tmp_path: Path) -> None
     assert report.drawn(places, groups, names, 6, seed=4) != chosen
     assert len(report.drawn(places[:2], groups[:2], names[:2], 6, seed=3)) == 2
     assert report.drawn(places[:0], [], [], 6, seed=3) == []
+
+
+def test_the_tiles_two_engines_agree_on_least_are_shown_as_each_drew_them(tmp_path: Path) -> None:
+    sheet = make(tmp_path, image_pairs(2), engines=("stain", "deepliif"))
+    text = page_of(tmp_path, sheet).read_text()
+    part = text[text.index('id="masks"') : text.index('id="splits"')]
+    part = part[part.index("agree on least") : part.index("<h3>Do the masks agree")]
+    table, gallery = part.split("</table>")
+    names = re.findall(r'class="name">(\w+)<', table)
+    scores = [float(found) for found in re.findall(r'class="n">(\d\.\d\d)<', table)]
+    assert scores == sorted(scores) and scores[0] < 0.4
+    assert re.findall(r"<strong>(\w+)</strong>", gallery) == names[:6]
+    pictures = re.findall(r'<img src="([^"]+)"', gallery)
+    assert len(pictures) == 18
+    # The first engine calls nothing positive there, the second some cells.
+    assert len(set(pictures[:3])) == 3
+    assert "agree too little to trust either unseen" in text[: text.index('id="pairs"')]
+
+
+def test_one_engine_has_nothing_to_agree_with(tmp_path: Path) -> None:
+    text = write(tmp_path, image_pairs(1)).read_text()
+    assert "How far do the engines agree?" not in text
+    assert "agree too little" not in text
 
 
 def test_a_full_page_leaves_tiles_out_and_says_so(
