@@ -869,9 +869,20 @@ class TrainSegmentationOptions(TrainingOptions):
         paper="not stated",
     )
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether a smaller last batch is left out: one tile alone cannot be normalised there."""
+        return self.decoder == "deeplabv3plus"
+
     def check(self) -> None:
         """Raise ConfigError when crop, branch and weights do not fit the network."""
         self.check_steps(self.batch_size)
+        if self.whole_batches and self.batch_size // (self.gpus * self.accumulate) < 2:
+            raise ConfigError(
+                f"train_segmentation.decoder: deeplabv3plus pools whole tiles, and batch_size "
+                f"{self.batch_size}, shared out, leaves one, which cannot be normalised; give at "
+                "least two for each GPU and part, or another decoder"
+            )
         if self.base_width % 2:
             raise ConfigError(
                 f"train_segmentation.base_width: {self.base_width} is odd, and the decoder ends in "
@@ -935,6 +946,46 @@ class EvaluateOptions(JudgingOptions):
 
 
 @dataclasses.dataclass(frozen=True)
+class CompareOptions(JudgingOptions):
+    """Generators of several presets on the same tiles; made by `snakemake compare` alone."""
+
+    section: ClassVar[str] = "compare"
+
+    presets: tuple[str, ...] = option(
+        ("hemera", "pyramid_pix2pix", "pix2pix", "variance_penalized"),
+        "presets whose train_generation is compared; device, threads, seed and the like are those "
+        "of this config's train_generation",
+    )
+    network: str | None = option(
+        None, "generator of all of them; none: each preset's own", choices=tuple(GENERATORS)
+    )
+    base_width: int | None = option(None, "the same for the generators' filters", ge=4, le=256)
+    discriminator_width: int | None = option(
+        None, "the same for the discriminators' filters", ge=4, le=256
+    )
+    crop_px: int | None = option(None, "the same for the side of a crop", ge=32, le=2048)
+    epochs: int | None = option(None, "the same for epochs", ge=1)
+    decay_from_epoch: int | None = option(
+        None, "the same for the epoch after which the learning rate falls", ge=0
+    )
+    batch_size: int | None = option(None, "the same for tiles per step", ge=1)
+    learning_rate: float | None = option(None, "the same for the learning rate", gt=0)
+    gallery_tiles: int = option(8, "tiles shown on the page", ge=1, le=200)
+
+    def check(self) -> None:
+        """Raise ConfigError when the presets are none, one twice, or no names of files."""
+        if not self.presets or len(set(self.presets)) != len(self.presets):
+            raise ConfigError(
+                f"compare.presets: {list(self.presets)}; name at least one, and each once"
+            )
+        wrong = [name for name in self.presets if not re.fullmatch(r"[a-z0-9_]+", name, re.ASCII)]
+        if wrong:
+            raise ConfigError(
+                f"compare.presets: {wrong[0]!r} is no preset's name; give a name in hemera/presets"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class CohortOptions(Options):
     """The keys at the top of config.yaml: which cohort, cut how."""
 
@@ -971,6 +1022,7 @@ STAGES: dict[str, type[Options]] = {
         TrainGenerationOptions,
         TrainSegmentationOptions,
         EvaluateOptions,
+        CompareOptions,
     )
 }
 """Options class of every stage, in the order of the graph."""
@@ -988,6 +1040,45 @@ class Config:
     def flags(self, stage: str) -> str:
         """Return the options of `stage` as flags for the command line, quoted for a shell."""
         return shlex.join(flags(self.stages[stage].effective()))
+
+    def compared(self, preset: str) -> TrainGenerationOptions:
+        """Return how `compare` trains the generator of a preset.
+
+        The method is the preset's, the budget what section compare says for all presets alike, and
+        how it runs (device, threads, precision, seed, ...) what section train_generation says.
+
+        Raises:
+            ConfigError: one line per fault; no such preset, or values that cannot stand together.
+        """
+        own, budget, tile = (self.stages[name] for name in ("train_generation", "compare", "tile"))
+        assert isinstance(tile, TileOptions)
+        runs = {field.name for field in dataclasses.fields(TrainingOptions)} - {"crop_px"}
+        known = {field.name for field in dataclasses.fields(TrainGenerationOptions)}
+        values = dict(_preset(preset).get("train_generation") or {})
+        values |= {name: getattr(own, name) for name in runs}
+        values |= {
+            field.name: getattr(budget, field.name)
+            for field in dataclasses.fields(budget)
+            if field.name in known - runs and getattr(budget, field.name) is not None
+        }
+        try:
+            options = from_mapping(TrainGenerationOptions, values)
+        except ConfigError as error:
+            lines = str(error).splitlines()
+            raise ConfigError("\n".join(f"preset {preset}: {line}" for line in lines)) from None
+        # The whole tile goes through the generator when it is judged.
+        crop_px = options.crop_px or tile.size_px
+        if crop_px > tile.size_px or crop_px % options.divisor or tile.size_px % options.divisor:
+            raise ConfigError(
+                f"preset {preset}: network {options.network} takes multiples of {options.divisor} "
+                f"px, and crop_px is {crop_px}, tile.size_px {tile.size_px}; set compare.network "
+                "or compare.crop_px"
+            )
+        return options
+
+    def compared_flags(self, preset: str) -> str:
+        """Return these options as flags for the command line, quoted for a shell."""
+        return shlex.join(flags(self.compared(preset).effective()))
 
 
 def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
@@ -1015,12 +1106,23 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
     top = {key: value for key, value in {**preset, **values}.items() if key in cohort_keys}
     cohort = _collect(faults, CohortOptions, top)
     stages: dict[str, Options] = {}
+    judging: dict[str, Any] = {}
     for name, cls in STAGES.items():
         own = values.get(name)
         if own is not None and not isinstance(own, Mapping):
             faults.append(f"{name}: {own!r} is not a section; indent its keys below it")
             own = None
-        section = _collect(faults, cls, {**(preset.get(name) or {}), **(own or {})})
+        given = {**(preset.get(name) or {}), **(own or {})}
+        if name == CompareOptions.section:
+            given = {**judging, **given}
+        section = _collect(faults, cls, given)
+        if isinstance(section, EvaluateOptions):
+            # What is said there of how pictures are judged holds for compare too.
+            judging = {
+                field.name: getattr(section, field.name)
+                for field in dataclasses.fields(JudgingOptions)
+                if field.name in given
+            }
         if section is not None:
             stages[name] = section
     if not faults:

@@ -320,7 +320,7 @@ def validation_batches(
     ranks = ranks or Ranks()
     keys = [(0, position) for position in range(ranks.rank, len(tiles), ranks.count)]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    workers = min(workers, 1)
+    workers = -(-workers // 2)
     return DataLoader(
         tiles,
         batch_sampler=batches,
@@ -527,7 +527,6 @@ def train(
     tiles: TileDataset,
     options: TrainGenerationOptions | TrainSegmentationOptions,
     *,
-    whole: bool = False,
     rate: Callable[[int], float],
     step: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
     validate: Callable[[], dict[str, float]],
@@ -545,7 +544,6 @@ def train(
         compute: where it computes.
         tiles: training tiles.
         options: of the network.
-        whole: leave a smaller last batch out.
         rate: learning rate of an epoch, from 1.
         step: takes one step on the parts of a batch and returns its losses, means over the tiles.
         validate: measures the validation tiles.
@@ -564,7 +562,7 @@ def train(
         epochs=options.epochs,
         epoch=progress.epoch,
         step=progress.step,
-        whole=whole,
+        whole=options.whole_batches,
         parts=options.accumulate,
         rank=ranks.rank,
         ranks=ranks.count,

@@ -5,25 +5,27 @@ from pathlib import Path
 import torch
 
 from hemera import tables, training
-from hemera.models.generation import GenerationNet, initialise
+from hemera.models.generation import build_generator, initialise
 from hemera.models.segmentation import SegmentationNet
 from hemera.ranks import Ranks
 
 MODEL = {"generator": "unet_128", "base_width": 4}
 
 
-def write_generator(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]:
-    """Write a GenerationNet; return the paths under the names that stages give them."""
+def write_generator(
+    folder: Path, fingerprint: str = "f" * 64, model: dict[str, object] = MODEL
+) -> dict[str, Path]:
+    """Write a generator; return the paths under the names that stages give them."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        net = GenerationNet(**MODEL)
+        net = build_generator(**model)
         initialise(net)
     paths = {
         "generator": folder / "generator.safetensors",
         "generator_metadata": folder / "generator.json",
     }
-    described = {"network": "generation", "model": MODEL, "index_fingerprint": fingerprint}
+    described = {"network": "generation", "model": model, "index_fingerprint": fingerprint}
     training.write_weights(paths["generator"], net.state_dict())
     training.write_metadata(paths["generator_metadata"], described)
     return paths

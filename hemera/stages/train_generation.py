@@ -128,7 +128,6 @@ def run(
             compute,
             parts["train"],
             options,
-            whole=options.whole_batches,
             rate=lambda epoch: options.learning_rate * rate_factor(epoch, options),
             step=lambda batches: train_step(batches, course, compute, options, threshold),
             validate=lambda: validate(net, validation, compute, options),

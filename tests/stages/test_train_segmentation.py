@@ -2,6 +2,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -195,6 +197,8 @@ def test_impossible_options_are_refused_when_parsed():
         TrainSegmentationOptions(crop_px=100)
     with pytest.raises(ConfigError, match=r"base_width: 33 is odd"):
         TrainSegmentationOptions(base_width=33)
+    with pytest.raises(ConfigError, match=r"deeplabv3plus pools .* leaves one"):
+        TrainSegmentationOptions(decoder="deeplabv3plus", batch_size=4, gpus=2, accumulate=2)
     with pytest.raises(ConfigError, match=r"generation_skips: true"):
         TrainSegmentationOptions(generation_branch="none", generation_skips=True)
     with pytest.raises(ConfigError, match=r"encoder_weights: .*base width 64, not 32"):
@@ -207,3 +211,81 @@ def test_a_generator_of_another_index_is_refused(given, tmp_path):
         TrainingError, match="trained on the index eeeeeeeeeeee, and this one is fff"
     ):
         run(**(given | other), options=OPTIONS, **paths(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"decoder": "unetplusplus", "focal_gamma": 2.0},
+        {"decoder": "deeplabv3plus", "tversky_beta": 0.7, "turn": True},
+        {"generation_branch": "virtual_rgb_encoder", "precision": "bf16"},
+        {"generation_branch": "attention_unet_32_bottleneck", "flip": False},
+        {"generation_branch": "none", "decoder": "unetplusplus", "accumulate": 2},
+    ],
+    ids=lambda switches: "-".join(str(value) for value in switches.values()),
+)  # fmt: skip
+def test_every_switch_trains_and_loads_alone(given, switches, tmp_path):
+    names = {
+        "attention_unet_32_bottleneck": "attention_unet_32", "virtual_rgb_encoder": "resnet_6blocks"
+    }  # fmt: skip
+    other = dict(given)
+    if name := names.get(switches.get("generation_branch", "")):
+        model = {"generator": name, "base_width": 4}
+        other |= write_generator(tmp_path / "generator", model=model)
+    options = dataclasses.replace(OPTIONS, epochs=1, **switches)
+    run(**other, options=options, **paths(tmp_path))
+    found = history(tmp_path)
+    assert 0 < found[1, "train", "total"] < 2
+    assert 0 < found[1, "val", "total"] < 9
+    net, described = training.load_segmentation(
+        tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
+    )
+    assert (net.generation is None) == (options.generation_branch == "none")
+    if net.generation is not None:
+        own = training.read_weights(other["generator"])
+        frozen = net.generation.net.state_dict()
+        assert all(torch.equal(frozen[key], own[key]) for key in own), "the branch is untouched"
+    assert described["options"]["decoder"] == options.decoder
+    assert net(torch.rand(1, 3, 128, 256)).shape == (1, 1, 128, 256)
+
+
+def test_a_branch_that_does_not_fit_its_generator_names_both(given, tmp_path):
+    options = dataclasses.replace(OPTIONS, generation_branch="attention_unet_32_bottleneck")
+    with pytest.raises(TrainingError, match=r"attention_unet_32_bottleneck.*unet_128"):
+        run(**given, options=options, **paths(tmp_path))
+
+
+def test_imagenet_weights_are_those_that_torch_keeps(given, tmp_path, monkeypatch):
+    """Nothing is downloaded: where they are not, the error says how to get them."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    options = dataclasses.replace(
+        OPTIONS, base_width=64, encoder_weights="imagenet", epochs=1, learning_rate=1e-12,
+        weight_decay=0.0, generation_branch="none", crop_px=64,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"resnet34-b627a593.pth is not there; download it"):
+        run(**given, options=options, **paths(tmp_path))
+    kept = tmp_path / "hub" / "checkpoints" / torchvision_name()
+    kept.parent.mkdir(parents=True)
+    torch.manual_seed(4)
+    theirs = torchvision.models.resnet34(weights=None).state_dict()
+    torch.save(theirs, kept)
+    run(**given, options=options, **paths(tmp_path))
+    net, described = training.load_segmentation(
+        tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
+    )
+    assert torch.allclose(net.encoder.layer2[1].conv2.weight, theirs["layer2.1.conv2.weight"])
+    assert described["encoder_sha256"] == training.file_digest(kept)
+
+
+def torchvision_name():
+    return torchvision.models.ResNet34_Weights.IMAGENET1K_V1.url.rsplit("/")[-1]
+
+
+def test_pictures_show_truth_and_probability(trained):
+    pictures = sorted(trained.glob("checkpoints/*/samples/*.png"))
+    assert {path.name for path in pictures} == {"0001.png", "0002.png"}
+    image = cv2.imread(str(pictures[0]))
+    # Two tiles cut to 128 px; the first has no positive cell, the second some.
+    assert image.shape == (2 * 128 + 4, 3 * 128 + 2 * 4, 3)
+    assert not image[:128, 132:260].any()
+    assert set(np.unique(image[132:, 132:260])) == {0, 255}
