@@ -73,13 +73,21 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
                 "SegmentationNet begins untrained"
             ),
         )
-    elif Path(encoder).is_file():
-        yield "ok", f"ImageNet weights {encoder}"
     else:
-        yield (
-            "missing",
-            f"train_segmentation.encoder_weights: {encoder} does not exist; mend the path",
-        )
+        from hemera.stages.train_segmentation import encoder_file
+
+        try:
+            path = encoder_file(encoder)
+        except HemeraError as error:
+            yield "missing", str(error)
+            return
+        if path.is_file():
+            yield "ok", f"ImageNet weights {path}"
+        else:
+            yield (
+                "missing",
+                f"train_segmentation.encoder_weights: {path} does not exist; mend the path",
+            )
 
 
 def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:

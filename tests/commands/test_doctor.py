@@ -39,7 +39,8 @@ def test_deepliif_without_its_model_is_missing_where_it_is_wanted(
     path = tmp_path / "config.yaml"
     path.write_text("preset: hemera\n")
     assert main(["doctor", "--configfile", str(path)]) == 1
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing")]
+    (line,) = [line for line in lines if "encoder_weights" not in line]
     assert "mask engine deepliif" in line
     assert "4751737" in line or "deepliif_model" in line, "where its weights come from"
 
@@ -123,6 +124,24 @@ def test_encoder_weights(tmp_path: Path) -> None:
     (tmp_path / "resnet34.pth").write_bytes(b"x")
     assert found(tmp_path / "resnet34.pth") == "ok"
     assert found(tmp_path / "no.pth") == "missing"
+
+
+def test_imagenet_is_looked_for_where_torch_keeps_what_it_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    config = load({"train_segmentation": {"encoder_weights": "imagenet"}})
+    *_, (mark, line) = doctor.facts(config)
+    assert mark == "missing"
+    assert "resnet34" in line and "download it once" in line
+    from hemera.stages.train_segmentation import IMAGENET
+
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / IMAGENET).write_bytes(b"x")
+    *_, (mark, line) = doctor.facts(config)
+    assert (mark, IMAGENET in line) == ("ok", True)
 
 
 def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
