@@ -1,7 +1,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import cv2
@@ -326,22 +325,6 @@ def row(network, tile, **values):
         "tile": tile, "case": "c", "dataset": "bci", "score": "2+", "network": network,
         "method": "model", **values,
     }  # fmt: skip
-
-
-def test_an_infinite_psnr_is_counted_and_left_out():
-    rows = [
-        row("generation", tile, psnr_db=psnr, ssim=0.5, ssim_gaussian=0.5)
-        for tile, psnr in (("a", 20.0), ("b", math.inf), ("c", 24.0))
-    ]
-    found = {
-        (entry["metric"], entry["aggregation"]): entry
-        for entry in judging.summarise(rows, judging.Features(), OPTIONS)
-        if entry["group"] == "all"
-    }
-    assert found["psnr_db", "mean"]["value"] == 22
-    assert found["psnr_db", "mean"]["tiles"] == 2
-    assert found["psnr_infinite", "count"]["value"] == 1
-    assert found["ssim", "mean"]["tiles"] == 3
 
 
 def test_the_page_shows_tiles_from_best_to_worst():
