@@ -4,10 +4,11 @@
 cohort, mapped through its own field. Goals: F1 of positive cells 0.85, IoU of nuclei 0.6, class
 right for 85 % of positive cells. *DeepLIIF*: nuclear pixels and signs of cells against the ground
 truth of real Ki67 tiles. Goals: F1 of nuclear pixels 0.75 on average and 0.60 on each tile, sign
-right for 85 % of matched cells. *BCI*: share of strongly stained cells per real HER2 tile. *Speed*:
-processor time of `stain` against the JPEG decode of the same tile, in turn; goal: at most 40 times,
-stretch 25. Real tiles need `--images`, DeepLIIF its weights (`--deepliif`), which are published
-apart (Zenodo record 4751737); without them its column says so.
+right for 85 % of matched cells. *BCI*: per real HER2 tile the cells by intensity, which should rise
+with its score, and what ASCO/CAP's count makes of them. *Speed*: processor time of `stain` against
+the JPEG decode of the same tile, in turn; goal: at most 40 times, stretch 25. Real tiles need
+`--images`, DeepLIIF its weights (`--deepliif`), which are published apart (Zenodo record 4751737);
+without them its column says so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hemera import masks
 from hemera.config import MaskOptions
 from hemera.demo import load_truth, write_cohort
 from hemera.engines import stain
-from hemera.scoring import matched
+from hemera.scoring import matched, reading
 
 RGB = npt.NDArray[np.uint8]
 Engine = Callable[[RGB, float, stain.Stains], masks.Labelled]
@@ -183,7 +184,8 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
             f"{name}, {path.stem}{note}: {counts.sum()} cells, 1+ {shares[1]:.3f}, "
             f"2+ {shares[2]:.3f}, 3+ {shares[3]:.3f}, positive "
             f"{found.cells.positive.mean() if counts.sum() else 0:.3f} of cells and "
-            f"{masks.positive(found.mask).mean():.4f} of the tile\n"
+            f"{masks.positive(found.mask).mean():.4f} of the tile, read as "
+            f"{reading(counts.tolist()) or 'nothing'}\n"
         )
 
 
