@@ -55,7 +55,9 @@ TILE_SIDE_PX = 512
 """Of a model that does not say on what it was trained: the paper's."""
 
 OVERLAP = 0.25
-"""Share of a tile's side that it shares with the next: a network sees less at its tile's edges."""
+"""Share of a tile's side that it shares with the next. At its edges a network lacks what lies
+around: against a tile of 1024 px, the demo's is off by 0.07 in the outer 8 px, by 0.006 from 32 px
+on, by 0.001 from 64 px on, where neighbours of 512 px weigh the same."""
 
 MPP_TOLERANCE = 0.10
 """Resolutions that differ by no more are one to the network, as `index.mpp_tolerance` has it."""
@@ -727,7 +729,7 @@ class _Regions:
                 self._counts.specks += 1
                 continue
             self._file.write(",\n" if self._counts.regions else "\n")
-            json.dump(self._feature(region), self._file)
+            self._file.write(json.dumps(self._feature(region)))
             self._counts.regions += 1
             self._counts.regions_px += region.area_px
 
@@ -736,7 +738,12 @@ class _Regions:
         for ring in region.rings:
             # The map's last pixels may reach over the slide's edge.
             points = np.minimum(np.concatenate([ring, ring[:1]]) * self._scale, self._bounds)
-            rings.append(np.round(points, 3).tolist())
+            whole = np.rint(points)
+            rings.append(
+                whole.astype(int).tolist()
+                if (points == whole).all()
+                else np.round(points, 3).tolist()
+            )
         return {
             "type": "Feature",
             "geometry": {"type": "Polygon", "coordinates": rings},
