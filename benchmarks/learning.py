@@ -1,0 +1,144 @@
+"""What both networks learn of the demo cohort, on tiles of cases they have not seen.
+
+The data part of the graph is run, unless `--index` names an index; then GenerationNet,
+SegmentationNet with the frozen branch and SegmentationNet without it are trained by the stages,
+with the options of preset demo but for the epochs, and evaluated by the stage. Goals: GenerationNet
+beats the mean colour and the blurred H&E on SSIM; SegmentationNet reaches a pooled F1 of 0.6. At
+most thirty minutes on two processors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from _graph import ROOT, lay_out, snakemake
+
+from hemera.config import (
+    DEMO_SHEET,
+    EvaluateOptions,
+    TrainGenerationOptions,
+    TrainSegmentationOptions,
+    load,
+)
+from hemera.stages import evaluate, train_generation, train_segmentation
+
+
+def make_index(folder: Path) -> Path:
+    """Run the graph on the demo cohort up to its index."""
+    lay_out(folder, {"preset": "demo"})
+    (folder / DEMO_SHEET).parent.mkdir()
+    shutil.copy(ROOT / DEMO_SHEET, folder / DEMO_SHEET)
+    snakemake(folder, "--cores", "all", "data")
+    return folder / "results" / "index" / "index.parquet"
+
+
+def said(text: str) -> None:
+    """Print a line now."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def figure(metrics: list[dict[str, Any]], network: str, method: str, metric: str, of: str) -> str:
+    """Return a metric over all tiles, with its interval where there is one."""
+    (row,) = [
+        row for row in metrics
+        if (row["network"], row["method"], row["metric"], row["aggregation"], row["group"])
+        == (network, method, metric, of, "all")
+    ]  # fmt: skip
+    if row["value"] is None:
+        return "none"
+    interval = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"
+    return f"{row['value']:.3f}{interval}"
+
+
+def main() -> None:
+    """Train and evaluate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--index", type=Path, help="an index of the demo cohort; none: make it")
+    parser.add_argument("--generation-epochs", type=int, default=30)
+    parser.add_argument("--segmentation-epochs", type=int, default=20)
+    given = parser.parse_args()
+    config = load({"preset": "demo"})
+    generation, segmentation = (
+        config.stages[name] for name in ("train_generation", "train_segmentation")
+    )
+    assert isinstance(generation, TrainGenerationOptions)
+    assert isinstance(segmentation, TrainSegmentationOptions)
+    generation = dataclasses.replace(
+        generation,
+        epochs=given.generation_epochs,
+        decay_from_epoch=given.generation_epochs // 2,
+        torch_threads=2,
+        sample_tiles=0,
+    )
+    segmentation = dataclasses.replace(
+        segmentation, epochs=given.segmentation_epochs, torch_threads=2, sample_tiles=0
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        started = time.perf_counter()
+
+        def minutes() -> str:
+            nonlocal started
+            took, started = (time.perf_counter() - started) / 60, time.perf_counter()
+            return f"{took:.1f} min"
+
+        index = given.index.resolve() if given.index else make_index(folder / "graph")
+        said(f"demo cohort up to its index: {'given' if given.index else minutes()}")
+        painter = {
+            "generator": folder / "generator.safetensors",
+            "generator_metadata": folder / "generator.json",
+        }
+        train_generation.run(
+            index=index, checkpoints=folder / "checkpoints", generator=painter["generator"],
+            metadata=painter["generator_metadata"], history=folder / "generation.parquet",
+            options=generation,
+        )  # fmt: skip
+        said(f"GenerationNet, {generation.epochs} epochs: {minutes()}")
+        for branch in (segmentation.generation_branch, "none"):
+            paths = {
+                "segmenter": folder / f"{branch}.safetensors",
+                "metadata": folder / f"{branch}.json",
+                "history": folder / f"{branch}.history.parquet",
+            }
+            train_segmentation.run(
+                index=index, checkpoints=folder / "checkpoints", **painter, **paths,
+                options=dataclasses.replace(segmentation, generation_branch=branch),
+            )  # fmt: skip
+            took = minutes()
+            measured = folder / f"{branch}.metrics.parquet"
+            evaluate.run(
+                index=index, **painter, generation_history=folder / "generation.parquet",
+                segmenter=paths["segmenter"], segmenter_metadata=paths["metadata"],
+                segmentation_history=paths["history"], report=folder / "report.html",
+                preset="demo", tiles=folder / f"{branch}.tiles.parquet", metrics=measured,
+                page=folder / f"{branch}.html", options=EvaluateOptions(torch_threads=2),
+            )  # fmt: skip
+            metrics = pq.read_table(measured).to_pylist()
+            if branch != "none":
+                for method in ("model", "blurred", "mean_colour"):
+                    psnr, ssim = (
+                        figure(metrics, "generation", method, metric, "mean")
+                        for metric in ("psnr_db", "ssim")
+                    )
+                    said(f"  {method:<12} SSIM {ssim}, PSNR {psnr} dB")
+            said(f"SegmentationNet, branch {branch}, {segmentation.epochs} epochs: {took}")
+            for method in ("model", "best_constant"):
+                shown = ", ".join(
+                    f"{metric} {figure(metrics, 'segmentation', method, metric, 'pooled')}"
+                    for metric in ("f1", "iou", "precision", "recall")
+                )
+                said(f"  {method:<13} pooled {shown}")
+            minutes()
+
+
+if __name__ == "__main__":
+    main()
