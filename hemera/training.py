@@ -208,13 +208,20 @@ class IndexFacts:
     train: tuple[str, ...]
     val: tuple[str, ...]
     mpp: float
-    """The median over the training tiles: a network knows one resolution."""
+    """The median over the training tiles."""
+    mpp_max: float
+    """The coarsest of them."""
+    size_px: int
+    """The smallest side of them."""
 
 
 def subset(index: Path, network: str, part: str) -> list[dict[str, Any]]:
-    """Return tile, case, dataset, score, mpp of a network's part, in the order of the index."""
+    """Return what tells the tiles of a network's part apart, in the order of the index.
+
+    That is tile, case, dataset, score, mpp and size_px.
+    """
     column = f"{network}_split"
-    names = ["tile", "case", "dataset", "score", "mpp"]
+    names = ["tile", "case", "dataset", "score", "mpp", "size_px"]
     table = tables.read(index, tables.index(()), [*names, column])
     return [{name: row[name] for name in names} for row in table.to_pylist() if row[column] == part]
 
@@ -259,6 +266,8 @@ def index_facts(index: Path, network: str) -> IndexFacts:
         tuple(row["tile"] for row in parts["train"]),
         tuple(row["tile"] for row in parts["val"]),
         statistics.median(row["mpp"] for row in parts["train"]),
+        max(row["mpp"] for row in parts["train"]),
+        min(row["size_px"] for row in parts["train"]),
     )
 
 
@@ -750,6 +759,8 @@ def describe_run(
         "index_fingerprint": facts.fingerprint,
         "mask_engine": facts.engine,
         "mpp": facts.mpp,
+        "mpp_max": facts.mpp_max,
+        "tile_px": dataclasses.asdict(options)["crop_px"] or facts.size_px,
         "tiles": {"train": len(facts.train), "val": len(facts.val)},
         "epoch": epoch,
         "best_epoch": run.progress.best_epoch,

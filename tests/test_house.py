@@ -21,7 +21,7 @@ PACKAGE = ROOT / "hemera"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).with_suffix("").as_posix() for path in MODULES]
 
-PURE = ("geometry", "displacement", "pixels", "masks", "certificate", "metrics")
+PURE = ("geometry", "displacement", "pixels", "masks", "certificate", "metrics", "contours")
 PURE_MAY = {"numpy", "scipy", "cv2", "skimage", "hemera.errors", *(f"hemera.{m}" for m in PURE)}
 MODELS_MAY = {
     "torch",

@@ -216,7 +216,7 @@ def test_a_file_that_is_no_index_is_named(tmp_path):
 
 
 def test_checkpoints_are_named_by_what_determines_the_run():
-    facts = training.IndexFacts("f", "stain", ("a", "b"), ("c",), 0.5)
+    facts = training.IndexFacts("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
     own = training.run_digest(OPTIONS, facts)
     same = dataclasses.replace(OPTIONS, workers=3, checkpoint_minutes=4)
     assert training.run_digest(same, facts) == own

@@ -78,7 +78,7 @@ def test_outputs_describe_themselves(trained, index):
     assert described["model"] == {
         "generator": "unet_32", "base_width": 4, "norm": "batch", "dropout": False,
     }  # fmt: skip
-    assert described["mpp"] == 0.5
+    assert (described["mpp"], described["mpp_max"], described["tile_px"]) == (0.5, 0.5, 64)
     assert described["index_fingerprint"] == "f" * 64
     assert described["tiles"] == {"train": 3, "val": 2}
     assert described["options"]["weight_map"] == "inside"
