@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from hemera.anchors import PAPERS
 from hemera.config import CompareOptions
 from hemera.pages import pictures
 from hemera.pages.data import option_rows, score_name
 from hemera.pages.evaluation import (
     METHODS,
     METRIC_WORDS,
+    PAPER_METRICS,
     PICTURE_BYTES,
     PICTURE_SIDE_PX,
     cell,
@@ -73,8 +75,7 @@ def comparison_page(
         options: what compare ran with.
         report: relative link from the page to the page about the data.
     """
-    rows = table.to_pylist()
-    own = [row for row in rows if row["kind"] != "paper"]
+    own = [row for row in table.to_pylist() if row["kind"] != "paper"]
     tiles = max((row["tiles"] for row in own), default=0)
     columns = [
         metric
@@ -90,7 +91,18 @@ def comparison_page(
         "cases": cases,
         "columns": [METRIC_WORDS[metric][0] for metric in columns],
         "rows": [_row(row, columns, own) for row in own],
-        "papers": [_row(row, columns, ()) for row in rows if row["kind"] == "paper"],
+        "papers": [
+            {
+                "method": figure.method,
+                # As the source prints it.
+                "cells": [
+                    dict(zip(PAPER_METRICS["generation"], figure.values, strict=True)).get(metric)
+                    for metric in columns
+                ],
+                "remark": f"{figure.source}; {figure.comparable}",
+            }
+            for figure in PAPERS["generation"]
+        ],
         "warnings": _warnings(own, tiles),
         "notes": judging_notes(options, cases, tiles) if tiles else [],
         "presets": list(metadata),
@@ -106,34 +118,21 @@ def comparison_page(
 def _row(
     row: Mapping[str, Any], columns: Sequence[str], among: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return a row of the page's table; a cell that is the best among the networks says so."""
-    paper = row["kind"] == "paper"
+    """Return a row of the page's table; a cell that is the best of its column says so."""
+    network = row["kind"] == "network"
     return {
-        "kind": row["kind"],
-        "method": METHODS.get(row["method"], row["method"])
-        if row["kind"] == "baseline"
-        else row["method"],
+        "method": row["method"] if network else METHODS.get(row["method"], row["method"]),
         "generator": row["generator"] or "",
-        "parameters": count(row["parameters"]) if row["kind"] == "network" else "",
-        "epochs": count(row["epochs"]) if row["kind"] == "network" else "",
+        "parameters": count(row["parameters"]) if network else "",
+        "epochs": count(row["epochs"]) if network else "",
         "time": "" if row["training_s"] is None else duration(row["training_s"]),
-        "cells": [
-            {**_cell(row, metric), "best": not paper and _best(row, metric, among)}
-            for metric in columns
-        ],
-        "remark": "; ".join(filter(None, (row["source"], row["comparable"]))),
+        "cells": [{**_cell(row, metric), "best": _best(row, metric, among)} for metric in columns],
     }
 
 
 def _cell(row: Mapping[str, Any], metric: str) -> dict[str, str]:
-    found = {
-        "value": row[metric],
-        "tiles": row["tiles"],
-        **{part: row.get(f"{metric}_{part}") for part in ("deviation", "low", "high")},
-    }
-    made = cell(found, metric)
-    # A paper's figure is of tiles whose number it may not say.
-    return made | {"below": ""} if row["kind"] == "paper" else made
+    found = {part: row.get(f"{metric}_{part}") for part in ("deviation", "low", "high")}
+    return cell({"value": row[metric], "tiles": row["tiles"], **found}, metric)
 
 
 def _best(row: Mapping[str, Any], metric: str, among: Sequence[Mapping[str, Any]]) -> bool:
@@ -154,25 +153,26 @@ def _warnings(rows: Sequence[Mapping[str, Any]], tiles: int) -> list[dict[str, s
             }
         ]
     made = []
-    for row in rows:
-        for metric in ("psnr_db", "ssim") if row["kind"] == "network" else ():
-            words, digits = METRIC_WORDS[metric]
-            trivial = [
-                (other[metric], METHODS[other["method"]])
-                for other in rows
-                if other["kind"] == "baseline" and other[metric] is not None
-            ]
-            if row[metric] is None or not trivial or row[metric] > max(trivial)[0]:
-                continue
+    for metric in ("psnr_db", "ssim"):
+        words, digits = METRIC_WORDS[metric]
+        known = [row for row in rows if row[metric] is not None]
+        trivial = [(row[metric], row["method"]) for row in known if row["kind"] == "baseline"]
+        beaten = [
+            f"{row['method']} {fixed(row[metric], digits)}"
+            for row in known
+            if row["kind"] == "network" and trivial and row[metric] <= max(trivial)[0]
+        ]
+        if beaten:
             made.append(
                 {
                     "level": "care",
-                    "words": f"{row['method']} does not beat a trivial answer by {words}: "
-                    f"{fixed(row[metric], digits)} against {fixed(max(trivial)[0], digits)} of "
-                    f"{max(trivial)[1]}.",
+                    "words": f"No better by {words} than a trivial answer, the "
+                    f"{METHODS[max(trivial)[1]]} with {fixed(max(trivial)[0], digits)}: "
+                    f"{', '.join(beaten)}.",
                     "link": "",
                 }
             )
+    for row in rows:
         if row["psnr_infinite"]:
             made.append(
                 {
