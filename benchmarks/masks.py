@@ -83,7 +83,7 @@ def demo(name: str, engine: Engine, folder: Path) -> None:
         assert truth.field is not None
         rgb, mpp = picture(folder / row["her2"]), float(row["her2_mpp"])
         height, width = rgb.shape[:2]
-        found = engine(rgb, mpp, stain.estimate(quarters(rgb)))
+        found = engine(rgb, mpp, stain.estimate(quarters(rgb), mpp))
         places = truth.field.to_moving(np.column_stack([truth.cells.x, truth.cells.y]))
         seen = ((places > 0) & (places < np.array([width, height]) * mpp)).all(axis=1)
         intensity = truth.cells.intensity[seen]
@@ -154,7 +154,7 @@ def nuclear(name: str, engine: Engine, images: Path) -> None:
     """Print how the engine does on the real Ki67 tiles with ground truth."""
     scores = []
     for tile, rgb, truth in deepliif_tiles(images):
-        found = engine(rgb, DEEPLIIF_MPP, stain.estimate([rgb]))
+        found = engine(rgb, DEEPLIIF_MPP, stain.estimate([rgb], DEEPLIIF_MPP))
         values, agreement, count = against_deepliif(found, truth)
         scores.append(values[2])
         say(f"{name}, {tile}, nuclear pixels (goal F1 0.60)", values)  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
     """Print what share of cells the engine finds stained on real HER2 tiles."""
     for path in bci_tiles(images):
         rgb = picture(path)
-        found = engine(rgb, BCI_MPP, stain.estimate(quarters(rgb)))
+        found = engine(rgb, BCI_MPP, stain.estimate(quarters(rgb), BCI_MPP))
         counts = np.bincount(found.cells.intensity, minlength=4)
         shares = counts / max(counts.sum(), 1)
         note = " (no tumour)" if path.stem in NO_TUMOUR else ""
@@ -192,7 +192,7 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
 def speed(words: str, rgb: RGB, mpp: float, options: MaskOptions) -> None:
     """Print stain's time against the decode of the tile as JPEG, both in turn."""
     tiles = quarters(rgb)
-    stains = stain.estimate(tiles)
+    stains = stain.estimate(tiles, mpp)
     stored = [simplejpeg.encode_jpeg(tile, 85, colorsubsampling="420") for tile in tiles]
 
     def decode() -> None:

@@ -404,6 +404,13 @@ class MaskOptions(Options):
         ge=0,
         le=10,
     )
+    dab_control: float = option(
+        2.0,
+        "weak staining is also so many times what the slide's tissue away from nuclei takes up, "
+        "its negative control; 0: not asked",
+        ge=0,
+        le=10,
+    )
     completeness_min: float = option(
         0.30, "share of the ring that is stained in a positive cell", gt=0, le=1
     )

@@ -70,6 +70,13 @@ hue of haematoxylin, share of the pair's dark nuclei that it keeps over a width 
 28 real and drawn tiles tissue keeps 0.44 over 24 um at most), and gap; of a fold: density in every
 channel, width, length; of both: how wide their edges are."""
 
+_CONTROL_TISSUE = 0.08
+_CONTROL_NUCLEAR = 0.3
+_CONTROL_UM = 6.0
+_CONTROL_SHARE = 0.05
+"""Of the tissue away from nuclei: summed density of tissue, share of the dark nuclei's haematoxylin
+from which a nucleus is near, how near, and the share of the tissue it must be."""
+
 _STAINED = 0.30
 _FAINT = 0.15
 _PALE = 0.05
@@ -100,7 +107,9 @@ class Stains:
 
     `background` is bare glass (r, g, b), 0 to 255; `haematoxylin` and `dab` are unit vectors of
     optical density; `dark` is the density of haematoxylin in the pair's dark nuclei (98th
-    percentile of what is stained); `estimated` says which vectors were measured.
+    percentile of what is stained); `unspecific` is the DAB that tissue away from nuclei takes up
+    (first quartile), 0 where there is too little of it to say; `estimated` names the vectors that
+    were measured.
     """
 
     background: tuple[int, int, int]
@@ -108,9 +117,10 @@ class Stains:
     dab: tuple[float, float, float] = DAB
     dark: float = _DARK_DEFAULT
     estimated: tuple[str, ...] = ()
+    unspecific: float = 0.0
 
 
-def estimate(tiles: Sequence[npt.NDArray[np.uint8]]) -> Stains:
+def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
     """Estimate glass and stain vectors of a pair from some of its HER2 tiles.
 
     Macenko et al. (ISBI 2009): the extreme directions of stained pixels in the plane of their two
@@ -119,6 +129,7 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]]) -> Stains:
 
     Args:
         tiles: (H, W, 3) uint8 RGB each, of any sizes; none: white glass, fixed vectors.
+        mpp: their resolution, um/px.
     """
     if not tiles:
         return Stains(pixels.WHITE)
@@ -143,7 +154,30 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]]) -> Stains:
     haematoxylin = haematoxylin[haematoxylin > _PALE]
     enough = len(haematoxylin) >= _PIXELS_MIN
     dark = float(np.percentile(haematoxylin, 98)) if enough else _DARK_DEFAULT
-    return Stains(glass, _triple(vectors[0]), _triple(vectors[1]), dark, tuple(estimated))
+    stains = Stains(glass, _triple(vectors[0]), _triple(vectors[1]), dark, tuple(estimated))
+    return dataclasses.replace(stains, unspecific=_unspecific(tiles, mpp, stains))
+
+
+def _unspecific(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float, stains: Stains) -> float:
+    """Return the DAB that tissue away from nuclei takes up: the negative control of a slide.
+
+    Looked for at 2 um/px. Stroma, fat and skin have no membranes of tumour cells; of a solid tumour
+    there is nothing away from nuclei, and nothing is said.
+    """
+    count, found = 0, []
+    for tile in tiles:
+        size = _coarse(tile.shape[0], tile.shape[1], mpp)
+        small = np.asarray(cv2.resize(tile, size, interpolation=cv2.INTER_AREA), np.uint8)
+        tissue = pixels.optical_density(small, stains.background).sum(axis=2) > _CONTROL_TISSUE
+        haematoxylin, dab, _ = cv2.split(separate(small, stains))
+        nuclear = (haematoxylin > _CONTROL_NUCLEAR * stains.dark).view(np.uint8)
+        near = cv2.dilate(nuclear, _disc(2 * _CONTROL_UM / _COARSE_MPP)) > 0
+        found.append(dab[tissue & ~near])
+        count += int(np.count_nonzero(tissue))
+    control = np.concatenate(found)
+    if len(control) < max(_PIXELS_MIN, _CONTROL_SHARE * count):
+        return 0.0
+    return max(float(np.percentile(control, 25)), 0.0)
 
 
 def separate(rgb: npt.NDArray[np.uint8], stains: Stains) -> npt.NDArray[np.float32]:
@@ -218,8 +252,9 @@ def membranes(
     Faint brown over a wide area is what skin, stroma and a poorly rinsed section take up: it
     counts as weak only where it stands out of its surroundings. Beside a dark nucleus it must
     also exceed the coloured fringe that a lens leaves there. What is moderate or strong is
-    neither. Where the colour of DAB could not be measured, weak takes half as much again: a
-    counterstain of another hue than the fixed vector's passes for faint brown.
+    neither. Weak takes `options.dab_control` times what the slide's tissue away from nuclei takes
+    up, and half as much again where the colour of DAB could not be measured: a counterstain of
+    another hue than the fixed vector's passes for faint brown.
 
     Args:
         separated: (H, W, 3) densities, see `separate`.
@@ -234,7 +269,8 @@ def membranes(
     smooth = _smoothed(dab, mpp, _SMOOTHING_UM)
     weak = options.dab_weak
     if "dab" not in stains.estimated:
-        weak = min(weak * _UNMEASURED, options.dab_moderate)
+        weak *= _UNMEASURED
+    weak = min(max(weak, options.dab_control * stains.unspecific), options.dab_moderate)
     classes = (smooth >= np.float32(weak)).view(np.uint8)
     for level in (options.dab_moderate, options.dab_strong):
         classes += (smooth >= np.float32(level)).view(np.uint8)

@@ -144,7 +144,7 @@ def _stains(
     for pair, own in by_pair.items():
         count = min(len(own), options.stain_tiles)
         chosen = [own[k * len(own) // count] for k in range(count)]
-        stains[pair] = stain.estimate([_read(tile_shard, row) for row in chosen])
+        stains[pair] = stain.estimate([_read(tile_shard, row) for row in chosen], own[0]["mpp"])
         logger.debug("%s: %s", pair, stains[pair])
     return stains
 

@@ -539,7 +539,7 @@ def test_the_stage_runs_every_engine_in_the_order_of_the_options(
         ("t_2", "stain", None),
         ("t_2", "deepliif", "blank"),
     ]
-    stains = stain.estimate(list(pictures.values()))
+    stains = stain.estimate(list(pictures.values()), 0.5)
     expected = deepliif.Model(chosen).segment(pictures["t_1"], 0.5, stains)
     image = shards.decode_mask(
         shards.read_member(tmp_path / "mask.tar", found[1]["offset"], found[1]["length"])

@@ -138,7 +138,7 @@ def test_stains_are_those_of_the_pair_not_of_the_tile(
     image = shards.decode_mask(
         shards.read_member(folder / "unit.tar", row["offset"], row["length"])
     )
-    own = stain.estimate([TILES[1][2], TILES[3][2]])
+    own = stain.estimate([TILES[1][2], TILES[3][2]], MPP)
     np.testing.assert_array_equal(image, stain.segment(TILES[1][2], MPP, own, OPTIONS).mask)
     assert own.background == (180, 180, 180)
 
