@@ -353,7 +353,7 @@ def test_it_is_planned_when_it_is_asked_for_and_only_then(bare: Path) -> None:
     text = snakemake(bare, "-n", "-p", "--cores", "2", "results/compare/pix2pix/metadata.json")
     (command,) = re.findall(r"hemera train_generation .*", text)
     assert "--weight-map none" in command and "--epochs 1 " in command
-    assert "--checkpoints results/compare/checkpoints" in command
+    assert "--checkpoints results/compare/checkpoints/pix2pix " in command
     assert not {"compare", "compare_generation"} & set(planned(bare))
 
 

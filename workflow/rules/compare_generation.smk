@@ -41,6 +41,6 @@ rule compare_generation:
         version=CONFIG.stages["train_generation"].version,
     shell:
         "{params.launcher} train_generation --index {input.index:q}"
-        " --checkpoints results/compare/checkpoints --generator {output.generator:q}"
+        " --checkpoints results/compare/checkpoints/{wildcards.preset} --generator {output.generator:q}"
         " --metadata {output.metadata:q} --history {output.history:q} {params.options}"
         " 2>&1 | tee {log:q}"
