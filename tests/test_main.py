@@ -89,6 +89,9 @@ def shell_of(stage: str) -> str:
     text = (RULES / f"{stage}.smk").read_text()
     (block,) = re.findall(r"^    shell:\n((?:        .*\n)+)", text, re.MULTILINE)
     command = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', block))
+    if f'launcher=launcher("{stage}")' in text:
+        # hemera, or torchrun that starts it several times.
+        command = command.replace("{params.launcher}", "hemera", 1)
     assert command.startswith(f"hemera {stage} ")
     return command
 
