@@ -603,6 +603,13 @@ class ReportOptions(Options):
         le=200,
     )
     seed: int = option(20251, "seed of the galleries", ge=0)
+    intense_share: float | None = option(
+        None,
+        "share of strong cells above which a score reads 2+ though they are too few for 3+, as the "
+        "guideline of 2018 says of any; a floor against noise, 0.01 say; none: not read so",
+        ge=0,
+        lt=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

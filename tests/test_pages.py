@@ -722,3 +722,6 @@ def test_readings_add_the_cells_of_a_case_before_they_read_it() -> None:
     assert [row["counts"] for row in by_tile["rows"]] == [[0, 0, 0, 0], [1, 0, 0, 1]]
     assert (by_tile["read"], by_tile["right"], by_tile["near"]) == (2, 0.5, 0.5)
     assert second["tables"][0]["right"] is None, "no cell, no reading"
+    # Of the case's cells 6 % are strong: by the guideline of 2018 a 2+.
+    by_case = data.readings(cohort, intense_share=0.01)[0]["tables"][0]
+    assert [row["counts"] for row in by_case["rows"]] == [[0, 0, 0, 0], [0, 0, 1, 0]]

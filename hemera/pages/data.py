@@ -635,10 +635,11 @@ def agreement(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def readings(cohort: Cohort) -> list[dict[str, Any]]:
+def readings(cohort: Cohort, intense_share: float | None = None) -> list[dict[str, Any]]:
     """Return, per engine, the ASCO/CAP reading of its cells against the score in the sheet.
 
     Once by case and once by tile, of the accepted tiles; of pairs without a score nothing is said.
+    `intense_share` is that of `hemera.scoring.reading`.
     """
     accepted = cohort.accepted
     score = cohort.column("score")
@@ -655,7 +656,10 @@ def readings(cohort: Cohort) -> list[dict[str, Any]]:
             for place in np.flatnonzero(accepted):
                 if score[place] in SCORES:
                     total[keys[place], score[place]] += counts[place]
-            table = confusion((truth, reading(own.tolist())) for (_, truth), own in total.items())
+            table = confusion(
+                (truth, reading(own.tolist(), intense_share=intense_share))
+                for (_, truth), own in total.items()
+            )
             if table:
                 tables.append({"by": words, **table})
         if tables:
