@@ -8,83 +8,22 @@ the same options give another output: Snakemake does not see edits inside a pack
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import shlex
-import types
-import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import yaml
 
 from hemera.errors import ConfigError
+from hemera.options import TOP, Options, collect, flags, from_mapping, nearest, option
 
 PRESETS = Path(__file__).parent / "presets"
 DEMO_SHEET = "demo/pairs.tsv"
 DEMO_VERSION = 2
 """Raised when `hemera.demo` writes other images than before."""
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    paper: str | None = None,
-) -> Any:
-    """Declare one option: its default, one line of help, its bounds, and what the paper uses."""
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help, "bounds": bounds, "choices": choices, "paper": paper},
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What all option classes share: their values are checked however they are made."""
-
-    section: ClassVar[str]
-    version: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        faults = []
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            name = f"{self.section}.{field.name}"
-            try:
-                value = _convert(getattr(self, field.name), hints[field.name])
-            except ValueError as error:
-                faults.append(f"{name.removeprefix('config.')}: {error}")
-                continue
-            object.__setattr__(self, field.name, value)
-            fault = _fault(name, field, value)
-            if fault:
-                faults.append(fault)
-        if faults:
-            raise ConfigError("\n".join(faults))
-        self.check()
-
-    def check(self) -> None:
-        """Raise ConfigError when two options cannot stand together."""
-
-    def unread(self) -> frozenset[str]:
-        """Return the options that the stage, as these are, does not read."""
-        return frozenset()
-
-    def effective(self) -> Self:
-        """Return these options with what is not read as it would be if nobody had set it.
-
-        Snakemake runs a stage again when its flags change: one that is not read must not change.
-        """
-        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1003,7 +942,7 @@ class CompareOptions(JudgingOptions):
 class CohortOptions(Options):
     """The keys at the top of config.yaml: which cohort, cut how."""
 
-    section: ClassVar[str] = "config"
+    section: ClassVar[str] = TOP
 
     preset: str = option("hemera", "values that differ from the paper's: a name in hemera/presets")
     sheet: str = option(DEMO_SHEET, "the sheet of pairs")
@@ -1040,8 +979,6 @@ STAGES: dict[str, type[Options]] = {
     )
 }
 """Options class of every stage, in the order of the graph."""
-
-OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1107,9 +1044,7 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
     """
     cohort_keys = {field.name for field in dataclasses.fields(CohortOptions)}
     known = cohort_keys | set(STAGES)
-    faults = [
-        f"{key}: no such key{_nearest(str(key), known)}" for key in values if key not in known
-    ]
+    faults = [f"{key}: no such key{nearest(str(key), known)}" for key in values if key not in known]
     preset_name = values.get("preset", CohortOptions.preset)
     preset: Mapping[str, Any] = {}
     if isinstance(preset_name, str):
@@ -1118,7 +1053,7 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
         except ConfigError as error:
             faults.append(str(error))
     top = {key: value for key, value in {**preset, **values}.items() if key in cohort_keys}
-    cohort = _collect(faults, CohortOptions, top)
+    cohort = collect(faults, CohortOptions, top)
     stages: dict[str, Options] = {}
     judging: dict[str, Any] = {}
     for name, cls in STAGES.items():
@@ -1129,7 +1064,7 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
         given = {**(preset.get(name) or {}), **(own or {})}
         if name == CompareOptions.section:
             given = {**judging, **given}
-        section = _collect(faults, cls, given)
+        section = collect(faults, cls, given)
         if isinstance(section, EvaluateOptions):
             # What is said there of how pictures are judged holds for compare too.
             judging = {
@@ -1165,12 +1100,13 @@ def _disagreements(stages: Mapping[str, Options]) -> list[str]:
                 f"{options.section}.crop_px: {options.crop_px} is larger than tile.size_px "
                 f"{tile.size_px}; give a smaller crop or larger tiles"
             )
-        elif (options.crop_px or tile.size_px) % divisor:
+        # Crops are trained on, whole tiles are evaluated.
+        elif (options.crop_px or 0) % divisor or tile.size_px % divisor:
             faults.append(
                 f"{options.section}.crop_px: {options.crop_px or 'none'}, with tile.size_px "
-                f"{tile.size_px}, is not a multiple of {divisor}, by which "
+                f"{tile.size_px}: both must be multiples of {divisor}, by which "
                 f"train_generation.network {generation.network} or the encoder divides its input; "
-                "give a multiple as crop_px, or a network of less depth"
+                "give multiples, or a network of less depth"
             )
     fits = {
         "skip16": ("unet_512", "unet_256", "unet_128"),
@@ -1200,93 +1136,6 @@ def load_file(path: Path) -> Config:
     return load(values, source=str(path))
 
 
-def from_mapping(cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
-    """Make options from a config section.
-
-    Nothing is converted but whole numbers to floats and lists to tuples.
-
-    Raises:
-        ConfigError: one line per unknown key, wrong type or impossible value.
-    """
-    fields: dict[str, dataclasses.Field[Any]] = {
-        field.name: field for field in dataclasses.fields(cls)
-    }
-    prefix = "" if cls.section == CohortOptions.section else f"{cls.section}."
-    faults = [
-        f"{prefix}{key}: no such key{_nearest(str(key), fields)}"
-        for key in values
-        if key not in fields
-    ]
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for key, value in values.items():
-        if key not in fields:
-            continue
-        try:
-            arguments[key] = _convert(value, hints[key])
-        except ValueError as error:
-            faults.append(f"{prefix}{key}: {error}")
-            continue
-        fault = _fault(f"{prefix}{key}", fields[key], arguments[key])
-        if fault:
-            faults.append(fault)
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return cls(**arguments)
-
-
-def flags(options: Options) -> list[str]:
-    """Return every option as command-line words, so that a job's command says all it does."""
-    words: list[str] = []
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        name = "--" + field.name.replace("_", "-")
-        if isinstance(value, tuple):
-            words += [name, *map(_word, value)]
-            continue
-        word = _word(value)
-        # What begins with a hyphen would be read as another flag.
-        words += [f"{name}={word}"] if word.startswith("-") else [name, word]
-    return words
-
-
-def parse_word(word: str, annotation: Any) -> Any:
-    """Read one word of the command line as a value of an option's type.
-
-    Raises:
-        ValueError: with the remedy, when the word is no such value.
-    """
-    inner, optional = _unwrap(annotation)
-    if optional and word == "none":
-        return None
-    if inner is bool:
-        if word not in ("true", "false"):
-            raise ValueError(f"{word!r} is neither true nor false")
-        return word == "true"
-    if inner is int:
-        try:
-            return int(word)
-        except ValueError:
-            raise ValueError(f"{word!r} is not a whole number") from None
-    if inner is float:
-        try:
-            return float(word)
-        except ValueError:
-            raise ValueError(f"{word!r} is not a number") from None
-    return word
-
-
-def item_type(annotation: Any) -> Any | None:
-    """Return the type of a tuple's items, or None for an option that is no tuple."""
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else None
-
-
-def _word(value: object) -> str:
-    if value is None:
-        return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _preset(name: str) -> Mapping[str, Any]:
     path = PRESETS / f"{name}.yaml"
     names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
@@ -1294,82 +1143,3 @@ def _preset(name: str) -> Mapping[str, Any]:
         raise ConfigError(f"preset: {name!r} is none of {', '.join(names)}; name one of these")
     values = yaml.safe_load(path.read_text())
     return values if isinstance(values, Mapping) else {}
-
-
-def _collect(faults: list[str], cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT | None:
-    try:
-        return from_mapping(cls, values)
-    except ConfigError as error:
-        faults.append(str(error))
-        return None
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
-
-
-def _unwrap(annotation: Any) -> tuple[Any, bool]:
-    """Split ``X | None`` into X and True."""
-    if isinstance(annotation, types.UnionType):
-        inner = [item for item in typing.get_args(annotation) if item is not type(None)]
-        return inner[0], True
-    return annotation, False
-
-
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
-def _convert(value: Any, annotation: Any) -> Any:
-    inner, optional = _unwrap(annotation)
-    if value is None or (optional and value == "none"):
-        if optional:
-            return None
-        raise ValueError(f"empty; give {_WORDS.get(inner, 'a list')}")
-    item = item_type(inner)
-    if item is not None:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{value!r} is not a list; write [a, b]")
-        return tuple(_convert(element, item) for element in value)
-    if inner is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if inner is float and isinstance(value, str):
-        # YAML 1.1 reads 2e-4 as a text.
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a number; give a number") from None
-    if type(value) is not inner:
-        raise ValueError(f"{value!r} is not {_WORDS[inner]}; give {_WORDS[inner]}")
-    if inner is str and _UNPRINTABLE.search(value):
-        raise ValueError(f"{value!r} holds an unprintable character; give plain text")
-    return value
-
-
-def _fault(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
-    """Return what is wrong with a value, or None."""
-    name = name.removeprefix("config.")
-    for item in value if isinstance(value, tuple) else (value,):
-        if item is None:
-            continue
-        choices = field.metadata["choices"]
-        if choices and item not in choices:
-            return f"{name}: {item!r} is not known; choose from {', '.join(choices)}"
-        if isinstance(value, tuple) and isinstance(item, str) and item.startswith("-"):
-            return f"{name}: {item!r} begins with a hyphen, as no name does; mend the name"
-        if isinstance(item, float) and not math.isfinite(item):
-            return f"{name}: {item} is no finite number; give a finite number"
-        bounds = field.metadata["bounds"]
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        holds = {
-            "ge": lambda a, b: a >= b,
-            "gt": lambda a, b: a > b,
-            "le": lambda a, b: a <= b,
-            "lt": lambda a, b: a < b,
-        }
-        stated = {key: bound for key, bound in bounds.items() if bound is not None}
-        if any(not holds[key](item, bound) for key, bound in stated.items()):
-            limits = " and ".join(f"{words[key]} {bound:g}" for key, bound in stated.items())
-            return f"{name}: {item} is outside its bounds; give a value {limits}"
-    return None

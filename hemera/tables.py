@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hemera.config import Options
 from hemera.errors import TableError
 from hemera.files import replacing
+from hemera.options import Options
 
 STAINS = ("he", "her2")
 

@@ -38,17 +38,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hemera import files, tables
-from hemera.config import (
-    Options,
-    TrainGenerationOptions,
-    TrainingOptions,
-    TrainSegmentationOptions,
-)
+from hemera.config import TrainGenerationOptions, TrainingOptions, TrainSegmentationOptions
 from hemera.dataset import Order, TileDataset, turned
 from hemera.errors import TrainingError
 from hemera.journal import Journal
 from hemera.models.generation import Generator, build_generator
 from hemera.models.segmentation import SegmentationNet
+from hemera.options import Options
 from hemera.ranks import Ranks, joined
 
 log = logging.getLogger(__name__)

@@ -21,19 +21,15 @@ from hemera.config import (
     FilterOptions,
     IndexOptions,
     MaskOptions,
-    Options,
     RegisterOptions,
     TileOptions,
     TrainGenerationOptions,
     TrainSegmentationOptions,
-    flags,
-    from_mapping,
-    item_type,
     load,
     load_file,
-    parse_word,
 )
 from hemera.errors import ConfigError
+from hemera.options import Options, flags, from_mapping, item_type, parse_word
 
 ROOT = Path(__file__).parents[1]
 CLASSES = [*STAGES.values(), CohortOptions]

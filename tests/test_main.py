@@ -14,7 +14,8 @@ import pytest
 
 from hemera import __version__
 from hemera.__main__ import COMMANDS, main
-from hemera.config import STAGES, flags
+from hemera.config import STAGES
+from hemera.options import flags
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "workflow" / "rules"

@@ -13,10 +13,10 @@ from hemera.config import (
     STAGES,
     CohortOptions,
     Config,
-    Options,
     load,
     load_file,
 )
+from hemera.options import Options
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

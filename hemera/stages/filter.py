@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hemera import tables
-from hemera.config import FilterOptions, parse_word
+from hemera.config import FilterOptions
 from hemera.errors import ConfigError, TableError
+from hemera.options import parse_word
 from hemera.sheet import Pair, read_sheet, units
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ import pytest
 
 from hemera import tables
 from hemera.__main__ import main
-from hemera.config import FilterOptions, MaskOptions, TileOptions, flags
+from hemera.config import FilterOptions, MaskOptions, TileOptions
 from hemera.errors import ConfigError, HemeraError, SheetError, TableError
+from hemera.options import flags
 from hemera.sheet import Pair, Sheet, units, write_rows
 from hemera.stages import filter
 

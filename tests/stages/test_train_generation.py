@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from hemera import tables, training
-from hemera.config import TrainGenerationOptions, flags
+from hemera.config import TrainGenerationOptions
 from hemera.errors import ConfigError, TrainingError
+from hemera.options import flags
 from hemera.stages import train_generation
 from hemera.stages.train_generation import fit_threshold, rate_factor, run
 from tests.small_index import write_index
