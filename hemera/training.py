@@ -10,13 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import pickle
-import platform
 import shutil
 import signal
 import statistics
@@ -29,21 +26,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hemera import files, tables
+from hemera import files, tables, trained
 from hemera.config import TrainGenerationOptions, TrainingOptions, TrainSegmentationOptions
 from hemera.dataset import Order, TileDataset, turned
 from hemera.errors import TrainingError
 from hemera.journal import Journal
-from hemera.models.generation import Generator, build_generator
-from hemera.models.segmentation import SegmentationNet
 from hemera.options import Options
 from hemera.ranks import Ranks, joined
 
@@ -285,21 +278,6 @@ def run_digest(options: Options, facts: IndexFacts, **more: str) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        TrainingError: when it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TrainingError(
-            f"{path}: cannot be read ({error.strerror}); run the stage that makes it"
-        ) from error
-
-
 # --- tiles in their order ------------------------------------------------------------------------
 
 
@@ -463,10 +441,10 @@ class Run:
         """
         if not self.path.exists():
             return False
-        state = read_weights(self.path)
+        state = trained.read_weights(self.path)
         try:
             for name, module in self.modules.items():
-                load_into(module, state["modules"][name], f"{self.path} ({name})")
+                trained.load_into(module, state["modules"][name], f"{self.path} ({name})")
             for name, optimiser in self.optimisers.items():
                 optimiser.load_state_dict(state["optimisers"][name])
             if self.scaler is not None and state["scaler"]:
@@ -618,8 +596,8 @@ def train(
             if ranks.first and validated:
                 state = run.modules[run.kept].state_dict()
                 for name in ["last", "best"] if better else ["last"]:
-                    write_weights(run.folder / f"{name}.safetensors", state)
-                    write_metadata(run.folder / f"{name}.json", describe(epoch))
+                    trained.write_weights(run.folder / f"{name}.safetensors", state)
+                    trained.write_metadata(run.folder / f"{name}.json", describe(epoch))
                 if options.sample_tiles:
                     journal.picture(epoch, epoch * order.steps, show())
             journal.epoch(epoch * order.steps, progress.of(epoch))
@@ -664,75 +642,6 @@ def samples(tiles: TileDataset, wanted: int) -> list[dict[str, Any]]:
     return [tiles[0, int(place)] for place in np.unique(places)]
 
 
-# --- weights on disk -----------------------------------------------------------------------------
-
-
-def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights as safetensors, in one step."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with files.replacing(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """Read a safetensors file, or a torch file from which nothing but tensors and numbers is read.
-
-    Raises:
-        TrainingError: when it cannot be read, is damaged, or would run code.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-    except FileNotFoundError:
-        raise TrainingError(f"{path}: no such file; run the stage that makes it") from None
-    except (
-        safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError,
-    ) as error:  # fmt: skip
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainingError(
-            f"{path}: damaged, or not plain weights ({reason}); delete it and make it again"
-        ) from error
-
-
-def load_into(module: nn.Module, weights: Mapping[str, Tensor], subject: str) -> None:
-    """Load weights that must fit exactly.
-
-    Raises:
-        TrainingError: naming the layers that differ.
-    """
-    own = module.state_dict()
-    faults = [f"{name} is missing" for name in own if name not in weights]
-    faults += [f"{name} is not known" for name in weights if name not in own]
-    faults += [
-        f"{name} is {tuple(weights[name].shape)}, wanted {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise TrainingError(
-            f"{subject}: does not fit the network: {', '.join(faults[:5])}{more}; "
-            "use the options it was made with"
-        )
-    module.load_state_dict(dict(weights))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what computed the weights."""
-    packages = ("torch", "torchvision", "numpy", "safetensors")
-    try:
-        own = importlib.metadata.version("hemera")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
-    return {
-        "hemera": own,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
 def describe_run(
     network: str,
     model: Mapping[str, Any],
@@ -760,69 +669,8 @@ def describe_run(
         "tiles": {"train": len(facts.train), "val": len(facts.val)},
         "epoch": epoch,
         "best_epoch": run.progress.best_epoch,
-        "versions": versions(),
+        "versions": trained.versions(),
     }
-
-
-def check_index(network: str, described: Mapping[str, Any], fingerprint: str) -> None:
-    """Hold that a network was trained on this index: another one may hold its test tiles.
-
-    Raises:
-        TrainingError: naming both indexes.
-    """
-    own = str(described.get("index_fingerprint"))
-    if own != fingerprint:
-        raise TrainingError(
-            f"{network}: trained on the index {own[:12]}, and this one is {fingerprint[:12]}, so "
-            "its test tiles may be training tiles; train on this index, or name the other one"
-        )
-
-
-def write_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the JSON beside the weights, in one step."""
-    files.write_text(path, json.dumps(metadata, indent=2, sort_keys=True) + "\n")
-
-
-def read_metadata(path: Path, network: str) -> dict[str, Any]:
-    """Read the JSON beside the weights of `network`.
-
-    Raises:
-        TrainingError: when it is missing, damaged, or of another network.
-    """
-    try:
-        metadata = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise TrainingError(f"{path}: no such file; it lies beside the weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path}: not JSON ({error}); train again") from error
-    if not isinstance(metadata, dict) or metadata.get("network") != network:
-        raise TrainingError(f"{path}: does not describe a network for {network}; name its own file")
-    return metadata
-
-
-def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str, Any]]:
-    """Return a trained generator in evaluation mode, and its metadata."""
-    described = read_metadata(metadata, "generation")
-    net = build_generator(**_model(described, metadata))
-    load_into(net, read_weights(weights), str(weights))
-    return net.eval(), described
-
-
-def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, dict[str, Any]]:
-    """Return a trained SegmentationNet, its frozen branch included, and its metadata."""
-    described = read_metadata(metadata, "segmentation")
-    model = _model(described, metadata)
-    branch = model.pop("generation", None)
-    net = SegmentationNet(None if branch is None else build_generator(**branch), **model)
-    load_into(net, read_weights(weights), str(weights))
-    return net.eval(), described
-
-
-def _model(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    model = described.get("model")
-    if not isinstance(model, Mapping):
-        raise TrainingError(f"{path}: does not say how its network is built; train again")
-    return dict(model)
 
 
 def mean_of(values: Iterable[float]) -> float:

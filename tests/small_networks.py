@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from hemera import tables, training
+from hemera import tables, trained, training
 from hemera.models.generation import build_generator, initialise
 from hemera.models.segmentation import SegmentationNet
 from hemera.ranks import Ranks
@@ -26,15 +26,15 @@ def write_generator(
         "generator_metadata": folder / "generator.json",
     }
     described = {"network": "generation", "model": model, "index_fingerprint": fingerprint}
-    training.write_weights(paths["generator"], net.state_dict())
-    training.write_metadata(paths["generator_metadata"], described)
+    trained.write_weights(paths["generator"], net.state_dict())
+    trained.write_metadata(paths["generator_metadata"], described)
     return paths
 
 
 def write_networks(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]:
     """Write both networks and their histories."""
     paths = write_generator(folder, fingerprint)
-    branch, _ = training.load_generation(paths["generator"], paths["generator_metadata"])
+    branch, _ = trained.load_generation(paths["generator"], paths["generator_metadata"])
     with torch.random.fork_rng():
         torch.manual_seed(2)
         net = SegmentationNet(branch, False, 8)
@@ -46,8 +46,8 @@ def write_networks(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]
         "generation_history": folder / "generation.parquet",
         "segmentation_history": folder / "segmentation.parquet",
     }
-    training.write_weights(paths["segmenter"], net.state_dict())
-    training.write_metadata(paths["segmenter_metadata"], described)
+    trained.write_weights(paths["segmenter"], net.state_dict())
+    trained.write_metadata(paths["segmenter_metadata"], described)
     for name in ("generation", "segmentation"):
         tables.write(paths[f"{name}_history"], [], tables.HISTORY)
     return paths

@@ -29,7 +29,7 @@ from hemera.config import (
     load_file,
 )
 from hemera.errors import ConfigError
-from hemera.options import Options, flags, from_mapping, item_type, parse_word
+from hemera.options import Options, flags, from_mapping, item_type
 
 ROOT = Path(__file__).parents[1]
 CLASSES = [*STAGES.values(), CohortOptions]
@@ -335,30 +335,6 @@ def test_a_wrong_flag_is_named_as_a_flag() -> None:
             IndexOptions, {"option val_fraction": 0.9, "option test_fraction": 0.5}
         )
     assert str(error.value).startswith("--val-fraction + --test-fraction: 1.4")
-
-
-@pytest.mark.parametrize(
-    ("word", "annotation", "value"),
-    [
-        ("none", int | None, None),
-        ("none", str, "none"),
-        ("5", int, 5),
-        ("-1e-05", float, -1e-5),
-        ("true", bool, True),
-        ("false", bool, False),
-    ],
-)
-def test_words(word: str, annotation: Any, value: Any) -> None:
-    assert parse_word(word, annotation) == value
-
-
-@pytest.mark.parametrize(
-    ("word", "annotation"),
-    [("none", int), ("5.0", int), ("x", float), ("True", bool), ("1", bool), ("", int | None)],
-)
-def test_words_that_are_none(word: str, annotation: Any) -> None:
-    with pytest.raises(ValueError, match="is n"):
-        parse_word(word, annotation)
 
 
 def test_preset_hemera_is_the_defaults() -> None:

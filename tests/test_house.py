@@ -131,10 +131,12 @@ def test_nobody_below_imports_stages_or_commands(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOWER)
 def test_files_and_tables_stand_below_engines_and_models(name: str) -> None:
-    above = ("hemera.engines", "hemera.models", "hemera.training", "hemera.demo", "hemera.pages")
+    above = tuple(
+        f"hemera.{room}" for room in ("engines", "models", "trained", "training", "demo", "pages")
+    )
     assert not {found for found in imports(where(name)) if found.startswith(above)}
-    if name in ("errors", "config", "sheet"):
-        assert not foreign(where(name)) - {"yaml", "hemera.errors"}
+    if name in ("errors", "options", "config", "sheet"):
+        assert not foreign(where(name)) - {"yaml", "hemera.errors", "hemera.options"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,4 @@
 import dataclasses
-import pickle
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from hemera import tables, training
+from hemera import tables, trained, training
 from hemera.config import TrainGenerationOptions
 from hemera.dataset import Order, TileDataset
 from hemera.errors import TrainingError
@@ -152,53 +151,6 @@ def test_a_checkpoint_of_another_network_names_the_layers(tmp_path):
         make_run(tmp_path, 5).resume()
 
 
-class Command:
-    """What runs when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_loading_runs_no_code_and_says_what_is_damaged(tmp_path):
-    mark = tmp_path / "ran"
-    evil = tmp_path / "evil.pt"
-    torch.save({"weight": Command(mark)}, evil)
-    with pytest.raises(TrainingError, match=r"evil.pt: damaged, or not plain weights"):
-        training.read_weights(evil)
-    evil.write_bytes(pickle.dumps(Command(mark)))
-    with pytest.raises(TrainingError, match=r"evil.pt: damaged, or not plain weights"):
-        training.read_weights(evil)
-    assert not mark.exists()
-    broken = tmp_path / "broken.safetensors"
-    training.write_weights(broken, {"a": torch.rand(50, 3)})
-    broken.write_bytes(broken.read_bytes()[:-9])
-    with pytest.raises(TrainingError, match=r"broken.safetensors: damaged"):
-        training.read_weights(broken)
-    with pytest.raises(TrainingError, match=r"none.safetensors: no such file; run the stage"):
-        training.read_weights(tmp_path / "none.safetensors")
-
-
-def test_weights_that_do_not_fit_name_the_layers():
-    net = nn.Linear(2, 3)
-    with pytest.raises(TrainingError, match=r"here: does not fit .*: bias is missing, extra is"):
-        training.load_into(net, {"weight": net.weight, "extra": net.weight}, "here")
-
-
-def test_metadata_of_another_network_is_refused(tmp_path):
-    path = tmp_path / "metadata.json"
-    training.write_metadata(path, {"network": "generation"})
-    assert training.read_metadata(path, "generation") == {"network": "generation"}
-    with pytest.raises(TrainingError, match=r"does not describe a network for segmentation"):
-        training.read_metadata(path, "segmentation")
-    path.write_text("{")
-    with pytest.raises(TrainingError, match=r"not JSON"):
-        training.read_metadata(path, "generation")
-
-
 def test_an_empty_subset_says_so_with_a_remedy(tmp_path):
     index = write_index(tmp_path, train=0)
     with pytest.raises(TrainingError, match=r"index: no tiles for training of generation;.*loosen"):
@@ -262,7 +214,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (broken / "generator.safetensors").exists()
     (checkpoint,) = broken.glob("checkpoints/*/checkpoint.pt")
-    progress = training.read_weights(checkpoint)["progress"]
+    progress = trained.read_weights(checkpoint)["progress"]
     assert (progress["epoch"], progress["step"]) == (2, 1)
 
     train_generation.run(index=index, options=OPTIONS, **paths(broken))

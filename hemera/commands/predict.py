@@ -30,7 +30,7 @@ import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
-from hemera import flags, training
+from hemera import flags, trained, training
 from hemera.config import DescribeOptions
 from hemera.contours import Outlines, Region
 from hemera.errors import ConfigError, SlideError, TrainingError
@@ -223,7 +223,7 @@ def load_model(folder: Path, device: torch.device, precision: str, mpp: float | 
     weights, metadata = folder / "segmenter.safetensors", folder / "metadata.json"
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; name where train_segmentation has written")
-    net, described = training.load_segmentation(weights, metadata)
+    net, described = trained.load_segmentation(weights, metadata)
     own = _number(described, "mpp", metadata)
     if own is None and mpp is None:
         raise TrainingError(
@@ -236,7 +236,7 @@ def load_model(folder: Path, device: torch.device, precision: str, mpp: float | 
     # Trained on whole tiles, or on crops of them: either way it was validated on whole ones.
     side = _number(described, "tile_px", metadata) or TILE_SIDE_PX
     facts = {
-        "weights_sha256": training.file_digest(weights),
+        "weights_sha256": trained.file_digest(weights),
         "mpp": trained_mpp,
         **{
             name: described.get(name)
@@ -792,7 +792,7 @@ def _facts(
             "unreadable": len(counts.faults),
         },
         "model": model.facts,
-        "versions": training.versions(),
+        "versions": trained.versions(),
     }
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from hemera import files, judging, tables, training
+from hemera import files, judging, tables, trained, training
 from hemera.anchors import PAPERS
 from hemera.config import CompareOptions
 from hemera.dataset import TileDataset
@@ -81,8 +81,8 @@ def run(
     for name, weights, metadata in zip(
         options.presets, generators, generator_metadata, strict=True
     ):
-        nets[name], described[name] = training.load_generation(weights, metadata)
-        training.check_index(name, described[name], index_metadata["fingerprint"])
+        nets[name], described[name] = trained.load_generation(weights, metadata)
+        trained.check_index(name, described[name], index_metadata["fingerprint"])
     seconds = dict(zip(options.presets, map(_seconds, benchmarks), strict=bool(benchmarks)))
     test = TileDataset(index, network="generation", part="test", images=("he", "her2"))
     rows: list[dict[str, Any]] = []

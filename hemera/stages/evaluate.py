@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from hemera import judging, masks, metrics, tables, training
+from hemera import judging, masks, metrics, tables, trained, training
 from hemera.config import EvaluateOptions
 from hemera.dataset import TileDataset
 from hemera.metrics import Confusion
@@ -67,11 +67,11 @@ def run(
     """
     index_metadata = training.index_metadata(index)
     engine = index_metadata["mask_target"]
-    painter, painter_metadata = training.load_generation(generator, generator_metadata)
-    finder, finder_metadata = training.load_segmentation(segmenter, segmenter_metadata)
+    painter, painter_metadata = trained.load_generation(generator, generator_metadata)
+    finder, finder_metadata = trained.load_segmentation(segmenter, segmenter_metadata)
     described = {"generation": painter_metadata, "segmentation": finder_metadata}
     for network, found in described.items():
-        training.check_index(network, found, index_metadata["fingerprint"])
+        trained.check_index(network, found, index_metadata["fingerprint"])
     test = {
         network: TileDataset(index, network=network, part="test", engine=engine)
         for network in described

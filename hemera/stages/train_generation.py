@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hemera import metrics, tables, training
+from hemera import metrics, tables, trained, training
 from hemera.config import TrainGenerationOptions
 from hemera.dataset import TileDataset, Weighting
 from hemera.journal import sheet
@@ -138,9 +138,9 @@ def run(
         if not compute.ranks.first:
             return
         last = options.select == "last"
-        training.write_weights(generator, net.state_dict() if last else course.best)
+        trained.write_weights(generator, net.state_dict() if last else course.best)
         chosen = options.epochs if last else course.progress.best_epoch
-        training.write_metadata(metadata, describe(chosen))
+        trained.write_metadata(metadata, describe(chosen))
     tables.write(history, course.progress.rows(), tables.HISTORY)
 
 

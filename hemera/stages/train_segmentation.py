@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hemera import metrics, tables, training
+from hemera import metrics, tables, trained, training
 from hemera.config import TrainSegmentationOptions
 from hemera.dataset import TileDataset
 from hemera.errors import TrainingError
@@ -82,8 +82,8 @@ def run(
         }
         branch, described_branch = None, None
         if options.generation_branch != "none":
-            branch, generation = training.load_generation(generator, generator_metadata)
-            training.check_index("generation", generation, facts.fingerprint)
+            branch, generation = trained.load_generation(generator, generator_metadata)
+            trained.check_index("generation", generation, facts.fingerprint)
             described_branch = generation["model"]
         how: dict[str, Any] = {
             "generation_skips": options.generation_skips,
@@ -97,14 +97,14 @@ def run(
         started_from = "none"
         if options.encoder_weights is not None:
             weights = encoder_file(options.encoder_weights)
-            started_from = training.file_digest(weights)
+            started_from = trained.file_digest(weights)
             encoder = {
                 name: tensor
-                for name, tensor in training.read_weights(weights).items()
+                for name, tensor in trained.read_weights(weights).items()
                 # The head that classifies, which SegmentationNet has not.
                 if not name.startswith("fc.")
             }
-            training.load_into(net.encoder, encoder, str(weights))
+            trained.load_into(net.encoder, encoder, str(weights))
         compute.place(net, compiled=options.compile)
         training.part_ways(compute, options.seed)
         optimiser = torch.optim.AdamW(
@@ -116,7 +116,7 @@ def run(
         digest = training.run_digest(
             options,
             facts,
-            generator="none" if branch is None else training.file_digest(generator),
+            generator="none" if branch is None else trained.file_digest(generator),
             encoder=started_from,
         )
         course = training.Run(
@@ -154,9 +154,9 @@ def run(
         if not compute.ranks.first:
             return
         last = options.select == "last"
-        training.write_weights(segmenter, net.state_dict() if last else course.best)
+        trained.write_weights(segmenter, net.state_dict() if last else course.best)
         chosen = options.epochs if last else course.progress.best_epoch
-        training.write_metadata(metadata, describe(chosen))
+        trained.write_metadata(metadata, describe(chosen))
     tables.write(history, course.progress.rows(), tables.HISTORY)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hemera import anchors, tables, training
+from hemera import anchors, tables, trained
 from hemera.__main__ import main
 from hemera.config import CompareOptions, TrainGenerationOptions, load
 from hemera.dataset import TileDataset
@@ -60,15 +60,13 @@ def given(tmp_path_factory):
     """Two generators on one index: the small one of evaluate's tests, and it with other weights."""
     folder = tmp_path_factory.mktemp("given")
     first, second = (write_generator(folder / name) for name in ("hemera", "pix2pix"))
-    state = training.read_weights(second["generator"])
-    training.write_weights(
-        second["generator"], {name: value * 0.5 for name, value in state.items()}
-    )
+    state = trained.read_weights(second["generator"])
+    trained.write_weights(second["generator"], {name: value * 0.5 for name, value in state.items()})
     for paths, epochs, map_mode in ((first, 100, "inside"), (second, 200, "none")):
         described = json.loads(paths["generator_metadata"].read_text())
         described |= {"parameters": 1234 * epochs, "options": {"epochs": epochs, "seed": 5}}
         described["options"]["weight_map"] = map_mode
-        training.write_metadata(paths["generator_metadata"], described)
+        trained.write_metadata(paths["generator_metadata"], described)
     return {
         "index": write_index(folder / "results"),
         "report": folder / "report" / "report.html",
@@ -147,7 +145,7 @@ def test_a_network_is_judged_as_evaluate_judges_it(given, by_method, tmp_path):
 
 def test_each_row_is_of_its_own_network(given, by_method):
     tiles = TileDataset(given["index"], network="generation", part="test", images=("he", "her2"))
-    net, _ = training.load_generation(given["generators"][1], given["generator_metadata"][1])
+    net, _ = trained.load_generation(given["generators"][1], given["generator_metadata"][1])
     values = []
     for place in range(len(tiles)):
         item = tiles.stored(place)

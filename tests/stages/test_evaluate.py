@@ -10,7 +10,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from hemera import judging, masks, perception, tables, training
+from hemera import judging, masks, perception, tables, trained
 from hemera.config import EvaluateOptions
 from hemera.dataset import TileDataset
 from hemera.errors import TrainingError
@@ -96,8 +96,8 @@ def test_every_test_tile_has_a_row_for_every_method(rows):
 
 def test_the_rows_hold_what_the_networks_answer(given, rows):
     tiles = TileDataset(given["index"], network="generation", part="test", engine="stain")
-    painter, _ = training.load_generation(given["generator"], given["generator_metadata"])
-    finder, _ = training.load_segmentation(given["segmenter"], given["segmenter_metadata"])
+    painter, _ = trained.load_generation(given["generator"], given["generator_metadata"])
+    finder, _ = trained.load_segmentation(given["segmenter"], given["segmenter_metadata"])
     found = {(row["tile"], row["network"]): row for row in rows if row["method"] == "model"}
     for item in (tiles.stored(0), tiles.stored(1)):
         image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
@@ -221,7 +221,7 @@ def test_networks_and_baselines_are_judged_by_features(given, weights, judged):
     table = tables.read(folder / "metrics.parquet", tables.METRICS).to_pylist()
     found = {(row["method"], row["group"], row["metric"]): row for row in table}
     inception = perception.Inception(Path(weights["fid_weights"]), torch.device("cpu"))
-    painter, _ = training.load_generation(given["generator"], given["generator_metadata"])
+    painter, _ = trained.load_generation(given["generator"], given["generator_metadata"])
     tiles = TileDataset(index, network="generation", part="test", engine="stain")
     real, painted = [], []
     for place in range(4):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hemera import tables, training
+from hemera import tables, trained, training
 from hemera.config import TrainGenerationOptions
 from hemera.errors import ConfigError, TrainingError
 from hemera.options import flags
@@ -54,7 +54,7 @@ def index(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(index, tmp_path_factory):
+def finished(index, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     run(index=index, options=OPTIONS, **paths(folder))
     return folder
@@ -65,16 +65,16 @@ def history(folder):
     return {(row["epoch"], row["part"], row["quantity"]): row["value"] for row in rows}
 
 
-def test_golden(trained):
-    found = history(trained)
+def test_golden(finished):
+    found = history(finished)
     expected = GOLDEN[TrainGenerationOptions.version]
     assert {key: found[2, *key] for key in expected} == pytest.approx(expected, rel=2e-3), (
         "the same options give other losses: raise TrainGenerationOptions.version"
     )
 
 
-def test_outputs_describe_themselves(trained, index):
-    described = json.loads((trained / "metadata.json").read_text())
+def test_outputs_describe_themselves(finished, index):
+    described = json.loads((finished / "metadata.json").read_text())
     assert described["network"] == "generation"
     assert described["model"] == {
         "generator": "unet_32", "base_width": 4, "norm": "batch", "dropout": False,
@@ -86,10 +86,10 @@ def test_outputs_describe_themselves(trained, index):
     assert described["epoch"] == 2
     assert described["seed"] == OPTIONS.seed
     assert set(described["versions"]) >= {"torch", "hemera", "python"}
-    net, _ = training.load_generation(trained / "generator.safetensors", trained / "metadata.json")
+    net, _ = trained.load_generation(finished / "generator.safetensors", finished / "metadata.json")
     assert described["parameters"] == sum(p.numel() for p in net.parameters())
     assert not net.training
-    found = history(trained)
+    found = history(finished)
     assert {key[0] for key in found} == {1, 2}
     assert found[1, "train", "learning_rate"] == 2e-3
     assert found[2, "train", "learning_rate"] == pytest.approx(1e-3)
@@ -108,8 +108,8 @@ def test_the_network_learns(index, tmp_path):
     assert found[25, "val", "reconstruction"] < 0.5 * found[1, "val", "reconstruction"]
 
 
-def test_a_finished_run_is_not_trained_again(index, trained, tmp_path, monkeypatch):
-    other = paths(tmp_path) | {"checkpoints": trained / "checkpoints"}
+def test_a_finished_run_is_not_trained_again(index, finished, tmp_path, monkeypatch):
+    other = paths(tmp_path) | {"checkpoints": finished / "checkpoints"}
 
     def refuse(*_, **__):
         raise AssertionError("trained again")
@@ -117,7 +117,7 @@ def test_a_finished_run_is_not_trained_again(index, trained, tmp_path, monkeypat
     monkeypatch.setattr(train_generation, "train_step", refuse)
     run(index=index, options=OPTIONS, **other)
     for name in ("generator.safetensors", "metadata.json", "history.parquet"):
-        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_every_switch_trains(index, tmp_path):
@@ -336,25 +336,25 @@ def test_a_step_that_cannot_be_shared_out_is_refused_when_parsed():
         TrainGenerationOptions(batch_size=4, gpus=3, accumulate=2)
 
 
-def test_last_and_best_weights_lie_with_the_checkpoint(trained):
-    (folder,) = (trained / "checkpoints").iterdir()
-    final = (trained / "generator.safetensors").read_bytes()
+def test_last_and_best_weights_lie_with_the_checkpoint(finished):
+    (folder,) = (finished / "checkpoints").iterdir()
+    final = (finished / "generator.safetensors").read_bytes()
     assert (folder / "last.safetensors").read_bytes() == final
     described = json.loads((folder / "last.json").read_text())
-    assert described == json.loads((trained / "metadata.json").read_text())
+    assert described == json.loads((finished / "metadata.json").read_text())
     best = json.loads((folder / "best.json").read_text())
     assert best["epoch"] == best["best_epoch"] == described["best_epoch"]
-    net, _ = training.load_generation(folder / "best.safetensors", folder / "best.json")
+    net, _ = trained.load_generation(folder / "best.safetensors", folder / "best.json")
     assert sum(p.numel() for p in net.parameters()) == described["parameters"]
 
 
-def test_each_validation_leaves_a_picture_of_its_tiles(trained):
-    pictures = sorted(trained.glob("checkpoints/*/samples/*.png"))
+def test_each_validation_leaves_a_picture_of_its_tiles(finished):
+    pictures = sorted(finished.glob("checkpoints/*/samples/*.png"))
     assert [path.name for path in pictures] == ["0001.png", "0002.png"]
     image = cv2.imread(str(pictures[1]))
     # Two tiles below each other, each as H&E, HER2 and what was painted, cut to 64 px.
     assert image.shape == (2 * 64 + 4, 3 * 64 + 2 * 4, 3)
-    assert list(trained.glob("checkpoints/*/tensorboard/events*"))
+    assert list(finished.glob("checkpoints/*/tensorboard/events*"))
 
 
 def test_validation_can_be_rarer_and_comes_after_the_last_epoch(index, tmp_path):
@@ -387,7 +387,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_run_that_is_told_to_end_keeps_what_it_trained(index, trained, tmp_path):
+def test_a_run_that_is_told_to_end_keeps_what_it_trained(index, finished, tmp_path):
     """As a cluster does before it kills: SIGTERM in the second epoch, in its first step."""
     places = {"index": index} | paths(tmp_path)
     words = [word for name, path in places.items() for word in (f"--{name}", str(path))]
@@ -399,7 +399,7 @@ def test_a_run_that_is_told_to_end_keeps_what_it_trained(index, trained, tmp_pat
     assert not (tmp_path / "generator.safetensors").exists()
     run(index=index, options=OPTIONS, **paths(tmp_path))
     for name in ("generator.safetensors", "metadata.json"):
-        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_dropout_resumes_to_the_same_bits(index, tmp_path, monkeypatch):
@@ -426,13 +426,13 @@ def test_dropout_resumes_to_the_same_bits(index, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
-def test_compiled_networks_learn_the_same(index, trained, tmp_path):
+def test_compiled_networks_learn_the_same(index, finished, tmp_path):
     options = dataclasses.replace(OPTIONS, compile=True, epochs=1, decay_from_epoch=1)
     run(index=index, options=options, **paths(tmp_path))
-    found, expected = history(tmp_path), history(trained)
+    found, expected = history(tmp_path), history(finished)
     for key, value in found.items():
         assert value == pytest.approx(expected[key], rel=1e-3), key
-    plain, _ = training.load_generation(
+    plain, _ = trained.load_generation(
         tmp_path / "generator.safetensors", tmp_path / "metadata.json"
     )
     assert not plain.training

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from hemera import tables, training
+from hemera import tables, trained, training
 from hemera.config import TrainSegmentationOptions
 from hemera.errors import ConfigError, TrainingError
 from hemera.stages import train_segmentation
@@ -48,7 +48,7 @@ def given(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(given, tmp_path_factory):
+def finished(given, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     run(**given, options=OPTIONS, **paths(folder))
     return folder
@@ -59,17 +59,17 @@ def history(folder):
     return {(row["epoch"], row["part"], row["quantity"]): row["value"] for row in rows}
 
 
-def test_golden(trained):
-    found = history(trained)
+def test_golden(finished):
+    found = history(finished)
     expected = GOLDEN[TrainSegmentationOptions.version]
     assert {key: found[2, *key] for key in expected} == pytest.approx(expected, rel=2e-3), (
         "the same options give other losses: raise TrainSegmentationOptions.version"
     )
 
 
-def test_outputs_predict_alone_and_the_branch_is_untouched(trained, given):
-    net, described = training.load_segmentation(
-        trained / "segmenter.safetensors", trained / "metadata.json"
+def test_outputs_predict_alone_and_the_branch_is_untouched(finished, given):
+    net, described = trained.load_segmentation(
+        finished / "segmenter.safetensors", finished / "metadata.json"
     )
     assert described["model"] == {
         "generation": MODEL, "generation_skips": False, "base_width": 8, "branch": "skip16",
@@ -81,10 +81,10 @@ def test_outputs_predict_alone_and_the_branch_is_untouched(trained, given):
     assert described["parameters"] - described["parameters_trained"] == sum(
         parameter.numel() for parameter in net.generation.parameters()
     )
-    own = training.read_weights(given["generator"])
+    own = trained.read_weights(given["generator"])
     for name, tensor in net.generation.net.state_dict().items():
         assert torch.equal(tensor, own[name])
-    found = history(trained)
+    found = history(finished)
     expected = 0.5 * found[1, "train", "cross_entropy"] + 0.5 * found[1, "train", "dice"]
     assert found[1, "train", "total"] == pytest.approx(expected, rel=1e-5)
 
@@ -107,14 +107,14 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_segmentation, "validate", validate)
     run(**given, options=dataclasses.replace(OPTIONS, epochs=3), **paths(tmp_path))
-    written = training.read_weights(tmp_path / "segmenter.safetensors")
+    written = trained.read_weights(tmp_path / "segmenter.safetensors")
     assert all(torch.equal(written[name], seen[1][name]) for name in written)
     assert not torch.equal(written["decoder.head.weight"], seen[2]["decoder.head.weight"])
     described = json.loads((tmp_path / "metadata.json").read_text())
     assert (described["epoch"], described["best_epoch"]) == (2, 2)
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(given, trained, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path, monkeypatch):
     save = training.Run.save
 
     def save_and_stop(course):
@@ -129,20 +129,20 @@ def test_an_interrupted_run_resumes_to_the_same_bits(given, trained, tmp_path, m
     monkeypatch.setattr(training.Run, "save", save)
     run(**given, options=OPTIONS, **paths(tmp_path))
     for name in ("segmenter.safetensors", "metadata.json", "history.parquet"):
-        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_another_generator_is_another_run(given, trained, tmp_path):
+def test_another_generator_is_another_run(given, finished, tmp_path):
     other = dict(given)
-    weights = training.read_weights(given["generator"])
+    weights = trained.read_weights(given["generator"])
     other["generator"] = tmp_path / "generator.safetensors"
-    training.write_weights(other["generator"], {k: v * 1 for k, v in weights.items()})
-    run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": trained / "checkpoints"}))
-    assert len(list((trained / "checkpoints").iterdir())) == 1
+    trained.write_weights(other["generator"], {k: v * 1 for k, v in weights.items()})
+    run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": finished / "checkpoints"}))
+    assert len(list((finished / "checkpoints").iterdir())) == 1
     weights["down.0.0.weight"] = weights["down.0.0.weight"] * 2
-    training.write_weights(other["generator"], weights)
-    run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": trained / "checkpoints"}))
-    assert len(list((trained / "checkpoints").iterdir())) == 2
+    trained.write_weights(other["generator"], weights)
+    run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": finished / "checkpoints"}))
+    assert len(list((finished / "checkpoints").iterdir())) == 2
 
 
 def test_encoder_weights_and_the_ablation(given, tmp_path):
@@ -155,7 +155,7 @@ def test_encoder_weights_and_the_ablation(given, tmp_path):
         weight_decay=0.0,
     )  # fmt: skip
     run(**given, options=options, **paths(tmp_path))
-    net, described = training.load_segmentation(
+    net, described = trained.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
     assert net.generation is None
@@ -168,7 +168,7 @@ def test_encoder_weights_and_the_ablation(given, tmp_path):
 def test_generation_skips_train(given, tmp_path):
     options = dataclasses.replace(OPTIONS, generation_skips=True, epochs=1)
     run(**given, options=options, **paths(tmp_path))
-    net, _ = training.load_segmentation(
+    net, _ = trained.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
     assert net.decoder.merge[0][0].in_channels == 32 + 32 + 32
@@ -185,7 +185,7 @@ def test_a_generator_that_is_none_is_refused(given, tmp_path):
     with pytest.raises(TrainingError, match=r"generator.json: damaged, or not plain weights"):
         run(**bad, options=OPTIONS, **paths(tmp_path))
     other = tmp_path / "other.json"
-    training.write_metadata(
+    trained.write_metadata(
         other, {"network": "generation", "model": {"generator": "unet_128", "base_width": 8}}
     )
     with pytest.raises(TrainingError, match=r"down.0.0.weight is \(4, 3, 4, 4\), wanted \(8, 3"):
@@ -237,12 +237,12 @@ def test_every_switch_trains_and_loads_alone(given, switches, tmp_path):
     found = history(tmp_path)
     assert 0 < found[1, "train", "total"] < 2
     assert 0 < found[1, "val", "total"] < 9
-    net, described = training.load_segmentation(
+    net, described = trained.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
     assert (net.generation is None) == (options.generation_branch == "none")
     if net.generation is not None:
-        own = training.read_weights(other["generator"])
+        own = trained.read_weights(other["generator"])
         frozen = net.generation.net.state_dict()
         assert all(torch.equal(frozen[key], own[key]) for key in own), "the branch is untouched"
     assert described["options"]["decoder"] == options.decoder
@@ -270,19 +270,19 @@ def test_imagenet_weights_are_those_that_torch_keeps(given, tmp_path, monkeypatc
     theirs = torchvision.models.resnet34(weights=None).state_dict()
     torch.save(theirs, kept)
     run(**given, options=options, **paths(tmp_path))
-    net, described = training.load_segmentation(
+    net, described = trained.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
     assert torch.allclose(net.encoder.layer2[1].conv2.weight, theirs["layer2.1.conv2.weight"])
-    assert described["encoder_sha256"] == training.file_digest(kept)
+    assert described["encoder_sha256"] == trained.file_digest(kept)
 
 
 def torchvision_name():
     return torchvision.models.ResNet34_Weights.IMAGENET1K_V1.url.rsplit("/")[-1]
 
 
-def test_pictures_show_truth_and_probability(trained):
-    pictures = sorted(trained.glob("checkpoints/*/samples/*.png"))
+def test_pictures_show_truth_and_probability(finished):
+    pictures = sorted(finished.glob("checkpoints/*/samples/*.png"))
     assert {path.name for path in pictures} == {"0001.png", "0002.png"}
     image = cv2.imread(str(pictures[0]))
     # Two tiles cut to 128 px; the first has no positive cell, the second some.
