@@ -3,7 +3,7 @@
 #             ARGS="tests/test_sheet.py -k name" chooses)
 # make check  formatting, types, lint; changes nothing
 # make fix    format, and mend what can be mended
-# make bench  the benchmarks, one after the other, about 40 minutes; writes benchmarks/RESULTS.md
+# make bench  the benchmarks, one after the other, about an hour; writes benchmarks/RESULTS.md
 #             (ONLY="reading plan" chooses, IMAGES=folder adds those that take hours)
 # make lock   choose versions anew and write requirements.lock
 
