@@ -96,20 +96,20 @@ def joined(wanted: int, device: torch.device) -> Iterator[Ranks]:
         if device.type == "cuda":
             _take_gpu(wanted)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    try:
-        count = dist.get_world_size() if started else 1
-        if count != wanted:
-            remedy = (
-                f"start it with `torchrun --standalone --nproc-per-node {wanted} --no-python "
-                "hemera ...`, as the rule does, or set gpus: 1"
-                if wanted > count
-                else f"set gpus: {count}, or start fewer"
-            )
-            raise TrainingError(f"gpus: {wanted}, and processes started: {count}; {remedy}")
-        yield Ranks(dist.get_rank(), count) if started else Ranks()
-    finally:
-        if started:
-            dist.destroy_process_group()
+    count = dist.get_world_size() if started else 1
+    if count != wanted:
+        remedy = (
+            f"start it with `torchrun --standalone --nproc-per-node {wanted} --no-python "
+            "hemera ...`, as the rule does, or set gpus: 1"
+            if wanted > count
+            else f"set gpus: {count}, or start fewer"
+        )
+        raise TrainingError(f"gpus: {wanted}, and processes started: {count}; {remedy}")
+    yield Ranks(dist.get_rank(), count) if started else Ranks()
+    # Not after an error: to take leave is to wait for the others, who wait for this one. They are
+    # ended by torchrun.
+    if started:
+        dist.destroy_process_group()
 
 
 def _take_gpu(wanted: int) -> None:

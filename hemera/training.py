@@ -425,7 +425,7 @@ class Run:
             "scaler": self.scaler.state_dict() if self.scaler is not None else {},
             "progress": dataclasses.asdict(self.progress),
             "best": self.best,
-            # What each process draws from: its processor's state, then its GPUs'.
+            # What each process draws from: its processor's state, then its GPU's.
             "random": self.ranks.gather([_random_state()]),
         }
         if self.ranks.first:
@@ -453,10 +453,10 @@ class Run:
             progress["history"] = [tuple(entry) for entry in progress["history"]]
             self.progress = Progress(**progress)
             self.best = state["best"]
-            own, *gpus = state["random"][self.ranks.rank]
+            own, *gpu = state["random"][self.ranks.rank]
             torch.set_rng_state(own)
-            if len(gpus) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(gpus)
+            if gpu and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(gpu[0])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise TrainingError(
                 f"{self.path}: not a checkpoint of this run ({error}); delete it to begin again"
@@ -501,7 +501,8 @@ class Run:
 
 
 def _random_state() -> list[Tensor]:
-    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    own = [torch.get_rng_state()]
+    return [*own, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else own
 
 
 def train(
