@@ -9,7 +9,11 @@ has three digits.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +25,7 @@ EPSILON = 1e-6
 
 # One dimension of the 3x3 Gaussian of sigma 1: .27407 .45186 .27407.
 _SIDE = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
-_TAPS = (_SIDE, 1 - 2 * _SIDE, _SIDE)
+_BLURS = 4
 
 # Haematoxylin, eosin and DAB as optical densities of red, green and blue (Ruifrok and Johnston
 # 2001, the figures of scikit-image's rgb_from_hed).
@@ -30,40 +34,108 @@ HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 _DAB: list[float] = torch.linalg.inv(torch.tensor(HED, dtype=torch.float64))[:, 2].tolist()
 
 
-def blur(images: Tensor) -> Tensor:
-    """Blur (B, C, H, W) by a 3x3 Gaussian of sigma 1, reflected at the border without its edge."""
-    # Sums of shifted views: faster than a grouped convolution on a CPU, and the gradient of torch's
-    # own reflecting pad is not deterministic on a GPU.
-    side, middle = _TAPS[:2]
-    rows = torch.cat((images[..., 1:2, :], images, images[..., -2:-1, :]), -2)
-    images = side * (rows[..., :-2, :] + rows[..., 2:, :]) + middle * images
-    columns = torch.cat((images[..., 1:2], images, images[..., -2:-1]), -1)
-    return side * (columns[..., :-2] + columns[..., 2:]) + middle * images
-
-
 def pyramid(images: Tensor, levels: int) -> list[Tensor]:
-    """Return `images` and `levels` - 1 coarser ones: four blurs, then every second pixel."""
+    """Return `images` and `levels` - 1 coarser ones: four blurs, then every second pixel.
+
+    A blur is by a 3x3 Gaussian of sigma 1; beyond the border the image is reflected without its
+    edge.
+
+    Args:
+        images: (B, C, H, W), float32 or float64.
+        levels: at least 1.
+
+    Raises:
+        TrainingError: when a side of 1 px is to be blurred, which has nothing to reflect.
+    """
     steps = [images]
     for _ in range(levels - 1):
-        images = steps[-1]
-        for _ in range(4):
-            images = blur(images)
-        steps.append(images[..., ::2, ::2])
+        height, width = steps[-1].shape[-2:]
+        if min(height, width) < 2:
+            raise TrainingError(
+                f"pyramid: level {len(steps)} of {levels} is {width} x {height} px and cannot be "
+                "halved; give larger tiles or fewer levels"
+            )
+        steps.append(_coarser(steps[-1]))
     return steps
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _coarser(images: Tensor) -> Tensor:
+    rows, columns = (_coarsening(side, images.device, images.dtype) for side in images.shape[-2:])
+    found: Tensor = _Between.apply(images, rows, columns)  # type: ignore[no-untyped-call]
+    return found
+
+
+@functools.lru_cache(maxsize=32)
+def _coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return what four blurs and taking every second pixel do along an axis, as one matrix.
+
+    The blur is separable and linear, its reflection too: (B_h x B_w^T) is all of them at once, in
+    two products in place of some forty small kernels a level.
+    """
+    # What is made in inference mode could not take part in a training later.
+    with torch.inference_mode(False), torch.no_grad():
+        blur = torch.zeros(side, side, dtype=torch.float64, device="cpu")
+        blur.diagonal().fill_(1 - 2 * _SIDE)
+        blur.diagonal(1).fill_(_SIDE)
+        blur.diagonal(-1).fill_(_SIDE)
+        # Beyond the first pixel lies the second again.
+        blur[0, 1] = blur[-1, -2] = 2 * _SIDE
+        matrix: Tensor = torch.linalg.matrix_power(blur, _BLURS)[::2]
+        return matrix.to(dtype).to(device)
+
+
+class _Between(torch.autograd.Function):
+    """R x C^T, in full precision both ways; the gradient is of the same form."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        with _full_precision(images.device):
+            found: Tensor = rows @ (images @ columns.mT)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = ctx.saved_tensors
+        own: Tensor = _Between.apply(gradient, rows.mT, columns.mT)  # type: ignore[no-untyped-call]
+        return own, None, None
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Multiply in the precision of the tensors, whatever the networks around use."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    with torch.autocast(device.type, enabled=False):
+        matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before
 
 
 def pyramid_l1(
     generated: Tensor, real: Tensor, weight_map: Tensor | None = None, levels: int = 4
 ) -> list[Tensor]:
-    """Return the mean absolute difference on each level of the pyramid, finest first.
+    """Return each image's mean absolute difference on each level of the pyramid, finest first.
 
     The difference is weighted at full resolution, then built into one pyramid: blurring is linear,
     so this equals two pyramids compared level by level, at half the cost.
+
+    Args:
+        generated: (B, C, H, W).
+        real: of the same shape.
+        weight_map: (B, 1, H, W).
+        levels: as of `pyramid`.
+
+    Returns:
+        One tensor (B,) a level.
     """
     difference = generated.float() - real.float()
     if weight_map is not None:
         difference = difference * weight_map.float()
-    return [level.abs().mean() for level in pyramid(difference, levels)]
+    return [level.abs().mean((1, 2, 3)) for level in pyramid(difference, levels)]
 
 
 def dab_density(images: Tensor) -> Tensor:

@@ -249,8 +249,8 @@ def generator_losses(
 ) -> dict[str, Tensor]:
     """Return the losses of generated images beside real ones, by name, unweighed."""
     found = {
-        f"l1_{level}": value
-        for level, value in enumerate(
+        f"l1_{level}": each.mean()
+        for level, each in enumerate(
             losses.pyramid_l1(generated, target, weight, len(options.l1_weights)), 1
         )
     }
@@ -297,26 +297,23 @@ def validate(
     The generator is in evaluation mode: its batch norms use their running statistics.
     """
     net.eval()
-    rows: list[tuple[float, float, float]] = []
+    found: list[Tensor] = []
     for batch in training.ahead(batches, compute.device):
         with compute.autocast():
             generated = net(compute.to_unit(batch["he"]) * 2 - 1).float()
         real = compute.to_unit(batch["her2"])
-        target, weight = real * 2 - 1, batch["weight"]
-        reconstruction = []
-        for place in range(len(generated)):
-            one = slice(place, place + 1)
-            levels = losses.pyramid_l1(
-                generated[one], target[one], weight[one], len(options.l1_weights)
-            )
-            reconstruction.append(weigh(levels, options.l1_weights))
-        painted = similarity.as_stored(generated)
-        columns = (
-            torch.stack(reconstruction),
-            similarity.psnr(painted, real),
-            similarity.ssim(painted, real),
+        levels = losses.pyramid_l1(
+            generated, real * 2 - 1, batch["weight"], len(options.l1_weights)
         )
-        rows += zip(*(column.tolist() for column in columns), strict=True)
+        painted = similarity.as_stored(generated)
+        reconstruction = weigh(levels, options.l1_weights)
+        found.append(
+            torch.stack(
+                (reconstruction, similarity.psnr(painted, real), similarity.ssim(painted, real)), 1
+            )
+        )
+    # Read once: each reading makes the GPU wait.
+    rows = torch.cat(found).tolist() if found else []
     # An exact sum: the same in whatever order processes bring their tiles.
     distances, noise, alike = zip(*compute.ranks.gather(rows), strict=True)
     return {

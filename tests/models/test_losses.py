@@ -4,59 +4,152 @@ import numpy as np
 import pytest
 import torch
 from skimage.color import rgb2hed
+from torch.nn import functional
 
 from hemera.errors import TrainingError
 from hemera.models import losses
 
 
+def one_by_one(image, levels):
+    """The pyramid as it is defined: four times reflect and convolve, then every second pixel."""
+    side = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
+    taps = torch.tensor([side, 1 - 2 * side, side], dtype=image.dtype)
+    kernel = torch.outer(taps, taps).expand(image.shape[1], 1, 3, 3)
+    found = [image]
+    for _ in range(levels - 1):
+        for _ in range(4):
+            padded = functional.pad(image, (1, 1, 1, 1), mode="reflect")
+            image = functional.conv2d(padded, kernel, groups=image.shape[1])
+        image = image[..., ::2, ::2]
+        found.append(image)
+    return found
+
+
 def test_the_taps_are_those_of_the_reference():
-    impulse = torch.zeros(1, 1, 7, 9)
-    impulse[..., 3, 4] = 1
-    blurred = losses.blur(impulse)[0, 0]
-    taps = torch.tensor([0.27407, 0.45186, 0.27407])
-    assert torch.allclose(blurred[2:5, 3:6], torch.outer(taps, taps), atol=1e-5)
-    assert float(blurred.sum()) == pytest.approx(1, abs=1e-6)
+    impulse = torch.zeros(1, 1, 24, 33)
+    impulse[..., 10, 16] = 1
+    _, coarser = losses.pyramid(impulse, 2)
+    taps = np.array([0.27407, 0.45186, 0.27407])
+    four = np.convolve(np.convolve(taps, taps), np.convolve(taps, taps))
+    # Of nine taps those that every second pixel meets, its own among them.
+    expected = torch.from_numpy(np.outer(four[::2], four[::2])).float()
+    assert torch.allclose(coarser[0, 0, 3:8, 6:11], expected, atol=1e-5)
+    assert float(coarser.sum()) == pytest.approx(float(expected.sum()), abs=1e-5)
 
 
-def test_blur_reflects_at_the_border_without_repeating_it():
-    row = torch.tensor([10.0, 20, 40, 80, 160]).view(1, 1, 1, 5).expand(1, 1, 4, 5)
-    blurred = losses.blur(row)[0, 0]
-    # Left of the first pixel lies the second.
-    assert float(blurred[0, 0]) == pytest.approx(0.45186 * 10 + 2 * 0.27407 * 20, abs=1e-3)
-    assert float(blurred[2, 1]) == pytest.approx(0.45186 * 20 + 0.27407 * 50, abs=1e-3)
+def test_the_border_is_reflected_without_repeating_it():
+    side, middle = 0.27407, 0.45186
+    row = np.array([10.0, 20, 40, 80])
+    image = torch.from_numpy(row).float().view(1, 1, 1, 4).expand(1, 1, 3, 4)
+    for _ in range(4):
+        # Left of the first pixel lies the second, right of the last one the last but one.
+        row = middle * row + side * np.array(
+            [2 * row[1], row[0] + row[2], row[1] + row[3], 2 * row[2]]
+        )
+    _, coarser = losses.pyramid(image, 2)
+    assert coarser[0, 0].tolist() == [pytest.approx([row[0], row[2]], abs=1e-3)] * 2
 
 
-def test_pyramid_levels_take_every_second_pixel_after_four_blurs():
-    image = torch.rand(2, 3, 16, 24)
-    levels = losses.pyramid(image, 4)
-    assert [tuple(level.shape[-2:]) for level in levels] == [
-        (16, 24),
-        (8, 12),
-        (4, 6),
-        (2, 3),
-    ]
-    expected = losses.blur(losses.blur(losses.blur(losses.blur(image))))[..., ::2, ::2]
-    assert torch.equal(levels[1], expected)
+SIZES = [(16, 24, 4), (17, 23, 4), (2, 3, 2), (3, 2, 2), (5, 4, 3), (64, 33, 5), (250, 131, 4)]
+
+
+@pytest.mark.parametrize(("height", "width", "levels"), SIZES)
+def test_the_pyramid_equals_its_definition_step_by_step(height, width, levels):
+    torch.manual_seed(4)
+    image = torch.rand(2, 3, height, width)
+    found = losses.pyramid(image, levels)
+    for ours, theirs in zip(found, one_by_one(image, levels), strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width", "levels"), SIZES)
+def test_the_gradient_of_the_pyramid_is_that_of_its_definition(height, width, levels):
+    torch.manual_seed(5)
+    image = torch.rand(2, 3, height, width).to(memory_format=torch.channels_last)
+    gradients = []
+    for build in (losses.pyramid, one_by_one):
+        own = image.clone().requires_grad_()
+        torch.stack([level.square().sum() for level in build(own, levels)]).sum().backward()
+        gradients.append(own.grad)
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_the_pyramid_has_its_gradient_and_that_of_the_gradient():
+    torch.manual_seed(6)
+    image = torch.rand(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: losses.pyramid(x, 3), image)
+    assert torch.autograd.gradgradcheck(lambda x: losses.pyramid(x, 3)[1:], image)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 8), (8, 1), (4, 16)])
+def test_what_cannot_be_halved_is_refused(height, width):
+    with pytest.raises(TrainingError, match=r"px and cannot be halved; give larger tiles or fewer"):
+        losses.pyramid(torch.rand(1, 3, height, width), 4)
+    assert len(losses.pyramid(torch.rand(1, 3, height, width), 1)) == 1
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_pyramid_of_a_validation_leaves_the_next_training_whole(mode):
+    """At a size no other test has: what is kept of it is made here."""
+    image = torch.rand(1, 1, 38, 46)
+    with mode():
+        expected = losses.pyramid(image, 2)[1]
+    own = image.clone().requires_grad_()
+    found = losses.pyramid(own, 2)[1]
+    found.sum().backward()
+    assert torch.equal(found, expected)
+
+
+def test_a_compiled_pyramid_is_the_same():
+    compiled = torch.compile(lambda a, b: losses.pyramid_l1(a, b)[1].sum(), backend="eager")
+    for side in (20, 28):
+        generated, real = torch.rand(2, 2, 3, side, 12)
+        gradients = []
+        for loss in (compiled, lambda a, b: losses.pyramid_l1(a, b)[1].sum()):
+            own = generated.clone().requires_grad_()
+            loss(own, real).backward()
+            gradients.append(own.grad)
+        assert torch.allclose(*gradients)
+
+
+def test_rounded_products_are_kept_out_of_the_pyramid_and_allowed_again_after(monkeypatch):
+    seen = []
+    product = torch.Tensor.__matmul__
+
+    def spy(first, second):
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return product(first, second)
+
+    image = torch.rand(1, 1, 4, 6, requires_grad=True)
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
+        losses.pyramid(image, 2)[1].sum().backward()
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen == [False] * 4
 
 
 def test_pyramid_l1_of_a_constant_difference_is_that_constant_on_every_level():
     real = torch.rand(2, 3, 16, 24)
     found = losses.pyramid_l1(real + 0.25, real)
-    assert [float(value) for value in found] == pytest.approx([0.25] * 4, abs=1e-6)
+    for level in found:
+        assert level.tolist() == pytest.approx([0.25] * 2, abs=1e-6)
+    assert len(found) == 4
 
 
-def test_pyramid_l1_equals_two_weighted_pyramids_compared():
+def test_pyramid_l1_equals_two_weighted_pyramids_compared_image_by_image():
     torch.manual_seed(1)
     generated, real = torch.rand(2, 2, 3, 16, 24)
     weight = torch.rand(2, 1, 16, 24)
-    pairs = zip(
-        losses.pyramid(generated * weight, 4),
-        losses.pyramid(real * weight, 4),
-        strict=True,
-    )
-    expected = [float((a - b).abs().mean()) for a, b in pairs]
+    pairs = zip(one_by_one(generated * weight, 4), one_by_one(real * weight, 4), strict=True)
     found = losses.pyramid_l1(generated, real, weight)
-    assert [float(value) for value in found] == pytest.approx(expected, rel=1e-5)
+    for level, (a, b) in zip(found, pairs, strict=True):
+        expected = [float((a[place] - b[place]).abs().mean()) for place in range(2)]
+        assert level.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_checkerboard_error_vanishes_on_the_coarser_levels():
@@ -66,7 +159,9 @@ def test_a_checkerboard_error_vanishes_on_the_coarser_levels():
     found = [float(value) for value in losses.pyramid_l1(board, torch.zeros_like(board))]
     assert found[0] == 1
     # One blur leaves (0.45186 - 2 * 0.27407)^2 of a checkerboard, four leave its fourth power.
-    assert found[1] == pytest.approx((0.45186 - 0.54814) ** 8, rel=0.01)
+    assert found[1] < 1e-7
+    exact = losses.pyramid(board.double(), 2)[1]
+    assert exact.abs().mean().item() == pytest.approx((0.45186 - 0.54814) ** 8, rel=0.01)
 
 
 def test_dab_density_equals_scikit_image():
@@ -288,7 +383,7 @@ def every_loss(generated, real, weight, logits, target) -> dict[str, torch.Tenso
     """Each loss of a training step, of images in [0, 1]."""
     soft = [losses.soft_dab(images, 20, 0.2) for images in (generated, real)]
     found = {
-        f"l1 {level}, {given is not None}": value
+        f"l1 {level}, {given is not None}": value.mean()
         for given in (weight, None)
         for level, value in enumerate(losses.pyramid_l1(generated, real, given))
     }
