@@ -279,10 +279,9 @@ def weigh_all(found: Mapping[str, Tensor], options: TrainGenerationOptions) -> T
 
 
 def weigh(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
-    """Return the weighted sum of a pyramid's levels."""
-    return torch.stack(
-        [weight * level for weight, level in zip(weights, levels, strict=True)]
-    ).sum()
+    """Return the weighted sum of a pyramid's levels, of each image or of all."""
+    parts = [weight * level for weight, level in zip(weights, levels, strict=True)]
+    return torch.stack(parts).sum(0)
 
 
 @torch.no_grad()
