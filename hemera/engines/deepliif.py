@@ -5,7 +5,8 @@ membranes its cells are an extrapolation, which the engine `stain` is there to c
 
 The model directory is the user's (Zenodo record 4751737). Serialized networks (`G1.pt` ...) are
 TorchScript and run what their maker wrote: name a directory you trust. Raw networks
-(`latest_net_G1.pth` ...) are read as weights only.
+(`latest_net_G1.pth` ...) are read as weights only, whatever the environment says. The options file
+is read here, as plain values: the package would evaluate it as Python.
 
 A tile is looked at in windows of the size that DeepLIIF scales to 512 px. Its BatchNorm uses the
 statistics of what it sees at once, so windows are never batched as they are; raw networks can be,
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import hashlib
 import io
 import logging
@@ -25,6 +25,7 @@ import pickle
 import re
 import sys
 import types
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ logger = logging.getLogger(__name__)
 RECORD = "Zenodo record 4751737 (DeepLIIF_Latest_Model.zip)"
 _REMEDY = f"unpack {RECORD} there"
 _MODALITIES = 4
+_KINDS = ("DeepLIIF", "DeepLIIFKD")
+_WIDTH = 64
+_VALUE_LENGTH = 4096
 _TILE_40X = 512
 _MPP_40X = 0.25
 _VARIANCE_MIN = 9.0
@@ -71,6 +75,8 @@ class Model:
             )
         self._folder = Path(options.deepliif_model)
         self._raw = check_model(self._folder)
+        self.sha256 = digest(self._folder)
+        """What `digest` says of what was loaded."""
         if options.deepliif_sha256 is not None:
             check_digest(self._folder, options.deepliif_sha256)
         self._options = options
@@ -82,13 +88,9 @@ class Model:
             raise EngineError("mask.device: cuda, and PyTorch sees no GPU; set auto or cpu")
         on_gpu = options.device != "cpu" and torch.cuda.is_available()
         try:
-            with _quiet():
-                # The package keeps the object it returns.
-                self._opt = copy.copy(self._package.get_opt(str(self._folder)))
+            with _quiet(), _weights_only():
+                self._opt = _package_options(self._package, self._folder)
                 self._opt.gpu_ids = [0] if on_gpu else []
-                # Raw networks: the package assumes 64 whatever was trained.
-                self._opt.ngf = self._trained_width()
-                self._check_kind()
                 self._networks = self._package.init_nets(str(self._folder), self._raw, self._opt)
         except (
             AttributeError,
@@ -101,9 +103,10 @@ class Model:
             pickle.UnpicklingError,
         ) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise EngineError(
-                f"{self._folder}: not a DeepLIIF model that can be loaded ({reason[0]}); {_REMEDY}"
-            ) from error
+            raise _unloadable(self._folder, reason[0]) from error
+        # In the dictionary that the package keeps, for it asks for it again with every window.
+        for name, network in self._networks.items():
+            self._networks[name] = _watched(self._folder, name, network)
         # What is serialized cannot be altered.
         self._batch = options.deepliif_batch if self._raw else 1
         if self._batch > 1:
@@ -184,7 +187,14 @@ class Model:
         try:
             with _quiet(), dask.config.set(scheduler="synchronous"):
                 seen = self._answers(windows)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            LookupError,
+            OverflowError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise EngineError(
                 f"{self._folder}: its networks cannot be run on a tile ({reason[-1]}); {_REMEDY}, "
@@ -270,29 +280,6 @@ class Model:
             ),
         )
 
-    def _trained_width(self) -> int:
-        """Return the width that the options file of the model names, or the package's 64."""
-        for name in _OPTION_FILES:
-            path = self._folder / name
-            if path.is_file():
-                match = re.search(r"^\s*ngf:\s*(\d+)", path.read_text(), flags=re.MULTILINE)
-                if match:
-                    return int(match[1])
-        return 64
-
-    def _check_kind(self) -> None:
-        opt = self._opt
-        if opt.model not in ("DeepLIIF", "DeepLIIFKD") or not opt.seg_gen:
-            raise EngineError(
-                f"{self._folder}: a model of kind {opt.model} without DeepLIIF's segmentation; "
-                f"{_REMEDY}"
-            )
-        if opt.modalities_no != _MODALITIES:
-            raise EngineError(
-                f"{self._folder}: a model of {opt.modalities_no} modalities; HEMERA needs the "
-                f"published one of {_MODALITIES}, {_REMEDY}"
-            )
-
 
 def by_instance(network: Any) -> None:
     """Replace, in place, every BatchNorm of a network by instance normalisation, weights kept.
@@ -362,32 +349,82 @@ def check_model(folder: Path) -> bool:
     start = 0 if f"G{letter}0" in names else 1
     wanted = [f"G{k}" for k in range(1, _MODALITIES + 1)]
     wanted += [f"G{letter}{k}" for k in range(start, start + _MODALITIES + 1)]
-    missing = [
-        f"latest_net_{name}.pth" if raw else f"{name}.pt" for name in wanted if name not in names
-    ]
+    stem = "latest_net_{}.pth" if raw else "{}.pt"
+    missing = [stem.format(name) for name in wanted if name not in names]
     if not present & set(_OPTION_FILES):
         missing.append("train_opt.txt")
     if missing:
         raise EngineError(
             f"{folder}: an incomplete DeepLIIF model, lacks {', '.join(missing)}; {_REMEDY}"
         )
-    for name in sorted(present & set(_OPTION_FILES)):
-        _check_options_file(folder / name)
+    _check_kind(folder, read_options(folder))
+    for path in sorted(folder.iterdir()):
+        if re.fullmatch(pattern, path.name) and not _is_network(path, raw):
+            raise _unloadable(folder, f"{path.name} is no network, or not whole")
     return raw
 
 
+def _is_network(path: Path, raw: bool) -> bool:
+    """Say whether a file ends as a network of PyTorch does, without reading what it holds."""
+    try:
+        if zipfile.is_zipfile(path):
+            return True
+        # What old versions of PyTorch saved is a pickle.
+        return raw and path.read_bytes()[:1] == b"\x80"
+    except OSError:
+        return False
+
+
+def _unloadable(folder: Path, reason: str) -> EngineError:
+    return EngineError(f"{folder}: not a DeepLIIF model that can be loaded ({reason}); {_REMEDY}")
+
+
+def _check_kind(folder: Path, options: dict[str, Any]) -> None:
+    """Refuse options of a model that is not DeepLIIF's with four modalities and a segmentation."""
+    kind = options.get("model")
+    if kind not in _KINDS or not options.get("seg_gen", True):
+        raise EngineError(
+            f"{folder}: a model of kind {kind} without DeepLIIF's segmentation; {_REMEDY}"
+        )
+    # Before there were modalities, targets counted the segmentation too.
+    count = options.get("modalities_no")
+    if count is None and isinstance(options.get("targets_no"), int):
+        count = options["targets_no"] - 1
+    if type(count) is not int or count != _MODALITIES or options.get("input_no", 1) != 1:
+        raise EngineError(
+            f"{folder}: a model of {count} modalities; HEMERA needs the "
+            f"published one of {_MODALITIES}, {_REMEDY}"
+        )
+    names = options.get("modalities_names", [])
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise _unloadable(folder, "modalities_names is no list of names")
+    if "Marker" in names and names.index("Marker") != _MODALITIES:
+        raise _unloadable(folder, "its modality Marker is not the last")
+    # It names the files that are read: nothing outside of the folder.
+    if not re.fullmatch(r"\w+", str(options.get("epoch", "latest"))):
+        raise _unloadable(folder, "its epoch is no name of a file")
+    width = options.get("ngf", _WIDTH)
+    if type(width) is not int or not 1 <= width <= 1024:
+        raise _unloadable(folder, f"ngf is {width}")
+
+
 def digest(folder: Path) -> str:
-    """Return the SHA-256 over a model's networks: of each, by name, its name and its SHA-256."""
+    """Return the SHA-256 over a model: of each file, its SHA-256 and its name, as sha256sum does.
+
+    The files are the networks by name, then the options files, which say how they are built.
+    """
     state = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth")):
-        with path.open("rb") as file:
-            own = hashlib.file_digest(file, "sha256").hexdigest()
-        state.update(f"{own}  {path.name}\n".encode())
+    networks = sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth"))
+    for path in [*networks, *(folder / name for name in _OPTION_FILES)]:
+        if path.is_file():
+            with path.open("rb") as file:
+                own = hashlib.file_digest(file, "sha256").hexdigest()
+            state.update(f"{own}  {path.name}\n".encode())
     return state.hexdigest()
 
 
 def check_digest(folder: Path, wanted: str) -> None:
-    """Hold a model's networks to their digest, before anything of them is loaded.
+    """Hold a model to its digest, before anything of them is loaded.
 
     Raises:
         EngineError: naming both, when they differ.
@@ -395,47 +432,138 @@ def check_digest(folder: Path, wanted: str) -> None:
     found = digest(folder)
     if found != wanted.lower():
         raise EngineError(
-            f"{folder}: its networks have the SHA-256 {found}, and mask.deepliif_sha256 is "
+            f"{folder}: its files have the SHA-256 {found}, and mask.deepliif_sha256 is "
             f"{wanted}; {_REMEDY}, or mend the digest"
         )
 
 
-def _check_options_file(path: Path) -> None:
-    """Refuse an options file that would run code: DeepLIIF evaluates its values as Python."""
+def read_options(folder: Path) -> dict[str, Any]:
+    """Read a model's options as plain values: numbers, texts, truths, None and lists of these.
+
+    Lines and defaults are taken apart as the package does; nothing is evaluated.
+
+    Raises:
+        EngineError: when the file is no text, or a value is code.
+    """
+    path = next(folder / name for name in _OPTION_FILES if (folder / name).exists())
     try:
-        lines = path.read_text().splitlines()
+        # Not `splitlines`, which parts lines where Python's files have none.
+        lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(f"{path}: not a text file ({error}); {_REMEDY}") from error
+    found = {}
     for line in lines:
         key, colon, value = line.partition(":")
-        value = re.sub(r"\[default.+?\]", "", value).strip()
-        if colon and not _is_harmless(value):
-            raise EngineError(
-                f"{path}: the value of {key.strip()} is code, not an option; {_REMEDY}"
-            )
+        for part in re.findall(r"\[.+?\]", value):
+            if part.startswith("[default"):
+                value = value.replace(part, "")
+        key, value = key.strip(), value.strip()
+        if not colon or not key.isidentifier() or key.startswith("_"):
+            continue
+        if len(value) > _VALUE_LENGTH or not _is_plain(value):
+            raise EngineError(f"{path}: the value of {key} is code, not an option; {_REMEDY}")
+        found[key] = _value(value)
+    return found
 
 
-def _is_harmless(value: str) -> bool:
+def _value(text: str) -> Any:
     try:
-        tree = ast.parse(value, mode="eval").body
+        return ast.literal_eval(text)
+    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+        return text  # as the package does with what Python cannot evaluate
+
+
+def _is_plain(value: str) -> bool:
+    """Say whether a value, or the text in it, is anything but an expression that does something."""
+    try:
+        nodes = list(ast.walk(ast.parse(value, mode="eval").body))
     except (SyntaxError, ValueError):
-        return True  # DeepLIIF takes for text what Python cannot read
-    if isinstance(tree, ast.Constant) and isinstance(tree.value, str):
-        return _is_harmless(tree.value)  # evaluated once more
+        return True
+    except (MemoryError, RecursionError):
+        return False
     plain = (
         ast.Constant,
         ast.Name,
+        ast.Attribute,
         ast.List,
         ast.Tuple,
         ast.Dict,
-        ast.Set,
         ast.UnaryOp,
         ast.BinOp,
         ast.operator,
         ast.unaryop,
         ast.expr_context,
     )
-    return all(isinstance(node, plain) for node in ast.walk(tree))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    return (
+        all(isinstance(node, plain) for node in nodes)
+        and not any(isinstance(text, bytes) for text in texts)
+        and all(_is_plain(text) for text in texts if isinstance(text, str) and text != value)
+    )
+
+
+def _package_options(package: types.ModuleType, folder: Path) -> Any:
+    """Return the package's options of a model, from what `read_options` found.
+
+    The package reads the file and evaluates every value twice; for this call it is handed the
+    values, and its `eval` gives them back as they are.
+    """
+    from deepliif import options as theirs
+
+    values = read_options(folder)
+    names = vars(theirs)
+    reader = names["read_model_params"]
+    names.update(read_model_params=lambda path: dict(values), eval=lambda value: value)
+    try:
+        # What it keeps of earlier calls could be of another file of this name.
+        made = package.get_opt.__wrapped__(str(folder))
+    finally:
+        names["read_model_params"] = reader
+        del names["eval"]
+    # Raw networks: the package assumes 64 whatever was trained.
+    made.ngf = values.get("ngf", _WIDTH)
+    return made
+
+
+def _watched(folder: Path, name: str, network: Any) -> Any:
+    """Return a network whose answer is held to an image of the size it was given, of numbers.
+
+    Raises:
+        EngineError: when the network has no weights.
+    """
+    import torch
+
+    if next(network.parameters(), None) is None:
+        raise _unloadable(folder, f"{name} has no weights")
+
+    def check(module: Any, given: tuple[Any, ...], answer: Any) -> None:
+        if not isinstance(answer, torch.Tensor) or answer.shape != given[0].shape:
+            what = f"{name} does not answer with an image of the size it was given"
+        elif not bool(torch.isfinite(answer).all()):
+            what = f"{name} answers with values that are no numbers"
+        else:
+            return
+        raise EngineError(f"{folder}: its networks cannot be run on a tile ({what}); {_REMEDY}")
+
+    # TorchScript itself takes no hook.
+    watched = torch.nn.Sequential(network)
+    watched.register_forward_hook(check)
+    return watched
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Have PyTorch read weights and run nothing, whatever the environment asks of it."""
+    names = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[1]] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _package() -> tuple[types.ModuleType, types.ModuleType]:

@@ -51,7 +51,7 @@ def run(
         ShardError: when the tile shard does not hold what the table says.
     """
     rows = tables.read(tiles, tables.TILE, _COLUMNS).to_pylist()
-    engines = _engines(options) if rows else {}
+    engines, made_by = _engines(options) if rows else ({}, {})
     stains = _stains(tile_shard, rows, options)
     mask_rows: list[dict[str, Any]] = []
     cell_tables: list[pa.Table] = []
@@ -81,7 +81,7 @@ def run(
                     }
                 )
                 cell_tables.append(_cell_table(row["tile"], name, labelled.cells))
-    tables.write(masks, mask_rows, tables.MASK, tables.provenance(options))
+    tables.write(masks, mask_rows, tables.MASK, {**tables.provenance(options), **made_by})
     tables.write(cells, pa.concat_tables([tables.CELLS.empty_table(), *cell_tables]), tables.CELLS)
     logger.info("%s: %d tiles labelled by %s", shard.stem, len(rows), ", ".join(options.engines))
 
@@ -119,18 +119,21 @@ def _agreement(made: list[labels.Labelled], mpp: float) -> dict[str, float | int
     }
 
 
-def _engines(options: MaskOptions) -> dict[str, _Engine]:
-    """Return what labels a tile, by name, in the order of the options."""
+def _engines(options: MaskOptions) -> tuple[dict[str, _Engine], dict[str, str]]:
+    """Return what labels a tile, by name, in the order of the options; and the weights it has."""
     made: dict[str, _Engine] = {}
+    weights: dict[str, str] = {}
     for name in options.engines:
         if name == "deepliif":
             # Only here: it brings PyTorch.
             from hemera.engines import deepliif
 
-            made[name] = deepliif.Model(options).segment
+            model = deepliif.Model(options)
+            made[name] = model.segment
+            weights["deepliif_sha256"] = model.sha256
         else:
             made[name] = lambda rgb, mpp, stains: stain.segment(rgb, mpp, stains, options)
-    return made
+    return made, weights
 
 
 def _stains(

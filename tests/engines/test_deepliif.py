@@ -379,16 +379,22 @@ def copied(folder: Path, into: Path) -> Path:
 def test_weights_are_held_to_their_digest_before_they_are_loaded(
     model: Path, tmp_path: Path
 ) -> None:
-    """The digest is that of `sha256sum *.pt | sha256sum`, in the order of the names."""
+    """The digest is that of `sha256sum *.pt *_opt.txt | sha256sum`: networks, then options."""
     folder = copied(model, tmp_path / "a")
-    names = sorted(path.name for path in folder.glob("*.pt"))
+    names = [*sorted(path.name for path in folder.glob("*.pt")), "train_opt.txt"]
     lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
     right = hashlib.sha256("".join(lines).encode()).hexdigest()
     assert deepliif.digest(folder) == right
     deepliif.check_digest(folder, right.upper())
-    (folder / names[0]).write_bytes(b"no network at all")
-    with pytest.raises(EngineError, match=f"mask.deepliif_sha256 is {right}; unpack Zenodo record"):
-        deepliif.Model(options(folder, deepliif_sha256=right))
+    assert deepliif.Model(options(folder, deepliif_sha256=right)).sha256 == right
+    for name in (names[0], "train_opt.txt"):
+        other = copied(folder, tmp_path / name)
+        if name == "train_opt.txt":
+            (other / name).write_text((other / name).read_text() + "\nepoch: other\n")
+        else:
+            shutil.copy(other / "G2.pt", other / name)
+        with pytest.raises(EngineError, match=f"deepliif_sha256 is {right}; unpack Zenodo record"):
+            deepliif.Model(options(other, deepliif_sha256=right))
 
 
 def test_what_is_missing_is_named(model: Path, raw_model: Path, tmp_path: Path) -> None:
@@ -448,37 +454,166 @@ class Payload:
         return os.mkdir, ("ran",)
 
 
+@pytest.mark.parametrize("environment", [None, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
 def test_a_pickle_that_wants_to_run_code_does_not(
-    raw_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raw_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if environment is not None:
+        monkeypatch.setenv(environment, "1")
+    before = dict(os.environ)
     folder = copied(raw_model, tmp_path)
     with (folder / "latest_net_G1.pth").open("wb") as file:
         pickle.dump(Payload(), file)
     with pytest.raises(EngineError, match="not a DeepLIIF model that can be loaded"):
         deepliif.Model(options(folder))
     assert not (tmp_path / "ran").exists()
+    assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "__import__('os').mkdir('ran')",
-        '\'__import__("os").mkdir("ran")\'',
-        "[x for x in (1, 2)]",
-        "__imp[default: no]ort__('os').mkdir('ran')",
-    ],
-)
+HOSTILE = [
+    "__import__('os').mkdir('ran')",
+    '\'__import__("os").mkdir("ran")\'',
+    "[x for x in (1, 2)]",
+    "__imp[default: no]ort__('os').mkdir('ran')",
+    # Strings that Python joins, or adds, before the package evaluates them once more.
+    "'__import__(\"os\")' '.mkdir(\"ran\")'",
+    "'__import__(\"os\").' + 'mkdir(\"ran\")'",
+    'b\'__import__("os").mkdir("ran")\'',
+    # No default value to the package, which looks for the first bracket.
+    "[0,[default for default in [__import__('os').mkdir('ran')]]]",
+    # These part lines for `str.splitlines`, and are space or nothing to Python.
+    *(f"__import__{line}('os').mkdir('ran')" for line in "\x0c"),
+    *(f"[0,{line}__import__('os').mkdir('ran')]" for line in "\x0c"),
+    *(f"'{line}' + str(__import__('os').mkdir('ran'))" for line in "\x0b\x1c\x85\u2028"),
+    "-" * 100_000 + "1",
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
 def test_options_that_want_to_run_code_do_not(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
+    """They are refused; and were one not seen, nothing would evaluate it."""
     monkeypatch.chdir(tmp_path)
     folder = copied(model, tmp_path)
-    with (folder / "train_opt.txt").open("a") as file:
+    with (folder / "train_opt.txt").open("a", encoding="utf-8") as file:
         file.write(f"\n            sneaky: {value}\n")
     with pytest.raises(EngineError, match="the value of sneaky is code"):
         deepliif.Model(options(folder))
+    monkeypatch.setattr(deepliif, "_is_plain", lambda value: True)
+    monkeypatch.setattr(deepliif, "_VALUE_LENGTH", 10**6)
+    deepliif._package_options(deepliif._package()[0], folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_options_are_read_as_the_package_writes_and_reads_them(model: Path, tmp_path: Path) -> None:
+    """Plain values of every kind, with and without the default that training notes beside them."""
+    from deepliif.options import read_model_params
+
+    folder = copied(model, tmp_path)
+    (folder / "train_opt.txt").write_text(
+        "----- Options -----\nmodel: DeepLIIF   \t[default: SDG]\nlr: 0.0002\nngf:64\n"
+        "gpu_ids: (0, 1)\nflag: True\nnothing: None\nwhere: a/b.c [default: [x]\nbeta1: -1e-4\n"
+        "dataroot: C:\\data: two (copy)\nempty: \nnames: ['IHC', 'Marker']\nmodalities_no: 4\r\n"
+    )
+    found = deepliif.read_options(folder)
+    theirs = read_model_params(folder / "train_opt.txt")
+    assert found == theirs
+    assert found["gpu_ids"] == (0, 1)
+    assert found["model"] == "DeepLIIF"
+    assert found["dataroot"] == "C:\\data: two (copy)"
+    made = deepliif._package_options(deepliif._package()[0], model)
+    plain = deepliif._package()[0].get_opt.__wrapped__(str(model))
+    differing = {name for name in vars(plain) if getattr(made, name) != getattr(plain, name)}
+    assert differing == {"ngf"}, "which the package sets to 64 whatever was trained"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("modalities_names: ['Marker', 'IHC', 'Hema', 'DAPI', 'Lap2']", "Marker is not the last"),
+        ("modalities_names: ['IHC', 'Hema', 'Marker', 'DAPI']", "Marker is not the last"),
+        ("modalities_names: {'Marker': 1}", "no list of names"),
+        ("modalities_names: None", "no list of names"),
+        ("epoch: ../other/latest", "epoch is no name of a file"),
+        ("ngf: 0", "ngf is 0"),
+        ("ngf: 99999999999", "ngf is 99999999999"),
+        ("modalities_no: 4.0", r"a model of 4\.0 modalities"),
+        ("seg_gen: False", "without DeepLIIF's segmentation"),
+    ],
+)
+def test_options_of_no_published_model_are_refused_before_anything_is_loaded(
+    raw_model: Path, tmp_path: Path, line: str, reason: str
+) -> None:
+    folder = copied(raw_model, tmp_path)
+    with (folder / "train_opt.txt").open("a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(EngineError, match=reason):
+        deepliif.check_model(folder)
+
+
+def test_what_is_no_file_or_not_whole_is_refused_before_anything_is_loaded(
+    model: Path, raw_model: Path, tmp_path: Path
+) -> None:
+    cut = copied(model, tmp_path / "cut")
+    (cut / "G51.pt").write_bytes((cut / "G51.pt").read_bytes()[:-500])
+    empty = copied(model, tmp_path / "empty")
+    (empty / "G51.pt").write_bytes(b"")
+    other = copied(raw_model, tmp_path / "other")
+    (other / "latest_net_G51.pth").unlink()
+    (other / "latest_net_G51.pth").mkdir()
+    for folder in (cut, empty, other):
+        with pytest.raises(EngineError, match=r"\(\w*G51\.pth? is no network, or not whole\); "):
+            deepliif.check_model(folder)
+        with pytest.raises(EngineError, match="is no network"):
+            deepliif.Model(options(folder, deepliif_sha256="0" * 64))
+
+
+class Two(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 3, 1)
+
+    def forward(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return seen, self.layer(seen)
+
+
+class Cut(Two):
+    def forward(self, seen: torch.Tensor) -> torch.Tensor:
+        return self.layer(seen)[:, :, :7, :9]
+
+
+@pytest.mark.parametrize("name", ["G4", "G51", "G55"])
+@pytest.mark.parametrize("kind", [Two, Cut])
+def test_a_network_that_answers_with_no_image_is_an_error(
+    model: Path, tmp_path: Path, name: str, kind: type[torch.nn.Module]
+) -> None:
+    folder = copied(model, tmp_path)
+    torch.jit.script(kind()).save(folder / f"{name}.pt")
+    with pytest.raises(EngineError, match=f"{name} does not answer with an image of the size"):
+        deepliif.Model(options(folder)).infer(tile(), 0.5)
+
+
+def test_a_network_without_weights_is_an_error(model: Path, tmp_path: Path) -> None:
+    folder = copied(model, tmp_path)
+    torch.jit.script(torch.nn.ReLU()).save(folder / "G3.pt")
+    with pytest.raises(EngineError, match=r"\(G3 has no weights\); unpack"):
+        deepliif.Model(options(folder))
+
+
+@pytest.mark.parametrize("batched", [1, 3])
+def test_weights_that_are_no_numbers_are_an_error_and_no_empty_mask(
+    raw_model: Path, tmp_path: Path, batched: int
+) -> None:
+    folder = copied(raw_model, tmp_path)
+    path = folder / "latest_net_G51.pth"
+    state = torch.load(path)
+    state = {k: v * float("nan") if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(state, path)
+    loaded = deepliif.Model(options(folder, deepliif_batch=batched))
+    with pytest.raises(EngineError, match="G51 answers with values that are no numbers"):
+        loaded.segment(tile(), 0.5, STAINS)
 
 
 def test_a_model_of_another_kind_is_refused(model: Path, tmp_path: Path) -> None:
@@ -555,5 +690,8 @@ def test_the_stage_runs_every_engine_in_the_order_of_the_options(
         assert (row["agreement_sign"] is None) == (row["agreement_cells"] == 0)
     for row in found[2:]:
         assert row["agreement_cells"] == 0, "a blank tile has no cell to match"
+    assert tables.read_metadata(tmp_path / "mask.parquet")["deepliif_sha256"] == deepliif.digest(
+        model
+    ), "a table says which weights made it"
     cells = tables.read(tmp_path / "cells.parquet", tables.CELLS).to_pylist()
     assert sum(row["engine"] == "deepliif" for row in cells) == len(expected.cells)
