@@ -6,9 +6,12 @@ are of single tiles, FID and KID of all together. Tiles are read once, however m
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +28,7 @@ from hemera import metrics, training
 from hemera.config import JudgingOptions
 from hemera.dataset import TileDataset
 from hemera.metrics import Confusion, Resampling, Summary
+from hemera.parallel import in_order
 from hemera.perception import Inception, Lpips
 
 RGB = npt.NDArray[np.uint8]
@@ -101,23 +105,40 @@ class Colours:
     blurred_std: npt.NDArray[np.float64]
 
 
-def blurred(image: RGB, sigma_px: float) -> npt.NDArray[np.float64]:
+def blurred(image: RGB, sigma_px: float) -> npt.NDArray[np.float32]:
     """Return an image (H, W, 3) blurred by a Gaussian, in floats."""
-    return np.asarray(cv2.GaussianBlur(image.astype(np.float64), (0, 0), sigma_px), np.float64)
+    return np.asarray(cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigma_px), np.float32)
 
 
 def measure_colours(index: Path, sigma_px: float) -> Colours:
     """Measure the colours of HER2 and of blurred H&E over GenerationNet's training tiles."""
     tiles = TileDataset(index, network="generation", part="train", images=("he", "her2"))
+    own = threading.local()
+
+    def measure(position: int) -> tuple[int, npt.NDArray[np.float64]]:
+        if not hasattr(own, "tiles"):
+            # A reader of shards is for one thread; a copy opens its own files.
+            own.tiles = copy.deepcopy(tiles)
+        item = own.tiles.stored(position)
+        images = (item["her2"], blurred(item["he"], sigma_px))
+        sums = [
+            cv2.sumElems(how)[:3]
+            for image in images
+            for how in (image, np.square(image, dtype=np.float32))
+        ]
+        return images[0].shape[0] * images[0].shape[1], np.reshape(sums, (2, 2, 3))
+
     sums = np.zeros((2, 2, 3))
     pixels = 0
-    for position in tqdm(range(len(tiles)), desc="training colours", unit="tile", disable=None):
-        item = tiles.stored(position)
-        images = (item["her2"].astype(np.float64), blurred(item["he"], sigma_px))
-        for which, image in enumerate(images):
-            sums[which, 0] += image.sum((0, 1))
-            sums[which, 1] += np.square(image).sum((0, 1))
-        pixels += images[0].shape[0] * images[0].shape[1]
+    measured = in_order(measure, range(len(tiles)), torch.get_num_threads())
+    with (
+        contextlib.closing(measured),
+        tqdm(measured, desc="training colours", total=len(tiles), unit="tile", disable=None) as bar,
+    ):
+        # In the order of the tiles, however many threads there are.
+        for count, of_tile in bar:
+            pixels += count
+            sums += of_tile
     mean = sums[:, 0] / pixels
     std = np.sqrt(np.maximum(sums[:, 1] / pixels - np.square(mean), 0))
     return Colours(mean[0], std[0], mean[1], std[1])

@@ -10,7 +10,9 @@ from torch import nn
 
 from hemera import judging, metrics
 from hemera.config import EvaluateOptions
+from hemera.dataset import TileDataset
 from hemera.judging import Colours, Features
+from tests.small_index import write_index
 
 OPTIONS = EvaluateOptions(bootstrap_samples=200)
 CPU = torch.device("cpu")
@@ -73,6 +75,25 @@ def test_baselines_by_hand():
     expected = np.rint((soft[..., 2] - 140) / 7 * 30 + 50).clip(0, 255)
     assert (found["blurred"][..., 2] == expected).all()
     assert (found["blurred"][..., 1] == 101).all(), "HER2's channel does not vary"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_colours_are_those_of_all_training_pixels(tmp_path, monkeypatch, threads):
+    index = write_index(tmp_path, train=7, height=48, width=80)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    found = judging.measure_colours(index, 2.5)
+    tiles = TileDataset(index, network="generation", part="train")
+    items = [tiles.stored(place) for place in range(len(tiles))]
+    her2 = np.concatenate([item["her2"].reshape(-1, 3) for item in items]).astype(float)
+    soft = np.concatenate(
+        [cv2.GaussianBlur(item["he"].astype(float), (0, 0), 2.5).reshape(-1, 3) for item in items]
+    )
+    for values, mean, std in (
+        (her2, found.her2_mean, found.her2_std),
+        (soft, found.blurred_mean, found.blurred_std),
+    ):
+        assert np.allclose(mean, values.mean(0), rtol=0, atol=1e-4)
+        assert np.allclose(std, values.std(0), rtol=0, atol=1e-4)
 
 
 def row(network, tile, case="c", **values):
