@@ -55,15 +55,23 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
                 "missing",
                 f"{package}: not installed; run `make .venv` or install requirements.lock",
             )
-    import torch
-
-    if torch.cuda.is_available():
-        yield "ok", f"GPU {torch.cuda.get_device_name()}"
+    gpu = False
+    try:
+        import torch
+    except ImportError as error:
+        yield "missing", f"torch: cannot be imported ({error}); install requirements.lock"
     else:
-        yield "absent", "GPU: none that PyTorch can use; engines and training run on the processor"
+        gpu = torch.cuda.is_available()
+        if gpu:
+            yield "ok", f"GPU {torch.cuda.get_device_name()}"
+        else:
+            yield (
+                "absent",
+                "GPU: none that PyTorch can use; engines and training run on the processor",
+            )
     free = shutil.disk_usage(".").free / 2**30
     yield "ok", f"{free:.0f} GiB free in this folder"
-    yield from _mask_engines(config, gpu=torch.cuda.is_available())
+    yield from _mask_engines(config, gpu=gpu)
     encoder = getattr(config.stages["train_segmentation"], "encoder_weights", None)
     if encoder is None:
         yield (
@@ -74,11 +82,11 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
             ),
         )
     else:
-        from hemera.stages.train_segmentation import encoder_file
-
         try:
+            from hemera.stages.train_segmentation import encoder_file
+
             path = encoder_file(encoder)
-        except HemeraError as error:
+        except (HemeraError, ImportError) as error:
             yield "missing", str(error)
             return
         if path.is_file():
@@ -92,10 +100,14 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
 
 def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
     """Yield whether the engines of stage mask can run, and what is missing for them."""
-    from hemera.engines import deepliif
-
     mask = config.stages["mask"]
     assert isinstance(mask, MaskOptions)
+    try:
+        from hemera.engines import deepliif
+    except ImportError as error:
+        # What `deepliif` is made of is what `stain` needs too.
+        yield "missing", f"mask engines: {error}; install requirements.lock"
+        return
     if "stain" in mask.engines:
         yield "ok", "mask engine stain"
     lacking = "missing" if "deepliif" in mask.engines else "absent"
@@ -128,7 +140,7 @@ def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
         yield (
             lacking,
             (
-                f"mask.deepliif_sha256: the networks have {found}, and {mask.deepliif_sha256} is "
+                f"mask.deepliif_sha256: the files have {found}, and {mask.deepliif_sha256} is "
                 f"asked for; unpack {deepliif.RECORD} again, or mend the digest"
             ),
         )

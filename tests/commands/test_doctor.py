@@ -2,7 +2,10 @@
 
 import hashlib
 import importlib.metadata
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -56,8 +59,9 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     for name in ("G1", "G2", "G3", "G4", "G51", "G52", "G53", "G54", "G55"):
-        (folder / f"{name}.pt").write_bytes(name.encode() * 9)
-    (folder / "train_opt.txt").write_text("ngf: 64\n")
+        with zipfile.ZipFile(folder / f"{name}.pt", "w") as archive:
+            archive.writestr("data", name)
+    (folder / "train_opt.txt").write_text("model: DeepLIIF\nmodalities_no: 4\nngf: 64\n")
     return folder
 
 
@@ -67,10 +71,10 @@ def deepliif_lines(**changes: object) -> list[tuple[str, str]]:
 
 
 def test_a_whole_model_is_told_by_its_record_and_its_digest(model: Path) -> None:
-    """The digest is what `sha256sum *.pt | sha256sum` prints in the folder."""
+    """The digest is what `sha256sum *.pt *_opt.txt | sha256sum` prints in the folder."""
     lines = "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-        for path in sorted(model.glob("*.pt"))
+        for path in [*sorted(model.glob("*.pt")), model / "train_opt.txt"]
     )
     digest = hashlib.sha256(lines.encode()).hexdigest()
     first, second = deepliif_lines(deepliif_model=str(model))
@@ -80,7 +84,7 @@ def test_a_whole_model_is_told_by_its_record_and_its_digest(model: Path) -> None
     assert f"mask.deepliif_sha256: {digest} (not asked for" in second[1]
     asked = deepliif_lines(deepliif_model=str(model), deepliif_sha256=digest.upper())
     assert asked[1] == ("ok", f"mask.deepliif_sha256: {digest}, as asked for")
-    (model / "G3.pt").write_bytes(b"another")
+    shutil.copy(model / "G1.pt", model / "G3.pt")
     mark, line = deepliif_lines(deepliif_model=str(model), deepliif_sha256=digest)[1]
     assert mark == "missing"
     assert f"{digest} is asked for; unpack Zenodo record" in line
@@ -102,6 +106,42 @@ def test_a_package_that_cannot_be_imported_is_missing(
     ((mark, line),) = deepliif_lines(deepliif_model=str(model))
     assert mark == "missing"
     assert "cannot be imported" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("G52.pt", b"", "G52.pt is no network, or not whole"),
+        ("G52.pt", b"PK\3\4 and then nothing", "G52.pt is no network, or not whole"),
+        ("train_opt.txt", b"model: CycleGAN\nmodalities_no: 4\n", "kind CycleGAN"),
+        ("train_opt.txt", b"model: DeepLIIF\nmodalities_no: 3\n", "a model of 3 modalities"),
+        ("train_opt.txt", b"x: print('a' + 'b')\n", "the value of x is code"),
+        ("train_opt.txt", b"\xff\xfe", "not a text file"),
+    ],
+)
+def test_a_model_that_could_not_be_loaded_is_missing(
+    model: Path, name: str, content: bytes, words: str
+) -> None:
+    (model / name).write_bytes(content)
+    ((mark, line),) = deepliif_lines(deepliif_model=str(model))
+    assert mark == "missing"
+    assert words in line
+
+
+@pytest.mark.parametrize("package", ["torch", "skimage"])
+def test_what_cannot_be_imported_is_said_and_no_traceback(tmp_path: Path, package: str) -> None:
+    """In a process of its own, where nothing has imported it."""
+    path = tmp_path / "config.yaml"
+    path.write_text("preset: demo\n")
+    code = (
+        f"import sys; sys.modules['{package}'] = None; from hemera.__main__ import main;"
+        f"sys.exit(main(['doctor', '--configfile', {str(path)!r}]))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    lines = [line for line in found.stdout.splitlines() if line.startswith("missing")]
+    assert any(package in line and "install requirements.lock" in line for line in lines)
 
 
 def test_a_gpu_that_is_asked_for_and_not_there(model: Path) -> None:
