@@ -280,7 +280,7 @@ class MaskOptions(Options):
         "checked",
     )
     deepliif_seg_weights: tuple[float, ...] = option(
-        (0.2, 0.2, 0.2, 0.2, 0.2), "weights of its five segmentations", ge=0, le=1
+        (0.2, 0.2, 0.2, 0.2, 0.2), "weights of its five segmentations, 1 together", ge=0, le=1
     )
     deepliif_threshold: int = option(
         120, "red plus blue above which a pixel belongs to a cell", ge=0, le=510
@@ -309,7 +309,9 @@ class MaskOptions(Options):
         le=1,
     )
     device: str = option("auto", "where DeepLIIF runs", choices=("auto", "cpu", "cuda"))
-    torch_threads: int = option(2, "threads of PyTorch for DeepLIIF", ge=1, le=64)
+    torch_threads: int = option(
+        2, "threads of PyTorch for DeepLIIF: another number gives other bytes", ge=1, le=64
+    )
     nucleus_density_min: float = option(
         0.05, "haematoxylin below which nothing is a nucleus, optical density", gt=0, le=3
     )
@@ -400,6 +402,12 @@ class MaskOptions(Options):
             raise ConfigError(
                 f"mask.deepliif_seg_weights: {len(self.deepliif_seg_weights)} weights; give five "
                 "(IHC, haematoxylin, DAPI, Lap2, marker)"
+            )
+        # Its package takes any, and beyond 1 the gray levels of the sum wrap around.
+        if abs(sum(self.deepliif_seg_weights) - 1) > 1e-6:
+            raise ConfigError(
+                f"mask.deepliif_seg_weights: together {sum(self.deepliif_seg_weights):g}; give "
+                "five that make 1"
             )
         if not self.dab_weak < self.dab_moderate < self.dab_strong:
             raise ConfigError(

@@ -18,7 +18,7 @@ from hemera import masks as labels
 from hemera import shards, tables
 from hemera.config import MaskOptions
 from hemera.engines import stain
-from hemera.errors import EngineError, ShardError, TableError
+from hemera.errors import ConfigError, EngineError, ShardError, TableError
 from hemera.stages import mask
 
 OPTIONS = MaskOptions(engines=("stain",), target="stain")
@@ -171,6 +171,15 @@ def test_deepliif_without_a_model_says_what_to_do(unit: tuple[Path, Path], tmp_p
     assert "4751737" in message
     assert "mask.engines [stain] and mask.target stain" in message
     assert not list((tmp_path / "mask").iterdir())
+
+
+@pytest.mark.parametrize("weights", [(0.0,) * 5, (1.0,) * 5, (0.2, 0.2, 0.2, 0.2, 0.1)])
+def test_weights_of_segmentations_that_do_not_make_one_are_refused(
+    weights: tuple[float, ...],
+) -> None:
+    with pytest.raises(ConfigError, match=r"mask\.deepliif_seg_weights: together .*; give five"):
+        MaskOptions(deepliif_seg_weights=weights).check()
+    MaskOptions(deepliif_seg_weights=(0.25, 0.15, 0.25, 0.1, 0.25)).check()
 
 
 def test_a_tile_that_is_no_image_is_named(tmp_path: Path) -> None:
