@@ -224,20 +224,24 @@ def validate(
 ) -> dict[str, float]:
     """Return the loss and the four pooled metrics at 0.5 over the validation tiles."""
     net.eval()
-    rows: list[tuple[float, metrics.Confusion]] = []
+    per_tile = torch.vmap(lambda logits, truth: judge(logits, truth, options)[0])
+    judged: list[Tensor] = []
+    counted: list[Tensor] = []
     for batch in training.ahead(batches, compute.device):
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"])).float()
         truth = batch["positive"]
         predicted = torch.sigmoid(logits) >= THRESHOLD
-        counts = torch.stack(
+        judged.append(per_tile(logits, truth.float()))
+        counted.append(torch.stack(
             [(said & real).flatten(1).sum(1)
              for said in (predicted, ~predicted) for real in (truth, ~truth)], 1,
-        ).tolist()  # fmt: skip
-        for place, (hit, false, missed, rest) in enumerate(counts):
-            one = slice(place, place + 1)
-            total, _, _ = judge(logits[one], truth[one].float(), options)
-            rows.append((float(total), metrics.Confusion(hit, false, missed, rest)))
+        ))  # fmt: skip
+    rows: list[tuple[float, metrics.Confusion]] = []
+    if judged:
+        # Read once: each reading makes the GPU wait.
+        counts = (metrics.Confusion(*row) for row in torch.cat(counted).tolist())
+        rows += zip(torch.cat(judged).tolist(), counts, strict=True)
     totals, confusions = zip(*compute.ranks.gather(rows), strict=True)
     pooled = metrics.Confusion(*(sum(column) for column in zip(*confusions, strict=True)))
     return {"total": math.fsum(totals) / len(totals), **metrics.scores(pooled)}

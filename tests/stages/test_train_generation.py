@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from hemera import tables, trained, training
+from hemera import metrics, tables, trained, training
 from hemera.config import TrainGenerationOptions
 from hemera.errors import ConfigError, TrainingError
+from hemera.models import losses
 from hemera.options import flags
 from hemera.stages import train_generation
 from hemera.stages.train_generation import fit_threshold, rate_factor, run
@@ -243,6 +244,32 @@ def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):
     assert found["discriminator"].item() == pytest.approx(loss.item(), rel=1e-4)
     for ours, theirs in zip(gradient, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_validation_is_the_mean_over_tiles():
+    """Batches of two and one: each tile counts alike."""
+    images = torch.randint(0, 256, (2, 3, 3, 16, 24), dtype=torch.uint8)
+    batch = {"he": images[0], "her2": images[1], "weight": torch.rand(3, 1, 16, 24)}
+    batches = [{k: v[part] for k, v in batch.items()} for part in (slice(0, 2), slice(2, 3))]
+    # A network that paints H&E itself.
+    found = train_generation.validate(torch.nn.Identity(), batches, plain_compute(), OPTIONS)
+    distances, noise, alike = [], [], []
+    for he, her2, weight in zip(*batch.values(), strict=True):
+        error = (he.float() - her2.float()) / 127.5 * weight
+        levels = losses.pyramid(error[None], 4)
+        distances.append(
+            sum(
+                w * level.abs().mean().item()
+                for w, level in zip((1, 25, 25, 25), levels, strict=True)
+            )
+        )
+        pair = [image.permute(1, 2, 0).numpy() for image in (he, her2)]
+        noise.append(metrics.psnr(*pair))
+        alike.append(metrics.ssim(*pair))
+    assert found["reconstruction"] == pytest.approx(np.mean(distances), rel=1e-4)
+    # 8 bits that went to [-1, 1] and back may come out one lower.
+    assert found["psnr_db"] == pytest.approx(np.mean(noise), abs=0.05)
+    assert found["ssim"] == pytest.approx(np.mean(alike), abs=0.005)
 
 
 def batch_of(tiles: int, seed: int = 0):

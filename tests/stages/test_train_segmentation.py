@@ -14,7 +14,7 @@ from hemera.errors import ConfigError, TrainingError
 from hemera.stages import train_segmentation
 from hemera.stages.train_segmentation import run
 from tests.small_index import write_index
-from tests.small_networks import MODEL, write_generator
+from tests.small_networks import MODEL, plain_compute, write_generator
 
 OPTIONS = TrainSegmentationOptions(
     base_width=8, crop_px=128, epochs=2, batch_size=2, learning_rate=2e-3, device="cpu",
@@ -95,6 +95,29 @@ def test_the_network_learns(given, tmp_path):
     found = history(tmp_path)
     assert found[20, "train", "total"] < 0.7 * found[1, "train", "total"]
     assert json.loads((tmp_path / "metadata.json").read_text())["epoch"] == 20
+
+
+@pytest.mark.parametrize("switches", [{}, {"focal_gamma": 2.0, "tversky_beta": 0.7}])
+def test_validation_is_the_mean_over_tiles_and_pools_their_pixels(switches):
+    """Batches of two and one: each tile counts alike, as each pixel does."""
+    options = dataclasses.replace(OPTIONS, **switches)
+    rng = torch.Generator().manual_seed(1)
+    he = torch.randint(0, 256, (3, 1, 6, 10), dtype=torch.uint8, generator=rng)
+    truth = torch.rand(3, 1, 6, 10, generator=rng) > 0.6
+    truth[1] = False
+    batches = [{"he": he[part], "positive": truth[part]} for part in (slice(0, 2), slice(2, 3))]
+    net = torch.nn.Conv2d(1, 1, 1)
+    torch.nn.init.constant_(net.weight, 4.0)
+    torch.nn.init.constant_(net.bias, -2.0)
+    found = train_segmentation.validate(net, batches, plain_compute(), options)
+    logits = he / 255 * 4 - 2
+    expected = [
+        train_segmentation.judge(logits[k], truth[k].float(), options)[0].item() for k in range(3)
+    ]
+    assert found["total"] == pytest.approx(sum(expected) / 3, rel=1e-5)
+    said = logits >= 0
+    hit = (said & truth).sum().item()
+    assert found["f1"] == pytest.approx(2 * hit / (said.sum() + truth.sum()).item(), rel=1e-6)
 
 
 def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
