@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from skimage.measure import label
 from skimage.segmentation import watershed
 
 from hemera import masks, pixels
@@ -26,6 +27,7 @@ DAB = (0.268, 0.570, 0.776)
 red, green and blue: what holds where a slide shows no second stain to measure."""
 
 _flood: Callable[..., npt.NDArray[np.int32]] = watershed
+_alike: Callable[..., npt.NDArray[np.int64]] = label
 
 _WORKING_MPP = 0.5
 """No tile is worked on finer than this: nuclei and membranes are resolved, um/px."""
@@ -91,9 +93,9 @@ _DARK_DEFAULT = 0.35
 class Nuclei:
     """Nuclei of one tile, and to which of them every pixel is nearest: all (H, W).
 
-    `labels` numbers the nuclei from 1, 0 is none; `owner` is the nucleus that a pixel belongs to
-    or is nearest to, 0 where that was none; `depth_px` is the distance inside the edge of what
-    is darker than its surroundings, negative outside of it.
+    `labels` numbers the nuclei from 1, 0 is none; each is one piece. `owner` is the nucleus that
+    a pixel belongs to or is nearest to, 0 where that was none; `depth_px` is the distance inside
+    the edge of a nucleus, negative outside of it.
     """
 
     labels: npt.NDArray[np.int32]
@@ -293,9 +295,13 @@ def membranes(
 
 
 def nuclei(
-    haematoxylin: npt.NDArray[np.float32], mpp: float, dark: float, options: MaskOptions
+    haematoxylin: npt.NDArray[np.float32],
+    mpp: float,
+    dark: float,
+    options: MaskOptions,
+    left_out: npt.NDArray[np.bool_] | None = None,
 ) -> Nuclei:
-    """Find the nuclei of a density of haematoxylin (H, W).
+    """Find the nuclei of a density of haematoxylin (H, W), none of them where it is left out.
 
     A pixel of a nucleus is darker than `options.nucleus_density_min`, than a share of the pair's
     `dark` nuclei, than the mean of its surroundings, and not much paler than the darkest near it:
@@ -318,6 +324,8 @@ def nuclei(
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     inside = np.asarray(cv2.morphologyEx(inside, cv2.MORPH_OPEN, disc), np.uint8)
     _fill_gaps(inside, _GAP_UM2 / mpp**2)
+    if left_out is not None:
+        inside[left_out] = 0
 
     # In whole steps: OpenCV's distances may differ in their last bit from call to call, which
     # would decide between equal peaks; its blur of integers is exact.
@@ -342,10 +350,34 @@ def nuclei(
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     owner = numbers[owner]
     # Smoothing and opening took the rim.
-    depth_px = np.where(inside != 0, steps / np.float32(_STEPS), -outside_px)
+    depth_px = np.where(pieces != 0, steps / np.float32(_STEPS), -outside_px)
     depth_px += np.float32(_RIM_UM / mpp)
+    if left_out is not None:
+        depth_px[left_out] = -np.inf
     labels = np.where(depth_px >= 0, owner, 0)
+    stray = _stray(labels)
+    if stray is not None:
+        labels[stray] = owner[stray] = 0
     return Nuclei(labels, owner, depth_px)
+
+
+def _stray(labels: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_] | None:
+    """Return what of numbered regions (H, W) is apart from their largest piece; None: nothing.
+
+    A cut at half the resolution reaches over gaps of a pixel.
+    """
+    pieces = _alike(labels, background=0, connectivity=2)
+    count = int(pieces.max(initial=0)) + 1
+    if count - 1 == np.count_nonzero(np.bincount(labels.ravel())[1:]):
+        return None
+    area = np.bincount(pieces.ravel(), minlength=count)
+    number = np.zeros(count, np.int64)
+    number[pieces.ravel()] = labels.ravel()
+    # By number, the largest last: what comes later overwrites.
+    order = np.argsort(area, kind="stable")
+    largest = np.zeros(int(number.max()) + 1, np.int64)
+    largest[number[order]] = order
+    return np.asarray(largest[labels] != pieces)
 
 
 def _cut(
@@ -507,10 +539,8 @@ def segment(
     left_out = artefacts(work, work_mpp, stains)
     if left_out is not None:
         separated[left_out] = 0
-    found = nuclei(np.ascontiguousarray(separated[..., 0]), work_mpp, stains.dark, options)
-    if left_out is not None:
-        found.labels[left_out] = 0
-        found.depth_px[left_out] = -np.inf
+    haematoxylin = np.ascontiguousarray(separated[..., 0])
+    found = nuclei(haematoxylin, work_mpp, stains.dark, options, left_out)
     dab, membrane = membranes(separated, work_mpp, stains, options)
     grown, cells = measure(found, membrane, work_mpp, options)
     labels = found.labels
