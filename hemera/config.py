@@ -575,10 +575,11 @@ class TrainingOptions(Options):
         True, "the same machine gives the same bytes again; slower on a GPU"
     )
     precision: str = option(
-        "float32",
-        "numbers the networks compute in; bf16 and fp16 halve time and memory on a GPU that has "
-        "them, the losses and the weights stay float32",
-        choices=("float32", "bf16", "fp16"),
+        "tf32",
+        "numbers the networks compute in: float32; tf32, the same but that a GPU rounds what it "
+        "multiplies, as PyTorch does in convolutions by default; bf16, fp16: half the memory. "
+        "Losses and weights stay float32",
+        choices=("float32", "tf32", "bf16", "fp16"),
         paper="not stated",
     )
     compile: bool = option(
@@ -586,15 +587,16 @@ class TrainingOptions(Options):
     )
     gpus: int = option(
         1,
-        "GPUs that share each step, by torchrun; with device cpu, processes; more than one leaves "
-        "a smaller last step out",
+        "GPUs that share each step, by torchrun; with device cpu, processes; batch norms, Dice and "
+        "variance are then of each GPU's share, and a smaller last step is left out",
         ge=1,
         le=64,
     )
     accumulate: int = option(
         1,
-        "parts in which a step's tiles go through one after the other, for less memory; more than "
-        "one leaves a smaller last step out",
+        "parts in which a step's tiles go through one after the other, for less memory; Dice and "
+        "variance are then of a part, the generator meets the discriminator of before the step, "
+        "and a smaller last step is left out",
         ge=1,
         le=1024,
     )

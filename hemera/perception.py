@@ -6,10 +6,8 @@ that the user names. Nothing is downloaded, and of a file nothing but numbers is
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hemera import trained
 from hemera.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class Inception:
             ) from error
         self._net: nn.Module = net.to(device)
         self._device = device
-        self.sha256 = _digest(weights)
+        self.sha256 = trained.file_digest(weights)
 
     @torch.inference_mode()
     def __call__(self, images: RGB) -> npt.NDArray[np.float32]:
@@ -106,7 +105,7 @@ class Lpips:
             raise _foreign(weights, option, error, "torchvision's AlexNet") from error
         self._net: nn.Module = net.to(device).requires_grad_(False)
         self._device = device
-        self.sha256 = _digest(weights)
+        self.sha256 = trained.file_digest(weights)
 
     @torch.inference_mode()
     def __call__(self, images: RGB, truth: RGB) -> list[float]:
@@ -124,47 +123,15 @@ def _planes(images: RGB) -> Tensor:
 
 
 def _read(path: Path, option: str) -> dict[str, Any]:
-    """Read a torch file of weights, and nothing but tensors and numbers of it."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise TrainingError(
-            f"{path}: no such file; name one as {option}, or none to leave that out"
-        ) from None
-    except pickle.UnpicklingError as error:
-        raise TrainingError(
-            f"{path}: no file of weights, or one that holds more than numbers, which could run "
-            f"code and is not read; name another as {option}"
-        ) from error
-    # What torch makes of a file of something else depends on its first bytes.
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
-        raise TrainingError(
-            f"{path}: damaged, or no file of weights ({_line(error)}); get it again, or set "
-            f"{option}: none"
-        ) from error
-    if not isinstance(state, dict):
-        raise TrainingError(
-            f"{path}: holds a {type(state).__name__}, not the weights of a network; name another "
-            f"file as {option}"
-        )
-    return state
+    return trained.read_weights(
+        path,
+        missing=f"name one as {option}, or none to leave that out",
+        remedy=f"name another as {option}, or none to leave that out",
+    )
 
 
 def _foreign(path: Path, option: str, error: BaseException, wanted: str) -> TrainingError:
     return TrainingError(
-        f"{path}: weights of another network ({_line(error)}); name the weights of {wanted}, as "
-        f"{option}"
+        f"{path}: weights of another network ({trained.brief(error)}); name the weights of "
+        f"{wanted}, as {option}"
     )
-
-
-def _line(error: BaseException) -> str:
-    """Return the beginning of what an error says, on one line."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):
-        words = f"{words} is missing"
-    return words if len(words) <= 200 else words[:197] + "..."
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -44,9 +44,18 @@ class Ranks:
             self._average(p.grad for p in module.parameters() if p.grad is not None)
 
     def average_statistics(self, module: nn.Module) -> None:
-        """Replace the running statistics of a network by their mean over the processes."""
+        """Replace the running statistics of a network by their mean over the processes.
+
+        What is not in training mode is frozen and the same everywhere: it stays to the bit.
+        """
         if self.count > 1:
-            self._average(buffer for buffer in module.buffers() if buffer.is_floating_point())
+            self._average(
+                buffer
+                for part in module.modules()
+                if part.training
+                for buffer in part.buffers(recurse=False)
+                if buffer.is_floating_point()
+            )
 
     def average(self, values: Tensor) -> Tensor:
         """Return the mean of `values` over the processes."""

@@ -5,12 +5,14 @@ Nothing that is read here can run code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import pickle
 import platform
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,18 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
         safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
 
 
-def read_weights(path: Path) -> dict[str, Any]:
+def read_weights(
+    path: Path,
+    *,
+    missing: str = "run the stage that makes it",
+    remedy: str = "delete it and make it again",
+) -> dict[str, Any]:
     """Read a safetensors file, or a torch file from which nothing but tensors and numbers is read.
+
+    Args:
+        path: the file.
+        missing: remedy where there is none.
+        remedy: remedy where it is none of weights.
 
     Raises:
         TrainingError: when it cannot be read, is damaged, or would run code.
@@ -56,20 +68,38 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise TrainingError(f"{path}: no such file; run the stage that makes it") from None
-    except (
-        safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError,
-    ) as error:  # fmt: skip
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainingError(f"{path}: no such file; {missing}") from None
+    except pickle.UnpicklingError as error:
         raise TrainingError(
-            f"{path}: damaged, or not plain weights ({reason}); delete it and make it again"
+            f"{path}: damaged, or not plain weights: what holds more than numbers could run code "
+            f"and is not read; {remedy}"
         ) from error
+    # What torch makes of a file of something else depends on its first bytes.
+    except (
+        safetensors.SafetensorError, struct.error, RuntimeError, EOFError, OSError, ValueError,
+        LookupError, TypeError, AttributeError, ArithmeticError, MemoryError,
+    ) as error:  # fmt: skip
+        raise TrainingError(
+            f"{path}: damaged, or not plain weights ({brief(error)}); {remedy}"
+        ) from error
+    if not isinstance(state, dict):
+        raise TrainingError(
+            f"{path}: holds a {type(state).__name__}, not the weights of a network; {remedy}"
+        )
+    return state
 
 
-def load_into(module: nn.Module, weights: Mapping[str, Tensor], subject: str) -> None:
+def brief(error: BaseException) -> str:
+    """Return the beginning of what an error says, on one line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        words = f"{words} is missing"
+    return words if len(words) <= 200 else words[:197] + "..."
+
+
+def load_into(module: nn.Module, weights: Mapping[str, Any], subject: str) -> None:
     """Load weights that must fit exactly.
 
     Raises:
@@ -78,11 +108,14 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], subject: str) ->
     own = module.state_dict()
     faults = [f"{name} is missing" for name in own if name not in weights]
     faults += [f"{name} is not known" for name in weights if name not in own]
-    faults += [
-        f"{name} is {tuple(weights[name].shape)}, wanted {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
+    for name in own:
+        if name not in weights:
+            continue
+        found = weights[name]
+        if not isinstance(found, Tensor):
+            faults.append(f"{name} is a {type(found).__name__}, wanted numbers")
+        elif found.shape != own[name].shape:
+            faults.append(f"{name} is {tuple(found.shape)}, wanted {tuple(own[name].shape)}")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise TrainingError(
@@ -143,25 +176,40 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
 
 
 def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str, Any]]:
-    """Return a trained generator in evaluation mode, and its metadata."""
+    """Return a trained generator in evaluation mode, and its metadata.
+
+    Raises:
+        TrainingError: when a file is missing or damaged, or they do not fit each other.
+    """
     described = read_metadata(metadata, "generation")
-    net = build_generator(**_model(described, metadata))
+    with _building(metadata):
+        net = build_generator(**described["model"])
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
 
 
 def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, dict[str, Any]]:
-    """Return a trained SegmentationNet, its frozen branch included, and its metadata."""
+    """Return a trained SegmentationNet, its frozen branch included, and its metadata.
+
+    Raises:
+        TrainingError: when a file is missing or damaged, or they do not fit each other.
+    """
     described = read_metadata(metadata, "segmentation")
-    model = _model(described, metadata)
-    branch = model.pop("generation", None)
-    net = SegmentationNet(None if branch is None else build_generator(**branch), **model)
+    with _building(metadata):
+        model = dict(described["model"])
+        branch = model.pop("generation")
+        net = SegmentationNet(None if branch is None else build_generator(**branch), **model)
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
 
 
-def _model(described: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    model = described.get("model")
-    if not isinstance(model, Mapping):
-        raise TrainingError(f"{path}: does not say how its network is built; train again")
-    return dict(model)
+@contextlib.contextmanager
+def _building(metadata: Path) -> Iterator[None]:
+    """Turn what a network's description from elsewhere may raise into an error that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise TrainingError(
+            f"{metadata}: does not say how its network is built ({brief(error)}); name the file "
+            "that was written beside the weights, or train again"
+        ) from error

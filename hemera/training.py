@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -35,15 +36,18 @@ from tqdm import tqdm
 from hemera import files, tables, trained
 from hemera.config import TrainGenerationOptions, TrainingOptions, TrainSegmentationOptions
 from hemera.dataset import Order, TileDataset, turned
-from hemera.errors import TrainingError
+from hemera.errors import HemeraError, TrainingError
 from hemera.journal import Journal
 from hemera.options import Options
 from hemera.ranks import Ranks, joined
 
 log = logging.getLogger(__name__)
 
-UNDIGESTED = ("workers", "checkpoint_minutes", "sample_tiles")
-"""Options that change no byte of the result, so that a run resumes when they change."""
+UNDIGESTED = ("workers", "checkpoint_minutes", "sample_tiles", "select")
+"""Options that change no byte of what is trained, so that a run resumes when they change.
+
+`select` chooses between weights that the checkpoint holds both.
+"""
 
 SETTLE_STEPS = 32
 """Steps after which losses are read: to read one makes the GPU wait."""
@@ -65,14 +69,26 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @contextlib.contextmanager
 def session(
-    *, seed: int, threads: int, device: str, deterministic: bool = True
+    *, seed: int, threads: int, device: str, deterministic: bool = True, tf32: bool = False
 ) -> Iterator[torch.device]:
     """Seed torch, set its threads and its deterministic mode, and put all back afterwards.
+
+    Args:
+        seed: of torch's generators.
+        threads: of the processor.
+        device: auto, cpu or cuda.
+        deterministic: use no kernel whose result can differ, where there is a choice.
+        tf32: let a GPU round what it multiplies in single precision to TF32.
 
     Yields:
         The device to compute on.
@@ -83,23 +99,30 @@ def session(
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.matmul.allow_tf32,
     )
-    if deterministic:
+    if deterministic and place.type == "cuda":
         # Read by cuBLAS when it starts; without it, some of its sums are in no fixed order.
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    with torch.random.fork_rng(enabled=True):
+    gpus = [torch.cuda.current_device()] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
         try:
             torch.manual_seed(seed)
             torch.set_num_threads(threads)
             # Warn only: one kernel without a deterministic form must not end a long run.
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
             torch.backends.cudnn.benchmark = not deterministic
+            torch.backends.cudnn.allow_tf32 = tf32
+            torch.backends.cuda.matmul.allow_tf32 = tf32
             log.info("computing on %s, %d threads, seed %d", place, threads, seed)
             yield place
         finally:
             torch.set_num_threads(before[0])
             torch.use_deterministic_algorithms(before[1], warn_only=before[2])
             torch.backends.cudnn.benchmark = before[3]
+            torch.backends.cudnn.allow_tf32 = before[4]
+            torch.backends.cuda.matmul.allow_tf32 = before[5]
 
 
 @dataclasses.dataclass
@@ -110,6 +133,10 @@ class Compute:
     ranks: Ranks
     precision: torch.dtype
     scaler: torch.amp.GradScaler
+    leaving: Tensor = dataclasses.field(
+        default_factory=lambda: torch.zeros(1, dtype=torch.bool).share_memory_()
+    )
+    """Whether the run is over, for the processes that read tiles."""
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which networks and losses run."""
@@ -173,10 +200,15 @@ def computing(options: TrainingOptions) -> Iterator[Compute]:
             threads=options.torch_threads,
             device=options.device,
             deterministic=options.deterministic,
+            tf32=options.precision == "tf32",
         ),
     ):
         scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        yield Compute(device, ranks, precision, scaler)
+        compute = Compute(device, ranks, precision, scaler)
+        try:
+            yield compute
+        finally:
+            compute.leaving[0] = True
 
 
 def part_ways(compute: Compute, seed: int) -> None:
@@ -233,11 +265,12 @@ def index_metadata(index: Path) -> dict[str, str]:
     return metadata
 
 
-def index_facts(index: Path, network: str) -> IndexFacts:
+def index_facts(index: Path, network: str, crop_px: int | None = None) -> IndexFacts:
     """Read fingerprint, mask engine and subsets of an index.
 
     Raises:
-        TrainingError: when the training or the validation subset is empty.
+        TrainingError: when the training or the validation subset is empty, or a tile smaller than
+            the crop.
     """
     metadata = index_metadata(index)
     parts: dict[str, list[dict[str, Any]]] = {}
@@ -249,6 +282,12 @@ def index_facts(index: Path, network: str) -> IndexFacts:
                 f"funnel in the report, then loosen filter, add pairs, or check "
                 f"index.{network}_datasets, index.val_fraction and the sheet's splits"
             )
+    smallest = min((*parts["train"], *parts["val"]), key=lambda row: row["size_px"])
+    if crop_px is not None and smallest["size_px"] < crop_px:
+        raise TrainingError(
+            f"{smallest['tile']}: {smallest['size_px']} px is smaller than crop_px {crop_px}; give "
+            "a smaller crop or none"
+        )
     return IndexFacts(
         metadata["fingerprint"],
         metadata["mask_target"],
@@ -260,11 +299,15 @@ def index_facts(index: Path, network: str) -> IndexFacts:
     )
 
 
-def run_digest(options: Options, facts: IndexFacts, **more: str) -> str:
+def run_digest(options: TrainingOptions, facts: IndexFacts, **more: str) -> str:
     """Return a short digest of everything that determines a run: the name of its checkpoints."""
     values = dataclasses.asdict(options)
     for name in UNDIGESTED:
         values.pop(name, None)
+    # auto is what it finds; on a GPU the processor's threads add nothing up.
+    values["device"] = find_device(options.device).type
+    if values["device"] == "cuda":
+        del values["torch_threads"]
     described = {
         "section": options.section,
         "version": options.version,
@@ -281,26 +324,29 @@ def run_digest(options: Options, facts: IndexFacts, **more: str) -> str:
 # --- tiles in their order ------------------------------------------------------------------------
 
 
-def training_batches(tiles: TileDataset, order: Order, workers: int) -> DataLoader[dict[str, Any]]:
+def training_batches(
+    tiles: TileDataset, order: Order, workers: int, compute: Compute | None = None
+) -> DataLoader[dict[str, Any]]:
     """Return the parts of batches of a run as tensors; its processes start once, not per epoch."""
     return DataLoader(
         tiles,
         batch_sampler=order,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=compute is not None and compute.device.type == "cuda",
         # Its own generator, so that the loader draws nothing from the run's.
         generator=torch.Generator(),
+        worker_init_fn=None if compute is None else functools.partial(outlive, compute.leaving),
     )
 
 
 def validation_batches(
-    tiles: TileDataset, batch_size: int, workers: int, ranks: Ranks | None = None
+    tiles: TileDataset, batch_size: int, workers: int, compute: Compute | None = None
 ) -> DataLoader[dict[str, Any]]:
     """Return this process's share of all tiles, in order, as they are seen in validation.
 
     It is iterated once for each validation.
     """
-    ranks = ranks or Ranks()
+    ranks = Ranks() if compute is None else compute.ranks
     keys = [(0, position) for position in range(ranks.rank, len(tiles), ranks.count)]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     workers = -(-workers // 2)
@@ -309,16 +355,28 @@ def validation_batches(
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=compute is not None and compute.device.type == "cuda",
         generator=torch.Generator(),
+        worker_init_fn=None if compute is None else functools.partial(outlive, compute.leaving),
     )
+
+
+def outlive(leaving: Tensor, worker: int) -> None:
+    """Let a reading process outlive a SIGTERM to the whole job, until the run leaves.
+
+    A cluster signals every process of a job; a reading process that dies of it takes the run along
+    before that has saved.
+    """
+
+    def told(number: int, frame: object) -> None:
+        if bool(leaving[0]):
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, told)
 
 
 def ahead(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
     """Yield batches on the device, each flipped and turned there, the next on its way already."""
-    if device.type == "cpu":
-        yield from batches
-        return
 
     def sent(batch: dict[str, Any]) -> dict[str, Any]:
         moved = {
@@ -328,11 +386,20 @@ def ahead(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[d
         return turned(moved) if "view" in moved else moved
 
     waiting = None
-    for batch in batches:
-        following = sent(batch)
-        if waiting is not None:
-            yield waiting
-        waiting = following
+    try:
+        for batch in batches:
+            if device.type == "cpu":
+                yield batch
+                continue
+            following = sent(batch)
+            if waiting is not None:
+                yield waiting
+            waiting = following
+    except HemeraError as error:
+        # From a reading process it comes with that process's traceback: the last line says it.
+        said = str(error).strip().splitlines()[-1]
+        name = f"{type(error).__module__}.{type(error).__name__}: "
+        raise type(error)(said.removeprefix(name)) from None
     if waiting is not None:
         yield waiting
 
@@ -427,6 +494,8 @@ class Run:
             "best": self.best,
             # What each process draws from: its processor's state, then its GPU's.
             "random": self.ranks.gather([_random_state()]),
+            # Within an epoch each has seen other tiles.
+            "statistics": self.ranks.gather([self._statistics()]),
         }
         if self.ranks.first:
             with files.replacing(self.path) as temporary:
@@ -440,6 +509,8 @@ class Run:
             TrainingError: when it is damaged or of other networks.
         """
         if not self.path.exists():
+            others = sum(path.is_dir() for path in self.folder.parent.glob("*"))
+            log.info("a new run, %s; runs of other options beside it: %d", self.folder, others)
             return False
         state = trained.read_weights(self.path)
         try:
@@ -453,6 +524,8 @@ class Run:
             progress["history"] = [tuple(entry) for entry in progress["history"]]
             self.progress = Progress(**progress)
             self.best = state["best"]
+            for name, buffers in state["statistics"][self.ranks.rank].items():
+                self.modules[name].load_state_dict(buffers, strict=False)
             own, *gpu = state["random"][self.ranks.rank]
             torch.set_rng_state(own)
             if gpu and torch.cuda.is_initialized():
@@ -463,6 +536,13 @@ class Run:
             ) from error
         log.info("resumed at epoch %d, step %d", self.progress.epoch, self.progress.step)
         return True
+
+    def _statistics(self) -> dict[str, dict[str, Tensor]]:
+        """Return the buffers of every network, on the processor."""
+        return {
+            name: {key: buffer.cpu() for key, buffer in module.named_buffers()}
+            for name, module in self.modules.items()
+        }
 
     def judge(self, value: float) -> bool:
         """Keep the weights of the epoch just run when `value` is the highest so far."""
@@ -488,14 +568,19 @@ class Run:
         values = torch.stack(
             [torch.stack([loss.detach().float() for loss in found.values()]) for found, _ in steps]
         )
-        for number, (row, (_, tiles)) in enumerate(zip(values.tolist(), steps, strict=True), 1):
-            for name, value in zip(names, row, strict=True):
-                if not math.isfinite(value):
-                    raise TrainingError(
-                        f"epoch {self.progress.epoch}, step {self.progress.step + number}: loss "
-                        f"{name} is {value} on the tiles {', '.join(tiles)}; look at them in the "
-                        "report, or lower learning_rate"
-                    )
+        bad = [
+            (number, name, value, ", ".join(tiles))
+            for number, (row, (_, tiles)) in enumerate(zip(values.tolist(), steps, strict=True), 1)
+            for name, value in zip(names, row, strict=True)
+            if not math.isfinite(value)
+        ]
+        # The first of all processes: after it gradients are spoilt in every one.
+        if found := self.ranks.gather(bad[:1]):
+            number, name, value, named = min(found, key=lambda one: one[0])
+            raise TrainingError(
+                f"epoch {self.progress.epoch}, step {self.progress.step + number}: loss {name} is "
+                f"{value} on the tiles {named}; look at them in the report, or lower learning_rate"
+            )
         for row, (_, tiles) in zip(self.ranks.average(values).tolist(), steps, strict=True):
             self.progress.add(dict(zip(names, row, strict=True)), len(tiles) * self.ranks.count)
 
@@ -553,7 +638,7 @@ def train(
     )
     if progress.epoch > options.epochs:
         return
-    batches = ahead(training_batches(tiles, order, options.workers), compute.device)
+    batches = ahead(training_batches(tiles, order, options.workers, compute), compute.device)
     started, first = time.monotonic(), progress.epoch
     done = (progress.epoch - 1) * order.steps + progress.step
     with (
@@ -592,6 +677,11 @@ def train(
             better = False
             if epoch % options.validate_every == 0 or epoch == options.epochs:
                 validated = validate()
+                if wrong := [name for name, value in validated.items() if math.isnan(value)]:
+                    raise TrainingError(
+                        f"epoch {epoch}: validation gives no number for {', '.join(wrong)}; lower "
+                        "learning_rate, or set precision: float32"
+                    )
                 better = run.judge(judged(validated))
             progress.close_epoch({"learning_rate": rate(epoch)}, validated)
             if ranks.first and validated:
@@ -602,7 +692,8 @@ def train(
                 if options.sample_tiles:
                     journal.picture(epoch, epoch * order.steps, show())
             journal.epoch(epoch * order.steps, progress.of(epoch))
-            log_epoch(progress, options.epochs, started, first)
+            if ranks.first:
+                log_epoch(progress, options.epochs, started, first)
     run.save()
 
 
@@ -675,6 +766,6 @@ def describe_run(
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """Return the mean of the finite values; 0 where there is none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else 0.0
+    """Return the mean of the values that are not infinite; 0 where there is none."""
+    bounded = [value for value in values if not math.isinf(value)]
+    return sum(bounded) / len(bounded) if bounded else 0.0

@@ -31,12 +31,16 @@ with joined(2, torch.device("cpu")) as ranks:
         parameter.grad = torch.full_like(parameter, 10.0 * number + ranks.rank)
     net[0].bias.grad = None
     net[1].running_mean.fill_(4.0 * ranks.rank)
+    frozen = torch.nn.BatchNorm1d(1).eval()
+    frozen.running_mean.fill_(4.0 * ranks.rank)
+    ranks.average_statistics(frozen)
     ranks.average_gradients(net)
     ranks.average_statistics(net)
     found = [
         ranks.count, ranks.first == (ranks.rank == 0),
         net[0].weight.grad.tolist(), net[0].bias.grad, net[1].bias.grad.tolist(),
         net[1].running_mean.item(), int(net[1].num_batches_tracked),
+        frozen.running_mean.item() == 4.0 * ranks.rank,
         ranks.average(torch.tensor([1.0, ranks.rank])).tolist(),
         ranks.gather([f"{ranks.rank}a", f"{ranks.rank}b"]),
         ranks.any(ranks.rank == 1), ranks.any(False),
@@ -60,7 +64,7 @@ def test_processes_exchange_means_and_lists(tmp_path):
     done = torchrun(str(script), str(tmp_path))
     assert done.returncode == 0, done.stderr
     expected = [
-        2, True, [[0.5, 0.5]], None, [30.5], 2.0, 0, [1.0, 0.5], ["0a", "0b", "1a", "1b"],
+        2, True, [[0.5, 0.5]], None, [30.5], 2.0, 0, True, [1.0, 0.5], ["0a", "0b", "1a", "1b"],
         True, False,
     ]  # fmt: skip
     for rank in "01":
@@ -131,3 +135,47 @@ def test_started_alone_what_wants_two_says_how(tmp_path):
     options = dataclasses.replace(SEGMENTATION, gpus=2)
     with pytest.raises(TrainingError, match="nproc-per-node 2 --no-python hemera"):
         train_segmentation.run(**given, options=options, **segmentation_paths(tmp_path))
+
+
+STOPPED = """
+import sys
+from hemera import training
+from hemera.__main__ import main
+
+save = training.Run.save
+
+
+def save_and_stop(run):
+    save(run)
+    if (run.progress.epoch, run.progress.step) == (1, 3):
+        sys.exit(9)
+
+
+training.Run.save = save_and_stop
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_resume_to_the_same_bits(tmp_path):
+    """Stopped after an epoch's last step: the batch norms of each process saw other tiles."""
+    index = write_index(tmp_path / "results", train=6, val=2)
+    options = options_of(gpus=2, batch_size=2, norm="batch", epochs=2)
+    hemera = str(Path(sys.executable).with_name("hemera"))
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+
+    def start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+        folder.mkdir(exist_ok=True)
+        places = [
+            word for name, path in ({"index": index} | paths(folder)).items()
+            for word in (f"--{name}", str(path))
+        ]  # fmt: skip
+        return torchrun(*command, "train_generation", *places, *words(options))
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(whole, "--no-python", hemera).returncode == 0
+    assert start(broken, str(script)).returncode != 0
+    done = start(broken, "--no-python", hemera)
+    assert done.returncode == 0, done.stderr
+    for name in ("generator.safetensors", "metadata.json"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name

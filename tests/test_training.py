@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from torch import nn
 from hemera import tables, trained, training
 from hemera.config import TrainGenerationOptions
 from hemera.dataset import Order, TileDataset
-from hemera.errors import TrainingError
+from hemera.errors import ShardError, TrainingError
 from hemera.stages import train_generation
 from tests.small_index import write_index
 
@@ -170,7 +171,9 @@ def test_a_file_that_is_no_index_is_named(tmp_path):
 def test_checkpoints_are_named_by_what_determines_the_run():
     facts = training.IndexFacts("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
     own = training.run_digest(OPTIONS, facts)
-    same = dataclasses.replace(OPTIONS, workers=3, checkpoint_minutes=4)
+    same = dataclasses.replace(
+        OPTIONS, workers=3, checkpoint_minutes=4, sample_tiles=0, select="best"
+    )
     assert training.run_digest(same, facts) == own
     others = [
         training.run_digest(dataclasses.replace(OPTIONS, seed=1), facts),
@@ -224,3 +227,77 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert first.equals(second)
     weights = safetensors.torch.load_file(whole / "generator.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_found_is_no_other_than_the_one_that_is_named():
+    facts = training.IndexFacts("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
+    found = dataclasses.replace(OPTIONS, device="auto")
+    assert training.run_digest(found, facts) == training.run_digest(OPTIONS, facts)
+
+
+TOLD = """
+import sys, time
+from pathlib import Path
+import dataclasses
+from hemera.stages import train_generation
+from tests.test_training import OPTIONS, paths
+
+step = train_generation.train_step
+
+
+def slow(*arguments):
+    print("step", flush=True)
+    time.sleep(0.3)
+    return step(*arguments)
+
+
+train_generation.train_step = slow
+options = dataclasses.replace(OPTIONS, workers=2, checkpoint_minutes=60, epochs=30)
+train_generation.run(index=Path(sys.argv[1]), options=options, **paths(Path(sys.argv[2])))
+"""
+
+
+def test_a_whole_job_that_is_told_to_end_keeps_what_it_trained(tmp_path):
+    """A cluster signals every process of a job, those that read tiles too."""
+    index = write_index(tmp_path / "results", train=7)
+    job = subprocess.Popen(
+        [sys.executable, "-c", TOLD, str(index), str(tmp_path)],
+        cwd=Path(__file__).parents[1], start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for _ in range(3):
+        assert job.stdout.readline() == "step\n"
+    os.killpg(job.pid, signal.SIGTERM)
+    _, said = job.communicate(timeout=60)
+    assert "told to end at epoch 1" in said.splitlines()[-1]
+    (checkpoint,) = tmp_path.glob("checkpoints/*/checkpoint.pt")
+    assert trained.read_weights(checkpoint)["progress"]["step"] >= 3
+
+
+def test_a_validation_without_a_number_ends_the_run(tmp_path, monkeypatch):
+    index = write_index(tmp_path / "results")
+    lost = {"reconstruction": float("nan"), "psnr_db": 20.0, "ssim": 0.5}
+    monkeypatch.setattr(train_generation, "validate", lambda *_: lost)
+    with pytest.raises(TrainingError, match=r"epoch 1: .* no number for reconstruction; lower"):
+        train_generation.run(index=index, options=OPTIONS, **paths(tmp_path))
+    assert not (tmp_path / "generator.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_reading_process_meets_is_one_line(tmp_path, workers):
+    index = write_index(tmp_path / "results", train=7)
+    shard = tmp_path / "results" / "tile" / "unit.tar"
+    shard.write_bytes(shard.read_bytes()[:4000])
+    options = dataclasses.replace(OPTIONS, workers=workers, dice_threshold=0.2, sample_tiles=0)
+    with pytest.raises(ShardError) as caught:
+        train_generation.run(index=index, options=options, **paths(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+    assert "unit.tar" in str(caught.value)
+    assert "hemera.errors" not in str(caught.value)
+
+
+def test_tiles_smaller_than_the_crop_are_refused_before_the_first_step(tmp_path):
+    index = write_index(tmp_path / "results")
+    with pytest.raises(TrainingError, match=r"pair0_.*: 256 px is smaller than crop_px 512"):
+        training.index_facts(index, "generation", crop_px=512)

@@ -57,7 +57,7 @@ def run(
     Raises:
         TrainingError: an empty subset, a loss that is not finite, a checkpoint that does not fit.
     """
-    facts = training.index_facts(index, "generation")
+    facts = training.index_facts(index, "generation", options.crop_px)
     with training.computing(options) as compute:
         parts = {
             part: TileDataset(
@@ -115,7 +115,7 @@ def run(
             threshold = fit_threshold(parts["train"])
             log.info("balanced Dice: DAB density %.3f, fitted on training tiles", threshold)
         validation = training.validation_batches(
-            parts["val"], options.batch_size, options.workers, compute.ranks
+            parts["val"], options.batch_size, options.workers, compute
         )
         examples = training.samples(parts["val"], options.sample_tiles)
 

@@ -63,7 +63,7 @@ def run(
         TrainingError: an empty subset, a loss that is not finite, weights or a checkpoint that do
             not fit, a GenerationNet of another index.
     """
-    facts = training.index_facts(index, "segmentation")
+    facts = training.index_facts(index, "segmentation", options.crop_px)
     with training.computing(options) as compute:
         parts = {
             part: TileDataset(
@@ -130,7 +130,7 @@ def run(
         )
         course.resume()
         validation = training.validation_batches(
-            parts["val"], options.batch_size, options.workers, compute.ranks
+            parts["val"], options.batch_size, options.workers, compute
         )
         examples = training.samples(parts["val"], options.sample_tiles)
         model = {"generation": described_branch, **how}

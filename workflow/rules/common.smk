@@ -127,6 +127,18 @@ def gpus(stage):
     return 0 if options.device == "cpu" else getattr(options, "gpus", 1)
 
 
+def training_threads(stage):
+    """Threads of a training: each of its processes computes, and has others that read tiles."""
+    options = CONFIG.stages[stage]
+    return (options.torch_threads + options.workers) * options.gpus
+
+
+def training_mb(stage, base):
+    """Memory of a training: more for each process beside the first, and for each that reads."""
+    options = CONFIG.stages[stage]
+    return megabytes(base * (1 + options.gpus) // 2 + 1000 * options.workers * options.gpus)
+
+
 def launcher(stage):
     """The command before the stage's name: torchrun's where several processes share it."""
     count = CONFIG.stages[stage].gpus

@@ -19,9 +19,9 @@ rule train_generation:
         "logs/train_generation/train_generation.tsv"
     conda:
         "../../envs/hemera.yaml"
-    threads: CONFIG.stages["train_generation"].torch_threads * CONFIG.stages["train_generation"].gpus
+    threads: training_threads("train_generation")
     resources:
-        mem_mb=megabytes(16000),
+        mem_mb=training_mb("train_generation", 16000),
         runtime=4320,
         gpu=gpus("train_generation"),
     params:

@@ -21,9 +21,9 @@ rule train_segmentation:
         "logs/train_segmentation/train_segmentation.tsv"
     conda:
         "../../envs/hemera.yaml"
-    threads: CONFIG.stages["train_segmentation"].torch_threads * CONFIG.stages["train_segmentation"].gpus
+    threads: training_threads("train_segmentation")
     resources:
-        mem_mb=megabytes(24000),
+        mem_mb=training_mb("train_segmentation", 24000),
         runtime=4320,
         gpu=gpus("train_segmentation"),
     params:
