@@ -4,12 +4,15 @@ Both sides have the same networks, losses, batches and optimisers' formulas, and
 weights; their losses on one batch are printed beside each other. The plain loop is what a training
 script does: a folder of PNG, flips and distance maps per sample on the processor, single precision,
 tensors channels first, two pyramids where one would do, losses read after every step. HEMERA's side
-is what its stages run. Goal: at least twice as fast on a GPU (stretch 3).
+is what its stages run with `deterministic: false`. Both run in one session, which holds for both:
+kernels need not be deterministic and cuDNN tries which is fastest, TF32 is as torch has it of
+itself. Goal: at least twice as fast on a GPU (stretch 3).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import sys
@@ -226,7 +229,9 @@ class Contest:
             flips=(1,), deferred=self.gpu, seed=0,
         )  # fmt: skip
         order = Order(len(tiles), self.batch, seed=0, epochs=10_000, whole=True)
-        batches = training.ahead(training.training_batches(tiles, order, self.workers), self.device)
+        batches = training.ahead(
+            training.training_batches(tiles, order, self.workers, compute), self.device
+        )
         modules = self.modules()
         for module in modules.values():
             compute.place(module, compiled=options.compile)
@@ -270,7 +275,7 @@ class Contest:
     @property
     def generator(self) -> str:
         """The U-Net that fits the side."""
-        return "unet_512" if self.side % 512 == 0 else "unet_256"
+        return next(f"unet_{step}" for step in (512, 256, 128) if self.side % step == 0)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the networks, drawn from the same numbers."""
@@ -340,15 +345,39 @@ class Contest:
             sys.stdout.flush()
 
 
+@contextlib.contextmanager
+def alike() -> Iterator[None]:
+    """Open the session that both sides run in, and print what holds in it."""
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    threads = torch.get_num_threads()
+    with training.session(seed=0, threads=threads, device="auto", deterministic=False):
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+        holds = {
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "cuDNN tries kernels": torch.backends.cudnn.benchmark,
+            "TF32 in convolutions": torch.backends.cudnn.allow_tf32,
+            "TF32 in matrix products": torch.backends.cuda.matmul.allow_tf32,
+        }
+        shown = ", ".join(f"{name}: {'yes' if held else 'no'}" for name, held in holds.items())
+        sys.stdout.write(f"both sides, {threads} threads; {shown}\n")
+        yield
+
+
 def main() -> None:
     """Measure both networks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--side", type=int, help="side of a tile, px; 512 on a GPU, else 256")
+    parser.add_argument(
+        "--side",
+        type=int,
+        help="side of a tile, px, 128 times a whole number; 512 on a GPU, else 256",
+    )
     parser.add_argument("--batch", type=int, help="tiles a step; the paper's on a GPU, else 2")
     parser.add_argument("--workers", type=int, help="reading processes; 6 with a GPU, else none")
     parser.add_argument("--steps", type=int, help="steps a round; 40 on a GPU, else 3")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    if given.side is not None and (given.side < 1 or given.side % 128):
+        parser.error(f"--side {given.side}: give a multiple of 128")
+    with tempfile.TemporaryDirectory() as name, alike():
         index = write_tiles(Path(name))
         for network in ("generation", "segmentation"):
             contest = Contest(index, network, given)
@@ -362,7 +391,6 @@ def main() -> None:
             contest.agree()
             sides = [contest.plain(), contest.ours("HEMERA, float32")]
             if contest.gpu:
-                torch.backends.cudnn.benchmark = True
                 sides.append(contest.ours("HEMERA, bf16", precision="bf16"))
                 sides.append(contest.ours("HEMERA, bf16, compiled", precision="bf16", compile=True))
             contest.measure(sides, steps)

@@ -9,12 +9,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hemera import __version__
 from hemera.__main__ import COMMANDS, main
-from hemera.config import STAGES
+from hemera.config import STAGES, load
 from hemera.options import flags
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +96,24 @@ def shell_of(stage: str) -> str:
         command = command.replace("{params.launcher}", "hemera", 1)
     assert command.startswith(f"hemera {stage} ")
     return command
+
+
+def test_trainings_on_several_gpus_are_started_by_torchrun() -> None:
+    """By the very function of the rules, with their configuration in its place."""
+    text = (RULES / "common.smk").read_text()
+    start = text.index("def training_threads(stage):")
+    end = text.index("\n\n\n", text.index("def launcher(stage):"))
+    for count, begins in ((1, "hemera"), (4, "torchrun --standalone --nproc-per-node 4 ")):
+        section = {"gpus": count, "batch_size": 4, "workers": 3, "torch_threads": 2}
+        scope: dict[str, Any] = {
+            "CONFIG": load({"train_generation": section}), "megabytes": lambda base: base,
+        }  # fmt: skip
+        exec(text[start:end], scope)
+        command = scope["launcher"]("train_generation")
+        assert command.startswith(begins)
+        assert command.endswith("hemera")
+        assert scope["training_threads"]("train_generation") == 5 * count
+        assert scope["training_mb"]("train_generation", 16000) >= 16000
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -66,11 +66,15 @@ _PEN_GAP_UM = 30.0
 _FOLD_DENSITY = 0.4
 _FOLD_UM = 8.0
 _FOLD_LENGTH_UM = 60.0
+_LINE_DENSITY = 0.15
+_LINE_COLOUR = 0.2
 _ARTEFACT_EDGE_UM = 6.0
 """Of pen: saturation (density), angle to any mixture of both stains, width, or, where it has the
 hue of haematoxylin, share of the pair's dark nuclei that it keeps over a width no nucleus has (on
 28 real and drawn tiles tissue keeps 0.44 over 24 um at most), and gap; of a fold: density in every
-channel, width, length; of both: how wide their edges are."""
+channel, width, length; of a line: density in every channel, and the share of it by which channels
+may differ (on 24 real and drawn tiles such pixels of tissue hang together over 39 um at most, those
+of a coverslip's edge over 190 um); of all: how wide their edges are."""
 
 _CONTROL_TISSUE = 0.08
 _CONTROL_NUCLEAR = 0.3
@@ -200,7 +204,8 @@ def artefacts(
     Looked for at 2 um/px. Pen is saturated colour over an even area, of a direction that no
     mixture of both stains has, or as dark as a nucleus over more than a nucleus. A fold, or a
     particle, lets no light through in any channel over more than a nucleus: wider than 8 um and
-    longer than 60 um.
+    longer than 60 um. A line, such as the edge of a coverslip, a scratch or a hair, is of any width
+    and as long, and takes all colours alike.
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -227,15 +232,8 @@ def artefacts(
     pen = saturated & (left > math.sin(math.radians(_PEN_DEG)) ** 2 * square)
     found = _opened(pen, _PEN_UM)
     found |= _opened(saturated & (haematoxylin > _PEN_DARK * stains.dark), _PEN_DARK_UM)
-    fold = least > _FOLD_DENSITY
-    if fold.any():
-        _, pieces, boxes, _ = cv2.connectedComponentsWithStats(
-            _opened(fold, _FOLD_UM).view(np.uint8)
-        )
-        long = np.hypot(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT])
-        long = long * _COARSE_MPP > _FOLD_LENGTH_UM
-        long[0] = False
-        found |= long[pieces]
+    found |= _long(_opened(least > _FOLD_DENSITY, _FOLD_UM))
+    found |= _long((least > _LINE_DENSITY) & (most - least < _LINE_COLOUR * least))
     if not found.any():
         return None
     # Ink over a nucleus has the direction of neither; their edges are paler than they are.
@@ -631,6 +629,17 @@ def _opened(mask: npt.NDArray[np.bool_], width_um: float) -> npt.NDArray[np.bool
         return mask
     disc = _disc(width_um / _COARSE_MPP)
     return np.asarray(cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, disc) > 0)
+
+
+def _long(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return the pieces of a mask at `_COARSE_MPP` that are as long as a fold."""
+    if not mask.any():
+        return mask
+    _, pieces, boxes, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
+    length = np.hypot(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT])
+    kept = length * _COARSE_MPP > _FOLD_LENGTH_UM
+    kept[0] = False
+    return kept[pieces]
 
 
 def _disc(diameter_px: float) -> npt.NDArray[np.uint8]:

@@ -125,11 +125,35 @@ def test_every_switch_trains(index, tmp_path):
     options = dataclasses.replace(
         OPTIONS, epochs=1, decay_from_epoch=0, weight_map="literal", mask_source="her2_positive",
         weight_adversarial=True, renormalise_mean=True, dice_source="intensity", select="best",
-        crop_px=None, workers=1, lr_step="start",
+        crop_px=None, workers=1,
     )  # fmt: skip
     run(index=index, options=options, **paths(tmp_path))
-    assert history(tmp_path)[1, "train", "learning_rate"] == 0
+    assert history(tmp_path)[1, "train", "learning_rate"] == 2e-3
     assert json.loads((tmp_path / "metadata.json").read_text())["dice_threshold"] is None
+    still = dataclasses.replace(options, lr_step="start")
+    run(index=index, options=still, **paths(tmp_path / "still"))
+    assert history(tmp_path / "still")[1, "train", "learning_rate"] == 0
+    weights = [
+        trained.read_weights(folder / "generator.safetensors")["down.0.0.weight"]
+        for folder in (tmp_path, tmp_path / "still")
+    ]
+    moved = (weights[0] - weights[1]).abs().max()
+    assert moved > 1e-3, "one trains at its rate, the other at none"
+
+
+def test_the_adversarial_loss_may_be_weighted_as_well(tmp_path):
+    """What the discriminator sees of the target is multiplied by the weights: here by 0."""
+    batch = batch_of(2) | {"weight": torch.zeros(2, 1, 64, 96)}
+    seen = []
+    for weighted in (False, True):
+        options = dataclasses.replace(OPTIONS, weight_adversarial=weighted)
+        course = course_of(tmp_path, options, rate=0.0)
+        course.modules["discriminator"].register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[0][:, 3:].abs().max().item())
+        )
+        train_generation.train_step([batch], course, plain_compute(), options, 0.2)
+    assert min(seen[:3]) > 0
+    assert seen[3:] == [0, 0, 0]
 
 
 def test_an_empty_subset_is_one_line_with_a_remedy(tmp_path):

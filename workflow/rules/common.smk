@@ -183,3 +183,16 @@ def map_flags(wildcards, input):
 def demo_folder(wildcards):
     """Where the demo cohort lies: the folder of its sheet."""
     return str(SHEET.path.parent)
+
+
+def of_presets(pattern):
+    """One path per preset compared."""
+    return [pattern.format(preset=preset) for preset in CONFIG.stages["compare"].presets]
+
+
+def compared_flags(wildcards):
+    """The options of a preset's training; what cannot be trained is an error that says so."""
+    try:
+        return CONFIG.compared_flags(wildcards.preset)
+    except HemeraError as error:
+        raise WorkflowError(f"compare: {error}")

@@ -5,11 +5,6 @@
 # OUTPUTS: the table as Parquet and as text, the page
 
 
-def of_presets(pattern):
-    """One path per preset compared."""
-    return [pattern.format(preset=preset) for preset in CONFIG.stages["compare"].presets]
-
-
 rule compare:
     input:
         of_units("results/tile/{unit}.tar"),

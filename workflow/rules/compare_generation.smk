@@ -5,14 +5,6 @@
 # OUTPUTS: weights, metadata, history; checkpoints lie beside them, so that a killed run resumes
 
 
-def compared_flags(wildcards):
-    """The options of a preset's training; what cannot be trained is an error that says so."""
-    try:
-        return CONFIG.compared_flags(wildcards.preset)
-    except HemeraError as error:
-        raise WorkflowError(f"compare: {error}")
-
-
 rule compare_generation:
     input:
         of_units("results/tile/{unit}.tar"),
