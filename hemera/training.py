@@ -88,7 +88,7 @@ def session(
         threads: of the processor.
         device: auto, cpu or cuda.
         deterministic: use no kernel whose result can differ, where there is a choice.
-        tf32: let a GPU round what it multiplies in single precision to TF32.
+        tf32: let a GPU round what convolutions multiply in single precision to TF32.
 
     Yields:
         The device to compute on.
@@ -114,7 +114,8 @@ def session(
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
             torch.backends.cudnn.benchmark = not deterministic
             torch.backends.cudnn.allow_tf32 = tf32
-            torch.backends.cuda.matmul.allow_tf32 = tf32
+            # Losses are matrix products.
+            torch.backends.cuda.matmul.allow_tf32 = False
             log.info("computing on %s, %d threads, seed %d", place, threads, seed)
             yield place
         finally:

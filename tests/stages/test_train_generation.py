@@ -128,7 +128,8 @@ def test_every_switch_trains(index, tmp_path):
         crop_px=None, workers=1,
     )  # fmt: skip
     run(index=index, options=options, **paths(tmp_path))
-    assert history(tmp_path)[1, "train", "learning_rate"] == 2e-3
+    # Falling from the first epoch on, to nothing after the last.
+    assert history(tmp_path)[1, "train", "learning_rate"] == 1e-3
     assert json.loads((tmp_path / "metadata.json").read_text())["dice_threshold"] is None
     still = dataclasses.replace(options, lr_step="start")
     run(index=index, options=still, **paths(tmp_path / "still"))
@@ -138,7 +139,7 @@ def test_every_switch_trains(index, tmp_path):
         for folder in (tmp_path, tmp_path / "still")
     ]
     moved = (weights[0] - weights[1]).abs().max()
-    assert moved > 1e-3, "one trains at its rate, the other at none"
+    assert moved > 5e-4, "one trains at its rate, the other at none"
 
 
 def test_the_adversarial_loss_may_be_weighted_as_well(tmp_path):
