@@ -68,13 +68,15 @@ _FOLD_UM = 8.0
 _FOLD_LENGTH_UM = 60.0
 _LINE_DENSITY = 0.15
 _LINE_COLOUR = 0.2
+_LINE_REST = (0.10, 0.3)
 _ARTEFACT_EDGE_UM = 6.0
 """Of pen: saturation (density), angle to any mixture of both stains, width, or, where it has the
 hue of haematoxylin, share of the pair's dark nuclei that it keeps over a width no nucleus has (on
 28 real and drawn tiles tissue keeps 0.44 over 24 um at most), and gap; of a fold: density in every
 channel, width, length; of a line: density in every channel, and the share of it by which channels
-may differ (on 24 real and drawn tiles such pixels of tissue hang together over 39 um at most, those
-of a coverslip's edge over 190 um); of all: how wide their edges are."""
+may differ (on 24 real and drawn tiles such pixels of tissue hang together over 38 um at most, those
+of a coverslip's edge over 190 um), and both where the rest of it hangs on; of all: how wide their
+edges are."""
 
 _CONTROL_TISSUE = 0.08
 _CONTROL_NUCLEAR = 0.3
@@ -233,7 +235,12 @@ def artefacts(
     found = _opened(pen, _PEN_UM)
     found |= _opened(saturated & (haematoxylin > _PEN_DARK * stains.dark), _PEN_DARK_UM)
     found |= _long(_opened(least > _FOLD_DENSITY, _FOLD_UM))
-    found |= _long((least > _LINE_DENSITY) & (most - least < _LINE_COLOUR * least))
+    line = _long((least > _LINE_DENSITY) & (most - least < _LINE_COLOUR * least))
+    if line.any():
+        weakest, colour = _LINE_REST
+        gray = line | ((least > weakest) & (most - least < colour * least))
+        _, parts = cv2.connectedComponents(gray.view(np.uint8))
+        found |= np.isin(parts, parts[line])
     if not found.any():
         return None
     # Ink over a nucleus has the direction of neither; their edges are paler than they are.
@@ -639,7 +646,7 @@ def _long(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     length = np.hypot(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT])
     kept = length * _COARSE_MPP > _FOLD_LENGTH_UM
     kept[0] = False
-    return kept[pieces]
+    return np.asarray(kept[pieces])
 
 
 def _disc(diameter_px: float) -> npt.NDArray[np.uint8]:

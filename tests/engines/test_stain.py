@@ -428,6 +428,34 @@ def test_a_fold_is_left_out_and_a_row_of_dark_nuclei_is_not() -> None:
     assert not found.mask[:, 155:185].any()
 
 
+@pytest.mark.parametrize("mpp", [0.46, 0.5, 0.92])
+def test_a_gray_line_is_no_row_of_cells(mpp: float) -> None:
+    """The edge of a coverslip on glass: 3 um wide, bent, dark here and pale there, of no colour."""
+    y, x = (np.mgrid[:340, :410] + 0.5) * mpp
+    apart = np.abs(x - 80 - 25 * np.sin(y / 60))
+    density = (0.45 + 0.2 * np.sin(y / 11)) * np.exp(-((apart / 1.5) ** 2))
+    noise = np.random.default_rng(4).normal(0, 1.5, (*y.shape, 3))
+    rgb = (236 * 10 ** -density[..., None] + noise).round().clip(0, 255).astype(np.uint8)
+    for stains in (
+        stain.estimate([rgb], mpp),
+        stain.Stains((236, 236, 236), estimated=("haematoxylin", "dab")),
+    ):
+        found = stain.segment(rgb, mpp, stains, OPTIONS)
+        assert len(found.cells) == 0
+        assert not masks.classes(found.mask).any()
+        assert 0.01 < found.excluded_fraction < 0.15
+
+
+def test_a_line_of_brown_or_blue_is_not_left_out() -> None:
+    """The edge of a gland, a thread of cells: it has a colour."""
+    y, x = (np.mgrid[:340, :410] + 0.5) * 0.5
+    line = 0.6 * np.exp(-(((x - 80 - 25 * np.sin(y / 60)) / 1.5) ** 2))
+    stains = stain.Stains((250, 248, 246), estimated=("haematoxylin", "dab"))
+    for dye in (HAEMATOXYLIN, DAB, (HAEMATOXYLIN + DAB) / 2):
+        rgb = np.array(stains.background) * 10 ** -(line[..., None] * dye)
+        assert stain.artefacts(rgb.round().astype(np.uint8), 0.5, stains) is None
+
+
 def test_a_direction_between_both_stains_is_a_mixture_and_not_a_stain() -> None:
     """A slide all brown has no pure haematoxylin to measure: what it has of DAB is taken away."""
     mixture = 0.6 * HAEMATOXYLIN + 0.4 * DAB
@@ -524,6 +552,15 @@ def test_nuclei_of_real_tiles_with_truth(images: Path) -> None:
     assert np.mean(scores) >= 0.75
     assert min(scores) >= 0.60
     assert min(agreements) >= 0.85
+
+
+def test_the_edge_of_a_real_coverslip_is_no_row_of_cells(images: Path) -> None:
+    """Of up to 31 positive cells a bubble beside it is left."""
+    tile = real(images, "qc_tiles/no-tissue-line.png")
+    for mpp, allowed in ((0.25, 0), (0.46, 0), (0.5, 0), (0.92, 1)):
+        found = stain.segment(tile, mpp, stain.estimate([tile], mpp), OPTIONS)
+        assert found.cells.positive.sum() <= allowed
+        assert masks.positive(found.mask).mean() < 0.001
 
 
 def test_every_nucleus_of_a_real_tile_is_one_piece_around_its_centre(images: Path) -> None:
