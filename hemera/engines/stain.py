@@ -1,8 +1,9 @@
 """The membrane engine: nuclei from haematoxylin, membranes and their strength from DAB.
 
 Colour is separated with the stain vectors and the glass of the pair at hand, estimated from a
-sample of its tiles and never from one tile alone. Every threshold is an optical density
-(log10 of glass over pixel, along a stain vector of length one), every length is in um.
+sample of its tiles; vectors only from three tiles with tissue or more, else they are fixed. Every
+threshold is an optical density (log10 of glass over pixel, along a stain vector of length one),
+every length is in um.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _flood: Callable[..., npt.NDArray[np.int32]] = watershed
 _alike: Callable[..., npt.NDArray[np.int64]] = label
 
 _WORKING_MPP = 0.5
-"""No tile is worked on finer than this: nuclei and membranes are resolved, um/px."""
+"""A tile finer than three quarters of this is worked on at this: nuclei and membranes are resolved,
+um/px."""
 
 _SMOOTHING_UM = 0.6
 _SLACK = 0.05
@@ -89,10 +91,13 @@ _STAINED = 0.30
 _FAINT = 0.15
 _PALE = 0.05
 _PIXELS_MIN = 500
+_TILES_MIN = 3
+_TILE_PIXELS_MIN = 50
 _ANGLE_MAX_DEG = 15.0
 _IMPURITY = 0.1
 _DARK_DEFAULT = 0.35
-"""Of the estimate: summed density of a stained pixel, how many it takes, how far it may lead."""
+"""Of the estimate: summed density of a stained pixel, how many it takes (of every sixteenth), on
+how many tiles, and how many for a tile to count; how far it may lead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +138,14 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
 
     Macenko et al. (ISBI 2009): the extreme directions of stained pixels in the plane of their two
     largest variances. A direction further than 15 degrees from the fixed vector of its stain is
-    noise or another dye, and the fixed vector is taken: so on a slide without DAB.
+    noise or another dye, and the fixed vector is taken: so on a slide without DAB. So it is, too,
+    where fewer than three tiles hold tissue (800 stained pixels), or all of them fewer than 8000
+    stained pixels: what one tile shows can be one dye, or none.
+
+    Glass is the 99th percentile of each channel: the palest there is, and on BCI's gray fields up
+    to 0.02 of density above `pixels.glass_colour`, with which stage describe measures the commonest
+    gray of the whole picture. Tiles may hold no glass at all, where the commonest gray is stroma:
+    with it, 45 of the 699 cells of the BCI tile 00001_test_2+ are left, and none of its 2+.
 
     Args:
         tiles: (H, W, 3) uint8 RGB each, of any sizes; none: white glass, fixed vectors.
@@ -142,7 +154,10 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
     if not tiles:
         return Stains(pixels.WHITE)
     # A blur before sampling: single pixels carry the noise of sensor and JPEG.
-    sample = np.concatenate([cv2.blur(tile, (3, 3))[::4, ::4].reshape(-1, 3) for tile in tiles])
+    samples = [
+        np.asarray(cv2.blur(tile, (3, 3)), np.uint8)[::4, ::4].reshape(-1, 3) for tile in tiles
+    ]
+    sample = np.concatenate(samples)
     red, green, blue = np.rint(np.percentile(sample, 99, axis=0)).astype(int).tolist()
     glass = (red, green, blue)
     density = pixels.optical_density(sample[None], glass)[0].astype(np.float64)
@@ -150,7 +165,9 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
     stained = density[total > _STAINED]
     vectors = np.array([_unit(HAEMATOXYLIN), _unit(DAB)])
     estimated: list[str] = []
-    if len(stained) >= _PIXELS_MIN:
+    of_tile = np.repeat(np.arange(len(samples)), [len(own) for own in samples])[total > _STAINED]
+    holding = np.count_nonzero(np.bincount(of_tile) >= _TILE_PIXELS_MIN)
+    if len(stained) >= _PIXELS_MIN and holding >= _TILES_MIN:
         for row, (name, direction) in enumerate(
             zip(("haematoxylin", "dab"), _extremes(stained), strict=True)
         ):
@@ -522,7 +539,7 @@ def segment(
 ) -> masks.Labelled:
     """Label one HER2 tile.
 
-    A tile finer than 0.5 um/px is worked on at 0.5 um/px, where nuclei and membranes are still
+    A tile finer than 0.375 um/px is worked on at 0.5 um/px, where nuclei and membranes are still
     resolved, and its labels are brought back to the tile's own grid.
 
     Args:
@@ -626,8 +643,9 @@ def _smoothed(
 
 
 def _coarse(height: int, width: int, mpp: float) -> tuple[int, int]:
-    """Return (columns, rows) of an image at `_COARSE_MPP`."""
-    return max(1, round(width * mpp / _COARSE_MPP)), max(1, round(height * mpp / _COARSE_MPP))
+    """Return (columns, rows) of an image at `_COARSE_MPP`; a coarser one stays as it is."""
+    scale = min(mpp / _COARSE_MPP, 1.0)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _opened(mask: npt.NDArray[np.bool_], width_um: float) -> npt.NDArray[np.bool_]:

@@ -252,7 +252,8 @@ def test_vectors_are_those_the_slide_was_stained_with() -> None:
     true_h, true_d = np.array([0.74, 0.62, 0.25]), np.array([0.32, 0.55, 0.77])
     true_h, true_d = true_h / np.linalg.norm(true_h), true_d / np.linalg.norm(true_d)
     slide = draw(STRENGTHS, mpp=0.25, haematoxylin=true_h, dab=true_d, glass=(190, 188, 184))
-    stains = stain.estimate([slide.rgb], 0.25)
+    tiles = thirds(slide.rgb)
+    stains = stain.estimate(tiles, 0.25)
     assert stains.estimated == ("haematoxylin", "dab")
     # the palest there is: glass under the thin haze that is drawn everywhere
     palest = np.array([190, 188, 184]) * 10 ** -(0.03 * true_h + 0.01 * true_d)
@@ -265,9 +266,31 @@ def test_vectors_are_those_the_slide_was_stained_with() -> None:
         assert np.degrees(np.arccos(found @ true)) < 4
 
 
+def thirds(rgb: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+    """Cut a picture into three tiles."""
+    return [np.ascontiguousarray(part) for part in np.array_split(rgb, 3, axis=1)]
+
+
+def test_vectors_are_never_measured_on_fewer_than_three_tiles_with_tissue() -> None:
+    true_d = np.array([0.32, 0.55, 0.77]) / np.linalg.norm([0.32, 0.55, 0.77])
+    slide = draw(STRENGTHS, mpp=0.25, dab=true_d)
+    tiles = thirds(slide.rgb)
+    glass = np.full((200, 310, 3), (250, 248, 246), np.uint8)
+    for seen in ([slide.rgb], tiles[:2], [slide.rgb, glass, glass], [tiles[0], tiles[1], glass]):
+        found = stain.estimate(seen, 0.25)
+        assert found.estimated == ()
+        np.testing.assert_allclose(found.dab, DAB)
+        np.testing.assert_allclose(found.haematoxylin, HAEMATOXYLIN)
+    assert "dab" in stain.estimate(tiles, 0.25).estimated
+    assert "dab" in stain.estimate([*tiles, glass], 0.25).estimated
+    few = [np.ascontiguousarray(tile[:60, :90]) for tile in tiles]
+    assert stain.estimate(few, 0.25).estimated == (), "too few pixels"
+
+
 def test_without_brown_the_fixed_vector_of_dab_stands() -> None:
     slide = draw(np.zeros((3, 4)), mpp=0.25)
-    stains = stain.estimate([slide.rgb], 0.25)
+    stains = stain.estimate(thirds(slide.rgb), 0.25)
+    assert "haematoxylin" in stains.estimated
     assert "dab" not in stains.estimated
     np.testing.assert_allclose(stains.dab, DAB)
 
