@@ -9,11 +9,8 @@ has three digits.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,11 +56,12 @@ def pyramid(images: Tensor, levels: int) -> list[Tensor]:
     return steps
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _coarser(images: Tensor) -> Tensor:
+    """Return the next level of the pyramid of (B, C, H, W)."""
     rows, columns = (_coarsening(side, images.device, images.dtype) for side in images.shape[-2:])
-    found: Tensor = _Between.apply(images, rows, columns)  # type: ignore[no-untyped-call]
-    return found
+    # In the precision of the images, whatever the networks around use.
+    with torch.autocast(images.device.type, enabled=False):
+        return rows @ (images @ columns.mT)
 
 
 @functools.lru_cache(maxsize=32)
@@ -83,36 +81,6 @@ def _coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         blur[0, 1] = blur[-1, -2] = 2 * _SIDE
         matrix: Tensor = torch.linalg.matrix_power(blur, _BLURS)[::2]
         return matrix.to(dtype).to(device)
-
-
-class _Between(torch.autograd.Function):
-    """R x C^T, in full precision both ways; the gradient is of the same form."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, columns)
-        with _full_precision(images.device):
-            found: Tensor = rows @ (images @ columns.mT)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        rows, columns = ctx.saved_tensors
-        own: Tensor = _Between.apply(gradient, rows.mT, columns.mT)  # type: ignore[no-untyped-call]
-        return own, None, None
-
-
-@contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Multiply in the precision of the tensors, whatever the networks around use."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    with torch.autocast(device.type, enabled=False):
-        matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            matmul.allow_tf32 = before
 
 
 def pyramid_l1(
