@@ -698,6 +698,33 @@ def train(
     run.save()
 
 
+def write_results(
+    run: Run,
+    options: TrainGenerationOptions | TrainSegmentationOptions,
+    describe: Callable[[int], dict[str, Any]],
+    *,
+    weights: Path,
+    metadata: Path,
+    history: Path,
+) -> None:
+    """Write what the stage promises, once, by the first process: weights, JSON, history.
+
+    Args:
+        run: a finished run.
+        options: its `select` says whether the last or the best epoch's weights are written.
+        describe: what stands beside the weights of an epoch.
+        weights: written, safetensors.
+        metadata: written, JSON.
+        history: written, a table.
+    """
+    if not run.ranks.first:
+        return
+    last = options.select == "last"
+    trained.write_weights(weights, run.modules[run.kept].state_dict() if last else run.best)
+    trained.write_metadata(metadata, describe(options.epochs if last else run.progress.best_epoch))
+    tables.write(history, run.progress.rows(), tables.HISTORY)
+
+
 @contextlib.contextmanager
 def told_to_end() -> Iterator[threading.Event]:
     """Note a SIGTERM, which a cluster sends before it kills, in place of dying of it."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hemera import metrics, tables, trained, training
+from hemera import metrics, training
 from hemera.config import TrainGenerationOptions
 from hemera.dataset import TileDataset, Weighting
 from hemera.journal import sheet
@@ -135,13 +135,9 @@ def run(
             show=lambda: show(net, examples, compute),
             describe=describe,
         )
-        if not compute.ranks.first:
-            return
-        last = options.select == "last"
-        trained.write_weights(generator, net.state_dict() if last else course.best)
-        chosen = options.epochs if last else course.progress.best_epoch
-        trained.write_metadata(metadata, describe(chosen))
-    tables.write(history, course.progress.rows(), tables.HISTORY)
+        training.write_results(
+            course, options, describe, weights=generator, metadata=metadata, history=history
+        )
 
 
 def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hemera import metrics, tables, trained, training
+from hemera import metrics, trained, training
 from hemera.config import TrainSegmentationOptions
 from hemera.dataset import TileDataset
 from hemera.errors import TrainingError
@@ -151,13 +151,9 @@ def run(
             show=lambda: show(net, examples, compute),
             describe=describe,
         )
-        if not compute.ranks.first:
-            return
-        last = options.select == "last"
-        trained.write_weights(segmenter, net.state_dict() if last else course.best)
-        chosen = options.epochs if last else course.progress.best_epoch
-        trained.write_metadata(metadata, describe(chosen))
-    tables.write(history, course.progress.rows(), tables.HISTORY)
+        training.write_results(
+            course, options, describe, weights=segmenter, metadata=metadata, history=history
+        )
 
 
 def encoder_file(named: str) -> Path:
