@@ -260,7 +260,7 @@ class MaskOptions(Options):
     """Label images from the HER2 tiles."""
 
     section: ClassVar[str] = "mask"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     engines: tuple[str, ...] = option(
         ("deepliif", "stain"), "engines that run", choices=("deepliif", "stain"), paper="deepliif"

@@ -17,13 +17,14 @@ from hemera import masks as labels
 from hemera import scoring, shards, tables
 from hemera.config import MaskOptions
 from hemera.engines import stain
-from hemera.errors import ShardError
+from hemera.errors import ShardError, TableError
 from hemera.files import replacing
 
 logger = logging.getLogger(__name__)
 
 _Engine = Callable[[npt.NDArray[np.uint8], float, stain.Stains], labels.Labelled]
 
+_MPP_MAX = 100.0
 _COLUMNS = ("tile", "pair", "mpp", "her2_offset", "her2_length")
 
 
@@ -49,8 +50,15 @@ def run(
     Raises:
         EngineError: when an engine cannot run as asked.
         ShardError: when the tile shard does not hold what the table says.
+        TableError: when the table gives a tile a resolution that none can have.
     """
     rows = tables.read(tiles, tables.TILE, _COLUMNS).to_pylist()
+    for row in rows:
+        if not 0 < row["mpp"] <= _MPP_MAX:
+            raise TableError(
+                f"{tiles}: {row['tile']} has {row['mpp']:g} um/px; delete the table and run stage "
+                "tile again"
+            )
     engines, made_by = _engines(options) if rows else ({}, {})
     stains = _stains(tile_shard, rows, options)
     mask_rows: list[dict[str, Any]] = []

@@ -147,6 +147,52 @@ def test_touching_nuclei_are_cut() -> None:
     assert labels[40, 40] != labels[38, 62]
 
 
+def test_the_pale_middle_of_a_nucleus_is_filled_and_the_middle_of_a_ring_is_not() -> None:
+    """Holes of 5 and 20 um^2 in discs; what is filled is up to 8 um^2."""
+    y, x = np.mgrid[:90, :160].astype(float)
+    density = np.zeros(y.shape)
+    for cx, outer, inner in ((40, 10, 2.5), (110, 17, 5.5)):
+        radius = np.hypot(y - 45, x - cx)
+        density += 0.6 * ((radius < outer) & (radius >= inner))
+    labels = stain.nuclei(density.astype(np.float32), 0.5, 0.6, OPTIONS).labels
+    assert labels[45, 40] > 0
+    assert labels[45, 110] == 0
+    assert labels[45, 98] > 0
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5])
+def test_a_nucleus_is_darker_than_two_um_around_it_whatever_the_resolution(mpp: float) -> None:
+    """A cone: over 0.5 um its surroundings are paler by 0.09, over 2 um by 0.13 of 1.1."""
+    y, x = (np.mgrid[: round(25 / mpp), : round(31 / mpp)] + 0.5) * mpp
+    for slope, expected in ((0.4 / 7.5, 1), (0.4 / 14, 0)):
+        cone = np.maximum(0.4 - slope * np.hypot(y - 12, x - 15), 0).astype(np.float32)
+        assert stain.nuclei(cone, mpp, 1.1, OPTIONS).labels.max() == expected
+
+
+def test_faint_brown_beside_a_dark_nucleus_is_its_coloured_fringe() -> None:
+    """The same rings of 0.12 around densities 0.9 and 0.3: a fringe reaches 0.19 of them."""
+    y, x = np.mgrid[:80, :170].astype(float)
+    separated = np.zeros((*y.shape, 3), np.float32)
+    ring = np.zeros(y.shape, bool)
+    for cx, dark in ((40, 0.9), (125, 0.3)):
+        radius = np.hypot(y - 40, x - cx)
+        separated[..., 0] += dark * (radius < 8)
+        ring |= (radius > 9) & (radius < 13)
+    separated[..., 1] = 0.12 * ring
+    stains = stain.Stains((250, 250, 250), estimated=("haematoxylin", "dab"))
+    classes, standing = stain.membranes(separated, 0.5, stains, OPTIONS)
+    for half, stands in ((slice(0, 80), False), (slice(90, 170), True)):
+        assert (classes[:, half] == 1).sum() > 150
+        assert (standing[:, half] == 1).any() == stands
+
+
+@pytest.mark.parametrize("counterstain", [0.15, 0.5])
+def test_dark_is_the_haematoxylin_of_the_nuclei_there_are(counterstain: float) -> None:
+    slide = draw(np.zeros((7, 9)), counterstain=counterstain)
+    found = stain.estimate(thirds(slide.rgb), 0.5).dark
+    assert found == pytest.approx(counterstain, rel=0.1)
+
+
 def pieces(labels: npt.NDArray[np.int32]) -> list[int]:
     """The number of pieces of every region."""
     eight = np.ones((3, 3))

@@ -24,7 +24,7 @@ from hemera.stages import mask
 OPTIONS = MaskOptions(engines=("stain",), target="stain")
 MPP = 0.5
 
-GOLDEN = {3: "a4eafd3dc0af87c9271d02031f8d76ad3e25b5b0c7eba98f950c38ecf135de3b"}
+GOLDEN = {4: "1e6e778cd61d02544d74b1cc2813874a8f61cae4954fe0d5e36dd0908544a577"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
@@ -42,7 +42,9 @@ def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
     return (glass * 10**-density).round().astype(np.uint8)
 
 
-def write_unit(folder: Path, tiles: list[tuple[str, str, bytes]]) -> tuple[Path, Path]:
+def write_unit(
+    folder: Path, tiles: list[tuple[str, str, bytes]], mpp: float = MPP
+) -> tuple[Path, Path]:
     """Write tile table and shard of (tile, pair, HER2 bytes); H&E is a grey tile."""
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -53,7 +55,7 @@ def write_unit(folder: Path, tiles: list[tuple[str, str, bytes]]) -> tuple[Path,
             he_place = writer.add(f"{name}.he.jpg", he)
             place = writer.add(f"{name}.her2.jpg", her2)
             row: dict[str, Any] = {field.name: 0 for field in tables.TILE}
-            row |= {"tile": name, "pair": pair, "mpp": MPP, "shard": "tile/unit.tar"}
+            row |= {"tile": name, "pair": pair, "mpp": mpp, "shard": "tile/unit.tar"}
             row |= {"he_offset": he_place[0], "he_length": he_place[1], "he_sha256": ""}
             row |= {"her2_offset": place[0], "her2_length": place[1], "her2_sha256": ""}
             rows.append(row)
@@ -213,15 +215,80 @@ def test_only_stain_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", code, *unit, tmp_path], check=True)
 
 
-def test_golden(unit: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("mpp", [0.0, -0.5, math.nan, math.inf, 5000.0])
+def test_a_resolution_that_no_tile_has_is_an_error(tmp_path: Path, mpp: float) -> None:
+    good = shards.encode(TILES[0][2], "png")
+    unit = write_unit(tmp_path / "tile", [("odd", "a", good)], mpp)
+    with pytest.raises(
+        TableError, match=r"unit\.parquet: odd has .* um/px; .* run stage tile again"
+    ):
+        run(unit, tmp_path / "mask")
+    assert not list((tmp_path / "mask").iterdir())
+
+
+def golden_tile(seed: int, pen: bool) -> npt.NDArray[np.uint8]:
+    """Return 220 x 300 px: cells on the left, brown stroma in the middle, pen or glass."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:220, :300].astype(float)
+    blue, brown = np.zeros(y.shape), np.zeros(y.shape)
+    for cy, cx, strength in zip(
+        rng.uniform(10, 210, 40), rng.uniform(10, 120, 40), [0.1, 0.2, 0.6, 0.0] * 10, strict=True
+    ):
+        radius = np.hypot(y - cy, x - cx)
+        blue = np.maximum(blue, 0.5 * (radius < 7))
+        brown = np.maximum(brown, strength * ((radius > 8) & (radius < 11)))
+    brown += 0.05 * (x < 210)
+    density = np.stack([blue, brown], axis=-1) @ np.array([stain.HAEMATOXYLIN, stain.DAB])
+    density = cv2.GaussianBlur(density, (0, 0), 0.8)
+    if pen:
+        density += (x > 235)[..., None] * np.array([0.1, 0.7, 0.55])
+    noise = rng.normal(0, 1.5, density.shape)
+    return (238 * 10**-density + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def golden_digest(folder: Path) -> str:
+    """Return the digest of shard, masks and cells of two units: 0.5 and 0.3 um/px."""
+    digest = hashlib.sha256()
+    for mpp in (0.5, 0.3):
+        tiles = [
+            (f"{pair}_{k}", pair, shards.encode(golden_tile(7 * k + len(pair), k == 1), "png"))
+            for pair in ("a", "bb")
+            for k in range(4 if pair == "a" else 1)
+        ]
+        unit = write_unit(folder / f"tile{mpp}", tiles, mpp)
+        made = run(unit, folder / f"mask{mpp}")
+        digest.update((made / "unit.tar").read_bytes())
+        for name, schema in (("unit.parquet", tables.MASK), ("unit.cells.parquet", tables.CELLS)):
+            for row in tables.read(made / name, schema).to_pylist():
+                plain = {
+                    key: f"{value:.5g}"
+                    if isinstance(value, float) and math.isfinite(value)
+                    else value
+                    for key, value in row.items()
+                }
+                digest.update(json.dumps(plain).encode())
+    return digest.hexdigest()
+
+
+def test_golden(tmp_path: Path) -> None:
     """Fails when the outputs change: then raise `MaskOptions.version` and add its digest."""
-    folder = run(unit, tmp_path / "mask")
-    digest = hashlib.sha256((folder / "unit.tar").read_bytes())
-    for name, schema in (("unit.parquet", tables.MASK), ("unit.cells.parquet", tables.CELLS)):
-        for row in tables.read(folder / name, schema).to_pylist():
-            plain = {
-                key: f"{value:.5g}" if isinstance(value, float) and math.isfinite(value) else value
-                for key, value in row.items()
-            }
-            digest.update(json.dumps(plain).encode())
-    assert digest.hexdigest() == GOLDEN[MaskOptions.version]
+    assert golden_digest(tmp_path) == GOLDEN[MaskOptions.version]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("artefacts", lambda rgb, mpp, stains: None),
+        ("_unspecific", lambda tiles, mpp, stains: 0.0),
+        ("_WORKING_MPP", 0.1),
+        ("_TILES_MIN", 1),
+        ("_TILES_MIN", 9),
+        ("_GAP_UM2", 0.0),
+        ("_FRINGE", 0.0),
+    ],
+)
+def test_golden_sees_every_part_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    monkeypatch.setattr(stain, name, value)
+    assert golden_digest(tmp_path) != GOLDEN[MaskOptions.version]
