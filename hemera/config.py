@@ -634,6 +634,7 @@ class TrainGenerationOptions(TrainingOptions):
     """GenerationNet (sections 3.1 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_generation"
+    version: ClassVar[int] = 2
 
     network: str = option(
         "unet_512",
@@ -770,6 +771,7 @@ class TrainSegmentationOptions(TrainingOptions):
     """SegmentationNet (sections 3.2 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_segmentation"
+    version: ClassVar[int] = 2
 
     generation_branch: str = option(
         "skip16",
