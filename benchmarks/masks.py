@@ -239,12 +239,12 @@ def main() -> None:
             if given.images is not None:
                 nuclear(engine_name, engine, given.images)
                 ordered(engine_name, engine, given.images)
-        drawn = sorted((folder / "bci" / "IHC").glob("*/*_3+.png"))[0]
-        speed("demo at 0.46 um/px", picture(drawn), BCI_MPP, options)
+        for drawn in sorted((folder / "bci" / "IHC").glob("*/*.png")):
+            speed(f"demo {drawn.stem} at 0.46 um/px", picture(drawn), BCI_MPP, options)
     if given.images is None:
         sys.stdout.write("real tiles: not measured, no folder given (--images)\n")
         return
-    for path in (bci_tiles(given.images)[0], bci_tiles(given.images)[-2]):
+    for path in bci_tiles(given.images):
         speed(f"{path.stem} at 0.46 um/px", picture(path), BCI_MPP, options)
     for tile, rgb, _ in deepliif_tiles(given.images):
         speed(f"{tile} at 0.25 um/px", rgb, DEEPLIIF_MPP, options)

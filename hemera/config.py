@@ -276,7 +276,7 @@ class MaskOptions(Options):
     )
     deepliif_sha256: str | None = option(
         None,
-        "digest that the model's networks must have; a wrong one is told what they have; none: not "
+        "digest that the model's files must have; a wrong one is told what they have; none: not "
         "checked",
     )
     deepliif_seg_weights: tuple[float, ...] = option(
@@ -359,7 +359,10 @@ class MaskOptions(Options):
         1, "weakest membrane of a positive cell: 1 any brown, 2 moderate, 3 strong", ge=1, le=3
     )
     stain_tiles: int = option(
-        32, "tiles of a pair, evenly spaced, that its stain vectors are estimated from", ge=1
+        32,
+        "tiles of a pair, evenly spaced, that its stain vectors are estimated from; fewer than "
+        "three with tissue: fixed vectors",
+        ge=1,
     )
 
     def unread(self) -> frozenset[str]:

@@ -1,7 +1,9 @@
 """What cells and masks say together: matches, agreement of two engines, and the ASCO/CAP reading.
 
 The reading is that of Wolff et al. (J Clin Oncol 36, 2018) as far as counts of cells can carry it:
-a rule for tumour cells, applied to all cells that an engine finds. A proxy, and no diagnosis.
+a rule for tumour cells, applied to all cells that an engine finds; and where it asks for complete
+membranes, a cell's intensity is what `mask.completeness_min` of its membrane reaches. A proxy, and
+no diagnosis.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def changed(cls: type[Options]) -> list[Options]:
 def candidates(field: dataclasses.Field[Any], annotation: Any, default: Any) -> list[Any]:
     inner = item_type(annotation)
     if inner is float:
-        return [tuple(value / 2 for value in default)]
+        # Shares may have to make one.
+        moved = (*default[:-2], default[-2] / 2, default[-1] + default[-2] / 2)
+        return [tuple(value / 2 for value in default), moved]
     if inner is str:
         given = field.metadata["choices"] or ("bci", "it's", "$HOME", "a b")
         return [tuple(reversed(given)), given[:1], given[:2], ()]

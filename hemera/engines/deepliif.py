@@ -554,9 +554,9 @@ def _watched(folder: Path, name: str, network: Any) -> Any:
 @contextlib.contextmanager
 def _weights_only() -> Iterator[None]:
     """Have PyTorch read weights and run nothing, whatever the environment asks of it."""
-    names = ("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ[names[1]] = "1"
+    anything, weights = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (anything, weights)}
+    os.environ[weights] = "1"
     try:
         yield
     finally:

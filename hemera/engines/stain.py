@@ -370,27 +370,27 @@ def nuclei(
     kept &= area * mpp**2 <= options.nucleus_area_max_um2
     kept[0] = False
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    owner = numbers[owner]
+    owner = np.take(numbers, owner, mode="clip")
     # Smoothing and opening took the rim.
     depth_px = np.where(pieces != 0, steps / np.float32(_STEPS), -outside_px)
     depth_px += np.float32(_RIM_UM / mpp)
     if left_out is not None:
         depth_px[left_out] = -np.inf
     labels = np.where(depth_px >= 0, owner, 0)
-    stray = _stray(labels)
+    stray = _stray(labels, int(kept.sum()))
     if stray is not None:
         labels[stray] = owner[stray] = 0
     return Nuclei(labels, owner, depth_px)
 
 
-def _stray(labels: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_] | None:
+def _stray(labels: npt.NDArray[np.int32], regions: int) -> npt.NDArray[np.bool_] | None:
     """Return what of numbered regions (H, W) is apart from their largest piece; None: nothing.
 
     A cut at half the resolution reaches over gaps of a pixel.
     """
     pieces = _alike(labels, background=0, connectivity=2)
     count = int(pieces.max(initial=0)) + 1
-    if count - 1 == np.count_nonzero(np.bincount(labels.ravel())[1:]):
+    if count - 1 == regions:
         return None
     area = np.bincount(pieces.ravel(), minlength=count)
     number = np.zeros(count, np.int64)
@@ -694,7 +694,8 @@ def _nearest(
     owner = np.zeros(int(place.max()) + 1, np.int32)
     owner[place.ravel()[at]] = labels.ravel()[at]
     steps = np.rint(np.multiply(distance, _STEPS, out=distance))
-    return np.asarray(steps / np.float32(_STEPS), np.float32), owner[np.asarray(place)]
+    nearest = np.take(owner, np.asarray(place), mode="clip")
+    return np.asarray(steps / np.float32(_STEPS), np.float32), nearest
 
 
 def _fill_gaps(inside: npt.NDArray[np.uint8], area_px: float) -> None:
@@ -702,4 +703,4 @@ def _fill_gaps(inside: npt.NDArray[np.uint8], area_px: float) -> None:
     _, gaps = cv2.connectedComponents(1 - inside, connectivity=4)
     small = np.bincount(gaps.ravel()) <= area_px
     small[0] = False
-    inside[small[gaps]] = 1
+    np.bitwise_or(inside, np.take(small.view(np.uint8), np.asarray(gaps), mode="clip"), out=inside)
