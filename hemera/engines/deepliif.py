@@ -390,11 +390,13 @@ def _check_kind(folder: Path, options: dict[str, Any]) -> None:
     count = options.get("modalities_no")
     if count is None and isinstance(options.get("targets_no"), int):
         count = options["targets_no"] - 1
-    if type(count) is not int or count != _MODALITIES or options.get("input_no", 1) != 1:
+    if type(count) is not int or count != _MODALITIES:
         raise EngineError(
             f"{folder}: a model of {count} modalities; HEMERA needs the "
             f"published one of {_MODALITIES}, {_REMEDY}"
         )
+    if options.get("input_no", 1) != 1:
+        raise _unloadable(folder, "it looks at more images than one")
     names = options.get("modalities_names", [])
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise _unloadable(folder, "modalities_names is no list of names")

@@ -540,6 +540,7 @@ def test_options_are_read_as_the_package_writes_and_reads_them(model: Path, tmp_
         ("ngf: 0", "ngf is 0"),
         ("ngf: 99999999999", "ngf is 99999999999"),
         ("modalities_no: 4.0", r"a model of 4\.0 modalities"),
+        ("input_no: 2", "more images than one"),
         ("seg_gen: False", "without DeepLIIF's segmentation"),
     ],
 )
