@@ -152,6 +152,8 @@ def _add_options(group: argparse._ArgumentGroup, cls: type[Options]) -> None:
         inner = item_type(hints[field.name])
         annotation = inner if inner is not None else hints[field.name]
         default = field.default
+        choices = field.metadata["choices"]
+        known = f"one of {', '.join(choices)}; " if choices else ""
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         paper = f"; paper: {field.metadata['paper']}" if field.metadata["paper"] else ""
         group.add_argument(
@@ -160,7 +162,7 @@ def _add_options(group: argparse._ArgumentGroup, cls: type[Options]) -> None:
             type=_word(annotation),
             nargs="*" if inner is not None else None,
             metavar=field.name.rsplit("_", 1)[-1].upper(),
-            help=f"{field.metadata['help']} (default {shown}{paper})".replace("%", "%%"),
+            help=f"{field.metadata['help']} ({known}default {shown}{paper})".replace("%", "%%"),
         )
 
 

@@ -749,6 +749,11 @@ class TrainGenerationOptions(TrainingOptions):
                 f"train_generation.l1_weights: {len(self.l1_weights)} weights; give four, finest "
                 "first"
             )
+        if not any(self.l1_weights):
+            raise ConfigError(
+                "train_generation.l1_weights: all are 0, and they say which epoch is best; give at "
+                "least one above 0"
+            )
         if self.decay_from_epoch > self.epochs:
             raise ConfigError(
                 f"train_generation.decay_from_epoch: {self.decay_from_epoch} is past epochs "

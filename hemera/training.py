@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -36,7 +35,7 @@ from tqdm import tqdm
 from hemera import files, tables, trained
 from hemera.config import TrainGenerationOptions, TrainingOptions, TrainSegmentationOptions
 from hemera.dataset import Order, TileDataset, turned
-from hemera.errors import HemeraError, TrainingError
+from hemera.errors import HemeraError, TableError, TrainingError
 from hemera.journal import Journal
 from hemera.options import Options
 from hemera.ranks import Ranks, joined
@@ -146,7 +145,10 @@ class Compute:
         )
 
     def place(self, module: nn.Module, *, compiled: bool = False) -> None:
-        """Move a network to the device, its convolutions channels last, which is faster.
+        """Move a network to the device; on a GPU its convolutions channels last, which is faster.
+
+        Not on a processor, where PyTorch 2.13 then writes beyond its memory in the gradients of
+        narrow networks on several threads.
 
         Raises:
             TrainingError: when it is to be compiled and there is no compiler.
@@ -156,13 +158,17 @@ class Compute:
                 "compile: true, and there is no C++ compiler; install g++ or set compile: false"
             )
         module.to(self.device)
-        convert_conv2d_weight_memory_format(module, torch.channels_last)
+        if self.device.type == "cuda":
+            convert_conv2d_weight_memory_format(module, torch.channels_last)
         if compiled:
             module.compile()
 
     def to_unit(self, images: Tensor) -> Tensor:
-        """Turn uint8 images to floats in [0, 1] on the device, channels last."""
-        return to_unit(images, self.device).contiguous(memory_format=torch.channels_last)
+        """Turn uint8 images to floats in [0, 1] on the device, on a GPU channels last."""
+        unit = to_unit(images, self.device)
+        if self.device.type == "cuda":
+            unit = unit.contiguous(memory_format=torch.channels_last)
+        return unit
 
     def backward(self, loss: Tensor, parts: int) -> None:
         """Add the gradient of a loss that is the mean over one of so many equal parts."""
@@ -256,7 +262,7 @@ def index_metadata(index: Path) -> dict[str, str]:
     """
     try:
         metadata = tables.read_metadata(index)
-    except (FileNotFoundError, pq.lib.ArrowInvalid) as error:
+    except TableError as error:
         raise TrainingError(f"{index}: not an index ({error}); run the stage index") from error
     lacking = [key for key in ("fingerprint", "mask_target") if key not in metadata]
     if lacking:
@@ -513,7 +519,7 @@ class Run:
             others = sum(path.is_dir() for path in self.folder.parent.glob("*"))
             log.info("a new run, %s; runs of other options beside it: %d", self.folder, others)
             return False
-        state = trained.read_weights(self.path)
+        state = trained.read_weights(self.path, remedy="delete it to begin this run again")
         try:
             for name, module in self.modules.items():
                 trained.load_into(module, state["modules"][name], f"{self.path} ({name})")
@@ -638,6 +644,7 @@ def train(
         ranks=ranks.count,
     )
     if progress.epoch > options.epochs:
+        log.info("all %d epochs are trained already", options.epochs)
         return
     batches = ahead(training_batches(tiles, order, options.workers, compute), compute.device)
     started, first = time.monotonic(), progress.epoch

@@ -168,6 +168,15 @@ def test_a_file_that_is_no_index_is_named(tmp_path):
         training.index_facts(other, "generation")
 
 
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 cut off"])
+def test_an_index_that_is_missing_or_damaged_is_named(tmp_path, content):
+    index = tmp_path / "index.parquet"
+    if content is not None:
+        index.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"index.parquet: not an index .*run the stage index"):
+        training.index_facts(index, "generation")
+
+
 def test_checkpoints_are_named_by_what_determines_the_run():
     facts = training.IndexFacts("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
     own = training.run_digest(OPTIONS, facts)

@@ -97,10 +97,16 @@ def run(
         started_from = "none"
         if options.encoder_weights is not None:
             weights = encoder_file(options.encoder_weights)
+            key = "train_segmentation.encoder_weights"
+            found = trained.read_weights(
+                weights,
+                missing=f"name one as {key}, or null to start untrained",
+                remedy=f"name another as {key}, or null to start untrained",
+            )
             started_from = trained.file_digest(weights)
             encoder = {
                 name: tensor
-                for name, tensor in trained.read_weights(weights).items()
+                for name, tensor in found.items()
                 # The head that classifies, which SegmentationNet has not.
                 if not name.startswith("fc.")
             }

@@ -181,6 +181,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_tiles(index, tmp_path):
 
 
 def test_impossible_sizes_are_refused_when_parsed():
+    with pytest.raises(ConfigError, match=r"l1_weights: all are 0"):
+        TrainGenerationOptions(l1_weights=(0, 0, 0, 0))
     with pytest.raises(ConfigError, match=r"crop_px: 256 is not a multiple of 512"):
         TrainGenerationOptions(crop_px=256)
     with pytest.raises(ConfigError, match=r"discriminator_layers: 5 need a crop"):

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,6 +13,7 @@ import torchvision
 from hemera import tables, trained, training
 from hemera.config import TrainSegmentationOptions
 from hemera.errors import ConfigError, TrainingError
+from hemera.options import flags
 from hemera.stages import train_segmentation
 from hemera.stages.train_segmentation import run
 from tests.small_index import write_index
@@ -312,3 +315,25 @@ def test_pictures_show_truth_and_probability(finished):
     assert image.shape == (2 * 128 + 4, 3 * 128 + 2 * 4, 3)
     assert not image[:128, 132:260].any()
     assert set(np.unique(image[132:, 132:260])) == {0, 255}
+
+
+def test_narrow_networks_train_on_two_threads(tmp_path):
+    """Channels last, PyTorch's gradients of such networks wrote beyond their memory on processors.
+
+    In a process of its own, which that ended.
+    """
+    given = {"index": write_index(tmp_path / "results", train=103)}
+    given |= write_generator(tmp_path, model={"generator": "unet_32", "base_width": 4})
+    options = dataclasses.replace(
+        OPTIONS, batch_size=16, crop_px=64, torch_threads=2, epochs=1, sample_tiles=0,
+        generation_branch="virtual_rgb_encoder",
+    )  # fmt: skip
+    places = [
+        word
+        for name, path in (given | paths(tmp_path / "run")).items()
+        for word in (f"--{name.replace('_', '-')}", str(path))
+    ]
+    words = ["train_segmentation", *places, *flags(options)]
+    code = "import sys; from hemera.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

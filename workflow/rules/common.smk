@@ -33,6 +33,18 @@ if CONFIG.stages["train_segmentation"].encoder_weights == "imagenet":
             "with torchvision, name a file of the weights, or set null to start untrained"
         )
 
+for stage, key in (
+    ("train_segmentation", "encoder_weights"),
+    ("evaluate", "fid_weights"),
+    ("evaluate", "lpips_weights"),
+):
+    named = getattr(CONFIG.stages[stage], key)
+    if named not in (None, "imagenet") and not Path(named).is_file():
+        logger.warning(
+            f"{stage}.{key}: {named} is not there, so stage {stage} will fail, long after the first "
+            "job has run; mend the path"
+        )
+
 
 wildcard_constraints:
     # A dot stands only before a block's number, so no unit swallows a second suffix.
