@@ -161,7 +161,8 @@ class Compute:
         if self.device.type == "cuda":
             convert_conv2d_weight_memory_format(module, torch.channels_last)
         if compiled:
-            module.compile()
+            # Once for each size: code for any size fails to compile in places, and is slower.
+            module.compile(dynamic=False)
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Turn uint8 images to floats in [0, 1] on the device, on a GPU channels last."""
