@@ -23,9 +23,9 @@ from _synthetic import ratio, texture
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from hemera import masks
-from hemera.dataset import Order, TileDataset
-from hemera.shards import ShardReader, ShardWriter, decode, decode_mask, encode, encode_mask
+from hemera.dataset.shards import ShardReader, ShardWriter, decode, decode_mask, encode, encode_mask
+from hemera.dataset.torch_dataset import Order, TileDataset
+from hemera.masks import label_format
 
 TILE_PX = 512
 TILES = 128
@@ -44,7 +44,7 @@ def draw_mask(seed: int) -> np.ndarray:
         cv2.ellipse(classes, (x, y), axes, angle, 0, 360, int(rng.integers(1, 3)), -1)
         cv2.ellipse(classes, (x, y), axes, angle, 0, 360, 3, 1)
         cv2.ellipse(nucleus, (x, y), [axis - 4 for axis in axes], angle, 0, 360, 1, -1)
-    return masks.pack(classes, nucleus > 0, np.where(classes == 2, 2, 0))
+    return label_format.pack(classes, nucleus > 0, np.where(classes == 2, 2, 0))
 
 
 def write_tiles(folder: Path) -> Path:

@@ -27,14 +27,13 @@ import numpy.typing as npt
 import simplejpeg
 from _synthetic import interleaved, ratio
 
-from hemera import masks
 from hemera.config import MaskOptions
 from hemera.demo import load_truth, write_cohort
-from hemera.engines import stain
-from hemera.scoring import matched, reading
+from hemera.masks import label_format, stain
+from hemera.masks.her2_score import matched, reading
 
 RGB = npt.NDArray[np.uint8]
-Engine = Callable[[RGB, float, stain.Stains], masks.Labelled]
+Engine = Callable[[RGB, float, stain.Stains], label_format.Labelled]
 
 DEEPLIIF_MPP = 0.25
 BCI_MPP = 0.46
@@ -99,7 +98,7 @@ def demo(name: str, engine: Engine, folder: Path) -> None:
         there = truth.field.to_moving(np.stack([x, y], axis=-1) * float(row["he_mpp"])) / mpp
         inside = ((there >= 0) & (there < (width, height))).all(axis=-1)
         column, line = np.floor(there[inside]).astype(int).T
-        for counts, layer in ((pixels, masks.nuclei), (positives, masks.positive)):
+        for counts, layer in ((pixels, label_format.nuclei), (positives, label_format.positive)):
             mine, true = layer(found.mask)[line, column], layer(truth.labels)[inside]
             counts += (mine & true).sum(), mine.sum(), true.sum()
     say(f"{name}, demo, positive cells (goal F1 0.85)", f1(*cells))
@@ -130,9 +129,11 @@ def deepliif_tiles(images: Path) -> Iterator[tuple[str, RGB, RGB]]:
         yield path.stem, np.ascontiguousarray(strip[:, :side]), strip[:, -side:]
 
 
-def against_deepliif(found: masks.Labelled, truth: RGB) -> tuple[tuple[float, ...], float, int]:
+def against_deepliif(
+    found: label_format.Labelled, truth: RGB
+) -> tuple[tuple[float, ...], float, int]:
     """Return scores of nuclear pixels (contours count), sign agreement and cells matched."""
-    mine, true = masks.nuclei(found.mask), truth.max(axis=2) > 128
+    mine, true = label_format.nuclei(found.mask), truth.max(axis=2) > 128
     red = truth[..., 0] > 128
     _, _, _, centres = cv2.connectedComponentsWithStats(red.astype(np.uint8))
     blue = (truth[..., 2] > 128).astype(np.uint8)
@@ -184,7 +185,7 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
             f"{name}, {path.stem}{note}: {counts.sum()} cells, 1+ {shares[1]:.3f}, "
             f"2+ {shares[2]:.3f}, 3+ {shares[3]:.3f}, positive "
             f"{found.cells.positive.mean() if counts.sum() else 0:.3f} of cells and "
-            f"{masks.positive(found.mask).mean():.4f} of the tile, read as "
+            f"{label_format.positive(found.mask).mean():.4f} of the tile, read as "
             f"{reading(counts.tolist()) or 'nothing'}\n"
         )
 
@@ -221,14 +222,14 @@ def main() -> None:
     cv2.setNumThreads(1)
     options = MaskOptions(engines=("stain",), target="stain")
 
-    def by_stain(rgb: RGB, mpp: float, stains: stain.Stains) -> masks.Labelled:
+    def by_stain(rgb: RGB, mpp: float, stains: stain.Stains) -> label_format.Labelled:
         return stain.segment(rgb, mpp, stains, options)
 
     engines: dict[str, Engine] = {"stain": by_stain}
     if given.deepliif is None:
         sys.stdout.write("deepliif: not measured, no model given (--deepliif)\n")
     else:
-        from hemera.engines.deepliif import Model
+        from hemera.masks.deepliif import Model
 
         engines["deepliif"] = Model(MaskOptions(deepliif_model=str(given.deepliif))).segment
     with tempfile.TemporaryDirectory() as name:

@@ -16,7 +16,7 @@ import tifffile
 import tiffslide
 from _synthetic import MPP, interleaved, ratio, write_slide
 
-from hemera.slides import open_slide
+from hemera.imaging.slide import open_slide
 
 SIDE_PX = 8192
 TILE_PX = 512

@@ -30,12 +30,12 @@ import numpy.typing as npt
 import tifffile
 
 from hemera import demo, tables
-from hemera import displacement as fields
 from hemera.config import DescribeOptions, RegisterOptions
-from hemera.files import read_displacement
-from hemera.slides import open_slide
+from hemera.imaging.slide import open_slide
+from hemera.io.atomic import read_displacement
+from hemera.registration import displacement as fields
+from hemera.registration.warping import read_displaced
 from hemera.stages import describe, register
-from hemera.warping import read_displaced
 
 RGB = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float64]

@@ -33,15 +33,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as transforms
 
-from hemera import masks, training
 from hemera.config import TrainGenerationOptions, TrainSegmentationOptions
-from hemera.dataset import Order, TileDataset, Weighting
-from hemera.models import losses
-from hemera.models.discriminator import PatchGAN
-from hemera.models.generation import build_generator, initialise
-from hemera.models.segmentation import SegmentationNet
-from hemera.ranks import Ranks
+from hemera.dataset.torch_dataset import Order, TileDataset, Weighting
+from hemera.masks import label_format
+from hemera.networks import losses
+from hemera.networks.discriminator import PatchGAN
+from hemera.networks.generation import build_generator, initialise
+from hemera.networks.segmentation import SegmentationNet
 from hemera.stages import train_generation, train_segmentation
+from hemera.training import session
+from hemera.training.ranks import Ranks
 
 ROUNDS = 5
 THRESHOLD = 0.15
@@ -70,14 +71,14 @@ class Plain(Dataset[dict[str, Any]]):
                 seen = transforms.center_crop(image, [self.side])
                 images[name] = transforms.hflip(seen) if flip else seen
         label = np.array(images["mask"])
-        distance = distance_transform_edt(masks.nuclei(label))
+        distance = distance_transform_edt(label_format.nuclei(label))
         return {
             "he": transforms.normalize(transforms.to_tensor(images["he"]), [0.5] * 3, [0.5] * 3),
             "her2": transforms.normalize(
                 transforms.to_tensor(images["her2"]), [0.5] * 3, [0.5] * 3
             ),
             "weight": torch.from_numpy((distance + 1) / (distance + 1).max()).float()[None],
-            "positive": torch.from_numpy(masks.positive(label)).float()[None],
+            "positive": torch.from_numpy(label_format.positive(label)).float()[None],
         }
 
 
@@ -198,7 +199,7 @@ class Contest:
         """Say which network, and how large."""
         self.index = index
         self.network = network
-        self.device = training.find_device("auto")
+        self.device = session.find_device("auto")
         self.gpu = self.device.type == "cuda"
         self.side = given.side or (512 if self.gpu else 256)
         paper = 2 if network == "generation" else 16
@@ -221,21 +222,21 @@ class Contest:
             )
         else:
             options = TrainSegmentationOptions(crop_px=self.crop_px, encoder_weights=None, **own)
-        precision = training.PRECISIONS[options.precision]
+        precision = session.PRECISIONS[options.precision]
         scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
-        compute = training.Compute(self.device, Ranks(), precision, scaler)
+        compute = session.Compute(self.device, Ranks(), precision, scaler)
         tiles = TileDataset(
             self.index, images=self.images, weighting=Weighting(), crop_px=self.crop_px,
             flips=(1,), deferred=self.gpu, seed=0,
         )  # fmt: skip
         order = Order(len(tiles), self.batch, seed=0, epochs=10_000, whole=True)
-        batches = training.ahead(
-            training.training_batches(tiles, order, self.workers, compute), self.device
+        batches = session.ahead(
+            session.training_batches(tiles, order, self.workers, compute), self.device
         )
         modules = self.modules()
         for module in modules.values():
             compute.place(module, compiled=options.compile)
-        course = training.Run(
+        course = session.Run(
             Path("unused"), modules, self.optimisers(modules, fused=True), "unused", 60
         )
         if self.network == "generation":
@@ -350,7 +351,7 @@ def alike() -> Iterator[None]:
     """Open the session that both sides run in, and print what holds in it."""
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     threads = torch.get_num_threads()
-    with training.session(seed=0, threads=threads, device="auto", deterministic=False):
+    with session.session(seed=0, threads=threads, device="auto", deterministic=False):
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
         holds = {
             "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -400,7 +401,7 @@ def main() -> None:
             ]
             sys.stdout.write(f"{network}, the loader alone, {contest.workers} workers\n")
             contest.measure(loaders, max(steps, 10))
-    if training.find_device("auto").type != "cuda":
+    if session.find_device("auto").type != "cuda":
         sys.stdout.write("no GPU: the goal, 2 x on a GPU, is left open\n")
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from hemera import __version__
 from hemera.config import STAGES
+from hemera.config.base import Options, item_type, parse_word
 from hemera.errors import ConfigError, HemeraError
-from hemera.options import Options, item_type, parse_word
 
 COMMANDS = {
     "demo": "write the synthetic cohort with known truth",

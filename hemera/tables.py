@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hemera.config.base import Options
 from hemera.errors import TableError
-from hemera.files import replacing
-from hemera.options import Options
+from hemera.io.atomic import replacing
 
 STAINS = ("he", "her2")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hemera import masks, tables
-from hemera.shards import ShardWriter, encode, encode_mask
+from hemera import tables
+from hemera.dataset.shards import ShardWriter, encode, encode_mask
+from hemera.masks import label_format
 
 HEIGHT, WIDTH = 128, 256
 
@@ -31,7 +32,7 @@ def draw_tile(seed: int, height: int = HEIGHT, width: int = WIDTH):
         cv2.circle(nucleus, centre, radius, 1, -1)
     he = np.clip(he + rng.normal(0, 3, he.shape), 0, 255).astype(np.uint8)
     intensity = np.where(classes == 2, 3, 0).astype(np.uint8)
-    return he, her2, masks.pack(classes, nucleus.astype(bool), intensity)
+    return he, her2, label_format.pack(classes, nucleus.astype(bool), intensity)
 
 
 def write_index(results: Path, train: int = 3, val: int = 2, test: int = 2, **drawn: int) -> Path:

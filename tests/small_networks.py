@@ -4,10 +4,12 @@ from pathlib import Path
 
 import torch
 
-from hemera import tables, trained, training
-from hemera.models.generation import build_generator, initialise
-from hemera.models.segmentation import SegmentationNet
-from hemera.ranks import Ranks
+from hemera import tables
+from hemera.networks import storage
+from hemera.networks.generation import build_generator, initialise
+from hemera.networks.segmentation import SegmentationNet
+from hemera.training import session
+from hemera.training.ranks import Ranks
 
 MODEL = {"generator": "unet_128", "base_width": 4}
 
@@ -26,15 +28,15 @@ def write_generator(
         "generator_metadata": folder / "generator.json",
     }
     described = {"network": "generation", "model": model, "index_fingerprint": fingerprint}
-    trained.write_weights(paths["generator"], net.state_dict())
-    trained.write_metadata(paths["generator_metadata"], described)
+    storage.write_weights(paths["generator"], net.state_dict())
+    storage.write_metadata(paths["generator_metadata"], described)
     return paths
 
 
 def write_networks(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]:
     """Write both networks and their histories."""
     paths = write_generator(folder, fingerprint)
-    branch, _ = trained.load_generation(paths["generator"], paths["generator_metadata"])
+    branch, _ = storage.load_generation(paths["generator"], paths["generator_metadata"])
     with torch.random.fork_rng():
         torch.manual_seed(2)
         net = SegmentationNet(branch, False, 8)
@@ -46,14 +48,14 @@ def write_networks(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]
         "generation_history": folder / "generation.parquet",
         "segmentation_history": folder / "segmentation.parquet",
     }
-    trained.write_weights(paths["segmenter"], net.state_dict())
-    trained.write_metadata(paths["segmenter_metadata"], described)
+    storage.write_weights(paths["segmenter"], net.state_dict())
+    storage.write_metadata(paths["segmenter_metadata"], described)
     for name in ("generation", "segmentation"):
         tables.write(paths[f"{name}_history"], [], tables.HISTORY)
     return paths
 
 
-def plain_compute(precision: torch.dtype = torch.float32) -> training.Compute:
+def plain_compute(precision: torch.dtype = torch.float32) -> session.Compute:
     """Compute on the processor, alone."""
     scaler = torch.amp.GradScaler("cpu", enabled=precision == torch.float16)
-    return training.Compute(torch.device("cpu"), Ranks(), precision, scaler)
+    return session.Compute(torch.device("cpu"), Ranks(), precision, scaler)

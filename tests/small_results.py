@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from hemera import masks, tables
+from hemera import tables
 from hemera.config import (
     FilterOptions,
     IndexOptions,
@@ -23,10 +23,11 @@ from hemera.config import (
     ScoreOptions,
     TileOptions,
 )
-from hemera.displacement import Displacement, none
-from hemera.files import write_displacement
-from hemera.pixels import histogram_similarity
-from hemera.shards import ShardWriter, encode, encode_mask
+from hemera.dataset.shards import ShardWriter, encode, encode_mask
+from hemera.imaging.color import histogram_similarity
+from hemera.io.atomic import write_displacement
+from hemera.masks import label_format
+from hemera.registration.displacement import Displacement, none
 from hemera.sheet import Pair, read_sheet, units, write_rows
 from hemera.stages import filter, index, score
 
@@ -349,8 +350,10 @@ def _tile(
             "agreement_cells": 12,
         }
     for engine, positive in zip(engines, (first, second), strict=False):
-        classes = np.where(positive, masks.POSITIVE, np.where(dark, masks.NEGATIVE, 0))
-        label = masks.pack(classes, dark, positive.astype(np.uint8))
+        classes = np.where(
+            positive, label_format.POSITIVE, np.where(dark, label_format.NEGATIVE, 0)
+        )
+        label = label_format.pack(classes, dark, positive.astype(np.uint8))
         data = encode_mask(label)
         offset, length = mask_shard.add(f"{name}.{engine}.png", data)
         masked.append(
@@ -359,7 +362,7 @@ def _tile(
                 "pair": pair.pair,
                 "engine": engine,
                 "nucleus_fraction": float(dark.mean()),
-                "positive_fraction": float(masks.positive(label).mean()),
+                "positive_fraction": float(label_format.positive(label).mean()),
                 "weak_fraction": float(positive.mean()),
                 "moderate_fraction": 0.0,
                 "strong_fraction": 0.0,

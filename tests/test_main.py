@@ -16,7 +16,7 @@ import pytest
 from hemera import __version__
 from hemera.__main__ import COMMANDS, main
 from hemera.config import STAGES, load
-from hemera.options import flags
+from hemera.config.base import flags
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "workflow" / "rules"

@@ -16,7 +16,7 @@ from hemera.config import (
     load,
     load_file,
 )
-from hemera.options import Options
+from hemera.config.base import Options
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -103,7 +103,7 @@ def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
     mask = config.stages["mask"]
     assert isinstance(mask, MaskOptions)
     try:
-        from hemera.engines import deepliif
+        from hemera.masks import deepliif
     except ImportError as error:
         # What `deepliif` is made of is what `stain` needs too.
         yield "missing", f"mask engines: {error}; install requirements.lock"

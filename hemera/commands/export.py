@@ -27,10 +27,11 @@ import pyarrow.parquet as pq
 import yaml
 from tqdm import tqdm
 
-from hemera import __version__, flags, tables
+from hemera import __version__, tables
+from hemera.commands import flags
+from hemera.dataset.shards import ShardReader, ShardWriter, decode, encode, select
+from hemera.dataset.splits import PARTS
 from hemera.errors import ConfigError, ShardError
-from hemera.shards import ShardReader, ShardWriter, decode, encode, select
-from hemera.splits import PARTS
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ def choose(
 
     Args:
         index: the index.
-        where: a condition on its columns, see `hemera.shards.select`.
+        where: a condition on its columns, see `hemera.dataset.shards.select`.
         part: train, val or test; None for all three.
         network: generation or segmentation: the tiles drawn for it, in its parts.
         engine: whose masks; None for those that the index was made to train on.

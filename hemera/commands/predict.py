@@ -30,18 +30,20 @@ import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
-from hemera import flags, trained, training
+from hemera.commands import flags
 from hemera.config import DescribeOptions
-from hemera.contours import Outlines, Region
+from hemera.dataset.shards import encode
 from hemera.errors import ConfigError, SlideError, TrainingError
-from hemera.files import write_bytes, write_text
-from hemera.models.segmentation import SegmentationNet
-from hemera.parallel import in_order
-from hemera.pixels import remap
-from hemera.pyramid import TILE_PX, tile_count, write_pyramid
-from hemera.shards import encode
-from hemera.slides import Slide, open_slide
+from hemera.imaging.color import remap
+from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
+from hemera.imaging.slide import Slide, open_slide
+from hemera.interop.outlines import Outlines, Region
+from hemera.io.atomic import write_bytes, write_text
+from hemera.io.threads import in_order
+from hemera.networks import storage
+from hemera.networks.segmentation import SegmentationNet
 from hemera.stages.describe import find_tissue
+from hemera.training import session
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +150,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=tuple(training.PRECISIONS),
+        choices=tuple(session.PRECISIONS),
         default="float32",
         help="numbers the network computes in; bf16 and fp16 need a GPU (default float32)",
     )
@@ -166,7 +168,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(namespace: argparse.Namespace) -> int:
     """Predict."""
     outputs = _outputs(namespace.slide, namespace.out)
-    with training.session(
+    with session.session(
         seed=0,
         threads=namespace.torch_threads or len(os.sched_getaffinity(0)),
         device=namespace.device,
@@ -223,7 +225,7 @@ def load_model(folder: Path, device: torch.device, precision: str, mpp: float | 
     weights, metadata = folder / "segmenter.safetensors", folder / "metadata.json"
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; name where train_segmentation has written")
-    net, described = trained.load_segmentation(weights, metadata)
+    net, described = storage.load_segmentation(weights, metadata)
     own = _number(described, "mpp", metadata)
     if own is None and mpp is None:
         raise TrainingError(
@@ -236,7 +238,7 @@ def load_model(folder: Path, device: torch.device, precision: str, mpp: float | 
     # Trained on whole tiles, or on crops of them: either way it was validated on whole ones.
     side = _number(described, "tile_px", metadata) or TILE_SIDE_PX
     facts = {
-        "weights_sha256": trained.file_digest(weights),
+        "weights_sha256": storage.file_digest(weights),
         "mpp": trained_mpp,
         **{
             name: described.get(name)
@@ -246,7 +248,7 @@ def load_model(folder: Path, device: torch.device, precision: str, mpp: float | 
     net.requires_grad_(False).to(device)
     convert_conv2d_weight_memory_format(net, torch.channels_last)
     return Model(
-        _ask(net, device, training.PRECISIONS[precision]),
+        _ask(net, device, session.PRECISIONS[precision]),
         int(side),
         trained_mpp,
         max(_number(described, "mpp_max", metadata) or 0.0, trained_mpp),
@@ -267,7 +269,7 @@ def _number(described: Mapping[str, Any], key: str, path: Path) -> float | None:
 def _ask(net: SegmentationNet, device: torch.device, precision: torch.dtype) -> Ask:
     @torch.inference_mode()
     def ask(tiles: RGB) -> Float:
-        images = training.to_unit(torch.from_numpy(tiles).permute(0, 3, 1, 2), device)
+        images = session.to_unit(torch.from_numpy(tiles).permute(0, 3, 1, 2), device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = net(images.contiguous(memory_format=torch.channels_last))
         return np.asarray(torch.sigmoid(logits.float())[:, 0].cpu().numpy(), np.float32)
@@ -792,7 +794,7 @@ def _facts(
             "unreadable": len(counts.faults),
         },
         "model": model.facts,
-        "versions": trained.versions(),
+        "versions": storage.versions(),
     }
 
 

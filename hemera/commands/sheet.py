@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from hemera.errors import HemeraError, SheetError
-from hemera.files import write_text
+from hemera.io.atomic import write_text
 from hemera.sheet import Sheet, read_sheet, units, write_rows
 
 log = logging.getLogger(__name__)
@@ -260,9 +260,9 @@ def _check(sheet: Sheet, block_count: int) -> int:
     """Open every file of the sheet; list all faults, then what the sheet holds."""
     from tqdm import tqdm
 
-    from hemera.annotations import read_polygons
-    from hemera.files import read_displacement
-    from hemera.slides import open_slide
+    from hemera.imaging.slide import open_slide
+    from hemera.interop.geojson import read_polygons
+    from hemera.io.atomic import read_displacement
     from hemera.stages.landmarks import check_landmarks
 
     faults = []

@@ -20,26 +20,27 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from hemera import displacement as fields
-from hemera import flags, tables
-from hemera.annotations import (
+from hemera import tables
+from hemera.commands import flags
+from hemera.config import Config, DescribeOptions, load_file
+from hemera.errors import ConfigError, RegistrationError, SheetError, SlideError, TableError
+from hemera.imaging.geometry import same_mpp
+from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
+from hemera.imaging.slide import Slide, open_slide
+from hemera.interop.geojson import (
     COORDINATE_MAX,
     carry_features,
     features,
     title,
     with_features,
 )
-from hemera.config import Config, DescribeOptions, load_file
-from hemera.displacement import Displacement, Points
-from hemera.errors import ConfigError, RegistrationError, SheetError, SlideError, TableError
-from hemera.files import read_displacement, write_text
-from hemera.geometry import same_mpp
-from hemera.labels import TIFF_SUFFIXES, read_labels, write_labels
-from hemera.parallel import in_order
-from hemera.pyramid import TILE_PX, tile_count, write_pyramid
+from hemera.interop.label_images import TIFF_SUFFIXES, read_labels, write_labels
+from hemera.io.atomic import read_displacement, write_text
+from hemera.io.threads import in_order
+from hemera.registration import displacement as fields
+from hemera.registration.displacement import Displacement, Points
+from hemera.registration.warping import lattice_px, read_displaced, warp_labels
 from hemera.sheet import MPP_BOUNDS, Pair, read_sheet, units
-from hemera.slides import Slide, open_slide
-from hemera.warping import lattice_px, read_displaced, warp_labels
 
 log = logging.getLogger(__name__)
 

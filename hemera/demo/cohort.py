@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from hemera import files
 from hemera.demo.field import Field, make_field
 from hemera.demo.plan import (
     LANDMARKS,
@@ -40,6 +39,7 @@ from hemera.demo.render import (
 )
 from hemera.demo.tissue import EPITHELIUM, SPINDLE, TUMOUR, Cells, Tissue, grow
 from hemera.errors import HemeraError
+from hemera.io import atomic
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +94,12 @@ def write_cohort(folder: Path, size: str, *, seed: int, workers: int) -> None:
             points = list(pool.map(make, jobs))
     else:
         points = [make(job) for job in jobs]
-    files.write_text(folder / META, _metadata(cohort.slides))
-    files.write_text(folder / LANDMARKS, _landmarks(cohort.slides, points))
+    atomic.write_text(folder / META, _metadata(cohort.slides))
+    atomic.write_text(folder / LANDMARKS, _landmarks(cohort.slides, points))
     sheet = folder / "pairs.tsv"
     # The demo's own sheet is committed: it is not touched where it says the same.
     if not sheet.is_file() or sheet.read_text() != sheet_text(size):
-        files.write_text(sheet, sheet_text(size))
+        atomic.write_text(sheet, sheet_text(size))
     log.info("%s: %d slide pairs, %d image pairs", folder, len(cohort.slides), len(cohort.tiles))
 
 
@@ -222,7 +222,7 @@ def _make_tiles(folder: Path, seed: int, tile: TilePair) -> None:
     her2 = drawn.warp(renderer.draw("her2", look), TILE_MPP, size_px, TILE_MPP, look.background)
     for path, image, scan in ((tile.he, he, he_look), (tile.her2, her2, look)):
         data = _encode(photograph(np.ascontiguousarray(image), scan, rng), tile.jpeg)
-        files.write_bytes(folder / path, data)
+        atomic.write_bytes(folder / path, data)
     labels = np.ascontiguousarray(renderer.labels()[inner, inner])
     cells = tissue.cells
     moved = dataclasses.replace(
@@ -267,7 +267,7 @@ def _write_slide(path: Path, image: Image, mpp: float) -> None:
         height, width = levels[-1].shape[:2]
         half = cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         levels.append(np.asarray(half, dtype=np.uint8))
-    with files.replacing(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
+    with atomic.replacing(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
         for level, pixels in enumerate(levels):
             effective = mpp * image.shape[1] / pixels.shape[1]
             tiff.write(
@@ -308,7 +308,7 @@ def _write_truth(
             arrays[f"field_{item.name}"] = np.asarray(getattr(field, item.name))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    files.write_bytes(folder / "truth" / f"{pair}.npz", buffer.getvalue())
+    atomic.write_bytes(folder / "truth" / f"{pair}.npz", buffer.getvalue())
 
 
 def _points(

@@ -21,12 +21,16 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from hemera import files, judging, tables, trained, training
-from hemera.anchors import PAPERS
+from hemera import tables
 from hemera.config import CompareOptions
-from hemera.dataset import TileDataset
+from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import ConfigError
-from hemera.pages import ComparedTile, comparison_page
+from hemera.evaluation import image_quality
+from hemera.evaluation.published import PAPERS
+from hemera.io import atomic
+from hemera.networks import storage
+from hemera.reports import ComparedTile, comparison_page
+from hemera.training import session
 
 log = logging.getLogger(__name__)
 
@@ -75,29 +79,29 @@ def run(
                 f"{name}: {len(given)} files for {len(options.presets)} presets; give one for "
                 "each, in the order of --presets"
             )
-    index_metadata = training.index_metadata(index)
+    index_metadata = session.index_metadata(index)
     nets: dict[str, nn.Module] = {}
     described: dict[str, dict[str, Any]] = {}
     for name, weights, metadata in zip(
         options.presets, generators, generator_metadata, strict=True
     ):
-        nets[name], described[name] = trained.load_generation(weights, metadata)
-        trained.check_index(name, described[name], index_metadata["fingerprint"])
+        nets[name], described[name] = storage.load_generation(weights, metadata)
+        storage.check_index(name, described[name], index_metadata["fingerprint"])
     seconds = dict(zip(options.presets, map(_seconds, benchmarks), strict=bool(benchmarks)))
     test = TileDataset(index, network="generation", part="test", images=("he", "her2"))
     rows: list[dict[str, Any]] = []
-    features = judging.Features()
+    features = image_quality.Features()
     examples: list[ComparedTile] = []
-    with training.session(
+    with session.session(
         seed=options.seed, threads=options.torch_threads, device=options.device
     ) as device:
-        judges = judging.Judges.load(options, device)
+        judges = image_quality.Judges.load(options, device)
         for net in nets.values():
             net.to(device)
-        facts = {row["tile"]: row for row in training.subset(index, "generation", "test")}
+        facts = {row["tile"]: row for row in session.subset(index, "generation", "test")}
         if len(test):
-            colours = judging.measure_colours(index, options.blur_sigma_px)
-            rows, features = judging.judge_generation(
+            colours = image_quality.measure_colours(index, options.blur_sigma_px)
+            rows, features = image_quality.judge_generation(
                 nets,
                 test,
                 facts,
@@ -121,7 +125,7 @@ def run(
         **judges.provenance(),
     }
     tables.write(table, found, tables.COMPARISON, provenance)
-    files.write_text(tsv, _text(found))
+    atomic.write_text(tsv, _text(found))
     comparison_page(
         page,
         preset=preset,
@@ -137,7 +141,7 @@ def run(
 
 def _table(
     rows: Sequence[Mapping[str, Any]],
-    features: judging.Features,
+    features: image_quality.Features,
     described: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float | None],
     options: CompareOptions,
@@ -145,11 +149,11 @@ def _table(
     """Return the rows of `tables.COMPARISON`: presets, baselines, papers."""
     summaries = {
         (row["method"], row["metric"]): row
-        for row in judging.summarise(rows, features, options)
+        for row in image_quality.summarise(rows, features, options)
         if row["group"] == "all"
     }
     found: list[dict[str, Any]] = []
-    for method in (*options.presets, *judging.BASELINES):
+    for method in (*options.presets, *image_quality.BASELINES):
         made: dict[str, Any] = {
             "method": method,
             "kind": "network" if method in described else "baseline",
@@ -163,14 +167,14 @@ def _table(
                 "epochs": about.get("options", {}).get("epochs"),
                 "training_s": seconds.get(method),
             }
-        for metric in judging.IMAGE_METRICS:
+        for metric in image_quality.IMAGE_METRICS:
             if (method, metric) in summaries:
                 summary = summaries[method, metric]
                 made[metric] = summary["value"]
                 made |= {f"{metric}_{part}": summary[part] for part in ("deviation", "low", "high")}
         if (method, "psnr_infinite") in summaries:
             made["psnr_infinite"] = int(summaries[method, "psnr_infinite"]["value"])
-        for metric in judging.SET_METRICS:
+        for metric in image_quality.SET_METRICS:
             if (method, metric) in summaries:
                 made[metric] = summaries[method, metric]["value"]
         if (method, "kid") in summaries:
@@ -241,7 +245,7 @@ def _show(
         he=item["he"],
         her2=item["her2"],
         generated={
-            name: judging.to_image(judging.predict(net, image, "generation", device)[0])
+            name: image_quality.to_image(image_quality.predict(net, image, "generation", device)[0])
             for name, net in nets.items()
         },
         ssim={row["method"]: row["ssim"] for row in rows if row["tile"] == fact["tile"]},

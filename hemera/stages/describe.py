@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from hemera import tables
 from hemera.config import DescribeOptions
+from hemera.dataset.shards import encode
 from hemera.errors import SlideError
-from hemera.pixels import DENSITY_STEP, density, outline, saturation, tissue_threshold
-from hemera.shards import encode
+from hemera.imaging.color import DENSITY_STEP, density, outline, saturation, tissue_threshold
+from hemera.imaging.slide import Slide, open_slide
 from hemera.sheet import Pair, read_sheet, unit_pairs
-from hemera.slides import Slide, open_slide
 
 log = logging.getLogger(__name__)
 

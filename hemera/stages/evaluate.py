@@ -20,11 +20,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from hemera import judging, masks, metrics, tables, trained, training
+from hemera import tables
 from hemera.config import EvaluateOptions
-from hemera.dataset import TileDataset
-from hemera.metrics import Confusion
-from hemera.pages import Example, evaluation_page
+from hemera.dataset.torch_dataset import TileDataset
+from hemera.evaluation import image_quality, metrics
+from hemera.evaluation.metrics import Confusion
+from hemera.masks import label_format
+from hemera.networks import storage
+from hemera.reports import Example, evaluation_page
+from hemera.training import session
 
 log = logging.getLogger(__name__)
 
@@ -65,35 +69,35 @@ def run(
     Raises:
         TrainingError: weights that do not fit; networks of another index than this one.
     """
-    index_metadata = training.index_metadata(index)
+    index_metadata = session.index_metadata(index)
     engine = index_metadata["mask_target"]
-    painter, painter_metadata = trained.load_generation(generator, generator_metadata)
-    finder, finder_metadata = trained.load_segmentation(segmenter, segmenter_metadata)
+    painter, painter_metadata = storage.load_generation(generator, generator_metadata)
+    finder, finder_metadata = storage.load_segmentation(segmenter, segmenter_metadata)
     described = {"generation": painter_metadata, "segmentation": finder_metadata}
     for network, found in described.items():
-        trained.check_index(network, found, index_metadata["fingerprint"])
+        storage.check_index(network, found, index_metadata["fingerprint"])
     test = {
         network: TileDataset(index, network=network, part="test", engine=engine)
         for network in described
     }
     rows: list[dict[str, Any]] = []
-    features = judging.Features()
-    with training.session(
+    features = image_quality.Features()
+    with session.session(
         seed=options.seed, threads=options.torch_threads, device=options.device
     ) as device:
-        judges = judging.Judges.load(options, device)
+        judges = image_quality.Judges.load(options, device)
         painter.to(device)
         finder.to(device)
         facts = {
-            network: {row["tile"]: row for row in training.subset(index, network, "test")}
+            network: {row["tile"]: row for row in session.subset(index, network, "test")}
             for network in test
         }
         if len(test["generation"]):
-            rows, features = judging.judge_generation(
+            rows, features = image_quality.judge_generation(
                 {"model": painter},
                 test["generation"],
                 facts["generation"],
-                colours=judging.measure_colours(index, options.blur_sigma_px),
+                colours=image_quality.measure_colours(index, options.blur_sigma_px),
                 judges=judges,
                 device=device,
                 batch_size=options.batch_size,
@@ -101,7 +105,7 @@ def run(
             )
         else:
             log.warning("no test tiles for GenerationNet: it is not evaluated")
-        for item, found in judging.answers(
+        for item, found in image_quality.answers(
             {"model": finder}, test["segmentation"], "segmentation", device, options.batch_size
         ):
             fact = facts["segmentation"][item["tile"]]
@@ -115,7 +119,7 @@ def run(
         ]
     tile_table = pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES)
     metric_table = pa.Table.from_pylist(
-        judging.summarise(rows, features, options), schema=tables.METRICS
+        image_quality.summarise(rows, features, options), schema=tables.METRICS
     )
     provenance = {
         **tables.provenance(options),
@@ -155,7 +159,7 @@ def judge_masks(
     fact: Mapping[str, str], item: Mapping[str, Any], predicted: npt.NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Return the rows of one tile: the network and both constants."""
-    truth = masks.positive(item["mask"])
+    truth = label_format.positive(item["mask"])
     predictions = {
         "model": predicted,
         "all_positive": np.ones_like(truth),
@@ -166,7 +170,7 @@ def judge_masks(
             **fact,
             "network": "segmentation",
             "method": method,
-            **dict(zip(judging.COUNTS, metrics.confusion(prediction, truth), strict=True)),
+            **dict(zip(image_quality.COUNTS, metrics.confusion(prediction, truth), strict=True)),
         }
         for method, prediction in predictions.items()
     ]
@@ -183,7 +187,7 @@ def choose(rows: Sequence[Mapping[str, Any]], wanted: int) -> list[tuple[str, st
         if row["method"] != "model":
             continue
         if row["network"] == "segmentation":
-            count = Confusion(*(row[name] for name in judging.COUNTS))
+            count = Confusion(*(row[name] for name in image_quality.COUNTS))
             empty = count.true_positive + count.false_positive + count.false_negative == 0
             order[row["tile"]] = (-1.0 if empty else metrics.scores(count)["f1"], "F1")
         else:
@@ -224,7 +228,7 @@ def show(
         if row["network"] == "generation":
             values |= {name: row[name] for name in ("psnr_db", "ssim")}
         else:
-            scores = metrics.scores(Confusion(*(row[name] for name in judging.COUNTS)))
+            scores = metrics.scores(Confusion(*(row[name] for name in image_quality.COUNTS)))
             values |= {name: scores[name] for name in ("f1", "iou")}
     fact = facts[network][tile]
     return Example(
@@ -235,8 +239,10 @@ def show(
         label=label,
         he=item["he"],
         her2=item["her2"],
-        generated=judging.to_image(judging.predict(painter, image, "generation", device)[0]),
-        truth=masks.positive(item["mask"]),
-        probability=to_probability(judging.predict(finder, image, "segmentation", device)[0]),
+        generated=image_quality.to_image(
+            image_quality.predict(painter, image, "generation", device)[0]
+        ),
+        truth=label_format.positive(item["mask"]),
+        probability=to_probability(image_quality.predict(finder, image, "segmentation", device)[0]),
         values=values,
     )

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.config import FilterOptions
+from hemera.config.base import parse_word
 from hemera.errors import ConfigError, TableError
-from hemera.options import parse_word
 from hemera.sheet import Pair, read_sheet, units
 
 log = logging.getLogger(__name__)

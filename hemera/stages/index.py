@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.config import IndexOptions
+from hemera.dataset.splits import PARTS, check_leakage, draw, split_cases
 from hemera.errors import ConfigError, LeakageError, TableError
-from hemera.files import write_text
+from hemera.io.atomic import write_text
 from hemera.sheet import read_sheet
-from hemera.splits import PARTS, check_leakage, draw, split_cases
 
 log = logging.getLogger(__name__)
 

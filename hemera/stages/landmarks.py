@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from hemera import tables
 from hemera.config import LandmarksOptions
-from hemera.displacement import (
+from hemera.errors import RegistrationError, SheetError, TableError
+from hemera.io.atomic import read_displacement, write_text
+from hemera.registration.displacement import (
     Displacement,
     inverse_points,
     map_points,
     none,
     of_registered,
 )
-from hemera.errors import RegistrationError, SheetError, TableError
-from hemera.files import read_displacement, write_text
 from hemera.sheet import Pair, read_sheet
 
 log = logging.getLogger(__name__)

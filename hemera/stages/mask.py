@@ -13,12 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
-from hemera import masks as labels
-from hemera import scoring, shards, tables
+from hemera import tables
 from hemera.config import MaskOptions
-from hemera.engines import stain
+from hemera.dataset import shards
 from hemera.errors import ShardError, TableError
-from hemera.files import replacing
+from hemera.io.atomic import replacing
+from hemera.masks import her2_score, stain
+from hemera.masks import label_format as labels
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +120,11 @@ def _agreement(made: list[labels.Labelled], mpp: float) -> dict[str, float | int
     if len(made) < 2:
         return {}
     first, second = made
-    sign, matched = scoring.sign_agreement(first.cells, second.cells, mpp)
+    sign, matched = her2_score.sign_agreement(first.cells, second.cells, mpp)
     return {
-        "agreement_dice": scoring.dice(labels.positive(first.mask), labels.positive(second.mask)),
+        "agreement_dice": her2_score.dice(
+            labels.positive(first.mask), labels.positive(second.mask)
+        ),
         "agreement_sign": sign,
         "agreement_cells": matched,
     }
@@ -134,7 +137,7 @@ def _engines(options: MaskOptions) -> tuple[dict[str, _Engine], dict[str, str]]:
     for name in options.engines:
         if name == "deepliif":
             # Only here: it brings PyTorch.
-            from hemera.engines import deepliif
+            from hemera.masks import deepliif
 
             model = deepliif.Model(options)
             made[name] = model.segment

@@ -16,16 +16,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hemera import certificate as certificates
-from hemera import displacement as fields
 from hemera import tables
 from hemera.config import RegisterOptions
-from hemera.displacement import Displacement
-from hemera.engines import deeperhistreg
 from hemera.errors import RegistrationError, SheetError, SlideError
-from hemera.files import read_displacement, write_displacement
+from hemera.imaging.slide import LOST_MAX, Slide, open_slide
+from hemera.io.atomic import read_displacement, write_displacement
+from hemera.registration import certificate as certificates
+from hemera.registration import deeperhistreg
+from hemera.registration import displacement as fields
+from hemera.registration.displacement import Displacement
 from hemera.sheet import Pair, read_sheet
-from hemera.slides import LOST_MAX, Slide, open_slide
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from hemera import tables
-from hemera.certificate import LocalQuality
 from hemera.config import ReportOptions
-from hemera.files import read_displacement
-from hemera.pages import charts, data, pictures, registration
-from hemera.pages.html import fixed, number, percent, write_page
-from hemera.pixels import histogram_similarity
-from hemera.shards import decode, decode_mask, read_member
+from hemera.dataset.shards import decode, decode_mask, read_member
+from hemera.imaging.color import histogram_similarity
+from hemera.io.atomic import read_displacement
+from hemera.registration.certificate import LocalQuality
+from hemera.reports import charts, data, pictures, registration
+from hemera.reports.html import fixed, number, percent, write_page
 from hemera.sheet import Pair, read_sheet, units
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from hemera import tables
 from hemera.config import ScoreOptions
 from hemera.errors import SheetError, TableError
-from hemera.files import write_text
+from hemera.io.atomic import write_text
 from hemera.sheet import read_sheet
 
 log = logging.getLogger(__name__)

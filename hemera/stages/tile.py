@@ -17,17 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from hemera import displacement as fields
 from hemera import tables
-from hemera.annotations import read_polygons
-from hemera.certificate import LocalQuality
 from hemera.config import TileOptions
-from hemera.displacement import Displacement
+from hemera.dataset.shards import SUFFIXES, ShardWriter, encode
 from hemera.errors import RegistrationError, SheetError, SlideError
-from hemera.files import read_displacement, replacing
-from hemera.geometry import grid_positions, polygon_share, same_mpp, tissue_share
-from hemera.parallel import in_order
-from hemera.pixels import (
+from hemera.imaging.color import (
     DENSITY_STEP,
     density,
     halved,
@@ -35,10 +29,16 @@ from hemera.pixels import (
     saturation,
     sharpness,
 )
-from hemera.shards import SUFFIXES, ShardWriter, encode
+from hemera.imaging.geometry import grid_positions, polygon_share, same_mpp, tissue_share
+from hemera.imaging.slide import Slide, open_slide
+from hemera.interop.geojson import read_polygons
+from hemera.io.atomic import read_displacement, replacing
+from hemera.io.threads import in_order
+from hemera.registration import displacement as fields
+from hemera.registration.certificate import LocalQuality
+from hemera.registration.displacement import Displacement
+from hemera.registration.warping import read_displaced
 from hemera.sheet import Pair, read_sheet, unit_pairs
-from hemera.slides import Slide, open_slide
-from hemera.warping import read_displaced
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hemera import metrics, training
 from hemera.config import TrainGenerationOptions
-from hemera.dataset import TileDataset, Weighting
-from hemera.journal import sheet
-from hemera.models import losses, similarity
-from hemera.models.discriminator import PatchGAN
-from hemera.models.generation import build_generator, initialise
+from hemera.dataset.torch_dataset import TileDataset, Weighting
+from hemera.evaluation import metrics
+from hemera.networks import losses, similarity
+from hemera.networks.discriminator import PatchGAN
+from hemera.networks.generation import build_generator, initialise
+from hemera.training import session
+from hemera.training.logging import sheet
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ def run(
     Raises:
         TrainingError: an empty subset, a loss that is not finite, a checkpoint that does not fit.
     """
-    facts = training.index_facts(index, "generation", options.crop_px)
-    with training.computing(options) as compute:
+    facts = session.index_facts(index, "generation", options.crop_px)
+    with session.computing(options) as compute:
         parts = {
             part: TileDataset(
                 index,
@@ -93,10 +94,10 @@ def run(
         for module in modules.values():
             initialise(module)
             compute.place(module, compiled=options.compile)
-        training.part_ways(compute, options.seed)
+        session.part_ways(compute, options.seed)
         betas = (options.beta1, options.beta2)
-        course = training.Run(
-            checkpoints / training.run_digest(options, facts),
+        course = session.Run(
+            checkpoints / session.run_digest(options, facts),
             modules,
             {
                 name: torch.optim.Adam(
@@ -114,16 +115,16 @@ def run(
         if threshold is None and options.dice_source == "dab":
             threshold = fit_threshold(parts["train"])
             log.info("balanced Dice: DAB density %.3f, fitted on training tiles", threshold)
-        validation = training.validation_batches(
+        validation = session.validation_batches(
             parts["val"], options.batch_size, options.workers, compute
         )
-        examples = training.samples(parts["val"], options.sample_tiles)
+        examples = session.samples(parts["val"], options.sample_tiles)
 
         def describe(epoch: int) -> dict[str, Any]:
-            described = training.describe_run("generation", model, options, facts, course, epoch)
+            described = session.describe_run("generation", model, options, facts, course, epoch)
             return {**described, "dice_threshold": threshold}
 
-        training.train(
+        session.train(
             course,
             compute,
             parts["train"],
@@ -135,7 +136,7 @@ def run(
             show=lambda: show(net, examples, compute),
             describe=describe,
         )
-        training.write_results(
+        session.write_results(
             course, options, describe, weights=generator, metadata=metadata, history=history
         )
 
@@ -181,8 +182,8 @@ def fit_threshold(tiles: TileDataset) -> float:
 
 def train_step(
     batches: Sequence[dict[str, Any]],
-    course: training.Run,
-    compute: training.Compute,
+    course: session.Run,
+    compute: session.Compute,
     options: TrainGenerationOptions,
     threshold: float | None,
 ) -> dict[str, Tensor]:
@@ -284,7 +285,7 @@ def weigh(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
 def validate(
     net: nn.Module,
     batches: DataLoader[dict[str, Any]],
-    compute: training.Compute,
+    compute: session.Compute,
     options: TrainGenerationOptions,
 ) -> dict[str, float]:
     """Return the weighted reconstruction loss, PSNR and SSIM over the validation tiles.
@@ -293,7 +294,7 @@ def validate(
     """
     net.eval()
     found: list[Tensor] = []
-    for batch in training.ahead(batches, compute.device):
+    for batch in session.ahead(batches, compute.device):
         with compute.autocast():
             generated = net(compute.to_unit(batch["he"]) * 2 - 1).float()
         real = compute.to_unit(batch["her2"])
@@ -313,14 +314,14 @@ def validate(
     distances, noise, alike = zip(*compute.ranks.gather(rows), strict=True)
     return {
         "reconstruction": math.fsum(distances) / len(distances),
-        "psnr_db": training.mean_of(noise),
-        "ssim": training.mean_of(alike),
+        "psnr_db": session.mean_of(noise),
+        "ssim": session.mean_of(alike),
     }
 
 
 @torch.no_grad()
 def show(
-    net: nn.Module, examples: Sequence[dict[str, Any]], compute: training.Compute
+    net: nn.Module, examples: Sequence[dict[str, Any]], compute: session.Compute
 ) -> npt.NDArray[np.uint8]:
     """Draw validation tiles: H&E, HER2, and HER2 as painted, one tile a row."""
     net.eval()

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hemera import metrics, trained, training
 from hemera.config import TrainSegmentationOptions
-from hemera.dataset import TileDataset
+from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import TrainingError
-from hemera.journal import sheet
-from hemera.models import losses
-from hemera.models.segmentation import SegmentationNet
+from hemera.evaluation import metrics
+from hemera.networks import losses, storage
+from hemera.networks.segmentation import SegmentationNet
+from hemera.training import session
+from hemera.training.logging import sheet
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,8 @@ def run(
         TrainingError: an empty subset, a loss that is not finite, weights or a checkpoint that do
             not fit, a GenerationNet of another index.
     """
-    facts = training.index_facts(index, "segmentation", options.crop_px)
-    with training.computing(options) as compute:
+    facts = session.index_facts(index, "segmentation", options.crop_px)
+    with session.computing(options) as compute:
         parts = {
             part: TileDataset(
                 index,
@@ -82,8 +83,8 @@ def run(
         }
         branch, described_branch = None, None
         if options.generation_branch != "none":
-            branch, generation = trained.load_generation(generator, generator_metadata)
-            trained.check_index("generation", generation, facts.fingerprint)
+            branch, generation = storage.load_generation(generator, generator_metadata)
+            storage.check_index("generation", generation, facts.fingerprint)
             described_branch = generation["model"]
         how: dict[str, Any] = {
             "generation_skips": options.generation_skips,
@@ -98,34 +99,34 @@ def run(
         if options.encoder_weights is not None:
             weights = encoder_file(options.encoder_weights)
             key = "train_segmentation.encoder_weights"
-            found = trained.read_weights(
+            found = storage.read_weights(
                 weights,
                 missing=f"name one as {key}, or null to start untrained",
                 remedy=f"name another as {key}, or null to start untrained",
             )
-            started_from = trained.file_digest(weights)
+            started_from = storage.file_digest(weights)
             encoder = {
                 name: tensor
                 for name, tensor in found.items()
                 # The head that classifies, which SegmentationNet has not.
                 if not name.startswith("fc.")
             }
-            trained.load_into(net.encoder, encoder, str(weights))
+            storage.load_into(net.encoder, encoder, str(weights))
         compute.place(net, compiled=options.compile)
-        training.part_ways(compute, options.seed)
+        session.part_ways(compute, options.seed)
         optimiser = torch.optim.AdamW(
             [parameter for parameter in net.parameters() if parameter.requires_grad],
             options.learning_rate,
             weight_decay=options.weight_decay,
             fused=True,
         )
-        digest = training.run_digest(
+        digest = session.run_digest(
             options,
             facts,
-            generator="none" if branch is None else trained.file_digest(generator),
+            generator="none" if branch is None else storage.file_digest(generator),
             encoder=started_from,
         )
-        course = training.Run(
+        course = session.Run(
             checkpoints / digest,
             {"segmenter": net},
             {"segmenter": optimiser},
@@ -135,17 +136,17 @@ def run(
             scaler=compute.scaler,
         )
         course.resume()
-        validation = training.validation_batches(
+        validation = session.validation_batches(
             parts["val"], options.batch_size, options.workers, compute
         )
-        examples = training.samples(parts["val"], options.sample_tiles)
+        examples = session.samples(parts["val"], options.sample_tiles)
         model = {"generation": described_branch, **how}
 
         def describe(epoch: int) -> dict[str, Any]:
-            described = training.describe_run("segmentation", model, options, facts, course, epoch)
+            described = session.describe_run("segmentation", model, options, facts, course, epoch)
             return {**described, "encoder_sha256": started_from}
 
-        training.train(
+        session.train(
             course,
             compute,
             parts["train"],
@@ -157,7 +158,7 @@ def run(
             show=lambda: show(net, examples, compute),
             describe=describe,
         )
-        training.write_results(
+        session.write_results(
             course, options, describe, weights=segmenter, metadata=metadata, history=history
         )
 
@@ -183,8 +184,8 @@ def encoder_file(named: str) -> Path:
 
 def train_step(
     batches: Sequence[dict[str, Any]],
-    course: training.Run,
-    compute: training.Compute,
+    course: session.Run,
+    compute: session.Compute,
     options: TrainSegmentationOptions,
 ) -> dict[str, Tensor]:
     """Update encoder and decoder by the parts of a batch, and return the losses."""
@@ -221,7 +222,7 @@ def judge(
 def validate(
     net: nn.Module,
     batches: DataLoader[dict[str, Any]],
-    compute: training.Compute,
+    compute: session.Compute,
     options: TrainSegmentationOptions,
 ) -> dict[str, float]:
     """Return the loss and the four pooled metrics at 0.5 over the validation tiles."""
@@ -229,7 +230,7 @@ def validate(
     per_tile = torch.vmap(lambda logits, truth: judge(logits, truth, options)[0])
     judged: list[Tensor] = []
     counted: list[Tensor] = []
-    for batch in training.ahead(batches, compute.device):
+    for batch in session.ahead(batches, compute.device):
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"])).float()
         truth = batch["positive"]
@@ -251,7 +252,7 @@ def validate(
 
 @torch.no_grad()
 def show(
-    net: nn.Module, examples: Sequence[dict[str, Any]], compute: training.Compute
+    net: nn.Module, examples: Sequence[dict[str, Any]], compute: session.Compute
 ) -> npt.NDArray[np.uint8]:
     """Draw validation tiles: H&E, what is positive, and how likely it was held to be."""
     net.eval()

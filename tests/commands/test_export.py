@@ -17,10 +17,10 @@ import yaml
 from hemera import tables
 from hemera.__main__ import main
 from hemera.commands import export
+from hemera.dataset.shards import ShardWriter, decode, encode
 from hemera.errors import ConfigError, ShardError
-from hemera.shards import ShardWriter, decode, encode
+from tests.dataset.test_shards import webdataset_samples
 from tests.small_index import write_index
-from tests.test_shards import webdataset_samples
 
 LICENCES = ["BCI: non-commercial use, cite its paper", "masks by DeepLIIF: its own"]
 

@@ -21,12 +21,12 @@ import tiffslide
 import torch
 from PIL import Image
 
-from hemera import trained
 from hemera.__main__ import main
 from hemera.commands import predict
 from hemera.commands.predict import FILES, Blend, Grid, Model, grid_of, load_model
 from hemera.errors import ConfigError, SlideError, TrainingError
-from hemera.slides import open_slide
+from hemera.imaging.slide import open_slide
+from hemera.networks import storage
 from tests.small_networks import write_networks
 
 GLASS, TISSUE, DARK = (240, 242, 243), (222, 150, 190), (90, 40, 120)
@@ -576,18 +576,18 @@ def folder(tmp_path_factory):
     folder = made / "train_segmentation"
     folder.mkdir()
     # Untrained, it says nearly the same of everything: its last layer is turned up.
-    weights = trained.read_weights(paths["segmenter"])
+    weights = storage.read_weights(paths["segmenter"])
     weights["decoder.head.weight"] *= 3000
-    trained.write_weights(folder / "segmenter.safetensors", weights)
+    storage.write_weights(folder / "segmenter.safetensors", weights)
     described = json.loads(paths["segmenter_metadata"].read_text())
-    trained.write_metadata(folder / "metadata.json", {**described, "mpp": 0.5, "tile_px": 256})
+    storage.write_metadata(folder / "metadata.json", {**described, "mpp": 0.5, "tile_px": 256})
     return folder
 
 
 def with_metadata(folder, target, **changes):
     shutil.copytree(folder, target)
     described = json.loads((target / "metadata.json").read_text()) | changes
-    trained.write_metadata(
+    storage.write_metadata(
         target / "metadata.json", {key: value for key, value in described.items() if value != ""}
     )
     return target
@@ -604,7 +604,7 @@ def texture():
 
 def tiles_by_network(folder, rgb, places, side):
     """What the network itself says of each tile, without anything of this command."""
-    net, _ = trained.load_segmentation(folder / "segmenter.safetensors", folder / "metadata.json")
+    net, _ = storage.load_segmentation(folder / "segmenter.safetensors", folder / "metadata.json")
     with torch.inference_mode():
         for x, y in places:
             image = torch.from_numpy(rgb[y : y + side, x : x + side] / np.float32(255))
@@ -636,7 +636,7 @@ def test_where_one_tile_lies_the_map_is_what_the_network_says_and_between_tiles_
     assert found.std() > 0.01, "the network says more than one thing"
     facts = json.loads((tmp_path / "out" / "case.json").read_text())
     assert facts["slide"]["mpp_source"] == "--mpp"
-    assert facts["model"]["weights_sha256"] == trained.file_digest(folder / "segmenter.safetensors")
+    assert facts["model"]["weights_sha256"] == storage.file_digest(folder / "segmenter.safetensors")
     assert facts["model"]["index_fingerprint"] == "f" * 64
     mask = tifffile.imread(tmp_path / "out" / "case.mask.tif")
     assert facts["area"]["positive_um2"] == pytest.approx(np.count_nonzero(mask) / 4)

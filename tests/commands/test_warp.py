@@ -16,10 +16,10 @@ import tiffslide
 
 from hemera import tables
 from hemera.__main__ import main
-from hemera.displacement import Displacement, node_points, none
-from hemera.files import write_displacement
+from hemera.imaging.slide import open_slide
+from hemera.io.atomic import write_displacement
+from hemera.registration.displacement import Displacement, node_points, none
 from hemera.sheet import COLUMNS
-from hemera.slides import open_slide
 
 HE_MPP, HER2_MPP = 0.5, 0.44
 HE_SIZE, HER2_SIZE = (1030, 515), (1290, 670)

@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from hemera import anchors, tables, trained
+from hemera import tables
 from hemera.__main__ import main
 from hemera.config import CompareOptions, TrainGenerationOptions, load
-from hemera.dataset import TileDataset
+from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import ConfigError, TrainingError
-from hemera.metrics import ssim
+from hemera.evaluation import published
+from hemera.evaluation.metrics import ssim
+from hemera.networks import storage
 from hemera.stages import compare, evaluate
+from tests.reports.test_pages import check_page
 from tests.small_index import write_index
 from tests.small_judges import write_alexnet, write_inception
 from tests.small_networks import write_generator, write_networks
 from tests.stages.test_evaluate import OPTIONS as EVALUATE
 from tests.stages.test_evaluate import outputs as evaluate_outputs
-from tests.test_pages import check_page
 from tests.test_workflow import TINY, bare, lay_out, planned, snakemake, write_config
 
 __all__ = ["bare"]
@@ -60,13 +62,13 @@ def given(tmp_path_factory):
     """Two generators on one index: the small one of evaluate's tests, and it with other weights."""
     folder = tmp_path_factory.mktemp("given")
     first, second = (write_generator(folder / name) for name in ("hemera", "pix2pix"))
-    state = trained.read_weights(second["generator"])
-    trained.write_weights(second["generator"], {name: value * 0.5 for name, value in state.items()})
+    state = storage.read_weights(second["generator"])
+    storage.write_weights(second["generator"], {name: value * 0.5 for name, value in state.items()})
     for paths, epochs, map_mode in ((first, 100, "inside"), (second, 200, "none")):
         described = json.loads(paths["generator_metadata"].read_text())
         described |= {"parameters": 1234 * epochs, "options": {"epochs": epochs, "seed": 5}}
         described["options"]["weight_map"] = map_mode
-        trained.write_metadata(paths["generator_metadata"], described)
+        storage.write_metadata(paths["generator_metadata"], described)
     return {
         "index": write_index(folder / "results"),
         "report": folder / "report" / "report.html",
@@ -109,7 +111,7 @@ def test_presets_then_baselines_then_every_paper(rows):
     ]  # fmt: skip
     papers = rows[4:]
     assert [row["method"] for row in papers] == [
-        figure.method for figure in anchors.PAPERS["generation"]
+        figure.method for figure in published.PAPERS["generation"]
     ]
     assert all(row["kind"] == "paper" and row["source"] and row["comparable"] for row in papers)
     assert all(row["tiles"] is None and row["psnr_db_low"] is None for row in papers)
@@ -145,7 +147,7 @@ def test_a_network_is_judged_as_evaluate_judges_it(given, by_method, tmp_path):
 
 def test_each_row_is_of_its_own_network(given, by_method):
     tiles = TileDataset(given["index"], network="generation", part="test", images=("he", "her2"))
-    net, _ = trained.load_generation(given["generators"][1], given["generator_metadata"][1])
+    net, _ = storage.load_generation(given["generators"][1], given["generator_metadata"][1])
     values = []
     for place in range(len(tiles)):
         item = tiles.stored(place)

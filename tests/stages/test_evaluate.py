@@ -10,11 +10,14 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from hemera import judging, masks, perception, tables, trained
+from hemera import tables
 from hemera.config import EvaluateOptions
-from hemera.dataset import TileDataset
+from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import TrainingError
-from hemera.metrics import Confusion
+from hemera.evaluation import image_quality, perceptual
+from hemera.evaluation.metrics import Confusion
+from hemera.masks import label_format
+from hemera.networks import storage
 from hemera.stages import evaluate
 from tests.small_index import write_index
 from tests.small_judges import write_alexnet, write_inception
@@ -96,8 +99,8 @@ def test_every_test_tile_has_a_row_for_every_method(rows):
 
 def test_the_rows_hold_what_the_networks_answer(given, rows):
     tiles = TileDataset(given["index"], network="generation", part="test", engine="stain")
-    painter, _ = trained.load_generation(given["generator"], given["generator_metadata"])
-    finder, _ = trained.load_segmentation(given["segmenter"], given["segmenter_metadata"])
+    painter, _ = storage.load_generation(given["generator"], given["generator_metadata"])
+    finder, _ = storage.load_segmentation(given["segmenter"], given["segmenter_metadata"])
     found = {(row["tile"], row["network"]): row for row in rows if row["method"] == "model"}
     for item in (tiles.stored(0), tiles.stored(1)):
         image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
@@ -111,10 +114,10 @@ def test_the_rows_hold_what_the_networks_answer(given, rows):
         ssim = structural_similarity(item["her2"], painted, channel_axis=-1, data_range=255)
         assert row["ssim"] == pytest.approx(ssim, abs=0.001)
         row = found[item["tile"], "segmentation"]
-        truth = masks.positive(item["mask"])
+        truth = label_format.positive(item["mask"])
         hits = np.count_nonzero(positive & truth)
         assert row["true_positive_px"] == pytest.approx(hits, abs=5)
-        assert sum(row[name] for name in judging.COUNTS) == truth.size
+        assert sum(row[name] for name in image_quality.COUNTS) == truth.size
 
 
 def test_trivial_baselines_by_hand(given, rows):
@@ -220,8 +223,8 @@ def test_networks_and_baselines_are_judged_by_features(given, weights, judged):
     index, folder = judged
     table = tables.read(folder / "metrics.parquet", tables.METRICS).to_pylist()
     found = {(row["method"], row["group"], row["metric"]): row for row in table}
-    inception = perception.Inception(Path(weights["fid_weights"]), torch.device("cpu"))
-    painter, _ = trained.load_generation(given["generator"], given["generator_metadata"])
+    inception = perceptual.Inception(Path(weights["fid_weights"]), torch.device("cpu"))
+    painter, _ = storage.load_generation(given["generator"], given["generator_metadata"])
     tiles = TileDataset(index, network="generation", part="test", engine="stain")
     real, painted = [], []
     for place in range(4):
@@ -333,7 +336,7 @@ def test_the_page_shows_tiles_from_best_to_worst():
         "d": Confusion(5, 5, 5, 85), "e": Confusion(0, 5, 5, 90),
     }  # fmt: skip
     rows = [
-        row("segmentation", tile, **dict(zip(judging.COUNTS, count, strict=True)))
+        row("segmentation", tile, **dict(zip(image_quality.COUNTS, count, strict=True)))
         for tile, count in counts.items()
     ]
     assert [tile for tile, _ in evaluate.choose(rows, 99)] == ["b", "d", "a", "e", "c"]

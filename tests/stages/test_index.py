@@ -13,8 +13,8 @@ import pytest
 from hemera import tables
 from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
+from hemera.config.base import flags
 from hemera.errors import ConfigError, LeakageError, SheetError, TableError
-from hemera.options import flags
 from hemera.sheet import write_rows
 from hemera.stages import index
 

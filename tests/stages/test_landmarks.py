@@ -11,9 +11,9 @@ import pytest
 
 from hemera import tables
 from hemera.config import DescribeOptions, LandmarksOptions
-from hemera.displacement import Displacement, inverse_points, node_points, none
 from hemera.errors import SheetError, TableError
-from hemera.files import write_displacement
+from hemera.io.atomic import write_displacement
+from hemera.registration.displacement import Displacement, inverse_points, node_points, none
 from hemera.sheet import read_sheet
 from hemera.stages import describe, landmarks
 

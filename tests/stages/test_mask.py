@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hemera import masks as labels
-from hemera import shards, tables
+from hemera import tables
 from hemera.config import MaskOptions
-from hemera.engines import stain
+from hemera.dataset import shards
 from hemera.errors import ConfigError, EngineError, ShardError, TableError
+from hemera.masks import label_format as labels
+from hemera.masks import stain
 from hemera.stages import mask
 
 OPTIONS = MaskOptions(engines=("stain",), target="stain")

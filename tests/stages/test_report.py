@@ -9,10 +9,10 @@ import pytest
 
 from hemera.config import ReportOptions
 from hemera.errors import ShardError, TableError
-from hemera.pages import data, pictures
+from hemera.reports import data, pictures
 from hemera.stages import report
+from tests.reports.test_pages import Page, check_page
 from tests.small_results import BLOCK_COUNT, Made, make
-from tests.test_pages import Page, check_page
 
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")

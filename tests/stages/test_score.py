@@ -11,9 +11,9 @@ import pytest
 
 from hemera import tables
 from hemera.config import DescribeOptions, LandmarksOptions, ScoreOptions
-from hemera.displacement import Displacement, none
 from hemera.errors import SheetError, TableError
-from hemera.files import write_displacement
+from hemera.io.atomic import write_displacement
+from hemera.registration.displacement import Displacement, none
 from hemera.stages import describe, landmarks, score
 
 HEADER = (

@@ -10,11 +10,11 @@ from PIL import Image
 
 from hemera import tables
 from hemera.config import DescribeOptions, FilterOptions, TileOptions
-from hemera.displacement import Displacement, mirrored, node_points, none
+from hemera.dataset.shards import decode, read_member
 from hemera.errors import SheetError
-from hemera.files import read_displacement, write_displacement
-from hemera.shards import decode, read_member
-from hemera.slides import Slide
+from hemera.imaging.slide import Slide
+from hemera.io.atomic import read_displacement, write_displacement
+from hemera.registration.displacement import Displacement, mirrored, node_points, none
 from hemera.stages import describe, tile
 
 COLUMNS = (
@@ -562,7 +562,7 @@ def test_the_reader_that_describe_was_told_reads_here_too(slides, monkeypatch):
     def never(*_):
         raise AssertionError("the direct reader was used")
 
-    monkeypatch.setattr("hemera.slides._Tiff.__init__", never)
+    monkeypatch.setattr("hemera.imaging.slide._Tiff.__init__", never)
     assert [row["he_sha256"] for row in unit.tile(**maps)] == [row["he_sha256"] for row in direct]
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from hemera import metrics, tables, trained, training
+from hemera import tables
 from hemera.config import TrainGenerationOptions
+from hemera.config.base import flags
 from hemera.errors import ConfigError, TrainingError
-from hemera.models import losses
-from hemera.options import flags
+from hemera.evaluation import metrics
+from hemera.networks import losses, storage
 from hemera.stages import train_generation
 from hemera.stages.train_generation import fit_threshold, rate_factor, run
+from hemera.training import session
 from tests.small_index import write_index
 from tests.small_networks import plain_compute
 
@@ -87,7 +89,7 @@ def test_outputs_describe_themselves(finished, index):
     assert described["epoch"] == 2
     assert described["seed"] == OPTIONS.seed
     assert set(described["versions"]) >= {"torch", "hemera", "python"}
-    net, _ = trained.load_generation(finished / "generator.safetensors", finished / "metadata.json")
+    net, _ = storage.load_generation(finished / "generator.safetensors", finished / "metadata.json")
     assert described["parameters"] == sum(p.numel() for p in net.parameters())
     assert not net.training
     found = history(finished)
@@ -135,7 +137,7 @@ def test_every_switch_trains(index, tmp_path):
     run(index=index, options=still, **paths(tmp_path / "still"))
     assert history(tmp_path / "still")[1, "train", "learning_rate"] == 0
     weights = [
-        trained.read_weights(folder / "generator.safetensors")["down.0.0.weight"]
+        storage.read_weights(folder / "generator.safetensors")["down.0.0.weight"]
         for folder in (tmp_path, tmp_path / "still")
     ]
     moved = (weights[0] - weights[1]).abs().max()
@@ -244,7 +246,7 @@ def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):
     torch.manual_seed(0)
     net = train_generation.build_generator("unet_32", 4)
     critic = train_generation.PatchGAN(6, 4, 2)
-    course = training.Run(
+    course = session.Run(
         tmp_path, {"generator": net, "discriminator": critic},
         {
             "generator": torch.optim.SGD(net.parameters(), 0.0),
@@ -261,7 +263,7 @@ def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):
     gradient = [parameter.grad.clone() for parameter in critic.parameters()]
     critic.requires_grad_(True)
     source, target = (
-        training.to_unit(batch[k], torch.device("cpu")) * 2 - 1 for k in ("he", "her2")
+        session.to_unit(batch[k], torch.device("cpu")) * 2 - 1 for k in ("he", "her2")
     )
     with torch.no_grad():
         generated = net(source)
@@ -316,7 +318,7 @@ def course_of(folder, options, rate=0.1):
         "discriminator": train_generation.PatchGAN(6, 4, 2, options.norm),
     }
     optimisers = {k: torch.optim.SGD(m.parameters(), rate) for k, m in modules.items()}
-    return training.Run(folder, modules, optimisers, "generator", 60)
+    return session.Run(folder, modules, optimisers, "generator", 60)
 
 
 def gradients(course, name):
@@ -398,7 +400,7 @@ def test_last_and_best_weights_lie_with_the_checkpoint(finished):
     assert described == json.loads((finished / "metadata.json").read_text())
     best = json.loads((folder / "best.json").read_text())
     assert best["epoch"] == best["best_epoch"] == described["best_epoch"]
-    net, _ = trained.load_generation(folder / "best.safetensors", folder / "best.json")
+    net, _ = storage.load_generation(folder / "best.safetensors", folder / "best.json")
     assert sum(p.numel() for p in net.parameters()) == described["parameters"]
 
 
@@ -463,17 +465,17 @@ def test_dropout_resumes_to_the_same_bits(index, tmp_path, monkeypatch):
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(index=index, options=options, **paths(whole))
-    save = training.Run.save
+    save = session.Run.save
 
     def save_and_stop(course):
         save(course)
         if (course.progress.epoch, course.progress.step) == (2, 1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Run, "save", save_and_stop)
+    monkeypatch.setattr(session.Run, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run(index=index, options=options, **paths(broken))
-    monkeypatch.setattr(training.Run, "save", save)
+    monkeypatch.setattr(session.Run, "save", save)
     run(index=index, options=options, **paths(broken))
     weights = [(folder / "generator.safetensors").read_bytes() for folder in (whole, broken)]
     assert weights[0] == weights[1]
@@ -486,7 +488,7 @@ def test_compiled_networks_learn_the_same(index, finished, tmp_path):
     found, expected = history(tmp_path), history(finished)
     for key, value in found.items():
         assert value == pytest.approx(expected[key], rel=1e-3), key
-    plain, _ = trained.load_generation(
+    plain, _ = storage.load_generation(
         tmp_path / "generator.safetensors", tmp_path / "metadata.json"
     )
     assert not plain.training

@@ -10,12 +10,14 @@ import pytest
 import torch
 import torchvision
 
-from hemera import tables, trained, training
+from hemera import tables
 from hemera.config import TrainSegmentationOptions
+from hemera.config.base import flags
 from hemera.errors import ConfigError, TrainingError
-from hemera.options import flags
+from hemera.networks import storage
 from hemera.stages import train_segmentation
 from hemera.stages.train_segmentation import run
+from hemera.training import session
 from tests.small_index import write_index
 from tests.small_networks import MODEL, plain_compute, write_generator
 
@@ -71,7 +73,7 @@ def test_golden(finished):
 
 
 def test_outputs_predict_alone_and_the_branch_is_untouched(finished, given):
-    net, described = trained.load_segmentation(
+    net, described = storage.load_segmentation(
         finished / "segmenter.safetensors", finished / "metadata.json"
     )
     assert described["model"] == {
@@ -84,7 +86,7 @@ def test_outputs_predict_alone_and_the_branch_is_untouched(finished, given):
     assert described["parameters"] - described["parameters_trained"] == sum(
         parameter.numel() for parameter in net.generation.parameters()
     )
-    own = trained.read_weights(given["generator"])
+    own = storage.read_weights(given["generator"])
     for name, tensor in net.generation.net.state_dict().items():
         assert torch.equal(tensor, own[name])
     found = history(finished)
@@ -133,7 +135,7 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_segmentation, "validate", validate)
     run(**given, options=dataclasses.replace(OPTIONS, epochs=3), **paths(tmp_path))
-    written = trained.read_weights(tmp_path / "segmenter.safetensors")
+    written = storage.read_weights(tmp_path / "segmenter.safetensors")
     assert all(torch.equal(written[name], seen[1][name]) for name in written)
     assert not torch.equal(written["decoder.head.weight"], seen[2]["decoder.head.weight"])
     described = json.loads((tmp_path / "metadata.json").read_text())
@@ -141,18 +143,18 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path, monkeypatch):
-    save = training.Run.save
+    save = session.Run.save
 
     def save_and_stop(course):
         save(course)
         if (course.progress.epoch, course.progress.step) == (2, 1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Run, "save", save_and_stop)
+    monkeypatch.setattr(session.Run, "save", save_and_stop)
     often = dataclasses.replace(OPTIONS, checkpoint_minutes=1e-9)
     with pytest.raises(KeyboardInterrupt):
         run(**given, options=often, **paths(tmp_path))
-    monkeypatch.setattr(training.Run, "save", save)
+    monkeypatch.setattr(session.Run, "save", save)
     run(**given, options=OPTIONS, **paths(tmp_path))
     for name in ("segmenter.safetensors", "metadata.json", "history.parquet"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
@@ -160,13 +162,13 @@ def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path, 
 
 def test_another_generator_is_another_run(given, finished, tmp_path):
     other = dict(given)
-    weights = trained.read_weights(given["generator"])
+    weights = storage.read_weights(given["generator"])
     other["generator"] = tmp_path / "generator.safetensors"
-    trained.write_weights(other["generator"], {k: v * 1 for k, v in weights.items()})
+    storage.write_weights(other["generator"], {k: v * 1 for k, v in weights.items()})
     run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": finished / "checkpoints"}))
     assert len(list((finished / "checkpoints").iterdir())) == 1
     weights["down.0.0.weight"] = weights["down.0.0.weight"] * 2
-    trained.write_weights(other["generator"], weights)
+    storage.write_weights(other["generator"], weights)
     run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": finished / "checkpoints"}))
     assert len(list((finished / "checkpoints").iterdir())) == 2
 
@@ -181,7 +183,7 @@ def test_encoder_weights_and_the_ablation(given, tmp_path):
         weight_decay=0.0,
     )  # fmt: skip
     run(**given, options=options, **paths(tmp_path))
-    net, described = trained.load_segmentation(
+    net, described = storage.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
     assert net.generation is None
@@ -194,7 +196,7 @@ def test_encoder_weights_and_the_ablation(given, tmp_path):
 def test_generation_skips_train(given, tmp_path):
     options = dataclasses.replace(OPTIONS, generation_skips=True, epochs=1)
     run(**given, options=options, **paths(tmp_path))
-    net, _ = trained.load_segmentation(
+    net, _ = storage.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
     assert net.decoder.merge[0][0].in_channels == 32 + 32 + 32
@@ -211,7 +213,7 @@ def test_a_generator_that_is_none_is_refused(given, tmp_path):
     with pytest.raises(TrainingError, match=r"generator.json: damaged, or not plain weights"):
         run(**bad, options=OPTIONS, **paths(tmp_path))
     other = tmp_path / "other.json"
-    trained.write_metadata(
+    storage.write_metadata(
         other, {"network": "generation", "model": {"generator": "unet_128", "base_width": 8}}
     )
     with pytest.raises(TrainingError, match=r"down.0.0.weight is \(4, 3, 4, 4\), wanted \(8, 3"):
@@ -263,12 +265,12 @@ def test_every_switch_trains_and_loads_alone(given, switches, tmp_path):
     found = history(tmp_path)
     assert 0 < found[1, "train", "total"] < 2
     assert 0 < found[1, "val", "total"] < 9
-    net, described = trained.load_segmentation(
+    net, described = storage.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
     assert (net.generation is None) == (options.generation_branch == "none")
     if net.generation is not None:
-        own = trained.read_weights(other["generator"])
+        own = storage.read_weights(other["generator"])
         frozen = net.generation.net.state_dict()
         assert all(torch.equal(frozen[key], own[key]) for key in own), "the branch is untouched"
     assert described["options"]["decoder"] == options.decoder
@@ -296,11 +298,11 @@ def test_imagenet_weights_are_those_that_torch_keeps(given, tmp_path, monkeypatc
     theirs = torchvision.models.resnet34(weights=None).state_dict()
     torch.save(theirs, kept)
     run(**given, options=options, **paths(tmp_path))
-    net, described = trained.load_segmentation(
+    net, described = storage.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
     assert torch.allclose(net.encoder.layer2[1].conv2.weight, theirs["layer2.1.conv2.weight"])
-    assert described["encoder_sha256"] == trained.file_digest(kept)
+    assert described["encoder_sha256"] == storage.file_digest(kept)
 
 
 def torchvision_name():

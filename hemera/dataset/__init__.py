@@ -1,0 +1,1 @@
+"""The dataset: shards, splits, index queries, torch dataset."""

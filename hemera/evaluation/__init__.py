@@ -1,0 +1,1 @@
+"""Metrics of images and segmentations, and published results."""

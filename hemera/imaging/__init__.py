@@ -1,0 +1,1 @@
+"""Images of slides: readers, color, tissue, geometry, pyramids."""

@@ -1,0 +1,1 @@
+"""Formats of other software: GeoJSON, label images, outlines."""

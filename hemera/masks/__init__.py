@@ -1,0 +1,1 @@
+"""HER2 masks: label format, engines, scores."""

@@ -1,0 +1,361 @@
+"""SegmentationNet: HER2-positive pixels from H&E alone (HEMERA paper, 3.2).
+
+A ResNet34 sees the H&E image, and a frozen GenerationNet sees it too; their maps at 1/32 of the
+side, 512 channels each at the paper's sizes, are set side by side and go through a bottleneck and
+a U-Net decoder. Encoder and decoder train, GenerationNet never does.
+
+The paper does not say which map of GenerationNet that is. Branch ``skip16`` takes its encoder's and
+decoder's maps at 16 x 16; ``attention_unet_32_bottleneck`` the innermost map of that generator,
+512 channels at its width 64; ``virtual_rgb_encoder`` the virtual HER2 image, which convolutions and
+pooling that train bring down to 512 channels: the only reading that fits every generator.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.resnet import BasicBlock
+
+from hemera.errors import TrainingError
+from hemera.networks.generation import (
+    DEPTHS,
+    FEATURE_LEVEL,
+    GENERATORS,
+    AttentionGenerationNet,
+    GenerationNet,
+    Generator,
+)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+BRANCHES = {
+    "skip16": tuple(name for name, depth in DEPTHS.items() if depth > FEATURE_LEVEL + 1),
+    "attention_unet_32_bottleneck": ("attention_unet_32",),
+    "virtual_rgb_encoder": GENERATORS,
+}
+"""The generators that each branch works on."""
+
+
+class ResNet34(nn.Module):
+    """ResNet34 without its head, of any base width; at 64 it is torchvision's, names included.
+
+    (B, 3, H, W) to five maps: base_width * (1, 1, 2, 4, 8) channels at 1/2, 1/4, 1/8, 1/16 and
+    1/32 of the side.
+    """
+
+    def __init__(self, base_width: int = 64) -> None:
+        """Build the layers; convolutions are drawn as torchvision draws them."""
+        super().__init__()
+        self.widths = tuple(base_width * factor for factor in (1, 1, 2, 4, 8))
+        self.conv1 = nn.Conv2d(3, base_width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base_width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = self._layer(base_width, self.widths[1], 3, 1)
+        self.layer2 = self._layer(self.widths[1], self.widths[2], 4, 2)
+        self.layer3 = self._layer(self.widths[2], self.widths[3], 6, 2)
+        self.layer4 = self._layer(self.widths[3], self.widths[4], 3, 2)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _layer(above: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+        shortcut = None
+        if stride != 1 or above != width:
+            shortcut = nn.Sequential(
+                nn.Conv2d(above, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+        first = BasicBlock(above, width, stride, shortcut)
+        return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the five maps, finest first."""
+        maps = [torch.relu(self.bn1(self.conv1(image)))]
+        x = self.maxpool(maps[0])
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+def _twice(above: int, width: int) -> nn.Sequential:
+    """Two 3x3 convolutions, each with batch norm and ReLU."""
+    layers: list[nn.Module] = []
+    for channels in (above, width):
+        layers += [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+class Decoder(nn.Module):
+    """Bottleneck, five steps up with skips at all but the last, 1x1 convolution to a logit."""
+
+    def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
+        """Build the layers for `fused` channels below and `skips` beside, finest first."""
+        super().__init__()
+        widths = tuple(base_width * factor // 2 for factor in (16, 8, 4, 2, 2, 1))
+        self.bottleneck = _twice(fused, widths[0])
+        self.up = nn.ModuleList()
+        self.merge = nn.ModuleList()
+        for level in range(5):
+            width = widths[level + 1]
+            skip = skips[3 - level] if level < 4 else 0
+            self.up.append(nn.ConvTranspose2d(widths[level], width, 2, 2))
+            self.merge.append(_twice(width + skip, width))
+        self.head = nn.Conv2d(widths[-1], 1, 1)
+
+    def forward(self, fused: Tensor, skips: list[Tensor]) -> Tensor:
+        """Go up from `fused`; `skips` holds the maps at 1/2 to 1/16 of the side, finest first."""
+        x = self.bottleneck(fused)
+        for level, (up, merge) in enumerate(zip(self.up, self.merge, strict=True)):
+            x = up(x)
+            if level < 4:
+                x = torch.cat((x, skips[3 - level]), 1)
+            x = merge(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class UNetPlusPlus(nn.Module):
+    """U-Net++'s decoder as segmentation_models_pytorch has it, and a 1x1 convolution to a logit.
+
+    It takes the fused volume as its deepest map, without a bottleneck; its widths at base width 64
+    are the library's own, 256 to 16.
+    """
+
+    def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
+        """Build the layers; see `Decoder`."""
+        from segmentation_models_pytorch.base.initialization import initialize_decoder
+        from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
+
+        super().__init__()
+        widths = tuple(max(1, 4 * base_width // 2**level) for level in range(5))
+        self.dense = UnetPlusPlusDecoder((3, *skips, fused), widths)
+        initialize_decoder(self.dense)
+        self.head = nn.Conv2d(widths[-1], 1, 1)
+
+    def forward(self, fused: Tensor, skips: list[Tensor]) -> Tensor:
+        """Go up from `fused`; see `Decoder.forward`."""
+        # The first place is the image's, which the library does not read.
+        logits: Tensor = self.head(self.dense([fused, *skips, fused]))
+        return logits
+
+
+class DeepLabV3Plus(nn.Module):
+    """DeepLabV3+'s decoder as segmentation_models_pytorch has it, and a 1x1 convolution to a logit.
+
+    That decoder works on a map at 1/16 of the side, and so it gets one: the fused volume at 1/32,
+    enlarged twofold, beside the encoder's map at 1/16. So the encoder stays undilated, and the
+    volume at 1/32 is the one that the other decoders see. The rates of its atrous convolutions are
+    6, 12 and 18, those of its paper at 1/16. The logits at 1/4 are enlarged bilinearly.
+    """
+
+    def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
+        """Build the layers; see `Decoder`."""
+        from segmentation_models_pytorch.base.initialization import initialize_decoder
+        from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+
+        super().__init__()
+        width = 4 * base_width
+        self.atrous = DeepLabV3PlusDecoder(
+            (3, *skips[:3], fused + skips[3]),
+            encoder_depth=4,
+            out_channels=width,
+            atrous_rates=(6, 12, 18),
+            output_stride=16,
+            aspp_separable=True,
+            aspp_dropout=0.5,
+        )
+        initialize_decoder(self.atrous)
+        self.head = nn.Conv2d(width, 1, 1)
+
+    def forward(self, fused: Tensor, skips: list[Tensor]) -> Tensor:
+        """Go up from `fused`; see `Decoder.forward`."""
+        if self.training and fused.shape[0] == 1:
+            raise TrainingError(
+                "deeplabv3plus: one tile leaves one value per channel to normalise where it pools "
+                "the whole image; train on batches of at least 2 tiles, the last one included"
+            )
+        deepest = functional.interpolate(fused, scale_factor=2.0, mode="bilinear")
+        deepest = torch.cat((deepest, skips[3]), 1)
+        # The first place is the image's, which the library does not read.
+        logits = self.head(self.atrous([fused, *skips[:3], deepest]))
+        return functional.interpolate(logits, scale_factor=4.0, mode="bilinear")
+
+
+DECODERS: dict[str, type[Decoder] | type[UNetPlusPlus] | type[DeepLabV3Plus]] = {
+    "unet": Decoder,
+    "unetplusplus": UNetPlusPlus,
+    "deeplabv3plus": DeepLabV3Plus,
+}
+"""The decoders by name; the paper's is unet."""
+
+
+class VirtualEncoder(nn.Module):
+    """Virtual HER2 (B, 3, H, W) in [-1, 1] to 8 * base_width channels at 1/32 of the side.
+
+    Five times a 3x3 convolution, batch norm, ReLU and a halving by maximum, as wide as the encoder
+    beside it.
+    """
+
+    def __init__(self, base_width: int) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.width = 8 * base_width
+        layers: list[nn.Module] = []
+        for above, width in pairwise((3, *(base_width * factor for factor in (1, 1, 2, 4, 8)))):
+            layers += [
+                nn.Conv2d(above, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(2),
+            ]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, virtual: Tensor) -> Tensor:
+        """Return the map at 1/32."""
+        volume: Tensor = self.model(virtual)
+        return volume
+
+
+class FrozenGenerationNet(nn.Module):
+    """A generator as a source of features: no gradient, and never in training mode.
+
+    Its batch norms use their running statistics, so its features do not depend on the batch.
+    """
+
+    def __init__(self, net: Generator, branch: str = "skip16") -> None:
+        """Freeze `net` for good.
+
+        Raises:
+            TrainingError: when there is no such branch, or not of that generator.
+        """
+        super().__init__()
+        if branch not in BRANCHES:
+            raise TrainingError(
+                f"branch: {branch!r} is not known; choose from {', '.join(BRANCHES)}"
+            )
+        if net.generator not in BRANCHES[branch]:
+            raise TrainingError(
+                f"branch {branch}: it works on {', '.join(BRANCHES[branch])}, and the generator is "
+                f"{net.generator}; set train_segmentation.generation_branch: virtual_rgb_encoder, "
+                "or train another generator"
+            )
+        self.branch = branch
+        self.net = net
+        self.net.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the features of an image in [0, 1], or no maps and the virtual HER2 image."""
+        image = image * 2 - 1
+        if self.branch == "virtual_rgb_encoder":
+            return [], self.net(image)
+        assert isinstance(self.net, GenerationNet | AttentionGenerationNet)
+        return self.net.features(image)
+
+
+class SegmentationNet(nn.Module):
+    """(B, 3, H, W) H&E in [0, 1] to (B, 1, H, W) logits of HER2-positive.
+
+    Attributes:
+        step: what H and W are multiples of: 32, and what the generator asks for.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        generation: Generator | None,
+        generation_skips: bool = False,
+        base_width: int = 64,
+        branch: str = "skip16",
+        decoder: str = "unet",
+    ) -> None:
+        """Put the branches together.
+
+        Args:
+            generation: a trained generator, frozen from here on; None for the ablation without.
+            generation_skips: hand its encoder maps to the decoder too.
+            base_width: filters of the encoder's first layer; 64 is ResNet34.
+            branch: a name of `BRANCHES`: what is taken from `generation`, if there is one.
+            decoder: a name of `DECODERS`.
+
+        Raises:
+            TrainingError: when generator, branch, skips and decoder do not fit each other.
+        """
+        super().__init__()
+        if decoder not in DECODERS:
+            raise TrainingError(
+                f"decoder: {decoder!r} is not known; choose from {', '.join(DECODERS)}"
+            )
+        if generation_skips and generation is None:
+            raise TrainingError(
+                "generation_skips: there is no GenerationNet to take skips from; give one or set "
+                "generation_skips: false"
+            )
+        if generation_skips and branch == "virtual_rgb_encoder":
+            raise TrainingError(
+                "generation_skips: branch virtual_rgb_encoder hands over an image and no encoder "
+                "maps; choose branch skip16 or set generation_skips: false"
+            )
+        frozen = None if generation is None else FrozenGenerationNet(generation, branch)
+        self.generation_skips = generation_skips
+        self.step = 32 if generation is None else max(32, generation.step)
+        self.encoder = ResNet34(base_width)
+        fused = self.encoder.widths[-1]
+        skips = self.encoder.widths[:4]
+        self.virtual_encoder: VirtualEncoder | None = None
+        if isinstance(generation, GenerationNet | AttentionGenerationNet) and (
+            branch != "virtual_rgb_encoder"
+        ):
+            fused += generation.feature_width
+            if generation_skips:
+                pairs = zip(skips, generation.widths[:FEATURE_LEVEL], strict=True)
+                skips = tuple(own + other for own, other in pairs)
+        elif generation is not None:
+            self.virtual_encoder = VirtualEncoder(base_width)
+            fused += self.virtual_encoder.width
+        self.decoder = DECODERS[decoder](fused, skips, base_width)
+        self.generation = frozen
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(shape), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits."""
+        for side, name in zip(image.shape[-2:], ("height", "width"), strict=True):
+            if side % 32 or side == 0:
+                raise TrainingError(
+                    f"SegmentationNet: {name} {side} px is not a multiple of 32, by which its "
+                    "encoder divides; cut tiles or crops to a multiple of 32 px"
+                )
+        if self.training and image[:, 0].numel() == 32 * 32:
+            raise TrainingError(
+                "SegmentationNet: one tile of 32 px leaves one value to normalise; train on larger "
+                "tiles or crops, or on batches of which none is a single tile"
+            )
+        *skips, fused = self.encoder((image - self.mean) / self.std)
+        if self.generation is not None:
+            maps, volume = self.generation(image)
+            if self.virtual_encoder is not None:
+                volume = self.virtual_encoder(volume)
+            fused = torch.cat((fused, volume), 1)
+            if self.generation_skips:
+                skips = [torch.cat(pair, 1) for pair in zip(skips, maps, strict=True)]
+        logits: Tensor = self.decoder(fused, skips)
+        return logits

@@ -1,0 +1,1 @@
+"""Registration of H&E and HER2: displacement, certificate, engine."""

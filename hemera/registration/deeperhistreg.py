@@ -1,0 +1,428 @@
+"""DeeperHistReg in a process of its own: two images in, two displacements or a reason out.
+
+The engine is driven step by step instead of through its `run_registration`, which swallows every
+exception. It runs in a child process (``python -m hemera.registration.deeperhistreg
+request.json``), because importing it changes `sys.path` for good, and because what it runs into -
+an exception, a kill for want of memory, a time limit - must end as the reason of one refused
+pair.
+
+Licences: DeeperHistReg's metadata says GPLv3, its licence file CC BY-SA 4.0; the SuperPoint and
+SuperGlue weights it carries are for non-commercial research.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import CANVAS_PX
+from hemera.errors import RegistrationError
+from hemera.registration.displacement import Displacement, from_engine_field
+
+log = logging.getLogger(__name__)
+
+MATCH_RADIUS = 0.02
+"""A match is near when it lies within this share of the diagonal of where the rigid map leads."""
+
+_COMMAND = (sys.executable, "-u", "-m", "hemera.registration.deeperhistreg")
+_SETUP_FAULT = 3
+_LOG_LINES = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the engine runs; None leaves to the preset what it says."""
+
+    preset: str
+    levels: int | None = None
+    iterations: int | None = None
+    device: str = "auto"
+    torch_threads: int = 2
+    timeout_s: float = 14_400
+    seed: int = 0
+    thorough: bool = False
+    """Match at more angles and sizes than the preset does."""
+    probe: bool = True
+    """Match the mirror image of HER2 too, and stop there when it matches better."""
+    match_fraction_min: float = 0.0
+    """The nonrigid stage is not run where fewer of the matches agree with the rigid map."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of one run: maps and matches, or the reason why there are none."""
+
+    nonrigid: Displacement | None
+    """The final map; None also where the matches say that there is nothing to refine."""
+    rigid: Displacement | None
+    """The map before the nonrigid stage, a similarity."""
+    match_count: int | None
+    """Matches behind the rigid map; 0: the engine found none and went on with the identity."""
+    mirrored_match_count: int | None
+    """Matches of the mirror image of HER2; None: not probed."""
+    match_fraction: float | None
+    """Share of SuperGlue's matches between H&E and the rigidly mapped HER2 that are in place."""
+    reason: str | None
+    """Why the engine gave nothing, in words; None: it ended as it should."""
+    log_tail: str
+    """The last lines of what the engine printed."""
+
+
+def version() -> str:
+    """Return the version of DeeperHistReg that is installed."""
+    try:
+        return importlib.metadata.version("deeperhistreg")
+    except importlib.metadata.PackageNotFoundError:
+        raise RegistrationError(
+            "DeeperHistReg: not installed; install what requirements.lock lists"
+        ) from None
+
+
+def register(
+    fixed: npt.NDArray[np.uint8],
+    moving: npt.NDArray[np.uint8],
+    *,
+    fixed_mpp: float,
+    moving_mpp: float,
+    settings: Settings,
+    folder: Path,
+) -> Outcome:
+    """Register one image onto another.
+
+    Args:
+        fixed: (H, W, 3) RGB of the H&E slide from its top-left corner, on white.
+        moving: (H, W, 3) RGB of the HER2 slide; another size will do.
+        fixed_mpp: um per pixel of `fixed`, exactly.
+        moving_mpp: um per pixel of `moving`, exactly; near `fixed_mpp`, so that the scale to be
+            found is near 1.
+        settings: how the engine runs.
+        folder: an empty folder for what passes to and from the child process; left as it ends.
+
+    Returns:
+        The maps from H&E to HER2 on the grid of `fixed`, or a reason.
+
+    Raises:
+        RegistrationError: when the engine is not installed or the device asked for is not there:
+            that is no property of the pair.
+    """
+    if settings.preset not in CANVAS_PX:
+        raise RegistrationError(
+            f"register.preset: {settings.preset} is none of {', '.join(CANVAS_PX)}; name one"
+        )
+    version()
+    folder = folder.resolve()
+    _write_image(folder / "fixed.ppm", fixed)
+    _write_image(folder / "moving.ppm", moving)
+    request = folder / "request.json"
+    request.write_text(json.dumps(dataclasses.asdict(settings)))
+    reason = _run(request, settings.timeout_s)
+    tail = _tail(folder / "engine.log")
+    if reason is not None:
+        for line in tail.splitlines():
+            log.info("DeeperHistReg: %s", line)
+        return Outcome(None, None, None, None, None, reason, tail)
+    answer = json.loads((folder / "answer.json").read_text())
+    geometry: dict[str, Any] = {
+        "fixed_size": (fixed.shape[1], fixed.shape[0]),
+        "fixed_pad": tuple(answer["fixed_pad"]),
+        "moving_pad": tuple(answer["moving_pad"]),
+        "fixed_mpp": (fixed_mpp, fixed_mpp),
+        "moving_mpp": (moving_mpp, moving_mpp),
+    }
+    field = np.load(folder / "field.npy") if answer["refined"] else None
+    if not (np.isfinite(answer["rigid"]).all() and (field is None or np.isfinite(field).all())):
+        reason = "DeeperHistReg returned values that are no numbers; one of the slides may be blank"
+        return Outcome(None, None, None, None, None, reason, tail)
+    # In order, because each is as large as the image: the field goes before the next one comes.
+    nonrigid = None if field is None else from_engine_field(field, **geometry)
+    del field
+    rigid = from_engine_field(_affine_field(answer["rigid"], answer["canvas"]), **geometry)
+    return Outcome(
+        nonrigid,
+        rigid,
+        answer["match_count"],
+        answer["mirrored_match_count"],
+        answer["match_fraction"],
+        None,
+        tail,
+    )
+
+
+def _run(request: Path, timeout_s: float) -> str | None:
+    """Run the child process; return why it gave nothing, or None."""
+    # The child leaves when its standard input ends, so that it never outlives a killed job.
+    read_end, write_end = os.pipe()
+    try:
+        with open(request.with_name("engine.log"), "wb") as output:
+            done = subprocess.run(
+                [*_COMMAND, str(request)],
+                stdin=read_end,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=Path(__file__).resolve().parents[2],
+                # Threads that wait by spinning take the processor from the very threads they
+                # wait for: twenty times the time where other jobs run beside.
+                env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+                timeout=timeout_s,
+                check=False,
+            )
+    except subprocess.TimeoutExpired:
+        return (
+            f"DeeperHistReg took longer than {timeout_s:g} s; raise register.timeout_s, or choose "
+            "a smaller register.size_px or a GPU"
+        )
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    last = _tail(request.with_name("engine.log"), lines=1)
+    if done.returncode == _SETUP_FAULT:
+        raise RegistrationError(last)
+    if done.returncode < 0:
+        known = {number.value: number.name for number in signal.Signals}
+        name = known.get(-done.returncode, f"signal {-done.returncode}")
+        if name == "SIGKILL":
+            return (
+                "DeeperHistReg was ended by SIGKILL, most often for want of memory; give the job "
+                "more memory or choose a smaller register.size_px"
+            )
+        return f"DeeperHistReg was ended by {name}; its log is in the job's log"
+    if done.returncode:
+        return f"DeeperHistReg failed ({last or 'without a word'}); its log is in the job's log"
+    wanted = ["answer.json"]
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(request.with_name("answer.json").read_text())["refined"]:
+            wanted.append("field.npy")
+    lacking = [name for name in wanted if not request.with_name(name).is_file()]
+    if lacking:
+        return f"DeeperHistReg ended without {' and '.join(lacking)}; its log is in the job's log"
+    return None
+
+
+def _write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
+    """Write RGB as binary PPM: lossless, and as fast as the disk."""
+    height, width = rgb.shape[:2]
+    with open(path, "wb") as file:
+        file.write(b"P6\n%d %d\n255\n" % (width, height))
+        file.write(np.ascontiguousarray(rgb).data)
+
+
+def _tail(path: Path, lines: int = _LOG_LINES) -> str:
+    with open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 65_536))
+        text = file.read().decode(errors="replace")
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def _affine_field(theta: list[list[float]], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Turn the engine's transform, in coordinates from -1 to 1, into a field in pixels."""
+    height, width = shape
+    (a, b, c), (d, e, f) = theta
+    x = (2 * np.arange(width) + 1) / width - 1
+    y = ((2 * np.arange(height) + 1) / height - 1)[:, None]
+    field = np.empty((2, height, width), np.float32)
+    field[0] = (a * x + b * y + c - x) * width / 2
+    field[1] = (d * x + e * y + f - y) * height / 2
+    return field
+
+
+# What follows runs in the child process.
+
+
+def main(request: Path) -> None:
+    """Register the two images beside `request` and write the answer beside them."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    settings = Settings(**json.loads(request.read_text()))
+    folder = request.parent
+    try:
+        import torch
+
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            _setup_fault("register.device: cuda, and PyTorch sees no GPU; give cpu or auto")
+        import cv2
+        import deeperhistreg
+    except ImportError as error:
+        _setup_fault(f"DeeperHistReg: cannot be imported ({error}); install requirements.lock")
+    torch.set_num_threads(settings.torch_threads)
+    cv2.setNumThreads(settings.torch_threads)
+    np.random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    # OpenCV's nearest-neighbour search, behind the SIFT matches, draws from this.
+    cv2.setRNGSeed(settings.seed)
+    parameters = _parameters(
+        deeperhistreg.configs, settings, "cuda:0" if device == "cuda" else device
+    )
+    pipeline = deeperhistreg.direct_registration.DeeperHistReg_FullResolution(parameters)
+    pipeline.source_path = str(folder / "moving.ppm")
+    pipeline.target_path = str(folder / "fixed.ppm")
+    pipeline.save_path = str(folder)
+    pipeline.load_images()
+    pipeline.preprocessing()
+    # Matching needs no gradients; with them, each match keeps gigabytes.
+    with torch.no_grad():
+        pipeline.initial_registration()
+    match_count = _final_matches(folder / "engine.log")
+    mirrored_match_count = None
+    if settings.probe:
+        with torch.no_grad():
+            _match_mirrored(pipeline)
+        mirrored_match_count = _final_matches(folder / "engine.log")
+    match_fraction = None
+    if mirrored_match_count is None or mirrored_match_count <= match_count:
+        match_fraction = _match_fraction(pipeline, torch)
+    refined = (match_fraction or 0.0) >= max(settings.match_fraction_min, 1e-9)
+    if refined:
+        pipeline.nonrigid_registration()
+        utils = importlib.import_module("dhr_utils.utils")
+        field = utils.tc_df_to_np_df(pipeline.current_displacement_field)
+        np.save(folder / "field.npy", np.ascontiguousarray(field, np.float32))
+    # Padding is ((top, bottom), (left, right)); 1 is the moving image, 2 the fixed one.
+    pads = pipeline.padding_params
+    answer = {
+        "refined": refined,
+        "rigid": pipeline.initial_transform[0].detach().cpu().double().tolist(),
+        "canvas": list(pipeline.pre_target.shape[2:]),
+        "moving_pad": [pads["pad_1"][1][0], pads["pad_1"][0][0]],
+        "fixed_pad": [pads["pad_2"][1][0], pads["pad_2"][0][0]],
+        "match_count": match_count,
+        "mirrored_match_count": mirrored_match_count,
+        "match_fraction": match_fraction,
+    }
+    (folder / "answer.json").write_text(json.dumps(answer))
+
+
+def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]:
+    """Return the preset's parameters as HEMERA runs them."""
+    parameters: dict[str, Any] = getattr(configs, settings.preset)()
+    parameters.update(
+        device=device,
+        case_name="pair",
+        logging_path=None,
+        save_final_images=False,
+        save_final_displacement_field=False,
+    )
+    # The images come at the resolution of registration: nothing is left to be resampled.
+    parameters["loading_params"].update(
+        loader="pil", source_resample_ratio=1.0, target_resample_ratio=1.0
+    )
+    parameters["preprocessing_params"].update(initial_resampling=False, save_results=False)
+    # The number of matches is told on the standard output and nowhere else.
+    parameters["initial_registration_params"].update(
+        device=device, cuda=device != "cpu", save_results=False, echo=True
+    )
+    if settings.thorough:
+        parameters["initial_registration_params"].update(
+            angle_step=60,
+            registration_size=800,
+            registration_sizes=[200, 350, 500, 700],
+            run_sift_ransac=True,
+        )
+    nonrigid = parameters["nonrigid_registration_params"]
+    nonrigid.update(device=device, save_results=False, registration_size=2**31)
+    levels = nonrigid["num_levels"]
+    if settings.levels is not None:
+        for key in ("learning_rates", "alphas", "iterations"):
+            # The preset's first levels; its last goes on where more are wanted.
+            values = nonrigid[key]
+            nonrigid[key] = [values[min(k, len(values) - 1)] for k in range(settings.levels)]
+        levels = settings.levels
+        nonrigid.update(num_levels=levels, used_levels=levels)
+    if settings.iterations is not None:
+        nonrigid["iterations"] = [settings.iterations] * levels
+    return parameters
+
+
+def _match_mirrored(pipeline: Any) -> None:
+    """Match H&E with the mirror image of HER2; the number of matches stands in the log."""
+    methods = importlib.import_module("dhr_registration.initial_alignment_methods")
+    parameters = pipeline.registration_parameters["initial_registration_params"]
+    function = methods.get_function(parameters["initial_registration_function"])
+    function(pipeline.pre_source.flip(3), pipeline.pre_target, parameters)
+
+
+def _final_matches(path: Path) -> int:
+    found = re.findall(r"^Final matches: (\d+)", path.read_text(errors="replace"), re.MULTILINE)
+    if not found:
+        raise RegistrationError(
+            "DeeperHistReg: does not tell its number of matches; install the version in "
+            "requirements.lock"
+        )
+    return int(found[-1])
+
+
+def _match_fraction(pipeline: Any, torch: Any) -> float | None:
+    """Match H&E with the rigidly mapped HER2 by SuperGlue; return the share that is in place.
+
+    None when SuperGlue finds no match at all.
+    """
+    utils = importlib.import_module("dhr_utils.utils")
+    warping = importlib.import_module("dhr_utils.warping")
+    paths = importlib.import_module("dhr_paths.model_paths")
+    superglue = importlib.import_module("dhr_networks.superglue")
+    parameters = pipeline.registration_parameters["initial_registration_params"]
+    model = superglue.Matching(
+        {
+            "superpoint": {
+                "nms_radius": 4,
+                "keypoint_threshold": parameters["keypoint_threshold"],
+                "max_keypoints": 3000,
+            },
+            "superglue": {
+                "weights": "outdoor",
+                "sinkhorn_iterations": parameters["sinkhorn_iterations"],
+                "match_threshold": parameters["match_threshold"],
+            },
+        }
+    ).eval()
+    model.superpoint.load_state_dict(torch.load(paths.superpoint_model_path, map_location="cpu"))
+    model.superglue.load_state_dict(torch.load(paths.superglue_model_path, map_location="cpu"))
+    model.to(pipeline.device)
+    with torch.no_grad():
+        warped = warping.warp_tensor(pipeline.pre_source, pipeline.initial_displacement_field)
+        source, target = utils.initial_resampling(
+            warped, pipeline.pre_target, max(parameters["registration_sizes"])
+        )
+        found = model({"image0": source, "image1": target})
+    matches = found["matches0"][0].cpu().numpy()
+    kept = matches > -1
+    if not kept.any():
+        return None
+    here = found["keypoints0"][0].cpu().numpy()[kept]
+    there = found["keypoints1"][0].cpu().numpy()[matches[kept]]
+    radius = MATCH_RADIUS * math.hypot(target.shape[2], target.shape[3])
+    return float((np.linalg.norm(here - there, axis=1) <= radius).mean())
+
+
+def _leave_with_parent() -> None:
+    # Straight from the descriptor: the interpreter would wait for a buffered reader as it ends.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+def _setup_fault(message: str) -> None:
+    sys.stderr.write(message + "\n")
+    raise SystemExit(_SETUP_FAULT)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,145 @@
+"""Pictures for the pages: JPEGs in their addresses, contours of masks, blends of two stains."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from hemera.masks import label_format
+from hemera.reports.html import data_uri
+
+RGB = npt.NDArray[np.uint8]
+
+POSITIVE_COLOUR = (214, 0, 122)
+NEGATIVE_COLOUR = (0, 158, 115)
+"""Contours: magenta and green are told apart by almost everybody, and both stand out on brown."""
+
+PALE = 0.45
+"""What is left of an image's depth when it is only the ground."""
+
+
+class Album:
+    """Makes pictures for a page until their bytes are used up.
+
+    A page stays below its size because pictures are asked for here, never because they turned out
+    small: `take` returns None when one does not fit any more.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Begin with so many bytes, counted as they stand in the page."""
+        self.left_bytes = limit_bytes
+
+    def take(self, rgb: RGB, side_px: int, quality: int = 82) -> str | None:
+        """Return an image, shrunk to a longest side, as a data address; None: no room is left."""
+        pixels = np.ascontiguousarray(shrink(rgb, side_px))
+        data = simplejpeg.encode_jpeg(
+            pixels, quality=quality, colorspace="RGB", colorsubsampling="420"
+        )
+        address = data_uri(data)
+        if len(address) > self.left_bytes:
+            return None
+        self.left_bytes -= len(address)
+        return address
+
+    def take_all(self, images: dict[str, RGB], side_px: int, quality: int = 82) -> dict[str, str]:
+        """Return several images that belong together, or none of them."""
+        before = self.left_bytes
+        made = {}
+        for name, rgb in images.items():
+            address = self.take(rgb, side_px, quality)
+            if address is None:
+                self.left_bytes = before
+                return {}
+            made[name] = address
+        return made
+
+
+def shrink(rgb: RGB, side_px: int) -> RGB:
+    """Return an image (H, W, 3) or (H, W) whose longest side is at most `side_px`."""
+    height, width = rgb.shape[:2]
+    factor = side_px / max(height, width)
+    if factor >= 1:
+        return rgb
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def outlined(rgb: RGB, mask: npt.NDArray[np.uint8]) -> RGB:
+    """Draw the contours of a label image on its tile: positive cells magenta, negative green.
+
+    Args:
+        rgb: (H, W, 3).
+        mask: (H, W), as in `hemera.masks`.
+    """
+    classes = label_format.classes(mask)
+    positive = label_format.positive(mask)
+    drawn = rgb.copy()
+    _contours(drawn, (classes == label_format.NEGATIVE) & ~positive, NEGATIVE_COLOUR)
+    _contours(drawn, positive, POSITIVE_COLOUR)
+    return drawn
+
+
+def outlined_positive(rgb: RGB, positive: npt.NDArray[np.bool_]) -> RGB:
+    """Draw the contours of a positive mask (H, W) on an image (H, W, 3)."""
+    drawn = rgb.copy()
+    _contours(drawn, positive, POSITIVE_COLOUR)
+    return drawn
+
+
+def _contours(rgb: RGB, inside: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
+    found, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    thick = max(1, round(min(rgb.shape[:2]) / 256))
+    cv2.drawContours(rgb, found, -1, colour, thick, cv2.LINE_8)
+
+
+def labelled(mask: npt.NDArray[np.bool_]) -> RGB:
+    """Return a positive mask (H, W) as a picture: black on white."""
+    gray = np.where(mask, np.uint8(30), np.uint8(255))
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+def heat(probability: npt.NDArray[np.floating]) -> RGB:
+    """Return probabilities (H, W), 0 to 1, as a picture of even brightness steps (cividis)."""
+    scaled = np.clip(np.nan_to_num(probability) * 255, 0, 255).astype(np.uint8)
+    bgr = cv2.applyColorMap(scaled, cv2.COLORMAP_CIVIDIS)
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def steps(count: int) -> list[str]:
+    """Return colours from light to dark in even steps for everybody's eyes (viridis), as hex."""
+    places = np.linspace(255, 0, count).round().astype(np.uint8)[None]
+    bgr = cv2.applyColorMap(places, cv2.COLORMAP_VIRIDIS)[0]
+    return [f"#{red:02x}{green:02x}{blue:02x}" for blue, green, red in bgr.tolist()]
+
+
+def paled(rgb: RGB) -> RGB:
+    """Return an image as a pale ground for what is drawn on it."""
+    return np.asarray(255 - (255 - rgb) * np.float32(PALE), np.uint8)
+
+
+def two_colours(fixed: RGB, moving: RGB) -> RGB:
+    """Lay two stains over each other: H&E in magenta, HER2 in green, both together in gray.
+
+    Each is stretched by its own darkness, because HER2 is often far paler.
+    """
+    first, second = (_darkness(rgb) for rgb in (fixed, moving))
+    # What is dark on H&E takes green away and so turns magenta; HER2 takes red and blue away.
+    red_blue, green = 255 - 215 * second, 255 - 215 * first
+    return np.stack([red_blue, green, red_blue], axis=-1).astype(np.uint8)
+
+
+def _darkness(rgb: RGB) -> npt.NDArray[np.float32]:
+    gray = 255 - cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    low, high = (float(value) for value in np.percentile(gray, (20, 99)))
+    return np.asarray(np.clip((gray - low) / max(high - low, 8.0), 0, 1), np.float32)
+
+
+def checkerboard(first: RGB, second: RGB, fields: int = 8) -> RGB:
+    """Show two images of one size in alternate fields, so many along the longest side."""
+    height, width = first.shape[:2]
+    step = max(1, max(height, width) // fields)
+    rows, columns = np.arange(height)[:, None] // step, np.arange(width) // step
+    even = ((rows + columns) % 2 == 0)[..., None]
+    return np.where(even, first, second)

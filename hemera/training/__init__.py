@@ -1,0 +1,1 @@
+"""What both trainings use: session, checkpoints, batches, logging."""

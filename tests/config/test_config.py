@@ -1,0 +1,463 @@
+"""Options: one class for config section, flags and library; a fault is one line with a remedy."""
+
+import argparse
+import dataclasses
+import math
+import shlex
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hemera import __main__ as command_line
+from hemera.config import (
+    DEMO_SHEET,
+    PRESETS,
+    STAGES,
+    CohortOptions,
+    Config,
+    FilterOptions,
+    IndexOptions,
+    MaskOptions,
+    RegisterOptions,
+    TileOptions,
+    TrainGenerationOptions,
+    TrainSegmentationOptions,
+    load,
+    load_file,
+)
+from hemera.config.base import Options, flags, from_mapping, item_type
+from hemera.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+CLASSES = [*STAGES.values(), CohortOptions]
+
+
+def faults(values: Any) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load(values)
+    return str(error.value).splitlines()
+
+
+def changed(cls: type[Options]) -> list[Options]:
+    """Options of a class in which each field in turn has another value, and None if it may."""
+    hints = typing.get_type_hints(cls)
+    base = cls()
+    if isinstance(base, IndexOptions):
+        two: Any = {"datasets": ("acrobat", "bci"), "shares": (1.0, 2.0)}
+        base = IndexOptions(
+            **{f"{net}_{key}": two[key] for net in ("generation", "segmentation") for key in two}
+        )
+    if isinstance(base, TrainGenerationOptions):
+        base = dataclasses.replace(base, batch_size=12)
+    if isinstance(base, TrainSegmentationOptions):
+        base = dataclasses.replace(base, batch_size=12, encoder_weights=None)
+    found = []
+    for field in dataclasses.fields(cls):
+        options = []
+        for value in candidates(field, hints[field.name], getattr(base, field.name)):
+            try:
+                options.append(dataclasses.replace(base, **{field.name: value}))
+            except ConfigError:
+                continue
+        assert options, f"{cls.section}.{field.name}: no other value is valid by itself"
+        found += options
+    return found
+
+
+def candidates(field: dataclasses.Field[Any], annotation: Any, default: Any) -> list[Any]:
+    inner = item_type(annotation)
+    if inner is float:
+        # Shares may have to make one.
+        moved = (*default[:-2], default[-2] / 2, default[-1] + default[-2] / 2)
+        return [tuple(value / 2 for value in default), moved]
+    if inner is str:
+        given = field.metadata["choices"] or ("bci", "it's", "$HOME", "a b")
+        return [tuple(reversed(given)), given[:1], given[:2], ()]
+    choices = field.metadata["choices"]
+    if choices:
+        return [choice for choice in choices if choice != default]
+    found: list[Any] = []
+    if "None" in str(annotation) and default is not None:
+        found.append(None)
+    if annotation is bool:
+        found.append(not default)
+    elif "int" in str(annotation):
+        found += [value for value in (1, 3, 4, 64, 128, 512, 1024) if value != default]
+    elif "float" in str(annotation):
+        base = default if default is not None else 0.5
+        found += [base + 0.001, base - 0.001, 1e-5, base * 1.5]
+        if (field.metadata["bounds"]["ge"] or 0) < 0:
+            found += [-1e-5, -0.25]
+    else:
+        found += ["two words", "-leading", "quote ' and \" and $HOME `x` \\"]
+    return found
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.section)
+def test_options_are_frozen_and_explained(cls: type[Options]) -> None:
+    options = cls()
+    for field in dataclasses.fields(cls):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(options, field.name, getattr(options, field.name))
+        assert field.metadata["help"], f"{cls.section}.{field.name}"
+    assert hash(options) == hash(cls())
+    assert isinstance(cls.version, int)
+    assert "version" not in {field.name for field in dataclasses.fields(cls)}
+
+
+def test_sections_and_classes_bear_one_name() -> None:
+    for name, cls in STAGES.items():
+        assert cls.section == name
+        assert cls.__name__ == "".join(map(str.title, name.split("_"))) + "Options"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"fiter": {}}, ["fiter", "did you mean filter"]),
+        ({"zzzzzz": 1}, ["zzzzzz", "known are", "train_generation"]),
+        ({5: 1}, ["5: no such key"]),
+        ({"tile": {"size": 512}}, ["tile.size:", "did you mean size_px"]),
+        ({"tile": {None: 512}}, ["tile.None", "known are"]),
+        ({"tile": {"size_px": "512"}}, ["tile.size_px", "'512'", "whole number"]),
+        ({"tile": {"size_px": 512.0}}, ["tile.size_px", "512.0", "whole number"]),
+        ({"tile": {"size_px": True}}, ["tile.size_px", "True", "whole number"]),
+        ({"tile": {"upsample": 1}}, ["tile.upsample", "true or false"]),
+        ({"tile": {"upsample": "no"}}, ["tile.upsample", "true or false"]),
+        ({"tile": {"codec": 5}}, ["tile.codec", "a text"]),
+        ({"tile": {"codec": "gif"}}, ["tile.codec", "'gif'", "jpeg, png, webp, jxl"]),
+        ({"tile": {"size_px": 31}}, ["tile.size_px", "31", "at least 32 and at most 4096"]),
+        ({"tile": {"size_px": 4097}}, ["tile.size_px", "4097", "at most 4096"]),
+        ({"tile": {"mpp": 0}}, ["tile.mpp", "above 0"]),
+        ({"tile": {"saturation_min": 1.0}}, ["tile.saturation_min", "below 1"]),
+        ({"tile": {"mpp": math.nan}}, ["tile.mpp", "nan", "finite number"]),
+        ({"tile": {"mpp": math.inf}}, ["tile.mpp", "inf", "finite number"]),
+        ({"tile": {"mpp": "nan"}}, ["tile.mpp", "finite number"]),
+        ({"tile": {"mpp": "20x"}}, ["tile.mpp", "'20x'", "number"]),
+        ({"tile": {"mpp": [0.5]}}, ["tile.mpp", "[0.5]", "a number"]),
+        ({"tile": {"mpp": {"he": 0.5}}}, ["tile.mpp", "a number"]),
+        ({"tile": {"mpp": True}}, ["tile.mpp", "True", "a number"]),
+        ({"tile": {"size_px": None}}, ["tile.size_px", "empty", "whole number"]),
+        ({"filter": {"histogram_datasets": "bci"}}, ["histogram_datasets", "not a list", "[a, b]"]),
+        ({"filter": {"histogram_datasets": [None]}}, ["histogram_datasets", "empty"]),
+        ({"filter": {"histogram_datasets": [["bci"]]}}, ["histogram_datasets", "a text"]),
+        ({"filter": {"histogram_datasets": None}}, ["histogram_datasets", "a list"]),
+        ({"filter": {"histogram_datasets": ["a\nb"]}}, ["histogram_datasets", "unprintable"]),
+        ({"mask": {"engines": ["stain", "cellpose"]}}, ["mask.engines", "cellpose", "deepliif"]),
+        ({"mask": {"deepliif_model": "a\nb"}}, ["mask.deepliif_model", "unprintable"]),
+        ({"filter": 5}, ["filter", "5", "not a section", "indent"]),
+        ({"filter": [1]}, ["filter", "not a section"]),
+        ({"preset": "paper"}, ["preset", "'paper'", "demo, hemera"]),
+        ({"preset": 5}, ["preset", "5", "a text"]),
+        ({"preset": None}, ["preset", "empty", "a text"]),
+        ({"sheet": None}, ["sheet", "empty", "a text"]),
+        ({"block_count": 0}, ["block_count", "0", "at least 1"]),
+        ({"preset": "demo", "sheet": "mine.tsv"}, ["preset", "mine.tsv", "allow_demo_sizes"]),
+        ({"mask": {"engines": ["stain"]}}, ["mask.target", "deepliif", "stain"]),
+        ({"mask": {"engines": []}}, ["mask.engines", "no engine"]),
+        ({"mask": {"engines": ["deepliif", "deepliif"]}}, ["mask.engines", "twice"]),
+        ({"describe": {"mpp_min": 20.0}}, ["describe.mpp_min", "describe.mpp_max"]),
+        ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, ["index.val_fraction", "below 1"]),
+        ({"index": {"generation_datasets": ["a", "a"]}}, ["index.generation_datasets", "twice"]),
+        ({"filter": {"histogram_datasets": ["-x"]}}, ["histogram_datasets", "hyphen"]),
+        ({"index": {"generation_shares": [1]}}, ["index.generation_shares", "one share"]),
+        ({"train_generation": {"epochs": 20}}, ["decay_from_epoch", "20"]),
+        ({"train_generation": {"l1_weights": [1]}}, ["l1_weights", "four"]),
+        ({"train_segmentation": {"base_width": 63}}, ["base_width", "63", "even"]),
+    ],
+    ids=repr,
+)
+def test_a_fault_is_one_line(values: Any, words: list[str]) -> None:
+    lines = faults(values)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("config.yaml: ")
+    assert ";" in lines[0], f"no remedy: {lines[0]}"
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_all_faults_stand_together() -> None:
+    lines = faults(
+        {
+            "preset": "paper",
+            "shet": "x",
+            "block_count": "many",
+            "fiter": {},
+            "tile": {"size": 1, "size_px": 1, "mpp": math.nan, "codec": "gif", "quality": None},
+            "mask": 3,
+            "train_generation": {"epochs": "1e3"},
+            "index": {"seed": -1},
+        }
+    )
+    named = [line.removeprefix("config.yaml: ").split(":")[0] for line in lines]
+    assert sorted(named) == sorted(
+        [
+            "preset",
+            "shet",
+            "block_count",
+            "fiter",
+            "tile.size",
+            "tile.size_px",
+            "tile.mpp",
+            "tile.codec",
+            "tile.quality",
+            "mask",
+            "train_generation.epochs",
+            "index.seed",
+        ]
+    )
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.section)
+def test_every_stated_bound_is_held(cls: type[Options]) -> None:
+    hints = typing.get_type_hints(cls)
+    beyond = {
+        "ge": lambda bound, step: bound - step,
+        "gt": lambda bound, step: bound,
+        "le": lambda bound, step: bound + step,
+        "lt": lambda bound, step: bound,
+    }
+    for field in dataclasses.fields(cls):
+        inner = item_type(hints[field.name])
+        whole = "int" in str(hints[field.name])
+        for kind, bound in field.metadata["bounds"].items():
+            if bound is None:
+                continue
+            value = beyond[kind](bound, 1 if whole else 1e-6)
+            value = int(value) if whole else float(value)
+            given = value if inner is None else (value,) * max(1, len(field.default))
+            with pytest.raises(ConfigError) as error:
+                from_mapping(cls, {field.name: given})
+            assert field.name in str(error.value)
+            assert f"{bound:g}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "values"),
+    [
+        (TileOptions, {"size_px": "512"}),
+        (TileOptions, {"size_px": None}),
+        (TileOptions, {"size_px": 512.0}),
+        (TileOptions, {"mpp": math.inf}),
+        (TileOptions, {"upsample": 1}),
+        (FilterOptions, {"histogram_datasets": "bci"}),
+        (FilterOptions, {"histogram_datasets": (None,)}),
+        (TrainGenerationOptions, {"l1_weights": (1, 2, 3, "4x")}),
+    ],
+    ids=repr,
+)
+def test_a_library_call_is_held_to_the_same_types(cls: type[Options], values: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        cls(**values)
+    assert next(iter(values)) in str(error.value)
+
+
+def test_a_library_call_may_give_what_yaml_may() -> None:
+    options = IndexOptions(
+        mpp_tolerance=1, generation_datasets=["a", "b"], generation_shares=[1, 2]
+    )
+    assert type(options.mpp_tolerance) is float
+    assert options.generation_shares == (1.0, 2.0)
+    assert hash(options) == hash(
+        IndexOptions(
+            mpp_tolerance=1.0, generation_datasets=("a", "b"), generation_shares=(1.0, 2.0)
+        )
+    )
+
+
+def test_yaml_traps() -> None:
+    values = yaml.safe_load(
+        "train_generation: {learning_rate: 2e-4, beta1: 1e-1, weight_map: none}\n"
+        "tile: {mpp: 1, stride_px: null, upsample: yes}\n"
+        "register: {levels: none}\n"
+        "filter:\n"
+        "index: {generation_train: ~}\n"
+    )
+    assert values["train_generation"]["learning_rate"] == "2e-4", "else the trap is gone"
+    config = load(values)
+    training = config.stages["train_generation"]
+    assert isinstance(training, TrainGenerationOptions)
+    assert training.learning_rate == 2e-4
+    assert training.beta1 == 0.1
+    assert training.weight_map == "none"
+    tile = config.stages["tile"]
+    assert isinstance(tile, TileOptions)
+    assert (tile.mpp, tile.stride_px, tile.upsample) == (1.0, None, True)
+    assert type(tile.mpp) is float
+    register, index = config.stages["register"], config.stages["index"]
+    assert isinstance(register, RegisterOptions)
+    assert isinstance(index, IndexOptions)
+    assert register.levels is None
+    assert index.generation_train is None
+    assert config.stages["filter"] == FilterOptions()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_flags_come_back_as_the_same_options(stage: str) -> None:
+    cls = STAGES[stage]
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    command_line._add_options(parser.add_argument_group(), cls)
+    for options in (cls(), *changed(cls)):
+        shell = Config(CohortOptions(), {stage: options}).flags(stage)
+        assert "\n" not in shell
+        words = shlex.split(shell)
+        assert words == flags(options.effective())
+        back = command_line._options(cls, vars(parser.parse_args(flags(options))))
+        assert back == options
+        assert command_line._options(cls, vars(parser.parse_args(words))) == options.effective()
+
+
+def test_what_mask_does_not_read_does_not_run_it_again() -> None:
+    stain = MaskOptions(engines=("stain",), target="stain")
+    idle = dataclasses.replace(stain, deepliif_model="elsewhere", torch_threads=7, device="cpu")
+    assert flags(idle.effective()) == flags(stain.effective())
+    both = MaskOptions(engines=("deepliif", "stain"), target="stain", deepliif_model="elsewhere")
+    other = dataclasses.replace(both, target="deepliif", require_agreement=0.5)
+    assert flags(both.effective()) == flags(other.effective())
+    read = dataclasses.replace(both, deepliif_model="another")
+    assert flags(both.effective()) != flags(read.effective())
+    assert flags(dataclasses.replace(stain, ring_um=3.5).effective()) != flags(stain.effective())
+
+
+def test_every_option_stands_in_the_flags() -> None:
+    for cls in STAGES.values():
+        words = {word.partition("=")[0] for word in flags(cls()) if word.startswith("--")}
+        assert words == {"--" + field.name.replace("_", "-") for field in dataclasses.fields(cls)}
+
+
+def test_a_wrong_flag_is_named_as_a_flag() -> None:
+    with pytest.raises(ConfigError) as error:
+        command_line._options(TileOptions, {"option size_px": 5})
+    assert str(error.value).startswith("--size-px: 5 is outside its bounds")
+    with pytest.raises(ConfigError) as error:
+        command_line._options(
+            IndexOptions, {"option val_fraction": 0.9, "option test_fraction": 0.5}
+        )
+    assert str(error.value).startswith("--val-fraction + --test-fraction: 1.4")
+
+
+def test_preset_hemera_is_the_defaults() -> None:
+    for config in (load({}), load({"preset": "hemera"})):
+        assert config.cohort == CohortOptions()
+        assert config.stages == {name: cls() for name, cls in STAGES.items()}
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_load_and_name_themselves(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    assert values["preset"] == path.stem
+    assert load({"preset": path.stem}) == load(values)
+
+
+def test_own_values_win_over_the_preset() -> None:
+    preset = yaml.safe_load((PRESETS / "demo.yaml").read_text())
+    assert preset["mask"]["engines"] == ["stain"]
+    assert load({"preset": "demo"}).stages["mask"] == MaskOptions(
+        **{**preset["mask"], "engines": ("stain",)}
+    )
+    config = load({"preset": "demo", "mask": {"dab_weak": 0.09}, "block_count": 5})
+    mask = config.stages["mask"]
+    assert isinstance(mask, MaskOptions)
+    assert (mask.dab_weak, mask.engines) == (0.09, ("stain",))
+    assert config.cohort.block_count == 5
+
+
+def test_the_demo_preset_keeps_to_the_demo() -> None:
+    assert load({"preset": "demo"}).cohort.sheet == DEMO_SHEET
+    assert load({"preset": "demo", "sheet": DEMO_SHEET}).cohort.sheet == DEMO_SHEET
+    allowed = load({"preset": "demo", "sheet": "mine.tsv", "allow_demo_sizes": True})
+    assert allowed.cohort.sheet == "mine.tsv"
+    assert load({"preset": "hemera", "sheet": "mine.tsv"}).cohort.sheet == "mine.tsv"
+
+
+def test_defaults_are_the_papers() -> None:
+    """Numbers that the paper states."""
+    generation, segmentation = TrainGenerationOptions(), TrainSegmentationOptions()
+    index, tile = IndexOptions(), TileOptions()
+    assert tile.size_px == 512
+    assert (index.generation_train, index.generation_val, index.generation_test) == (
+        11_000,
+        4_000,
+        1_000,
+    )
+    assert (index.segmentation_train, index.segmentation_val, index.segmentation_test) == (
+        42_000,
+        8_000,
+        2_000,
+    )
+    assert (generation.base_width, generation.batch_size, generation.epochs) == (32, 2, 100)
+    assert (generation.learning_rate, generation.beta1, generation.beta2) == (2e-4, 0.5, 0.999)
+    assert generation.decay_from_epoch == 50
+    assert generation.l1_weights == (1, 25, 25, 25)
+    assert (segmentation.epochs, segmentation.batch_size) == (300, 16)
+    assert segmentation.learning_rate == 2e-4
+    assert MaskOptions().target == "deepliif"
+    assert FilterOptions().histogram_datasets == ("bci",)
+
+
+def test_load_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    with pytest.raises(ConfigError, match="no such file"):
+        load_file(path)
+    for text in ("", "- a\n- b\n", "42\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="holds no keys"):
+            load_file(path)
+    for junk in (
+        b"tile: [1, 2\n",
+        b"a: b: c\n",
+        b"\xff\xfe\x00",
+        b"a: \x00\n",
+        b"a: !!python/x 1\n",
+    ):
+        path.write_bytes(junk)
+        with pytest.raises(ConfigError) as error:
+            load_file(path)
+        assert len(str(error.value).splitlines()) == 1
+        assert "not YAML" in str(error.value)
+    path.write_text("tile:\n  size: 5\n")
+    with pytest.raises(ConfigError) as error:
+        load_file(path)
+    assert str(error.value).startswith(f"{path}: tile.size: no such key")
+
+
+def test_the_repositorys_config_is_up_to_date() -> None:
+    from hemera.commands.config import template
+
+    assert (ROOT / "config.yaml").read_text() == template("demo"), (
+        "config.yaml is out of step with the options; run "
+        "`hemera config --template demo > config.yaml` and commit it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"tile": {"size_px": 256}, "train_segmentation": {"generation_branch": "none"}},
+            ["train_generation.crop_px", "256", "512"],
+        ),
+        ({"tile": {"size_px": 512}, "train_segmentation": {"crop_px": 544}}, ["544", "512"]),
+        ({"train_segmentation": {"crop_px": 256}}, ["train_segmentation.crop_px", "unet_512"]),
+        ({"train_generation": {"network": "unet_32"}}, ["generation_branch", "unet_128"]),
+    ],
+)
+def test_stages_that_cannot_work_together_are_named(
+    values: dict[str, dict[str, object]], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(values)
+    assert all(word in str(error.value) for word in words)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_the_ablation_needs_no_depth() -> None:
+    load(
+        {
+            "train_generation": {"network": "unet_32"},
+            "train_segmentation": {"generation_branch": "none"},
+        }
+    )

@@ -1,0 +1,549 @@
+import hashlib
+import math
+import multiprocessing
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
+
+from hemera.dataset.shards import ShardWriter, encode, encode_mask
+from hemera.dataset.torch_dataset import Order, Texts, TileDataset, Weighting, turned
+from hemera.errors import ConfigError, ShardError, TrainingError
+from hemera.masks import label_format
+from hemera.networks.weight_map import weight_map
+from tests.small_index import write_index
+
+HEIGHT, WIDTH = 20, 30
+COUNT = 11
+
+
+def drawn(number):
+    """Draw a tile that says where each pixel was: red counts columns, green rows, blue the tile.
+
+    HER2 is the same brighter, the mask the sum of row and column as a label byte.
+    """
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.uint8)
+    he = np.stack([columns, rows, np.full_like(rows, number)], 2)
+    return he, he + 100, (rows + columns) & 31
+
+
+def write_results(folder, count=COUNT):
+    """Write an index of `count` tiles in two shards of each kind; every fourth is refused."""
+    for name in ("tile", "mask", "index"):
+        (folder / name).mkdir(parents=True)
+    rows = []
+    for unit in ("case1", "bci.000"):
+        with (
+            ShardWriter(folder / "tile" / f"{unit}.tar") as tiles,
+            ShardWriter(folder / "mask" / f"{unit}.tar") as labels,
+        ):
+            for number in range(count):
+                if (number % 3 == 0) != (unit == "case1"):
+                    continue
+                tile = f"pair{number}_000000_{number:06d}"
+                row = {
+                    "tile": tile,
+                    "number": number,
+                    "shard": f"tile/{unit}.tar",
+                    "stain_shard": f"mask/{unit}.tar",
+                    "registration_error_um": 10.0 * number if number else None,
+                    "accepted": number % 4 != 3,
+                    "split": ("train", "val", "test")[number % 3],
+                    "generation_split": "train" if number < 5 else None,
+                }
+                he, her2, mask = drawn(number)
+                for name, shard, data in (
+                    ("he", tiles, encode(he, "png")),
+                    ("her2", tiles, encode(her2, "png")),
+                    ("stain", labels, encode_mask(mask)),
+                ):
+                    place = shard.add(f"{tile}.{name}.png", data)
+                    row[f"{name}_offset"], row[f"{name}_length"] = place
+                rows.append(row)
+    rows.sort(key=lambda row: row["number"])
+    index = folder / "index" / "index.parquet"
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"mask_target": "stain"})
+    pq.write_table(table, index, row_group_size=4)
+    return index
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return write_results(tmp_path_factory.mktemp("results") / "r")
+
+
+def everything(index, **arguments):
+    return TileDataset(index, refused=True, **arguments)
+
+
+def numbers(dataset):
+    return [int(name.split("_")[0].removeprefix("pair")) for name in dataset.tiles]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, [0, 1, 2, 4, 5, 6, 8, 9, 10]),
+        ({"refused": True}, list(range(11))),
+        ({"where": "number > 3", "part": "val"}, [4, 10]),
+        ({"where": pc.field("number") > 3, "part": "val"}, [4, 10]),
+        ({"network": "generation", "part": "train"}, [0, 1, 2, 4]),
+        ({"where": "number == 7"}, []),
+    ],
+)
+def test_rows_are_those_asked_for_in_the_order_of_the_index(index, arguments, expected):
+    dataset = TileDataset(index, **arguments)
+    assert numbers(dataset) == expected
+    assert len(dataset) == len(expected)
+    assert [dataset.stored(i)["he"][0, 0, 2] for i in range(len(dataset))] == expected
+    for beyond in (len(expected), -len(expected) - 1):
+        with pytest.raises(IndexError, match=f"tile {beyond} of {len(expected)}"):
+            dataset[beyond]
+
+
+def test_an_item_is_tensors_of_documented_shapes_and_ranges(index):
+    dataset = everything(index, images=("weight", "he", "her2", "mask", "positive"))
+    he, her2, mask = drawn(4)
+    item = dataset[4]
+    assert list(item) == ["tile", "weight", "he", "her2", "mask", "positive"]
+    assert item["tile"] == "pair4_000000_000004"
+    shapes = {
+        name: (tuple(each.shape), each.dtype) for name, each in item.items() if name[0] != "t"
+    }
+    assert shapes == {
+        "he": ((3, HEIGHT, WIDTH), torch.uint8),
+        "her2": ((3, HEIGHT, WIDTH), torch.uint8),
+        "mask": ((1, HEIGHT, WIDTH), torch.uint8),
+        "positive": ((1, HEIGHT, WIDTH), torch.bool),
+        "weight": ((1, HEIGHT, WIDTH), torch.float32),
+    }
+    assert all(item[name].is_contiguous() for name in shapes)
+    assert (item["he"].permute(1, 2, 0).numpy() == he).all()
+    assert (item["her2"].permute(1, 2, 0).numpy() == her2).all()
+    assert (item["mask"][0].numpy() == mask).all()
+    assert (item["positive"][0].numpy() == label_format.positive(mask)).all()
+    assert (item["weight"][0].numpy() == weight_map(label_format.nuclei(mask), "inside")).all()
+    assert 0 < item["weight"].min() < item["weight"].max() == 1
+    assert dataset[-7]["tile"] == item["tile"]
+
+
+def test_stored_images_are_whole_arrays_whatever_is_cut(index):
+    dataset = everything(index, images=("he", "positive"), crop_px=7, flips=(0,), turns=True)
+    he, _, mask = drawn(9)
+    found = dataset.stored(9)
+    assert list(found) == ["tile", "he", "mask"]
+    assert (found["he"] == he).all()
+    assert (found["mask"] == mask).all()
+    assert list(dataset.stored(9, ["he"])) == ["tile", "he"]
+
+
+def test_only_what_is_needed_is_read(index, tmp_path):
+    """Without masks no engine is needed, nor any shard of masks."""
+    table = pq.read_table(index).drop_columns(["stain_shard", "registration_error_um"])
+    folder = tmp_path / "results"
+    (folder / "index").mkdir(parents=True)
+    (folder / "tile").symlink_to(index.parent.parent / "tile")
+    bare = folder / "index" / "index.parquet"
+    pq.write_table(table.replace_schema_metadata(None), bare)
+    assert TileDataset(bare, images=["her2"])[2]["her2"][2, 0, 0] == 102
+    with pytest.raises(ShardError, match="does not say whose masks count; name an engine"):
+        TileDataset(bare)
+    with pytest.raises(ShardError, match="no column stain_shard"):
+        TileDataset(bare, engine="stain", images=["mask"])
+
+
+def test_weights_follow_options_and_registration(index):
+    """1 / (1 + (10 / 10)^2) and 1 / (1 + (30 / 10)^2) of the map; the first has no estimate."""
+    plain = everything(index, images=["weight"])
+    off = everything(index, images=["weight"], weighting=Weighting(scale_um=10.0))
+    ratios = [float((off[i]["weight"] / plain[i]["weight"]).mean()) for i in (0, 1, 3)]
+    assert ratios == pytest.approx([1, 0.5, 0.1])
+    other = Weighting("literal", "her2_positive", renormalise_mean=True)
+    found = everything(index, images=["weight"], weighting=other)[5]["weight"][0].numpy()
+    expected = weight_map(label_format.positive(drawn(5)[2]), "literal", renormalise_mean=True)
+    assert (found == expected).all()
+    assert found.mean() == pytest.approx(1)
+
+
+# How a tile is seen
+
+
+def seen(index, **arguments):
+    return everything(index, **{"seed": 7, "crop_px": 12, **arguments})
+
+
+def corners(item):
+    """The columns and rows that stand in the corners: top left, top right, bottom left."""
+    he = item["he"].numpy()
+    return tuple(tuple(int(v) for v in he[:2, y, x]) for y, x in ((0, 0), (0, -1), (-1, 0)))
+
+
+def test_cut_flip_and_turn_are_shared_by_the_images_of_a_tile(index):
+    dataset = seen(index, flips=(0, 1), turns=True)
+    symmetries = set()
+    for epoch in range(1, 80):
+        item = dataset[epoch, 3]
+        he, her2, mask = (item[name].numpy().astype(int) for name in ("he", "her2", "mask"))
+        assert he.shape == (3, 12, 12)
+        assert (her2 == he + 100).all()
+        assert (mask[0] == (he[0] + he[1]) & 31).all()
+        (x0, y0), (x1, y1), (x2, y2) = corners(item)
+        symmetries.add((np.sign(x1 - x0), np.sign(y1 - y0), np.sign(x2 - x0), np.sign(y2 - y0)))
+    assert len(symmetries) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, {(1, 0, 0, 1)}),
+        ({"flips": (1,)}, {(1, 0, 0, 1), (-1, 0, 0, 1)}),
+        ({"flips": (0,)}, {(1, 0, 0, 1), (1, 0, 0, -1)}),
+        ({"turns": True}, {(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)}),
+    ],
+)
+def test_only_the_symmetries_asked_for_are_drawn(index, arguments, expected):
+    dataset = seen(index, **arguments)
+    found = set()
+    for epoch in range(1, 40):
+        (x0, y0), (x1, y1), (x2, y2) = corners(dataset[epoch, 1])
+        found.add((np.sign(x1 - x0), np.sign(y1 - y0), np.sign(x2 - x0), np.sign(y2 - y0)))
+    assert found == expected
+
+
+def test_cuts_reach_every_edge(index):
+    dataset = seen(index, crop_px=18)
+    tops = {int(dataset[epoch, 2]["he"][1, 0, 0]) for epoch in range(1, 60)}
+    lefts = {int(dataset[epoch, 2]["he"][0, 0, 0]) for epoch in range(1, 200)}
+    assert tops == {0, 1, 2}
+    assert lefts == set(range(13))
+
+
+def test_validation_is_the_middle_and_never_turned(index):
+    dataset = seen(index, flips=(0, 1), turns=True)
+    for item in (dataset[0, 2], dataset[2]):
+        assert item["tile"] == "pair2_000000_000002"
+        assert item["he"][:, 0, 0].tolist() == [9, 4, 2]
+        assert item["he"][:, 11, 11].tolist() == [20, 15, 2]
+    assert seen(index, crop_px=None)[0, 2]["he"].shape == (3, HEIGHT, WIDTH)
+
+
+def test_a_plain_position_is_of_the_epoch_set(index):
+    dataset = seen(index, flips=(0, 1), turns=True)
+    dataset.set_epoch(5)
+    for position in (0, 4, -1):
+        assert torch.equal(dataset[position]["he"], dataset[5, position]["he"])
+    assert not torch.equal(dataset[4]["he"], dataset[6, 4]["he"])
+    dataset.set_epoch(0)
+    assert torch.equal(dataset[4]["he"], dataset[0, 4]["he"])
+
+
+def test_what_is_seen_follows_from_seed_epoch_and_position(index):
+    def digest(**arguments):
+        dataset = seen(index, flips=(0, 1), turns=True, **arguments)
+        state = hashlib.sha256()
+        for epoch in (1, 2):
+            for position in (5, 3):
+                state.update(dataset[epoch, position]["he"].numpy().tobytes())
+        return state.hexdigest()
+
+    assert digest() == digest() == digest(images=("he", "weight"))
+    assert digest() != digest(seed=8)
+
+
+@pytest.mark.parametrize("side", [1, 2, HEIGHT])
+def test_the_least_and_the_largest_cut(index, side):
+    dataset = seen(index, crop_px=side, flips=(0, 1), turns=True, images=("he", "mask", "weight"))
+    item = dataset[3, 6]
+    assert item["he"].shape == (3, side, side)
+    x, y, number = (int(v) for v in item["he"][:, 0, 0])
+    assert number == 6
+    assert int(item["mask"][0, 0, 0]) == (x + y) & 31
+
+
+def test_what_cannot_be_cut_or_turned_names_tile_and_remedy(index):
+    with pytest.raises(TrainingError, match=r"pair1_\d+_\d+: 30 x 20 px is smaller than crop_px 2"):
+        seen(index, crop_px=24)[1, 1]
+    with pytest.raises(TrainingError, match=r"30 x 20 px cannot be turned .*; give crop_px"):
+        seen(index, crop_px=None, turns=True)[0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"images": ["he", "dapi"]}, "images: .*dapi.*; give a list of he, her2, mask, positive"),
+        ({"images": "he"}, "images: 'he'; give a list"),
+        ({"images": []}, "images: "),
+        ({"crop_px": 0}, "crop_px: 0; give at least 1"),
+        ({"flips": (2,)}, r"flips: \(2,\); give axes"),
+        ({"seed": -1}, "seed: -1; give at least 0"),
+        ({"where": "colour == 'red'"}, "where: .*colour"),
+        ({"part": "validation"}, "part: 'validation' is none"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused_at_once(index, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        TileDataset(index, **arguments)
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "outside"}, {"source": "cells"}])
+def test_a_weighting_that_is_not_known_is_refused(wrong):
+    with pytest.raises(ConfigError, match=r"Weighting.\w+: '\w+' is none; choose from"):
+        Weighting(**wrong)
+
+
+def test_faults_of_the_index_and_of_its_shards(index, tmp_path):
+    with pytest.raises(ShardError, match="not an index"):
+        TileDataset(tmp_path / "none.parquet")
+    with pytest.raises(ShardError, match=r"no column .*deepliif_shard; name"):
+        TileDataset(index, engine="deepliif")
+    own = write_results(tmp_path / "own")
+    table = pq.read_table(own)
+    lacking = [
+        None if n == 4 else shard for n, shard in enumerate(table["stain_shard"].to_pylist())
+    ]
+    place = table.column_names.index("stain_shard")
+    pq.write_table(table.set_column(place, "stain_shard", pa.array(lacking)), own)
+    with pytest.raises(ShardError, match="1 tiles without a mask of stain; run mask"):
+        TileDataset(own)
+    assert len(TileDataset(own, where="number < 4")) == 3
+    dataset = TileDataset(own, images=["he"])
+    (tmp_path / "own" / "tile" / "case1.tar").unlink()
+    with pytest.raises(ShardError, match=r"case1.tar: No such file .*; run the stage"):
+        dataset[0]
+    assert dataset[1]["he"].shape == (3, HEIGHT, WIDTH)
+
+
+def test_a_mask_of_another_size_is_refused(index, tmp_path):
+    own = write_results(tmp_path / "own", count=1)
+    with ShardWriter(tmp_path / "own" / "mask" / "case1.tar") as shard:
+        offset, length = shard.add("pair0.stain.png", encode_mask(np.zeros((9, 30), np.uint8)))
+    table = pq.read_table(own)
+    for name, value in (("stain_offset", offset), ("stain_length", length)):
+        table = table.set_column(table.column_names.index(name), name, pa.array([value]))
+    pq.write_table(table, own)
+    with pytest.raises(ShardError, match=r"mask is 30 x 9 px and he 30 x 20; run tile and mask"):
+        TileDataset(own)[0]
+
+
+def test_an_index_is_found_from_another_folder(index, monkeypatch):
+    """What is relative is so to the folder of the first call: workers may start elsewhere."""
+    monkeypatch.chdir(index.parent)
+    dataset = TileDataset("index.parquet", where="number == 4")
+    monkeypatch.chdir("/")
+    assert dataset[0]["he"][2, 0, 0] == 4
+
+
+def test_a_pickled_dataset_sees_the_same_and_holds_no_file(index):
+    dataset = seen(index, flips=(0, 1), turns=True, where="number > 2")
+    first = dataset[4, 2]
+    before = len(os.listdir("/proc/self/fd"))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert len(os.listdir("/proc/self/fd")) - before <= 1  # the shared epoch
+    assert torch.equal(copy[4, 2]["her2"], first["her2"])
+
+
+def test_texts_of_any_kind():
+    column = pa.chunked_array([["", "a", "Zürich"], [], ["ß" * 200]], pa.string())
+    texts = Texts(column)
+    assert list(texts) == column.to_pylist() == [texts[i] for i in range(4)]
+    assert (texts[-1], texts[1:3]) == ("ß" * 200, ["a", "Zürich"])
+    assert texts.index("a") == 1
+    assert list(Texts(column.slice(1, 2))) == ["a", "Zürich"]
+    assert list(Texts(pa.chunked_array([], pa.string()))) == []
+    with pytest.raises(IndexError):
+        texts[4]
+
+
+# The order, and processes that read
+
+
+def test_every_epoch_sees_every_tile_once_in_another_order():
+    order = Order(5, 2, seed=3, epochs=4)
+    batches = list(order)
+    assert len(batches) == len(order) == 12
+    epochs = [[key for batch in batches[i : i + 3] for key in batch] for i in range(0, 12, 3)]
+    for number, epoch in enumerate(epochs, 1):
+        assert {key[0] for key in epoch} == {number}
+        assert sorted(key[1] for key in epoch) == list(range(5))
+    assert len({tuple(key[1] for key in epoch) for epoch in epochs}) > 1
+
+
+def test_an_order_goes_on_from_any_step():
+    whole = list(Order(5, 2, seed=3, epochs=4))
+    rest = Order(5, 2, seed=3, epochs=4, epoch=2, step=2)
+    assert list(rest) == whole[5:]
+    assert len(rest) == 7
+    assert list(Order(5, 2, seed=3, epochs=4, epoch=5)) == []
+
+
+def digests(batch):
+    """One line per tile of a batch: its name and what is seen of it."""
+    return [
+        (tile, *(hashlib.sha256(batch[name][i].numpy().tobytes()).hexdigest() for name in IMAGES))
+        for i, tile in enumerate(batch["tile"])
+    ]
+
+
+IMAGES = ("he", "her2", "mask", "weight")
+STARTS = [(0, None), (1, "fork"), (4, "fork"), (4, "spawn")]
+
+
+@pytest.fixture(scope="module")
+def expected(index):
+    """Two epochs as one process sees them."""
+    dataset = seen(index, images=IMAGES, flips=(0, 1), turns=True)
+    return [
+        [line for batch in each for line in batch]
+        for each in two_epochs(dataset, workers=0, start=None)
+    ]
+
+
+def two_epochs(dataset, workers, start):
+    order = Order(len(dataset), 4, seed=7, epochs=2)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        multiprocessing_context=start and multiprocessing.get_context(start),
+    )
+    batches = [digests(batch) for batch in loader]
+    return batches[: order.steps], batches[order.steps :]
+
+
+def test_parts_and_processes_share_the_same_batches_evenly():
+    """All shares together are the batches of one process alone, but for the smaller last one."""
+    whole = list(Order(14, 4, seed=3, epochs=2))
+    assert [len(batch) for batch in whole[:4]] == [4, 4, 4, 2]
+    orders = [Order(14, 4, seed=3, epochs=2, parts=2, rank=rank, ranks=2) for rank in (0, 1)]
+    assert [order.steps for order in orders] == [3, 3]
+    assert [len(order) for order in orders] == [12, 12]
+    shares = [list(order) for order in orders]
+    assert all(len(share) == 1 for of_rank in shares for share in of_rank)
+    together = [
+        sorted(key for of_rank in shares for share in of_rank[at : at + 2] for key in share)
+        for at in range(0, 12, 2)
+    ]
+    assert together == [sorted(batch) for batch in whole if len(batch) == 4]
+    resumed = Order(14, 4, seed=3, epochs=2, epoch=1, step=2, parts=2, rank=1, ranks=2)
+    assert list(resumed) == shares[1][4:]
+
+
+def test_fewer_tiles_than_a_batch_that_must_be_whole():
+    with pytest.raises(TrainingError, match=r"batch_size: 4 tiles make a step and there are 3;"):
+        Order(3, 4, seed=0, epochs=1, whole=True)
+    assert Order(3, 4, seed=0, epochs=1).steps == 1
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_what_is_deferred_and_done_for_a_batch_equals_what_is_done_tile_by_tile(tmp_path, turns):
+    index = write_index(tmp_path, train=6)
+    images = ("he", "her2", "mask", "positive", "weight")
+    how = dict(network="generation", part="train", images=images, flips=(0, 1), seed=5, turns=turns)
+    how["crop_px"] = 64 if turns else None
+    now, later = (TileDataset(index, deferred=deferred, **how) for deferred in (False, True))
+    keys = [(epoch, position) for epoch in (1, 2, 3) for position in range(6)]
+    batch = default_collate([later[key] for key in keys])
+    views = {tuple(view) for view in batch["view"].tolist()}
+    assert len(views) > 3, "some flips and turns were drawn"
+    done = turned(batch)
+    expected = default_collate([now[key] for key in keys])
+    assert done["tile"] == expected["tile"]
+    assert "view" not in done
+    for name in images[:-1]:
+        assert torch.equal(done[name], expected[name]), name
+    # Distances are measured before and after the flip: equal but for their rounding.
+    assert torch.allclose(done["weight"], expected["weight"], atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
+@pytest.mark.parametrize(("workers", "start"), STARTS)
+def test_epochs_do_not_depend_on_the_processes_that_read(index, expected, workers, start):
+    """Each row exactly once per epoch, in the same order, seen the same way."""
+    dataset = seen(index, images=IMAGES, flips=(0, 1), turns=True)
+    dataset[1, 0]  # shards are open, and OpenCV has run, before the workers start
+    found = two_epochs(dataset, workers, start)
+    assert [[line for batch in each for line in batch] for each in found] == expected
+    for each in found:
+        tiles = [line[0] for batch in each for line in batch]
+        assert sorted(tiles) == sorted(dataset.tiles)
+    assert [line[1] for line in expected[0]] != [line[1] for line in expected[1]]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
+@pytest.mark.parametrize(("workers", "start"), [(0, None), (1, "fork"), (4, "fork")])
+@pytest.mark.parametrize("world", [2, 3])
+def test_distributed_samplers_share_out_each_epoch(index, workers, start, world):
+    """Every rank has a loader of its own, whose workers live through both epochs.
+
+    With three ranks each of the nine tiles comes exactly once. With two, the sampler without
+    drop_last pads with its first tile, which comes twice.
+    """
+    datasets = [
+        TileDataset(index, images=IMAGES, seed=7, crop_px=12, flips=(0, 1), turns=True)
+        for _ in range(world)
+    ]
+    samplers = [
+        DistributedSampler(dataset, world, rank, shuffle=True, seed=3, drop_last=False)
+        for rank, dataset in enumerate(datasets)
+    ]
+    loaders = [
+        DataLoader(
+            dataset,
+            batch_size=2,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context=start and multiprocessing.get_context(start),
+        )
+        for dataset, sampler in zip(datasets, samplers, strict=True)
+    ]
+    orders = []
+    for epoch in (1, 2):
+        for dataset, sampler in zip(datasets, samplers, strict=True):
+            sampler.set_epoch(epoch)
+            dataset.set_epoch(epoch)
+        ranks = [[line for batch in loader for line in digests(batch)] for loader in loaders]
+        lines = [line for rank in ranks for line in rank]
+        padded = math.ceil(9 / world) * world
+        assert len(lines) == padded
+        assert {line[0] for line in lines} == set(datasets[0].tiles)
+        assert len(set(lines)) == 9  # what comes twice is seen alike
+        for line in lines:
+            position = datasets[0].tiles.index(line[0])
+            item = datasets[0][epoch, position]
+            assert line[1] == hashlib.sha256(item["he"].numpy().tobytes()).hexdigest()
+        orders.append([line[0] for line in lines])
+    assert orders[0] != orders[1]
+
+
+def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
+    """Two epochs of the tiles of score 3+ (here the odd ones) that train, in batches of four."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    [code] = re.findall(r"```python\n(from torch.utils.data .*?)```", text, re.DOTALL)
+    write_index(tmp_path / "results", train=11, val=1, test=1, height=260, width=300)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert [name.split("_")[0] for name in found["tiles"].tiles] == [
+        f"pair{number}" for number in (1, 3, 5, 7, 9)
+    ]
+    assert len(found["order"]) == 4
+    assert found["he"].shape == (1, 3, 256, 256)
+    assert 0 <= found["he"].min() < found["he"].max() <= 1
+    assert found["batch"]["weight"].shape == (1, 1, 256, 256)
+
+
+def test_batches_have_one_dimension_more(index):
+    dataset = seen(index, images=IMAGES)
+    batch = next(iter(DataLoader(dataset, batch_size=5)))
+    assert batch["he"].shape == batch["her2"].shape == (5, 3, 12, 12)
+    assert batch["mask"].shape == batch["weight"].shape == (5, 1, 12, 12)
+    assert batch["tile"] == list(dataset.tiles)[:5]

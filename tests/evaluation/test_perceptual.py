@@ -1,0 +1,163 @@
+"""InceptionV3 and LPIPS from files: what is loaded, what is refused, and that nothing is run."""
+
+import hashlib
+import os
+import socket
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.models import alexnet
+
+from hemera.errors import TrainingError
+from hemera.evaluation.perceptual import Inception, Lpips
+from tests.small_index import draw_tile
+from tests.small_judges import bare_inception, write_alexnet, write_inception
+
+CPU = torch.device("cpu")
+JUDGES = (Inception, Lpips)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline():
+    """Whoever asks for the network fails."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def refuse(*args, **kwargs):
+            raise AssertionError("the network was asked for")
+
+        patch.setattr(socket, "create_connection", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    return {
+        Inception: write_inception(folder / "inception.pth"),
+        Lpips: write_alexnet(folder / "alexnet.pth"),
+    }
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """A real tile, one somewhat blurred, one much, of 96 x 160."""
+    _, her2, _ = draw_tile(3, 96, 160)
+    return [her2, *(cv2.GaussianBlur(her2, (0, 0), sigma) for sigma in (1.5, 6))]
+
+
+def test_features_are_those_of_the_package_with_these_weights(files, pictures):
+    found = Inception(files[Inception], CPU)(np.stack(pictures))
+    net = bare_inception()
+    nn.Module.load_state_dict(net, torch.load(files[Inception], weights_only=True))
+    planes = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    assert found.shape == (3, 2048)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, net(planes)[0].numpy(), rtol=1e-4, atol=1e-4)
+    near, far = (np.abs(found[0] - found[k]).mean() for k in (1, 2))
+    assert 0 < near < far
+
+
+def test_lpips_by_its_definition(files, pictures):
+    """Of each layer: unit vectors, squared differences, weighed by the package's linear heads."""
+    lpips = Lpips(files[Lpips], CPU)
+    real, *judged = pictures
+    assert lpips(real[None], real) == [0.0]
+    found = lpips(np.stack(judged), real)
+    assert 0 < found[0] < found[1]
+
+    net = alexnet(weights=None)
+    state = torch.load(files[Lpips], weights_only=True)
+    net.load_state_dict(state, strict=False)
+    heads = [getattr(lpips._net, f"lin{k}").model[1].weight.flatten() for k in range(5)]
+    assert all((head >= 0).all() and (head > 0).any() for head in heads), "the trained heads"
+    shift, scale = torch.tensor([-0.03, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.45])
+    with torch.no_grad():
+        x = torch.from_numpy(np.stack([judged[0], real])).float() / 127.5 - 1
+        x = ((x - shift) / scale).permute(0, 3, 1, 2)
+        total = 0.0
+        for number, layer in enumerate(net.features):
+            x = layer(x)
+            if number in (1, 4, 7, 9, 11):
+                unit = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+                apart = (unit[0] - unit[1]).square()
+                head = heads[(1, 4, 7, 9, 11).index(number)]
+                total += float((apart * head[:, None, None]).sum(0).mean())
+            x = x.clone()
+    assert found[0] == pytest.approx(total, rel=1e-3)
+
+
+def test_the_digest_is_the_files(files):
+    for judge, path in files.items():
+        assert judge(path, CPU).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Hostile:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_a_file_of_weights_runs_no_code(judge, tmp_path):
+    path, trap = tmp_path / "weights.pth", tmp_path / "trap"
+    torch.save({"features.0.weight": Hostile(trap)}, path)
+    with pytest.raises(TrainingError, match=r"weights.pth: .*could run code and is not read; name"):
+        judge(path, CPU)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "damaged, or not plain weights"),
+        (b"abc", "not plain weights"),
+        (b"<html>404</html>", "not plain weights"),
+        ([1, 2], "holds a list, not the weights of a network"),
+        ({}, "weights of another network"),
+        ({1: torch.zeros(3)}, "weights of another network"),
+        ({"fc.weight": 7, "features.0.weight": 7}, "weights of another network"),
+        ("truncated", "damaged, or not plain weights"),
+        ("the other's", "weights of another network"),
+        ("folder", "damaged, or not plain weights"),
+        ("none", "no such file"),
+    ],
+    ids=str,
+)
+def test_a_wrong_file_is_one_line_that_says_what_is_wrong(judge, content, said, files, tmp_path):
+    path = tmp_path / "weights.pth"
+    other = files[Lpips if judge is Inception else Inception]
+    if content == "truncated":
+        path.write_bytes(files[judge].read_bytes()[:100_000])
+    elif content == "the other's":
+        path.write_bytes(other.read_bytes())
+    elif content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content != "none":
+        torch.save(content, path)
+    with pytest.raises(TrainingError) as error:
+        judge(path, CPU)
+    words = str(error.value)
+    assert said in words and str(path) in words
+    assert "\n" not in words and len(words) < 600
+    assert ("fid_weights" if judge is Inception else "lpips_weights") in words
+
+
+def test_weights_that_are_no_numbers_are_said(files, pictures, tmp_path):
+    state = torch.load(files[Inception], weights_only=True)
+    name = "Mixed_7c.branch1x1.conv.weight"
+    state[name] = torch.full_like(state[name].contiguous(), float("nan"))
+    torch.save(state, tmp_path / "weights.pth")
+    judge = Inception(tmp_path / "weights.pth", CPU)
+    with pytest.raises(TrainingError, match="features that are no numbers"):
+        judge(np.stack(pictures))

@@ -1,0 +1,107 @@
+"""The label byte against hand-made pictures and DESIGN's bit layout."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hemera.masks import label_format
+
+
+def test_every_combination_has_its_own_byte_and_comes_back() -> None:
+    cells = np.array(list(itertools.product(range(4), (False, True), range(4))))
+    classes, nucleus, intensity = (cells[:, k].reshape(4, 8) for k in range(3))
+    mask = label_format.pack(classes, nucleus.astype(bool), intensity)
+    assert mask.dtype == np.uint8
+    assert len(np.unique(mask)) == 32
+    assert mask.max() < 32
+    np.testing.assert_array_equal(label_format.classes(mask), classes)
+    np.testing.assert_array_equal(label_format.nuclei(mask), nucleus.astype(bool))
+    np.testing.assert_array_equal(label_format.intensity(mask), intensity)
+
+
+def test_bits_stand_where_the_design_says() -> None:
+    one = np.array([[1]])
+    assert label_format.pack(one * 3, one.astype(bool), one * 2).item() == 0b10111
+    assert label_format.pack(one * 0, one.astype(bool), one * 0).item() == 0b00100
+    assert label_format.pack(one * 0, ~one.astype(bool), one * 3).item() == 0b11000
+
+
+def test_positive_takes_its_boundary_by_eight_neighbours_and_no_other() -> None:
+    classes = np.array(
+        [
+            [3, 0, 0, 0, 0, 0, 0],
+            [0, 2, 3, 1, 3, 0, 3],
+            [0, 3, 0, 3, 3, 0, 0],
+            [3, 0, 0, 0, 0, 2, 0],
+        ],
+        dtype=np.uint8,
+    )
+    expected = np.array(
+        [
+            [1, 0, 0, 0, 0, 0, 0],
+            [0, 1, 1, 0, 0, 0, 0],
+            [0, 1, 0, 0, 1, 0, 0],
+            [0, 0, 0, 0, 0, 1, 0],
+        ],
+        dtype=bool,
+    )
+    # the other bits must not disturb the class
+    mask = label_format.pack(classes, np.ones(classes.shape, bool), np.full(classes.shape, 3))
+    np.testing.assert_array_equal(label_format.positive(mask), expected)
+
+
+def test_classes_without_boundary_give_it_to_the_cells() -> None:
+    labels = np.array([[0, 3, 3, 3, 0, 3], [0, 3, 1, 3, 3, 2], [0, 3, 3, 3, 0, 3]])
+    mask = label_format.pack(labels, labels == 1, np.full(labels.shape, 2))
+    before = mask.copy()
+    expected = np.array([[0, 1, 1, 1, 0, 2], [0, 1, 1, 1, 2, 2], [0, 1, 1, 1, 0, 2]])
+    np.testing.assert_array_equal(label_format.classes(mask, boundary=False), expected)
+    np.testing.assert_array_equal(label_format.classes(mask), labels)
+    np.testing.assert_array_equal(mask, before)
+    assert label_format.classes(np.zeros((0, 4), np.uint8), boundary=False).shape == (0, 4)
+
+
+def test_nothing_positive_is_nothing() -> None:
+    classes = np.array([[0, 3, 1], [3, 3, 1]])
+    mask = label_format.pack(classes, np.zeros((2, 3), bool), np.zeros((2, 3), int))
+    assert not label_format.positive(mask).any()
+    assert label_format.positive(np.zeros((0, 5), np.uint8)).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "intensity", "name"),
+    [(4, 0, "classes"), (-1, 0, "classes"), (0, 4, "intensity"), (0, -1, "intensity")],
+)
+def test_values_that_do_not_fit_are_refused(classes: int, intensity: int, name: str) -> None:
+    ground = np.ones((2, 3), int)
+    with pytest.raises(ValueError, match=f"{name}: values outside 0 to 3"):
+        label_format.pack(ground * classes, ground.astype(bool), ground * intensity)
+
+
+def test_shapes_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="shapes"):
+        label_format.pack(np.zeros((2, 3), int), np.zeros((3, 2), bool), np.zeros((2, 3), int))
+
+
+def test_contours_are_one_pixel_wide_inside_cells_and_single_between_them() -> None:
+    labels = np.zeros((7, 11), np.int32)
+    labels[1:6, 1:5] = 1
+    labels[1:6, 5:10] = 2
+    expected = np.zeros((7, 11), bool)
+    expected[1, 1:10] = expected[5, 1:10] = True
+    expected[1:6, 1] = expected[1:6, 9] = True
+    expected[1:6, 5] = True  # the side of cell 2 alone
+    np.testing.assert_array_equal(label_format.boundaries(labels), expected)
+
+
+def test_the_edge_of_the_image_is_no_contour() -> None:
+    assert not label_format.boundaries(np.ones((4, 6), np.int32)).any()
+
+
+def test_a_blank_tile_has_no_cells_and_says_why() -> None:
+    found = label_format.blank((3, 5), "blank")
+    assert found.mask.shape == (3, 5)
+    assert not found.mask.any()
+    assert len(found.cells) == 0
+    assert found.note == "blank"

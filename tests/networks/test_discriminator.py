@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from hemera.errors import TrainingError
+from hemera.networks.discriminator import PatchGAN
+from hemera.networks.generation import initialise
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "layers", "norm", "expected"),
+    [
+        (6, 32, 3, "batch", 696_225),
+        (6, 64, 3, "batch", 2_768_705),
+        (6, 32, 3, "instance", 695_777),
+        (6, 64, 3, "instance", 2_767_809),
+        (3, 32, 3, "batch", 694_689),
+        (3, 64, 3, "batch", 2_765_633),
+        (3, 32, 3, "instance", 694_241),
+        (3, 64, 3, "instance", 2_764_737),
+        (6, 32, 4, "batch", 1_745_313),
+        (6, 64, 4, "batch", 6_964_033),
+        (6, 32, 4, "instance", 1_744_609),
+        (6, 64, 4, "instance", 6_962_625),
+    ],
+)
+def test_parameter_counts_are_those_of_the_reference(channels, width, layers, norm, expected):
+    with torch.device("meta"):
+        net = PatchGAN(channels, width, layers, norm)
+    assert sum(parameter.numel() for parameter in net.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "given", "patches"),
+    [
+        (3, (256, 512), (30, 62)),
+        (3, (512, 1024), (62, 126)),
+        (4, (512, 256), (30, 14)),
+    ],
+)
+def test_output_shapes(layers, given, patches):
+    with torch.device("meta"):
+        assert PatchGAN(6, 8, layers)(torch.empty(2, 6, *given)).shape == (
+            2,
+            1,
+            *patches,
+        )
+
+
+def test_too_small_an_image_names_side_and_bound():
+    assert PatchGAN(6, 4)(torch.zeros(2, 6, 24, 40)).shape == (2, 1, 1, 3)
+    with pytest.raises(TrainingError, match="side 16 px is below 24, what 3 layers need"):
+        PatchGAN(6, 4)(torch.zeros(1, 6, 16, 64))
+
+
+def test_the_layers_unrolled_by_hand():
+    """conv4 s2 + LReLU, conv4 s2 BN LReLU, conv4 s1 BN LReLU, conv4 s1 to one channel."""
+    torch.manual_seed(1)
+    net = PatchGAN(6, 4, 2).eval()
+    initialise(net)
+    first, second, third, last = (m for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m.out_channels for m in (first, second, third, last)] == [4, 8, 16, 1]
+    pair = torch.randn(2, 6, 32, 48)
+    x = functional.conv2d(pair, first.weight, first.bias, 2, 1)
+    for layer, norm, stride in ((second, norms[0], 2), (third, norms[1], 1)):
+        assert layer.bias is None
+        x = functional.conv2d(functional.leaky_relu(x, 0.2), layer.weight, None, stride, 1)
+        # Fresh running statistics: mean 0, variance 1.
+        scale = norm.weight / (1 + 1e-5) ** 0.5
+        x = x * scale.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+    x = functional.conv2d(functional.leaky_relu(x, 0.2), last.weight, last.bias, 1, 1)
+    assert torch.allclose(net(pair), x, atol=1e-6)
+
+
+def test_it_learns_to_tell_one_batch_from_another():
+    torch.manual_seed(2)
+    net = PatchGAN(6, 4, 2)
+    initialise(net)
+    one, other = torch.randn(2, 2, 6, 32, 48)
+    optimiser = torch.optim.Adam(net.parameters(), 5e-3, (0.5, 0.999))
+    for _ in range(40):
+        loss = functional.softplus(-net(one)).mean() + functional.softplus(net(other)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    # Blind, it would be 2 log 2 = 1.39.
+    assert loss.item() < 0.14

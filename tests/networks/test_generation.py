@@ -1,0 +1,448 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hemera.errors import TrainingError
+from hemera.networks.generation import (
+    DEPTHS,
+    GENERATORS,
+    AttentionGenerationNet,
+    Gate,
+    GenerationNet,
+    build_generator,
+    initialise,
+)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# Width 32 with batch norm, 64 with batch norm, 32 with instance norm, 64 with instance norm.
+COUNTS = {
+    "unet_32": (4_168_003, 16_659_075, 4_167_363, 16_657_795),
+    "unet_128": (10_461_507, 41_828_995, 10_459_843, 41_825_667),
+    "unet_256": (13_608_259, 54_413_955, 13_606_083, 54_409_603),
+    "unet_512": (16_755_011, 66_998_915, 16_752_323, 66_993_539),
+    "resnet_9blocks": (2_853_187, 11_383_427, 2_850_563, 11_378_179),
+    "resnet_6blocks": (1_966_915, 7_841_411, 1_965_059, 7_837_699),
+}
+
+
+@pytest.mark.parametrize("generator", COUNTS)
+def test_parameter_counts_are_those_of_the_reference(generator):
+    for norm, width, expected in zip(
+        ("batch", "batch", "instance", "instance"), (32, 64) * 2, COUNTS[generator], strict=True
+    ):
+        with torch.device("meta"):
+            assert count(build_generator(generator, width, norm)) == expected
+            # Dropout has no weights, and moves none in the state dict.
+            plain, dropping = (
+                build_generator(generator, width, norm, drop) for drop in (False, True)
+            )
+        if not generator.startswith("resnet"):
+            assert list(plain.state_dict()) == list(dropping.state_dict())
+        assert count(dropping) == expected
+
+
+def test_attention_unet_has_the_count_of_the_reference():
+    with torch.device("meta"):
+        assert count(build_generator("attention_unet_32", 64)) == 17_435_462
+        plain = count(GenerationNet("unet_32", 64))
+    # A gate on c channels: theta 4c^2, phi 4c^2 + c, psi c + 1, out c^2 + c, its norm 2c.
+    assert plain + sum(9 * c * c + 5 * c + 1 for c in (64, 128, 256)) == 17_435_462
+
+
+def test_the_state_dict_of_the_default_keeps_its_names():
+    """Old checkpoints load."""
+    with torch.device("meta"):
+        names = list(GenerationNet("unet_32", 4).state_dict())
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert names == [
+        "down.0.0.weight",
+        *(f"down.{level}.{name}" for level in (1, 2, 3)
+          for name in ("0.weight", *(f"1.{part}" for part in norm))),
+        "down.4.0.weight",
+        "up.0.0.weight", "up.0.0.bias",
+        *(f"up.{level}.{name}" for level in (1, 2, 3, 4)
+          for name in ("0.weight", *(f"1.{part}" for part in norm))),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_every_generator_knows_its_name_its_step_and_keeps_the_shape(generator):
+    step = {"unet_512": 512, "unet_256": 256, "unet_128": 128}.get(generator, 32)
+    step = 4 if generator.startswith("resnet") else step
+    with torch.device("meta"):
+        net = build_generator(generator, 4)
+        assert (net.generator, net.step) == (generator, step)
+        for height, width in ((512, 1024), (max(step, 8), 3 * step)):
+            assert net(torch.empty(2, 3, height, width)).shape == (2, 3, height, width)
+    for norm in ("batch", "instance"):
+        net = build_generator(generator, 4, norm).train()
+        initialise(net)
+        with torch.no_grad():
+            image = net(torch.rand(1, 3, max(step, 8), 2 * max(step, 8)) * 2 - 1)
+        assert image.isfinite().all() and image.abs().max() <= 1
+
+
+def test_shapes_of_every_level_at_512_px():
+    with torch.device("meta"):
+        net = GenerationNet("unet_512", 32)
+        inputs, outputs = {}, {}
+        for level, block in enumerate(net.down):
+            block.register_forward_hook(
+                lambda _, __, out, level=level: outputs.update({level: tuple(out.shape[1:])})
+            )
+        for level, block in enumerate(net.up):
+            block.register_forward_hook(
+                lambda _, given, out, level=level: inputs.update(
+                    {level: (tuple(given[0].shape[1:]), tuple(out.shape[1:]))}
+                )
+            )
+        assert net(torch.empty(2, 3, 512, 1024)).shape == (2, 3, 512, 1024)
+        net(torch.empty(1, 3, 512, 512))
+        maps, volume = net.features(torch.empty(1, 3, 512, 512))
+    assert list(outputs.values()) == [
+        (32, 256, 256), (64, 128, 128), (128, 64, 64), (256, 32, 32), (256, 16, 16),
+        (256, 8, 8), (256, 4, 4), (256, 2, 2), (256, 1, 1),
+    ]  # fmt: skip
+    assert inputs[4] == ((512, 16, 16), (256, 32, 32))
+    assert inputs[3] == ((512, 32, 32), (128, 64, 64))
+    assert inputs[2] == ((256, 64, 64), (64, 128, 128))
+    assert inputs[1] == ((128, 128, 128), (32, 256, 256))
+    assert inputs[0] == ((64, 256, 256), (3, 512, 512))
+    assert volume.shape == (1, 512, 16, 16)
+    assert net.feature_width == 512
+    assert [tuple(part.shape[1:]) for part in maps] == [
+        (32, 256, 256), (64, 128, 128), (128, 64, 64), (256, 32, 32),
+    ]  # fmt: skip
+
+
+def reference(net: GenerationNet, image: torch.Tensor, level: int = 0) -> torch.Tensor:
+    """The U-Net as a recursion with in-place activations, as the public code has it."""
+    x = net.down[level](image) if level == 0 else None
+    if level == 0:
+        return net.up[0](functional.relu(reference(net, x, 1)))
+    skip = image
+    functional.leaky_relu(skip, 0.2, inplace=True)
+    x = net.down[level](skip)
+    if level < net.depth - 1:
+        x = reference(net, x, level + 1)
+    x = net.up[level](functional.relu(x, inplace=True))
+    return torch.cat((skip, x), 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_output_equals_the_recursive_reference_with_in_place_activations(training):
+    torch.manual_seed(3)
+    net = GenerationNet("unet_32", 4).train(training)
+    initialise(net)
+    image = torch.randn(2, 3, 64, 96)
+    expected = reference(net, image)
+    assert torch.equal(net(image), expected)
+
+
+def test_the_skips_carry_activated_maps():
+    torch.manual_seed(4)
+    net = GenerationNet("unet_128", 4).eval()
+    image = torch.randn(1, 3, 128, 256)
+    with torch.no_grad():
+        maps, volume = net.features(image)
+        first = net.down[0](image)
+        second = net.down[1](functional.leaky_relu(first, 0.2))
+    # A map that is not activated would hold values five times as negative.
+    assert torch.equal(maps[0], torch.where(first > 0, first, 0.2 * first))
+    assert torch.equal(maps[1], torch.where(second > 0, second, 0.2 * second))
+    assert volume.shape == (1, 64, 4, 8)
+    assert (volume[:, :32] < 0).any()
+
+
+def test_initialisation_has_the_reference_moments():
+    torch.manual_seed(5)
+    net = GenerationNet("unet_128", 16)
+    initialise(net)
+    kernels = torch.cat([m.weight.flatten() for m in net.modules() if hasattr(m, "kernel_size")])
+    norms = torch.cat([m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)])
+    kernels, norms = kernels.detach(), norms.detach()
+    assert kernels.std() == pytest.approx(0.02, rel=0.01)
+    assert abs(float(kernels.mean())) < 1e-4
+    assert norms.std() == pytest.approx(0.02, rel=0.1)
+    assert norms.mean() == pytest.approx(1, abs=0.003)
+    assert float(net.up[0][0].bias.detach().abs().sum()) == 0
+
+
+def test_a_side_that_does_not_halve_names_side_bound_and_remedy():
+    net = GenerationNet("unet_128", 4)
+    with pytest.raises(
+        TrainingError, match=r"unet_128: width 192 px is not a multiple of 128; cut"
+    ):
+        net(torch.zeros(1, 3, 256, 192))
+    with pytest.raises(TrainingError, match=r"unet_512: height 256 px is not a multiple of 512"):
+        GenerationNet("unet_512", 4)(torch.zeros(1, 3, 256, 512))
+
+
+def test_a_shallow_generator_has_no_feature_volume():
+    with pytest.raises(TrainingError, match=r"unet_32: its 5 levels end at 1/32.*unet_128"):
+        GenerationNet("unet_32", 4).features(torch.zeros(1, 3, 64, 96))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(TrainingError, match="'unet_64' is no U-Net; choose from unet_512"):
+        GenerationNet("unet_64")
+    with pytest.raises(TrainingError, match=r"'' is not known; choose from unet_512.*attention"):
+        build_generator("")
+    for generator in ("unet_32", "resnet_6blocks", "attention_unet_32"):
+        with pytest.raises(TrainingError, match="'layer' is not known; choose from batch, inst"):
+            build_generator(generator, norm="layer")
+
+
+@pytest.mark.parametrize(
+    ("generator", "sides", "says"),
+    [
+        ("resnet_9blocks", (16, 18), "resnet_9blocks: width 18 px is not a multiple of 4; cut"),
+        ("resnet_6blocks", (4, 16), "resnet_6blocks: height 4 px is below 8 px"),
+        ("attention_unet_32", (48, 64), "attention_unet_32: height 48 px is not a multiple of 32"),
+        ("attention_unet_32", (0, 64), "attention_unet_32: height 0 px is below 32 px"),
+        ("unet_32", (32, 0), "unet_32: width 0 px is below 32 px"),
+    ],
+)
+def test_sides_that_do_not_fit_are_refused_by_every_kind(generator, sides, says):
+    with pytest.raises(TrainingError, match=says):
+        build_generator(generator, 4)(torch.zeros(1, 3, *sides))
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Batch norm while training, by its formula."""
+    mean = x.mean((0, 2, 3), keepdim=True)
+    variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
+    shape = (1, -1, 1, 1)
+    return (x - mean) / (variance + 1e-5).sqrt() * weight.view(shape) + bias.view(shape)
+
+
+def test_the_unet_unrolled_by_hand():
+    """Five levels written out, each from the weights alone.
+
+    A ReLU follows every skip, so that the image is the same whether the skip is activated or raw;
+    what `features` hands over, and what a gate sees, is not.
+    """
+    torch.manual_seed(7)
+    net = GenerationNet("unet_32", 3)
+    initialise(net)
+    own = {name: value.detach() for name, value in net.named_parameters()}
+    image = torch.randn(2, 3, 64, 96)
+
+    def down(level: int, x: torch.Tensor) -> torch.Tensor:
+        x = functional.conv2d(x, own[f"down.{level}.0.weight"], None, stride=2, padding=1)
+        if level in (1, 2, 3):
+            x = normed(x, own[f"down.{level}.1.weight"], own[f"down.{level}.1.bias"])
+        return x
+
+    def up(level: int, x: torch.Tensor) -> torch.Tensor:
+        x = torch.where(x > 0, x, torch.zeros(()))
+        bias = own.get(f"up.{level}.0.bias")
+        x = functional.conv_transpose2d(x, own[f"up.{level}.0.weight"], bias, stride=2, padding=1)
+        if level == 0:
+            return torch.tanh(x)
+        return normed(x, own[f"up.{level}.1.weight"], own[f"up.{level}.1.bias"])
+
+    def leaky(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x > 0, x, 0.2 * x)
+
+    def unrolled(skip: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        one = down(0, image)
+        two = down(1, leaky(one))
+        three = down(2, leaky(two))
+        four = down(3, leaky(three))
+        x = up(4, down(4, leaky(four)))
+        x = up(3, torch.cat((skip(four), x), 1))
+        x = up(2, torch.cat((skip(three), x), 1))
+        x = up(1, torch.cat((skip(two), x), 1))
+        return up(0, torch.cat((skip(one), x), 1))
+
+    found = net(image).detach()
+    assert found.std() > 0.01
+    assert torch.allclose(found, unrolled(leaky), atol=1e-5)
+    assert torch.allclose(found, unrolled(lambda x: x), atol=1e-5)
+
+
+def mirrored(x: torch.Tensor, by: int) -> torch.Tensor:
+    """Reflection by taking indices: ... 2 1 | 0 1 2 ... without the edge repeated."""
+    for axis in (-2, -1):
+        side = x.shape[axis]
+        places = [abs(place) for place in range(-by, side + by)]
+        places = [place if place < side else 2 * (side - 1) - place for place in places]
+        x = x.index_select(axis, torch.tensor(places))
+    return x
+
+
+@pytest.mark.parametrize(("generator", "blocks"), [("resnet_6blocks", 6), ("resnet_9blocks", 9)])
+def test_the_residual_generator_unrolled_by_hand(generator, blocks):
+    torch.manual_seed(8)
+    net = build_generator(generator, 3)
+    initialise(net)
+    weights = iter(list(net.parameters()))
+    image = torch.randn(2, 3, 12, 20)
+
+    def norm_relu(x: torch.Tensor) -> torch.Tensor:
+        return normed(x, next(weights), next(weights)).clamp(min=0)
+
+    with torch.no_grad():
+        x = norm_relu(functional.conv2d(mirrored(image, 3), next(weights)))
+        x = norm_relu(functional.conv2d(x, next(weights), stride=2, padding=1))
+        x = norm_relu(functional.conv2d(x, next(weights), stride=2, padding=1))
+        assert x.shape == (2, 12, 3, 5)
+        for _ in range(blocks):
+            inside = norm_relu(functional.conv2d(mirrored(x, 1), next(weights)))
+            inside = functional.conv2d(mirrored(inside, 1), next(weights))
+            x = x + normed(inside, next(weights), next(weights))
+        for _ in range(2):
+            x = functional.conv_transpose2d(x, next(weights), stride=2, padding=1, output_padding=1)
+            x = norm_relu(x)
+        x = torch.tanh(functional.conv2d(mirrored(x, 3), next(weights), next(weights)))
+        assert next(weights, None) is None
+        assert torch.allclose(net(image), x, atol=1e-5)
+
+
+def test_reflection_is_that_of_torch():
+    x = torch.randn(2, 3, 5, 9)
+    pad = build_generator("resnet_6blocks", 4).model[0]
+    assert torch.equal(pad(x), functional.pad(x, (3, 3, 3, 3), mode="reflect"))
+
+
+def test_a_gate_by_hand():
+    """One channel, weights of one: sigmoid(relu(sum of 2x2 + g)), enlarged, times the skip."""
+    gate = Gate(1, 2).eval()
+    with torch.no_grad():
+        for name, parameter in gate.named_parameters():
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        gate.psi.bias.fill_(-3.0)
+    skip = torch.tensor([[1.0, 2, 0, 0], [0, 1, -5, 1]]).view(1, 1, 2, 4)
+    gating = torch.tensor([[[0.5, 1.0]], [[-1.5, 1.0]]])[None]
+    # Sums of 2x2: 4 and -4. With the gating's -1 and 2: 3 and -2, after ReLU 3 and 0, minus 3.
+    left, right = 0.5, 1 / (1 + math.exp(3))
+    # Bilinear enlargement by two puts pixels at quarters between the two.
+    across = torch.tensor([left, 0.75 * left + 0.25 * right, 0.25 * left + 0.75 * right, right])
+    expected = across * skip / (1 + 1e-5) ** 0.5
+    assert torch.allclose(gate(skip, gating), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_attention_unet_equals_its_recursive_definition(training):
+    """Each level goes down for its gate and again for itself, as the public code does."""
+    torch.manual_seed(9)
+    net = build_generator("attention_unet_32", 3).train(training)
+    for gate in net.gates:
+        # Strong enough to see what they look at.
+        nn.init.normal_(gate.phi.weight, 0, 9)
+    image = torch.randn(2, 3, 64, 96)
+
+    def below(level: int, x: torch.Tensor, slope: float) -> torch.Tensor:
+        if level == 4:
+            inner = net.up[4](net.down[4](functional.leaky_relu(x, 0.2)).clamp(min=0))
+            return torch.cat((functional.leaky_relu(x, slope), inner), 1)
+        gating = below(level + 1, net.down[level](functional.leaky_relu(x, 0.2)), slope)
+        raised = below(level + 1, net.down[level](functional.leaky_relu(x, 0.2)), slope)
+        gate = net.gates[level - 1]
+        attention = torch.sigmoid(gate.psi((gate.theta(x) + gate.phi(gating)).clamp(min=0)))
+        attention = functional.interpolate(attention, size=x.shape[2:], mode="bilinear")
+        skip = gate.out(attention.expand_as(x) * x)
+        return torch.cat((skip, net.up[level](raised.clamp(min=0))), 1)
+
+    with torch.no_grad():
+        # The innermost skip is activated, in place; all others are raw.
+        expected = net.up[0](below(1, net.down[0](image), 0.2).clamp(min=0))
+        raw = net.up[0](below(1, net.down[0](image), 1.0).clamp(min=0))
+        assert torch.allclose(net(image), expected, atol=1e-6)
+        assert not torch.allclose(raw, expected, atol=1e-4)
+
+
+def test_the_attention_unet_gives_its_innermost_map():
+    with torch.device("meta"):
+        net = build_generator("attention_unet_32", 64)
+        maps, volume = net.features(torch.empty(1, 3, 512, 256))
+    assert isinstance(net, AttentionGenerationNet) and net.feature_width == 512
+    assert volume.shape == (1, 512, 16, 8)
+    assert [tuple(part.shape[1:]) for part in maps] == [
+        (64, 256, 128), (128, 128, 64), (256, 64, 32), (512, 32, 16),
+    ]  # fmt: skip
+
+
+def test_gates_are_drawn_as_the_reference_draws_them():
+    """Its rule goes by the kind of layer: a gate's convolutions and norm are drawn like all."""
+    torch.manual_seed(10)
+    net = build_generator("attention_unet_32", 32, "instance")
+    initialise(net)
+    gate = net.gates[2]
+    for layer in (gate.theta, gate.phi, gate.out[0]):
+        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+        assert layer.bias is None or not layer.bias.any()
+    # The gate's norm is batch norm although the network has instance norm.
+    assert float(gate.out[1].weight.detach().mean()) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("generator", "places"),
+    [
+        # The levels between two of the full width, which the reference builds with it.
+        ("unet_512", 4), ("unet_256", 3), ("unet_128", 2), ("unet_32", 0),
+        ("resnet_9blocks", 9), ("resnet_6blocks", 6), ("attention_unet_32", 0),
+    ],
+)  # fmt: skip
+def test_dropout_stands_where_the_reference_has_it_and_rests_in_evaluation(generator, places):
+    net = build_generator(generator, 4, dropout=True)
+    found = [m for m in net.modules() if isinstance(m, nn.Dropout)]
+    assert [m.p for m in found] == [0.5] * places
+    if generator in DEPTHS:
+        levels = [level for level, up in enumerate(net.up) if isinstance(up[-1], nn.Dropout)]
+        assert levels == list(range(4, 4 + places))
+    assert not any(isinstance(m, nn.Dropout) for m in build_generator(generator, 4).modules())
+    if generator not in ("unet_128", "resnet_6blocks"):
+        return
+    torch.manual_seed(11)
+    initialise(net)
+    image = torch.randn(1, 3, 128, 256)
+    with torch.no_grad():
+        assert not torch.equal(net(image), net(image))
+        net.eval()
+        assert torch.equal(net(image), net(image))
+
+
+@pytest.mark.parametrize("generator", ["unet_128", "resnet_6blocks", "attention_unet_32"])
+def test_it_compiles_as_one_graph_and_likes_channels_last(generator):
+    torch.manual_seed(12)
+    net = build_generator(generator, 4)
+    initialise(net)
+    net.eval()
+    image = torch.randn(2, 3, 128, 256)
+    with torch.no_grad():
+        expected = net(image)
+        compiled = torch.compile(net, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(image), expected)
+        last = net.to(memory_format=torch.channels_last)
+        found = last(image.contiguous(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("generator", ["unet_32", "resnet_6blocks", "attention_unet_32"])
+def test_it_overfits_one_pair(generator):
+    """In 100 steps L1 falls to a quarter."""
+    torch.manual_seed(6)
+    net = build_generator(generator, 8)
+    initialise(net)
+    image = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 8), (32, 64)) * 2 - 1
+    target = image.flip(1) * 0.8
+    optimiser = torch.optim.Adam(net.parameters(), 5e-3, (0.5, 0.999))
+    losses = []
+    for _ in range(100):
+        loss = (net(image) - target).abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.25 * losses[0]

@@ -1,0 +1,401 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import rgb2hed
+from torch.nn import functional
+
+from hemera.errors import TrainingError
+from hemera.networks import losses
+
+
+def one_by_one(image, levels):
+    """The pyramid as it is defined: four times reflect and convolve, then every second pixel."""
+    side = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
+    taps = torch.tensor([side, 1 - 2 * side, side], dtype=image.dtype)
+    kernel = torch.outer(taps, taps).expand(image.shape[1], 1, 3, 3)
+    found = [image]
+    for _ in range(levels - 1):
+        for _ in range(4):
+            padded = functional.pad(image, (1, 1, 1, 1), mode="reflect")
+            image = functional.conv2d(padded, kernel, groups=image.shape[1])
+        image = image[..., ::2, ::2]
+        found.append(image)
+    return found
+
+
+def test_the_taps_are_those_of_the_reference():
+    impulse = torch.zeros(1, 1, 24, 33)
+    impulse[..., 10, 16] = 1
+    _, coarser = losses.pyramid(impulse, 2)
+    taps = np.array([0.27407, 0.45186, 0.27407])
+    four = np.convolve(np.convolve(taps, taps), np.convolve(taps, taps))
+    # Of nine taps those that every second pixel meets, its own among them.
+    expected = torch.from_numpy(np.outer(four[::2], four[::2])).float()
+    assert torch.allclose(coarser[0, 0, 3:8, 6:11], expected, atol=1e-5)
+    assert float(coarser.sum()) == pytest.approx(float(expected.sum()), abs=1e-5)
+
+
+def test_the_border_is_reflected_without_repeating_it():
+    side, middle = 0.27407, 0.45186
+    row = np.array([10.0, 20, 40, 80])
+    image = torch.from_numpy(row).float().view(1, 1, 1, 4).expand(1, 1, 3, 4)
+    for _ in range(4):
+        # Left of the first pixel lies the second, right of the last one the last but one.
+        row = middle * row + side * np.array(
+            [2 * row[1], row[0] + row[2], row[1] + row[3], 2 * row[2]]
+        )
+    _, coarser = losses.pyramid(image, 2)
+    assert coarser[0, 0].tolist() == [pytest.approx([row[0], row[2]], abs=1e-3)] * 2
+
+
+SIZES = [(16, 24, 4), (17, 23, 4), (2, 3, 2), (3, 2, 2), (5, 4, 3), (64, 33, 5), (250, 131, 4)]
+
+
+@pytest.mark.parametrize(("height", "width", "levels"), SIZES)
+def test_the_pyramid_equals_its_definition_step_by_step(height, width, levels):
+    torch.manual_seed(4)
+    image = torch.rand(2, 3, height, width)
+    found = losses.pyramid(image, levels)
+    for ours, theirs in zip(found, one_by_one(image, levels), strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width", "levels"), SIZES)
+def test_the_gradient_of_the_pyramid_is_that_of_its_definition(height, width, levels):
+    torch.manual_seed(5)
+    image = torch.rand(2, 3, height, width).to(memory_format=torch.channels_last)
+    gradients = []
+    for build in (losses.pyramid, one_by_one):
+        own = image.clone().requires_grad_()
+        torch.stack([level.square().sum() for level in build(own, levels)]).sum().backward()
+        gradients.append(own.grad)
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_the_pyramid_has_its_gradient_and_that_of_the_gradient():
+    torch.manual_seed(6)
+    image = torch.rand(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: losses.pyramid(x, 3), image)
+    assert torch.autograd.gradgradcheck(lambda x: losses.pyramid(x, 3)[1:], image)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 8), (8, 1), (4, 16)])
+def test_what_cannot_be_halved_is_refused(height, width):
+    with pytest.raises(TrainingError, match=r"px and cannot be halved; give larger tiles or fewer"):
+        losses.pyramid(torch.rand(1, 3, height, width), 4)
+    assert len(losses.pyramid(torch.rand(1, 3, height, width), 1)) == 1
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_pyramid_of_a_validation_leaves_the_next_training_whole(mode):
+    """At a size no other test has: what is kept of it is made here."""
+    image = torch.rand(1, 1, 38, 46)
+    with mode():
+        expected = losses.pyramid(image, 2)[1]
+    own = image.clone().requires_grad_()
+    found = losses.pyramid(own, 2)[1]
+    found.sum().backward()
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_a_compiled_pyramid_is_the_same():
+    compiled = torch.compile(lambda a, b: losses.pyramid_l1(a, b)[1].sum(), backend="eager")
+    for side in (20, 28):
+        generated, real = torch.rand(2, 2, 3, side, 12)
+        gradients = []
+        for loss in (compiled, lambda a, b: losses.pyramid_l1(a, b)[1].sum()):
+            own = generated.clone().requires_grad_()
+            loss(own, real).backward()
+            gradients.append(own.grad)
+        assert torch.allclose(*gradients)
+
+
+def test_pyramid_l1_of_a_constant_difference_is_that_constant_on_every_level():
+    real = torch.rand(2, 3, 16, 24)
+    found = losses.pyramid_l1(real + 0.25, real)
+    for level in found:
+        assert level.tolist() == pytest.approx([0.25] * 2, abs=1e-6)
+    assert len(found) == 4
+
+
+def test_pyramid_l1_equals_two_weighted_pyramids_compared_image_by_image():
+    torch.manual_seed(1)
+    generated, real = torch.rand(2, 2, 3, 16, 24)
+    weight = torch.rand(2, 1, 16, 24)
+    pairs = zip(one_by_one(generated * weight, 4), one_by_one(real * weight, 4), strict=True)
+    found = losses.pyramid_l1(generated, real, weight)
+    for level, (a, b) in zip(found, pairs, strict=True):
+        expected = [float((a[place] - b[place]).abs().mean()) for place in range(2)]
+        assert level.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_checkerboard_error_vanishes_on_the_coarser_levels():
+    board = (
+        ((torch.arange(16)[:, None] + torch.arange(24)) % 2 * 2 - 1).float().expand(1, 3, 16, 24)
+    )
+    found = [float(value) for value in losses.pyramid_l1(board, torch.zeros_like(board))]
+    assert found[0] == 1
+    # One blur leaves (0.45186 - 2 * 0.27407)^2 of a checkerboard, four leave its fourth power.
+    assert found[1] < 1e-7
+    exact = losses.pyramid(board.double(), 2)[1]
+    assert exact.abs().mean().item() == pytest.approx((0.45186 - 0.54814) ** 8, rel=0.01)
+
+
+def test_dab_density_equals_scikit_image():
+    rng = np.random.default_rng(2)
+    image = rng.integers(1, 256, (5, 9, 3)).astype(np.uint8)
+    # A colour of pure DAB, so that the figure is known by hand: density 1.
+    image[2, 3] = np.round(255 * 10 ** -np.array([0.27, 0.57, 0.78]))
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    density = losses.dab_density(tensor)[0, 0].numpy()
+    # rgb2hed divides by log(1e-6) where optical density has log(10), and clips at 0.
+    expected = 6 * rgb2hed(image)[..., 2]
+    assert np.allclose(np.maximum(density, 0), expected, atol=1e-4)
+    assert density[2, 3] == pytest.approx(1, abs=0.02)
+    assert density.shape == (5, 9)
+
+
+def test_soft_dab_is_half_at_the_threshold_and_has_a_gradient():
+    brown = torch.tensor([10**-0.27, 10**-0.57, 10**-0.78]).view(1, 3, 1, 1)
+    assert float(losses.soft_dab(brown, 20, 1.0)) == pytest.approx(0.5, abs=1e-4)
+    assert float(losses.soft_dab(brown, 20, 0.9)) == pytest.approx(1 / (1 + math.exp(-2)), abs=1e-4)
+    image = torch.full((1, 3, 2, 3), 0.5, requires_grad=True)
+    losses.soft_dab(image, 20, 0.2).sum().backward()
+    assert torch.isfinite(image.grad).all() and float(image.grad.abs().sum()) > 0
+    black = torch.zeros(1, 3, 2, 3, requires_grad=True)
+    losses.soft_dab(black, 20, 0.2).sum().backward()
+    assert torch.isfinite(black.grad).all()
+
+
+def test_balanced_dice_by_hand():
+    generated = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0]]).view(1, 1, 2, 4)
+    real = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]]).view(1, 1, 2, 4)
+    # Foreground 2*1/(2+2) = 1/2, background 2*5/(6+6) = 5/6; mean 2/3.
+    assert float(losses.balanced_dice(generated, real)) == pytest.approx(1 / 3, abs=1e-6)
+    assert float(losses.balanced_dice(real, real)) == pytest.approx(0, abs=1e-6)
+    soft = torch.full((2, 1, 3, 5), 0.018)
+    assert float(losses.balanced_dice(soft, soft)) == pytest.approx(0, abs=1e-6)
+    # Both empty: foreground Dice is 1.
+    assert float(losses.balanced_dice(0 * soft, 0 * soft)) == pytest.approx(0, abs=1e-6)
+
+
+def test_weights_of_balanced_dice_multiply_both_maps():
+    generated = torch.tensor([1.0, 0, 0, 1]).view(1, 1, 1, 4)
+    real = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
+    weight = torch.tensor([1.0, 0.5, 1, 0]).view(1, 1, 1, 4)
+    # Foreground: maps 1,0,0,0 and 1,.5,0,0: 2*1/(1+1.25).
+    # Background: maps 0,.5,1,0 and 0,0,1,0: 2*1/(1.25+1).
+    expected = 1 - 2 / 2.25
+    found = losses.balanced_dice(generated, real, weight)
+    assert float(found) == pytest.approx(expected, abs=1e-5)
+
+
+def test_balanced_dice_is_taken_per_image():
+    real = torch.zeros(2, 1, 2, 3)
+    real[1] = 1
+    generated = torch.zeros(2, 1, 2, 3)
+    # First image: 0. Second: foreground 0, background 0, so 1.
+    assert float(losses.balanced_dice(generated, real)) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_adversarial_loss_by_hand():
+    logits = torch.tensor([[0.0, math.log(3)]])
+    expected = (math.log(2) + math.log(4 / 3)) / 2
+    assert float(losses.adversarial(logits, True)) == pytest.approx(expected, abs=1e-6)
+    expected = (math.log(2) + math.log(4)) / 2
+    assert float(losses.adversarial(logits, False)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_least_squares_by_hand():
+    logits = torch.tensor([[0.5, -2.0]])
+    assert float(losses.adversarial(logits, True, "lsgan")) == pytest.approx((0.25 + 9) / 2)
+    assert float(losses.adversarial(logits, False, "lsgan")) == pytest.approx((0.25 + 4) / 2)
+    with pytest.raises(TrainingError, match="'wgangp' is not known; choose from vanilla, lsgan"):
+        losses.adversarial(logits, True, "wgangp")
+
+
+def test_variance_penalty_by_hand():
+    real = torch.tensor([[1.0, 4, 0], [3, 4, 1]]).view(2, 1, 1, 3)
+    generated = torch.tensor([[0.0, 2, 5], [0, 6, 2]]).view(2, 1, 1, 3)
+    # Of two values the unbiased variance is (a - b)^2 / 2: 2, 0, .5 against 0, 8, 4.5.
+    assert float(losses.variance_penalty(generated, real)) == pytest.approx((2 + 8 + 4) / 3)
+    # The biased one is (a - b)^2 / 4.
+    found = losses.variance_penalty(generated, real, unbiased=False)
+    assert float(found) == pytest.approx((2 + 8 + 4) / 6)
+    # Of three: 1, 2, 6 has mean 3 and squares 4 + 1 + 9.
+    three = torch.tensor([1.0, 2, 6]).view(3, 1, 1, 1)
+    assert float(losses.variance_penalty(0 * three, three)) == pytest.approx(7)
+    assert float(losses.variance_penalty(0 * three, three, False)) == pytest.approx(14 / 3)
+
+
+def test_variance_penalty_of_the_same_batch_is_zero():
+    real = torch.rand(3, 3, 5, 7)
+    assert float(losses.variance_penalty(real.clone(), real)) == 0
+
+
+def test_variance_penalty_of_a_constant_batch_is_the_mean_variance_of_the_real_one():
+    real = torch.rand(4, 3, 5, 7)
+    generated = torch.rand(1, 3, 5, 7).expand(4, -1, -1, -1)
+    mean = real.mean(0)
+    variance = sum((image - mean) ** 2 for image in real) / 3
+    found = float(losses.variance_penalty(generated, real))
+    assert found == pytest.approx(float(variance.mean()), rel=1e-5)
+
+
+def test_variance_penalty_does_not_know_the_order_of_a_batch():
+    generated, real = torch.rand(2, 4, 3, 5, 7)
+    expected = float(losses.variance_penalty(generated, real))
+    for order in ([3, 0, 2, 1], [1, 2, 3, 0]):
+        assert float(losses.variance_penalty(generated[order], real)) == pytest.approx(expected)
+        assert float(losses.variance_penalty(generated, real[order])) == pytest.approx(expected)
+    # Within an image it does.
+    assert float(losses.variance_penalty(generated.flip(-1), real)) != pytest.approx(expected)
+
+
+def test_variance_penalty_has_a_gradient_at_batch_two():
+    generated = torch.tensor([1.0, 4]).view(2, 1, 1, 1).requires_grad_()
+    real = torch.tensor([0.0, 1]).view(2, 1, 1, 1)
+    losses.variance_penalty(generated, real).backward()
+    # |(a - b)^2 / 2 - 1 / 2| has the slopes a - b and b - a.
+    assert generated.grad is not None
+    assert generated.grad.flatten().tolist() == pytest.approx([-3, 3])
+
+
+def test_variance_penalty_refuses_a_batch_without_variance():
+    one, two = torch.rand(1, 3, 4, 6), torch.rand(2, 3, 4, 6)
+    for generated, real in ((one, one), (two, one), (one, two), (one[:0], one[:0])):
+        with pytest.raises(TrainingError, match=r"batch of \d has no variance; give batches of at"):
+            losses.variance_penalty(generated, real)
+
+
+def test_segmentation_loss_by_hand():
+    logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
+    target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
+    cross_entropy = (2 * math.log(4 / 3) + 2 * math.log(2)) / 4
+    dice = 2 * 1.25 / (2 + 2)
+    total, first, second = losses.segmentation_loss(logits, target, 0.25)
+    assert float(first) == pytest.approx(cross_entropy, abs=1e-6)
+    assert float(second) == pytest.approx(1 - dice, abs=1e-6)
+    assert float(total) == pytest.approx(0.25 * cross_entropy + 0.75 * (1 - dice), abs=1e-6)
+    alone, first, _ = losses.segmentation_loss(logits, target, 1)
+    assert float(alone) == float(first)
+
+
+def test_tversky_loss_of_nothing_against_nothing_is_zero():
+    logits = torch.full((2, 1, 3, 5), -100.0)
+    assert float(losses.tversky_loss(logits, torch.zeros(2, 1, 3, 5))) == pytest.approx(0, abs=1e-6)
+
+
+def test_tversky_loss_by_hand():
+    logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
+    target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
+    # Probabilities 3/4 1/2 1/2 1/4: TP 1.25, FN 0.75, FP 0.75.
+    for beta in (0.5, 0.7, 1.0):
+        expected = 1 - 1.25 / (1.25 + beta * 0.75 + (1 - beta) * 0.75)
+        assert float(losses.tversky_loss(logits, target, beta)) == pytest.approx(expected, abs=1e-6)
+    # With one positive more in the target: TP 1.75, FN 1.25, FP 0.25.
+    target = torch.tensor([1.0, 1, 1, 0]).view(1, 1, 1, 4)
+    for beta in (0.3, 0.5, 0.8):
+        expected = 1 - 1.75 / (1.75 + beta * 1.25 + (1 - beta) * 0.25)
+        assert float(losses.tversky_loss(logits, target, beta)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_more_beta_asks_for_recall():
+    """The slope on a missed pixel grows beside that on a false one."""
+    target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
+    slopes = []
+    for beta in (0.5, 0.8):
+        logits = torch.zeros(1, 1, 1, 4, requires_grad=True)
+        losses.tversky_loss(logits, target, beta).backward()
+        missed, false = float(-logits.grad[..., 0]), float(logits.grad[..., 3])
+        slopes.append(missed / false)
+    assert slopes[1] > 2 * slopes[0] > 0
+
+
+def test_focal_cross_entropy_by_hand():
+    logits = torch.tensor([math.log(3), -math.log(3)]).view(1, 1, 1, 2)
+    target = torch.ones(1, 1, 1, 2)
+    # The truth has probability 3/4 and 1/4.
+    for gamma in (0.5, 2.0):
+        easy, hard = 0.25**gamma * math.log(4 / 3), 0.75**gamma * math.log(4)
+        found = losses.focal_cross_entropy(logits, target, gamma)
+        assert float(found) == pytest.approx((easy + hard) / 2, abs=1e-6)
+        other = losses.focal_cross_entropy(-logits, 1 - target, gamma)
+        assert float(other) == pytest.approx((easy + hard) / 2, abs=1e-6)
+
+
+def test_focal_cross_entropy_of_gamma_0_is_cross_entropy():
+    logits = 5 * torch.randn(2, 1, 3, 5)
+    target = (torch.rand(2, 1, 3, 5) > 0.5).float()
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+    assert float(losses.focal_cross_entropy(logits, target)) == float(expected)
+    small = losses.focal_cross_entropy(logits, target, 1e-6)
+    assert float(small) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_cross_entropy_has_a_gradient_wherever_a_pixel_stands(gamma):
+    logits = torch.tensor([0.0, 30, -30, 300, -300]).view(1, 1, 1, 5).requires_grad_()
+    for value in (0.0, 1.0):
+        found = losses.focal_cross_entropy(logits, torch.full((1, 1, 1, 5), value), gamma)
+        found.backward()
+        assert torch.isfinite(found)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_segmentation_loss_balances_by_both_options():
+    logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
+    target = torch.tensor([1.0, 1, 1, 0]).view(1, 1, 1, 4)
+    total, first, second = losses.segmentation_loss(
+        logits, target, 0.3, focal_gamma=2.0, tversky_beta=0.8
+    )
+    focal = (2 * 0.0625 * math.log(4 / 3) + 2 * 0.25 * math.log(2)) / 4
+    tversky = 1 - 1.75 / (1.75 + 0.8 * 1.25 + 0.2 * 0.25)
+    assert float(first) == pytest.approx(focal, abs=1e-6)
+    assert float(second) == pytest.approx(tversky, abs=1e-6)
+    assert float(total) == pytest.approx(0.3 * focal + 0.7 * tversky, abs=1e-6)
+
+
+def every_loss(generated, real, weight, logits, target) -> dict[str, torch.Tensor]:
+    """Each loss of a training step, of images in [0, 1]."""
+    soft = [losses.soft_dab(images, 20, 0.2) for images in (generated, real)]
+    found = {
+        f"l1 {level}, {given is not None}": value.mean()
+        for given in (weight, None)
+        for level, value in enumerate(losses.pyramid_l1(generated, real, given))
+    }
+    found["dab"] = losses.dab_density(generated).mean()
+    found["dice"] = losses.balanced_dice(*soft, weight)
+    found["dice of intensities"] = losses.balanced_dice(generated, real)
+    found["variance"] = losses.variance_penalty(generated, real)
+    for mode in ("vanilla", "lsgan"):
+        found[mode] = losses.adversarial(logits, True, mode)
+    for gamma, beta in ((0.0, 0.5), (2.0, 0.7)):
+        parts = losses.segmentation_loss(logits, target, 0.5, focal_gamma=gamma, tversky_beta=beta)
+        names = ("total", "cross-entropy", "overlap")
+        found |= {f"{name} {gamma}": part for name, part in zip(names, parts, strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_of_half_precision_are_computed_in_single(dtype):
+    """At 512 px a sum of ones is past float16's largest number and bfloat16's precision."""
+    torch.manual_seed(3)
+    generated, real = torch.rand(2, 2, 3, 512, 640)
+    weight = torch.rand(2, 1, 512, 640)
+    logits = 8 * torch.randn(2, 1, 512, 640)
+    target = (torch.rand(2, 1, 512, 640) > 0.3).float()
+    halves = [part.to(dtype) for part in (generated, real, weight, logits, target)]
+    found = every_loss(*halves)
+    with torch.autocast("cpu", dtype):
+        within = every_loss(*halves)
+    expected = every_loss(generated, real, weight, logits, target)
+    for name, value in expected.items():
+        assert found[name].dtype == within[name].dtype == torch.float32, name
+        # What the rounding of the inputs leaves; the sums add none of their own.
+        assert float(found[name]) == pytest.approx(float(value), rel=5e-3), name
+        assert float(within[name]) == pytest.approx(float(found[name]), rel=1e-5), name

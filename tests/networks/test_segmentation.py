@@ -1,0 +1,355 @@
+from itertools import pairwise
+
+import pytest
+import torch
+import torchvision
+
+from hemera.errors import TrainingError
+from hemera.networks.generation import GENERATORS, GenerationNet, build_generator
+from hemera.networks.losses import segmentation_loss
+from hemera.networks.segmentation import ResNet34, SegmentationNet
+
+
+def counts(net: torch.nn.Module) -> tuple[int, int]:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in net.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+@pytest.mark.parametrize(
+    ("generator", "skips", "decoder", "trainable", "total"),
+    [
+        ("unet_512", False, 10_246_849, 31_531_521, 48_286_532),
+        ("unet_256", False, 10_246_849, 31_531_521, 45_139_780),
+        ("unet_512", True, 11_039_425, 32_324_097, 49_079_108),
+    ],
+)
+def test_parameter_counts(generator, skips, decoder, trainable, total):
+    with torch.device("meta"):
+        net = SegmentationNet(GenerationNet(generator, 32), skips)
+    assert sum(parameter.numel() for parameter in net.decoder.parameters()) == decoder
+    assert counts(net) == (trainable, total)
+
+
+def test_shapes_at_512_px():
+    with torch.device("meta"):
+        maps = ResNet34()(torch.empty(1, 3, 512, 256))
+        net = SegmentationNet(GenerationNet("unet_512", 32))
+        logits = net(torch.empty(2, 3, 512, 1024))
+    assert [tuple(part.shape[1:]) for part in maps] == [
+        (64, 256, 128), (64, 128, 64), (128, 64, 32), (256, 32, 16), (512, 16, 8),
+    ]  # fmt: skip
+    assert net.decoder.bottleneck[0].in_channels == 1024
+    assert logits.shape == (2, 1, 512, 1024)
+
+
+def test_the_encoder_is_torchvisions_resnet34():
+    torch.manual_seed(1)
+    theirs = torchvision.models.resnet34(weights=None).eval()
+    ours = ResNet34().eval()
+    missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert missing == []
+    assert unexpected == ["fc.weight", "fc.bias"]
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 21_284_672
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
+        expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
+        assert torch.equal(ours(image)[-1], expected)
+
+
+@pytest.fixture
+def small() -> SegmentationNet:
+    torch.manual_seed(2)
+    return SegmentationNet(GenerationNet("unet_128", 4), True, 8)
+
+
+def test_a_parents_train_does_not_unfreeze_the_branch(small):
+    small.train()
+    assert small.training and small.encoder.training
+    assert not any(module.training for module in small.generation.modules())
+    before = {name: value.clone() for name, value in small.generation.state_dict().items()}
+    optimiser = torch.optim.SGD([p for p in small.parameters() if p.requires_grad], 0.1)
+    for _ in range(2):
+        small(torch.rand(2, 3, 128, 256)).mean().backward()
+        optimiser.step()
+    after = small.generation.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None for p in small.generation.parameters())
+    assert all(p.grad is not None for p in small.decoder.parameters())
+
+
+def test_each_branch_is_normalised_on_its_own(small):
+    seen = {}
+    small.encoder.conv1.register_forward_hook(lambda _, given, __: seen.update(encoder=given[0]))
+    small.generation.net.down[0].register_forward_hook(
+        lambda _, given, __: seen.update(generation=given[0])
+    )
+    image = torch.rand(1, 3, 128, 256)
+    image[0, :, 5, 7] = torch.tensor([0.485, 0.456, 0.406])
+    small(image)
+    assert seen["generation"].amin() >= -1 and seen["generation"].amax() <= 1
+    assert torch.allclose(seen["generation"], (image - 0.5) / 0.5)
+    assert torch.allclose(seen["encoder"][0, :, 5, 7], torch.zeros(3), atol=1e-6)
+    red = (image[0, 0, 0, 0] - 0.485) / 0.229
+    assert seen["encoder"][0, 0, 0, 0] == pytest.approx(float(red), abs=1e-6)
+
+
+def test_the_branch_reaches_the_output_and_the_ablation_has_none(small):
+    image = torch.rand(1, 3, 128, 256)
+    small.eval()
+    with torch.no_grad():
+        before = small(image)
+        small.generation.net.down[4][0].weight.mul_(3)
+        assert not torch.equal(small(image), before)
+    ablation = SegmentationNet(None, False, 8)
+    assert ablation.decoder.bottleneck[0].in_channels == 64
+    assert ablation(torch.rand(2, 3, 32, 96)).shape == (2, 1, 32, 96)
+
+
+def test_wrong_sides_and_impossible_branches_are_refused(small):
+    with pytest.raises(TrainingError, match="height 100 px is not a multiple of 32"):
+        small(torch.rand(1, 3, 100, 128))
+    with pytest.raises(TrainingError, match="unet_128: height 64 px is not a multiple of 128"):
+        small(torch.rand(1, 3, 64, 128))
+    with pytest.raises(TrainingError, match="one tile of 32 px leaves one value to normalise"):
+        SegmentationNet(None, False, 8)(torch.rand(1, 3, 32, 32))
+    with pytest.raises(TrainingError, match="generation_skips"):
+        SegmentationNet(None, True)
+
+
+@pytest.mark.parametrize(
+    ("branch", "generator"),
+    [
+        ("skip16", "unet_32"),
+        ("skip16", "resnet_9blocks"),
+        ("skip16", "attention_unet_32"),
+        ("attention_unet_32_bottleneck", "unet_512"),
+        ("attention_unet_32_bottleneck", "resnet_6blocks"),
+    ],
+)
+def test_a_branch_that_does_not_fit_the_generator_names_both(branch, generator):
+    net = build_generator(generator, 4)
+    with pytest.raises(TrainingError, match=f"branch {branch}: .* the generator is {generator};"):
+        SegmentationNet(net, False, 8, branch)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_unknown_branches_and_decoders_are_refused():
+    with pytest.raises(TrainingError, match="branch: 'skip8' is not known; choose from skip16, at"):
+        SegmentationNet(GenerationNet("unet_128", 4), False, 8, "skip8")
+    with pytest.raises(TrainingError, match="decoder: 'fpn' is not known; choose from unet, unetp"):
+        SegmentationNet(None, False, 8, decoder="fpn")
+    with pytest.raises(TrainingError, match="virtual_rgb_encoder hands over an image and no enc"):
+        SegmentationNet(GenerationNet("unet_128", 4), True, 8, "virtual_rgb_encoder")
+
+
+@pytest.mark.parametrize(
+    ("branch", "generator", "width"),
+    [
+        ("skip16", "unet_512", 32),
+        ("attention_unet_32_bottleneck", "attention_unet_32", 64),
+        *(("virtual_rgb_encoder", generator, 32) for generator in GENERATORS),
+    ],
+)
+def test_every_branch_gives_512_channels_at_1_32(branch, generator, width):
+    with torch.device("meta"):
+        net = SegmentationNet(build_generator(generator, width), branch=branch)
+        seen = {}
+        net.decoder.register_forward_pre_hook(lambda _, given: seen.update(fused=given[0]))
+        assert net(torch.empty(2, 3, 512, 1024)).shape == (2, 1, 512, 1024)
+    assert seen["fused"].shape == (2, 512 + 512, 16, 32)
+    assert net.step == {"unet_512": 512, "unet_256": 256, "unet_128": 128}.get(generator, 32)
+
+
+def test_the_other_branches_take_what_they_say():
+    torch.manual_seed(3)
+    image = torch.rand(2, 3, 64, 96)
+    attention = build_generator("attention_unet_32", 4)
+    net = SegmentationNet(attention, True, 8, "attention_unet_32_bottleneck").eval()
+    seen = {}
+    net.decoder.register_forward_pre_hook(
+        lambda _, given: seen.update(fused=given[0], skips=given[1])
+    )
+    with torch.no_grad():
+        net(image)
+        # The innermost map, written out: five halvings, activated between.
+        x, maps = image * 2 - 1, []
+        for level, block in enumerate(attention.down):
+            x = block(x if level == 0 else torch.where(x > 0, x, 0.2 * x))
+            maps.append(x)
+    assert torch.allclose(seen["fused"][:, 64:], maps[4], atol=1e-6)
+    for skip, own, other in zip(seen["skips"], (8, 8, 16, 32), maps[:4], strict=True):
+        assert torch.allclose(skip[:, own:], other, atol=1e-6)
+
+    residual = build_generator("resnet_6blocks", 4)
+    net = SegmentationNet(residual, False, 8, "virtual_rgb_encoder").eval()
+    net.decoder.register_forward_pre_hook(lambda _, given: seen.update(fused=given[0]))
+    with torch.no_grad():
+        net(image)
+        virtual = residual(image * 2 - 1)
+        assert virtual.abs().max() <= 1
+        assert torch.equal(seen["fused"][:, 64:], net.virtual_encoder(virtual))
+    assert seen["fused"].shape == (2, 64 + 64, 2, 3)
+
+
+def test_the_virtual_encoder_has_its_count():
+    """3x3 convolutions 3-64-64-128-256-512 without bias, each with two numbers of its norm."""
+    widths = (3, 64, 64, 128, 256, 512)
+    kernels = sum(9 * above * width for above, width in pairwise(widths))
+    with torch.device("meta"):
+        net = SegmentationNet(build_generator("resnet_9blocks"), branch="virtual_rgb_encoder")
+    own = kernels + 2 * sum(widths[1:])
+    assert counts(net.virtual_encoder) == (own, own)
+    # The rest is what the specification counts for skip16, and the generator as a whole is frozen.
+    assert counts(net) == (31_531_521 + own, 31_531_521 + own + 2_853_187)
+
+
+@pytest.mark.parametrize(
+    ("branch", "generator"),
+    [
+        ("skip16", "unet_128"),
+        ("attention_unet_32_bottleneck", "attention_unet_32"),
+        ("virtual_rgb_encoder", "resnet_6blocks"),
+        ("virtual_rgb_encoder", "unet_32"),
+    ],
+)
+def test_the_generator_is_frozen_in_every_branch_and_it_alone(branch, generator):
+    torch.manual_seed(4)
+    # Dropout too must rest, and batch norms must not move.
+    net = SegmentationNet(build_generator(generator, 4, dropout=True), False, 8, branch)
+    parent = torch.nn.Sequential(net).train()
+    assert net.encoder.training and net.decoder.training
+    assert not any(module.training for module in net.generation.modules())
+    before = {name: value.clone() for name, value in net.generation.state_dict().items()}
+    trained = [parameter for parameter in parent.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, 0.01)
+    image = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        first, again = net.generation(image)[1], net.generation(image)[1]
+    assert torch.equal(first, again) and not first.requires_grad
+    parent(image).mean().backward()
+    optimiser.step()
+    after = net.generation.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    own = set(net.generation.parameters())
+    for name, parameter in net.named_parameters():
+        assert (parameter.grad is None) == (parameter in own), name
+        assert parameter.requires_grad == (parameter not in own), name
+    if branch == "virtual_rgb_encoder":
+        assert net.virtual_encoder.training
+        assert all(p.grad.abs().sum() > 0 for p in net.virtual_encoder.parameters())
+
+
+def test_the_state_dict_of_the_default_keeps_its_names():
+    """Old checkpoints load: nothing was added, and nothing is called otherwise."""
+    with torch.device("meta"):
+        net = SegmentationNet(GenerationNet("unet_128", 4), False, 8)
+    names = set(net.state_dict())
+    assert {name.split(".")[0] for name in names} == {"encoder", "decoder", "generation"}
+    assert {".".join(name.split(".")[:2]) for name in names} == {
+        "encoder.conv1", "encoder.bn1", *(f"encoder.layer{level}" for level in (1, 2, 3, 4)),
+        "decoder.bottleneck", "decoder.up", "decoder.merge", "decoder.head", "generation.net",
+    }  # fmt: skip
+    assert {
+        "decoder.bottleneck.3.weight", "decoder.up.4.bias", "decoder.merge.4.4.running_var",
+        "generation.net.down.6.0.weight", "generation.net.up.0.0.bias",
+    } <= names  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder", ["unet", "unetplusplus", "deeplabv3plus"])
+def test_every_decoder_gives_logits_at_full_size_and_sees_all_it_is_given(decoder):
+    torch.manual_seed(5)
+    with torch.device("meta"):
+        net = SegmentationNet(GenerationNet("unet_128", 8), True, 64, decoder=decoder)
+        assert net(torch.empty(2, 3, 256, 512)).shape == (2, 1, 256, 512)
+    net = SegmentationNet(GenerationNet("unet_128", 4), True, 8, decoder=decoder)
+    net.decoder.eval()
+    skips = [
+        torch.randn(2, width, 64 // 2**level, 96 // 2**level, requires_grad=True)
+        for level, width in enumerate((8 + 4, 8 + 8, 16 + 16, 32 + 32))
+    ]
+    fused = torch.randn(2, 64 + 64, 4, 6, requires_grad=True)
+    logits = net.decoder(fused, skips)
+    assert logits.shape == (2, 1, 128, 192)
+    logits.square().sum().backward()
+    assert fused.grad.abs().sum() > 0
+    # DeepLabV3+ takes the maps at 1/4 and 1/16, the others take all four.
+    reached = [skip.grad is not None and bool(skip.grad.abs().sum() > 0) for skip in skips]
+    assert reached == ([False, True, False, True] if decoder == "deeplabv3plus" else [True] * 4)
+
+
+def test_the_library_decoders_are_those_of_the_library():
+    """At base width 64 their counts are those of its own networks on a ResNet34."""
+    import segmentation_models_pytorch as smp
+
+    with torch.device("meta"):
+        theirs = smp.UnetPlusPlus("resnet34", encoder_weights=None)
+        ours = SegmentationNet(None, decoder="unetplusplus")
+        assert counts(ours.decoder.dense) == counts(theirs.decoder)
+        assert counts(ours.encoder) == counts(theirs.encoder)
+        theirs = smp.DeepLabV3Plus("resnet34", encoder_weights=None)
+        ours = SegmentationNet(None, decoder="deeplabv3plus")
+    # Its high-level input has 512 channels, ours the 256 at 1/16 beside them. Two layers of 1x1 see
+    # them, one after pooling, and three of 3x3, each split into depthwise and 1x1; all give 256.
+    more = 256 * (2 * 256 + 3 * (9 + 256))
+    assert counts(ours.decoder.atrous)[1] == counts(theirs.decoder)[1] + more
+
+
+def test_deeplab_refuses_to_train_on_one_tile_and_predicts_it():
+    net = SegmentationNet(None, False, 8, decoder="deeplabv3plus")
+    with pytest.raises(TrainingError, match="deeplabv3plus: one tile leaves one value per channel"):
+        net(torch.rand(1, 3, 64, 96))
+    with torch.no_grad():
+        assert net.eval()(torch.rand(1, 3, 64, 96)).shape == (1, 1, 64, 96)
+
+
+@pytest.mark.parametrize("decoder", ["unet", "unetplusplus", "deeplabv3plus"])
+def test_it_compiles_as_one_graph_and_likes_channels_last(decoder):
+    torch.manual_seed(6)
+    net = SegmentationNet(GenerationNet("unet_128", 4), True, 8, decoder=decoder).eval()
+    image = torch.rand(2, 3, 128, 256)
+    with torch.no_grad():
+        expected = net(image)
+        compiled = torch.compile(net, backend="eager", fullgraph=True)
+        assert torch.allclose(compiled(image), expected, atol=1e-5)
+        last = net.to(memory_format=torch.channels_last)
+        found = last(image.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "branch", "generator"),
+    [
+        ("unet", None, None),
+        ("unetplusplus", None, None),
+        ("deeplabv3plus", None, None),
+        ("unet", "skip16", "unet_128"),
+        ("unet", "attention_unet_32_bottleneck", "attention_unet_32"),
+        ("unet", "virtual_rgb_encoder", "resnet_6blocks"),
+    ],
+)
+def test_it_overfits_one_batch(decoder, branch, generator):
+    """Pooled F1 at probability 0.5 passes 0.95, in evaluation mode."""
+    torch.manual_seed(7)
+    how = {} if branch is None else {"branch": branch}
+    generation = None if generator is None else build_generator(generator, 4)
+    net = SegmentationNet(generation, False, 8, decoder=decoder, **how)
+    side = 128 if generator == "unet_128" else 64
+    coarse = torch.rand(3, 3, 4, 4)
+    image = torch.nn.functional.interpolate(coarse, (side, side), mode="nearest")
+    target = (image[:, :1] > 0.5).float()
+    optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 5e-3)
+    for _ in range(60):
+        loss, _, _ = segmentation_loss(net(image), target, 0.5)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    # Running statistics of the last weights, as a longer training would have them.
+    with torch.no_grad():
+        for _ in range(20):
+            net(image)
+        predicted = net.eval()(image) > 0
+    true = target > 0.5
+    right = int((predicted & true).sum())
+    f1 = 2 * right / int(predicted.sum() + true.sum())
+    assert f1 > 0.95

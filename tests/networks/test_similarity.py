@@ -1,0 +1,46 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hemera.evaluation import metrics
+from hemera.networks import similarity
+
+
+def draw(seed: int):
+    rng = np.random.default_rng(seed)
+    truth = cv2.GaussianBlur(rng.integers(0, 256, (41, 67, 3)).astype(np.uint8), (0, 0), 2)
+    noise = rng.normal(0, 12, truth.shape)
+    return np.clip(truth + noise, 0, 255).astype(np.uint8), truth
+
+
+def tensor(image):
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+
+
+def test_a_batch_scores_as_its_images_do_in_evaluation():
+    pairs = [draw(seed) for seed in (1, 2)]
+    # A bright, almost flat image, where single precision could lose the variance.
+    flat = np.full((41, 67, 3), 244, np.uint8)
+    flat[3:9, 5:30] = 246
+    pairs.append((flat, np.full_like(flat, 245)))
+    images, truths = (torch.stack([tensor(pair[i]) for pair in pairs]) for i in (0, 1))
+    for ours, theirs, tolerance in (
+        (similarity.psnr, metrics.psnr, 1e-3),
+        (similarity.ssim, metrics.ssim, 1e-4),
+    ):
+        expected = [theirs(*pair) for pair in pairs]
+        assert ours(images, truths).tolist() == pytest.approx(expected, abs=tolerance)
+
+
+def test_equal_images_are_alike_and_without_noise():
+    image = tensor(draw(3)[0])[None]
+    assert similarity.ssim(image, image).item() == pytest.approx(1)
+    assert similarity.psnr(image, image).item() == float("inf")
+
+
+def test_images_are_cut_off_as_they_are_stored():
+    values = torch.tensor([-1.2, -1.0, -0.5, 0.0, 0.9999, 1.3]).view(1, 1, 1, 6)
+    found = (similarity.as_stored(values) * 255).round().flatten().tolist()
+    # (x + 1) / 2 * 255 = 63.75, 127.5, 254.98 lose their fractions.
+    assert found == [0, 0, 63, 127, 254, 255]

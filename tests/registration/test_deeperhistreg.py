@@ -1,0 +1,214 @@
+"""The real engine on small sections, and every way in which it can end without a map."""
+
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hemera.config import CANVAS_PX
+from hemera.errors import RegistrationError
+from hemera.registration import deeperhistreg as engine
+from hemera.registration import displacement as dp
+from tests.small_sections import FIXED_PX, FIXED_UM, MPP, sections, to_moving
+
+SMALL = engine.Settings(
+    preset="default_initial_nonrigid_fast", levels=4, iterations=25, device="cpu", torch_threads=1
+)
+
+
+def register(folder, fixed, moving, settings=SMALL):
+    return engine.register(
+        fixed, moving, fixed_mpp=MPP, moving_mpp=MPP, settings=settings, folder=folder
+    )
+
+
+def points(count=500):
+    rng = np.random.default_rng(6)
+    centre = np.array(FIXED_UM) / 2
+    return centre + rng.uniform(-0.3, 0.3, (count, 2)) * np.array(FIXED_UM)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return sections()
+
+
+@pytest.fixture(scope="module")
+def outcome(pair, tmp_path_factory):
+    return register(tmp_path_factory.mktemp("engine"), *pair)
+
+
+class TestRegister:
+    def test_it_finds_the_map(self, outcome):
+        assert outcome.reason is None
+        assert outcome.match_count > 30
+        assert outcome.match_fraction > 0.9
+        assert outcome.match_count > 1.5 * outcome.mirrored_match_count
+        initial = np.linalg.norm(points() - to_moving(points()), axis=1)
+        for d, bound_px in ((outcome.rigid, 3.0), (outcome.nonrigid, 1.0)):
+            assert d.vectors_um.shape == (FIXED_PX[1], FIXED_PX[0], 2)
+            assert d.mpp == MPP
+            error = np.linalg.norm(dp.map_points(d, points()) - to_moving(points()), axis=1)
+            assert np.median(error) < bound_px * MPP
+            assert np.median(error) < np.median(initial) / 10
+
+    def test_the_rigid_map_is_a_similarity_and_the_nonrigid_one_is_better(self, outcome):
+        assert outcome.rigid.affine.anisotropy == pytest.approx(1, abs=1e-3)
+        assert outcome.rigid.affine.rotation_deg == pytest.approx(11, abs=1)
+        errors = [
+            np.median(np.linalg.norm(dp.map_points(d, points()) - to_moving(points()), axis=1))
+            for d in (outcome.rigid, outcome.nonrigid)
+        ]
+        assert errors[1] < errors[0]
+
+    def test_the_mirror_image_is_found_and_not_refined(self, pair, tmp_path):
+        mirrored = np.ascontiguousarray(pair[1][:, ::-1])
+        found = register(tmp_path, pair[0], mirrored)
+        assert found.mirrored_match_count > 1.5 * found.match_count
+        assert (found.nonrigid, found.reason) == (None, None)
+
+    def test_too_few_matches_in_place_end_with_the_rigid_map(self, pair, tmp_path):
+        settings = dataclasses.replace(SMALL, match_fraction_min=1.01, probe=False)
+        found = register(tmp_path, *pair, settings)
+        assert found.mirrored_match_count is None
+        assert (found.nonrigid, found.reason) == (None, None)
+        error = np.linalg.norm(dp.map_points(found.rigid, points()) - to_moving(points()), axis=1)
+        assert np.median(error) < 3 * MPP
+
+    def test_a_blank_slide_gives_no_map_or_no_match(self, pair, tmp_path):
+        blank = register(tmp_path, pair[0], np.full_like(pair[1], 246))
+        assert blank.reason or blank.match_count == 0
+
+    def test_an_unknown_preset_is_an_error(self, pair, tmp_path):
+        settings = engine.Settings(preset="best")
+        with pytest.raises(RegistrationError, match=r"best is none of default_initial_nonrigid"):
+            register(tmp_path, *pair, settings)
+
+    def test_a_gpu_that_is_not_there_is_an_error_and_no_verdict(self, pair, tmp_path):
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        settings = engine.Settings(preset=SMALL.preset, device="cuda")
+        with pytest.raises(RegistrationError, match="no GPU"):
+            register(tmp_path, *pair, settings)
+
+
+class TestEndings:
+    """The child process replaced by one that ends as the engine may."""
+
+    @pytest.mark.parametrize(
+        ("code", "words"),
+        [
+            ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "want of memory"),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
+            ("raise MemoryError('of 9 GB')", "failed (MemoryError: of 9 GB)"),
+            ("raise SystemExit(1)", "failed (without a word)"),
+            ("pass", "ended without answer.json"),
+            (
+                "import json, sys, pathlib; p = pathlib.Path(sys.argv[1]).parent;"
+                "(p / 'answer.json').write_text(json.dumps({'refined': True}))",
+                "ended without field.npy",
+            ),
+            ("import time; time.sleep(60)", "took longer than 2 s"),
+        ],
+    )
+    def test_each_is_a_reason(self, code, words, pair, tmp_path, monkeypatch):
+        monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-c", code))
+        settings = engine.Settings(preset=SMALL.preset, timeout_s=2 if "sleep" in code else 60)
+        ended = register(tmp_path, *pair, settings)
+        assert words in ended.reason
+        assert (ended.nonrigid, ended.rigid, ended.match_count) == (None, None, None)
+
+    def test_the_log_is_kept(self, pair, tmp_path, monkeypatch, caplog):
+        code = "print('about to fail'); raise ValueError('odd')"
+        monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-u", "-c", code))
+        caplog.set_level("INFO")
+        ended = register(tmp_path, *pair)
+        assert "about to fail" in ended.log_tail
+        assert "about to fail" in caplog.text
+
+    @pytest.mark.parametrize("where", ["field", "rigid"])
+    def test_values_that_are_no_numbers_are_a_reason(self, where, pair, tmp_path, monkeypatch):
+        value = {"field": "0", "rigid": "0"} | {where: "float('nan')"}
+        code = (
+            "import json, sys, pathlib, numpy as np; p = pathlib.Path(sys.argv[1]).parent;"
+            f"np.save(p / 'field.npy', np.full((2, 338, 452), {value['field']}, np.float32));"
+            f"rigid = [[1, 0, {value['rigid']}], [0, 1, 0]];"
+            "(p / 'answer.json').write_text(json.dumps(dict(rigid=rigid, fixed_pad=[16, 13],"
+            "moving_pad=[0, 0], match_count=9, match_fraction=1.0, refined=True)))"
+        )
+        monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-c", code))
+        assert "no numbers" in register(tmp_path, *pair).reason
+
+    def test_the_child_ends_with_its_parent(self):
+        code = "from hemera.registration import deeperhistreg as e; e._leave_with_parent()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, check=False, timeout=60
+        )
+        assert done.returncode == 1
+
+
+class TestParameters:
+    @pytest.fixture
+    def configs(self):
+        """The engine's presets, read from their file: importing the engine changes `sys.path`."""
+        package = importlib.util.find_spec("deeperhistreg").submodule_search_locations[0]
+        path = f"{package}/dhr_pipeline/registration_params.py"
+        spec = importlib.util.spec_from_file_location("presets_under_test", path)
+        module = importlib.util.module_from_spec(spec)
+        before = list(sys.path)
+        spec.loader.exec_module(module)
+        sys.path[:] = before
+        return module
+
+    @pytest.mark.parametrize("preset", CANVAS_PX)
+    def test_the_device_stands_in_every_place(self, configs, preset):
+        made = engine._parameters(configs, engine.Settings(preset), "cpu")
+        assert "cuda" not in repr(made).replace("'cuda': False", "")
+        again = engine._parameters(configs, engine.Settings(preset), "cuda:0")
+        assert repr(again).count("'device': 'cuda:0'") == 3
+
+    @pytest.mark.parametrize("preset", CANVAS_PX)
+    def test_the_size_is_the_presets(self, configs, preset):
+        own = getattr(configs, preset)()
+        assert own["nonrigid_registration_params"]["registration_size"] == CANVAS_PX[preset]
+        assert own["preprocessing_params"]["initial_resolution"] == CANVAS_PX[preset]
+
+    @pytest.mark.parametrize("preset", CANVAS_PX)
+    def test_thorough_is_no_fewer_angles_and_larger_sizes(self, configs, preset):
+        usual, thorough = (
+            engine._parameters(configs, engine.Settings(preset, thorough=more), "cpu")[
+                "initial_registration_params"
+            ]
+            for more in (False, True)
+        )
+        assert thorough["angle_step"] <= usual["angle_step"]
+        assert max(thorough["registration_sizes"]) > max(usual["registration_sizes"])
+        assert thorough["registration_size"] >= max(thorough["registration_sizes"])
+        assert thorough["run_sift_ransac"]
+
+    def test_levels_and_iterations(self, configs):
+        settings = engine.Settings("default_initial_nonrigid", levels=3, iterations=60)
+        made = engine._parameters(configs, settings, "cpu")["nonrigid_registration_params"]
+        assert (made["num_levels"], made["used_levels"]) == (3, 3)
+        assert made["iterations"] == [60, 60, 60]
+        assert made["learning_rates"] == [0.005, 0.0025, 0.0025]
+        assert made["alphas"] == [1.5, 1.5, 1.5]
+
+    def test_more_levels_than_the_preset_has_go_on_as_its_last(self, configs):
+        settings = engine.Settings("default_initial_nonrigid", levels=10)
+        made = engine._parameters(configs, settings, "cpu")["nonrigid_registration_params"]
+        assert made["iterations"] == [100] * 7 + [200] * 3
+        assert len(made["learning_rates"]) == len(made["alphas"]) == 10
+
+    def test_nothing_is_written_by_the_engine(self, configs):
+        made = engine._parameters(configs, engine.Settings("default_initial_nonrigid"), "cpu")
+        assert not made["save_final_images"]
+        assert not made["save_final_displacement_field"]
+        assert made["logging_path"] is None
+        for stage in ("preprocessing", "initial_registration", "nonrigid_registration"):
+            assert not made[f"{stage}_params"]["save_results"]

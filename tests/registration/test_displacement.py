@@ -1,0 +1,395 @@
+"""The answer is the field: every map is made from a formula and held against it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hemera.errors import RegistrationError
+from hemera.registration import displacement as dp
+
+WIDTH, HEIGHT, MPP = 61, 43, 8.0
+
+
+def similarity(points, *, angle_deg=137.0, scale=1.07, shift=(900.0, -250.0)):
+    a = math.radians(angle_deg)
+    matrix = scale * np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
+    return points @ matrix.T + shift
+
+
+def elastic(points):
+    """A smooth bend whose wavelength is many nodes."""
+    x, y = points[..., 0], points[..., 1]
+    return points + np.stack(
+        [
+            60 + 9 * np.sin(y / 90) + 4 * np.cos(x / 70),
+            -35 + 7 * np.sin(x / 80 + y / 150),
+        ],
+        axis=-1,
+    )
+
+
+def made(function, width=WIDTH, height=HEIGHT, mpp=MPP):
+    grid = dp.Displacement(np.zeros((height, width, 2), np.float32), mpp)
+    fixed = dp.node_points(grid)
+    return dp.Displacement((function(fixed) - fixed).astype(np.float32), mpp)
+
+
+def inside(count=400, seed=3, margin=0.0):
+    rng = np.random.default_rng(seed)
+    low = np.full(2, margin)
+    return rng.uniform(low, np.array([WIDTH * MPP, HEIGHT * MPP]) - low, (count, 2))
+
+
+class TestDisplacement:
+    @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3), (0, 5, 2), (4, 0, 2)])
+    def test_a_wrong_shape_is_refused(self, shape):
+        with pytest.raises(RegistrationError, match="shape"):
+            dp.Displacement(np.zeros(shape, np.float32), 1.0)
+
+    def test_a_wrong_type_is_refused(self):
+        with pytest.raises(RegistrationError, match="float64"):
+            dp.Displacement(np.zeros((4, 5, 2)), 1.0)
+
+    @pytest.mark.parametrize("mpp", [0.0, -1.0, math.nan, math.inf])
+    def test_a_wrong_mpp_is_refused(self, mpp):
+        with pytest.raises(RegistrationError, match="mpp"):
+            dp.Displacement(np.zeros((4, 5, 2), np.float32), mpp)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_values_that_are_no_numbers_are_refused(self, value):
+        vectors = np.zeros((4, 5, 2), np.float32)
+        vectors[2, 1, 1] = value
+        with pytest.raises(RegistrationError, match="no numbers"):
+            dp.Displacement(vectors, 1.0)
+
+    def test_no_map_maps_nothing(self):
+        assert dp.none().empty
+        with pytest.raises(RegistrationError, match="no map"):
+            dp.map_points(dp.none(), [[1.0, 2.0]])
+        assert dp.folding_fraction(dp.none()) == 0.0
+        assert dp.compose(dp.none(), made(elastic)).empty
+        assert dp.compose(made(elastic), dp.none()).empty
+
+    def test_the_identity_covers_the_slide_and_moves_nothing(self):
+        d = dp.identity(485.0, 340.0, 8.0)
+        assert d.vectors_um.shape == (43, 61, 2)
+        points = inside()
+        np.testing.assert_array_equal(dp.map_points(d, points), points)
+
+    def test_registered_slides_meet_in_micrometres_and_alike_ones_in_pixels(self):
+        sizes = (2000, 1400), (1100, 800)
+        points_px = np.array([[0.0, 0.0], [2000.0, 1400.0], [310.5, 77.25]])
+        d = dp.of_registered(sizes[0], 0.25, sizes[1], 0.5)
+        np.testing.assert_allclose(dp.map_points(d, points_px * 0.25) / 0.5, points_px / 2)
+        # 0.2501 and 0.25 is the same scanner: no drift of 0.8 px over the slide.
+        d = dp.of_registered(sizes[0], 0.25, sizes[0], 0.2501)
+        np.testing.assert_allclose(
+            dp.map_points(d, points_px * 0.25) / 0.2501, points_px, atol=1e-4
+        )
+
+    def test_registered_and_mirrored(self):
+        """Column x of H&E is column width - x of HER2, wherever H&E itself ends."""
+        d = dp.of_registered((2000, 1400), 0.25, (1100, 800), 0.5, mirror=True)
+        there = dp.map_points(d, np.array([[0.0, 30.0], [600.0, 1400.0]]) * 0.25) / 0.5
+        np.testing.assert_allclose(there, [[1100.0, 15.0], [800.0, 700.0]], atol=1e-4)
+        assert d.affine.determinant == pytest.approx(-1)
+
+
+class TestMapPoints:
+    def test_a_node_is_at_the_centre_of_its_cell(self):
+        vectors = np.zeros((3, 5, 2), np.float32)
+        vectors[1, 3] = 40, -60
+        d = dp.Displacement(vectors, 10.0)
+        np.testing.assert_allclose(dp.map_points(d, [[35.0, 15.0]]), [[75.0, -45.0]])
+
+    def test_between_nodes_it_is_bilinear(self):
+        vectors = np.zeros((2, 2, 2), np.float32)
+        vectors[0, 1, 0], vectors[1, 0, 1], vectors[1, 1, 0] = 8, 16, 4
+        d = dp.Displacement(vectors, 10.0)
+        # A quarter along x, a half along y: by hand.
+        np.testing.assert_allclose(
+            dp.map_points(d, [[7.5, 10.0]]),
+            [[7.5 + 0.5 * 0.25 * 8 + 0.5 * 0.25 * 4, 10.0 + 6.0]],
+        )
+
+    def test_an_affine_map_is_exact_up_to_the_edge_of_the_slide_and_beyond(self):
+        d = made(similarity)
+        corners = [
+            [0, 0],
+            [WIDTH * MPP, 0],
+            [0, HEIGHT * MPP],
+            [WIDTH * MPP, HEIGHT * MPP],
+        ]
+        points = np.concatenate([inside(), np.array(corners), [[-300.0, 900.0]]])
+        np.testing.assert_allclose(dp.map_points(d, points), similarity(points), atol=2e-3)
+
+    def test_a_bent_map_is_exact_to_what_bilinear_interpolation_can(self):
+        points = inside(margin=MPP / 2)
+        # The second derivative bounds it: 9 / 90**2 + ... um per um^2, times MPP**2 / 8.
+        bound = MPP**2 / 8 * (9 / 90**2 + 4 / 70**2 + 7 / 80**2 * 3)
+        error = np.abs(dp.map_points(made(elastic), points) - elastic(points)).max()
+        assert error < bound
+
+    def test_a_grid_is_mapped_as_its_points_are(self):
+        d = made(elastic)
+        grid = dp.map_grid(d, 13.0, -7.0, 2.5, 31, 17)
+        x = 13.0 + (np.arange(31) + 0.5) * 2.5
+        y = -7.0 + (np.arange(17) + 0.5) * 2.5
+        assert grid.shape == (17, 31, 2)
+        points = np.stack(np.meshgrid(x, y), axis=-1)
+        expected = dp.map_points(d, points.reshape(-1, 2)).reshape(points.shape)
+        np.testing.assert_allclose(grid, expected, atol=1e-9)
+
+    @pytest.mark.parametrize("corner", [(40.0, 60.0), (-31.0, -17.0), (1e4, 2e4)])
+    def test_a_tile_is_mapped_exactly_however_rough_the_map(self, corner):
+        """An engine's field is rough from node to node: nothing may be interpolated over that."""
+        rng = np.random.default_rng(4)
+        rough = rng.normal(5e4, 30, (57, 73, 2)).astype(np.float32)
+        d = dp.Displacement(rough, 4.0)
+        origin, found = dp.map_tile(d, *corner, 0.92, 128)
+        x, y = (low + (np.arange(128) + 0.5) * 0.92 for low in corner)
+        points = np.stack(np.meshgrid(x, y), axis=-1)
+        expected = dp.map_points(d, points.reshape(-1, 2)).reshape(points.shape)
+        assert found.dtype == np.float32
+        assert np.abs(origin + found - expected).max() < 1e-3
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1)])
+    def test_a_grid_of_one_row_or_column_is_a_shift_across_it(self, shape):
+        d = dp.Displacement(np.full((*shape, 2), (3.0, -2.0), np.float32), 5.0)
+        np.testing.assert_allclose(dp.map_points(d, [[100.0, -40.0]]), [[103.0, -42.0]])
+
+
+class TestInverse:
+    @pytest.mark.parametrize("function", [similarity, elastic, lambda p: elastic(similarity(p))])
+    def test_forth_and_back_ends_where_it_began(self, function):
+        d = made(function)
+        points = inside()
+        back = dp.inverse_points(d, dp.map_points(d, points))
+        # 0.1 px of the finest slides there are is 0.02 um.
+        assert np.abs(back - points).max() < 0.02
+
+    def test_back_and_forth_ends_where_it_began(self):
+        d = made(elastic)
+        goal = elastic(inside(margin=40))
+        forth = dp.map_points(d, dp.inverse_points(d, goal))
+        assert np.abs(forth - goal).max() <= MPP * 1e-3
+
+    def test_a_mirrored_map_is_inverted(self):
+        d = dp.mirrored(made(elastic), 700.0)
+        points = inside()
+        assert np.abs(dp.inverse_points(d, dp.map_points(d, points)) - points).max() < 0.02
+
+    def test_a_point_without_a_partner_is_not_invented(self):
+        # The map folds back on itself: nothing lands right of x = 300.
+        def fold(points):
+            result = points.copy()
+            result[..., 0] = 300 - np.abs(points[..., 0] - 240)
+            return result
+
+        d = made(fold)
+        # Beyond the grid the affine part goes on for ever, so only the far side is out of reach.
+        d.__dict__["affine"] = dp.Affine(np.eye(2), np.zeros(2))
+        found = dp.inverse_points(d, [[290.0, 100.0], [320.0, 100.0]])
+        assert np.isfinite(found[0]).all()
+        assert not 0 <= found[1, 0] <= WIDTH * MPP
+
+    def test_no_points_give_no_points(self):
+        assert dp.inverse_points(made(elastic), np.zeros((0, 2))).shape == (0, 2)
+
+    def test_a_flat_map_is_refused(self):
+        d = made(lambda p: np.stack([p[..., 0], np.zeros_like(p[..., 0])], axis=-1))
+        with pytest.raises(RegistrationError, match="no way back"):
+            dp.inverse_points(d, [[1.0, 1.0]])
+
+
+class TestMirrored:
+    def test_it_leads_to_the_mirrored_place(self):
+        points = inside()
+        d = dp.mirrored(made(elastic), 700.0)
+        expected = dp.map_points(made(elastic), points)
+        expected[:, 0] = 700.0 - expected[:, 0]
+        np.testing.assert_allclose(dp.map_points(d, points), expected, atol=1e-3)
+
+    def test_twice_is_as_before(self):
+        d = made(elastic)
+        again = dp.mirrored(dp.mirrored(d, 700.0), 700.0)
+        np.testing.assert_allclose(again.vectors_um, d.vectors_um, atol=1e-4)
+
+    def test_its_affine_part_mirrors_and_keeps_the_angle(self):
+        d = dp.mirrored(made(similarity), 700.0)
+        assert d.affine.determinant == pytest.approx(-(1.07**2), rel=1e-4)
+        assert d.affine.rotation_deg == pytest.approx(137, abs=0.01)
+
+
+class TestComposeAndResample:
+    def test_one_map_after_another(self):
+        first = made(elastic)
+        second = made(similarity, width=90, height=70)
+        d = dp.compose(first, second)
+        nodes = dp.node_points(first)
+        np.testing.assert_allclose(nodes + d.vectors_um, similarity(elastic(nodes)), atol=0.01)
+        assert d.mpp == first.mpp
+
+    def test_another_grid_leads_to_the_same_places(self):
+        d = dp.resample(made(elastic), 5.0, 97, 69)
+        assert d.vectors_um.shape == (69, 97, 2)
+        points = inside(margin=MPP)
+        np.testing.assert_allclose(dp.map_points(d, points), elastic(points), atol=0.06)
+
+    def test_it_is_coarsened_as_far_as_the_tolerance_allows(self):
+        d = made(elastic)
+        points = dp.node_points(d).reshape(-1, 2)
+        coarse = dp.coarsen(d, 0.5)
+        assert coarse.mpp > d.mpp
+        moved = dp.map_points(coarse, points) - dp.map_points(d, points)
+        assert np.abs(moved).max() <= 0.5
+        assert dp.coarsen(d, 1e-6) is d
+
+    def test_an_affine_map_is_coarsened_all_the_way(self):
+        coarse = dp.coarsen(made(similarity, width=200, height=130), 0.01)
+        assert coarse.mpp == MPP * 32
+        np.testing.assert_allclose(dp.map_points(coarse, inside()), similarity(inside()), atol=0.01)
+
+    def test_the_number_of_nodes_has_its_bound_whatever_is_lost(self):
+        coarse = dp.coarsen(made(elastic), 0.0, node_count_max=700)
+        assert coarse.vectors_um.shape == (22, 31, 2)
+
+    def test_what_lies_outside_the_mask_may_be_lost(self):
+        d = made(elastic)
+        vectors = d.vectors_um.copy()
+        vectors[:4, :4] += np.random.default_rng(1).normal(0, 20, (4, 4, 2)).astype(np.float32)
+        rough = dp.Displacement(vectors, MPP)
+        mask = np.ones((HEIGHT, WIDTH), bool)
+        mask[:9, :9] = False
+        assert dp.coarsen(rough, 0.5) is rough
+        assert dp.coarsen(rough, 0.5, mask=mask).mpp > MPP
+
+
+class TestJacobian:
+    def test_the_determinant_of_a_similarity_is_its_scale_squared(self):
+        np.testing.assert_allclose(dp.jacobian_determinant(made(similarity)), 1.07**2, rtol=1e-3)
+
+    def test_nothing_folds_in_a_gentle_bend(self):
+        assert dp.folding_fraction(made(elastic)) == 0.0
+
+    def test_the_folded_share_is_counted(self):
+        # x turns back between 160 and 240 um: nodes 20 to 29 of 61.
+        def fold(points):
+            result = points.copy()
+            x = points[..., 0]
+            result[..., 0] = np.where(x < 160, x, np.where(x < 240, 320 - x, x - 160))
+            return result
+
+        d = made(fold)
+        determinant = dp.jacobian_determinant(d)
+        assert determinant[5, 25] == pytest.approx(-1)
+        assert dp.folding_fraction(d) == pytest.approx(10 / WIDTH, abs=2 / WIDTH)
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        mask[:, 40:] = True
+        assert dp.folding_fraction(d, mask) == 0.0
+        assert dp.folding_fraction(d, box_um=(180.0, 50.0, 215.0, 120.0)) == 1.0
+        assert dp.folding_fraction(d, box_um=(330.0, 50.0, 400.0, 120.0)) == 0.0
+
+    def test_a_box_counts_as_the_whole_does_there(self):
+        rng = np.random.default_rng(5)
+        d = dp.Displacement(rng.normal(0, 9, (HEIGHT, WIDTH, 2)).astype(np.float32), MPP)
+        folded = dp.jacobian_determinant(d) <= 0
+        box = (11 * MPP, 7 * MPP, 29 * MPP, 33 * MPP)
+        expected = folded[6:34, 10:30].mean()
+        assert dp.folding_fraction(d, box_um=box) == pytest.approx(expected)
+        assert 0 < expected < 1
+
+    def test_a_mirror_that_was_declared_is_no_fold(self):
+        d = dp.mirrored(made(elastic), 700.0)
+        assert dp.folding_fraction(d, mirrored=True) == 0.0
+        assert dp.folding_fraction(d) == 1.0
+
+
+class TestAffine:
+    def test_a_similarity_is_recognised(self):
+        affine = made(similarity).affine
+        assert affine.scale == pytest.approx(1.07, rel=1e-4)
+        assert affine.rotation_deg == pytest.approx(137, abs=0.01)
+        assert affine.anisotropy == pytest.approx(1, abs=1e-3)
+        assert affine.determinant > 0
+        np.testing.assert_allclose(affine.offset_um, (900, -250), atol=0.05)
+
+    def test_a_stretch_is_recognised(self):
+        affine = made(lambda p: p * (1.5, 0.9)).affine
+        assert affine.anisotropy == pytest.approx(1.5 / 0.9, rel=1e-4)
+        assert affine.scale == pytest.approx(math.sqrt(1.35), rel=1e-4)
+
+    def test_only_the_mask_counts(self):
+        vectors = made(similarity).vectors_um.copy()
+        vectors[:, :20] = 999
+        mask = np.zeros(vectors.shape[:2], bool)
+        mask[:, 20:] = True
+        affine = dp.fit_affine(dp.Displacement(vectors, MPP), mask)
+        assert affine.rotation_deg == pytest.approx(137, abs=0.01)
+
+    def test_an_empty_mask_is_an_error(self):
+        with pytest.raises(RegistrationError, match="no node"):
+            dp.fit_affine(made(elastic), np.zeros((HEIGHT, WIDTH), bool))
+
+
+class TestFromEngineField:
+    """A canvas as the engine makes it: two unequal slides, each padded to the common size."""
+
+    FIXED_PX, MOVING_PX = (403, 288), (361, 330)
+    MPP = 0.92
+
+    def canvas(self, ratio):
+        """Sizes after resampling are whole, so the exact ratio differs from the nominal one."""
+        fixed = tuple(round(n * ratio) for n in self.FIXED_PX)
+        moving = tuple(round(n * ratio) for n in self.MOVING_PX)
+        width, height = max(fixed[0], moving[0]), max(fixed[1], moving[1])
+        fixed_pad = ((width - fixed[0]) // 2, (height - fixed[1]) // 2)
+        moving_pad = ((width - moving[0]) // 2, (height - moving[1]) // 2)
+        return fixed, moving, (width, height), fixed_pad, moving_pad
+
+    def field(self, function, ratio):
+        """What an engine that makes no error gives for `function`, um on H&E -> um on HER2."""
+        fixed, moving, (width, height), fixed_pad, moving_pad = self.canvas(ratio)
+        fixed_mpp = tuple(n * self.MPP / m for n, m in zip(self.FIXED_PX, fixed, strict=True))
+        moving_mpp = tuple(n * self.MPP / m for n, m in zip(self.MOVING_PX, moving, strict=True))
+        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        canvas = np.stack([x, y], axis=-1)
+        partner = function((canvas - fixed_pad) * fixed_mpp) / moving_mpp + moving_pad
+        field = (partner - canvas).transpose(2, 0, 1).astype(np.float32)
+        return field, {
+            "fixed_size": fixed,
+            "fixed_pad": fixed_pad,
+            "moving_pad": moving_pad,
+            "fixed_mpp": fixed_mpp,
+            "moving_mpp": moving_mpp,
+        }
+
+    @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.37, 0.2])
+    def test_it_leads_where_the_formula_does(self, ratio):
+        field, geometry = self.field(similarity, ratio)
+        d = dp.from_engine_field(field, **geometry, mpp=self.MPP / ratio)
+        rng = np.random.default_rng(2)
+        points = rng.uniform(0, np.array(self.FIXED_PX) * self.MPP, (300, 2))
+        error_px = np.abs(dp.map_points(d, points) - similarity(points)).max() / self.MPP
+        assert error_px < 0.02
+
+    def test_equal_ratios_need_no_second_grid(self):
+        field, geometry = self.field(similarity, 1.0)
+        d = dp.from_engine_field(field, **geometry)
+        assert d.vectors_um.shape == (288, 403, 2)
+        assert d.mpp == pytest.approx(self.MPP)
+        points = dp.node_points(d)
+        np.testing.assert_allclose(points + d.vectors_um, similarity(points), atol=1e-3)
+
+    def test_unequal_ratios_do(self):
+        field, geometry = self.field(similarity, 0.37)
+        with pytest.raises(RegistrationError, match="give the mpp"):
+            dp.from_engine_field(field, **geometry)
+
+    def test_a_field_of_another_shape_is_refused(self):
+        field, geometry = self.field(similarity, 0.5)
+        with pytest.raises(RegistrationError, match="rows, columns"):
+            dp.from_engine_field(field[0], **geometry)
+        with pytest.raises(RegistrationError, match="does not hold"):
+            dp.from_engine_field(field[:, :100], **geometry)

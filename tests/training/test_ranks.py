@@ -1,0 +1,181 @@
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hemera import tables
+from hemera.config import TrainGenerationOptions
+from hemera.errors import TrainingError
+from hemera.stages import train_generation, train_segmentation
+from hemera.training.ranks import Ranks, joined
+from tests.small_index import write_index
+from tests.small_networks import write_generator
+from tests.stages.test_train_generation import paths
+from tests.stages.test_train_segmentation import OPTIONS as SEGMENTATION
+from tests.stages.test_train_segmentation import paths as segmentation_paths
+
+ROOT = Path(__file__).parents[2]
+
+EXCHANGE = """
+import sys
+import torch
+from hemera.training.ranks import joined
+
+with joined(2, torch.device("cpu")) as ranks:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.BatchNorm1d(1))
+    for number, parameter in enumerate(net.parameters()):
+        parameter.grad = torch.full_like(parameter, 10.0 * number + ranks.rank)
+    net[0].bias.grad = None
+    net[1].running_mean.fill_(4.0 * ranks.rank)
+    frozen = torch.nn.BatchNorm1d(1).eval()
+    frozen.running_mean.fill_(4.0 * ranks.rank)
+    ranks.average_statistics(frozen)
+    ranks.average_gradients(net)
+    ranks.average_statistics(net)
+    found = [
+        ranks.count, ranks.first == (ranks.rank == 0),
+        net[0].weight.grad.tolist(), net[0].bias.grad, net[1].bias.grad.tolist(),
+        net[1].running_mean.item(), int(net[1].num_batches_tracked),
+        frozen.running_mean.item() == 4.0 * ranks.rank,
+        ranks.average(torch.tensor([1.0, ranks.rank])).tolist(),
+        ranks.gather([f"{ranks.rank}a", f"{ranks.rank}b"]),
+        ranks.any(ranks.rank == 1), ranks.any(False),
+    ]
+    open(f"{sys.argv[1]}/{ranks.rank}", "w").write(repr(found))
+"""
+
+
+def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
+    torchrun = Path(sys.executable).with_name("torchrun")
+    start = [str(torchrun), "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*start, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_processes_exchange_means_and_lists(tmp_path):
+    script = tmp_path / "exchange.py"
+    script.write_text(EXCHANGE)
+    done = torchrun(str(script), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    expected = [
+        2, True, [[0.5, 0.5]], None, [30.5], 2.0, 0, True, [1.0, 0.5], ["0a", "0b", "1a", "1b"],
+        True, False,
+    ]  # fmt: skip
+    for rank in "01":
+        assert (tmp_path / rank).read_text() == repr(expected)
+
+
+def test_one_process_alone_changes_nothing():
+    alone = Ranks()
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.tensor([[1.0, 2.0]])
+    alone.average_gradients(layer)
+    assert layer.weight.grad.tolist() == [[1.0, 2.0]]
+    assert alone.gather([3]) == [3]
+    assert alone.first and alone.any(True) and not alone.any(False)
+
+
+def test_another_number_of_processes_is_named_with_the_command():
+    with (
+        pytest.raises(
+            TrainingError, match=r"gpus: 2, and processes started: 1; .*torchrun --standalone"
+        ),
+        joined(2, torch.device("cpu")),
+    ):
+        pass
+
+
+def options_of(**changes):
+    """Without batch statistics, and with plain steps, two processes can do no other than one."""
+    return dict(
+        network="unet_32", base_width=4, discriminator_width=4, crop_px=64, epochs=2,
+        decay_from_epoch=1, batch_size=2, norm="instance", device="cpu", torch_threads=1,
+        workers=0, checkpoint_minutes=1e-9,
+    ) | changes  # fmt: skip
+
+
+def words(options: dict[str, object]) -> list[str]:
+    return [
+        word
+        for name, value in options.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    index = write_index(tmp_path / "results", train=4, val=3)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train_generation.run(index=index, options=TrainGenerationOptions(**options_of()), **paths(one))
+    two.mkdir()
+    places = [
+        word for name, path in ({"index": index} | paths(two)).items()
+        for word in (f"--{name}", str(path))
+    ]  # fmt: skip
+    hemera = str(Path(sys.executable).with_name("hemera"))
+    done = torchrun("--no-python", hemera, "train_generation", *places, *words(options_of(gpus=2)))
+    assert done.returncode == 0, done.stderr
+    histories = [
+        tables.read(folder / "history.parquet", tables.HISTORY).to_pylist() for folder in (one, two)
+    ]
+    keys = [[(row["epoch"], row["part"], row["quantity"]) for row in rows] for rows in histories]
+    assert keys[0] == keys[1]
+    values = [[row["value"] for row in rows] for rows in histories]
+    assert values[1] == pytest.approx(values[0], rel=5e-3)
+    assert len(list(two.glob("checkpoints/*/samples/*.png"))) == 2, "one process writes"
+
+
+def test_started_alone_what_wants_two_says_how(tmp_path):
+    given = {"index": write_index(tmp_path / "results"), **write_generator(tmp_path)}
+    options = dataclasses.replace(SEGMENTATION, gpus=2)
+    with pytest.raises(TrainingError, match="nproc-per-node 2 --no-python hemera"):
+        train_segmentation.run(**given, options=options, **segmentation_paths(tmp_path))
+
+
+STOPPED = """
+import sys
+from hemera.training import session
+from hemera.__main__ import main
+
+save = training.Run.save
+
+
+def save_and_stop(run):
+    save(run)
+    if (run.progress.epoch, run.progress.step) == (1, 3):
+        sys.exit(9)
+
+
+training.Run.save = save_and_stop
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_resume_to_the_same_bits(tmp_path):
+    """Stopped after an epoch's last step: the batch norms of each process saw other tiles."""
+    index = write_index(tmp_path / "results", train=6, val=2)
+    options = options_of(gpus=2, batch_size=2, norm="batch", epochs=2)
+    hemera = str(Path(sys.executable).with_name("hemera"))
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+
+    def start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+        folder.mkdir(exist_ok=True)
+        places = [
+            word for name, path in ({"index": index} | paths(folder)).items()
+            for word in (f"--{name}", str(path))
+        ]  # fmt: skip
+        return torchrun(*command, "train_generation", *places, *words(options))
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(whole, "--no-python", hemera).returncode == 0
+    assert start(broken, str(script)).returncode != 0
+    done = start(broken, "--no-python", hemera)
+    assert done.returncode == 0, done.stderr
+    for name in ("generator.safetensors", "metadata.json"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
