@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=b9beb3100537dabd7986146582953fda30a50af19bcb467fa97c646c58ada6c4
+LOCK_SHA256=749dfec0eee57739278014909339aaa3f8b4efb704a1b5ea3d9545599263b108
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2
