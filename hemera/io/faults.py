@@ -1,0 +1,70 @@
+"""Errors of third-party libraries, turned into HEMERA's own.
+
+A damaged file makes a decoder raise almost any class of exception. `translated` turns what a
+library raises over the content of a file into one `HemeraError`, and lets transient causes pass: a
+lack of memory or a full or unreachable disk says nothing about the file, so the job fails and can
+be retried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from hemera.errors import HemeraError
+
+TRANSIENT_ERRNOS = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EDQUOT,
+        errno.EINTR,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ENOTCONN,
+        errno.EROFS,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Causes outside the file that is read or written."""
+
+
+def brief(error: BaseException) -> str:
+    """Return the message of an error on one line, or the name of its class."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether an error says nothing about the content of a file."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
+
+
+@contextlib.contextmanager
+def translated(to: type[HemeraError], message: str) -> Iterator[None]:
+    """Raise `to` in place of any exception that a library raises inside the block.
+
+    Put only calls of the library into the block: a mistake of our own would be translated too.
+
+    Args:
+        to: class of the error to raise.
+        message: its text; ``{error}`` stands for the library's message on one line.
+
+    Raises:
+        HemeraError: of class `to`. A `HemeraError` from inside the block passes unchanged, and so
+            do transient errors, see `is_transient`.
+    """
+    try:
+        yield
+    except HemeraError:
+        raise
+    except Exception as error:
+        if is_transient(error):
+            raise
+        raise to(message.replace("{error}", brief(error))) from error
