@@ -1,0 +1,132 @@
+"""Reading a slide of which some places cannot be decoded: what is lost is counted and bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from hemera.errors import SlideError
+from hemera.io.threads import in_order
+
+log = logging.getLogger(__name__)
+
+RGB = npt.NDArray[np.uint8]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass
+class Losses:
+    """Counts what cannot be read, and gives up when it is too much.
+
+    Attributes:
+        subject: the slide or pair, for the error message.
+        total: number of tiles or pixels to read.
+        fraction_max: fraction of them that may be lost.
+        unit: what `total` counts.
+        option: the option that sets `fraction_max`, for the error message.
+        count: number of errors so far.
+        lost: number of tiles or pixels lost so far.
+        first: the first error.
+    """
+
+    subject: str
+    total: int
+    fraction_max: float
+    unit: str = "tiles"
+    option: str = ""
+    count: int = 0
+    lost: int = 0
+    first: SlideError | None = None
+
+    def add(self, error: SlideError, amount: int = 1) -> None:
+        """Count one error that costs `amount` tiles or pixels.
+
+        Raises:
+            SlideError: when more than `fraction_max` of `total` is lost.
+        """
+        self.first = self.first or error
+        self.count += 1
+        self.lost += amount
+        if self.lost > self.fraction_max * self.total:
+            option = f" ({self.option})" if self.option else ""
+            raise SlideError(
+                f"{self.subject}: {self.lost} of {self.total} {self.unit} cannot be read, over "
+                f"{self.fraction_max:.0%}{option}; the first: {self.first}"
+            ) from error
+
+
+def read_tiles(
+    read: Callable[[Item], Result], places: Sequence[Item], workers: int, losses: Losses
+) -> Generator[Result | None, None, None]:
+    """Yield ``read(place)`` of each place in order, None where it raises a `SlideError`.
+
+    Args:
+        read: reads one tile; called in `workers` threads.
+        places: what it is called with.
+        workers: number of threads; any number gives the same results.
+        losses: where errors are counted.
+
+    Raises:
+        SlideError: when too many places are lost, see `Losses.add`.
+    """
+
+    def attempt(place: Item) -> Result | SlideError:
+        try:
+            return read(place)
+        except SlideError as error:
+            return error
+
+    with contextlib.closing(in_order(attempt, places, workers)) as results:
+        for result in results:
+            if isinstance(result, SlideError):
+                log.warning("%s: a tile is left out: %s", losses.subject, result)
+                losses.add(result)
+                yield None
+            else:
+                yield result
+
+
+def read_region(
+    read: Callable[[int, int, int, int], RGB],
+    width: int,
+    height: int,
+    *,
+    piece_px: int,
+    fill: tuple[int, ...],
+    losses: Losses,
+) -> RGB:
+    """Read a region at once or, where that fails, in pieces; pieces that fail are filled.
+
+    Args:
+        read: takes left, top, width and height of a part of the region, returns its pixels.
+        width: of the region.
+        height: of the region.
+        piece_px: side of the pieces.
+        fill: colour of a piece that cannot be read.
+        losses: where the pixels of such pieces are counted.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+
+    Raises:
+        SlideError: when too many pixels are lost, see `Losses.add`.
+    """
+    with contextlib.suppress(SlideError):
+        return read(0, 0, width, height)
+    region = np.empty((height, width, 3), np.uint8)
+    region[:] = fill
+    for top in range(0, height, piece_px):
+        for left in range(0, width, piece_px):
+            size = min(piece_px, width - left), min(piece_px, height - top)
+            try:
+                region[top : top + size[1], left : left + size[0]] = read(left, top, *size)
+            except SlideError as error:
+                losses.add(error, size[0] * size[1])
+    return region
