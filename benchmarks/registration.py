@@ -32,8 +32,8 @@ import tifffile
 from hemera import demo, tables
 from hemera.config import DescribeOptions, RegisterOptions
 from hemera.imaging.slide import open_slide
-from hemera.io.atomic import read_displacement
 from hemera.registration import displacement as fields
+from hemera.registration.displacement_files import read_displacement
 from hemera.registration.warping import read_displaced
 from hemera.stages import describe, register
 

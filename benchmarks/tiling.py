@@ -26,8 +26,8 @@ from skimage.color import rgb2hed, rgb2hsv
 
 from hemera import tables
 from hemera.config import DescribeOptions, TileOptions
-from hemera.io.atomic import write_displacement
 from hemera.registration.displacement import Displacement, identity, map_grid, node_points
+from hemera.registration.displacement_files import write_displacement
 from hemera.stages import describe, tile
 
 SIDE_PX = 6144

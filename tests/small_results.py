@@ -25,9 +25,9 @@ from hemera.config import (
 )
 from hemera.dataset.shards import ShardWriter, encode, encode_mask
 from hemera.imaging.color import histogram_similarity
-from hemera.io.atomic import write_displacement
 from hemera.masks import label_format
 from hemera.registration.displacement import Displacement, none
+from hemera.registration.displacement_files import write_displacement
 from hemera.sheet import Pair, read_sheet, units, write_rows
 from hemera.stages import filter, index, score
 

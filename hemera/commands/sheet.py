@@ -262,7 +262,7 @@ def _check(sheet: Sheet, block_count: int) -> int:
 
     from hemera.imaging.slide import open_slide
     from hemera.interop.geojson import read_polygons
-    from hemera.io.atomic import read_displacement
+    from hemera.registration.displacement_files import read_displacement
     from hemera.stages.landmarks import check_landmarks
 
     faults = []

@@ -35,10 +35,11 @@ from hemera.interop.geojson import (
     with_features,
 )
 from hemera.interop.label_images import TIFF_SUFFIXES, read_labels, write_labels
-from hemera.io.atomic import read_displacement, write_text
+from hemera.io.atomic import write_text
 from hemera.io.threads import in_order
 from hemera.registration import displacement as fields
 from hemera.registration.displacement import Displacement, Points
+from hemera.registration.displacement_files import read_displacement
 from hemera.registration.warping import lattice_px, read_displaced, warp_labels
 from hemera.sheet import MPP_BOUNDS, Pair, read_sheet, units
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from hemera import tables
 from hemera.config import LandmarksOptions
 from hemera.errors import RegistrationError, SheetError, TableError
-from hemera.io.atomic import read_displacement, write_text
+from hemera.io.atomic import write_text
 from hemera.registration.displacement import (
     Displacement,
     inverse_points,
@@ -26,6 +26,7 @@ from hemera.registration.displacement import (
     none,
     of_registered,
 )
+from hemera.registration.displacement_files import read_displacement
 from hemera.sheet import Pair, read_sheet
 
 log = logging.getLogger(__name__)

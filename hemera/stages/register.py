@@ -20,11 +20,11 @@ from hemera import tables
 from hemera.config import RegisterOptions
 from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.imaging.slide import LOST_MAX, Slide, open_slide
-from hemera.io.atomic import read_displacement, write_displacement
 from hemera.registration import certificate as certificates
 from hemera.registration import deeperhistreg
 from hemera.registration import displacement as fields
 from hemera.registration.displacement import Displacement
+from hemera.registration.displacement_files import read_displacement, write_displacement
 from hemera.sheet import Pair, read_sheet
 
 log = logging.getLogger(__name__)

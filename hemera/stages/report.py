@@ -23,8 +23,8 @@ from hemera import tables
 from hemera.config import ReportOptions
 from hemera.dataset.shards import decode, decode_mask, read_member
 from hemera.imaging.color import histogram_similarity
-from hemera.io.atomic import read_displacement
 from hemera.registration.certificate import LocalQuality
+from hemera.registration.displacement_files import read_displacement
 from hemera.reports import charts, data, pictures, registration
 from hemera.reports.html import fixed, number, percent, write_page
 from hemera.sheet import Pair, read_sheet, units

@@ -32,11 +32,12 @@ from hemera.imaging.color import (
 from hemera.imaging.geometry import grid_positions, polygon_share, same_mpp, tissue_share
 from hemera.imaging.slide import Slide, open_slide
 from hemera.interop.geojson import read_polygons
-from hemera.io.atomic import read_displacement, replacing
+from hemera.io.atomic import replacing
 from hemera.io.threads import in_order
 from hemera.registration import displacement as fields
 from hemera.registration.certificate import LocalQuality
 from hemera.registration.displacement import Displacement
+from hemera.registration.displacement_files import read_displacement
 from hemera.registration.warping import read_displaced
 from hemera.sheet import Pair, read_sheet, unit_pairs
 

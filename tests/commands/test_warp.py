@@ -17,8 +17,8 @@ import tiffslide
 from hemera import tables
 from hemera.__main__ import main
 from hemera.imaging.slide import open_slide
-from hemera.io.atomic import write_displacement
 from hemera.registration.displacement import Displacement, node_points, none
+from hemera.registration.displacement_files import write_displacement
 from hemera.sheet import COLUMNS
 
 HE_MPP, HER2_MPP = 0.5, 0.44

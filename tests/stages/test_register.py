@@ -16,9 +16,9 @@ from hemera.__main__ import main
 from hemera.config import DescribeOptions, RegisterOptions
 from hemera.config.base import flags
 from hemera.errors import ConfigError, RegistrationError, SheetError
-from hemera.io.atomic import read_displacement, write_displacement
 from hemera.registration import deeperhistreg as engine
 from hemera.registration import displacement as dp
+from hemera.registration.displacement_files import read_displacement, write_displacement
 from hemera.stages import describe, register
 from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_PX, MOVING_UM, MPP, sections, to_moving
 

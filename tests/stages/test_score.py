@@ -12,8 +12,8 @@ import pytest
 from hemera import tables
 from hemera.config import DescribeOptions, LandmarksOptions, ScoreOptions
 from hemera.errors import SheetError, TableError
-from hemera.io.atomic import write_displacement
 from hemera.registration.displacement import Displacement, none
+from hemera.registration.displacement_files import write_displacement
 from hemera.stages import describe, landmarks, score
 
 HEADER = (

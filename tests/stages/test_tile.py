@@ -13,8 +13,8 @@ from hemera.config import DescribeOptions, FilterOptions, TileOptions
 from hemera.dataset.shards import decode, read_member
 from hemera.errors import SheetError
 from hemera.imaging.slide import Slide
-from hemera.io.atomic import read_displacement, write_displacement
 from hemera.registration.displacement import Displacement, mirrored, node_points, none
+from hemera.registration.displacement_files import read_displacement, write_displacement
 from hemera.stages import describe, tile
 
 COLUMNS = (

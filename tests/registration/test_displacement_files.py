@@ -1,0 +1,84 @@
+"""Displacement files: what is written is read; what is damaged or foreign is refused."""
+
+import numpy as np
+import pytest
+
+from hemera.errors import RegistrationError
+from hemera.registration.displacement import Displacement, none
+from hemera.registration.displacement_files import read_displacement, write_displacement
+
+
+@pytest.fixture
+def d():
+    rng = np.random.default_rng(7)
+    return Displacement(rng.normal(0, 90, (23, 41, 2)).astype(np.float32), 6.0)
+
+
+def test_what_is_written_is_read_to_a_512th_of_a_node(tmp_path, d):
+    path = tmp_path / "new" / "case1.npz"
+    write_displacement(path, d)
+    again = read_displacement(path)
+    assert again.mpp == d.mpp
+    assert again.vectors_um.shape == (23, 41, 2)
+    assert np.abs(again.vectors_um - d.vectors_um).max() <= d.mpp / 512
+    write_displacement(tmp_path / "again.npz", again)
+    assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
+
+
+def test_no_map_is_written_as_one(tmp_path):
+    write_displacement(tmp_path / "none.npz", none())
+    assert read_displacement(tmp_path / "none.npz").empty
+
+
+def test_any_type_of_number_is_read(tmp_path, d):
+    np.savez(tmp_path / "own.npz", vectors_um=d.vectors_um.astype(np.float64), mpp=6)
+    np.testing.assert_array_equal(read_displacement(tmp_path / "own.npz").vectors_um, d.vectors_um)
+
+
+def test_damage_is_named_wherever_it_is(tmp_path, d):
+    path = tmp_path / "own.npz"
+    write_displacement(path, d)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(20251)
+    broken = [whole[:length] for length in rng.integers(1, len(whole), 40)]
+    for start in (*range(160), *range(len(whole) - 400, len(whole) - 7)):
+        broken.append(whole[:start] + rng.bytes(7) + whole[start + 7 :])
+    refused = 0
+    for data in broken:
+        path.write_bytes(data)
+        try:
+            read_displacement(path)
+        except RegistrationError as error:
+            refused += 1
+            assert str(error).startswith("own.npz: ")
+            assert "\n" not in str(error)
+    assert refused > len(broken) / 2
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(RegistrationError, match="no such file"):
+        read_displacement(tmp_path / "own.npz")
+
+
+@pytest.mark.parametrize("name", ["own.npz", "own.mha"])
+@pytest.mark.parametrize("content", [b"PK\x03\x04 rubbish", b"ObjectType = Image\n"])
+def test_another_format_is_refused_with_the_one_that_is_read(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RegistrationError, match=rf"{name}: .*give an .npz file with vectors_um"):
+        read_displacement(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"field": np.zeros(3)}, "lacks vectors_um and mpp"),
+        ({"vectors_um": np.zeros((4, 5)), "mpp": 1.0}, "shape"),
+        ({"vectors_um": np.full((5, 7, 2), np.nan), "mpp": 1.0}, "no numbers"),
+        ({"vectors_um": np.full((5, 7, 2), "a"), "mpp": 1.0}, "cannot be read"),
+        ({"vectors_um": np.zeros((5, 7, 2)), "mpp": -1.0}, "mpp -1.0"),
+    ],
+)
+def test_an_archive_of_something_else(tmp_path, arrays, why):
+    np.savez(tmp_path / "own.npz", **arrays)
+    with pytest.raises(RegistrationError, match=f"own.npz: .*{why}"):
+        read_displacement(tmp_path / "own.npz")
