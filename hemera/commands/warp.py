@@ -40,6 +40,7 @@ from hemera.io.threads import in_order
 from hemera.registration import displacement as fields
 from hemera.registration.displacement import Displacement, Points
 from hemera.registration.displacement_files import read_displacement
+from hemera.registration.verdict import FAIL, REVIEW, effective_verdict
 from hemera.registration.warping import lattice_px, read_displaced, warp_labels
 from hemera.sheet import MPP_BOUNDS, Pair, read_sheet, units
 
@@ -266,54 +267,45 @@ def _side(pair: Pair, stain: str, row: dict[str, Any] | None, options: DescribeO
 
 
 def _field(pair: Pair, he: Side, her2: Side, folder: Path, even_failed: bool) -> Displacement:
-    """Return the map of a pair: its own, that of register, or the identity.
+    """Return the map of a pair: that of register, or of a pair that comes registered.
 
     Raises:
-        RegistrationError: when there is none, or it is refused.
+        RegistrationError: when there is none, or its verdict forbids its use.
     """
-    if pair.verdict == "refuse" and not even_failed:
+    # A map of the user's own is read where register judged it.
+    path, certificate = (
+        folder / f"{pair.pair}{suffix}" for suffix in (".displacement.npz", ".parquet")
+    )
+    row = None
+    if not pair.registered:
+        for file in (path, certificate):
+            if not file.is_file():
+                raise RegistrationError(
+                    f"pair {pair.pair}: not registered yet, there is no {file}; run "
+                    f"`snakemake --cores all {certificate}`"
+                )
+        rows = tables.read(certificate, tables.CERTIFICATE, ("pair", "verdict", "reason"))
+        row = next((row for row in rows.to_pylist() if row["pair"] == pair.pair), None)
+    reason = (row or {}).get("reason")
+    verdict, refusal = effective_verdict(pair, row)
+    if refusal is not None and not even_failed:
         raise RegistrationError(
-            f"pair {pair.pair}: refused by a person; correct its verdict in the sheet, or give "
-            "--even-failed"
+            f"pair {pair.pair}: {refusal}; look at it in the report, then set verdict to accept in "
+            "the sheet, or give --even-failed"
         )
     if pair.registered:
         return fields.of_registered(
             he.size_px, he.mpp, her2.size_px, her2.mpp, mirror=pair.mirrored
         )
-    # A map of the user's own is read where register judged it.
-    path = folder / f"{pair.pair}.displacement.npz"
-    certificate = folder / f"{pair.pair}.parquet"
-    for file in (path, certificate):
-        if not file.is_file():
-            raise RegistrationError(
-                f"pair {pair.pair}: not registered yet, there is no {file}; run "
-                f"`snakemake --cores all {certificate}`"
-            )
     field = read_displacement(path)
-    _heed(pair, certificate, field.empty, even_failed)
+    if field.empty:
+        raise RegistrationError(
+            f"pair {pair.pair}: registration gave no map ({reason or 'no reason given'}); give "
+            "displacement in the sheet"
+        )
+    if verdict in (REVIEW, FAIL):
+        log.warning("pair %s: registration: %s: %s", pair.pair, verdict, reason)
     return field
-
-
-def _heed(pair: Pair, certificate: Path, empty: bool, even_failed: bool) -> None:
-    """Refuse a map that failed, unless a person accepts it; warn of one under review."""
-    columns = ("pair", "verdict", "reason")
-    rows = tables.read(certificate, tables.CERTIFICATE, columns).to_pylist()
-    row = next((row for row in rows if row["pair"] == pair.pair), None)
-    verdict = "fail" if row is None else row["verdict"]
-    reason = (row or {}).get("reason") or "no reason given"
-    if empty:
-        raise RegistrationError(
-            f"pair {pair.pair}: registration gave no map: {reason}; mend that, or name a map in "
-            "the sheet (displacement)"
-        )
-    if verdict == "pass" or pair.verdict == "accept":
-        return
-    if verdict == "fail" and not even_failed:
-        raise RegistrationError(
-            f"pair {pair.pair}: registration failed: {reason}; look at it in the report, then "
-            "write accept into verdict in the sheet, or give --even-failed"
-        )
-    log.warning("pair %s: registration: %s: %s", pair.pair, verdict, reason)
 
 
 # Points and annotations

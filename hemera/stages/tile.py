@@ -38,6 +38,7 @@ from hemera.registration import displacement as fields
 from hemera.registration.certificate import LocalQuality
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement
+from hemera.registration.verdict import effective_verdict
 from hemera.registration.warping import read_displaced
 from hemera.sheet import Pair, read_sheet, unit_pairs
 
@@ -141,25 +142,6 @@ def _add_quality(rows: list[dict[str, Any]], local: LocalQuality) -> None:
     for name, values in local.at(centres).items():
         for row, value in zip(rows, values.tolist(), strict=True):
             row[f"registration_{name}"] = None if math.isnan(value) else value
-
-
-def effective_verdict(pair: Pair, certificate: dict[str, Any] | None) -> tuple[str, str | None]:
-    """Return what is thought of a pair's registration, and why it is refused, or None.
-
-    A person's verdict in the sheet stands over the certificate.
-    """
-    if pair.verdict == "refuse":
-        return "refused", "refused by a person; see verdict in pairs.tsv"
-    if pair.verdict == "accept":
-        return "accepted", None
-    if pair.registered:
-        return "registered", None
-    if certificate is None:
-        return "fail", "no certificate for the pair; run register"
-    verdict = str(certificate["verdict"])
-    if verdict == "fail":
-        return "fail", f"registration failed: {certificate['reason'] or 'no reason given'}"
-    return verdict, None
 
 
 @dataclasses.dataclass
