@@ -1,7 +1,7 @@
-"""The synthetic cohort with known truth: tissue that looks like tissue, and what it really is.
+"""The synthetic cohort with known truth: rendered tissue and its ground truth.
 
-`plan` says what the cohort holds and writes its sheet (light: no imaging package), `tissue` grows
-the tissue, `render` stains and images it, `cohort` writes the files. `write_cohort` makes
+`plan` lists the content of the cohort and makes its sheet (no imaging package needed), `tissue`
+generates the tissue, `render` stains and images it, `cohort` writes the files. `write_cohort` makes
 everything; `load_truth` reads what only a synthetic cohort can know.
 """
 

@@ -97,7 +97,7 @@ def write_cohort(folder: Path, size: str, *, seed: int, workers: int) -> None:
     atomic.write_text(folder / META, _metadata(cohort.slides))
     atomic.write_text(folder / LANDMARKS, _landmarks(cohort.slides, points))
     sheet = folder / "pairs.tsv"
-    # The demo's own sheet is committed: it is not touched where it says the same.
+    # The demo's own sheet is committed: it is left alone when unchanged.
     if not sheet.is_file() or sheet.read_text() != sheet_text(size):
         atomic.write_text(sheet, sheet_text(size))
     log.info("%s: %d slide pairs, %d image pairs", folder, len(cohort.slides), len(cohort.tiles))
@@ -134,7 +134,7 @@ def load_truth(folder: Path, pair: str) -> Truth:
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:
-    """Return a generator of its own for a name, whatever was drawn before."""
+    """Return a random generator that depends on the seed and a name only."""
     return np.random.default_rng([seed, *name.encode()])
 
 
@@ -161,8 +161,8 @@ def _make_slides(folder: Path, seed: int, slide: SlidePair) -> list[tuple[float,
         fixed_um=size_um,
         moving_um=(slide.her2_size_px[0] * slide.her2_mpp, slide.her2_size_px[1] * slide.her2_mpp),
     )
-    glass = tuple(int(value) for value in rng.integers((232, 226, 230), (242, 236, 240)))
-    look = Look((glass[0], glass[1], glass[2]), rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1))
+    red, green, blue = rng.integers((232, 226, 230), (242, 236, 240)).tolist()
+    look = Look((red, green, blue), rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1))
     he = renderer.draw("he", look)
     if slide.artefacts:
         he = defocus(he, (0.63 * width, 0.58 * height), (0.17 * width, 0.19 * height))
@@ -172,9 +172,9 @@ def _make_slides(folder: Path, seed: int, slide: SlidePair) -> list[tuple[float,
     labels = renderer.labels()
     if slide.other_tissue:
         other = _generator(seed, f"{slide.pair} other tissue")
-        stranger = grow(other, size_um, slide.score, whole=True)
-        raster = rasterise(stranger, slide.he_mpp, slide.he_size_px)
-        renderer = Renderer(stranger, raster, other)
+        other_tissue = grow(other, size_um, slide.score, whole=True)
+        raster = rasterise(other_tissue, slide.he_mpp, slide.he_size_px)
+        renderer = Renderer(other_tissue, raster, other)
     look = Look((248, 247, 246), rng.uniform(0.9, 1.1), rng.uniform(0.95, 1.1), grain=0.7)
     her2 = field.warp(
         renderer.draw("her2", look),
@@ -261,7 +261,7 @@ def _encode(image: Image, jpeg: bool) -> bytes:
 
 
 def _write_slide(path: Path, image: Image, mpp: float) -> None:
-    """Write a pyramid as ACROBAT's: JPEG tiles of 512 px, every level a page of its own."""
+    """Write a pyramid as ACROBAT's: JPEG tiles of 512 px, one page per level."""
     levels = [image]
     while min(levels[-1].shape[:2]) > 512:
         height, width = levels[-1].shape[:2]
@@ -314,7 +314,7 @@ def _write_truth(
 def _points(
     rng: np.random.Generator, tissue: Tissue, field: Field, slide: SlidePair
 ) -> list[tuple[float, ...]]:
-    """Return landmarks on both slides: nuclei that lie far from each other, at their true place."""
+    """Return landmarks on both slides: nuclei far from each other, at their true positions."""
     cells = tissue.cells
     candidates = np.flatnonzero(np.isin(cells.kind, (EPITHELIUM, TUMOUR, SPINDLE)))
     fixed = np.stack([cells.x, cells.y], axis=-1).astype(np.float64)
@@ -361,7 +361,7 @@ def _landmarks(slides: tuple[SlidePair, ...], points: list[list[tuple[float, ...
     for slide, own in zip(slides, points, strict=False):
         names = [Path(name).with_suffix(".ndpi").name for name in (slide.he, slide.her2)]
         for he_x, he_y, ihc_x, ihc_y in own:
-            # Counted through all pairs: the challenge tells points apart by their number alone.
+            # Counted through all pairs: the challenge identifies points by their number only.
             number = len(rows)
             rows.append(
                 [

@@ -1,4 +1,4 @@
-"""What the demo cohort holds: every slide and image pair, the sheet, the names of all files."""
+"""Content of the demo cohort: every slide and image pair, the sheet, the names of all files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TilePair:
 
     @property
     def pair(self) -> str:
-        """Name in the sheet: that of the file without what a name may not hold."""
+        """Name in the sheet: the file name in allowed characters."""
         return f"bci_{self.part}_{self.number:05d}"
 
     @property
@@ -153,7 +153,7 @@ def _small() -> Plan:
 
 
 def plan(size: str) -> Plan:
-    """Return what the cohort of this size holds.
+    """Return the content of the cohort of this size.
 
     Raises:
         ConfigError: there is no such size.
@@ -165,7 +165,7 @@ def plan(size: str) -> Plan:
 
 
 def sheet_text(size: str = "full") -> str:
-    """Return pairs.tsv of the cohort; paths are relative to the folder it stands in."""
+    """Return pairs.tsv of the cohort; paths are relative to its folder."""
     cohort = plan(size)
     rows = ["\t".join(COLUMNS)]
     for slide in cohort.slides:

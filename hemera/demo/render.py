@@ -20,6 +20,7 @@ from hemera.demo.tissue import (
     SPINDLE,
     TUMOUR,
     Array,
+    Cells,
     Tissue,
 )
 
@@ -38,7 +39,7 @@ FAT_STEPS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How one scan came out: glass, strength of the stains, grain."""
+    """Appearance of one scan: background colour, strength of the stains, grain."""
 
     background: tuple[int, int, int]
     first: float = 1.0
@@ -127,7 +128,7 @@ class Renderer:
     """Draws one tissue at one resolution, in either stain, in the H&E frame."""
 
     def __init__(self, tissue: Tissue, raster: Raster, rng: np.random.Generator) -> None:
-        """Draw from `rng` what both sections share, and what each has of its own."""
+        """Draw from `rng` the textures common to both sections and those of each."""
         self.tissue = tissue
         self.raster = raster
         mpp = raster.mpp
@@ -149,7 +150,7 @@ class Renderer:
         self._bends = np.ascontiguousarray(tissue.waves[..., :2])
 
     def draw(self, stain: str, look: Look) -> Image:
-        """Return the section as it lies under the microscope, (H, W, 3) uint8, without grain."""
+        """Return the section as seen under the microscope, (H, W, 3) uint8, without grain."""
         width, height = self.raster.size_px
         image = np.empty((height, width, 3), np.uint8)
         jitter = _jitter(self.tissue, np.random.default_rng(self._sections[stain][2]))
@@ -157,13 +158,13 @@ class Renderer:
             vectors = np.stack([HAEMATOXYLIN * look.first, EOSIN * look.second])
         else:
             vectors = np.stack([COUNTERSTAIN * look.first, DAB * look.second])
-        glass = np.array(look.background, np.float32)
+        background = np.array(look.background, np.float32)
         for top in range(0, height, BAND_ROWS):
             rows = slice(top, min(top + BAND_ROWS, height))
             first, second = self._stains(stain, rows, jitter)
             for channel in range(3):
                 density = first * vectors[0, channel] + second * vectors[1, channel]
-                image[rows, :, channel] = np.exp(-density) * glass[channel] + np.float32(0.5)
+                image[rows, :, channel] = np.exp(-density) * background[channel] + np.float32(0.5)
         if look.blur_px:
             image = np.asarray(cv2.GaussianBlur(image, (0, 0), look.blur_px), dtype=np.uint8)
         return image
@@ -207,7 +208,7 @@ class Renderer:
         return band
 
     def _scene(self, rows: slice, jitter: _Jitter) -> _Scene:
-        """Return what lies at the pixels of a band, before any stain."""
+        """Return the structures at the pixels of a band, before any stain."""
         raster, cells = self.raster, self.tissue.cells
         width, height = raster.size_px
         mpp = np.float32(raster.mpp)
@@ -246,7 +247,7 @@ class Renderer:
         )
 
     def _stroma(self, rows: slice) -> tuple[Array, Array]:
-        """Return fibres (about 0 to 1) and the share of matter (gaps are 0) of the stroma."""
+        """Return fibres (about 0 to 1) and the fraction of matter (gaps are 0) of the stroma."""
         mpp = self.raster.mpp
         bends = self._coarse(self._bends, rows)
         moods = self._coarse(self._moods, rows)
@@ -255,13 +256,13 @@ class Renderer:
         y = y + bends[..., 1]
         upper = _ramp(moods[..., 2], 0.8)
         fibres = np.zeros_like(upper)
-        for angle, texture, share in zip(
+        for angle, texture, weight in zip(
             self.tissue.fibre_angles, self._fibres, (upper, 1 - upper), strict=True
         ):
             c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
             # The textures have 0.5 um a pixel; 512 um later they repeat, bent otherwise.
             u, v = (x * c + y * s) * 2, (y * c - x * s) * 2
-            fibres += share * cv2.remap(
+            fibres += weight * cv2.remap(
                 texture,
                 u % TEXTURE_PX,
                 v % TEXTURE_PX,
@@ -292,22 +293,7 @@ class Renderer:
 
         cell = scene.cell
         kind = cells.kind[cell]
-        nucleus = _ramp((1 - scene.radius) * scene.short, 0.9) * scene.tissue
-        nucleus *= jitter.size[:, 1][cell]
-        vesicular = cells.vesicular[cell]
-        rim = _bump((scene.radius - np.float32(0.86)) * scene.short, 0.75)
-        inside = 1 - np.float32(0.50) * vesicular + np.float32(0.62) * vesicular * rim
-        chromatin = cells.chromatin[cell] * inside
-        chromatin *= np.clip(1 + np.float32(0.20) * fine + np.float32(0.20) * grains, 0.3, 1.9)
-        nucleolus = cells.nucleolus[cell]
-        # Each nucleolus lies off the centre, where its cell's angle happens to point.
-        x0, y0 = (
-            np.float32(1.3) * np.cos(7 * cells.angle),
-            np.float32(1.3) * np.sin(11 * cells.angle),
-        )
-        spot = _bump(np.hypot(scene.dx - x0[cell], scene.dy - y0[cell]), 0.95)
-        spot *= np.clip(nucleolus, 0, 1.2) * nucleus
-
+        nucleus, chromatin, spot = _nuclei(cells, scene, jitter, fine, grains)
         tumour = kind == TUMOUR
         owned = tumour | (kind == EPITHELIUM)
         cytoplasm = np.where(owned, cells.cytoplasm[cell], np.float32(0.3))
@@ -359,7 +345,7 @@ class _Jitter:
 
 @dataclasses.dataclass(frozen=True)
 class _Scene:
-    """What lies at the pixels of a band of rows: all (rows, width), lengths in um."""
+    """Structures at the pixels of a band of rows: all (rows, width), lengths in um."""
 
     cell: npt.NDArray[np.int32]
     dx: Array
@@ -372,6 +358,26 @@ class _Scene:
     epithelium: Array
     lumen: Array
     fat: Array
+
+
+def _nuclei(
+    cells: Cells, scene: _Scene, jitter: _Jitter, fine: Array, grains: Array
+) -> tuple[Array, Array, Array]:
+    """Return presence of a nucleus, its chromatin and its nucleolus in a band of rows."""
+    cell = scene.cell
+    nucleus = _ramp((1 - scene.radius) * scene.short, 0.9) * scene.tissue
+    nucleus *= jitter.size[:, 1][cell]
+    vesicular = cells.vesicular[cell]
+    rim = _bump((scene.radius - np.float32(0.86)) * scene.short, 0.75)
+    inside = 1 - np.float32(0.50) * vesicular + np.float32(0.62) * vesicular * rim
+    chromatin = cells.chromatin[cell] * inside
+    chromatin *= np.clip(1 + np.float32(0.20) * fine + np.float32(0.20) * grains, 0.3, 1.9)
+    # Each nucleolus is off the centre, in a direction that depends on the cell's angle.
+    x0 = np.float32(1.3) * np.cos(7 * cells.angle)
+    y0 = np.float32(1.3) * np.sin(11 * cells.angle)
+    spot = _bump(np.hypot(scene.dx - x0[cell], scene.dy - y0[cell]), 0.95)
+    spot *= np.clip(cells.nucleolus[cell], 0, 1.2) * nucleus
+    return nucleus, chromatin, spot
 
 
 def _jitter(tissue: Tissue, rng: np.random.Generator) -> _Jitter:
@@ -410,13 +416,13 @@ def defocus(image: Image, centre: tuple[float, float], radii: tuple[float, float
     height, width = image.shape[:2]
     x0, x1 = (int(np.clip(centre[0] + s * radii[0], 0, width)) for s in (-1.3, 1.3))
     y0, y1 = (int(np.clip(centre[1] + s * radii[1], 0, height)) for s in (-1.3, 1.3))
-    part = image[y0:y1, x0:x1]
-    blurred = cv2.GaussianBlur(part, (0, 0), 5.0)
+    region = image[y0:y1, x0:x1]
+    blurred = cv2.GaussianBlur(region, (0, 0), 5.0)
     y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
     distance = np.hypot((x - centre[0]) / radii[0], (y - centre[1]) / radii[1])
-    share = _ramp(1 - distance, 0.25)[..., None]
+    weight = _ramp(1 - distance, 0.25)[..., None]
     result = image.copy()
-    result[y0:y1, x0:x1] = part * (1 - share) + blurred * share + np.float32(0.5)
+    result[y0:y1, x0:x1] = region * (1 - weight) + blurred * weight + np.float32(0.5)
     return result
 
 

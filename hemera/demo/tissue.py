@@ -2,13 +2,14 @@
 
 Everything is in um of the H&E frame, so the same tissue is drawn at any resolution.
 
-The same seed has to give the same bytes. OpenCV's blur of floats gives other last digits as memory
-happens to lie: what it would do here is done in whole numbers, or by a Fourier transform.
+The same seed has to give the same bytes. The last digits of OpenCV's blur of floats depend on
+memory alignment, so smoothing here uses whole numbers or a Fourier transform.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ EXPRESSION = {
     "2+": (0.26, 0.22, 0.47, 0.05),
     "3+": (0.22, 0.08, 0.15, 0.55),
 }
-"""Shares of tumour cells of intensity 0, 1, 2, 3 in a slide of each score."""
+"""Fractions of tumour cells of intensity 0, 1, 2, 3 in a slide of each score."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +129,8 @@ def sample(field: Array, points: npt.NDArray[np.floating]) -> Array:
     return np.asarray(values.reshape(-1)[:count], dtype=np.float32)
 
 
-def _largest(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Drop crumbs: pieces of less than a fiftieth of the largest one."""
+def _without_crumbs(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Remove components of less than a fiftieth of the largest one."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     areas = stats[:, cv2.CC_STAT_AREA].copy()
     areas[0] = 0
@@ -181,9 +182,9 @@ def grow(
     Args:
         rng: every choice is drawn from it.
         size_um: width and height of the H&E image.
-        score: HER2 score of the slide; sets the shares of cells of each intensity.
-        whole: a whole section with glass around it; else tissue from edge to edge.
-        empty: almost nothing but glass.
+        score: HER2 score of the slide; sets the fractions of cells of each intensity.
+        whole: a whole section with background around it; else tissue from edge to edge.
+        empty: almost only background.
     """
     shape = (int(np.ceil(size_um[1] / GRID_UM)), int(np.ceil(size_um[0] / GRID_UM)))
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
@@ -193,51 +194,13 @@ def grow(
     def noise(wavelength_um: float) -> Array:
         return smooth_noise(rng, shape, wavelength_um / GRID_UM)
 
-    rough = 0.075 * noise(900) + 0.03 * noise(240) + 0.010 * noise(60) + 0.006 * noise(20)
-    if whole:
-        u, v = np.abs(x / (0.465 * size_um[0])), np.abs(y / (0.455 * size_um[1]))
-        radius = u * u * np.sqrt(u) + v * v * np.sqrt(v)
-        edge = np.minimum(size_um[0] / 2 - np.abs(x), size_um[1] / 2 - np.abs(y))
-        # A notch and a tear, so that no section looks like its own mirror image.
-        turn = rng.uniform(0, 2 * np.pi)
-        nx, ny = 0.42 * size_um[0] * np.cos(turn), 0.42 * size_um[1] * np.sin(turn)
-        notch = 1 / (1 + ((x - nx) / 380) ** 2 + ((y - ny) / 300) ** 2) ** 2
-        level = 0.97 - np.sqrt(radius) + rough - 0.35 * notch
-        outline = (level > 0) & (edge > 45)
-        tear = np.abs(noise(420) - 0.25) - 0.02
-        outline &= (tear > 0) | (noise(700) < 0.9)
-        outline = _largest(outline)
-    elif empty:
-        outline = (x / size_um[0] - 0.8 * y / size_um[1] - 0.62 + 0.5 * rough) > 0
-    else:
-        outline = (noise(260) + 0.5 * noise(70)) > -2.9
-
-    bed = noise(760 if whole else 420) + 0.35 * noise(220) + (0.35 if whole else 0.55)
-    fat_level = noise(620 if whole else 330) + 0.3 * noise(120) - (1.35 if whole else 1.6) - bed
-    fat = (fat_level > 0) & outline
-    nest_level = (
-        noise(150)
-        + 0.55 * noise(62)
-        + 0.22 * noise(26)
-        + 0.6 * (bed - 0.3) / (1 + np.abs(bed - 0.3))
-        - 0.25
-    )
-    nests = (nest_level > 0) & (bed > 0) & (fat_level < -0.15)
-    ducts, lumens = _glands(rng, shape, np.where(fat_level < -0.3, noise(340) - 0.45, -1), size_um)
-    nests &= cv2.dilate(ducts.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
-    epithelium = (nests | ducts) & outline
-    lumen = lumens & outline
-    fields = {
-        "outline": signed_distance(outline),
-        "epithelium": signed_distance(epithelium),
-        "lumen": signed_distance(lumen),
-        "fat": signed_distance(fat & ~epithelium),
-    }
+    outline = _outline(rng, noise, x, y, size_um, whole=whole, empty=empty)
+    fields, nests, bed = _regions(rng, noise, outline, size_um, whole=whole)
     loose = (0.8 * noise(300) + 0.5 * noise(90)).astype(np.float32)
     cleft = (0.9 * noise(130) + 0.4 * noise(40) - 0.35).astype(np.float32)
     angles = (rng.uniform(0, np.pi), rng.uniform(0.9, 1.9))
     fibre_angles = (angles[0], angles[0] + angles[1])
-    # Displacements (x, y) that bend the fibres, and which of two families lies on top.
+    # Displacements (x, y) that bend the fibres, and which of two families is on top.
     waves = np.stack(
         [
             26 * noise(330) + 7 * noise(95) + 2.2 * noise(34),
@@ -266,6 +229,70 @@ def grow(
     )
 
 
+def _outline(
+    rng: np.random.Generator,
+    noise: Callable[[float], Array],
+    x: Array,
+    y: Array,
+    size_um: tuple[float, float],
+    *,
+    whole: bool,
+    empty: bool,
+) -> npt.NDArray[np.bool_]:
+    """Return where there is tissue on the coarse grid; `x`, `y` are um from the centre."""
+    rough = 0.075 * noise(900) + 0.03 * noise(240) + 0.010 * noise(60) + 0.006 * noise(20)
+    if empty:
+        return np.asarray((x / size_um[0] - 0.8 * y / size_um[1] - 0.62 + 0.5 * rough) > 0)
+    if not whole:
+        return np.asarray((noise(260) + 0.5 * noise(70)) > -2.9)
+    u, v = np.abs(x / (0.465 * size_um[0])), np.abs(y / (0.455 * size_um[1]))
+    radius = u * u * np.sqrt(u) + v * v * np.sqrt(v)
+    edge = np.minimum(size_um[0] / 2 - np.abs(x), size_um[1] / 2 - np.abs(y))
+    # A notch and a tear, so that no section looks like its own mirror image.
+    turn = rng.uniform(0, 2 * np.pi)
+    nx, ny = 0.42 * size_um[0] * np.cos(turn), 0.42 * size_um[1] * np.sin(turn)
+    notch = 1 / (1 + ((x - nx) / 380) ** 2 + ((y - ny) / 300) ** 2) ** 2
+    level = 0.97 - np.sqrt(radius) + rough - 0.35 * notch
+    outline = (level > 0) & (edge > 45)
+    tear = np.abs(noise(420) - 0.25) - 0.02
+    return _without_crumbs(outline & ((tear > 0) | (noise(700) < 0.9)))
+
+
+def _regions(
+    rng: np.random.Generator,
+    noise: Callable[[float], Array],
+    outline: npt.NDArray[np.bool_],
+    size_um: tuple[float, float],
+    *,
+    whole: bool,
+) -> tuple[dict[str, Array], npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Return signed distances of the regions, the nests of tumour, and the tumour bed's level."""
+    bed = noise(760 if whole else 420) + 0.35 * noise(220) + (0.35 if whole else 0.55)
+    fat_level = noise(620 if whole else 330) + 0.3 * noise(120) - (1.35 if whole else 1.6) - bed
+    fat = (fat_level > 0) & outline
+    nest_level = (
+        noise(150)
+        + 0.55 * noise(62)
+        + 0.22 * noise(26)
+        + 0.6 * (bed - 0.3) / (1 + np.abs(bed - 0.3))
+        - 0.25
+    )
+    nests = (nest_level > 0) & (bed > 0) & (fat_level < -0.15)
+    ducts, lumens = _glands(
+        rng, outline.shape, np.where(fat_level < -0.3, noise(340) - 0.45, -1), size_um
+    )
+    nests &= cv2.dilate(ducts.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
+    epithelium = (nests | ducts) & outline
+    lumen = lumens & outline
+    fields = {
+        "outline": signed_distance(outline),
+        "epithelium": signed_distance(epithelium),
+        "lumen": signed_distance(lumen),
+        "fat": signed_distance(fat & ~epithelium),
+    }
+    return fields, nests, bed
+
+
 def _apart(points: npt.NDArray[np.float64], least_um: float) -> npt.NDArray[np.bool_]:
     """Return which points stay when, of two that are too close, the later one yields."""
     keep = np.ones(len(points), bool)
@@ -279,7 +306,7 @@ def _apart(points: npt.NDArray[np.float64], least_um: float) -> npt.NDArray[np.b
 
 
 def fibre_direction(waves: Array, angle: float) -> Array:
-    """Return the direction (radians) along which fibres of one family lie, on the coarse grid."""
+    """Return the direction (radians) of the fibres of one family, on the coarse grid."""
     nx, ny = -np.sin(angle), np.cos(angle)
     across = nx * waves[..., 0].astype(np.float64) + ny * waves[..., 1].astype(np.float64)
     gy, gx = np.gradient(across, GRID_UM)
@@ -298,12 +325,69 @@ def _cells(
     waves: Array,
     fibre_angles: tuple[float, float],
 ) -> Cells:
-    """Place cells by kind, the most particular first, and give each its looks."""
-    shares = np.array(EXPRESSION[score])
-    low_share = shares[0] + 0.5 * shares[1]
+    """Place cells by kind, the most particular first, and give each its appearance."""
+    fractions = np.array(EXPRESSION[score])
     inside_nests = latent[nests]
     # Crowded small cells below this level of the latent field, spread large cells above it.
-    level = np.quantile(inside_nests, low_share) if inside_nests.size else 0.0
+    low = fractions[0] + 0.5 * fractions[1]
+    level = float(np.quantile(inside_nests, low)) if inside_nests.size else 0.0
+    points, kinds = _place(rng, size_um, fields, malignant, latent, crowd, level)
+    count = len(points)
+    normal = rng.standard_normal((8, count))
+    free_angle = rng.uniform(0, np.pi, count)
+
+    spindle, lymphocyte, epithelium, tumour, fat = (
+        kinds == kind for kind in (SPINDLE, LYMPHOCYTE, EPITHELIUM, TUMOUR, FAT)
+    )
+    expression = _expression(sample(latent, points), tumour, fractions, normal[0])
+    # HER2 expression is visible in H&E: expressing cells are larger, paler, with nucleoli and more
+    # cytoplasm. Noise keeps the relation from being exact.
+    looks = np.clip(expression + 0.35 * normal[1], 0, 4) / 4
+    long, short = _radii([spindle, lymphocyte, epithelium, tumour, fat], looks, normal[2:4])
+    angle = np.select(
+        [spindle, epithelium],
+        [
+            _fibre_angle(points, waves, fibre_angles) + 0.22 * normal[4],
+            _radial_angle(points, fields["epithelium"]) + 0.25 * normal[4],
+        ],
+        default=free_angle,
+    )
+    chromatin = np.select(
+        [spindle, lymphocyte, epithelium, tumour],
+        [1.15, 1.55, 1.2, 1.36 - 0.58 * looks],
+        default=1.0,
+    ) * np.exp(0.13 * normal[5])
+    vesicular = np.where(tumour, np.clip(1.15 * looks + 0.08 * normal[6], 0, 1), 0.12)
+    nucleolus = np.where(tumour & (looks + 0.1 * normal[7] > 0.3), 0.55 + 0.75 * looks, 0.0)
+    cytoplasm = np.select([tumour, epithelium], [0.16 + 0.50 * looks, 0.42], default=0.2)
+    lengths = {
+        "x": points[:, 0],
+        "y": points[:, 1],
+        "long_radius": long,
+        "short_radius": short,
+        "angle": angle,
+        "chromatin": chromatin,
+        "vesicular": vesicular,
+        "nucleolus": nucleolus,
+        "cytoplasm": cytoplasm,
+    }
+    return Cells(
+        kind=kinds,
+        intensity=np.where(tumour, np.floor(np.clip(expression, 0, 3.999)), 0).astype(np.uint8),
+        **{name: values.astype(np.float32) for name, values in lengths.items()},
+    )
+
+
+def _place(
+    rng: np.random.Generator,
+    size_um: tuple[float, float],
+    fields: dict[str, Array],
+    malignant: Array,
+    latent: Array,
+    crowd: Array,
+    level: float,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+    """Return centres (N, 2), um, and kinds (N,) of all cells."""
     groups = []
     for kind, spacing, jitter in (
         (TUMOUR, 10.6, 0.13),
@@ -315,8 +399,6 @@ def _cells(
     ):
         points = _hexagons(rng, size_um, spacing, jitter)
         depth = sample(fields["epithelium"], points)
-        lumen = sample(fields["lumen"], points)
-        outline = sample(fields["outline"], points)
         fat = sample(fields["fat"], points)
         cancer = sample(malignant, points) > 0
         if kind == TUMOUR:
@@ -328,105 +410,102 @@ def _cells(
             dense = np.clip(sample(crowd, points) - 0.95, 0.0, 0.9)
             keep = (depth < -5) & (fat < 0) & (rng.random(len(points)) < dense + 0.006)
         elif kind == SPINDLE:
-            keep = (
-                (depth < -4)
-                & (fat < -2)
-                & (
-                    rng.random(len(points))
-                    < np.clip(0.62 - 0.25 * sample(crowd, points), 0.12, 0.95)
-                )
-            )
+            dense = np.clip(0.62 - 0.25 * sample(crowd, points), 0.12, 0.95)
+            keep = (depth < -4) & (fat < -2) & (rng.random(len(points)) < dense)
         else:
             keep = (fat > 4) & (depth < -6)
-        keep &= (lumen < -2.4) & (outline > 4)
+        keep &= _outside_lumen(fields, points)
         groups.append((points[keep], np.full(int(keep.sum()), kind, np.uint8)))
     points = np.concatenate([group[0] for group in groups])
     kinds = np.concatenate([group[1] for group in groups])
-    # Cells of two groups that meet: the later one yields.
+    # Of two cells that overlap the one of the later group is removed.
     keep = _apart(points, 6.4)
     points, kinds = points[keep], kinds[keep]
     # Epithelium that no grid filled, at the rims of nests and in narrow cords.
     extra = _hexagons(rng, size_um, 5.0, 0.2)
-    room = (sample(fields["epithelium"], extra) > 3.0) & (sample(fields["lumen"], extra) < -2.4)
-    extra = extra[room & (sample(fields["outline"], extra) > 4)]
+    extra = extra[(sample(fields["epithelium"], extra) > 3.0) & _outside_lumen(fields, extra)]
     if len(extra) and len(points):
         extra = extra[cKDTree(points).query(extra, k=1)[0] > 9.3]
     extra = extra[_apart(extra, 9.3)]
     cancer = sample(malignant, extra) > 0
     points = np.concatenate([points, extra])
     kinds = np.concatenate([kinds, np.where(cancer, TUMOUR, EPITHELIUM).astype(np.uint8)])
-    count = len(points)
+    return points, kinds
 
-    normal = rng.standard_normal((8, count))
-    tumour = kinds == TUMOUR
-    expression = np.zeros(count)
+
+def _outside_lumen(
+    fields: dict[str, Array], points: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Return which points are inside the tissue and outside of lumens."""
+    outside = sample(fields["lumen"], points) < -2.4
+    inside = sample(fields["outline"], points) > 4
+    return np.asarray(outside & inside, dtype=bool)
+
+
+def _expression(
+    latent: Array,
+    tumour: npt.NDArray[np.bool_],
+    fractions: npt.NDArray[np.float64],
+    noise: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Return the HER2 expression, 0 to 4, of each cell; its whole part is the intensity.
+
+    Tumour cells are ranked by the latent field and cut at the fractions of the slide's score.
+    """
+    expression = np.zeros(len(latent))
     if tumour.any():
-        rank = sample(latent, points)[tumour] + 0.14 * normal[0, tumour]
+        rank = latent[tumour] + 0.14 * noise[tumour]
         order = np.argsort(np.argsort(rank, kind="stable"), kind="stable")
         quantile = (order + 0.5) / len(order)
-        edges = np.concatenate([[0.0], np.cumsum(shares)])
+        edges = np.concatenate([[0.0], np.cumsum(fractions)])
         edges[-1] = 1.0 + 1e-9
-        grade = np.searchsorted(edges, quantile, side="right") - 1
-        grade = np.clip(grade, 0, 3)
+        grade = np.clip(np.searchsorted(edges, quantile, side="right") - 1, 0, 3)
         width = np.maximum(edges[grade + 1] - edges[grade], 1e-6)
         expression[tumour] = grade + (quantile - edges[grade]) / width
-    intensity = np.where(tumour, np.floor(np.clip(expression, 0, 3.999)), 0).astype(np.uint8)
+    return expression
 
-    # What HER2 shows, H&E betrays: expressing cells are larger, paler, with nucleoli and more
-    # cytoplasm. A share of noise keeps it from being a code.
-    looks = np.clip(expression + 0.35 * normal[1], 0, 4) / 4
-    base = np.select(
-        [kinds == SPINDLE, kinds == LYMPHOCYTE, kinds == EPITHELIUM, tumour, kinds == FAT],
-        [1.75, 2.75, 3.1, 3.45 + 2.1 * looks, 1.2],
-    )
-    short = base * np.exp(0.10 * normal[2])
+
+def _radii(
+    kinds: list[npt.NDArray[np.bool_]],
+    looks: npt.NDArray[np.float64],
+    normal: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return long and short radii of nuclei, um.
+
+    `kinds` are the masks of spindle, lymphocyte, epithelium, tumour and fat.
+    """
+    base = np.select(kinds, [1.75, 2.75, 3.1, 3.45 + 2.1 * looks, 1.2])
+    mean = base * np.exp(0.10 * normal[0])
+    spread = np.abs(normal[1])
     ratio = np.select(
-        [kinds == SPINDLE, kinds == LYMPHOCYTE, kinds == EPITHELIUM, tumour, kinds == FAT],
+        kinds,
         [
-            3.1 * np.exp(0.28 * normal[3]),
-            1.04 + 0.05 * np.abs(normal[3]),
-            1.35 + 0.15 * np.abs(normal[3]),
-            1.14 + 0.20 * np.abs(normal[3]),
-            4.0 + 0.5 * np.abs(normal[3]),
+            3.1 * np.exp(0.28 * normal[1]),
+            1.04 + 0.05 * spread,
+            1.35 + 0.15 * spread,
+            1.14 + 0.20 * spread,
+            4.0 + 0.5 * spread,
         ],
     )
     ratio = np.clip(ratio, 1.0, 6.0)
-    top = sample(np.ascontiguousarray(waves[..., 2]), points) > 0
-    along = np.where(
-        top,
-        sample(fibre_direction(waves, fibre_angles[0]), points),
-        sample(fibre_direction(waves, fibre_angles[1]), points),
-    )
-    gy, gx = np.gradient(fields["epithelium"])
+    return mean * ratio**0.62, mean * ratio**-0.38
+
+
+def _fibre_angle(
+    points: npt.NDArray[np.float64], waves: Array, fibre_angles: tuple[float, float]
+) -> Array:
+    """Return the direction of the upper family of fibres at points (N, 2), radians."""
+    first_on_top = sample(np.ascontiguousarray(waves[..., 2]), points) > 0
+    first, second = (sample(fibre_direction(waves, angle), points) for angle in fibre_angles)
+    return np.where(first_on_top, first, second)
+
+
+def _radial_angle(points: npt.NDArray[np.float64], depth: Array) -> npt.NDArray[np.float64]:
+    """Return the direction from the border of the epithelium to its inside, radians."""
+    gy, gx = np.gradient(depth)
     gx, gy = (
         sample(np.ascontiguousarray(slope, dtype=np.float32), points).astype(np.float64)
         for slope in (gx, gy)
     )
-    radial = np.arctan2(gy, gx)
-    free = rng.uniform(0, np.pi, count)
-    angle = np.select(
-        [kinds == SPINDLE, kinds == EPITHELIUM],
-        [along + 0.22 * normal[4], radial + 0.25 * normal[4]],
-        default=free,
-    )
-    chromatin = np.select(
-        [kinds == SPINDLE, kinds == LYMPHOCYTE, kinds == EPITHELIUM, tumour],
-        [1.15, 1.55, 1.2, 1.36 - 0.58 * looks],
-        default=1.0,
-    ) * np.exp(0.13 * normal[5])
-    vesicular = np.where(tumour, np.clip(1.15 * looks + 0.08 * normal[6], 0, 1), 0.12)
-    nucleolus = np.where(tumour & (looks + 0.1 * normal[7] > 0.3), 0.55 + 0.75 * looks, 0.0)
-    cytoplasm = np.select([tumour, kinds == EPITHELIUM], [0.16 + 0.50 * looks, 0.42], default=0.2)
-    return Cells(
-        x=points[:, 0].astype(np.float32),
-        y=points[:, 1].astype(np.float32),
-        kind=kinds,
-        long_radius=(short * ratio**0.62).astype(np.float32),
-        short_radius=(short * ratio**-0.38).astype(np.float32),
-        angle=angle.astype(np.float32),
-        chromatin=chromatin.astype(np.float32),
-        vesicular=vesicular.astype(np.float32),
-        nucleolus=nucleolus.astype(np.float32),
-        cytoplasm=cytoplasm.astype(np.float32),
-        intensity=intensity,
-    )
+    angle: npt.NDArray[np.float64] = np.arctan2(gy, gx)
+    return angle
