@@ -1,14 +1,16 @@
 # make run    build the environment, run the whole graph on the demo cohort
-# make test   build the environment, run the tests (IMAGES=folder adds the real images,
-#             ARGS="tests/test_sheet.py -k name" chooses)
-# make check  formatting, types, lint; changes nothing
-# make fix    format, and mend what can be mended
+# make test   build the environment, run the tests (SLOW=1 adds the slow ones, IMAGES=folder those
+#             on real images, ARGS="tests/test_sheet.py -k name" chooses)
+# make check  formatting, lint, types, layers of the package; changes nothing
+# make fix    format and apply automatic fixes
 # make bench  the benchmarks, one after the other, about an hour; writes benchmarks/RESULTS.md
 #             (ONLY="reading plan" chooses, IMAGES=folder adds those that take hours)
 # make lock   choose versions anew and write requirements.lock
 
 PYTHON ?= python3.11
 CORES ?= all
+WORKERS ?= 2
+SLOW ?=
 IMAGES ?=
 ONLY ?=
 
@@ -30,12 +32,14 @@ run: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" snakemake --cores $(CORES)
 
 test: .venv/installed
-	PATH="$(CURDIR)/.venv/bin:$$PATH" pytest $(or $(ARGS),tests) $(if $(IMAGES),--images=$(abspath $(IMAGES)))
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS) --dist loadfile \
+		$(if $(SLOW),,-m "not slow") $(or $(ARGS),tests) $(if $(IMAGES),--images=$(abspath $(IMAGES)))
 
 check: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 	.venv/bin/snakefmt --check Snakefile workflow
 	PATH="$(CURDIR)/.venv/bin:$$PATH" snakemake --lint
 

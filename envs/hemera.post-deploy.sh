@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=749dfec0eee57739278014909339aaa3f8b4efb704a1b5ea3d9545599263b108
+LOCK_SHA256=b81ab9e900564226db2087abf3942e3246f942e96b250cb74582111ded22d57a
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2

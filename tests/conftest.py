@@ -1,8 +1,11 @@
-"""What all tests share: the real images, when they are at hand, and the small demo cohort."""
+"""What all tests share: the real images, when they are given, and the small demo cohort."""
 
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+from hemera.demo import write_cohort
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -13,7 +16,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def images(request: pytest.FixtureRequest) -> Path:
     folder = request.config.getoption("--images")
     if folder is None:
-        pytest.skip("real images are not at hand; give their folder with --images")
+        pytest.skip("no real images; give their folder with --images")
     if not folder.is_dir():
-        pytest.fail(f"--images: {folder} is no folder")
+        pytest.fail(f"--images: {folder} is not a folder")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The small demo cohort, written once for all processes; do not write into it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "small_cohort"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "pairs.tsv").is_file():  # written last
+            write_cohort(folder, "small", workers=1)
+    return folder

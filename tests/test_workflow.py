@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from hemera.config import STAGES
-from hemera.demo import sheet_text, write_cohort
 from hemera.sheet import read_sheet
 from hemera.tables import read_metadata
 
@@ -261,13 +260,12 @@ def test_a_missing_image_is_named(bare: Path) -> None:
     assert "img/2_he.png" in text
 
 
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
     """The small cohort, run to the end with two processors."""
     folder = tmp_path_factory.mktemp("small")
     lay_out(folder, TINY)
-    write_cohort(folder, "small")
-    (folder / "pairs.tsv").write_text(sheet_text("small"))
+    shutil.copytree(cohort, folder, dirs_exist_ok=True)
     snakemake(folder, "--cores", "2")
     return folder
 

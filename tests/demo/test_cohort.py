@@ -29,13 +29,6 @@ from hemera.sheet import read_sheet
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
-    write_cohort(folder, "small", workers=1)
-    return folder
-
-
 def digests(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,117 @@
+"""The package as a whole: light imports, shipped files, one name per stage, locked versions."""
+
+import hashlib
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import hemera
+from hemera.config import STAGES
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+HEAVY = {"cv2", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "skimage", "torch"}
+
+
+@pytest.mark.parametrize("modules", ["hemera", "hemera.config, hemera.sheet", "hemera.__main__"])
+def test_what_the_rules_import_loads_nothing_heavy(modules: str) -> None:
+    """Snakemake imports these whenever it parses the workflow."""
+    code = f"import sys, {modules}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not set(done.stdout.split()) & HEAVY
+
+
+def test_the_public_names_exist() -> None:
+    assert all(hasattr(hemera, name) for name in hemera.__all__)
+    assert hemera.__version__ == PROJECT["project"]["version"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_name_per_stage(stage: str) -> None:
+    rules = (ROOT / "workflow" / "rules" / f"{stage}.smk").read_text()
+    names = re.findall(r"^\s*rule (\w+):", rules, re.MULTILINE)
+    assert names and all(name.startswith(stage) for name in names)
+    assert f'include: "workflow/rules/{stage}.smk"' in (ROOT / "Snakefile").read_text()
+    assert STAGES[stage].section == stage
+    assert callable(importlib.import_module(f"hemera.stages.{stage}").run)
+    assert (ROOT / "tests" / "stages" / f"test_{stage}.py").is_file()
+    assert re.search(rf"^{stage}:", (ROOT / "config.yaml").read_text(), re.MULTILINE)
+    # No job state in rules, and every rule with its resources.
+    assert not re.search(r"^\s+(run|script|notebook|wrapper):", rules, re.MULTILINE)
+    assert all(rules.count(word) >= len(names) for word in ("mem_mb=", "runtime="))
+    for word in ("log:", "benchmark:", "conda:", "threads:", "shell:"):
+        assert len(re.findall(rf"^\s+{word}", rules, re.MULTILINE)) == len(names), word
+
+
+def test_there_is_no_stage_without_options_and_rule() -> None:
+    modules = {path.stem for path in (ROOT / "hemera" / "stages").glob("*.py")} - {"__init__"}
+    rules = {path.stem for path in (ROOT / "workflow" / "rules").glob("*.smk")}
+    assert modules == set(STAGES)
+    assert rules - {"compare_generation"} == {*STAGES, "common", "demo"}
+
+
+def test_the_package_ships_what_it_reads() -> None:
+    """Presets and templates are files beside the code: an installed package needs them too."""
+    package = ROOT / "hemera"
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["hemera"]
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file() and path.name[0] != "."}
+    data = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert data <= shipped, sorted(path.name for path in data - shipped)
+
+
+def locked() -> dict[str, list[str]]:
+    """Hashes of every package of requirements.lock, by name."""
+    text = (ROOT / "requirements.lock").read_text()
+    entries = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)
+    found = {}
+    for entry in entries:
+        match = re.match(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==", entry)
+        if match:
+            hashes = re.findall(r"--hash=sha256:([0-9a-f]{64})", entry)
+            found[re.sub(r"[-_.]+", "-", match[1]).lower()] = hashes
+    return found
+
+
+def test_the_lock_holds_every_dependency_with_hashes() -> None:
+    settings = PROJECT["project"]
+    extras = settings["optional-dependencies"].values()
+    wanted = [*settings["dependencies"], *(name for group in extras for name in group)]
+    names = {re.split(r"[\[<>=!~; ]", name, maxsplit=1)[0].lower() for name in wanted}
+    lock = locked()
+    assert names - {"hemera"} <= set(lock), "run `make lock`"
+    assert all(lock.values())
+    excluded = PROJECT["tool"]["uv"]["exclude-dependencies"]
+    assert not set(excluded) & set(lock)
+
+
+def test_the_conda_environment_is_built_from_the_lock() -> None:
+    script = (ROOT / "envs" / "hemera.post-deploy.sh").read_text()
+    digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
+    assert re.findall(r"^LOCK_SHA256=(\w+)$", script, re.MULTILINE) == [digest], "run `make lock`"
+    assert "--require-hashes -r requirements.lock" in script
+
+
+def test_no_file_names_a_registry_or_a_folder_of_a_machine() -> None:
+    hosts = ("pypi" + ".org", "pythonhosted" + ".org", "conda.anaconda" + ".org", "ghcr" + ".io")
+    folder = re.compile(r"(?<![\w./-])/(home|root|work|Users)/\w")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if tracked.returncode:
+        pytest.skip("no git repository here")
+    found = []
+    for name in filter(None, tracked.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file() and not path.is_symlink() and path.suffix != ".png":
+            text = path.read_text(errors="replace")
+            found += [f"{name}: {host}" for host in hosts if host in text]
+            found += [f"{name}: {match[0]}" for match in folder.finditer(text)]
+    assert not found
