@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from hemera.config import STAGES
+from hemera.dataset.criteria import CRITERIA, MEASURES, REASONS
 from hemera.masks.her2_score import reading, suitability
 from hemera.reports import charts
 from hemera.reports.html import count, number, percent, plural
@@ -30,47 +31,6 @@ LEAN_TILES_MIN = 20
 """A score is named when its tiles are accepted so much less or more often than the others of its
 data set, and there are so many of them."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Reason:
-    """What a reason in the funnel means, and which limit decides it."""
-
-    words: str
-    measure: str | None = None
-    limit: str | None = None
-    at_least: bool = True
-
-
-REASONS = {
-    "registration_review": Reason("its pair's registration is under review"),
-    "low_tissue": Reason("too little tissue", "tissue_fraction", "tissue_fraction_min"),
-    "outside_her2": Reason("HER2 does not cover it", "her2_coverage_fraction", "her2_coverage_min"),
-    "folded": Reason("the displacement folds in it", "folding_fraction", "folding_max", False),
-    "misregistered": Reason(
-        "registered badly at this place",
-        "registration_error_um",
-        "registration_error_max_um",
-        False,
-    ),
-    "blurred_he": Reason("blurred on H&E", "he_sharpness", "he_sharpness_min"),
-    "blurred_her2": Reason("blurred on HER2", "her2_sharpness", "her2_sharpness_min"),
-    "unlike_histograms": Reason(
-        "haematoxylin unlike on the two stains", "histogram_similarity", "histogram_similarity_min"
-    ),
-    "disputed_mask": Reason("the two mask engines disagree"),
-}
-"""The reasons that filter gives, in the order in which it asks."""
-
-MEASURES = {
-    "tissue_fraction": ("Tissue on H&E", "share of the tile"),
-    "her2_tissue_fraction": ("Tissue on HER2", "share of the tile"),
-    "her2_coverage_fraction": ("Covered by HER2", "share of the tile"),
-    "he_sharpness": ("Sharpness of H&E", "variance of the Laplacian, at 0.5 µm/px"),
-    "her2_sharpness": ("Sharpness of HER2", "variance of the Laplacian, at 0.5 µm/px"),
-    "histogram_similarity": ("Histogram similarity", "correlation, −1 to 1"),
-    "folding_fraction": ("Folded by the displacement", "share of the tile"),
-    "registration_error_um": ("Estimated error of registration", "µm"),
-}
 
 STATES = {
     "tiled": "tiled",
@@ -397,7 +357,7 @@ def funnel(cohort: Cohort) -> dict[str, Any]:
         "reasons": [
             {
                 "name": name,
-                "words": REASONS[name].words if name in REASONS else "",
+                "words": REASONS[name].text if name in REASONS else "",
                 "limit": limit_words(name, limits),
                 "tiles": total[name],
             }
@@ -412,16 +372,15 @@ def funnel(cohort: Cohort) -> dict[str, Any]:
 
 def limit_words(reason: str, limits: Mapping[str, Any]) -> str:
     """Return the key and the value in config.yaml that decide a reason."""
-    known = REASONS.get(reason)
-    if known is None:
+    criterion = REASONS.get(reason)
+    if criterion is None:
         return ""
-    if reason == "disputed_mask":
-        return "mask.require_agreement"
-    if known.limit is None:
-        return "filter.accept_review: false"
-    value = limits.get(known.limit)
-    shown = "" if value is None else f": {value:g}"
-    return f"filter.{known.limit}{shown}"
+    if criterion.column == "agreement":
+        return f"mask.{criterion.option}"
+    value = limits.get(criterion.option)
+    if criterion.column is None:
+        return f"filter.{criterion.option}: false"
+    return f"filter.{criterion.option}" + ("" if value is None else f": {value:g}")
 
 
 def _rate(group: Mapping[str, int]) -> float:
@@ -486,12 +445,15 @@ def quality(cohort: Cohort) -> list[Markup]:
             continue
         if measure == "folding_fraction" and not np.nanmax(values, initial=0) > 0:
             continue
-        own = {name: reason for name, reason in REASONS.items() if reason.measure == measure}
-        taken = np.isin(reasons, list(own))
+        own = [criterion for criterion in CRITERIA if criterion.column == measure]
+        taken = np.isin(reasons, [criterion.reason for criterion in own])
         lines = [
-            (f"{'≥' if reason.at_least else '≤'} {limits[reason.limit]:g}", limits[reason.limit])
-            for reason in own.values()
-            if reason.limit is not None and limits.get(reason.limit) is not None
+            (
+                f"{'≥' if criterion.direction == '>=' else '≤'} {limits[criterion.option]:g}",
+                limits[criterion.option],
+            )
+            for criterion in own
+            if limits.get(criterion.option) is not None
         ]
         chart = charts.histogram(
             title,

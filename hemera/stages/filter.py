@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.config import FilterOptions
 from hemera.config.base import parse_word
+from hemera.dataset import criteria
 from hemera.errors import ConfigError, TableError
 from hemera.sheet import Pair, read_sheet, units
 
 log = logging.getLogger(__name__)
-
-ACCEPTED = "accepted"
 
 
 def run(
@@ -67,17 +66,17 @@ def run(
             # Units differ in what they passed through: a block is not registered.
             sources = tables.inherited(stage, folder / f"{unit}.parquet") | sources
     table = pa.concat_tables(parts).sort_by("tile")
-    reasons = refusals(table, options, engines, agreement)
+    limits = {**dataclasses.asdict(options), "require_agreement": agreement}
+    reasons = criteria.refusals(table, limits, engines)
     table = table.append_column("accepted", pa.array(reasons == ""))
     table = table.append_column("reason", pa.array(reasons, pa.string(), mask=reasons == ""))
     tables.write(tiles, table, schema, {**sources, **tables.provenance(options)})
     tables.write(funnel, count(table), tables.FUNNEL)
-    accepted = int(np.count_nonzero(reasons == ""))
+    refused = collections.Counter(reasons.tolist())
+    accepted = refused.pop("", 0)
     log.info("%d of %d tiles accepted", accepted, table.num_rows)
-    for name, _ in _criteria(table, options, engines, agreement):
-        taken = int(np.count_nonzero(reasons == name))
-        if taken:
-            log.info("%s refused %d", name, taken)
+    for name, tile_count in refused.items():
+        log.info("%s: %d tiles refused", name, tile_count)
     if not accepted:
         log.warning(
             "no tile is accepted; see the funnel in the report, and filter's thresholds in "
@@ -98,81 +97,9 @@ def _required(word: str, engines: Sequence[str]) -> float | None:
     return value
 
 
-def refusals(
-    table: pa.Table,
-    options: FilterOptions,
-    engines: Sequence[str] = (),
-    require_agreement: float | None = None,
-) -> npt.NDArray[np.str_]:
-    """Return the first reason against each tile, an empty text for an accepted one.
-
-    Args:
-        table: columns of TILE with `dataset` and `registration`, and of the masks of `engines`.
-        options: thresholds.
-        engines: mask engines.
-        require_agreement: least agreement of two of them; None: not asked.
-    """
-    reasons = np.full(table.num_rows, "", dtype="U24")
-    for name, refused in _criteria(table, options, engines, require_agreement):
-        reasons[(reasons == "") & refused] = name
-    return reasons
-
-
-def _criteria(
-    table: pa.Table,
-    options: FilterOptions,
-    engines: Sequence[str],
-    require_agreement: float | None,
-) -> list[tuple[str, npt.NDArray[np.bool_]]]:
-    """Return (reason, which tiles it is against), in the order in which they are asked.
-
-    Sharpness stands behind tissue, because the noise of an empty tile is sharp. What is not a
-    number meets no bound.
-    """
-
-    def column(name: str) -> npt.NDArray[np.float64]:
-        values: npt.NDArray[np.float64] = table.column(name).cast(pa.float64()).to_numpy()
-        return values
-
-    review = pc.equal(table.column("registration"), "review").to_numpy(zero_copy_only=False)
-    compared = pc.is_in(
-        table.column("dataset"), value_set=pa.array(options.histogram_datasets, pa.string())
-    ).to_numpy(zero_copy_only=False)
-    similarity = column("histogram_similarity")
-    misplaced = np.zeros(table.num_rows, np.bool_)
-    error, margin = column("registration_error_um"), column("registration_margin")
-    if options.registration_error_max_um is not None:
-        misplaced |= ~(error <= options.registration_error_max_um)
-    if options.registration_margin_min is not None:
-        misplaced |= ~(margin >= options.registration_margin_min)
-    # What came registered has no certificate, and a person who accepts a pair looked themselves;
-    # of the others, a place where nothing could be measured is not to be trusted.
-    certified = pc.is_in(
-        table.column("registration"), value_set=pa.array(["pass", "review"])
-    ).to_numpy(zero_copy_only=False)
-    misplaced &= certified | np.isfinite(error)
-    unlike = ~(similarity >= options.histogram_similarity_min)
-    disputed = np.zeros(table.num_rows, np.bool_)
-    if require_agreement is not None:
-        # No cell was matched: then the masks alone say how far the engines agree.
-        least = np.fmin(*(column(f"{engines[0]}_agreement_{name}") for name in ("dice", "sign")))
-        disputed = ~(least >= require_agreement)
-    return [
-        ("registration_review", review & (not options.accept_review)),
-        ("low_tissue", ~(column("tissue_fraction") >= options.tissue_fraction_min)),
-        ("outside_her2", ~(column("her2_coverage_fraction") >= options.her2_coverage_min)),
-        ("folded", ~(column("folding_fraction") <= options.folding_max)),
-        ("misregistered", misplaced),
-        ("blurred_he", ~(column("he_sharpness") >= options.he_sharpness_min)),
-        ("blurred_her2", ~(column("her2_sharpness") >= options.her2_sharpness_min)),
-        ("unlike_histograms", compared & unlike),
-        ("disputed_mask", disputed),
-    ]
-
-
 def count(table: pa.Table) -> pa.Table:
     """Return the rows of FUNNEL: tiles and pairs per data set, score and reason."""
-    reason = pc.fill_null(table.column("reason"), ACCEPTED)
+    reason = pc.fill_null(table.column("reason"), criteria.ACCEPTED)
     grouped = (
         table.select(["dataset", "score", "pair"])
         .append_column("reason", reason)

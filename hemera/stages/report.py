@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from hemera import tables
 from hemera.config import ReportOptions
+from hemera.dataset.criteria import REASONS
 from hemera.dataset.shards import decode, decode_mask, read_member
 from hemera.imaging.color import histogram_similarity
 from hemera.registration.certificate import LocalQuality
@@ -408,14 +409,14 @@ def _dropped(
     limits = cohort.options("filter")
     found = collections.Counter(reasons)
     groups = []
-    order = [*data.REASONS, *sorted(set(found) - set(data.REASONS))]
+    order = [*REASONS, *sorted(set(found) - set(REASONS))]
     for name in order:
         own = [card for card in cards if card["reason"] == name]
         if found[name]:
             groups.append(
                 {
                     "reason": name,
-                    "words": data.REASONS[name].words if name in data.REASONS else "",
+                    "words": REASONS[name].text if name in REASONS else "",
                     "limit": data.limit_words(name, limits),
                     "tiles": found[name],
                     "cards": own,
@@ -445,7 +446,7 @@ def _cards(
         if not uris:
             break
         reason = row["reason"] or ""
-        measure = data.REASONS[reason].measure if reason in data.REASONS else None
+        measure = REASONS[reason].column if reason in REASONS else None
         cards.append(
             {
                 "tile": row["tile"],

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -485,27 +484,6 @@ def test_the_options_of_three_stages_are_kept(tmp_path: Path) -> None:
     assert "target" not in kept["options_mask"], "the index says what is trained on"
 
 
-def test_tiles_on_which_the_engines_disagree_are_refused_when_that_is_asked(
-    tmp_path: Path,
-) -> None:
-    """The lower of Dice and sign counts; where no cell matched, Dice; null is no agreement."""
-    table = wide(tmp_path).run()
-    dice = [0.9, 0.9, 0.4, 0.9, None, 0.5, 0.8, 0.8, 0.1]
-    sign = [0.9, 0.4, 0.9, None, 0.9, 0.5, 0.8, 0.8, None]
-    for name, values in (("dice", dice), ("sign", sign)):
-        place = table.schema.get_field_index(f"deepliif_agreement_{name}")
-        table = table.set_column(
-            place, f"deepliif_agreement_{name}", pa.array(values, pa.float64())
-        )
-    before = filter.refusals(table, FilterOptions())
-    engines = ("deepliif", "stain")
-    np.testing.assert_array_equal(filter.refusals(table, FilterOptions(), engines, None), before)
-    found = filter.refusals(table, FilterOptions(), engines, 0.5)
-    kept = np.array([True, False, False, True, True, True, True, True, False])
-    np.testing.assert_array_equal(found == "disputed_mask", (before == "") & ~kept)
-    np.testing.assert_array_equal(found[kept], before[kept])
-
-
 @pytest.mark.parametrize(("word", "engines"), [("much", ("a", "b")), ("0.5", ("stain",))])
 def test_agreement_that_cannot_be_asked_for_is_an_error(
     tmp_path: Path, word: str, engines: tuple[str, ...]
@@ -522,13 +500,6 @@ def test_agreement_that_cannot_be_asked_for_is_an_error(
             require_agreement=word,
             options=FilterOptions(),
         )
-
-
-def test_refusals_leave_the_table_alone(tmp_path: Path) -> None:
-    table = wide(tmp_path).run()
-    found = filter.refusals(table, FilterOptions(tissue_fraction_min=0.2))
-    assert found.shape == (9,)
-    assert np.count_nonzero(found == "") == 3
 
 
 def test_golden(tmp_path: Path) -> None:

@@ -1,0 +1,154 @@
+"""The criteria that a tile must meet: the one table that stage filter and the report derive from.
+
+A new criterion is a row of `CRITERIA` and an option of stage filter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ACCEPTED = "accepted"
+"""What tables of counts name an accepted tile, in the place of a reason."""
+
+Mask = npt.NDArray[np.bool_]
+
+_COMPARE: dict[str, Callable[[npt.NDArray[np.float64], float], Mask]] = {
+    ">=": np.greater_equal,
+    "<=": np.less_equal,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """One bound on one column of the table of tiles, and the reason of the tiles that miss it."""
+
+    reason: str
+    """In the column `reason`; two criteria may share one."""
+    text: str
+    """The reason in words, for a page."""
+    option: str
+    """Key of section `filter` with the bound; none there: the criterion is not applied."""
+    column: str | None = None
+    """The measure; `agreement` is that of the mask engines; None: the option is a switch."""
+    direction: str = ">="
+    """`>=` or `<=`: how an accepted tile compares with the bound. NaN and null meet no bound."""
+
+
+CRITERIA = (
+    Criterion("registration_review", "its pair's registration is under review", "accept_review"),
+    # Sharpness comes after tissue, because the noise of an empty tile is sharp.
+    Criterion("low_tissue", "too little tissue", "tissue_fraction_min", "tissue_fraction"),
+    Criterion(
+        "outside_her2", "HER2 does not cover it", "her2_coverage_min", "her2_coverage_fraction"
+    ),
+    Criterion("folded", "the displacement folds in it", "folding_max", "folding_fraction", "<="),
+    Criterion(
+        "misregistered",
+        "registered badly at this place",
+        "registration_error_max_um",
+        "registration_error_um",
+        "<=",
+    ),
+    Criterion(
+        "misregistered",
+        "registered badly at this place",
+        "registration_margin_min",
+        "registration_margin",
+    ),
+    Criterion("blurred_he", "blurred on H&E", "he_sharpness_min", "he_sharpness"),
+    Criterion("blurred_her2", "blurred on HER2", "her2_sharpness_min", "her2_sharpness"),
+    Criterion(
+        "unlike_histograms",
+        "haematoxylin unlike on the two stains",
+        "histogram_similarity_min",
+        "histogram_similarity",
+    ),
+    Criterion("disputed_mask", "the two mask engines disagree", "require_agreement", "agreement"),
+)
+"""In the order in which they are applied: the first that a tile misses is its reason."""
+
+REASONS: dict[str, Criterion] = {}
+"""The reasons in order, each with the first of its criteria."""
+for _criterion in CRITERIA:
+    REASONS.setdefault(_criterion.reason, _criterion)
+
+MEASURES = {
+    "tissue_fraction": ("Tissue on H&E", "share of the tile"),
+    "her2_tissue_fraction": ("Tissue on HER2", "share of the tile"),
+    "her2_coverage_fraction": ("Covered by HER2", "share of the tile"),
+    "he_sharpness": ("Sharpness of H&E", "variance of the Laplacian, at 0.5 µm/px"),
+    "her2_sharpness": ("Sharpness of HER2", "variance of the Laplacian, at 0.5 µm/px"),
+    "histogram_similarity": ("Histogram similarity", "correlation, −1 to 1"),
+    "folding_fraction": ("Folded by the displacement", "share of the tile"),
+    "registration_error_um": ("Estimated error of registration", "µm"),
+}
+"""Title and unit of the measures that a page shows as histograms."""
+
+
+def refusals(
+    table: pa.Table, limits: Mapping[str, Any], engines: Sequence[str] = ()
+) -> npt.NDArray[np.str_]:
+    """Return the first reason against each tile, (N,); an empty text for an accepted tile.
+
+    Args:
+        table: columns of `tables.TILE` with `dataset`, `registration` and those of `engines`.
+        limits: options of stage filter, by name.
+        engines: mask engines, two or more where `require_agreement` is not None.
+    """
+    reasons = np.full(table.num_rows, "", dtype="U24")
+    for criterion in CRITERIA:
+        reasons[(reasons == "") & _missed(criterion, table, limits, engines)] = criterion.reason
+    return reasons
+
+
+def _missed(
+    criterion: Criterion, table: pa.Table, limits: Mapping[str, Any], engines: Sequence[str]
+) -> Mask:
+    """Return which tiles miss a criterion, (N,)."""
+    limit = limits[criterion.option]
+    if criterion.column is None:
+        return _is_in(table, "registration", ["review"]) & (not limit)
+    if limit is None:
+        return np.zeros(table.num_rows, np.bool_)
+    if criterion.column == "agreement":
+        values = _agreement(table, engines)
+    else:
+        values = _column(table, criterion.column)
+    missed = ~_COMPARE[criterion.direction](values, limit)
+    if criterion.reason == "misregistered":
+        # A registered pair has no certificate, and a pair that a person accepted was looked at. Of
+        # the others, a place where nothing could be measured is not trusted.
+        certified = _is_in(table, "registration", ["pass", "review"])
+        missed &= certified | np.isfinite(_column(table, "registration_error_um"))
+    if criterion.reason == "unlike_histograms":
+        missed &= _is_in(table, "dataset", limits["histogram_datasets"])
+    return missed
+
+
+def _agreement(table: pa.Table, engines: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Return the least agreement of any two engines; where no cell matched, that of the masks."""
+    columns = (
+        _column(table, f"{engine}_agreement_{name}")
+        for engine in engines
+        for name in ("dice", "sign")
+    )
+    least: npt.NDArray[np.float64] = np.fmin.reduce(list(columns))
+    return least
+
+
+def _column(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
+    values: npt.NDArray[np.float64] = table.column(name).cast(pa.float64()).to_numpy()
+    return values
+
+
+def _is_in(table: pa.Table, column: str, values: Sequence[str]) -> Mask:
+    found = pc.is_in(table.column(column), value_set=pa.array(values, pa.string()))
+    result: Mask = found.to_numpy(zero_copy_only=False)
+    return result

@@ -1,0 +1,66 @@
+"""The table of criteria against stage filter's options, the tables' columns and worked tiles."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hemera import tables
+from hemera.config import FilterOptions
+from hemera.dataset import criteria
+
+LIMITS: dict[str, Any] = {**dataclasses.asdict(FilterOptions()), "require_agreement": None}
+GOOD = {
+    "tissue_fraction": 0.9,
+    "her2_coverage_fraction": 1.0,
+    "folding_fraction": 0.0,
+    "registration_error_um": 10.0,
+    "registration_margin": 0.2,
+    "he_sharpness": 100.0,
+    "her2_sharpness": 100.0,
+    "histogram_similarity": 0.6,
+    "dataset": "bci",
+    "registration": "pass",
+}
+
+
+def test_every_criterion_names_an_option_and_a_column_that_exist() -> None:
+    for criterion in criteria.CRITERIA:
+        assert criterion.option in LIMITS
+        assert criterion.column in {None, "agreement", *tables.TILE.names}
+    assert set(criteria.MEASURES) <= set(tables.TILE.names)
+    assert list(criteria.REASONS) == list(dict.fromkeys(c.reason for c in criteria.CRITERIA))
+
+
+@pytest.mark.parametrize("criterion", [c for c in criteria.CRITERIA if c.column in GOOD])
+def test_a_value_at_the_bound_is_accepted_and_one_beyond_it_or_none_is_not(
+    criterion: criteria.Criterion,
+) -> None:
+    limit = LIMITS[criterion.option]
+    beyond = limit + (-1e-6 if criterion.direction == ">=" else 1e-6)
+    table = pa.Table.from_pylist([{**GOOD, criterion.column: v} for v in (limit, beyond, None)])
+    assert criteria.refusals(table, LIMITS).tolist() == ["", criterion.reason, criterion.reason]
+    if criterion.reason == "misregistered":
+        off = {**LIMITS, "registration_error_max_um": None, "registration_margin_min": None}
+        assert criteria.refusals(table, off).tolist() == ["", "", ""]
+
+
+@pytest.mark.parametrize("engines", [("a", "b"), ("a", "b", "c")])
+def test_the_least_agreement_of_any_two_engines_counts(engines: tuple[str, ...]) -> None:
+    """The lower of Dice and sign; where no cell matched, Dice; null Dice and sign: none."""
+    dice = [0.9, 0.9, 0.4, 0.9, None, 0.5, 0.8, None]
+    sign = [0.9, 0.4, 0.9, None, 0.9, 0.5, 0.8, None]
+    columns: dict[str, list[Any]] = {name: [value] * 8 for name, value in GOOD.items()}
+    for engine in engines:
+        # The row of an engine holds its least agreement: only one of three disagrees with both.
+        mild = engine == "b" and len(engines) == 3
+        columns[f"{engine}_agreement_dice"] = [0.9] * 7 + [None] if mild else dice
+        columns[f"{engine}_agreement_sign"] = [0.9] * 7 + [None] if mild else sign
+    table = pa.table(columns)
+    assert not criteria.refusals(table, LIMITS, engines).any()
+    found = criteria.refusals(table, {**LIMITS, "require_agreement": 0.5}, engines)
+    kept = [True, False, False, True, True, True, True, False]
+    np.testing.assert_array_equal(found == "", kept)
+    assert set(found[found != ""]) == {"disputed_mask"}
