@@ -680,9 +680,6 @@ def _write_map(
         tiles,
         size_px=grid.size_px,
         mpp=grid.mpp,
-        channels=1,
-        codec="deflate",
-        average=False,
         name=f"{shown}: {what}",
     )
 

@@ -523,8 +523,6 @@ def warp_slide(output: Path, sides: Sides, mpp: float | None, quality: int, work
                 ),
                 size_px=size,
                 mpp=mpp,
-                channels=3,
-                codec="jpeg",
                 quality=quality,
                 name=f"{sides.pair}: HER2 on H&E",
             )
