@@ -52,5 +52,5 @@ bench: .venv/installed
 	.venv/bin/python benchmarks/_run.py $(ONLY) $(if $(IMAGES),--images $(abspath $(IMAGES)))
 
 lock: .venv/installed
-	.venv/bin/uv pip compile --system-certs pyproject.toml --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
+	.venv/bin/uv pip compile --system-certs pyproject.toml --all-extras --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock
 	sed -i "s/^LOCK_SHA256=.*/LOCK_SHA256=$$(sha256sum requirements.lock | cut -d' ' -f1)/" envs/hemera.post-deploy.sh

@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=b81ab9e900564226db2087abf3942e3246f942e96b250cb74582111ded22d57a
+LOCK_SHA256=68cc6df3cf0ff9b1171acd82bab550431c368ae6a2b12485ce08f9d3463fa7f3
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2

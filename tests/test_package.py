@@ -57,16 +57,6 @@ def test_there_is_no_stage_without_options_and_rule() -> None:
     assert rules - {"compare_generation"} == {*STAGES, "common", "demo"}
 
 
-def test_the_package_ships_what_it_reads() -> None:
-    """Presets and templates are files beside the code: an installed package needs them too."""
-    package = ROOT / "hemera"
-    patterns = PROJECT["tool"]["setuptools"]["package-data"]["hemera"]
-    shipped = {path for pattern in patterns for path in package.glob(pattern)}
-    files = {path for path in package.rglob("*") if path.is_file() and path.name[0] != "."}
-    data = {path for path in files if path.suffix not in (".py", ".pyc")}
-    assert data <= shipped, sorted(path.name for path in data - shipped)
-
-
 def locked() -> dict[str, list[str]]:
     """Hashes of every package of requirements.lock, by name."""
     text = (ROOT / "requirements.lock").read_text()
