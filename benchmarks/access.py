@@ -23,8 +23,9 @@ from _synthetic import ratio, texture
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from hemera.dataset.shards import ShardReader, ShardWriter, decode, decode_mask, encode, encode_mask
+from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.dataset.torch_dataset import Order, TileDataset
+from hemera.imaging.codecs import decode, decode_mask, encode, encode_mask
 from hemera.masks import label_format
 
 TILE_PX = 512

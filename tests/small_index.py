@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 from hemera import tables
-from hemera.dataset.shards import ShardWriter, encode, encode_mask
+from hemera.dataset.shards import ShardWriter
+from hemera.imaging.codecs import encode, encode_mask
 from hemera.masks import label_format
 
 HEIGHT, WIDTH = 128, 256

@@ -23,7 +23,8 @@ from hemera.config import (
     ScoreOptions,
     TileOptions,
 )
-from hemera.dataset.shards import ShardWriter, encode, encode_mask
+from hemera.dataset.shards import ShardWriter
+from hemera.imaging.codecs import encode, encode_mask
 from hemera.imaging.color import histogram_similarity
 from hemera.masks import label_format
 from hemera.registration.displacement import Displacement, none

@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 from hemera.commands import flags
 from hemera.config import DescribeOptions
-from hemera.dataset.shards import encode
 from hemera.errors import ConfigError, SlideError, TrainingError
+from hemera.imaging.codecs import encode
 from hemera.imaging.color import remap
 from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
 from hemera.imaging.slide import Slide, open_slide

@@ -236,8 +236,8 @@ class TileOptions(Options):
     )
     codec: str = option(
         "jpeg",
-        "how a tile is stored; all but jpeg are lossless",
-        choices=("jpeg", "png", "webp", "jxl"),
+        "how a tile is stored; png is lossless",
+        choices=("jpeg", "png"),
     )
     quality: int = option(95, "quality of jpeg, 4:4:4", ge=1, le=100)
     copy_stored: bool = option(

@@ -22,9 +22,11 @@ import yaml
 from tqdm import tqdm
 
 from hemera import __version__, tables
-from hemera.dataset.shards import ShardReader, ShardWriter, decode, encode, select
+from hemera.dataset.queries import select
+from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.dataset.splits import PARTS
 from hemera.errors import ConfigError, ShardError
+from hemera.imaging.codecs import SUFFIXES, decode, encode, suffix
 from hemera.io.threads import in_order
 
 ROW_GROUP_ROWS = 100
@@ -100,7 +102,7 @@ def choose(
     for shard, prefix in members.values():
         needed += [shard, *(f"{prefix}_{name}" for name in _LOCATION)]
     columns = list(dict.fromkeys([*needed, *pq.read_schema(index).names]))
-    rows = select(index, columns, where=where, network=network, part=split)
+    rows = select(index, columns, where=where, network=network, split=split)
     description = f"accepted tiles of the index {metadata['fingerprint'][:12]}"
     for given, words in ((network, "of {}"), (split, "of {}"), (where, "where {}")):
         description += "" if given is None else ", " + words.format(given)
@@ -148,7 +150,7 @@ def write_webdataset(folder: Path, selection: Selection, shard_mb: float) -> Non
             with ShardWriter(folder / f"{split}-{number:06d}.tar") as writer:
                 for row, members in read_tiles(selection, part):
                     for name, data in members.items():
-                        writer.add(f"{row['tile']}.{name}.{_suffix(data)}", data)
+                        writer.add(f"{row['tile']}.{name}.{suffix(data)}", data)
                     writer.add(f"{row['tile']}.json", _json(row))
                     progress.update()
     _write_card(
@@ -199,7 +201,7 @@ def write_huggingface(folder: Path, selection: Selection, shard_mb: float) -> No
 
 def _images(tile: str, members: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
     return {
-        name: {"bytes": data, "path": f"{tile}.{name}.{_suffix(data)}"}
+        name: {"bytes": data, "path": f"{tile}.{name}.{suffix(data)}"}
         for name, data in members.items()
     }
 
@@ -228,7 +230,6 @@ def write_aligned(
     folder: Path, selection: Selection, codec: str, quality: int, threads: int
 ) -> None:
     """Write ``{split}/{tile}.png`` or ``.jpg``: H&E on the left, HER2 on the right."""
-    suffix = "jpg" if codec == "jpeg" else "png"
 
     def side_by_side(item: tuple[Any, dict[str, bytes]]) -> tuple[str, bytes]:
         row, members = item
@@ -246,7 +247,7 @@ def write_aligned(
         encoded = in_order(side_by_side, read_tiles(selection, rows), threads)
         with contextlib.closing(encoded):
             for tile, data in encoded:
-                (folder / split / f"{tile}.{suffix}").write_bytes(data)
+                (folder / split / f"{tile}.{SUFFIXES[codec]}").write_bytes(data)
                 progress.update()
     words = "lossless PNG" if codec == "png" else f"JPEG of quality {quality}, 4:4:4"
     _write_card(

@@ -21,8 +21,10 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from hemera import tables
-from hemera.dataset.shards import ShardReader, decode, decode_mask, select
+from hemera.dataset.queries import select
+from hemera.dataset.shards import ShardReader
 from hemera.errors import ConfigError, ShardError, TableError, TrainingError
+from hemera.imaging.codecs import decode, decode_mask
 from hemera.masks import label_format
 from hemera.networks.weight_map import registration_weight, weight_map
 
@@ -148,7 +150,7 @@ class TileDataset(Dataset[dict[str, Any]]):
             [*own, *offsets, *lengths, *error],
             where=where,
             network=network,
-            part=part,
+            split=part,
             refused=refused,
         )
         if mask_shard is not None and (lacking := table.column(mask_shard).null_count):

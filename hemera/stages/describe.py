@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from hemera import tables
 from hemera.config import DescribeOptions
-from hemera.dataset.shards import encode
 from hemera.errors import SlideError
+from hemera.imaging.codecs import encode
 from hemera.imaging.color import DENSITY_STEP, density, outline, saturation, tissue_threshold
 from hemera.imaging.slide import Slide, open_slide
 from hemera.sheet import Pair, read_sheet, unit_pairs

@@ -17,6 +17,7 @@ from hemera import tables
 from hemera.config import MaskOptions
 from hemera.dataset import shards
 from hemera.errors import ShardError, TableError
+from hemera.imaging import codecs
 from hemera.io.atomic import replacing
 from hemera.masks import her2_score, stain
 from hemera.masks import label_format as labels
@@ -73,7 +74,7 @@ def run(
             }
             agreement = _agreement(list(made.values()), row["mpp"])
             for name, labelled in made.items():
-                data = shards.encode_mask(labelled.mask)
+                data = codecs.encode_mask(labelled.mask)
                 offset, length = writer.add(f"{row['tile']}.{name}.png", data)
                 mask_rows.append(
                     {
@@ -167,7 +168,7 @@ def _read(tile_shard: Path, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     """Return the HER2 tile of a row."""
     data = shards.read_member(tile_shard, row["her2_offset"], row["her2_length"])
     try:
-        return shards.decode(data)
+        return codecs.decode(data)
     except ShardError as error:
         raise ShardError(
             f"{tile_shard}: {row['tile']}.her2 cannot be decoded; delete the shard and run stage "

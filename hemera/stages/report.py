@@ -22,7 +22,8 @@ from tqdm import tqdm
 from hemera import tables
 from hemera.config import ReportOptions
 from hemera.dataset.criteria import REASONS
-from hemera.dataset.shards import decode, decode_mask, read_member
+from hemera.dataset.shards import read_member
+from hemera.imaging.codecs import decode, decode_mask
 from hemera.imaging.color import histogram_similarity
 from hemera.registration.certificate import LocalQuality
 from hemera.registration.displacement_files import read_displacement

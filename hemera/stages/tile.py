@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from hemera import tables
 from hemera.config import TileOptions
-from hemera.dataset.shards import SUFFIXES, ShardWriter, encode
+from hemera.dataset.shards import ShardWriter
 from hemera.errors import RegistrationError, SheetError, SlideError
+from hemera.imaging.codecs import SUFFIXES, encode
 from hemera.imaging.color import (
     DENSITY_STEP,
     density,

@@ -15,8 +15,9 @@ import yaml
 
 from hemera import tables
 from hemera.dataset import exports
-from hemera.dataset.shards import ShardWriter, encode
+from hemera.dataset.shards import ShardWriter
 from hemera.errors import ConfigError, ShardError
+from hemera.imaging.codecs import encode
 from tests.dataset.test_shards import webdataset_samples
 from tests.small_index import write_index
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
-from hemera.dataset.shards import ShardWriter, encode, encode_mask
+from hemera.dataset.shards import ShardWriter
 from hemera.dataset.torch_dataset import Order, Texts, TileDataset, Weighting, turned
 from hemera.errors import ConfigError, ShardError, TrainingError
+from hemera.imaging.codecs import encode, encode_mask
 from hemera.masks import label_format
 from hemera.networks.weight_map import weight_map
 from tests.small_index import write_index
@@ -285,7 +286,7 @@ def test_what_cannot_be_cut_or_turned_names_tile_and_remedy(index):
         ({"flips": (2,)}, r"flips: \(2,\); give axes"),
         ({"seed": -1}, "seed: -1; give at least 0"),
         ({"where": "colour == 'red'"}, "where: .*colour"),
-        ({"part": "validation"}, "part: 'validation' is none"),
+        ({"part": "validation"}, "split: 'validation' is unknown"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_once(index, arguments, words):

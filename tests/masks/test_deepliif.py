@@ -647,13 +647,14 @@ def test_the_stage_runs_every_engine_in_the_order_of_the_options(
 ) -> None:
     from hemera import tables
     from hemera.dataset import shards
+    from hemera.imaging import codecs
     from hemera.stages import mask
 
     rows = []
     pictures = {"t_1": tile(seed=1), "t_2": np.full((64, 90, 3), 230, np.uint8)}
     with shards.ShardWriter(tmp_path / "tiles.tar") as writer:
         for name, rgb in pictures.items():
-            offset, length = writer.add(f"{name}.her2.png", shards.encode(rgb, "png"))
+            offset, length = writer.add(f"{name}.her2.png", codecs.encode(rgb, "png"))
             row: dict[str, object] = {field.name: 0 for field in tables.TILE}
             row |= {"tile": name, "pair": "t", "mpp": 0.5, "shard": "tile/tiles.tar"}
             row |= {"he_sha256": "", "her2_sha256": ""}
@@ -677,7 +678,7 @@ def test_the_stage_runs_every_engine_in_the_order_of_the_options(
     ]
     stains = stain.estimate(list(pictures.values()), 0.5)
     expected = deepliif.Model(chosen).segment(pictures["t_1"], 0.5, stains)
-    image = shards.decode_mask(
+    image = codecs.decode_mask(
         shards.read_member(tmp_path / "mask.tar", found[1]["offset"], found[1]["length"])
     )
     np.testing.assert_array_equal(image, expected.mask)

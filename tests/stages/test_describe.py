@@ -8,8 +8,8 @@ from PIL import Image
 
 from hemera import tables
 from hemera.config import DescribeOptions
-from hemera.dataset.shards import decode
 from hemera.errors import ConfigError, SheetError
+from hemera.imaging.codecs import decode
 from hemera.stages import describe
 
 OPTIONS = DescribeOptions()

@@ -18,6 +18,7 @@ from hemera import tables
 from hemera.config import MaskOptions
 from hemera.dataset import shards
 from hemera.errors import ConfigError, EngineError, ShardError, TableError
+from hemera.imaging import codecs
 from hemera.masks import label_format as labels
 from hemera.masks import stain
 from hemera.stages import mask
@@ -50,7 +51,7 @@ def write_unit(
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     shard = folder / "unit.tar"
-    he = shards.encode(np.full((120, 160, 3), 200, np.uint8))
+    he = codecs.encode(np.full((120, 160, 3), 200, np.uint8))
     with shards.ShardWriter(shard) as writer:
         for name, pair, her2 in tiles:
             he_place = writer.add(f"{name}.he.jpg", he)
@@ -75,7 +76,7 @@ TILES = [
 
 @pytest.fixture
 def unit(tmp_path: Path) -> tuple[Path, Path]:
-    return write_unit(tmp_path / "tile", [(n, p, shards.encode(rgb, "png")) for n, p, rgb in TILES])
+    return write_unit(tmp_path / "tile", [(n, p, codecs.encode(rgb, "png")) for n, p, rgb in TILES])
 
 
 def run(unit: tuple[Path, Path], folder: Path, options: MaskOptions = OPTIONS) -> Path:
@@ -138,7 +139,7 @@ def test_stains_are_those_of_the_pair_not_of_the_tile(
     """The gray tile of pair a is glass, which only the pair's other tile can tell."""
     folder = run(unit, tmp_path / "mask")
     row = tables.read(folder / "unit.parquet", tables.MASK).to_pylist()[1]
-    image = shards.decode_mask(
+    image = codecs.decode_mask(
         shards.read_member(folder / "unit.tar", row["offset"], row["length"])
     )
     own = stain.estimate([TILES[1][2], TILES[3][2]], MPP)
@@ -150,7 +151,7 @@ def test_the_order_of_tiles_of_another_pair_changes_nothing(
     unit: tuple[Path, Path], tmp_path: Path
 ) -> None:
     alone = write_unit(
-        tmp_path / "alone", [(n, p, shards.encode(r, "png")) for n, p, r in TILES if p == "b"]
+        tmp_path / "alone", [(n, p, codecs.encode(r, "png")) for n, p, r in TILES if p == "b"]
     )
     both = tables.read(run(unit, tmp_path / "mask") / "unit.parquet", tables.MASK).to_pylist()
     one = tables.read(run(alone, tmp_path / "one") / "unit.parquet", tables.MASK).to_pylist()
@@ -186,7 +187,7 @@ def test_weights_of_segmentations_that_do_not_make_one_are_refused(
 
 
 def test_a_tile_that_is_no_image_is_named(tmp_path: Path) -> None:
-    good = shards.encode(TILES[0][2], "png")
+    good = codecs.encode(TILES[0][2], "png")
     unit = write_unit(tmp_path / "tile", [("good", "a", good), ("bad", "a", b"\xff\xd8\xff no")])
     with pytest.raises(ShardError, match=r"unit\.tar: bad\.her2 cannot be decoded; .*stage tile"):
         run(unit, tmp_path / "mask")
@@ -218,7 +219,7 @@ def test_only_stain_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("mpp", [0.0, -0.5, math.nan, math.inf, 5000.0])
 def test_a_resolution_that_no_tile_has_is_an_error(tmp_path: Path, mpp: float) -> None:
-    good = shards.encode(TILES[0][2], "png")
+    good = codecs.encode(TILES[0][2], "png")
     unit = write_unit(tmp_path / "tile", [("odd", "a", good)], mpp)
     with pytest.raises(
         TableError, match=r"unit\.parquet: odd has .* um/px; .* run stage tile again"
@@ -252,7 +253,7 @@ def golden_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for mpp in (0.5, 0.3):
         tiles = [
-            (f"{pair}_{k}", pair, shards.encode(golden_tile(7 * k + len(pair), k == 1), "png"))
+            (f"{pair}_{k}", pair, codecs.encode(golden_tile(7 * k + len(pair), k == 1), "png"))
             for pair in ("a", "bb")
             for k in range(4 if pair == "a" else 1)
         ]

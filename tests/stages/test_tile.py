@@ -10,8 +10,9 @@ from PIL import Image
 
 from hemera import tables
 from hemera.config import DescribeOptions, FilterOptions, TileOptions
-from hemera.dataset.shards import decode, read_member
+from hemera.dataset.shards import read_member
 from hemera.errors import SheetError
+from hemera.imaging.codecs import decode
 from hemera.imaging.slide import Slide
 from hemera.registration.displacement import Displacement, mirrored, node_points, none
 from hemera.registration.displacement_files import read_displacement, write_displacement

@@ -1,0 +1,123 @@
+"""Tiles and label images as bytes: JPEG and PNG, and the stored JPEG tiles of TIFF files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from hemera.errors import ShardError
+from hemera.io.faults import translated
+
+RGB = npt.NDArray[np.uint8]
+
+SUFFIXES = {"jpeg": "jpg", "png": "png"}
+"""File name suffix of each codec of tiles."""
+
+JPEG_MAGIC = b"\xff\xd8\xff"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+_ADOBE = re.compile(rb"\xff\xee..Adobe.{6}(.)", re.DOTALL)
+_ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
+"""Adobe's marker with colour transform 0: the channels are RGB."""
+_JPEG_HEAD = 2048
+"""Bytes of a JPEG file in which Adobe's marker is looked for."""
+
+
+def encode(rgb: RGB, codec: str = "jpeg", quality: int = 95) -> bytes:
+    """Encode a tile (H, W, 3) as jpeg (4:4:4) or png, which is lossless and ignores `quality`.
+
+    Raises:
+        ShardError: when there is no such codec.
+    """
+    pixels = np.ascontiguousarray(rgb)
+    if codec == "jpeg":
+        return bytes(
+            simplejpeg.encode_jpeg(
+                pixels, quality=quality, colorspace="RGB", colorsubsampling="444"
+            )
+        )
+    if codec == "png":
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    raise ShardError(f"tile.codec: no codec {codec!r}; choose from {', '.join(SUFFIXES)}")
+
+
+def suffix(data: bytes) -> str:
+    """Return the file name suffix of the bytes of a tile.
+
+    Raises:
+        ShardError: when they are neither JPEG nor PNG.
+    """
+    if data.startswith(JPEG_MAGIC):
+        return SUFFIXES["jpeg"]
+    if data.startswith(PNG_MAGIC):
+        return SUFFIXES["png"]
+    raise ShardError("tile: neither JPEG nor PNG; run the stage tile again")
+
+
+def decode(data: bytes) -> RGB:
+    """Decode a tile to (H, W, 3) RGB.
+
+    Raises:
+        ShardError: when the bytes are not an 8-bit RGB image in JPEG or PNG.
+    """
+    jpeg = suffix(data) == SUFFIXES["jpeg"]
+    with translated(ShardError, "tile: cannot be decoded ({error}); run the stage tile again"):
+        if jpeg:
+            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"), np.uint8)
+        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if bgr is None:
+            raise ValueError("damaged PNG")
+        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def encode_mask(mask: npt.NDArray[np.uint8]) -> bytes:
+    """Encode a label image (H, W) as gray PNG."""
+    # Run-length encoding suits label images: they are runs of few values.
+    parameters = [cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_STRATEGY, 3]
+    return cv2.imencode(".png", np.ascontiguousarray(mask), parameters)[1].tobytes()
+
+
+def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
+    """Decode a label image to (H, W) uint8.
+
+    Raises:
+        ShardError: when the bytes are not a gray 8-bit image.
+    """
+    with translated(ShardError, "mask: cannot be decoded ({error}); run mask again"):
+        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if mask is None or mask.dtype != np.uint8 or mask.ndim != 2:
+        raise ShardError("mask: not a gray 8-bit PNG; run mask again")
+    return np.asarray(mask, np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredJpeg:
+    """Makes JPEG files of the stored tiles of a TIFF page, without decoding them.
+
+    Attributes:
+        tables: quantization and Huffman tables, which a page may store once for all tiles; the
+            bytes of the tag ``JPEGTables``.
+        rgb: the page stores RGB, not YCbCr.
+    """
+
+    tables: bytes
+    rgb: bool
+
+    def file(self, tile: bytes) -> bytes | None:
+        """Return the JPEG file of a stored tile; None where tile and page disagree on its colours.
+
+        The compressed pixels are kept byte by byte.
+        """
+        adobe = _ADOBE.search(tile, 0, _JPEG_HEAD)
+        if adobe and (adobe[1] == b"\0") != self.rgb:
+            return None
+        marker = _ADOBE_RGB if self.rgb and not adobe else b""
+        # Without the first and the last marker; some writers append bytes to the last.
+        tables = self.tables[2 : max(2, self.tables.rfind(b"\xff\xd9"))]
+        return b"\xff\xd8" + marker + tables + tile[2:]
