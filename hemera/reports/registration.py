@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from hemera.registration.certificate import LocalQuality
 from hemera.registration.displacement import Displacement, map_points
+from hemera.registration.local_quality import LocalQuality
+from hemera.registration.verdict import FAIL, SIGNALS, VERDICTS, log_scale
 from hemera.reports import pictures
 from hemera.reports.html import count, duration, number, percent, plural
 
@@ -37,60 +36,11 @@ OWN = "none: a map made elsewhere, which the sheet names"
 NAMES_MAX = 5
 """Pairs that a warning names."""
 
-VERDICTS = ("fail", "review", "pass")
-"""Worst first."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Signal:
-    """One row of a certificate: what it says, and the options that hold its limits."""
-
-    words: str
-    passes: str | None = None
-    fails: str | None = None
-    at_least: bool = True
-    share: bool = False
-
-
-SIGNALS = {
-    "tile_ok": Signal(
-        "tissue fields that match best in place", "tile_ok_pass", "tile_ok_fail", share=True
-    ),
-    "lncc": Signal("median local correlation of haematoxylin", "lncc_pass", "lncc_fail"),
-    "ncc_margin": Signal(
-        "correlation above the best of 36 shifts", "ncc_margin_pass", "ncc_margin_fail"
-    ),
-    "match_fraction": Signal(
-        "matches near the similarity fitted to them",
-        "match_fraction_pass",
-        "match_fraction_fail",
-        share=True,
-    ),
-    "match_count": Signal("matches"),
-    "mirror_probe": Signal(
-        "matches over those of the mirror image", "mirror_probe_pass", "mirror_probe_fail"
-    ),
-    "coverage_fraction": Signal("H&E tissue that HER2 covers", "coverage_pass", share=True),
-    "folding_fraction": Signal(
-        "folded tissue", "folding_pass", "folding_fail", at_least=False, share=True
-    ),
-    "anisotropy": Signal(
-        "ratio of the two scales", "anisotropy_max", "anisotropy_max", at_least=False
-    ),
-    "log_scale": Signal(
-        "|log| of the scale of the affine part", "log_scale_max", "log_scale_max", at_least=False
-    ),
-    "rotation_deg": Signal("rotation, degrees"),
-    "displacement_median_um": Signal("median displacement, µm"),
-    "error_median_um": Signal("estimated error, median, µm"),
-    "error_p90_um": Signal("estimated error, 90th percentile, µm"),
-}
-
 
 def worst_first(row: Mapping[str, Any]) -> tuple[int, float, str]:
     """Return what to sort rows of `tables.CERTIFICATE` by: verdict, then `tile_ok`, then name."""
     tile_ok = row["tile_ok"]
-    return VERDICTS.index(row["verdict"]), -1.0 if tile_ok is None else tile_ok, row["pair"]
+    return -VERDICTS.index(row["verdict"]), -1.0 if tile_ok is None else tile_ok, row["pair"]
 
 
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -111,7 +61,7 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             for row in rows
             if row["mirrored_by"] == "probe"
             and row["mirrored"] is mirrored
-            and row["verdict"] != "fail"
+            and row["verdict"] != FAIL
         ]
         if names:
             more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
@@ -139,8 +89,7 @@ def certificate(
     Returns:
         What was measured, and the names of what has limits and was not.
     """
-    scale = row["scale"]
-    values = {**row, "log_scale": abs(math.log(scale)) if scale else None}
+    values = {**row, "log_scale": log_scale(row["scale"])}
     rows, missing = [], []
     for name, signal in SIGNALS.items():
         value = values[name]
@@ -148,21 +97,19 @@ def certificate(
             if signal.passes:
                 missing.append(name)
             continue
-        show = percent if signal.share else number
-        line = {"name": name, "words": signal.words, "value": show(value)}
-        line |= {"passes": "", "fails": "", "state": "none"}
-        good = options.get(signal.passes) if signal.passes else None
-        bad = options.get(signal.fails) if signal.fails else None
-        better, worse, sign = ("≥", "<", 1) if signal.at_least else ("≤", ">", -1)
-        if good is not None:
-            line |= {"passes": f"{better} {show(good)}", "state": "review"}
-            if sign * value >= sign * good:
-                line["state"] = "pass"
-        if bad is not None:
-            line["fails"] = f"{worse} {show(bad)}"
-            if sign * value < sign * bad:
-                line["state"] = "fail"
-        rows.append(line)
+        show = percent if signal.is_fraction else number
+        better, worse = ("≥", "<") if signal.at_least else ("≤", ">")
+        good, bad = (options.get(name) if name else None for name in (signal.passes, signal.fails))
+        rows.append(
+            {
+                "name": name,
+                "words": signal.label,
+                "value": show(value),
+                "passes": "" if good is None else f"{better} {show(good)}",
+                "fails": "" if bad is None else f"{worse} {show(bad)}",
+                "state": signal.grade(value, options) or "none",
+            }
+        )
     return rows, missing
 
 

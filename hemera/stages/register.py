@@ -15,16 +15,19 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from hemera import tables
 from hemera.config import RegisterOptions
 from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.imaging.slide import LOST_MAX, Slide, open_slide
-from hemera.registration import certificate as certificates
 from hemera.registration import deeperhistreg
 from hemera.registration import displacement as fields
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement, write_displacement
+from hemera.registration.local_quality import LocalQuality
+from hemera.registration.signals import Signals, measure
+from hemera.registration.verdict import Verdict, judge, prefer_rigid
 from hemera.sheet import Pair, read_sheet
 
 log = logging.getLogger(__name__)
@@ -73,8 +76,8 @@ class _Result:
     """What a try came to."""
 
     map: Displacement
-    verdict: certificates.Verdict
-    local: certificates.LocalQuality | None
+    verdict: Verdict
+    local: LocalQuality | None
     row: dict[str, Any]
 
     @property
@@ -153,7 +156,7 @@ def run(
     write_displacement(displacement, found)
     metadata = tables.provenance(options)
     tables.write(certificate, [row], tables.CERTIFICATE, metadata)
-    rows = [] if local is None else _quality_rows(pair.pair, local)
+    rows = [] if local is None else pa.table(local.to_columns(pair.pair))
     tables.write(quality, rows, tables.QUALITY, metadata)
 
 
@@ -226,7 +229,7 @@ def _register(
         log.info("pair %s: %s", pair.pair, words)
         if best is None or result.order < best.order:
             best = result
-        if not verdict.mendable:
+        if not verdict.retryable:
             break
     assert best is not None
     return best, attempts
@@ -252,8 +255,8 @@ def _certify(
         raise _OwnMapError(str(error)) from error
     fixed, moving, mpp = _read_both(pair, described, options)
     signals = _signals({"own": own}, described, fixed, moving, mpp, mirrored)["own"]
-    verdict = certificates.judge(
-        signals, _limits(options), match_count=None, match_fraction=None, matched=False,
+    verdict = judge(
+        signals, options, match_count=None, match_fraction=None, matched=False,
         mirrored=mirrored,
     )  # fmt: skip
     row = {
@@ -342,7 +345,7 @@ def _try(
         "mirror_probe": probe,
     }
     if outcome.rigid is None:
-        failed = certificates.Verdict("fail", outcome.reason, mendable=True)
+        failed = Verdict("fail", outcome.reason, retryable=True)
         return _Result(fields.none(), failed, None, {**found, "map": "none"})
     maps = {"rigid": outcome.rigid}
     if outcome.nonrigid is not None:
@@ -353,19 +356,19 @@ def _try(
         coarse = _coarsened(d, TOLERANCE_PX * described["he"]["mpp"])
         maps[name] = fields.mirrored(coarse, width_um) if mirrored else coarse
     signals = _signals(maps, described, fixed, moving, mpp, mirrored)
-    rigid_kept = "nonrigid" in maps and certificates.prefer_rigid(
+    rigid_kept = "nonrigid" in maps and prefer_rigid(
         signals["nonrigid"], signals["rigid"], options.rigid_tolerance
     )
     kept = "rigid" if rigid_kept or "nonrigid" not in maps else "nonrigid"
-    verdict = certificates.judge(
+    verdict = judge(
         signals[kept],
-        _limits(options),
+        options,
         match_count=outcome.match_count,
         match_fraction=outcome.match_fraction,
         mirror_probe=probe,
         rigid_kept=rigid_kept,
         mirrored=mirrored,
-        against_sheet=pair.mirrored and not mirrored,
+        contradicts_sheet=pair.mirrored and not mirrored,
     )
     affine = maps["rigid"].affine
     rigid = np.column_stack([affine.matrix, affine.offset_um]).ravel().tolist()
@@ -388,7 +391,7 @@ def _read_both(
     return _read(pair.he, he, mpp), _read(pair.her2, her2, mpp), mpp
 
 
-def _measured(signals: certificates.Signals) -> dict[str, Any]:
+def _measured(signals: Signals) -> dict[str, Any]:
     """Return the signals that the certificate holds, by name."""
     return {
         name: getattr(signals, name) for name in tables.CERTIFICATE.names if hasattr(signals, name)
@@ -402,12 +405,12 @@ def _signals(
     moving: RGB,
     mpp: float,
     mirrored: bool,
-) -> dict[str, certificates.Signals]:
+) -> dict[str, Signals]:
     """Measure each map on the slides as they were read, whatever the engine was given."""
     factor = max(1, round(max(fixed.shape) / CERTIFICATE_SIDE_PX))
     small_fixed, small_moving = _reduce(fixed, factor), _reduce(moving, factor)
     return {
-        name: certificates.measure(
+        name: measure(
             small_fixed,
             small_moving,
             d,
@@ -456,30 +459,6 @@ def _size_um(described: Mapping[str, Any]) -> tuple[float, float]:
         described["width_px"] * described["mpp"],
         described["height_px"] * described["mpp"],
     )
-
-
-def _quality_rows(pair: str, local: certificates.LocalQuality) -> list[dict[str, Any]]:
-    return [
-        {
-            "pair": pair,
-            "x_um": float(centre[0]),
-            "y_um": float(centre[1]),
-            "side_um": local.side_um,
-            "step_um": local.step_um,
-            "ncc": float(ncc),
-            "best_shifted_ncc": float(best),
-            "residual_x_um": float(residual[0]),
-            "residual_y_um": float(residual[1]),
-        }
-        for centre, ncc, best, residual in zip(
-            local.centres_um, local.ncc, local.best_shifted, local.residuals_um, strict=True
-        )
-    ]
-
-
-def _limits(options: RegisterOptions) -> certificates.Limits:
-    names = [field.name for field in dataclasses.fields(certificates.Limits)]
-    return certificates.Limits(**{name: getattr(options, name) for name in names})
 
 
 def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:

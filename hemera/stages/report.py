@@ -25,8 +25,8 @@ from hemera.dataset.criteria import REASONS
 from hemera.dataset.shards import read_member
 from hemera.imaging.codecs import decode, decode_mask
 from hemera.imaging.color import histogram_similarity
-from hemera.registration.certificate import LocalQuality
 from hemera.registration.displacement_files import read_displacement
+from hemera.registration.local_quality import LocalQuality
 from hemera.reports import charts, data, pictures, registration
 from hemera.reports.html import fixed, number, percent, write_page
 from hemera.sheet import Pair, read_sheet, units

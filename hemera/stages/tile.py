@@ -36,9 +36,9 @@ from hemera.interop.geojson import read_polygons
 from hemera.io.atomic import replacing
 from hemera.io.threads import in_order
 from hemera.registration import displacement as fields
-from hemera.registration.certificate import LocalQuality
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement
+from hemera.registration.local_quality import LocalQuality
 from hemera.registration.verdict import effective_verdict
 from hemera.registration.warping import read_displaced
 from hemera.sheet import Pair, read_sheet, unit_pairs

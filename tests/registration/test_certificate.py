@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 
 from hemera.config import RegisterOptions
-from hemera.registration import certificate as ct
 from hemera.registration import displacement as dp
+from hemera.registration.local_quality import LocalQuality
+from hemera.registration.signals import Signals, tissue
+from hemera.registration.signals import measure as measured
+from hemera.registration.verdict import judge, prefer_rigid
 from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_UM, MPP, sections, to_moving
 
-LIMITS = ct.Limits(
-    **{
-        field.name: getattr(RegisterOptions(), field.name)
-        for field in dataclasses.fields(ct.Limits)
-    }
-)
-GOOD = ct.Signals(
-    ct.LocalQuality(np.zeros((0, 2)), np.zeros(0), np.zeros(0), np.zeros((0, 2)), 1.0, 1.0),
+LIMITS = RegisterOptions()
+GOOD = Signals(
+    LocalQuality(np.zeros((0, 2)), np.zeros(0), np.zeros(0), np.zeros((0, 2)), 1.0, 1.0),
     tile_ok=0.9,
     lncc=0.3,
     ncc=0.7,
@@ -46,7 +44,7 @@ def pair():
 
 def measure(pair, d, moving=None, **more):
     fixed, own = pair
-    return ct.measure(
+    return measured(
         fixed,
         own if moving is None else moving,
         d,
@@ -59,7 +57,7 @@ def measure(pair, d, moving=None, **more):
 
 
 def judged(signals, **more):
-    return ct.judge(signals, LIMITS, **{"match_count": 200, "match_fraction": 0.9} | more)
+    return judge(signals, LIMITS, **{"match_count": 200, "match_fraction": 0.9} | more)
 
 
 def verdict(signals, **more):
@@ -121,7 +119,7 @@ class TestMeasure:
             return points - (FIXED_UM[0] / 2, 0)
 
         signals = measure(pair, made(half))
-        inside = ct.tissue(pair[0], 1.0)
+        inside = tissue(pair[0], 1.0)
         expected = inside[:, FIXED_PX[0] // 2 :].sum() / inside.sum()
         assert signals.coverage_fraction == pytest.approx(expected, abs=0.01)
 
@@ -129,7 +127,7 @@ class TestMeasure:
         whole = made(to_moving)
         half = dp.Displacement(np.ascontiguousarray(whole.vectors_um[:, : FIXED_PX[0] // 2]), MPP)
         signals = measure(pair, half)
-        inside = ct.tissue(pair[0], 1.0)
+        inside = tissue(pair[0], 1.0)
         expected = inside[:, : FIXED_PX[0] // 2].sum() / inside.sum()
         assert signals.coverage_fraction == pytest.approx(expected, abs=0.02)
         assert verdict(signals)[0] == "review"
@@ -137,7 +135,7 @@ class TestMeasure:
     def test_a_right_map_onto_half_a_slide_is_review_for_its_coverage(self, pair):
         fixed, moving = pair
         half = moving.shape[1] // 2
-        signals = ct.measure(
+        signals = measured(
             fixed,
             moving[:, :half],
             made(to_moving),
@@ -182,7 +180,7 @@ class TestMeasure:
     def test_unequal_resolutions_give_the_same(self, pair):
         fixed, moving = pair
         double = np.repeat(np.repeat(moving, 2, axis=0), 2, axis=1)
-        signals = ct.measure(
+        signals = measured(
             fixed,
             double,
             made(to_moving),
@@ -235,7 +233,7 @@ class TestMeasure:
 
     def test_squares_reach_the_end_of_the_slide(self, pair):
         fixed, moving = (np.ascontiguousarray(image[80:230, 120:260]) for image in pair)
-        local = ct.measure(
+        local = measured(
             fixed, moving, dp.identity(560.0, 600.0, 4.0), fixed_mpp=4.0, moving_mpp=4.0,
             fixed_size_um=(560.0, 600.0), moving_size_um=(560.0, 600.0),
         ).local  # fmt: skip
@@ -252,7 +250,7 @@ class TestMeasure:
 
 
 class TestAt:
-    LOCAL = ct.LocalQuality(
+    LOCAL = LocalQuality(
         centres_um=np.array([[100.0, 200.0], [150.0, 200.0], [100.0, 250.0]]),
         ncc=np.array([0.5, 0.3, 0.1]),
         best_shifted=np.array([0.4, 0.4, 0.4]),
@@ -346,14 +344,14 @@ class TestJudge:
         assert reason is None or "mirror_probe" in reason
 
     def test_another_try_cannot_mend_coverage_or_the_sheet(self):
-        assert not judged(GOOD).mendable
-        assert not judged(dataclasses.replace(GOOD, coverage_fraction=0.5)).mendable
-        contradicted = judged(GOOD, against_sheet=True)
+        assert not judged(GOOD).retryable
+        assert not judged(dataclasses.replace(GOOD, coverage_fraction=0.5)).retryable
+        contradicted = judged(GOOD, contradicts_sheet=True)
         assert contradicted.verdict == "review"
         assert "the sheet says mirrored" in contradicted.reason
-        assert not contradicted.mendable
-        assert judged(GOOD, rigid_kept=True).mendable
-        assert judged(dataclasses.replace(GOOD, lncc=0.1, coverage_fraction=0.5)).mendable
+        assert not contradicted.retryable
+        assert judged(GOOD, rigid_kept=True).retryable
+        assert judged(dataclasses.replace(GOOD, lncc=0.1, coverage_fraction=0.5)).retryable
 
     def test_a_rigid_map_that_was_kept_is_never_a_pass(self):
         found, reason = verdict(GOOD, rigid_kept=True)
@@ -370,7 +368,7 @@ class TestJudge:
 
     def test_the_limits_are_options(self):
         strict = dataclasses.replace(LIMITS, tile_ok_pass=0.95, tile_ok_fail=0.92)
-        assert ct.judge(GOOD, strict, match_count=9, match_fraction=1.0).verdict == "fail"
+        assert judge(GOOD, strict, match_count=9, match_fraction=1.0).verdict == "fail"
 
 
 class TestPreferRigid:
@@ -381,4 +379,4 @@ class TestPreferRigid:
     def test_the_rigid_map_is_kept_where_nonrigid_lowers_tile_ok(self, nonrigid, rigid, expected):
         a = dataclasses.replace(GOOD, tile_ok=nonrigid)
         b = dataclasses.replace(GOOD, tile_ok=rigid)
-        assert ct.prefer_rigid(a, b, 0.02) is expected
+        assert prefer_rigid(a, b, 0.02) is expected

@@ -21,8 +21,8 @@ from hemera.config import (
     TrainSegmentationOptions,
 )
 from hemera.masks import label_format
-from hemera.registration.certificate import LocalQuality
 from hemera.registration.displacement import Displacement, none
+from hemera.registration.local_quality import LocalQuality
 from hemera.reports import Example, charts, data, evaluation_page, pictures, registration
 from hemera.reports.html import DASH, count, duration, fixed, number, percent, plural
 from tests.small_results import tissue

@@ -1,0 +1,231 @@
+"""Signals of a registration certificate, measured on a displacement and both images.
+
+They do not depend on what the registration engine reports about its own result. Thresholds are in
+`hemera.registration.verdict`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from hemera.imaging.color import haematoxylin, optical_density, tissue_threshold
+from hemera.registration.displacement import Displacement, fit_affine, folding_fraction, map_grid
+from hemera.registration.local_quality import LocalQuality, directions, measure_local_quality
+
+RGB = npt.NDArray[np.uint8]
+Gray = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+# Lengths as a fraction of the diagonal of the H&E image.
+WINDOW = 0.025
+MARGIN_SHIFTS = (0.03, 0.06, 0.12)
+SMOOTHING = 2 / 1400
+"""2 px where the image is about 1,000 px a side."""
+
+TISSUE_OTSU = 0.6
+TISSUE_DENSITY_MIN = 0.04
+"""Least optical density of tissue: Otsu's threshold of a blank slide is that of its noise."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Signals:
+    """What is measured on a displacement; None where there is no tissue to measure it on."""
+
+    local: LocalQuality
+    tile_ok: float | None = None
+    """Fraction of tissue squares in which no shifted version matches better; chance: 1/17."""
+    lncc: float | None = None
+    """Median local correlation of haematoxylin over tissue."""
+    ncc: float | None = None
+    """Correlation of haematoxylin over the image."""
+    ncc_margin: float | None = None
+    """The same minus the best of 36 shifts."""
+    rotation_deg: float | None = None
+    scale: float | None = None
+    anisotropy: float | None = None
+    determinant: float | None = None
+    """Of the affine part over tissue, on the slides in um; negative where it mirrors."""
+    folding_fraction: float | None = None
+    """Fraction of tissue over which the displacement folds."""
+    coverage_fraction: float | None = None
+    """Fraction of H&E tissue that maps onto the HER2 image."""
+    displacement_median_um: float | None = None
+    """Median length of the displacement over tissue."""
+    error_median_um: float | None = None
+    """Median of the estimated local errors."""
+    error_p90_um: float | None = None
+    """Their 90th percentile."""
+
+
+def measure(
+    fixed: RGB,
+    moving: RGB,
+    d: Displacement,
+    *,
+    fixed_mpp: float,
+    moving_mpp: float,
+    fixed_size_um: tuple[float, float],
+    moving_size_um: tuple[float, float],
+    mirrored: bool = False,
+) -> Signals:
+    """Measure a displacement on two images.
+
+    Args:
+        fixed: (H, W, 3) RGB of the H&E slide from its top-left corner, on white, about 1,000 px
+            a side; it may be padded with white at the right and below.
+        moving: (H, W, 3) RGB of the HER2 slide as it is stored.
+        d: the displacement, not empty.
+        fixed_mpp: um per pixel of `fixed`.
+        moving_mpp: um per pixel of `moving`.
+        fixed_size_um: (width, height) of the H&E slide.
+        moving_size_um: (width, height) of the HER2 slide.
+        mirrored: the displacement is meant to mirror.
+    """
+    height, width = fixed.shape[:2]
+    diagonal_px = math.hypot(*fixed_size_um) / fixed_mpp
+    sigma = max(SMOOTHING * diagonal_px, 0.5)
+    he, inside = smooth_haematoxylin(fixed, sigma), tissue(fixed, sigma)
+    nodes = _at_nodes(inside, d, fixed_mpp)
+    folding = folding_fraction(d, nodes, mirrored=mirrored) if nodes.any() else None
+    # A margin on each side, so that shifted versions are defined up to the edge.
+    margin = math.ceil(max(MARGIN_SHIFTS) * diagonal_px) + 1
+    corner_um = -margin * fixed_mpp
+    partners = map_grid(d, corner_um, corner_um, fixed_mpp, width + 2 * margin, height + 2 * margin)
+    moving_diagonal_px = diagonal_px * fixed_mpp / moving_mpp
+    her2 = smooth_haematoxylin(moving, max(SMOOTHING * moving_diagonal_px, 0.5))
+    warped = _sample(her2, partners / moving_mpp)
+    partners = partners[margin : margin + height, margin : margin + width]
+    covered = _covered(d, partners, fixed_mpp, moving_size_um)
+    local = measure_local_quality(he, inside & covered, warped, margin, diagonal_px, fixed_mpp)
+    if not inside.any():
+        return Signals(local, folding_fraction=folding)
+    lncc = ncc = ncc_margin = None
+    if (inside & covered).any():
+        lncc, ncc, ncc_margin = _correlations(he, warped, margin, inside, covered, diagonal_px)
+    # On the pixels of the image, not on the nodes: a coarse grid may miss a small piece of tissue.
+    y, x = np.nonzero(inside)
+    here_um = (np.stack([x, y], axis=-1) + 0.5) * fixed_mpp
+    lengths = np.linalg.norm(partners[y, x] - here_um, axis=1)
+    affine = fit_affine(d, nodes if nodes.sum() >= 16 else None)
+    measured = len(local.ncc) > 0
+    return Signals(
+        local,
+        tile_ok=float(local.ok.mean()) if measured else None,
+        lncc=lncc,
+        ncc=ncc,
+        ncc_margin=ncc_margin,
+        rotation_deg=affine.rotation_deg,
+        scale=affine.scale,
+        anisotropy=affine.anisotropy,
+        determinant=affine.determinant,
+        folding_fraction=folding,
+        coverage_fraction=float(covered[inside].mean()),
+        displacement_median_um=float(np.median(lengths)),
+        error_median_um=float(np.median(local.error_um)) if measured else None,
+        error_p90_um=float(np.percentile(local.error_um, 90)) if measured else None,
+    )
+
+
+def smooth_haematoxylin(rgb: RGB, sigma_px: float) -> Gray:
+    """Return the haematoxylin of an image, blurred: (H, W)."""
+    return np.asarray(cv2.GaussianBlur(haematoxylin(rgb), (0, 0), sigma_px), np.float32)
+
+
+def tissue(rgb: RGB, sigma_px: float) -> Mask:
+    """Outline the tissue by its optical density: (H, W).
+
+    Otsu's threshold is multiplied by 0.6, so that pale tissue beside dark is kept.
+    """
+    blurred = cv2.GaussianBlur(optical_density(rgb).mean(axis=2), (0, 0), 2 * sigma_px)
+    # Steps of 0.005 up to 1.275: finer than any noise, and deeper than blurred tissue.
+    steps = np.clip(np.rint(blurred / 0.005), 0, 255).astype(np.uint8)
+    threshold = max(TISSUE_OTSU * tissue_threshold(steps, 0, 255) * 0.005, TISSUE_DENSITY_MIN)
+    return np.asarray(blurred > threshold, np.bool_)
+
+
+def _at_nodes(inside: Mask, d: Displacement, mpp: float) -> Mask:
+    """Return a mask of pixels at the nodes of a displacement."""
+    rows, columns = (
+        ((np.arange(count) + 0.5) * d.mpp / mpp).astype(np.int64).clip(max=length - 1)
+        for count, length in zip(d.vectors_um.shape[:2], inside.shape, strict=True)
+    )
+    at_nodes: Mask = inside[np.ix_(rows, columns)]
+    return at_nodes
+
+
+def _sample(values: Gray, points_px: Floats) -> Gray:
+    """Sample an image bilinearly at points (h, w, 2) whose pixel edges are integers; 0 outside."""
+    index = (points_px - 0.5).astype(np.float32)
+    sampled = cv2.remap(
+        values,
+        index[..., 0],
+        index[..., 1],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
+    return np.asarray(sampled, np.float32)
+
+
+def _covered(
+    d: Displacement, partners_um: Floats, mpp: float, moving_size_um: tuple[float, float]
+) -> Mask:
+    """Return where H&E maps onto the HER2 image, within one node of the displacement's grid."""
+    within = (partners_um >= 0) & (partners_um <= np.asarray(moving_size_um))
+    # Beyond its nodes a displacement is extrapolated: as in the tiles, it covers nothing there.
+    rows, columns = (
+        (np.arange(length) + 0.5) * mpp <= (count + 1) * d.mpp
+        for length, count in zip(partners_um.shape[:2], d.vectors_um.shape[:2], strict=True)
+    )
+    covered: Mask = within[..., 0] & within[..., 1] & np.outer(rows, columns)
+    return covered
+
+
+def _correlations(
+    he: Gray, warped: Gray, margin: int, inside: Mask, covered: Mask, diagonal_px: float
+) -> tuple[float, float, float]:
+    """Return `lncc`, `ncc` and `ncc_margin`; see `Signals`."""
+    height, width = he.shape
+
+    def shifted(dx: float, dy: float) -> Gray:
+        x, y = margin + round(dx), margin + round(dy)
+        return warped[y : y + height, x : x + width]
+
+    window = max(3, round(WINDOW * diagonal_px) | 1)
+    lncc = float(np.median(local_correlation(he, shifted(0, 0), window)[inside & covered]))
+    ncc = _correlation(he[covered], shifted(0, 0)[covered])
+    best = max(
+        _correlation(he[covered], shifted(dx, dy)[covered])
+        for dx, dy in directions(MARGIN_SHIFTS, 12, diagonal_px)
+    )
+    return lncc, ncc, ncc - best
+
+
+def _correlation(a: Gray, b: Gray) -> float:
+    x = a.astype(np.float64) - a.mean(dtype=np.float64)
+    y = b.astype(np.float64) - b.mean(dtype=np.float64)
+    norm = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
+    return float((x * y).sum()) / norm if norm > 0 else 0.0
+
+
+def local_correlation(a: Gray, b: Gray, side_px: int) -> Floats:
+    """Correlate two images over a square around each pixel: (H, W); 0 where one is flat."""
+
+    def mean(values: Floats) -> Floats:
+        return np.asarray(ndimage.uniform_filter(values, side_px, mode="reflect"))
+
+    # Centred first: variances are differences of means.
+    x, y = (image.astype(np.float64) - float(image.mean(dtype=np.float64)) for image in (a, b))
+    x_mean, y_mean = mean(x), mean(y)
+    x_variance, y_variance = mean(x**2) - x_mean**2, mean(y**2) - y_mean**2
+    covariance = mean(x * y) - x_mean * y_mean
+    usable = (x_variance > 1e-10) & (y_variance > 1e-10)
+    spread = np.sqrt(np.where(usable, x_variance * y_variance, 1.0))
+    return np.where(usable, covariance / spread, 0.0)
