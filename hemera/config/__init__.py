@@ -543,7 +543,7 @@ class ReportOptions(Options):
     """The page about the data."""
 
     section: ClassVar[str] = "report"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     gallery_tiles: int = option(24, "tiles in each gallery", ge=1, le=500)
     worst_pairs: int = option(
@@ -911,7 +911,7 @@ class EvaluateOptions(JudgingOptions):
     """Metrics of both networks on the test subsets."""
 
     section: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     threshold: float = option(0.5, "probability from which a pixel is positive", gt=0, lt=1)
     batch_size: int = option(4, "tiles per step", ge=1)

@@ -1,34 +1,41 @@
-"""Charts as inline SVG: text that scales, prints and needs no script.
+"""Charts as inline SVG, drawn by matplotlib: text stays text, equal values give equal bytes.
 
-Colours are of Okabe and Ito's palette and never the only sign. Every chart has a title that
-screen readers say.
+Colours are those of ``style.css`` (Okabe and Ito's palette). All charts have one width, so that
+their text is legible on a narrow screen and in print, and a title for screen readers.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from hemera.reports.html import number
+from hemera.reports.html import TEMPLATES, number
 
-BLUE, ORANGE, VERMILLION, GREEN, SKY, PURPLE = (
-    "#0072b2",
-    "#e69f00",
-    "#d55e00",
-    "#009e73",
-    "#56b4e9",
-    "#cc79a7",
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = dict(
+    re.findall(r"--([a-z]+): (#[0-9a-f]{6})", (TEMPLATES / "style.css").read_text(encoding="utf-8"))
 )
-GRAY = "#b8bcc2"
-SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
+BLUE, ORANGE, VERMILLION, GREEN, SKY, PURPLE, BROWN, GRAY = (
+    COLORS[name]
+    for name in ("blue", "orange", "vermillion", "green", "sky", "purple", "brown", "gray")
+)
+LINES = tuple(
+    zip((BLUE, VERMILLION, GREEN, PURPLE, ORANGE), ("-", "--", ":", "-.", (0, (4, 2))), strict=True)
+)
+
+WIDTH_PX = 420
+ROW_PX = 36
 
 Values = npt.NDArray[np.float64]
-_Scale = Callable[[float], float]
 
 
 def histogram(
@@ -40,65 +47,43 @@ def histogram(
     bins: int = 40,
     span: tuple[float, float] | None = None,
 ) -> Markup:
-    """Draw stacked bars of how often values occur.
+    """Draw stacked histograms; values beyond the 99.5th percentile count in the last bin.
 
     Args:
         title: what is measured.
-        groups: (name, colour, values), from the bottom up; what is no number is left out.
+        groups: (name, colour, values), from the bottom up; values that are not finite are left out.
         limits: (name, value) of vertical lines.
-        unit: of the values.
-        bins: number of bars.
-        span: both ends of the axis; None: as the values are.
+        unit: label of the axis.
+        bins: number of bins.
+        span: both ends of the axis; None: from the values.
     """
     finite = [values[np.isfinite(values)] for _, _, values in groups]
     everything = np.concatenate(finite) if finite else np.zeros(0)
     if not everything.size:
-        return _nothing(title, "no values")
-    inside = [value for _, value in limits]
-    # The few largest would press all others into one bar: they count in the last one.
-    high = max([float(np.quantile(everything, 0.995)), *inside])
-    low = min([float(everything.min()), *inside])
-    if high - low < 1e-12:
-        low, high = low - 0.5, high + 0.5
-    margin = 0.02 * (high - low)
-    low, high = (low - margin if low else 0.0), high + margin
-    if span is not None:
-        low, high = span
-    edges = np.linspace(low, high, bins + 1)
-    heights = [np.histogram(np.clip(values, low, high), edges)[0] for values in finite]
-    top = max(1, int(np.sum(heights, axis=0).max()))
-    width, height, left, right, head, foot = 420, 190, 46, 12, 14, 40
-    plot_w, plot_h = width - left - right, height - head - foot
-
-    def x(value: float) -> float:
-        return left + (value - low) / (high - low) * plot_w
-
-    parts = [_grid_y(top, left, head, plot_w, plot_h)]
+        return _empty(title)
+    if span is None:
+        known = [value for _, value in limits]
+        low = min([float(everything.min()), *known])
+        high = max([float(np.quantile(everything, 0.995)), *known])
+        margin = 0.02 * (high - low) or 0.5
+        span = (low - margin if low else 0.0), high + margin
+    edges = np.linspace(*span, bins + 1)
+    axes = _axes(190, left=48, bottom=40, top=18)
     base = np.zeros(bins)
-    for (_, colour, _), counts in zip(groups, heights, strict=True):
-        path = []
-        for k in np.flatnonzero(counts):
-            y1 = head + plot_h * (1 - (base[k] + counts[k]) / top)
-            tall = plot_h * counts[k] / top
-            path.append(
-                f"M{x(edges[k]) + 0.4:.1f} {y1:.1f}h{plot_w / bins - 0.8:.1f}v{tall:.1f}"
-                f"h-{plot_w / bins - 0.8:.1f}z"
-            )
-        base += counts
-        if path:
-            parts.append(f'<path d="{"".join(path)}" fill="{colour}"/>')
-    parts.append(_axis_x(low, high, x, height - foot, unit))
+    for (_, color, _), values in zip(groups, finite, strict=True):
+        top = base + np.histogram(np.clip(values, *span), edges)[0]
+        axes.stairs(top, edges, baseline=base, fill=True, color=color, lw=0)
+        base = top
+    axes.set(xlim=span, ylim=(0, base.max() * 1.02), xlabel=unit)
+    axes.grid(axis="y")
     for name, value in limits:
-        at = x(value)
-        anchor, shift = ("start", 4) if at < left + plot_w * 0.6 else ("end", -4)
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{head - 8}" y2="{height - foot}" '
-            f'class="limit"/><text x="{at + shift:.1f}" y="{head - 4}" text-anchor="{anchor}" '
-            f'class="strong">{escape(name)}</text>'
-        )
-    over = int(np.count_nonzero(everything > high))
-    note = f"; the last bar holds {number(over)} above {number(high)}" if over else ""
-    return _svg(title + note, width, height, parts)
+        left = value < (span[0] + span[1]) / 2
+        axes.axvline(value, color=COLORS["ink"], ls="--", lw=1.5)
+        axes.annotate(
+            name, (value, 1), (4 if left else -4, 3), ha="left" if left else "right",
+            xycoords=("data", "axes fraction"), textcoords="offset points",
+        )  # fmt: skip
+    return _svg(title, axes)
 
 
 def bars(
@@ -106,40 +91,27 @@ def bars(
     rows: Sequence[tuple[str, Sequence[tuple[str, str, float]], str]],
     *,
     share: bool = False,
-    label_width: int = 190,
 ) -> Markup:
     """Draw horizontal stacked bars.
 
     Args:
         title: what is counted.
-        rows: (label, parts as (name, colour, value), words behind the bar).
-        share: True: every bar is as long as the others, its parts are shares.
-        label_width: room for the labels.
+        rows: (label, parts as (name, colour, value), text beside the label).
+        share: True: all bars have the same length and show fractions.
     """
     if not rows:
-        return _nothing(title, "nothing to count")
-    width, step, thick = 860, 26, 17
-    right = 210
-    plot = width - label_width - right
-    longest = max((sum(value for _, _, value in parts) for _, parts, _ in rows), default=0) or 1
-    lines = []
-    for place, (label, parts, words) in enumerate(rows):
-        y = 4 + place * step
-        total = (sum(value for _, _, value in parts) or 1) if share else longest
-        lines.append(
-            f'<text x="{label_width - 8}" y="{y + 13}" text-anchor="end">{escape(label)}</text>'
-        )
-        x = float(label_width)
-        for name, colour, value in parts:
-            wide = plot * value / total
-            if wide > 0:
-                lines.append(
-                    f'<rect x="{x:.1f}" y="{y}" width="{max(wide, 0.8):.1f}" height="{thick}" '
-                    f'fill="{colour}"><title>{escape(name)}: {number(value)}</title></rect>'
-                )
-            x += wide
-        lines.append(f'<text x="{x + 8:.1f}" y="{y + 13}">{escape(words)}</text>')
-    return _svg(title, width, 8 + step * len(rows), lines)
+        return _empty(title)
+    totals = [sum(value for _, _, value in parts) for _, parts, _ in rows]
+    longest = max(totals) or 1
+    axes = _rows([(label, words) for label, _, words in rows])
+    for place, ((_, parts, _), total) in enumerate(zip(rows, totals, strict=True)):
+        start, scale = 0.0, (total or 1) if share else longest
+        for _, color, value in parts:
+            axes.barh(place, value / scale, 0.36, left=start, color=color, lw=0)
+            start += value / scale
+    axes.set(xlim=(0, 1))
+    axes.axis("off")
+    return _svg(title, axes)
 
 
 def boxes(title: str, rows: Sequence[tuple[str, Values]], *, unit: str = "") -> Markup:
@@ -147,32 +119,26 @@ def boxes(title: str, rows: Sequence[tuple[str, Values]], *, unit: str = "") -> 
     kept = [(label, values[np.isfinite(values)]) for label, values in rows]
     kept = [(label, values) for label, values in kept if values.size]
     if not kept:
-        return _nothing(title, "no values")
-    spans = [np.percentile(values, (5, 25, 50, 75, 95)) for _, values in kept]
-    low, high = 0.0, max(float(span[4]) for span in spans) or 1.0
-    width, left, right, step = 640, 150, 90, 26
-    plot = width - left - right
-    foot = 8 + step * len(kept)
-
-    def x(value: float) -> float:
-        return left + (value - low) / (high - low) * plot
-
-    lines = [_axis_x(low, high, x, foot, unit)]
-    for place, ((label, values), span) in enumerate(zip(kept, spans, strict=True)):
-        middle = 8 + place * step + 9
-        p5, p25, p50, p75, p95 = (x(float(value)) for value in span)
-        lines.append(
-            f'<text x="{left - 10}" y="{middle + 4}" text-anchor="end">{escape(label)}</text>'
-            f'<path d="M{p5:.1f} {middle}H{p25:.1f}M{p75:.1f} {middle}H{p95:.1f}'
-            f'M{p5:.1f} {middle - 4}v8M{p95:.1f} {middle - 4}v8" class="axis"/>'
-            f'<rect x="{p25:.1f}" y="{middle - 8}" width="{max(p75 - p25, 1):.1f}" height="16" '
-            f'fill="{SKY}" stroke="{BLUE}"/>'
-            f'<line x1="{p50:.1f}" x2="{p50:.1f}" y1="{middle - 8}" y2="{middle + 8}" '
-            f'stroke="#111" stroke-width="2.5"/>'
-            f'<text x="{width - right + 10}" y="{middle + 4}" class="quiet">n = '
-            f"{number(values.size)}</text>"
-        )
-    return _svg(title, width, foot + 34, lines)
+        return _empty(title)
+    axes = _rows([(label, f"n = {number(len(values))}") for label, values in kept], bottom=40)
+    names = ("whislo", "q1", "med", "q3", "whishi")
+    axes.bxp(
+        [
+            dict(zip(names, np.percentile(values, (5, 25, 50, 75, 95)), strict=True))
+            for _, values in kept
+        ],
+        positions=range(len(kept)),
+        orientation="horizontal",
+        widths=0.4,
+        showfliers=False,
+        patch_artist=True,
+        manage_ticks=False,
+        boxprops={"facecolor": SKY, "edgecolor": BLUE},
+        medianprops={"color": COLORS["ink"], "lw": 2.5},
+    )
+    high = max(float(np.percentile(values, 95)) for _, values in kept) or 1.0
+    axes.set(xlim=(0, high * 1.02), xlabel=unit)
+    return _svg(title, axes)
 
 
 def curves(
@@ -181,133 +147,101 @@ def curves(
     *,
     mark: tuple[str, float] | None = None,
 ) -> Markup:
-    """Draw lines over the epochs; each is named at its end and has dashes of its own.
+    """Draw lines over the epochs; they differ in colour and in their dashes.
 
     Args:
         title: what is drawn.
         series: (epoch, value) of each line.
         mark: name and epoch of a vertical line.
     """
-    drawn = {
+    lines = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
         for name, points in series.items()
     }
-    points = [point for line in drawn.values() for point in line]
-    if not points:
-        return _nothing(title, "no values")
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    if high - low < 1e-12:
-        pad = 0.5 * abs(high) or 1.0
-        low, high = low - pad, high + pad
-    margin = 0.06 * (high - low)
-    low, high = (low - margin if low < 0 or low > margin else 0.0), high + margin
-    width, height, left, right, head, foot = 420, 230, 56, 54, 12, 38
-    plot_w, plot_h = width - left - right, height - head - foot
+    if not any(lines.values()):
+        return _empty(title)
+    from matplotlib.ticker import MaxNLocator
 
-    def x_of(value: float) -> float:
-        return left + (value - x_low) / (x_high - x_low or 1) * plot_w
+    axes = _axes(230, left=56, bottom=40, top=28)
+    for (name, points), (color, dashes) in zip(lines.items(), LINES, strict=False):
+        if len(points) == 1:
+            ((x, y),) = points
+            points = [(x - 0.5, y), (x + 0.5, y)]
+        x_y = zip(*points, strict=True) if points else ((), ())
+        axes.plot(*x_y, color=color, ls=dashes, label=name)
+    axes.margins(x=0)
+    low, high = axes.get_xlim()
+    if mark is not None and low <= mark[1] <= high:
+        axes.axvline(mark[1], color=COLORS["quiet"], ls=":", lw=1, label=mark[0])
+    axes.set(xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.grid(axis="y")
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines) + 1, frameon=False,
+        borderaxespad=0, borderpad=0.2, columnspacing=1.5,
+    )  # fmt: skip
+    return _svg(title, axes)
 
-    def y_of(value: float) -> float:
-        return head + plot_h * (1 - (value - low) / (high - low))
 
-    parts = []
-    for tick in ticks(low, high, 5):
-        y = y_of(tick)
-        parts.append(
-            f'<line x1="{left}" x2="{left + plot_w}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-            f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>'
+def _rows(texts: Sequence[tuple[str, str]], bottom: int = 4) -> Axes:
+    """Return axes with a row per pair of texts: place k is at y = k, the texts are above it."""
+    axes = _axes(ROW_PX * len(texts) + bottom, left=6, bottom=bottom, top=0)
+    for place, (label, words) in enumerate(texts):
+        axes.text(0, place - 0.3, label, transform=axes.get_yaxis_transform())
+        axes.text(1, place - 0.3, words, transform=axes.get_yaxis_transform(), ha="right")
+    axes.set(ylim=(len(texts) - 0.7, -0.7), yticks=[])
+    axes.spines["left"].set_visible(False)
+    return axes
+
+
+def _axes(height_px: int, *, left: int, bottom: int, top: int) -> Axes:
+    """Return axes of a chart of the common width, their margins in pixels."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    right = 10
+    size = WIDTH_PX, height_px
+    axes = Figure(figsize=(size[0] / 72, size[1] / 72)).add_axes(
+        (
+            left / size[0],
+            bottom / size[1],
+            (size[0] - left - right) / size[0],
+            (size[1] - top - bottom) / size[1],
         )
-    shown = [tick for tick in ticks(x_low, x_high, 6) if tick == int(tick)] or [x_low]
-    for tick in shown:
-        parts.append(
-            f'<text x="{x_of(tick):.1f}" y="{height - foot + 17}" text-anchor="middle">'
-            f"{number(tick)}</text>"
-        )
-    parts.append(
-        f'<path d="M{left} {head}V{height - foot}H{left + plot_w}" class="axis"/>'
-        f'<text x="{left + plot_w / 2:.1f}" y="{height - 4}" text-anchor="middle" class="quiet">'
-        "epoch</text>"
     )
-    if mark is not None and x_low < x_high and x_low <= mark[1] <= x_high:
-        at = x_of(mark[1])
-        side = ("end", -4) if mark[1] > (x_low + x_high) / 2 else ("start", 4)
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{head}" y2="{height - foot}" class="limit"/>'
-            f'<text x="{at + side[1]:.1f}" y="{head + 9}" text-anchor="{side[0]}" class="quiet">'
-            f"{escape(mark[0])}</text>"
-        )
-    ends: list[float] = []
-    for place, (name, line) in enumerate(drawn.items()):
-        if not line:
-            continue
-        colour = SERIES[place % len(SERIES)]
-        path = "L".join(f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in line)
-        dash = DASHES[place % len(DASHES)]
-        end = y_of(line[-1][1])
-        while any(abs(end - other) < 12 for other in ends):
-            end += 12 if end < head + plot_h / 2 else -12
-        ends.append(end)
-        last_x, last_y = x_of(line[-1][0]), y_of(line[-1][1])
-        parts.append(
-            f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2" '
-            f'stroke-dasharray="{dash}"/>'
-            f'<circle cx="{last_x:.1f}" cy="{last_y:.1f}" r="2.6" fill="{colour}"/>'
-            f'<text x="{last_x + 6:.1f}" y="{end + 4:.1f}" fill="{colour}" class="strong">'
-            f"{escape(name)}</text>"
-        )
-    return _svg(title, width, height, parts)
+    for axis, count in ((axes.xaxis, 6), (axes.yaxis, 5)):
+        axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(round(value, 12))))
+        # The marks of ticks would be symbols that are defined once and referred to.
+        axis.set_tick_params(bottom=False, left=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    return axes
 
 
-def ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Return round numbers between two bounds, about so many."""
-    span = high - low
-    if span <= 0:
-        return [low]
-    rough = span / max(wanted, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
+def _svg(title: str, axes: Axes) -> Markup:
+    """Return the figure of the axes as SVG for a page: without header, fonts and identifiers."""
+    import matplotlib
+    from matplotlib.text import Text
 
-
-def _grid_y(top: int, left: int, head: int, plot_w: float, plot_h: float) -> str:
-    lines = []
-    for tick in ticks(0, top, 4):
-        y = head + plot_h * (1 - tick / top)
-        lines.append(
-            f'<line x1="{left}" x2="{left + plot_w}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-        )
-        if tick == int(tick):
-            lines.append(
-                f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-            )
-    return "".join(lines)
-
-
-def _axis_x(low: float, high: float, x: _Scale, y: float, unit: str) -> str:
-    lines = [f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" class="axis"/>']
-    for tick in ticks(low, high, 6):
-        lines.append(
-            f'<text x="{x(tick):.1f}" y="{y + 15}" text-anchor="middle">{number(tick)}</text>'
-        )
-    if unit:
-        lines.append(
-            f'<text x="{(x(low) + x(high)) / 2:.1f}" y="{y + 31}" text-anchor="middle" '
-            f'class="quiet">{escape(unit)}</text>'
-        )
-    return "".join(lines)
-
-
-def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> Markup:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    for artist in figure.findobj():
+        # Nothing is drawn outside, and a clip path would be an identifier on the page.
+        artist.set_clip_on(False)
+        if isinstance(artist, Text):
+            artist.set(fontsize=12, parse_math=False)
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hemera"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    body = file.getvalue().partition("</defs>")[2].rpartition("</svg>")[0]
+    body = re.sub(r' id="[\w.]+"|font-family: [^;"]*; ?', "", body).replace("\n", " ")
+    width, height = figure.get_size_inches() * 72
     return Markup(
-        f'<svg class="chart{" wide" if width > 600 else ""}" role="img" '
-        f'viewBox="0 0 {width} {height}" '
-        f'style="max-width:{width}px" xmlns="http://www.w3.org/2000/svg">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
-    )
+        f'<svg class="chart" role="img" viewBox="0 0 {width:g} {height:g}" '
+        'xmlns="http://www.w3.org/2000/svg"><title>{}</title>{}</svg>'
+    ).format(title, Markup(body))
 
 
-def _nothing(title: str, words: str) -> Markup:
-    return Markup('<p class="quiet">{}: {}.</p>').format(title, words)
+def _empty(title: str) -> Markup:
+    return Markup('<p class="quiet">{}: no values.</p>').format(title)

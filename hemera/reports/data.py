@@ -330,7 +330,7 @@ def funnel(cohort: Cohort) -> dict[str, Any]:
     ]
     colours = dict(
         zip(reasons, (charts.ORANGE, charts.VERMILLION, charts.PURPLE, charts.GREEN,
-                      charts.SKY, "#7a5c00", charts.GRAY), strict=False)
+                      charts.SKY, charts.BROWN, charts.GRAY), strict=False)
     )  # fmt: skip
     shares = charts.bars(
         "What became of the tiles of each data set and score",
