@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
@@ -31,3 +32,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         if not (folder / "pairs.tsv").is_file():  # written last
             write_cohort(folder, "small", workers=1)
     return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20251)

@@ -25,7 +25,7 @@ from hemera.config import (
 )
 from hemera.dataset.shards import ShardWriter
 from hemera.imaging.codecs import encode, encode_mask
-from hemera.imaging.color import histogram_similarity
+from hemera.imaging.quality import histogram_similarity
 from hemera.masks import label_format
 from hemera.registration.displacement import Displacement, none
 from hemera.registration.displacement_files import write_displacement

@@ -34,15 +34,15 @@ from hemera.commands import flags
 from hemera.config import DescribeOptions
 from hemera.errors import ConfigError, SlideError, TrainingError
 from hemera.imaging.codecs import encode
-from hemera.imaging.color import remap
 from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
+from hemera.imaging.resample import remap
 from hemera.imaging.slide import Slide, open_slide
+from hemera.imaging.tissue import find_tissue
 from hemera.interop.outlines import Outlines, Region
 from hemera.io.atomic import write_bytes, write_text
 from hemera.io.threads import in_order
 from hemera.networks import storage
 from hemera.networks.segmentation import SegmentationNet
-from hemera.stages.describe import find_tissue
 from hemera.training import session
 
 log = logging.getLogger(__name__)

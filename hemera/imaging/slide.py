@@ -33,8 +33,9 @@ import tiffslide
 from PIL import Image
 
 from hemera.errors import SlideError
-from hemera.imaging.color import area_resample, glass_colour, shift_resample
+from hemera.imaging.color import background_color
 from hemera.imaging.geometry import best_level, level_downsample
+from hemera.imaging.resample import area_resample, shift_resample
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class Slide:
         """The colour of bare glass, from the overview."""
         with self._lock:
             if self._background is None:
-                self._background = glass_colour(self._overview(_SMALL_SIDE)[0])
+                self._background = background_color(self._overview(_SMALL_SIDE)[0])
             return self._background
 
     def read(self, x_px: float, y_px: float, width: int, height: int, mpp: float) -> RGB:

@@ -144,9 +144,9 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
     stained pixels: what one tile shows can be one dye, or none.
 
     Glass is the 99th percentile of each channel: the palest there is, and on BCI's gray fields up
-    to 0.02 of density above `pixels.glass_colour`, with which stage describe measures the commonest
-    gray of the whole picture. Tiles may hold no glass at all, where the commonest gray is stroma:
-    with it, 45 of the 699 cells of the BCI tile 00001_test_2+ are left, and none of its 2+.
+    to 0.02 of density above `color.background_color`, with which stage describe measures the
+    commonest gray of the whole picture. Tiles may hold no glass at all, where the commonest gray is
+    stroma: with it, 45 of the 699 cells of the BCI tile 00001_test_2+ are left, and none of its 2+.
 
     Args:
         tiles: (H, W, 3) uint8 RGB each, of any sizes; none: white glass, fixed vectors.

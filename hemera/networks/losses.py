@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hemera.errors import TrainingError
+from hemera.imaging.color import RGB_FROM_HED
 
 EPSILON = 1e-6
 
@@ -24,11 +25,8 @@ EPSILON = 1e-6
 _SIDE = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
 _BLURS = 4
 
-# Haematoxylin, eosin and DAB as optical densities of red, green and blue (Ruifrok and Johnston
-# 2001, the figures of scikit-image's rgb_from_hed).
-HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 # What red, green and blue add to the density of DAB.
-_DAB: list[float] = torch.linalg.inv(torch.tensor(HED, dtype=torch.float64))[:, 2].tolist()
+_DAB: list[float] = torch.linalg.inv(torch.from_numpy(RGB_FROM_HED))[:, 2].tolist()
 
 
 def pyramid(images: Tensor, levels: int) -> list[Tensor]:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from hemera.imaging.color import haematoxylin, optical_density, tissue_threshold
+from hemera.imaging.color import haematoxylin, optical_density
+from hemera.imaging.tissue import tissue_threshold
 from hemera.registration.displacement import Displacement, fit_affine, folding_fraction, map_grid
 from hemera.registration.local_quality import LocalQuality, directions, measure_local_quality
 

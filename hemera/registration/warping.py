@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.errors import SlideError
-from hemera.imaging.color import remap
 from hemera.imaging.geometry import best_level, lattice_count, spread_lattice
+from hemera.imaging.resample import remap
 from hemera.imaging.slide import Slide
 from hemera.registration import displacement as fields
 from hemera.registration.displacement import Displacement, Points

@@ -9,22 +9,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import SlideError
 from hemera.imaging.codecs import encode
-from hemera.imaging.color import DENSITY_STEP, density, outline, saturation, tissue_threshold
 from hemera.imaging.slide import Slide, open_slide
+from hemera.imaging.tissue import find_tissue
 from hemera.sheet import Pair, read_sheet, unit_pairs
 
 log = logging.getLogger(__name__)
 
 EXTENT_MISMATCH_MAX = 0.02
-PIECE_SHARE_MAX = 0.01
-"""Holes and specks are at most this share of the image: a BCI image is smaller than a hole may be
-on a slide."""
 
 
 def run(
@@ -146,40 +142,3 @@ def _thumbnail(slide: Slide, options: DescribeOptions) -> dict[str, Any]:
     """Return the picture by which a report shows a registration: a block's pairs need none."""
     thumbnail, (mpp, _) = slide.overview(side_px=options.thumbnail_side_px)
     return {"thumbnail": encode(thumbnail, "jpeg", 85), "thumbnail_mpp": mpp}
-
-
-def find_tissue(
-    view: npt.NDArray[np.uint8],
-    stain: str,
-    background: tuple[int, int, int],
-    mpp: float,
-    options: DescribeOptions,
-) -> tuple[npt.NDArray[np.bool_], float]:
-    """Outline the tissue on a view of the whole image.
-
-    H&E by saturation, IHC by density over glass: haematoxylin alone is too pale for saturation.
-
-    Args:
-        view: (H, W, 3), the whole image.
-        stain: he or her2.
-        background: colour of bare glass.
-        mpp: resolution of the view, um/px.
-        options: bounds of the thresholds, sizes of holes and specks.
-
-    Returns:
-        The outline (H, W), and the threshold: saturation 0 to 1, or optical density.
-    """
-    if stain == "he":
-        values, unit = saturation(view), 1 / 255
-        low, high = options.he_saturation_min, options.he_saturation_max
-    else:
-        values, unit = density(view, background), DENSITY_STEP
-        low, high = options.ihc_density_min, options.ihc_density_max
-    threshold = tissue_threshold(values, low / unit, high / unit)
-    largest = PIECE_SHARE_MAX * values.size
-    tissue = outline(
-        values > threshold,
-        hole_px=min(options.tissue_hole_um2 / mpp**2, largest),
-        speck_px=min(options.tissue_speck_um2 / mpp**2, largest),
-    )
-    return tissue, threshold * unit

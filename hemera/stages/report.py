@@ -24,7 +24,7 @@ from hemera.config import ReportOptions
 from hemera.dataset.criteria import REASONS
 from hemera.dataset.shards import read_member
 from hemera.imaging.codecs import decode, decode_mask
-from hemera.imaging.color import histogram_similarity
+from hemera.imaging.quality import histogram_similarity
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality
 from hemera.reports import charts, data, pictures, registration

@@ -22,15 +22,10 @@ from hemera.config import TileOptions
 from hemera.dataset.shards import ShardWriter
 from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.imaging.codecs import SUFFIXES, encode
-from hemera.imaging.color import (
-    DENSITY_STEP,
-    density,
-    halved,
-    histogram_similarity,
-    saturation,
-    sharpness,
-)
+from hemera.imaging.color import DENSITY_STEP, density, saturation
 from hemera.imaging.geometry import grid_positions, polygon_share, same_mpp, tissue_share
+from hemera.imaging.quality import histogram_similarity, sharpness
+from hemera.imaging.resample import halved
 from hemera.imaging.slide import Slide, open_slide
 from hemera.interop.geojson import read_polygons
 from hemera.io.atomic import replacing

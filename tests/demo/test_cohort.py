@@ -22,7 +22,7 @@ from hemera.demo.plan import LANDMARKS, META, plan
 from hemera.demo.render import Look, Renderer, defocus, photograph, rasterise
 from hemera.demo.tissue import EXPRESSION, TUMOUR, grow
 from hemera.errors import ConfigError, HemeraError
-from hemera.imaging.color import histogram_similarity, sharpness
+from hemera.imaging.quality import histogram_similarity, sharpness
 from hemera.registration.displacement import Displacement, map_points
 from hemera.sheet import read_sheet
 

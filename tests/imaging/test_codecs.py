@@ -6,11 +6,6 @@ from hemera.errors import ShardError
 from hemera.imaging.codecs import decode, decode_mask, encode, encode_mask
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20251)
-
-
 def smooth(rng, height=48, width=80):
     noise = cv2.GaussianBlur(rng.normal(size=(height, width, 3)).astype(np.float32), (0, 0), 3)
     return np.clip(140 + 300 * noise, 0, 255).astype(np.uint8)

@@ -15,11 +15,6 @@ from hemera.stages import describe
 OPTIONS = DescribeOptions()
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20251)
-
-
 def stained(rng, glass, colour, box, size=(640, 900)):
     """Glass with one piece of tissue: rows and columns of `box`, colour with texture."""
     rgb = np.clip(rng.normal(glass, 1.0, (*size, 3)), 0, 255)

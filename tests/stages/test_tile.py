@@ -24,11 +24,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20251)
-
-
 def tissue(rng, height, width, colours=((235, 190, 215), (95, 60, 140))):
     # In whole numbers, which no processor rounds its own way.
     noise = rng.integers(0, 256, (height, width), dtype=np.uint8)

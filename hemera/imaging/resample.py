@@ -1,0 +1,133 @@
+"""Resampling of images: exact area means, enlargement and sampling at given points."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+RGB = npt.NDArray[np.uint8]
+Float = npt.NDArray[np.float32]
+
+
+def halved(rgb: RGB) -> RGB:
+    """Return an image at half its resolution; an odd last row or column is dropped."""
+    height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
+    whole = rgb[: 2 * height, : 2 * width]
+    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _area_weights(length: int, origin: float, step: float, count: int) -> scipy.sparse.csr_array:
+    """Return (count, length) weights that average over [origin + i step, origin + (i + 1) step)."""
+    edges = np.clip(origin + step * np.arange(count + 1), 0, length)
+    first = np.floor(edges[:-1]).astype(int)
+    reach = math.ceil(step) + 1
+    columns = first[:, None] + np.arange(reach)[None]
+    low = np.maximum(edges[:-1, None], columns)
+    high = np.minimum(edges[1:, None], columns + 1)
+    weights = np.maximum(high - low, 0)
+    total = weights.sum(axis=1, keepdims=True)
+    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    rows = np.repeat(np.arange(count), reach)
+    columns = np.minimum(columns, length - 1)
+    return scipy.sparse.csr_array(
+        (weights.ravel().astype(np.float32), (rows, columns.ravel())),
+        shape=(count, length),
+    )
+
+
+def area_resample(
+    rgb: RGB,
+    left: float,
+    top: float,
+    step_x: float,
+    step_y: float,
+    width: int,
+    height: int,
+) -> RGB:
+    """Shrink a region by the exact mean over the area of each pixel of the result.
+
+    Args:
+        rgb: the source.
+        left: left edge of the region in source pixels; may be a fraction.
+        top: its top edge.
+        step_x: source pixels per pixel of the result, at least 1.
+        step_y: the same along y.
+        width: of the result.
+        height: of the result.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    x0, y0 = round(left), round(top)
+    x1, y1 = round(left + width * step_x), round(top + height * step_y)
+    whole = max(
+        abs(left - x0),
+        abs(top - y0),
+        abs(left + width * step_x - x1),
+        abs(top + height * step_y - y1),
+    )
+    if whole < 1e-6 and min(x0, y0) >= 0 and x1 <= rgb.shape[1] and y1 <= rgb.shape[0]:
+        region = rgb[y0:y1, x0:x1]
+        if region.shape[:2] == (height, width):
+            return region.copy()
+        return np.asarray(
+            cv2.resize(region, (width, height), interpolation=cv2.INTER_AREA), np.uint8
+        )
+    rows = _area_weights(rgb.shape[0], top, step_y, height)
+    columns = _area_weights(rgb.shape[1], left, step_x, width)
+    source = rgb.astype(np.float32)
+    tall = (rows @ source.reshape(rgb.shape[0], -1)).reshape(height, rgb.shape[1], 3)
+    turned = np.ascontiguousarray(tall.transpose(1, 0, 2)).reshape(rgb.shape[1], -1)
+    wide = (columns @ turned).reshape(width, height, 3).transpose(1, 0, 2)
+    return np.ascontiguousarray(np.clip(np.rint(wide), 0, 255).astype(np.uint8))
+
+
+def shift_resample(
+    rgb: RGB,
+    left: float,
+    top: float,
+    step_x: float,
+    step_y: float,
+    width: int,
+    height: int,
+) -> RGB:
+    """Enlarge a region by bilinear interpolation between pixel centres.
+
+    The arguments are those of `area_resample`, with steps below 1.
+    """
+    x = left + (np.arange(width, dtype=np.float32) + 0.5) * step_x - 0.5
+    y = top + (np.arange(height, dtype=np.float32) + 0.5) * step_y - 0.5
+    return remap(
+        rgb,
+        np.broadcast_to(x.astype(np.float32), (height, width)),
+        np.broadcast_to(y.astype(np.float32)[:, None], (height, width)),
+        cubic=False,
+    )
+
+
+def remap(rgb: RGB, x: Float, y: Float, *, cubic: bool) -> RGB:
+    """Sample an image at pixel indices (the centre of pixel 0 is 0); its edge is repeated.
+
+    Args:
+        rgb: the source.
+        x: (H, W) column indices.
+        y: (H, W) row indices.
+        cubic: bicubic, which keeps three quarters of the sharpness where bilinear keeps less than
+            half of it; else bilinear, which never overshoots.
+    """
+    return np.asarray(
+        cv2.remap(
+            rgb,
+            np.ascontiguousarray(x, np.float32),
+            np.ascontiguousarray(y, np.float32),
+            cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        ),
+        np.uint8,
+    )

@@ -1,0 +1,107 @@
+"""Tissue outlines: which part of an image shows tissue, which background."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import DescribeOptions
+from hemera.imaging.color import DENSITY_STEP, density, saturation
+
+RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+PIECE_FRACTION_MAX = 0.01
+"""Holes and specks are at most this fraction of the image: a BCI image is smaller than a hole may
+be on a slide."""
+
+
+def find_tissue(
+    rgb: RGB, stain: str, background: tuple[int, int, int], mpp: float, options: DescribeOptions
+) -> tuple[Mask, float]:
+    """Outline the tissue on an image of a whole slide.
+
+    H&E by saturation, IHC by optical density: haematoxylin alone is too pale for saturation.
+
+    Args:
+        rgb: (H, W, 3), the whole slide.
+        stain: he or her2.
+        background: colour of the background.
+        mpp: resolution of the image, um/px.
+        options: bounds of the thresholds, sizes of holes and specks.
+
+    Returns:
+        The outline (H, W), and the threshold: saturation 0 to 1, or optical density.
+    """
+    if stain == "he":
+        values, unit = saturation(rgb), 1 / 255
+        low, high = options.he_saturation_min, options.he_saturation_max
+    else:
+        values, unit = density(rgb, background), DENSITY_STEP
+        low, high = options.ihc_density_min, options.ihc_density_max
+    threshold = tissue_threshold(values, low / unit, high / unit)
+    largest = PIECE_FRACTION_MAX * values.size
+    tissue = clean_outline(
+        values > threshold,
+        hole_px=min(options.tissue_hole_um2 / mpp**2, largest),
+        speck_px=min(options.tissue_speck_um2 / mpp**2, largest),
+    )
+    return tissue, threshold * unit
+
+
+def tissue_threshold(values: RGB, lowest: float, highest: float) -> float:
+    """Return Otsu's threshold between background and tissue, clipped to two bounds.
+
+    Otsu's method splits any image in two: where all of it is tissue, pale from dark; where all is
+    background, noise from noise. Hence the bounds.
+
+    Args:
+        values: saturation or density of an image, uint8.
+        lowest: lower bound, in units of `values`.
+        highest: upper bound.
+    """
+    counts = np.bincount(values.ravel(), minlength=256)
+    return float(np.clip(otsu(counts)[0] + 0.5, lowest, highest))
+
+
+def otsu(counts: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """Return the bins after which a histogram is best divided in two (Otsu 1979).
+
+    Args:
+        counts: (N,), how many values are in each bin; the bins are equally wide.
+
+    Returns:
+        The bins with the greatest variance between the classes: one, or several where the bins
+        between the classes are empty.
+    """
+    counts = counts.astype(float)
+    below = np.cumsum(counts)
+    above = counts.sum() - below
+    weighted = np.cumsum(counts * np.arange(len(counts)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = weighted / below - (weighted[-1] - weighted) / above
+    between = np.nan_to_num(below * above * distance**2)
+    return np.flatnonzero(between >= between.max() * (1 - 1e-9))
+
+
+def clean_outline(mask: Mask, *, hole_px: float, speck_px: float) -> Mask:
+    """Fill small holes of a tissue mask and drop small pieces.
+
+    Args:
+        mask: (H, W).
+        hole_px: holes up to this area are filled; what touches the edge of the image is no hole.
+        speck_px: pieces below this area are dropped.
+    """
+    # Inside a frame of background, which joins all background at the edge.
+    framed = np.pad(mask, 1).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - framed, connectivity=4)
+    fill = stats[:, cv2.CC_STAT_AREA] <= hole_px
+    fill[[0, labels[0, 0]]] = False
+    framed[fill[labels]] = 1
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(framed, connectivity=8)
+    drop = stats[:, cv2.CC_STAT_AREA] < speck_px
+    framed[drop[labels]] = 0
+    return framed[1:-1, 1:-1].astype(bool)
