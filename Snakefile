@@ -18,7 +18,6 @@ include: "workflow/rules/demo.smk"
 include: "workflow/rules/describe.smk"
 include: "workflow/rules/register.smk"
 include: "workflow/rules/landmarks.smk"
-include: "workflow/rules/score.smk"
 include: "workflow/rules/tile.smk"
 include: "workflow/rules/mask.smk"
 include: "workflow/rules/filter.smk"
@@ -42,7 +41,7 @@ rule all:
     input:
         "results/report/report.html",
         "results/evaluate/evaluate.html",
-        ["results/score/score.parquet"] if landmark_tables() else [],
+        ["results/landmarks/cohort.errors.parquet"] if landmark_tables() else [],
 
 
 # The training set alone: registration, tiles, masks, filters, index, report.
@@ -50,4 +49,4 @@ rule data:
     input:
         "results/index/index.parquet",
         "results/report/report.html",
-        ["results/score/score.parquet"] if landmark_tables() else [],
+        ["results/landmarks/cohort.errors.parquet"] if landmark_tables() else [],

@@ -76,7 +76,7 @@ STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "landmarks": (
         "pair", "mirrored", "he_landmarks", "her2_landmarks", "he_mpp", "her2_mpp",
     ),
-    "score": ("pair", "dataset"),
+    "landmarks_cohort": ("pair", "dataset"),
     "tile": (
         "pair", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp", "roi", "verdict",
     ),

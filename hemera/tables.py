@@ -122,7 +122,7 @@ LANDMARKS = pa.schema(
 """landmarks: one row per point, zero rows where the file gave none; metadata `reason` says why a
 table has no rows or no predictions."""
 
-SCORE = pa.schema(
+LANDMARKS_COHORT = pa.schema(
     [
         # pair: one pair's figures; median, mean, std (divided by n): over the pairs
         pa.field("aggregation", pa.string(), False),
@@ -144,9 +144,9 @@ SCORE = pa.schema(
         pa.field("reason", pa.string()),  # why figures are lacking, in words
     ]
 )
-"""score: one row per pair with landmarks, then median, mean and deviation over the pairs of all
-data sets and of each. ACROBAT ranks by `official_error_p90_um`: its median in 2022, its mean in
-2023; the mean of `official_error_mean_um` is its mean of means."""
+"""landmarks of the cohort: one row per pair with landmarks, then median, mean and deviation over
+the pairs of all data sets and of each. ACROBAT ranks by `official_error_p90_um`: its median in
+2022, its mean in 2023; the mean of `official_error_mean_um` is its mean of means."""
 
 TILE = pa.schema(
     [

@@ -18,9 +18,9 @@ from hemera import tables
 from hemera.config import (
     FilterOptions,
     IndexOptions,
+    LandmarksOptions,
     MaskOptions,
     RegisterOptions,
-    ScoreOptions,
     TileOptions,
 )
 from hemera.dataset.shards import ShardWriter
@@ -30,7 +30,7 @@ from hemera.masks import label_format
 from hemera.registration.displacement import Displacement, none
 from hemera.registration.displacement_files import write_displacement
 from hemera.sheet import Pair, read_sheet, units, write_rows
-from hemera.stages import filter, index, score
+from hemera.stages import filter, index, landmarks
 
 BLOCK_COUNT = 2
 SIZE_PX = 96
@@ -85,12 +85,12 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
     for unit, members in units(read_sheet(sheet), BLOCK_COUNT).items():
         _unit(results, unit, [(pair, by_name[pair.pair]) for pair in members], engines)
     if any(made.landmarks for made in pairs):
-        score.run(
+        landmarks.run(
             sheet=sheet,
-            landmarks_folder=results / "landmarks",
-            score=results / "score" / "score.parquet",
-            predictions=results / "score" / "predictions.csv",
-            options=ScoreOptions(),
+            folder=results / "landmarks",
+            errors=results / "landmarks" / "cohort.errors.parquet",
+            predictions=results / "landmarks" / "cohort.predictions.csv",
+            options=LandmarksOptions(),
         )
     filter.run(
         sheet=sheet,

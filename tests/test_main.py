@@ -73,7 +73,9 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("stage", BUILT)
 def test_run_takes_keywords_of_known_kinds(stage: str) -> None:
     run = importlib.import_module(f"hemera.stages.{stage}").run
-    allowed = {"Path", "Path | None", "tuple[Path, ...]", "tuple[str, ...]", "str", "int"}
+    allowed = {
+        *("Path", "Path | None", "tuple[Path, ...]", "tuple[str, ...]", "str", "str | None", "int")
+    }
     parameters = inspect.signature(run).parameters
     for parameter in parameters.values():
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, parameter
@@ -87,9 +89,9 @@ def test_run_takes_keywords_of_known_kinds(stage: str) -> None:
 
 
 def shell_of(stage: str) -> str:
-    """The shell command of a stage's rule, its string literals put together."""
+    """The shell command of a stage's (first) rule, its string literals put together."""
     text = (RULES / f"{stage}.smk").read_text()
-    (block,) = re.findall(r"^    shell:\n((?:        .*\n)+)", text, re.MULTILINE)
+    block = re.findall(r"^    shell:\n((?:        .*\n)+)", text, re.MULTILINE)[0]
     command = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', block))
     if f'launcher=launcher("{stage}")' in text:
         # hemera, or torchrun that starts it several times.

@@ -20,7 +20,7 @@ from hemera.tables import read_metadata
 ROOT = Path(__file__).parent.parent
 PIXEL_STAGES = {"describe", "register", "landmarks", "tile", "mask"}
 BY_ITSELF = set(STAGES) - {"compare"}
-DATA_STAGES = ("describe", "register", "landmarks", "score", "tile", "mask", "filter", "index")
+DATA_STAGES = ("describe", "register", "landmarks", "tile", "mask", "filter", "index")
 
 TINY: dict[str, Any] = {
     "preset": "demo",
@@ -127,7 +127,7 @@ def bare(tmp_path: Path) -> Path:
 
 
 def test_every_stage_is_planned(bare: Path) -> None:
-    assert set(planned(bare)) == BY_ITSELF - {"landmarks", "score"}
+    assert set(planned(bare)) == BY_ITSELF - {"landmarks"}
 
 
 def test_landmarks_are_planned_where_they_are_given(bare: Path) -> None:
@@ -145,7 +145,7 @@ def test_landmarks_are_planned_where_they_are_given(bare: Path) -> None:
     )
     for target in ("all", "data"):
         counts = planned(bare, target)
-        assert (counts["landmarks"], counts["score"]) == (1, 1), target
+        assert (counts["landmarks"], counts["landmarks_cohort"]) == (1, 1), target
 
 
 def test_landmarks_of_ready_made_pairs_are_not_measured(bare: Path) -> None:
@@ -155,7 +155,7 @@ def test_landmarks_of_ready_made_pairs_are_not_measured(bare: Path) -> None:
     ]
     (bare / "points.csv").touch()
     (bare / "pairs.tsv").write_text("\n".join(rows) + "\n")
-    assert not {"landmarks", "score"} & set(planned(bare))
+    assert not {"landmarks", "landmarks_cohort"} & set(planned(bare))
 
 
 def test_a_registered_slide_skips_registration_and_a_map_of_ones_own_is_judged(bare: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_map_of_ones_own_is_measured_at_landmarks_too(bare: Path) -> None:
         (bare / name).touch()
     (bare / "pairs.tsv").write_text("\n".join(rows) + "\n")
     text = snakemake(bare, "-n", "--cores", "2", "-p")
-    commands = re.findall(r"hemera landmarks .*", text)
+    commands = re.findall(r"hemera landmarks .*--unit.*", text)
     assert len(commands) == 2
     own = "--displacement results/register/slide_2.displacement.npz"
     assert sum(own in command for command in commands) == 1
@@ -207,7 +207,7 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
     text = snakemake(bare, "-n", "--profile", "slurm")
     jobs = re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
     seen = dict(jobs)
-    assert set(seen) >= BY_ITSELF - {"landmarks", "score"}
+    assert set(seen) >= BY_ITSELF - {"landmarks"}
     for rule, resources in seen.items():
         if rule not in ("all", "data"):
             assert f"slurm_partition={partition}" in resources, rule

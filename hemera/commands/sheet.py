@@ -263,7 +263,7 @@ def _check(sheet: Sheet, block_count: int) -> int:
     from hemera.imaging.slide import open_slide
     from hemera.interop.geojson import read_polygons
     from hemera.registration.displacement_files import read_displacement
-    from hemera.stages.landmarks import check_landmarks
+    from hemera.registration.landmarks import check_landmarks
 
     faults = []
     for pair in tqdm(sheet.pairs, "opening", disable=None, unit="pair"):

@@ -207,13 +207,6 @@ class LandmarksOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreOptions(Options):
-    """The cohort's score at the landmarks, as ACROBAT aggregates it; there is nothing to choose."""
-
-    section: ClassVar[str] = "score"
-
-
-@dataclasses.dataclass(frozen=True)
 class TileOptions(Options):
     """Tiles of both stains, measured in the pass that reads them."""
 
@@ -986,7 +979,6 @@ STAGES: dict[str, type[Options]] = {
         DescribeOptions,
         RegisterOptions,
         LandmarksOptions,
-        ScoreOptions,
         TileOptions,
         MaskOptions,
         FilterOptions,

@@ -146,7 +146,7 @@ def facts(row: Mapping[str, Any], cost: Mapping[str, float]) -> list[tuple[str, 
 
 
 def in_pixels(row: Mapping[str, Any], he_mpp: float | None) -> dict[str, Any]:
-    """Return a pair's row of `tables.SCORE` with its errors in pixels of the H&E slide as well.
+    """Return a pair's row of `tables.LANDMARKS_COHORT` with errors in pixels of H&E added.
 
     Args:
         row: of a pair.

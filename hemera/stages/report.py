@@ -221,14 +221,14 @@ def _registrations(
 
 
 def _score(cohort: data.Cohort, results: Path) -> list[dict[str, Any]]:
-    """Return the rows of score, which are made where a whole-slide pair has landmarks.
+    """Return the cohort's rows of landmarks, if any whole-slide pair has landmarks.
 
     Of a single data set, they stand once.
     """
     if not any(pair.landmarks and not pair.in_block for pair in cohort.pairs):
         return []
     rows: list[dict[str, Any]] = tables.read(
-        results / "score" / "score.parquet", tables.SCORE
+        results / "landmarks" / "cohort.errors.parquet", tables.LANDMARKS_COHORT
     ).to_pylist()
     single = len({row["dataset"] for row in rows if row["dataset"]}) == 1
     return [

@@ -14,6 +14,8 @@ from hemera.config import DescribeOptions, LandmarksOptions
 from hemera.errors import SheetError, TableError
 from hemera.registration.displacement import Displacement, inverse_points, node_points, none
 from hemera.registration.displacement_files import write_displacement
+from hemera.registration.landmark_errors import official_error
+from hemera.registration.landmarks import check_landmarks
 from hemera.sheet import read_sheet
 from hemera.stages import describe, landmarks
 
@@ -238,7 +240,7 @@ class TestOfficial:
         assert first["official_error_um"] == pytest.approx(5)
         assert first["error_um"] is not None, "the way forth there is"
         assert second["official_error_um"] == pytest.approx(0, abs=0.1)
-        assert "1 points of HER2 have no place on H&E" in caplog.text
+        assert "1 points of HER2 have no corresponding point" in caplog.text
         assert predictions(folder)[0]["he_x"] == ""
 
     def test_a_map_that_flattens_the_slide_has_no_way_back(self, folder, caplog):
@@ -254,9 +256,9 @@ class TestOfficial:
         """No map: HER2's coordinates; (120, 50) is moved to (100, 50) of 100 x 60 um."""
         size = np.array([100.0, 60.0])
         here = [(100.0, 60.0), (100.0, 20.0)]
-        assert landmarks.official_error(None, (120.0, 50.0), here, size) == pytest.approx(20)
-        assert landmarks.official_error((-3.0, -9.0), (1.0, 1.0), [(4.0, 3.0)], size) == 5
-        assert landmarks.official_error(None, (120.0, 50.0), here, None) == pytest.approx(
+        assert official_error(None, (120.0, 50.0), here, size) == pytest.approx(20)
+        assert official_error((-3.0, -9.0), (1.0, 1.0), [(4.0, 3.0)], size) == 5
+        assert official_error(None, (120.0, 50.0), here, None) == pytest.approx(
             (math.hypot(20, 10) + math.hypot(20, 30)) / 2
         )
 
@@ -342,7 +344,7 @@ class TestPlain:
     def test_unequal_lengths_take_the_first_of_both(self, folder, caplog):
         self.plain(folder, [(1, 2), (3, 4), (5, 6)], [(1, 2)], header="n,x,y")
         assert len(run(folder)) == 1
-        assert "3 landmarks on H&E and 1 on HER2; the first 1" in caplog.text
+        assert "3 landmarks on H&E and 1 on HER2; only the first 1" in caplog.text
 
     def test_a_row_with_one_side_empty_has_no_error(self, folder):
         self.plain(folder, [("", ""), (200, 400)], [(1, 2), (130 / 0.8, 160 / 0.8)])
@@ -370,8 +372,14 @@ class TestBroken:
                 "\n".join([ACROBAT, "", row(0, (1, 2), (3, 4)), row(1, ("here", 2), (3, 4))]),
                 "points.csv: line 4, he_x: 'here' is no number",
             ),
-            (f"{ACROBAT}\n{row(0, (1, 2), ('1e308', 4))}", "line 2, ihc_x: 1e308 lies on no slide"),
-            (f"{ACROBAT}\n{row(0, (1, '-inf'), (3, 4))}", "line 2, he_y: -inf lies on no slide"),
+            (
+                f"{ACROBAT}\n{row(0, (1, 2), ('1e308', 4))}",
+                "line 2, ihc_x: 1e308 is outside",
+            ),
+            (
+                f"{ACROBAT}\n{row(0, (1, '-inf'), (3, 4))}",
+                "line 2, he_y: -inf is outside",
+            ),
             (b"\xff\xfe\x00\x01" * 50, "points.csv: cannot be read"),
             ("a\n" + "b" * 200_000, "points.csv: cannot be read (field larger than field limit"),
         ],
@@ -387,7 +395,7 @@ class TestBroken:
         assert words in caplog.text
         assert (folder / "out" / "case1.csv").read_text() == ACROBAT + "\n"
         with pytest.raises(TableError, match=r"points\.csv"):
-            landmarks.check_landmarks(read_sheet(folder / "pairs.tsv").pairs[0])
+            check_landmarks(read_sheet(folder / "pairs.tsv").pairs[0])
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -405,7 +413,7 @@ class TestBroken:
         assert run(folder) == []
         assert words in reason(folder)
         with pytest.raises(TableError, match=r"he\.csv"):
-            landmarks.check_landmarks(read_sheet(folder / "pairs.tsv").pairs[0])
+            check_landmarks(read_sheet(folder / "pairs.tsv").pairs[0])
 
     def test_a_good_file_has_no_reason(self, folder):
         acrobat(folder, [row(0, (100, 200), (133, 164))])

@@ -392,7 +392,9 @@ def test_a_missing_table_and_a_foreign_shard_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "results" / "report" / "report.html").exists()
 
 
-@pytest.mark.parametrize("lost", ["register/wsi_a.quality.parquet", "score/score.parquet"])
+@pytest.mark.parametrize(
+    "lost", ["register/wsi_a.quality.parquet", "landmarks/cohort.errors.parquet"]
+)
 def test_a_missing_table_of_registration_is_named(tmp_path: Path, lost: str) -> None:
     sheet = make(tmp_path, slides()[:1])
     (tmp_path / "results" / lost).unlink()

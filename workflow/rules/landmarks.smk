@@ -1,8 +1,10 @@
-# The error of a registration at an expert's landmarks.
+# The error of a registration at an expert's landmarks, of each pair and of the cohort. Both are
+# planned where the sheet gives landmarks.
 #
 # REQUIRED INPUTS: landmark files of a pair, its displacement and descriptions
 # OUTPUTS: one row per landmark: target registration error, the HER2 side predicted on H&E; the rows
-# of an ACROBAT file with the predictions in them
+# of an ACROBAT file with the predictions in them; both once more for the cohort: figures per pair
+# and over pairs, and the predictions in the challenge's submission form
 
 
 rule landmarks:
@@ -32,5 +34,33 @@ rule landmarks:
     shell:
         "hemera landmarks --sheet {params.sheet:q} --unit {wildcards.unit:q}"
         " --images-table {input.images_table:q} {params.map:q}"
+        " --errors {output.errors:q} --predictions {output.predictions:q} {params.options}"
+        " > {log:q} 2>&1"
+
+
+rule landmarks_cohort:
+    input:
+        landmark_tables(),
+        of_units("results/landmarks/{unit}.csv", has_landmarks),
+    output:
+        errors="results/landmarks/cohort.errors.parquet",
+        predictions="results/landmarks/cohort.predictions.csv",
+    log:
+        "logs/landmarks/cohort.errors.log",
+    benchmark:
+        "logs/landmarks/cohort.errors.tsv"
+    conda:
+        "../../envs/hemera.yaml"
+    threads: 1
+    resources:
+        mem_mb=megabytes(2000),
+        runtime=15,
+    params:
+        sheet=sheet_file,
+        rows=digest((pair for pair in SHEET.pairs if pair.landmarks), "landmarks_cohort"),
+        options=CONFIG.flags("landmarks"),
+        version=CONFIG.stages["landmarks"].version,
+    shell:
+        "hemera landmarks --sheet {params.sheet:q} --folder results/landmarks"
         " --errors {output.errors:q} --predictions {output.predictions:q} {params.options}"
         " > {log:q} 2>&1"

@@ -14,7 +14,7 @@ rule report:
         of_units("results/tile/{unit}.pairs.parquet"),
         of_units("results/tile/{unit}.tar"),
         of_units("results/mask/{unit}.tar"),
-        ["results/score/score.parquet"] if landmark_tables() else [],
+        ["results/landmarks/cohort.errors.parquet"] if landmark_tables() else [],
         "results/filter/tiles.parquet",
         funnel="results/filter/funnel.parquet",
         index="results/index/index.parquet",

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hemera import tables
-from hemera.config import DescribeOptions, LandmarksOptions, ScoreOptions
+from hemera.config import DescribeOptions, LandmarksOptions
 from hemera.errors import SheetError, TableError
 from hemera.registration.displacement import Displacement, none
 from hemera.registration.displacement_files import write_displacement
-from hemera.stages import describe, landmarks, score
+from hemera.stages import describe, landmarks
 
 HEADER = (
     "anon_id,anon_filename_he,anon_filename_ihc,point_id,ihc_x,ihc_y,mpp_ihc_10X,mpp_he_10X,"
@@ -70,18 +70,19 @@ def line(number, point, he, note=""):
 
 
 def run(cohort):
-    score.run(
+    landmarks.run(
         sheet=cohort / "pairs.tsv",
-        landmarks_folder=cohort / "landmarks",
-        score=cohort / "score" / "score.parquet",
-        predictions=cohort / "score" / "predictions.csv",
-        options=ScoreOptions(),
+        folder=cohort / "landmarks",
+        errors=cohort / "landmarks" / "cohort.errors.parquet",
+        predictions=cohort / "landmarks" / "cohort.predictions.csv",
+        options=LandmarksOptions(),
     )
-    return tables.read(cohort / "score" / "score.parquet", tables.SCORE).to_pylist()
+    path = cohort / "landmarks" / "cohort.errors.parquet"
+    return tables.read(path, tables.LANDMARKS_COHORT).to_pylist()
 
 
 def predictions(cohort):
-    with open(cohort / "score" / "predictions.csv", newline="") as file:
+    with open(cohort / "landmarks" / "cohort.predictions.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -153,7 +154,7 @@ class TestFigures:
         assert (mean["pairs"], mean["unregistered"]) == (2, 1)
         assert mean["official_error_p90_um"] == pytest.approx(32)
         assert mean["error_p90_um"] == pytest.approx(4)
-        assert "pairs without a map: 1 of 2;" in caplog.text
+        assert "mean over 2 pairs, 1 of them without displacement" in caplog.text
         assert "pair lost: registration gave no map" in caplog.text
 
     def test_points_that_not_all_annotators_marked_are_no_part_of_the_official_figure(self, cohort):
@@ -179,21 +180,6 @@ class TestFigures:
         assert one(rows, "median")["official_error_p90_um"] is None
         assert one(rows, "median")["pairs"] == 0
         assert len(predictions(cohort)) == 1
-        assert "nothing to score" in caplog.text
-
-    def test_the_log_says_the_figures_in_words(self, cohort, caplog):
-        caplog.set_level(logging.INFO)
-        add(cohort, "a", points([2], [100]))
-        add(cohort, "b", points([8], [300]))
-        run(cohort)
-        assert (
-            "2 landmarks in 2 pairs: the middle pair has a median error of 5.0 um and a 90th "
-            "percentile of 5.0 um; unregistered 200.0 and 200.0 um"
-        ) in caplog.text
-        assert (
-            "median 5.0 um (ranking of 2022), mean 5.0 um (2023), deviation 3.0 um; mean of means "
-            "5.0 um; unregistered median 200.0 um, mean 200.0 um"
-        ) in caplog.text
 
 
 class TestPredictions:
@@ -204,14 +190,14 @@ class TestPredictions:
         # Of plain files: a header that is that of no file.
         add(cohort, "c", points([2], [100]), header="x,y")
         run(cohort)
-        text = (cohort / "score" / "predictions.csv").read_text().splitlines()
+        text = (cohort / "landmarks" / "cohort.predictions.csv").read_text().splitlines()
         assert text == [HEADER, line(7, 3, (8, 9)), line(5, 1, (3, 4)), line(5, 2, ("", ""))]
-        assert "predictions.csv: 3 points, 1 of them without a prediction" in caplog.text
+        assert "predictions: 3 points, 1 of them without a prediction" in caplog.text
 
     def test_the_header_alone_where_no_pair_came_from_an_acrobat_file(self, cohort):
         add(cohort, "a", points([2], [100]))
         run(cohort)
-        assert (cohort / "score" / "predictions.csv").read_text() == HEADER + "\n"
+        assert (cohort / "landmarks" / "cohort.predictions.csv").read_text() == HEADER + "\n"
 
     def test_what_the_challenge_would_drop_is_said(self, cohort, caplog):
         """Its evaluation drops rows with any empty cell, and joins on point_id alone."""
@@ -220,7 +206,7 @@ class TestPredictions:
         run(cohort)
         assert [row["note"] for row in predictions(cohort)] == ["x", ""]
         assert "empty cells in note;" in caplog.text
-        assert "1 point_id stand in several rows" in caplog.text
+        assert "1 point_id occur in several rows" in caplog.text
 
     def test_a_file_that_is_right_has_no_warning(self, cohort, caplog):
         add(cohort, "a", points([2, 3], [100, 9]), [line(5, 1, (3, 4)), line(5, 2, ("", ""))])
@@ -258,22 +244,14 @@ class TestEmptyAndBad:
             run(cohort)
 
 
-def test_the_table_says_how_the_landmarks_were_read(cohort):
-    add(cohort, "a", points([2], [100]))
-    run(cohort)
-    metadata = tables.read_metadata(cohort / "score" / "score.parquet")
-    assert '"coordinates": "um"' in metadata["options_landmarks"]
-    assert metadata["options"] == f'{{"version": {ScoreOptions.version}}}'
-
-
 def test_golden(cohort):
     add(cohort, "a", points([10, 1, 3, 2], [20, 40, 60, 80]), [line(5, 1, (3, 4))])
     add(cohort, "b", points([None], [70]), [line(7, 2, ("", ""))], reason="no map")
     text = repr([{k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
                  for row in run(cohort)])  # fmt: skip
-    text += (cohort / "score" / "predictions.csv").read_text()
-    golden = {1: "9f26b73e6bdf9ad854e63c99c947588823f96072d611de76769eb4bca30bc042"}
-    assert {ScoreOptions.version: hashlib.sha256(text.encode()).hexdigest()} == golden
+    text += (cohort / "landmarks" / "cohort.predictions.csv").read_text()
+    golden = {2: "9f26b73e6bdf9ad854e63c99c947588823f96072d611de76769eb4bca30bc042"}
+    assert {LandmarksOptions.version: hashlib.sha256(text.encode()).hexdigest()} == golden
 
 
 class TestKidney:
