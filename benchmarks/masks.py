@@ -29,8 +29,11 @@ from _synthetic import interleaved, ratio
 
 from hemera.config import MaskOptions
 from hemera.demo import load_truth, write_cohort
-from hemera.masks import label_format, stain
-from hemera.masks.her2_score import matched, reading
+from hemera.masks import label_format
+from hemera.masks.agreement import matched
+from hemera.masks.her2_score import asco_cap_score
+from hemera.masks.stain import stains as stain
+from hemera.masks.stain.segmentation import segment
 
 RGB = npt.NDArray[np.uint8]
 Engine = Callable[[RGB, float, stain.Stains], label_format.Labelled]
@@ -186,7 +189,7 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
             f"2+ {shares[2]:.3f}, 3+ {shares[3]:.3f}, positive "
             f"{found.cells.positive.mean() if counts.sum() else 0:.3f} of cells and "
             f"{label_format.positive(found.mask).mean():.4f} of the tile, read as "
-            f"{reading(counts.tolist()) or 'nothing'}\n"
+            f"{asco_cap_score(counts.tolist()) or 'nothing'}\n"
         )
 
 
@@ -202,7 +205,7 @@ def speed(words: str, rgb: RGB, mpp: float, options: MaskOptions) -> None:
 
     def label() -> None:
         for tile in tiles:
-            stain.segment(tile, mpp, stains, options)
+            segment(tile, mpp, stains, options)
 
     times = interleaved({"stain": label, "decode": decode}, rounds=5)
     middle, least, most = ratio(times, "stain", "decode")
@@ -223,7 +226,7 @@ def main() -> None:
     options = MaskOptions(engines=("stain",), target="stain")
 
     def by_stain(rgb: RGB, mpp: float, stains: stain.Stains) -> label_format.Labelled:
-        return stain.segment(rgb, mpp, stains, options)
+        return segment(rgb, mpp, stains, options)
 
     engines: dict[str, Engine] = {"stain": by_stain}
     if given.deepliif is None:

@@ -55,6 +55,18 @@ def optical_density(rgb: RGB, background: Color = WHITE) -> Float:
     return np.asarray(cv2.LUT(np.ascontiguousarray(rgb), table), np.float32)
 
 
+def unmixing_matrix(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the (3, 3) matrix from densities, as a row, to two stains and a residual.
+
+    Args:
+        vectors: (2, 3) unit vectors of the stains in optical density; the residual is along the
+            normal of both.
+    """
+    normal = np.cross(vectors[0], vectors[1])
+    normal = normal / np.linalg.norm(normal)
+    return np.asarray(np.linalg.inv(np.vstack([vectors, normal])), np.float64)
+
+
 def density(rgb: RGB, background: Color) -> RGB:
     """Return the optical density relative to the background in the channel that absorbs most.
 

@@ -36,7 +36,10 @@ import numpy.typing as npt
 
 from hemera.config import MaskOptions
 from hemera.errors import EngineError
-from hemera.masks import label_format, stain
+from hemera.masks import label_format
+from hemera.masks.stain import stains as stain
+from hemera.masks.stain.membranes import dab_classes, measure_cells
+from hemera.masks.stain.nuclei import Nuclei
 
 logger = logging.getLogger(__name__)
 
@@ -263,8 +266,8 @@ class Model:
         number = np.zeros(count, np.int32)
         number[pieces[first[:, 1], first[:, 0]]] = np.arange(1, len(first) + 1)
         nuclei: npt.NDArray[np.int32] = number[pieces]
-        dab, membrane = stain.membranes(stain.separate(rgb, stains), mpp, stains, self._options)
-        _, cells = stain.measure(stain.territories(nuclei), membrane, mpp, self._options)
+        dab, membrane = dab_classes(stain.separate(rgb, stains), mpp, stains, self._options)
+        _, cells = measure_cells(Nuclei.from_labels(nuclei), membrane, mpp, self._options)
         negative = np.bincount(
             nuclei.ravel(), classes.ravel() == label_format.NEGATIVE, len(cells) + 1
         )

@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from hemera.config import STAGES
 from hemera.dataset.criteria import CRITERIA, MEASURES, REASONS
-from hemera.masks.her2_score import reading, suitability
+from hemera.masks.agreement import suitability
+from hemera.masks.her2_score import asco_cap_score
 from hemera.reports import charts
 from hemera.reports.html import count, number, percent, plural
 from hemera.sheet import SCORES, SPLITS, Pair
@@ -601,7 +602,7 @@ def readings(cohort: Cohort, intense_share: float | None = None) -> list[dict[st
     """Return, per engine, the ASCO/CAP reading of its cells against the score in the sheet.
 
     Once by case and once by tile, of the accepted tiles; of pairs without a score nothing is said.
-    `intense_share` is that of `hemera.scoring.reading`.
+    `intense_share` is that of `her2_score.asco_cap_score`.
     """
     accepted = cohort.accepted
     score = cohort.column("score")
@@ -619,7 +620,7 @@ def readings(cohort: Cohort, intense_share: float | None = None) -> list[dict[st
                 if score[place] in SCORES:
                     total[keys[place], score[place]] += counts[place]
             table = confusion(
-                (truth, reading(own.tolist(), intense_share=intense_share))
+                (truth, asco_cap_score(own.tolist(), intense_fraction=intense_share))
                 for (_, truth), own in total.items()
             )
             if table:

@@ -19,8 +19,10 @@ from hemera.dataset import shards
 from hemera.errors import ShardError, TableError
 from hemera.imaging import codecs
 from hemera.io.atomic import replacing
-from hemera.masks import her2_score, stain
+from hemera.masks import agreement
 from hemera.masks import label_format as labels
+from hemera.masks.stain import stains as stain
+from hemera.masks.stain.segmentation import segment
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def run(
                 name: engine(rgb, row["mpp"], stains[row["pair"]])
                 for name, engine in engines.items()
             }
-            agreement = _agreement(list(made.values()), row["mpp"])
+            agreed = _agreement(list(made.values()), row["mpp"])
             for name, labelled in made.items():
                 data = codecs.encode_mask(labelled.mask)
                 offset, length = writer.add(f"{row['tile']}.{name}.png", data)
@@ -82,7 +84,7 @@ def run(
                         "pair": row["pair"],
                         "engine": name,
                         **statistics(labelled),
-                        **agreement,
+                        **agreed,
                         "note": labelled.note,
                         "shard": f"{shard.parent.name}/{shard.name}",
                         "offset": offset,
@@ -121,11 +123,9 @@ def _agreement(made: list[labels.Labelled], mpp: float) -> dict[str, float | int
     if len(made) < 2:
         return {}
     first, second = made
-    sign, matched = her2_score.sign_agreement(first.cells, second.cells, mpp)
+    sign, matched = agreement.sign_agreement(first.cells, second.cells, mpp)
     return {
-        "agreement_dice": her2_score.dice(
-            labels.positive(first.mask), labels.positive(second.mask)
-        ),
+        "agreement_dice": agreement.dice(labels.positive(first.mask), labels.positive(second.mask)),
         "agreement_sign": sign,
         "agreement_cells": matched,
     }
@@ -144,7 +144,7 @@ def _engines(options: MaskOptions) -> tuple[dict[str, _Engine], dict[str, str]]:
             made[name] = model.segment
             weights["deepliif_sha256"] = model.sha256
         else:
-            made[name] = lambda rgb, mpp, stains: stain.segment(rgb, mpp, stains, options)
+            made[name] = lambda rgb, mpp, stains: segment(rgb, mpp, stains, options)
     return made, weights
 
 

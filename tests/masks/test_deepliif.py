@@ -19,7 +19,10 @@ import torch
 
 from hemera.config import MaskOptions
 from hemera.errors import EngineError
-from hemera.masks import deepliif, label_format, stain
+from hemera.masks import deepliif, label_format
+from hemera.masks.stain import stains as stain
+from hemera.masks.stain.membranes import dab_classes
+from hemera.masks.stain.segmentation import segment
 
 WIDTH = 4
 NETWORKS = ["G1", "G2", "G3", "G4", "G51", "G52", "G53", "G54", "G55"]
@@ -189,7 +192,7 @@ def test_intensity_is_that_of_the_membrane_engine(model: Path) -> None:
     rgb = tile()
     chosen = options(model)
     found = deepliif.Model(chosen).segment(rgb, 0.5, STAINS)
-    classes, _ = stain.membranes(stain.separate(rgb, STAINS), 0.5, STAINS, chosen)
+    classes, _ = dab_classes(stain.separate(rgb, STAINS), 0.5, STAINS, chosen)
     np.testing.assert_array_equal(label_format.intensity(found.mask), classes)
     assert len(np.unique(label_format.intensity(found.mask))) > 2
 
@@ -683,7 +686,7 @@ def test_the_stage_runs_every_engine_in_the_order_of_the_options(
     )
     np.testing.assert_array_equal(image, expected.mask)
     assert found[1]["cells"] == len(expected.cells) > 0
-    other = stain.segment(pictures["t_1"], 0.5, stains, chosen)
+    other = segment(pictures["t_1"], 0.5, stains, chosen)
     first, second = label_format.positive(other.mask), label_format.positive(expected.mask)
     for row in found[:2]:
         overlap = 2 * (first & second).sum() / (first.sum() + second.sum())

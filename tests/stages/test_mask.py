@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -20,7 +21,8 @@ from hemera.dataset import shards
 from hemera.errors import ConfigError, EngineError, ShardError, TableError
 from hemera.imaging import codecs
 from hemera.masks import label_format as labels
-from hemera.masks import stain
+from hemera.masks.stain import membranes, nuclei, segmentation
+from hemera.masks.stain import stains as stain
 from hemera.stages import mask
 
 OPTIONS = MaskOptions(engines=("stain",), target="stain")
@@ -143,7 +145,7 @@ def test_stains_are_those_of_the_pair_not_of_the_tile(
         shards.read_member(folder / "unit.tar", row["offset"], row["length"])
     )
     own = stain.estimate([TILES[1][2], TILES[3][2]], MPP)
-    np.testing.assert_array_equal(image, stain.segment(TILES[1][2], MPP, own, OPTIONS).mask)
+    np.testing.assert_array_equal(image, segmentation.segment(TILES[1][2], MPP, own, OPTIONS).mask)
     assert own.background == (180, 180, 180)
 
 
@@ -278,19 +280,18 @@ def test_golden(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("module", "name", "value"),
     [
-        ("artefacts", lambda rgb, mpp, stains: None),
-        ("_unspecific", lambda tiles, mpp, stains: 0.0),
-        ("_WORKING_MPP", 0.1),
-        ("_TILES_MIN", 1),
-        ("_TILES_MIN", 9),
-        ("_GAP_UM2", 0.0),
-        ("_FRINGE", 0.0),
+        (segmentation, "ihc_artefacts", lambda *arguments: None),
+        (segmentation, "_WORKING_MPP", 0.1),
+        (stain, "_background_dab", lambda tiles, mpp, stains: 0.0),
+        (stain, "_TILES_MIN", 9),
+        (nuclei, "fill_holes", lambda inside, area_px: None),
+        (membranes, "_FRINGE", 0.0),
     ],
 )
-def test_golden_sees_every_part_of_the_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+def test_golden_is_sensitive_to_every_part_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, value: object
 ) -> None:
-    monkeypatch.setattr(stain, name, value)
+    monkeypatch.setattr(module, name, value)
     assert golden_digest(tmp_path) != GOLDEN[MaskOptions.version]

@@ -1,0 +1,83 @@
+"""Agreement of mask engines: matched cells, sign agreement, Dice of the positive masks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import KDTree
+
+from hemera.masks.label_format import Cells
+
+# Largest distance between the centroids that two engines find for one nucleus, um.
+MATCH_UM = 4.0
+
+SUITABLE_MIN = 0.7
+DOUBTFUL_MIN = 0.4
+
+Points = npt.NDArray[np.floating]
+
+
+def matched(first: Points, second: Points, distance: float) -> npt.NDArray[np.int64]:
+    """Match points that are nearest to each other and no further apart than `distance`.
+
+    Args:
+        first: (N, 2).
+        second: (M, 2), in the same unit.
+        distance: in that unit.
+
+    Returns:
+        (N,): for each point of `first` the row of its partner in `second`, -1 without one.
+    """
+    result = np.full(len(first), -1, np.int64)
+    if not len(first) or not len(second):
+        return result
+    apart, there = KDTree(second).query(first)
+    _, back = KDTree(first).query(second)
+    mutual = (apart <= distance) & (back[there] == np.arange(len(first)))
+    result[mutual] = there[mutual]
+    return result
+
+
+def dice(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
+    """Return the Dice coefficient of two masks, 0 to 1; of two empty masks 1."""
+    total = int(np.count_nonzero(first)) + int(np.count_nonzero(second))
+    return 2 * int(np.count_nonzero(first & second)) / total if total else 1.0
+
+
+def sign_agreement(first: Cells, second: Cells, mpp: float) -> tuple[float | None, int]:
+    """Return the fraction of matched cells with the same sign, and the number of matched cells.
+
+    Args:
+        first: cells of one engine.
+        second: of the other, on the same tile.
+        mpp: its resolution, um/px.
+
+    Returns:
+        The fraction is None where no cell matches.
+    """
+    mine, other = (np.column_stack([cells.x_px, cells.y_px]) for cells in (first, second))
+    at = matched(mine, other, MATCH_UM / mpp)
+    both = at >= 0
+    count = int(both.sum())
+    if not count:
+        return None, 0
+    return float(np.mean(first.positive[both] == second.positive[at[both]])), count
+
+
+def suitability(dice: float, sign: float | None) -> str:
+    """Return the verdict on the labels of a tile or a cohort from the agreement of two engines.
+
+    Args:
+        dice: of their positive masks, 0 to 1.
+        sign: fraction of matched cells with the same sign; None or NaN: none matched.
+
+    Returns:
+        ``suitable`` when both are at least 0.7, ``unsuitable`` when one is below 0.4, else
+        ``doubtful``.
+    """
+    lower = dice if sign is None or math.isnan(sign) else min(dice, sign)
+    if lower >= SUITABLE_MIN:
+        return "suitable"
+    return "doubtful" if lower >= DOUBTFUL_MIN else "unsuitable"

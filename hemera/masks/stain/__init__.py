@@ -1,0 +1,1 @@
+"""The engine `stain`: nuclei from haematoxylin, membranes and their strength from DAB."""

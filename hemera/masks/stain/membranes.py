@@ -1,0 +1,134 @@
+"""Membranes from DAB: which brown can be a membrane, and how it surrounds each nucleus."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import MaskOptions
+from hemera.imaging.morphology import COARSE_MPP, coarse, odd_px, smoothed
+from hemera.masks import label_format
+from hemera.masks.stain.nuclei import PEAK_WINDOW_UM, SMOOTHING_UM, Nuclei
+from hemera.masks.stain.stains import Stains
+
+Float = npt.NDArray[np.float32]
+
+# Side of the window that faint brown is compared with, um.
+_SURROUNDINGS_UM = 22.0
+# Fraction of the haematoxylin of a nucleus that chromatic aberration shows as brown at its edge.
+_FRINGE = 0.19
+# Factor on the threshold of weak staining where the colour of DAB could not be measured.
+_UNMEASURED = 1.5
+# How far inside the edge of its nucleus a membrane may be, um.
+_INNER_UM = 1.0
+# Sectors of the ring around a nucleus, and the smallest stained fraction of a stained sector: a
+# membrane is half a um thick.
+_SECTORS = 24
+_SECTOR_FRACTION = 0.125
+
+
+def dab_classes(
+    separated: Float, mpp: float, stains: Stains, options: MaskOptions
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return the DAB class 0 to 3 of every pixel, and the class of what can be a membrane.
+
+    Faint brown over a wide area is what skin, stroma and a poorly rinsed section take up: it counts
+    as weak only where it exceeds its surroundings, and beside a dark nucleus the coloured fringe
+    that a lens causes there. Weak staining must also reach `options.dab_control` times the
+    background DAB of the slide, and half as much again where the colour of DAB could not be
+    measured: a counterstain of another hue than the fixed vector is then separated into faint
+    brown. None of this applies to moderate and strong staining.
+
+    Args:
+        separated: (H, W, 3) densities, see `stains.separate`.
+        mpp: their resolution, um/px.
+        stains: that they were separated with.
+        options: thresholds of the classes.
+
+    Returns:
+        Two images (H, W) of 0 to 3.
+    """
+    haematoxylin, dab = (np.ascontiguousarray(separated[..., k]) for k in (0, 1))
+    smooth = smoothed(dab, mpp, SMOOTHING_UM)
+    weak = options.dab_weak * (1 if "dab" in stains.estimated else _UNMEASURED)
+    weak = min(max(weak, options.dab_control * stains.background_dab), options.dab_moderate)
+    classes = (smooth >= np.float32(weak)).view(np.uint8)
+    for level in (options.dab_moderate, options.dab_strong):
+        classes += (smooth >= np.float32(level)).view(np.uint8)
+    window = odd_px(_SURROUNDINGS_UM, COARSE_MPP)
+    around = cv2.blur(coarse(dab, mpp), (window, window), borderType=cv2.BORDER_REFLECT)
+    height, width = dab.shape
+    lowest = np.asarray(cv2.resize(around, (width, height)), np.float32)
+    lowest *= options.dab_contrast
+    window = odd_px(PEAK_WINDOW_UM, mpp)
+    fringe = cv2.dilate(
+        smoothed(haematoxylin, mpp, SMOOTHING_UM), np.ones((window, window), np.uint8)
+    )
+    np.maximum(lowest, np.multiply(fringe, _FRINGE, out=fringe), out=lowest)
+    membrane = classes.copy()
+    membrane[(classes == 1) & (smooth < lowest)] = 0
+    return classes, membrane
+
+
+def measure_cells(
+    nuclei: Nuclei, membrane: npt.NDArray[np.uint8], mpp: float, options: MaskOptions
+) -> tuple[npt.NDArray[np.int32], label_format.Cells]:
+    """Measure the membrane around every nucleus.
+
+    The ring, from just inside the edge of a nucleus outwards, is cut into 24 sectors around its
+    centroid. A sector is stained at a class when an eighth of its pixels reach it. `completeness`
+    is the fraction of sectors that are stained at all; `intensity` is the strongest class that
+    covers `options.completeness_min` of the ring, so pigment on one side makes no cell positive; a
+    cell is positive from `options.positive_intensity_min`.
+
+    Args:
+        nuclei: of a tile (H, W).
+        membrane: (H, W) of 0 to 3, see `dab_classes`.
+        mpp: resolution of both, um/px.
+        options: ring, completeness and classes.
+
+    Returns:
+        The cells, (H, W): every nucleus with its ring, and their table.
+    """
+    labels, depth_px = nuclei.labels, nuclei.depth_px
+    count = int(labels.max(initial=0))
+    if not count:
+        return labels, label_format.blank((0, 0)).cells
+    width = labels.shape[1]
+    grown: npt.NDArray[np.int32] = np.where(depth_px >= -options.ring_um / mpp, nuclei.regions, 0)
+    at = np.flatnonzero(labels != 0)
+    y, x = np.divmod(at, width)
+    of = labels.ravel()[at]
+    area = np.bincount(of, minlength=count + 1)
+    centre_x = np.bincount(of, x, count + 1) / np.maximum(area, 1)
+    centre_y = np.bincount(of, y, count + 1) / np.maximum(area, 1)
+
+    at = np.flatnonzero((grown > 0) & (depth_px <= _INNER_UM / mpp))
+    of = grown.ravel()[at]
+    y, x = np.divmod(at, width)
+    east = (x - centre_x[of]).astype(np.float32)
+    south = (y - centre_y[of]).astype(np.float32)
+    # A tile that is one nucleus has no ring, and OpenCV rejects empty arrays.
+    turn = cv2.phase(east, south).ravel() if len(at) else east
+    sector = np.minimum((turn * np.float32(_SECTORS / (2 * np.pi))).astype(np.int64), _SECTORS - 1)
+    key = (of * np.int64(_SECTORS) + sector) * 4 + membrane.ravel()[at]
+    shape = (count + 1, _SECTORS, 4)
+    pixels = np.bincount(key, minlength=math.prod(shape)).reshape(shape)
+    # From the strongest class down: what reaches a class reaches those below it.
+    reached = np.cumsum(pixels[..., ::-1], axis=-1)[..., ::-1]
+    total = reached[..., :1]
+    stained = (reached[..., 1:] >= _SECTOR_FRACTION * total) & (reached[..., 1:] > 0)
+    fraction = stained.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
+    # What covers enough at a class does so at those below it: the number of classes is the class.
+    intensity = (fraction >= options.completeness_min).sum(axis=1).astype(np.uint8)[1:]
+    return grown, label_format.Cells(
+        x_px=(centre_x[1:] + 0.5).astype(np.float32),
+        y_px=(centre_y[1:] + 0.5).astype(np.float32),
+        area_px=area[1:].astype(np.int32),
+        positive=intensity >= options.positive_intensity_min,
+        intensity=intensity,
+        completeness=fraction[1:, 0].astype(np.float32),
+    )

@@ -1,0 +1,191 @@
+"""Nuclei from haematoxylin: pixels that stand out locally, cut where nuclei touch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import MaskOptions
+from hemera.imaging.morphology import (
+    DISTANCE_STEPS,
+    detached_pixels,
+    disc,
+    distance_inside,
+    fill_holes,
+    odd_px,
+    smoothed,
+    voronoi_regions,
+    watershed,
+)
+
+Float = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+
+# Standard deviation of the blur of densities and of distances, um.
+SMOOTHING_UM = 0.6
+# Side of the window in which the darkest pixel is searched for, um.
+PEAK_WINDOW_UM = 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Nuclei:
+    """Nuclei of one tile with their Voronoi regions: all (H, W).
+
+    `labels` numbers the nuclei from 1, 0 is background; each is one piece. `regions` is the nucleus
+    that a pixel belongs to or is nearest to, 0 without one. `depth_px` is the distance inside the
+    edge of a nucleus, negative outside.
+    """
+
+    labels: Labels
+    regions: Labels
+    depth_px: Float
+
+    @classmethod
+    def from_labels(cls, labels: Labels) -> Nuclei:
+        """Return nuclei (H, W) that are numbered from 1 without gaps."""
+        outside_px, regions = voronoi_regions(labels)
+        inside_px = distance_inside((labels > 0).view(np.uint8)) / np.float32(DISTANCE_STEPS)
+        return cls(labels, regions, np.asarray(inside_px - outside_px, np.float32))
+
+
+def find_nuclei(
+    haematoxylin: Float,
+    mpp: float,
+    nuclear_density: float,
+    options: MaskOptions,
+    excluded: Mask | None = None,
+) -> Nuclei:
+    """Find nuclei in a density of haematoxylin (H, W).
+
+    A pixel of a nucleus is darker than `options.nucleus_density_min`, than a fraction of the dark
+    nuclei of the pair, than the mean of its surroundings, and not much paler than the darkest pixel
+    near it; so a nucleus in blue stroma is found. Touching nuclei are cut by watershed on the
+    distance from their edge. A piece that is no darker than what surrounds it is haze.
+
+    Args:
+        haematoxylin: (H, W) density.
+        mpp: its resolution, um/px.
+        nuclear_density: haematoxylin of the dark nuclei of the pair, density.
+        options: thresholds.
+        excluded: (H, W), pixels that belong to no nucleus.
+    """
+    smooth = smoothed(haematoxylin, mpp, SMOOTHING_UM)
+    inside = _nuclear_pixels(smooth, mpp, nuclear_density, options)
+    if excluded is not None:
+        inside[excluded] = 0
+    steps = distance_inside(inside)
+    pieces = _split(inside, steps, mpp)
+    outside_px, regions = voronoi_regions(pieces)
+    kept = _plausible(smooth, pieces, outside_px, regions, inside, mpp, nuclear_density, options)
+    numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+    regions = np.take(numbers, regions, mode="clip")
+    # Width of the rim that smoothing and opening removed, um.
+    rim_um = 0.5
+    depth_px = np.where(pieces != 0, steps / np.float32(DISTANCE_STEPS), -outside_px)
+    depth_px += np.float32(rim_um / mpp)
+    if excluded is not None:
+        depth_px[excluded] = -np.inf
+    labels = np.where(depth_px >= 0, regions, 0)
+    # The watershed at half the resolution crosses gaps of one pixel.
+    detached = detached_pixels(labels, int(kept.sum()))
+    if detached is not None:
+        labels[detached] = regions[detached] = 0
+    return Nuclei(labels, regions, depth_px)
+
+
+def _nuclear_pixels(
+    smooth: Float, mpp: float, nuclear_density: float, options: MaskOptions
+) -> npt.NDArray[np.uint8]:
+    """Return the pixels (H, W) that are dark enough for a nucleus, 1 or 0."""
+    # How far below the mean of its surroundings a nucleus may be, as a fraction of the dark nuclei:
+    # in dense tissue, the mean is that of nuclei.
+    slack = 0.05
+    # Smallest fraction of the darkest pixel near it.
+    peak_fraction = 0.35
+    # Largest hole that is filled: the pale middle of a vesicular nucleus, um^2.
+    hole_um2 = 8.0
+    window = odd_px(options.nucleus_window_um, mpp)
+    lowest = np.asarray(
+        cv2.boxFilter(smooth, -1, (window, window), borderType=cv2.BORDER_REFLECT), np.float32
+    )
+    lowest -= slack * nuclear_density
+    floor = max(options.nucleus_density_min, options.nucleus_contrast * nuclear_density)
+    np.maximum(lowest, floor, out=lowest)
+    window = odd_px(PEAK_WINDOW_UM, mpp)
+    peak = cv2.dilate(smooth, np.ones((window, window), np.uint8))
+    np.maximum(lowest, np.multiply(peak, peak_fraction, out=peak), out=lowest)
+    inside = (smooth > lowest).view(np.uint8)
+    cross = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
+    inside = np.asarray(cv2.morphologyEx(inside, cv2.MORPH_OPEN, cross), np.uint8)
+    fill_holes(inside, hole_um2 / mpp**2)
+    return inside
+
+
+def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: float) -> Labels:
+    """Cut nuclear pixels (H, W) into numbered pieces; a component without a core has number 0.
+
+    Args:
+        inside: 1 in nuclei.
+        steps: distance to their edge, see `distance_inside`.
+        mpp: resolution, um/px.
+    """
+    # Smallest distance between the cores of two nuclei, and of a core from the edge, um.
+    separation_um = 5.0
+    core_um = 1.0
+    # The blur of integers is exact.
+    ridge = smoothed(steps, mpp, SMOOTHING_UM)
+    peaks = ridge >= cv2.dilate(ridge, disc(separation_um, mpp))
+    peaks &= steps > DISTANCE_STEPS * max(core_um / mpp, 1.0) + 0.5
+    count, markers = cv2.connectedComponents(peaks.view(np.uint8))
+    component_count, components = cv2.connectedComponents(inside)
+    component_of = np.zeros(count, np.int64)
+    component_of[markers[peaks]] = components[peaks]
+    cores = np.bincount(component_of[1:], minlength=component_count)
+    number = np.zeros(component_count, np.int32)
+    number[component_of[1:]] = np.arange(1, count)
+    number[cores > 1] = 0
+    result: Labels = number[components]
+    several = (cores > 1)[components]
+    if several.any():
+        result += watershed(ridge, np.where(several, markers, 0), several)
+    return result
+
+
+def _plausible(
+    smooth: Float,
+    pieces: Labels,
+    outside_px: Float,
+    regions: Labels,
+    inside: npt.NDArray[np.uint8],
+    mpp: float,
+    nuclear_density: float,
+    options: MaskOptions,
+) -> Mask:
+    """Return which pieces are nuclei by their area and the contrast to what surrounds them."""
+    # Width of the ring around a nucleus that it is compared with, um.
+    ring_um = 2.0
+    count = int(pieces.max()) + 1
+    area, density = _areas_and_means(pieces, smooth, pieces != 0, count)
+    ring = (outside_px <= ring_um / mpp) & (inside == 0)
+    ring_area, ring_density = _areas_and_means(regions, smooth, ring, count)
+    kept: Mask = (density - ring_density >= options.nucleus_edge * nuclear_density) | (
+        ring_area == 0
+    )
+    kept &= area * mpp**2 >= options.nucleus_area_min_um2
+    kept &= area * mpp**2 <= options.nucleus_area_max_um2
+    kept[0] = False
+    return kept
+
+
+def _areas_and_means(
+    labels: Labels, values: Float, where: Mask, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the area, px, and the mean value of each of `count` labels within a mask."""
+    at = np.flatnonzero(where)
+    of = labels.ravel()[at]
+    area = np.bincount(of, minlength=count)
+    return area, np.bincount(of, values.ravel()[at], count) / np.maximum(area, 1)

@@ -1,0 +1,75 @@
+"""Which brown is a membrane, and how cells are measured."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from skimage.segmentation import expand_labels
+
+from hemera.config import MaskOptions
+from hemera.masks.stain.membranes import dab_classes, measure_cells
+from hemera.masks.stain.nuclei import Nuclei
+from hemera.masks.stain.segmentation import segment
+from tests.small_cells import DAB, MEASURED, draw, over
+
+OPTIONS = MaskOptions(engines=("stain",), target="stain")
+
+
+def test_faint_brown_beside_a_dark_nucleus_is_its_coloured_fringe() -> None:
+    """The same rings of 0.12 around densities 0.9 and 0.3: a fringe reaches 0.19 of them."""
+    y, x = np.mgrid[:80, :170].astype(float)
+    separated = np.zeros((*y.shape, 3), np.float32)
+    for cx, dark in ((40, 0.9), (125, 0.3)):
+        radius = np.hypot(y - 40, x - cx)
+        separated[..., 0] += dark * (radius < 8)
+        separated[..., 1] += 0.12 * ((radius > 9) & (radius < 13))
+    classes, membrane = dab_classes(separated, 0.5, MEASURED, OPTIONS)
+    for half, expected in ((slice(0, 80), False), (slice(90, 170), True)):
+        assert (classes[:, half] == 1).sum() > 150
+        assert (membrane[:, half] == 1).any() == expected
+
+
+@pytest.mark.parametrize(("strength", "positive"), [(0.0, False), (0.25, True)])
+def test_faint_brown_everywhere_is_background_and_a_faint_membrane_on_it_is_not(
+    strength: float, positive: bool
+) -> None:
+    """Skin and stroma take up brown evenly: compared with its surroundings a ring is none."""
+    stained = over(draw(np.full((3, 4), strength)).rgb, 0.08 * DAB)
+    cells = segment(stained, 0.5, MEASURED, OPTIONS).cells
+    assert cells.positive.tolist() == [positive] * 12
+
+
+@pytest.mark.parametrize(
+    ("background_dab", "levels"), [(0.0, {1, 3}), (0.02, {1, 3}), (0.07, {0, 3}), (0.4, {0, 3})]
+)
+def test_weak_staining_must_exceed_the_background_of_the_slide_and_strong_need_not(
+    background_dab: float, levels: set[int]
+) -> None:
+    slide = draw(np.array([[0.15, 0.15, 0.6], [0.6, 0.15, 0.15]]))
+    stains = dataclasses.replace(MEASURED, background_dab=background_dab)
+    found = segment(slide.rgb, 0.5, stains, OPTIONS)
+    assert set(found.cells.intensity.tolist()) == levels
+    loose = dataclasses.replace(OPTIONS, dab_control=0.0)
+    assert segment(slide.rgb, 0.5, stains, loose).cells.positive.all()
+
+
+def test_cells_grow_as_scikit_image_expands_labels() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.zeros((90, 130), np.int32)
+    y, x = rng.integers(5, 85, 12), rng.integers(5, 125, 12)
+    for k in range(12):
+        labels[y[k] - 2 : y[k] + 3, x[k] - 1 : x[k] + 4] = k + 1
+    empty = np.zeros(labels.shape, np.uint8)
+    ours, _ = measure_cells(Nuclei.from_labels(labels), empty, 0.5, OPTIONS)
+    theirs = expand_labels(labels, OPTIONS.ring_um / 0.5)
+    # OpenCV's distance is within 2 % of Euclid's; pixels in between may go to the other cell.
+    assert (ours != theirs).mean() < 0.01
+    np.testing.assert_array_equal(ours[labels > 0], theirs[labels > 0])
+
+
+def test_without_nuclei_there_are_no_cells() -> None:
+    nothing = np.zeros((40, 70), np.int32)
+    classes = np.full(nothing.shape, 3, np.uint8)
+    grown, cells = measure_cells(Nuclei.from_labels(nothing), classes, 0.5, OPTIONS)
+    assert len(cells) == 0
+    assert not grown.any()

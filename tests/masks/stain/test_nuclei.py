@@ -1,0 +1,110 @@
+"""Nuclei in drawn densities, and on real tiles."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy import ndimage
+
+from hemera.config import MaskOptions
+from hemera.masks.stain.nuclei import find_nuclei
+from hemera.masks.stain.stains import estimate, separate
+from tests.small_cells import read
+
+OPTIONS = MaskOptions(engines=("stain",), target="stain")
+
+
+def labels_of(
+    density: npt.NDArray[np.floating], mpp: float = 0.5, nuclear_density: float = 0.5
+) -> npt.NDArray[np.int32]:
+    return find_nuclei(density.astype(np.float32), mpp, nuclear_density, OPTIONS).labels
+
+
+def pieces(labels: npt.NDArray[np.int32]) -> list[int]:
+    """The number of pieces of every nucleus."""
+    return [
+        ndimage.label(labels[place] == k, np.ones((3, 3)))[1]
+        for k, place in enumerate(ndimage.find_objects(labels), start=1)
+    ]
+
+
+def test_touching_nuclei_are_cut() -> None:
+    y, x = np.mgrid[:80, :120].astype(float)
+    labels = labels_of(0.5 * ((np.hypot(y - 40, x - 42) < 10) | (np.hypot(y - 38, x - 60) < 10)))
+    assert labels.max() == 2
+    assert labels[40, 40] != labels[38, 62]
+
+
+def test_the_pale_middle_of_a_nucleus_is_filled_and_the_middle_of_a_ring_is_not() -> None:
+    """Holes of 5 and 20 um^2 in discs; what is filled is up to 8 um^2."""
+    y, x = np.mgrid[:90, :160].astype(float)
+    density = np.zeros(y.shape)
+    for cx, outer, inner in ((40, 10, 2.5), (110, 17, 5.5)):
+        radius = np.hypot(y - 45, x - cx)
+        density += 0.6 * ((radius < outer) & (radius >= inner))
+    labels = labels_of(density, nuclear_density=0.6)
+    assert labels[45, 40] > 0
+    assert labels[45, 110] == 0
+    assert labels[45, 98] > 0
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5])
+def test_a_nucleus_is_darker_than_two_um_around_it_whatever_the_resolution(mpp: float) -> None:
+    """A cone: over 0.5 um its surroundings are paler by 0.09, over 2 um by 0.13 of 1.1."""
+    y, x = (np.mgrid[: round(25 / mpp), : round(31 / mpp)] + 0.5) * mpp
+    for slope, expected in ((0.4 / 7.5, 1), (0.4 / 14, 0)):
+        cone = np.maximum(0.4 - slope * np.hypot(y - 12, x - 15), 0)
+        assert labels_of(cone, mpp, 1.1).max() == expected
+
+
+def test_threads_without_a_core_belong_to_no_nucleus() -> None:
+    """Two nuclei; threads too thin to be one, 15 and 40 um from them."""
+    y, x = np.mgrid[:90, :200].astype(float)
+    drawn = (np.hypot(y - 40, x - 22) < 9) | (np.hypot(y - 30, x - 60) < 9)
+    threads = ((abs(x - 95) < 1) | (abs(x - 140) < 1)) & (y > 12) & (y < 70)
+    for seen in (drawn, drawn | threads):
+        labels = labels_of(0.5 * seen)
+        assert pieces(labels) == [1, 1]
+        assert not labels[:, 80:].any()
+        assert np.abs(np.bincount(labels.ravel())[1:] - np.pi * 81).max() < 75
+
+
+def test_every_nucleus_is_one_piece_on_crowded_ragged_tiles() -> None:
+    """Overlapping discs with gaps of a pixel, which a cut at half the resolution crosses."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[:211, :263].astype(float)
+    for _ in range(4):
+        drawn = np.zeros(y.shape, bool)
+        for cy, cx, radius in rng.uniform((0, 0, 4), (211, 263, 11), (150, 3)):
+            drawn |= np.hypot(y - cy, x - cx) < radius
+        drawn &= (x + 2 * y) % 23 >= 1.5
+        drawn[(y - 2 * x) % 31 < 1.5] = False
+        for excluded in (None, np.hypot(y - 100, x - 130) < 30):
+            density = 0.6 * drawn.astype(np.float32)
+            labels = find_nuclei(density, 1.0, 0.6, OPTIONS, excluded).labels
+            assert labels.max() > 20
+            assert set(pieces(labels)) == {1}
+            assert excluded is None or not labels[excluded].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp"),
+    [
+        ("bci_pairs_1024/IHC/test/00820_test_2+.png", 0.46),
+        ("bci_ihc_only_1024/IHC/test/00003_test_3+.png", 0.46),
+        ("deepliif/test_ihc/22_2.png", 0.5),
+    ],
+)
+def test_every_nucleus_of_a_real_tile_is_one_piece_around_its_centre(
+    images: Path, name: str, mpp: float
+) -> None:
+    tile = read(images / name)
+    stains = estimate([tile], mpp)
+    labels = labels_of(separate(tile, stains)[..., 0], mpp, stains.nuclear_density)
+    assert len(pieces(labels)) > 100
+    assert set(pieces(labels)) == {1}
+    centres = ndimage.center_of_mass(labels > 0, labels, range(1, labels.max() + 1))
+    y, x = np.array(centres).round().astype(int).T
+    # The centre of a sickle lies beside it.
+    assert (ndimage.distance_transform_edt(labels == 0)[y, x] * mpp).max() < 2

@@ -1,0 +1,95 @@
+"""Stain vectors, densities and a slide's own references, on drawn slides of known staining."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hemera.masks.stain.stains import Stains, estimate, separate
+from tests.small_cells import DAB, GLASS, HAEMATOXYLIN, STRENGTHS, draw, thirds
+
+
+def unit(*vector: float) -> npt.NDArray[np.float64]:
+    return np.array(vector) / np.linalg.norm(vector)
+
+
+TRUE_H, TRUE_D = unit(0.74, 0.62, 0.25), unit(0.32, 0.55, 0.77)
+
+
+def test_vectors_are_those_the_slide_was_stained_with() -> None:
+    slide = draw(STRENGTHS, mpp=0.25, haematoxylin=TRUE_H, dab=TRUE_D, glass=(190, 188, 184))
+    stains = estimate(thirds(slide.rgb), 0.25)
+    assert stains.estimated == ("haematoxylin", "dab")
+    # The palest there is: glass under the thin haze that is drawn everywhere.
+    palest = np.array([190, 188, 184]) * 10 ** -(0.03 * TRUE_H + 0.01 * TRUE_D)
+    assert stains.background == pytest.approx(palest, abs=2)
+    for found, true, fixed in (
+        (stains.haematoxylin, TRUE_H, HAEMATOXYLIN),
+        (stains.dab, TRUE_D, DAB),
+    ):
+        assert found @ true > found @ fixed
+        assert np.degrees(np.arccos(found @ true)) < 4
+
+
+def test_vectors_are_never_measured_on_fewer_than_three_tiles_with_tissue() -> None:
+    slide = draw(STRENGTHS, mpp=0.25, dab=TRUE_D)
+    tiles = thirds(slide.rgb)
+    glass = np.full((200, 310, 3), GLASS, np.uint8)
+    few = [np.ascontiguousarray(tile[:60, :90]) for tile in tiles]
+    for seen in ([slide.rgb], tiles[:2], [slide.rgb, glass, glass], [*tiles[:2], glass], few):
+        found = estimate(seen, 0.25)
+        assert found.estimated == ()
+        np.testing.assert_allclose(found.vectors, [HAEMATOXYLIN, DAB])
+    for seen in (tiles, [*tiles, glass]):
+        assert "dab" in estimate(seen, 0.25).estimated
+
+
+def test_without_brown_the_vector_of_dab_is_the_fixed_one() -> None:
+    stains = estimate(thirds(draw(np.zeros((3, 4)), mpp=0.25).rgb), 0.25)
+    assert stains.estimated == ("haematoxylin",)
+    np.testing.assert_allclose(stains.dab, DAB)
+
+
+def test_an_estimated_haematoxylin_has_little_of_dab() -> None:
+    """Nuclei that took up brown have a mixed direction; the estimate is closer to the dye."""
+    mixture = unit(*(0.8 * HAEMATOXYLIN + 0.2 * DAB))
+    found = estimate(thirds(draw(STRENGTHS, mpp=0.25, haematoxylin=mixture).rgb), 0.25)
+    assert "haematoxylin" in found.estimated
+    assert found.haematoxylin @ HAEMATOXYLIN > mixture @ HAEMATOXYLIN + 0.003
+
+
+def test_separation_inverts_the_law_of_beer_and_lambert() -> None:
+    true = np.random.default_rng(8).uniform(0.05, 0.6, (20, 30, 2))
+    stains = Stains((240, 235, 230))
+    rgb = np.array(stains.background) * 10 ** -(true @ np.stack([HAEMATOXYLIN, DAB]))
+    found = separate(rgb.round().astype(np.uint8), stains)
+    np.testing.assert_allclose(found[..., :2], true, atol=0.03)
+    np.testing.assert_allclose(found[..., 2], 0, atol=0.03)
+
+
+@pytest.mark.parametrize("counterstain", [0.15, 0.5])
+def test_nuclear_density_is_the_haematoxylin_of_the_nuclei(counterstain: float) -> None:
+    slide = draw(np.zeros((7, 9)), counterstain=counterstain)
+    found = estimate(thirds(slide.rgb), 0.5).nuclear_density
+    assert found == pytest.approx(counterstain, rel=0.1)
+
+
+def test_background_dab_is_what_tissue_without_nuclei_takes_up() -> None:
+    """Cells, brown bundles beside them, glass: the first quartile of the bundles."""
+    slide = draw(np.full((4, 5), 0.6))
+    height, width = slide.nuclei.shape
+    glass = np.full((height, width, 3), GLASS, np.uint8)
+    y, x = np.mgrid[:height, : 2 * width]
+    for brown in (0.05, 0.10):
+        bundles = brown * (1 + 0.5 * np.sin(2 * np.pi * (x + 2 * y) / 60))
+        pale = bundles[..., None] * DAB + 0.04 * HAEMATOXYLIN
+        tissue = np.concatenate([slide.rgb, glass], axis=1) * 10**-pale
+        tile = np.concatenate([tissue.round().astype(np.uint8), glass], axis=1)
+        found = estimate([tile, tile[:, width:]], 0.5).background_dab
+        # A quarter of a sine is below minus sin 45 degrees.
+        assert found == pytest.approx(brown * (1 - 0.5 * np.sin(np.pi / 4)), abs=0.012)
+
+
+def test_a_solid_tumour_has_no_background_dab() -> None:
+    everywhere = draw(np.full((6, 9), 0.2))
+    assert estimate([everywhere.rgb[40:-40, 40:-40]], 0.5).background_dab == 0
+    assert estimate([], 0.5).background_dab == 0
