@@ -79,10 +79,10 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
     noise or another dye, and the fixed vector is used; also where fewer than three tiles have
     tissue (800 stained pixels), or all of them have fewer than 8000 stained pixels.
 
-    The background is the 99th percentile of each channel. `color.background_color` of stage describe
-    takes the commonest gray of a whole picture, which in tiles without glass is stroma: with it, 45
-    of the 699 cells of the BCI tile 00001_test_2+ remain, and none of its 2+. On BCI's gray fields,
-    the percentile is up to 0.02 of density above it.
+    The background is the 99th percentile of each channel. `color.background_color` takes the
+    commonest gray of a whole picture, which in tiles without glass is stroma: with it, 45 of the
+    699 cells of the BCI tile 00001_test_2+ remain, and none of its 2+. On BCI's gray fields, the
+    percentile is up to 0.02 of density above it.
 
     Args:
         tiles: (H, W, 3) uint8 RGB each, of any sizes; none: white background, fixed vectors.
