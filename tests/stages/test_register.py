@@ -577,7 +577,7 @@ class TestBadInput:
         describe.run(**named, block_count=1, images_table=table, options=DescribeOptions())
         row, _ = run(copy, tmp_path)
         assert row["verdict"] == "pass"
-        assert "taken for glass" in caplog.text
+        assert "px are treated as background" in caplog.text
         assert (given.moving[320:, 448:] >= 250).all()
         assert (
             np.abs(given.moving[150:200, 150:200].astype(int) - image[150:200, 150:200]).max() < 90
