@@ -51,8 +51,8 @@ class Canvas:
     @property
     def size_px(self) -> int:
         """Shortest side of the smallest canvas that contains both."""
-        height, width = map(max, self.he.shape[:2], self.her2.shape[:2])
-        return min(height, width)
+        sides = (max(self.he.shape[axis], self.her2.shape[axis]) for axis in (0, 1))
+        return int(min(sides))
 
     def reduced(self, factor: int) -> Self:
         """Return the mean of squares of `factor` pixels, padded with white at right and bottom."""
