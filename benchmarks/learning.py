@@ -11,7 +11,6 @@ processors.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import sys
 import tempfile
@@ -89,15 +88,14 @@ def main() -> None:
     )
     assert isinstance(generation, TrainGenerationOptions)
     assert isinstance(segmentation, TrainSegmentationOptions)
-    generation = dataclasses.replace(
-        generation,
+    generation = generation.replace(
         epochs=given.generation_epochs,
         decay_from_epoch=given.generation_epochs // 2,
         torch_threads=2,
         sample_tiles=0,
     )
-    segmentation = dataclasses.replace(
-        segmentation, epochs=given.segmentation_epochs, torch_threads=2, sample_tiles=0
+    segmentation = segmentation.replace(
+        epochs=given.segmentation_epochs, torch_threads=2, sample_tiles=0
     )
     goals: list[bool] = []
     with tempfile.TemporaryDirectory() as name:
@@ -129,7 +127,7 @@ def main() -> None:
             }
             train_segmentation.run(
                 index=index, checkpoints=folder / "checkpoints", **painter, **paths,
-                options=dataclasses.replace(segmentation, generation_branch=branch),
+                options=segmentation.replace(generation_branch=branch),
             )  # fmt: skip
             took = minutes()
             measured = folder / f"{branch}.metrics.parquet"

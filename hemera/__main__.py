@@ -6,8 +6,8 @@ The one stage that is asked for is imported, and nothing of the others.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import errno
+import functools
 import importlib
 import inspect
 import logging
@@ -20,7 +20,7 @@ from typing import Any
 
 from hemera import __version__
 from hemera.config import STAGES
-from hemera.config.base import Options, item_type, parse_word
+from hemera.config.base import Key, Options, keys
 from hemera.errors import ConfigError, HemeraError
 
 COMMANDS = {
@@ -127,7 +127,7 @@ def _stage(name: str) -> tuple[argparse.ArgumentParser, Callable[[Any], int]]:
             required=required,
             type=kind,
             metavar=kind.__name__.upper(),
-            nargs="*" if item_type(annotation) else None,
+            nargs="*" if _item(annotation) else None,
         )
     group = parser.add_argument_group("options (config.yaml holds the same keys)")
     cls = STAGES[name]
@@ -147,22 +147,17 @@ def _stage(name: str) -> tuple[argparse.ArgumentParser, Callable[[Any], int]]:
 
 
 def _add_options(group: argparse._ArgumentGroup, cls: type[Options]) -> None:
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        inner = item_type(hints[field.name])
-        annotation = inner if inner is not None else hints[field.name]
-        default = field.default
-        choices = field.metadata["choices"]
-        known = f"one of {', '.join(choices)}; " if choices else ""
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        paper = f"; paper: {field.metadata['paper']}" if field.metadata["paper"] else ""
+    for key in keys(cls).values():
+        known = f"one of {', '.join(key.choices)}; " if key.choices else ""
+        shown = " ".join(map(str, key.default)) if key.is_list else key.default
+        paper = f"; paper: {key.paper}" if key.paper else ""
         group.add_argument(
-            _flag(field.name),
-            dest=f"option {field.name}",
-            type=_word(annotation),
-            nargs="*" if inner is not None else None,
-            metavar=field.name.rsplit("_", 1)[-1].upper(),
-            help=f"{field.metadata['help']} ({known}default {shown}{paper})".replace("%", "%%"),
+            _flag(key.name),
+            dest=f"option {key.name}",
+            type=functools.partial(_word, key),
+            nargs="*" if key.is_list else None,
+            metavar=key.name.rsplit("_", 1)[-1].upper(),
+            help=f"{key.help} ({known}default {shown}{paper})".replace("%", "%%"),
         )
 
 
@@ -181,18 +176,22 @@ def _options(cls: type[Options], values: dict[str, Any]) -> Options:
         raise ConfigError(flags) from None
 
 
-def _word(annotation: Any) -> Callable[[str], Any]:
-    def parse(word: str) -> Any:
-        try:
-            return parse_word(word, annotation)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+def _word(key: Key, word: str) -> Any:
+    """Return a word of the command line as the value that YAML would give."""
+    if key.type is bool:
+        return {"true": True, "false": False}.get(word, word)
+    if key.type is int and re.fullmatch(r"-?[0-9]+", word, re.ASCII):
+        return int(word)
+    return word
 
-    return parse
+
+def _item(annotation: Any) -> Any | None:
+    """Return the type of a tuple's items, or None."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else None
 
 
 def _path_or(annotation: Any) -> type:
-    inner = item_type(annotation) or annotation
+    inner = _item(annotation) or annotation
     for kind in (int, str):
         if inner in (kind, kind | None):
             return kind

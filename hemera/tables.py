@@ -7,7 +7,6 @@ No table holds a time, a path of this machine or anything else that differs betw
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -448,11 +447,7 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
 
 def provenance(options: Options) -> dict[str, str]:
     """Return the metadata that says which options made a table: those that its stage reads."""
-    read = {
-        name: value
-        for name, value in dataclasses.asdict(options).items()
-        if name not in options.unread()
-    }
+    read = options.model_dump(exclude=set(options.unread()))
     return {"options": json.dumps({**read, "version": type(options).version}, sort_keys=True)}
 
 

@@ -16,7 +16,6 @@ import pytest
 from hemera import __version__
 from hemera.__main__ import COMMANDS, main
 from hemera.config import STAGES, load
-from hemera.config.base import flags
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "workflow" / "rules"
@@ -57,7 +56,7 @@ def test_help_of_a_stage_is_derived(stage: str, capsys: pytest.CaptureFixture[st
     shown = set(re.findall(r"^\s+(--[a-z0-9_-]+)", text, re.MULTILINE))
     run = importlib.import_module(f"hemera.stages.{stage}").run
     parameters = {f"--{name.replace('_', '-')}" for name in inspect.signature(run).parameters}
-    options = {word.partition("=")[0] for word in flags(STAGES[stage]()) if word[:2] == "--"}
+    options = {f"--{name.replace('_', '-')}" for name in STAGES[stage].model_fields}
     assert shown == (parameters - {"--options"}) | options
     for name in shown:
         assert "_" not in name
@@ -172,17 +171,16 @@ def test_an_error_of_the_input_is_one_line(
     assert record.getMessage().endswith("no such sheet; name one in config.yaml (sheet:)")
     assert record.exc_info is None
     caplog.clear()
-    assert main([*words, "--val-fraction", "1.5", "--seed", "-1"]) == 1
+    assert main([*words, "--seed", "-1", "--val-fraction", "x", "--allow-mixed-mpp", "yes"]) == 1
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert [line.split(":")[0] for line in said] == ["--seed", "--val-fraction"]
+    assert [line.split(":")[0] for line in said] == [
+        "--seed", "--val-fraction", "--allow-mixed-mpp",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--seed", "x"], "argument --seed: 'x' is not a whole number"),
-        (["--mpp-tolerance", "wide"], "'wide' is not a number"),
-        (["--allow-mixed-mpp", "yes"], "'yes' is neither true nor false"),
         (["--see", "5"], "unrecognized arguments"),
         ([], "required: --sheet, --tiles, --engines, --target, --index, --card"),
     ],

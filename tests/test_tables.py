@@ -1,6 +1,5 @@
 """Every table: written as its schema says, read as its schema says, or an error in one line."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -226,7 +225,7 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
     tables.write(tmp_path / "t.parquet", [CELL], tables.CELLS, tables.provenance(options))
     kept = tables.read_metadata(tmp_path / "t.parquet")
     assert json.loads(kept["options"]) == {
-        **dataclasses.asdict(options),
+        **options.model_dump(),
         "histogram_datasets": [],
         "version": FilterOptions.version,
     }
@@ -238,7 +237,7 @@ def test_provenance_of_every_stage_is_json() -> None:
     for cls in STAGES.values():
         values = json.loads(tables.provenance(cls())["options"])
         unread = {"target", "require_agreement"} if cls is MaskOptions else set()
-        names = {field.name for field in dataclasses.fields(cls)}
+        names = set(cls.model_fields)
         assert set(values) == {"version", *(names - unread)}
 
 

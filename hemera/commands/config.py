@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from hemera.config import (
     load,
     load_file,
 )
-from hemera.config.base import Options
+from hemera.config.base import Key, Options, keys, plain
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +37,9 @@ def main(namespace: argparse.Namespace) -> int:
 
 def text(config: Config) -> str:
     """Return the whole configuration as YAML."""
-    values: dict[str, object] = dict(dataclasses.asdict(config.cohort))
+    values = plain(config.cohort)
     for name, options in config.stages.items():
-        values[name] = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(options).items()
-        }
+        values[name] = plain(options)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -62,28 +58,28 @@ def template(preset: str) -> str:
         f"preset: {preset}",
         "",
     ]
-    for field in dataclasses.fields(CohortOptions):
-        if field.name != "preset":
-            lines += _explained(field, changed.cohort, indent="")
+    for key in keys(CohortOptions).values():
+        if key.name != "preset":
+            lines += _explained(key, changed.cohort, indent="")
     for name, cls in STAGES.items():
         lines += ["", f"# {(cls.__doc__ or '').strip()}", f"{name}:"]
-        for field in dataclasses.fields(cls):
-            lines += _explained(field, changed.stages[name], indent="  ")
+        for key in keys(cls).values():
+            lines += _explained(key, changed.stages[name], indent="  ")
     return "\n".join(lines) + "\n"
 
 
-def _explained(field: dataclasses.Field[object], changed: Options, indent: str) -> list[str]:
+def _explained(key: Key, changed: Options, indent: str) -> list[str]:
     """Return the line of one option: its key commented out, what it means behind it."""
-    notes = [str(field.metadata["help"])]
-    if field.metadata["choices"]:
-        notes.append(" | ".join(field.metadata["choices"]))
-    if field.metadata["paper"]:
-        notes.append(f"paper: {field.metadata['paper']}")
-    value = getattr(changed, field.name)
-    if value != field.default:
+    notes = [key.help]
+    if key.choices:
+        notes.append(" | ".join(key.choices))
+    if key.paper:
+        notes.append(f"paper: {key.paper}")
+    value = getattr(changed, key.name)
+    if value != key.default:
         notes.append(f"this preset: {_yaml(value)}")
-    key = f"{indent}# {field.name}: {_yaml(field.default)}"
-    return [f"{key:<43} # {'; '.join(notes)}"]
+    line = f"{indent}# {key.name}: {_yaml(key.default)}"
+    return [f"{line:<43} # {'; '.join(notes)}"]
 
 
 def _yaml(value: object) -> str:

@@ -1,166 +1,269 @@
-"""What every class of options is made of: declaring, checking, reading and writing of values.
+"""The base class of all options: declaration, validation, and one introspection for every reader.
 
-`hemera.config` holds the classes themselves.
+`hemera.config` exports the classes themselves.
 """
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import difflib
-import math
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hemera.errors import ConfigError
 
 TOP = "config"
-"""The section whose keys stand at the top of a configuration, without a name before them."""
+"""Section of the keys at the top level of a configuration, which have no prefix in messages."""
+
+Device = Literal["auto", "cpu", "cuda"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 def option(
     default: Any,
     help: str,
     *,
+    paper: str | None = None,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    paper: str | None = None,
 ) -> Any:
-    """Declare one option: its default, one line of help, its bounds, and what the paper uses."""
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help, "bounds": bounds, "choices": choices, "paper": paper},
+    """Declare one option: its default, help text, range, and the value that the paper uses."""
+    extra: dict[str, Any] = {"paper": paper} if paper else {}
+    return Field(
+        default=default, description=help, json_schema_extra=extra, ge=ge, gt=gt, le=le, lt=lt
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What all option classes share: their values are checked however they are made."""
+_inside = contextvars.ContextVar("inside", default=False)
+"""Whether options are being constructed: those constructed meanwhile are nested in them, and their
+faults are reported together by the outermost."""
+
+
+class Options(BaseModel):
+    """Options of one stage: a section of config.yaml, a command's flags and a library argument.
+
+    Types are strict, except that whole numbers are accepted as floats, lists as tuples, the text
+    "none" as None, and a text such as ``2e-4``, which YAML 1.1 does not read as a number, as float.
+
+    A contradiction between options is an after-validator that raises ValueError; its message begins
+    with the name of the option.
+
+    Raises:
+        ConfigError: on construction; one line per fault, with key, value, valid range and remedy.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     section: ClassVar[str]
     version: ClassVar[int] = 1
 
-    def __post_init__(self) -> None:
-        faults = []
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            name = f"{self.section}.{field.name}"
-            try:
-                value = _convert(getattr(self, field.name), hints[field.name])
-            except ValueError as error:
-                faults.append(f"{_plain(name)}: {error}")
-                continue
-            object.__setattr__(self, field.name, value)
-            fault = _fault(name, field, value)
-            if fault:
-                faults.append(fault)
-        if faults:
-            raise ConfigError("\n".join(faults))
-        self.check()
+    @field_validator("*", mode="before")
+    @classmethod
+    def _convert(cls, value: Any, info: Any) -> Any:
+        return _converted(value, keys(cls)[info.field_name])
 
-    def check(self) -> None:
-        """Raise ConfigError when two options cannot stand together."""
+    if not TYPE_CHECKING:  # The fields remain the signature.
+
+        def __init__(self, **values: Any) -> None:
+            is_nested, token = _inside.get(), _inside.set(True)
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                if is_nested:
+                    raise
+                faults = [_fault(type(self), each) for each in error.errors(include_url=False)]
+                raise ConfigError("\n".join(faults)) from None
+            finally:
+                _inside.reset(token)
 
     def unread(self) -> frozenset[str]:
         """Return the options that the stage, as these are, does not read."""
         return frozenset()
 
     def effective(self) -> Self:
-        """Return these options with what is not read as it would be if nobody had set it.
-
-        Snakemake runs a stage again when its flags change: one that is not read must not change.
-        """
+        """Return these options with the defaults of what is not read."""
         return self
 
+    def replace(self, **changes: Any) -> Self:
+        """Return a validated copy in which the given options have other values."""
+        return type(self)(**{**dict(self), **changes})
 
-OptionsT = TypeVar("OptionsT", bound=Options)
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What is declared about one option."""
+
+    name: str
+    help: str
+    default: Any
+    paper: str
+    type: Any
+    """Python type of the value, or of the items of a list; a class of Options if nested."""
+    is_list: bool
+    optional: bool
+    choices: tuple[str, ...]
+    limits: dict[str, float]
+    """Of ``ge``, ``gt``, ``le``, ``lt``, those that apply."""
+
+    @property
+    def range(self) -> str:
+        """The valid range in words; empty without limits."""
+        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+        return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in self.limits.items())
+
+    @property
+    def expected(self) -> str:
+        """The expected kind of value in words."""
+        return {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "a text",
+        }.get(self.type, "a section")
 
 
-def from_mapping(cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
-    """Make options from a config section.
+def keys(cls: type[Options]) -> dict[str, Key]:
+    """Return what is declared about each option of a class, by name."""
+    if cls not in _KEYS:
+        _KEYS[cls] = {name: _key(name, field) for name, field in cls.model_fields.items()}
+    return _KEYS[cls]
 
-    Nothing is converted but whole numbers to floats and lists to tuples.
 
-    Raises:
-        ConfigError: one line per unknown key, wrong type or impossible value.
-    """
-    fields: dict[str, dataclasses.Field[Any]] = {
-        field.name: field for field in dataclasses.fields(cls)
-    }
-    prefix = _plain(f"{cls.section}.")
-    faults = [
-        f"{prefix}{key}: no such key{nearest(str(key), fields)}"
-        for key in values
-        if key not in fields
-    ]
-    hints = typing.get_type_hints(cls)
-    arguments = {}
-    for key, value in values.items():
-        if key not in fields:
-            continue
+_KEYS: dict[type[Options], dict[str, Key]] = {}
+
+
+def _key(name: str, field: FieldInfo) -> Key:
+    inner, metadata, optional, is_list = field.annotation, list(field.metadata), False, False
+    if typing.get_origin(inner) in (typing.Union, types.UnionType):
+        (inner,) = (item for item in typing.get_args(inner) if item is not type(None))
+        optional = True
+    if typing.get_origin(inner) in (tuple, dict):
+        is_list = typing.get_origin(inner) is tuple
+        inner = typing.get_args(inner)[0 if is_list else 1]
+    if typing.get_origin(inner) is Annotated:
+        metadata += typing.get_args(inner)[1].metadata
+        inner = typing.get_args(inner)[0]
+    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    return Key(
+        name=name,
+        help=field.description or "",
+        default=field.get_default(call_default_factory=True),
+        paper=str(extra.get("paper", "")),
+        type=str if choices else inner,
+        is_list=is_list,
+        optional=optional,
+        choices=choices,
+        limits={
+            kind: getattr(limit, kind)
+            for limit in metadata
+            for kind in ("ge", "gt", "le", "lt")
+            if hasattr(limit, kind)
+        },
+    )
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _converted(value: Any, key: Key) -> Any:
+    if key.optional and value == "none":
+        return None
+    if key.is_list and isinstance(value, list | tuple):
+        return tuple(_converted_item(item, key) for item in value)
+    return value if key.is_list else _converted_item(value, key)
+
+
+def _converted_item(value: Any, key: Key) -> Any:
+    if not isinstance(value, str):
+        return value
+    if key.type is float:
         try:
-            arguments[key] = _convert(value, hints[key])
-        except ValueError as error:
-            faults.append(f"{prefix}{key}: {error}")
-            continue
-        fault = _fault(f"{prefix}{key}", fields[key], arguments[key])
-        if fault:
-            faults.append(fault)
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return cls(**arguments)
+            return float(value)
+        except ValueError:
+            return value
+    if _UNPRINTABLE.search(value):
+        raise PydanticCustomError("text", "has an unprintable character; give plain text")
+    if key.is_list and value.startswith("-"):
+        raise PydanticCustomError("text", "begins with a hyphen; give a name that does not")
+    return value
 
 
-def flags(options: Options) -> list[str]:
-    """Return every option as command-line words, so that a job's command says all it does."""
+def _fault(cls: type[Options], details: ErrorDetails) -> str:
+    """Return one line for one fault: key, value found, what is valid, remedy."""
+    place = [str(step) for step in details["loc"] if isinstance(step, str)]
+    prefix = [] if cls.section == TOP else [cls.section]
+    name, kind, found = ".".join(prefix + place), details["type"], details["input"]
+    if kind == "value_error":
+        return ".".join([*prefix, *place, str(details["ctx"]["error"])])
+    if kind == "extra_forbidden":
+        model, _ = _declared(cls, place[:-1])
+        return f"{name}: no such key{nearest(place[-1], model.model_fields)}"
+    _, key = _declared(cls, place)
+    assert key is not None
+    is_item = not key.is_list or isinstance(details["loc"][-1], int)
+    expected = key.expected if is_item else "a list"
+    if kind == "text":
+        return f"{name}: {found!r} {details['msg']}"
+    if found is None:
+        return f"{name}: empty; give {expected}"
+    if not is_item:
+        return f"{name}: {found!r} is not a list; write [a, b]"
+    if kind == "literal_error":
+        return f"{name}: {found!r} is not known; choose from {', '.join(key.choices)}"
+    if kind == "finite_number":
+        return f"{name}: {found!r} is not finite; give a finite number"
+    if kind.startswith(("greater_than", "less_than")):
+        return f"{name}: {found!r} is out of range; give a value {key.range}"
+    return f"{name}: {found!r} is not {expected}; give {expected}"
+
+
+def _declared(cls: type[Options], place: Iterable[str]) -> tuple[type[Options], Key | None]:
+    """Return the innermost model on the way to a place, and the declaration of the last key."""
+    model, key = cls, None
+    for step in place:
+        if step in model.model_fields:
+            key = keys(model)[step]
+            model = key.type if issubclass(key.type, Options) else model
+    return model, key
+
+
+def flags(options: Options, prefix: str = "--") -> list[str]:
+    """Return the options that differ from the defaults of their class as command-line words."""
     words: list[str] = []
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        name = "--" + field.name.replace("_", "-")
-        if isinstance(value, tuple):
-            words += [name, *map(_word, value)]
+    for key in keys(type(options)).values():
+        value = getattr(options, key.name)
+        if value == key.default:
             continue
-        word = _word(value)
-        # What begins with a hyphen would be read as another flag.
-        words += [f"{name}={word}"] if word.startswith("-") else [name, word]
+        name = prefix + key.name.replace("_", "-")
+        if isinstance(value, Options):
+            words += flags(value, f"{name}.") or [name, "{}"]
+        elif isinstance(value, Mapping):
+            for item, nested in value.items():
+                words += flags(nested, f"{name}.{item}.") or [f"{name}.{item}", "{}"]
+        elif isinstance(value, tuple):
+            words += [name, *map(_word, value)]
+        else:
+            word = _word(value)
+            # A word that begins with a hyphen would be read as another flag.
+            words += [f"{name}={word}"] if word.startswith("-") else [name, word]
     return words
 
 
-def parse_word(word: str, annotation: Any) -> Any:
-    """Read one word of the command line as a value of an option's type.
-
-    Raises:
-        ValueError: with the remedy, when the word is no such value.
-    """
-    inner, optional = _unwrap(annotation)
-    if optional and word == "none":
-        return None
-    if inner is bool:
-        if word not in ("true", "false"):
-            raise ValueError(f"{word!r} is neither true nor false")
-        return word == "true"
-    if inner is int:
-        try:
-            return int(word)
-        except ValueError:
-            raise ValueError(f"{word!r} is not a whole number") from None
-    if inner is float:
-        try:
-            return float(word)
-        except ValueError:
-            raise ValueError(f"{word!r} is not a number") from None
-    return word
-
-
-def item_type(annotation: Any) -> Any | None:
-    """Return the type of a tuple's items, or None for an option that is no tuple."""
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else None
+def plain(options: Options) -> dict[str, Any]:
+    """Return options as YAML and JSON hold them: lists for tuples, mappings for nested options."""
+    return options.model_dump(mode="json")
 
 
 def _word(value: object) -> str:
@@ -169,87 +272,7 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def collect(faults: list[str], cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT | None:
-    """Return options made from a config section, or None and another of the `faults`."""
-    try:
-        return from_mapping(cls, values)
-    except ConfigError as error:
-        faults.append(str(error))
-        return None
-
-
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Return the remedy for a key that is not known."""
+    """Return the remedy for an unknown key: the most similar known one, or all."""
     close = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
-
-
-def _unwrap(annotation: Any) -> tuple[Any, bool]:
-    """Split ``X | None`` into X and True."""
-    if isinstance(annotation, types.UnionType):
-        inner = [item for item in typing.get_args(annotation) if item is not type(None)]
-        return inner[0], True
-    return annotation, False
-
-
-def _plain(name: str) -> str:
-    """Return a key as it stands in a configuration."""
-    return name.removeprefix(f"{TOP}.")
-
-
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
-def _convert(value: Any, annotation: Any) -> Any:
-    inner, optional = _unwrap(annotation)
-    if value is None or (optional and value == "none"):
-        if optional:
-            return None
-        raise ValueError(f"empty; give {_WORDS.get(inner, 'a list')}")
-    item = item_type(inner)
-    if item is not None:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{value!r} is not a list; write [a, b]")
-        return tuple(_convert(element, item) for element in value)
-    if inner is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if inner is float and isinstance(value, str):
-        # YAML 1.1 reads 2e-4 as a text.
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is not a number; give a number") from None
-    if type(value) is not inner:
-        raise ValueError(f"{value!r} is not {_WORDS[inner]}; give {_WORDS[inner]}")
-    if inner is str and _UNPRINTABLE.search(value):
-        raise ValueError(f"{value!r} holds an unprintable character; give plain text")
-    return value
-
-
-def _fault(name: str, field: dataclasses.Field[Any], value: Any) -> str | None:
-    """Return what is wrong with a value, or None."""
-    name = _plain(name)
-    for item in value if isinstance(value, tuple) else (value,):
-        if item is None:
-            continue
-        choices = field.metadata["choices"]
-        if choices and item not in choices:
-            return f"{name}: {item!r} is not known; choose from {', '.join(choices)}"
-        if isinstance(value, tuple) and isinstance(item, str) and item.startswith("-"):
-            return f"{name}: {item!r} begins with a hyphen, as no name does; mend the name"
-        if isinstance(item, float) and not math.isfinite(item):
-            return f"{name}: {item} is no finite number; give a finite number"
-        bounds = field.metadata["bounds"]
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        holds = {
-            "ge": lambda a, b: a >= b,
-            "gt": lambda a, b: a > b,
-            "le": lambda a, b: a <= b,
-            "lt": lambda a, b: a < b,
-        }
-        stated = {key: bound for key, bound in bounds.items() if bound is not None}
-        if any(not holds[key](item, bound) for key, bound in stated.items()):
-            limits = " and ".join(f"{words[key]} {bound:g}" for key, bound in stated.items())
-            return f"{name}: {item} is outside its bounds; give a value {limits}"
-    return None

@@ -109,7 +109,7 @@ def comparison_page(
         "differences": _differences(metadata),
         "examples": cards,
         "examples_note": note,
-        "options": option_rows("compare", dataclasses.asdict(options)),
+        "options": option_rows("compare", options.model_dump()),
         "fingerprint": index_metadata.get("fingerprint", ""),
     }
     write_page(path, "compare.html", content)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from hemera.config import STAGES
+from hemera.config import base as options_base
 from hemera.dataset.criteria import CRITERIA, MEASURES, REASONS
 from hemera.masks.agreement import suitability
 from hemera.masks.her2_score import asco_cap_score
@@ -735,20 +736,20 @@ def provenance(cohort: Cohort) -> dict[str, Any]:
 
 def option_rows(stage: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the options of a stage as rows: name, value, the default where it is another, help."""
-    fields = {field.name: field for field in dataclasses.fields(STAGES[stage])}
+    declared = options_base.keys(STAGES[stage])
     rows = []
     for name, value in values.items():
-        if name == "version" or name not in fields:
+        if name not in declared:
             continue
-        default = fields[name].default
+        default = declared[name].default
         same = json.loads(json.dumps(default)) == json.loads(json.dumps(value))
         rows.append(
             {
                 "name": name,
                 "value": json.dumps(value),
                 "default": None if same else json.dumps(default),
-                "help": fields[name].metadata["help"],
-                "paper": fields[name].metadata["paper"] or "",
+                "help": declared[name].help,
+                "paper": declared[name].paper,
             }
         )
     return rows

@@ -144,7 +144,7 @@ def evaluation_page(
         "examples": cards,
         "examples_note": note,
         "threshold": options.threshold,
-        "options": option_rows("evaluate", dataclasses.asdict(options)),
+        "options": option_rows("evaluate", options.model_dump()),
         "fingerprint": index_metadata.get("fingerprint", ""),
         "target": index_metadata.get("mask_target", ""),
         "licences": json.loads(index_metadata.get("licences", "[]")),

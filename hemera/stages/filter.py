@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.config import FilterOptions
-from hemera.config.base import parse_word
 from hemera.dataset import criteria
 from hemera.errors import ConfigError, TableError
 from hemera.sheet import Pair, read_sheet, units
@@ -66,7 +64,7 @@ def run(
             # Units differ in what they passed through: a block is not registered.
             sources = tables.inherited(stage, folder / f"{unit}.parquet") | sources
     table = pa.concat_tables(parts).sort_by("tile")
-    limits = {**dataclasses.asdict(options), "require_agreement": agreement}
+    limits = {**options.model_dump(), "require_agreement": agreement}
     reasons = criteria.refusals(table, limits, engines)
     table = table.append_column("accepted", pa.array(reasons == ""))
     table = table.append_column("reason", pa.array(reasons, pa.string(), mask=reasons == ""))
@@ -86,7 +84,7 @@ def run(
 
 def _required(word: str, engines: Sequence[str]) -> float | None:
     try:
-        value: float | None = parse_word(word, float | None)
+        value = None if word == "none" else float(word)
     except ValueError as error:
         raise ConfigError(f"mask.require_agreement: {error}") from None
     if value is not None and len(engines) < 2:

@@ -311,7 +311,7 @@ def index_facts(index: Path, network: str, crop_px: int | None = None) -> IndexF
 
 def run_digest(options: TrainingOptions, facts: IndexFacts, **more: str) -> str:
     """Return a short digest of everything that determines a run: the name of its checkpoints."""
-    values = dataclasses.asdict(options)
+    values = options.model_dump()
     for name in UNDIGESTED:
         values.pop(name, None)
     # auto is what it finds; on a GPU the processor's threads add nothing up.
@@ -788,14 +788,14 @@ def describe_run(
         "model": dict(model),
         "parameters": sum(size for size, _ in sizes),
         "parameters_trained": sum(size for size, trained in sizes if trained),
-        "options": dataclasses.asdict(options),
+        "options": options.model_dump(),
         "options_version": options.version,
-        "seed": dataclasses.asdict(options)["seed"],
+        "seed": options.model_dump()["seed"],
         "index_fingerprint": facts.fingerprint,
         "mask_engine": facts.engine,
         "mpp": facts.mpp,
         "mpp_max": facts.mpp_max,
-        "tile_px": dataclasses.asdict(options)["crop_px"] or facts.size_px,
+        "tile_px": options.model_dump()["crop_px"] or facts.size_px,
         "tiles": {"train": len(facts.train), "val": len(facts.val)},
         "epoch": epoch,
         "best_epoch": run.progress.best_epoch,

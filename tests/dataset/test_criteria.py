@@ -1,6 +1,5 @@
 """The table of criteria against stage filter's options, the tables' columns and worked tiles."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from hemera import tables
 from hemera.config import FilterOptions
 from hemera.dataset import criteria
 
-LIMITS: dict[str, Any] = {**dataclasses.asdict(FilterOptions()), "require_agreement": None}
+LIMITS: dict[str, Any] = {**FilterOptions().model_dump(), "require_agreement": None}
 GOOD = {
     "tissue_fraction": 0.9,
     "her2_coverage_fraction": 1.0,

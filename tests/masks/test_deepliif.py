@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import io
 import os
@@ -663,7 +662,7 @@ def test_the_stage_runs_every_engine_in_the_order_of_the_options(
             row |= {"he_sha256": "", "her2_sha256": ""}
             rows.append(row | {"her2_offset": offset, "her2_length": length})
     tables.write(tmp_path / "tiles.parquet", rows, tables.TILE)
-    chosen = dataclasses.replace(options(model), engines=("stain", "deepliif"))
+    chosen = options(model).replace(engines=("stain", "deepliif"))
     mask.run(
         tiles=tmp_path / "tiles.parquet",
         tile_shard=tmp_path / "tiles.tar",

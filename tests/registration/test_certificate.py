@@ -367,7 +367,7 @@ class TestJudge:
         assert verdict(GOOD, mirrored=True)[0] == "fail"
 
     def test_the_limits_are_options(self):
-        strict = dataclasses.replace(LIMITS, tile_ok_pass=0.95, tile_ok_fail=0.92)
+        strict = LIMITS.replace(tile_ok_pass=0.95, tile_ok_fail=0.92)
         assert judge(GOOD, strict, match_count=9, match_fraction=1.0).verdict == "fail"
 
 

@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import json
 import re
 import shutil
@@ -203,8 +202,7 @@ def test_the_page_is_the_same_again(given, done, tmp_path):
 
 
 def test_every_judge_judges_every_method(given, tmp_path):
-    options = dataclasses.replace(
-        OPTIONS,
+    options = OPTIONS.replace(
         fid_weights=str(write_inception(tmp_path / "inception.pth")),
         lpips_weights=str(write_alexnet(tmp_path / "alexnet.pth")),
     )
@@ -284,9 +282,7 @@ def test_a_preset_is_trained_by_its_own_method_on_this_machine():
     assert found["pyramid_pix2pix"].network == "resnet_9blocks"
     assert found["pix2pix"].weight_map == "none"
     assert found["variance_penalized"].variance_weight == 25
-    assert (
-        len({json.dumps(dataclasses.asdict(each), sort_keys=True) for each in found.values()}) == 4
-    )
+    assert len({json.dumps(each.model_dump(), sort_keys=True) for each in found.values()}) == 4
 
 
 def test_a_budget_holds_for_all_alike():
@@ -296,7 +292,7 @@ def test_a_budget_holds_for_all_alike():
     }  # fmt: skip
     config = load({"compare": budget})
     for name in PRESETS:
-        options = dataclasses.asdict(config.compared(name))
+        options = config.compared(name).model_dump()
         assert {key: options[key] for key in budget} == budget
     assert config.compared("pix2pix").l1_weights == (100, 0, 0, 0), "the method stays"
 
@@ -312,9 +308,9 @@ def test_what_evaluate_says_of_judging_holds_here_unless_said_otherwise():
 @pytest.mark.parametrize(
     ("values", "preset", "said"),
     [
-        ({}, "pix3pix", "preset: 'pix3pix' is none of"),
+        ({}, "pix3pix", "preset: 'pix3pix' is not known"),
         ({"batch_size": 1}, "variance_penalized", "preset variance_penalized: "),
-        ({"epochs": 3}, "hemera", "preset hemera: train_generation.decay_from_epoch: 50 is past"),
+        ({"epochs": 3}, "hemera", "preset hemera: train_generation.decay_from_epoch: 50 is after"),
         ({"crop_px": 128}, "hemera", "is not a multiple of 512"),
         ({"crop_px": 1024}, "hemera", "crop_px is 1024, tile.size_px 512; set compare.network"),
     ],
@@ -364,5 +360,5 @@ def test_a_preset_that_cannot_be_trained_is_one_line_and_hinders_nothing_else(
     (tmp_path / "demo").mkdir()
     shutil.copy(Path(__file__).parents[2] / "demo" / "pairs.tsv", tmp_path / "demo")
     text = snakemake(tmp_path, "-n", "--cores", "2", "compare", check=False)
-    assert "compare: preset: 'pix3pix' is none of" in text
+    assert "compare: preset: 'pix3pix' is not known" in text
     assert "evaluate" in planned(tmp_path)

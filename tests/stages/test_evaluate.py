@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -214,7 +213,7 @@ def judged(given, weights, tmp_path_factory):
     """The same networks on four test tiles of four cases, with every judge."""
     folder = tmp_path_factory.mktemp("judged")
     index = write_index(folder / "results", test=4)
-    options = dataclasses.replace(OPTIONS, batch_size=3, **weights)
+    options = OPTIONS.replace(batch_size=3, **weights)
     evaluate.run(**(given | {"index": index}), options=options, **outputs(folder))
     return index, folder
 
@@ -271,7 +270,7 @@ def test_page_and_tables_say_by_which_weights(judged, weights):
 
 def test_one_tile_has_no_distance_of_sets_and_no_interval(given, weights, tmp_path):
     index = write_index(tmp_path / "results", test=1)
-    options = dataclasses.replace(OPTIONS, **weights)
+    options = OPTIONS.replace(**weights)
     evaluate.run(**(given | {"index": index}), options=options, **outputs(tmp_path))
     table = tables.read(tmp_path / "metrics.parquet", tables.METRICS).to_pylist()
     distances = [row for row in table if row["metric"] in ("fid", "kid")]
@@ -284,7 +283,7 @@ def test_one_tile_has_no_distance_of_sets_and_no_interval(given, weights, tmp_pa
 
 
 def test_a_wrong_file_of_weights_ends_before_anything_is_measured(given, tmp_path):
-    options = dataclasses.replace(OPTIONS, fid_weights=str(given["generator"]))
+    options = OPTIONS.replace(fid_weights=str(given["generator"]))
     with pytest.raises(TrainingError, match=r"generator.safetensors: .*fid_weights"):
         evaluate.run(**given, options=options, **outputs(tmp_path))
     assert not (tmp_path / "tiles.parquet").exists()

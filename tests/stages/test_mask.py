@@ -183,9 +183,9 @@ def test_deepliif_without_a_model_says_what_to_do(unit: tuple[Path, Path], tmp_p
 def test_weights_of_segmentations_that_do_not_make_one_are_refused(
     weights: tuple[float, ...],
 ) -> None:
-    with pytest.raises(ConfigError, match=r"mask\.deepliif_seg_weights: together .*; give five"):
-        MaskOptions(deepliif_seg_weights=weights).check()
-    MaskOptions(deepliif_seg_weights=(0.25, 0.15, 0.25, 0.1, 0.25)).check()
+    with pytest.raises(ConfigError, match=r"mask\.deepliif_seg_weights: the sum is .*; give five"):
+        MaskOptions(deepliif_seg_weights=weights)
+    MaskOptions(deepliif_seg_weights=(0.25, 0.15, 0.25, 0.1, 0.25))
 
 
 def test_a_tile_that_is_no_image_is_named(tmp_path: Path) -> None:

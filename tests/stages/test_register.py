@@ -1,6 +1,5 @@
 """What the stage writes for right, wrong and impossible pairs, by a given and the real engine."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -225,7 +224,7 @@ class TestGivenResult:
         assert given.moving.shape == (169, 226, 3)
         assert np.abs(dp.map_points(d, points()) - to_moving(points())).max() < 0.1 * MPP
         # As coarse as is asked for: the canvas is as large as the larger of the two.
-        run(folder, tmp_path, options=dataclasses.replace(FAST, size_px=169))
+        run(folder, tmp_path, options=FAST.replace(size_px=169))
         assert given.mpps == pytest.approx((2 * MPP, 2 * MPP))
         assert row["verdict"] in ("pass", "review")
 
@@ -237,13 +236,13 @@ class TestGivenResult:
 
     def test_the_options_reach_the_engine(self, folder, tmp_path, engine_gives):
         engine_gives(to_moving)
-        options = dataclasses.replace(FAST, torch_threads=3, timeout_s=77, levels=None)
+        options = FAST.replace(torch_threads=3, timeout_s=77, levels=None)
         run(folder, tmp_path, options=options)
         assert given.settings == engine.Settings(
             preset=FAST.preset, levels=None, iterations=60, device="cpu", torch_threads=3,
             timeout_s=77, match_fraction_min=FAST.match_fraction_fail,
         )  # fmt: skip
-        tight = dataclasses.replace(FAST, tile_ok_pass=1.0, tile_ok_fail=1.0, lncc_pass=1.0)
+        tight = FAST.replace(tile_ok_pass=1.0, tile_ok_fail=1.0, lncc_pass=1.0)
         assert run(folder, tmp_path, options=tight)[0]["verdict"] != "pass"
 
     def test_the_same_bytes_by_command_and_library(self, folder, tmp_path, engine_gives):
@@ -420,7 +419,7 @@ class TestOwnMap:
 
 
 class TestLadder:
-    LADDER = dataclasses.replace(FAST, retries=2)
+    LADDER = FAST.replace(retries=2)
 
     def test_a_pass_is_tried_once(self, folder, tmp_path, monkeypatch):
         calls = in_turn(monkeypatch, given(to_moving))
@@ -453,7 +452,7 @@ class TestLadder:
         assert np.abs(dp.map_points(d, points()) - to_moving(points())).max() < 0.1 * MPP
 
     def test_want_of_memory_is_answered_with_half_the_size(self, folder, tmp_path, monkeypatch):
-        options = dataclasses.replace(self.LADDER, preset="default_initial_nonrigid", size_px=300)
+        options = self.LADDER.replace(preset="default_initial_nonrigid", size_px=300)
         calls = in_turn(monkeypatch, given(None, reason="ended by SIGKILL"), given(to_moving))
         row, d = run(folder, tmp_path, options=options)
         assert row["verdict"] == "pass"
@@ -475,7 +474,7 @@ class TestLadder:
         assert len(row["attempts"]) == 3
 
     def test_the_only_retry_after_a_kill_is_smaller(self, folder, tmp_path, monkeypatch):
-        options = dataclasses.replace(self.LADDER, preset="default_initial_nonrigid", retries=1)
+        options = self.LADDER.replace(preset="default_initial_nonrigid", retries=1)
         calls = in_turn(monkeypatch, given(None, reason="ended by SIGKILL"), given(to_moving))
         row, _ = run(folder, tmp_path, options=options)
         assert row["verdict"] == "pass"
@@ -490,7 +489,7 @@ class TestLadder:
             wrong,
             given(to_moving, matches=120),
         )
-        row, _ = run(folder, tmp_path, "undeclared", dataclasses.replace(FAST, retries=1))
+        row, _ = run(folder, tmp_path, "undeclared", FAST.replace(retries=1))
         assert [call.probe for call in calls] == [True, False, True]
         assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe")
         # Both runs of a try share its time.
@@ -504,7 +503,7 @@ class TestLadder:
         image[4:9, 4:9] = 30
         Image.fromarray(image).save(copy / "her2.png")
         in_turn(monkeypatch, given(lambda p: p + 200.0), given(to_moving), given(to_moving))
-        row, _ = run(copy, tmp_path, options=dataclasses.replace(self.LADDER, retries=1))
+        row, _ = run(copy, tmp_path, options=self.LADDER.replace(retries=1))
         assert row["verdict"] == "pass"
         assert (given.moving[:12, :12] == 255).all()
         inside = image[150:190, 200:250]
@@ -665,7 +664,7 @@ class TestReal:
         copy = tmp_path / "pairs"
         shutil.copytree(folder, copy)
         Image.fromarray(sections(1, other_seed=2)[1]).save(copy / "her2.png")
-        row, _ = run(copy, tmp_path, options=dataclasses.replace(FAST, levels=3, iterations=20))
+        row, _ = run(copy, tmp_path, options=FAST.replace(levels=3, iterations=20))
         assert row["verdict"] == "fail", row
 
     def test_the_kidney_pair(self, images, tmp_path):
@@ -682,7 +681,7 @@ class TestReal:
             images_table=tmp_path / "kidney.describe.parquet",
             options=DescribeOptions(),
         )
-        options = dataclasses.replace(FAST, size_px=None)
+        options = FAST.replace(size_px=None)
         row, d = run(tmp_path, tmp_path, "kidney", options)
         assert row["verdict"] == "pass", row["reason"]
         he = np.loadtxt(birl / "Rat-Kidney_HE.csv", delimiter=",", skiprows=1, usecols=(1, 2))

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import subprocess
 import sys
@@ -95,7 +94,7 @@ def test_outputs_predict_alone_and_the_branch_is_untouched(finished, given):
 
 
 def test_the_network_learns(given, tmp_path):
-    options = dataclasses.replace(OPTIONS, epochs=20, learning_rate=5e-3, select="last")
+    options = OPTIONS.replace(epochs=20, learning_rate=5e-3, select="last")
     run(**given, options=options, **paths(tmp_path))
     found = history(tmp_path)
     assert found[20, "train", "total"] < 0.7 * found[1, "train", "total"]
@@ -105,7 +104,7 @@ def test_the_network_learns(given, tmp_path):
 @pytest.mark.parametrize("switches", [{}, {"focal_gamma": 2.0, "tversky_beta": 0.7}])
 def test_validation_is_the_mean_over_tiles_and_pools_their_pixels(switches):
     """Batches of two and one: each tile counts alike, as each pixel does."""
-    options = dataclasses.replace(OPTIONS, **switches)
+    options = OPTIONS.replace(**switches)
     rng = torch.Generator().manual_seed(1)
     he = torch.randint(0, 256, (3, 1, 6, 10), dtype=torch.uint8, generator=rng)
     truth = torch.rand(3, 1, 6, 10, generator=rng) > 0.6
@@ -134,7 +133,7 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
         return {"total": 1.0, "f1": next(f1)}
 
     monkeypatch.setattr(train_segmentation, "validate", validate)
-    run(**given, options=dataclasses.replace(OPTIONS, epochs=3), **paths(tmp_path))
+    run(**given, options=OPTIONS.replace(epochs=3), **paths(tmp_path))
     written = storage.read_weights(tmp_path / "segmenter.safetensors")
     assert all(torch.equal(written[name], seen[1][name]) for name in written)
     assert not torch.equal(written["decoder.head.weight"], seen[2]["decoder.head.weight"])
@@ -151,7 +150,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path, 
             raise KeyboardInterrupt
 
     monkeypatch.setattr(session.Run, "save", save_and_stop)
-    often = dataclasses.replace(OPTIONS, checkpoint_minutes=1e-9)
+    often = OPTIONS.replace(checkpoint_minutes=1e-9)
     with pytest.raises(KeyboardInterrupt):
         run(**given, options=often, **paths(tmp_path))
     monkeypatch.setattr(session.Run, "save", save)
@@ -177,8 +176,8 @@ def test_encoder_weights_and_the_ablation(given, tmp_path):
     torch.manual_seed(3)
     theirs = torchvision.models.resnet34(weights=None).state_dict()
     torch.save(theirs, tmp_path / "resnet34.pth")
-    options = dataclasses.replace(
-        OPTIONS, generation_branch="none", base_width=64, epochs=1, learning_rate=1e-12,
+    options = OPTIONS.replace(
+        generation_branch="none", base_width=64, epochs=1, learning_rate=1e-12,
         crop_px=64, encoder_weights=str(tmp_path / "resnet34.pth"), loss_lambda=1.0,
         weight_decay=0.0,
     )  # fmt: skip
@@ -194,7 +193,7 @@ def test_encoder_weights_and_the_ablation(given, tmp_path):
 
 
 def test_generation_skips_train(given, tmp_path):
-    options = dataclasses.replace(OPTIONS, generation_skips=True, epochs=1)
+    options = OPTIONS.replace(generation_skips=True, epochs=1)
     run(**given, options=options, **paths(tmp_path))
     net, _ = storage.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
@@ -225,11 +224,11 @@ def test_impossible_options_are_refused_when_parsed():
         TrainSegmentationOptions(crop_px=100)
     with pytest.raises(ConfigError, match=r"base_width: 33 is odd"):
         TrainSegmentationOptions(base_width=33)
-    with pytest.raises(ConfigError, match=r"deeplabv3plus pools .* leaves one"):
+    with pytest.raises(ConfigError, match=r"deeplabv3plus normalises .* leaves one"):
         TrainSegmentationOptions(decoder="deeplabv3plus", batch_size=4, gpus=2, accumulate=2)
     with pytest.raises(ConfigError, match=r"generation_skips: true"):
         TrainSegmentationOptions(generation_branch="none", generation_skips=True)
-    with pytest.raises(ConfigError, match=r"encoder_weights: .*base width 64, not 32"):
+    with pytest.raises(ConfigError, match=r"encoder_weights: .*base_width 64, not 32"):
         TrainSegmentationOptions(base_width=32, encoder_weights="resnet34.pth")
 
 
@@ -260,7 +259,7 @@ def test_every_switch_trains_and_loads_alone(given, switches, tmp_path):
     if name := names.get(switches.get("generation_branch", "")):
         model = {"generator": name, "base_width": 4}
         other |= write_generator(tmp_path / "generator", model=model)
-    options = dataclasses.replace(OPTIONS, epochs=1, **switches)
+    options = OPTIONS.replace(epochs=1, **switches)
     run(**other, options=options, **paths(tmp_path))
     found = history(tmp_path)
     assert 0 < found[1, "train", "total"] < 2
@@ -278,7 +277,7 @@ def test_every_switch_trains_and_loads_alone(given, switches, tmp_path):
 
 
 def test_a_branch_that_does_not_fit_its_generator_names_both(given, tmp_path):
-    options = dataclasses.replace(OPTIONS, generation_branch="attention_unet_32_bottleneck")
+    options = OPTIONS.replace(generation_branch="attention_unet_32_bottleneck")
     with pytest.raises(TrainingError, match=r"attention_unet_32_bottleneck.*unet_128"):
         run(**given, options=options, **paths(tmp_path))
 
@@ -286,8 +285,8 @@ def test_a_branch_that_does_not_fit_its_generator_names_both(given, tmp_path):
 def test_imagenet_weights_are_those_that_torch_keeps(given, tmp_path, monkeypatch):
     """Nothing is downloaded: where they are not, the error says how to get them."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    options = dataclasses.replace(
-        OPTIONS, base_width=64, encoder_weights="imagenet", epochs=1, learning_rate=1e-12,
+    options = OPTIONS.replace(
+        base_width=64, encoder_weights="imagenet", epochs=1, learning_rate=1e-12,
         weight_decay=0.0, generation_branch="none", crop_px=64,
     )  # fmt: skip
     with pytest.raises(TrainingError, match=r"resnet34-b627a593.pth is not there; download it"):
@@ -326,8 +325,7 @@ def test_narrow_networks_train_on_two_threads(tmp_path):
     """
     given = {"index": write_index(tmp_path / "results", train=103)}
     given |= write_generator(tmp_path, model={"generator": "unet_32", "base_width": 4})
-    options = dataclasses.replace(
-        OPTIONS, batch_size=16, crop_px=64, torch_threads=2, epochs=1, sample_tiles=0,
+    options = OPTIONS.replace(batch_size=16, crop_px=64, torch_threads=2, epochs=1, sample_tiles=0,
         generation_branch="virtual_rgb_encoder",
     )  # fmt: skip
     places = [

@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import subprocess
 import sys
@@ -132,7 +131,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
 
 def test_started_alone_what_wants_two_says_how(tmp_path):
     given = {"index": write_index(tmp_path / "results"), **write_generator(tmp_path)}
-    options = dataclasses.replace(SEGMENTATION, gpus=2)
+    options = SEGMENTATION.replace(gpus=2)
     with pytest.raises(TrainingError, match="nproc-per-node 2 --no-python hemera"):
         train_segmentation.run(**given, options=options, **segmentation_paths(tmp_path))
 

@@ -182,12 +182,10 @@ def test_an_index_that_is_missing_or_damaged_is_named(tmp_path, content):
 def test_checkpoints_are_named_by_what_determines_the_run():
     facts = session.IndexFacts("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
     own = session.run_digest(OPTIONS, facts)
-    same = dataclasses.replace(
-        OPTIONS, workers=3, checkpoint_minutes=4, sample_tiles=0, select="best"
-    )
+    same = OPTIONS.replace(workers=3, checkpoint_minutes=4, sample_tiles=0, select="best")
     assert session.run_digest(same, facts) == own
     others = [
-        session.run_digest(dataclasses.replace(OPTIONS, seed=1), facts),
+        session.run_digest(OPTIONS.replace(seed=1), facts),
         session.run_digest(OPTIONS, dataclasses.replace(facts, fingerprint="g")),
         session.run_digest(OPTIONS, dataclasses.replace(facts, train=("a", "c"))),
         session.run_digest(OPTIONS, facts, generator="x"),
@@ -243,7 +241,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_found_is_no_other_than_the_one_that_is_named():
     facts = session.IndexFacts("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
-    found = dataclasses.replace(OPTIONS, device="auto")
+    found = OPTIONS.replace(device="auto")
     assert session.run_digest(found, facts) == session.run_digest(OPTIONS, facts)
 
 
@@ -264,7 +262,7 @@ def slow(*arguments):
 
 
 train_generation.train_step = slow
-options = dataclasses.replace(OPTIONS, workers=2, checkpoint_minutes=60, epochs=30)
+options = OPTIONS.replace(workers=2, checkpoint_minutes=60, epochs=30)
 train_generation.run(index=Path(sys.argv[1]), options=options, **paths(Path(sys.argv[2])))
 """
 
@@ -300,7 +298,7 @@ def test_what_a_reading_process_meets_is_one_line(tmp_path, workers):
     index = write_index(tmp_path / "results", train=7)
     shard = tmp_path / "results" / "tile" / "unit.tar"
     shard.write_bytes(shard.read_bytes()[:4000])
-    options = dataclasses.replace(OPTIONS, workers=workers, dice_threshold=0.2, sample_tiles=0)
+    options = OPTIONS.replace(workers=workers, dice_threshold=0.2, sample_tiles=0)
     with pytest.raises(ShardError) as caught:
         train_generation.run(index=index, options=options, **paths(tmp_path))
     assert len(str(caught.value).splitlines()) == 1

@@ -1,7 +1,6 @@
 """The engine `stain` as a whole on drawn cells, on the demo cohort and on real tiles."""
 
 import csv
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +65,7 @@ def test_a_membrane_stained_on_one_side_is_not_positive(
 
 def test_the_weakest_positive_intensity_is_an_option() -> None:
     slide = draw(STRENGTHS)
-    cells = labelled(
-        slide.rgb, options=dataclasses.replace(OPTIONS, positive_intensity_min=3)
-    ).cells
+    cells = labelled(slide.rgb, options=OPTIONS.replace(positive_intensity_min=3)).cells
     np.testing.assert_array_equal(cells.positive[slide.matched(cells)], STRENGTHS.ravel() == 0.6)
 
 

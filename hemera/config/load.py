@@ -1,0 +1,249 @@
+"""A whole configuration: presets, defaults and the checks across sections."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import yaml
+from pydantic import model_validator
+
+from hemera.config.base import TOP, Options, flags, nearest, option
+from hemera.config.dataset import FilterOptions, IndexOptions, ReportOptions
+from hemera.config.evaluation import CompareOptions, EvaluateOptions, JudgingOptions
+from hemera.config.imaging import DescribeOptions, TileOptions
+from hemera.config.masks import MaskOptions
+from hemera.config.registration import LandmarksOptions, RegisterOptions
+from hemera.config.training import (
+    GENERATORS,
+    TrainGenerationOptions,
+    TrainingOptions,
+    TrainSegmentationOptions,
+)
+from hemera.errors import ConfigError
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+PRESETS = Path(__file__).parents[1] / "presets"
+DEMO_SHEET = "demo/pairs.tsv"
+DEMO_VERSION = 2
+"""Incremented when `hemera.demo` writes other images than before."""
+
+
+class CohortOptions(Options):
+    """The keys at the top of config.yaml: which cohort, in how many blocks."""
+
+    section: ClassVar[str] = TOP
+
+    preset: str = option(
+        "hemera", "set of values that differ from the defaults: a name in hemera/presets"
+    )
+    sheet: str = option(DEMO_SHEET, "path of the sheet of pairs")
+    allow_demo_sizes: bool = option(
+        False, "allow preset demo, which trains toy networks, for another sheet than the demo's"
+    )
+    block_count: int = option(
+        19,
+        "blocks into which the image pairs of a data set are divided, one job each",
+        ge=1,
+        le=4096,
+    )
+
+    @model_validator(mode="after")
+    def _demo_sizes_are_for_the_demo(self) -> Self:
+        if self.preset == "demo" and self.sheet != DEMO_SHEET and not self.allow_demo_sizes:
+            raise ValueError(
+                f"preset: demo trains toy networks, and sheet is {self.sheet}; set preset: hemera "
+                "for the paper's sizes, or allow_demo_sizes: true to try the workflow"
+            )
+        return self
+
+
+STAGES: dict[str, type[Options]] = {
+    cls.section: cls
+    for cls in (
+        DescribeOptions,
+        RegisterOptions,
+        LandmarksOptions,
+        TileOptions,
+        MaskOptions,
+        FilterOptions,
+        IndexOptions,
+        ReportOptions,
+        TrainGenerationOptions,
+        TrainSegmentationOptions,
+        EvaluateOptions,
+        CompareOptions,
+    )
+}
+"""Options class of every stage, in the order of the graph."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole configuration, checked."""
+
+    cohort: CohortOptions
+    stages: Mapping[str, Options]
+
+    def flags(self, stage: str) -> str:
+        """Return the options of `stage` that differ from its defaults, quoted for a shell."""
+        return shlex.join(flags(self.stages[stage].effective()))
+
+    def compared(self, preset: str) -> TrainGenerationOptions:
+        """Return how `compare` trains the generator of a preset.
+
+        The method is the preset's, the budget what section compare says for all presets alike, and
+        how it runs (device, threads, precision, seed, ...) what section train_generation says.
+
+        Raises:
+            ConfigError: one line per fault; no such preset, or values that cannot stand together.
+        """
+        own, budget, tile = (self.stages[name] for name in ("train_generation", "compare", "tile"))
+        assert isinstance(tile, TileOptions)
+        runs = set(TrainingOptions.model_fields) - {"crop_px"}
+        known = set(TrainGenerationOptions.model_fields)
+        values = dict(_preset(preset).get("train_generation") or {})
+        values |= {name: getattr(own, name) for name in runs}
+        values |= {
+            name: value for name, value in budget if name in known - runs and value is not None
+        }
+        try:
+            options = TrainGenerationOptions(**values)
+        except ConfigError as error:
+            lines = str(error).splitlines()
+            raise ConfigError("\n".join(f"preset {preset}: {line}" for line in lines)) from None
+        # The whole tile goes through the generator when it is judged.
+        crop_px = options.crop_px or tile.size_px
+        if crop_px > tile.size_px or crop_px % options.divisor or tile.size_px % options.divisor:
+            raise ConfigError(
+                f"preset {preset}: network {options.network} takes multiples of {options.divisor} "
+                f"px, and crop_px is {crop_px}, tile.size_px {tile.size_px}; set compare.network "
+                "or compare.crop_px"
+            )
+        return options
+
+    def compared_flags(self, preset: str) -> str:
+        """Return these options as flags for the command line, quoted for a shell."""
+        return shlex.join(flags(self.compared(preset)))
+
+
+def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
+    """Check a configuration, completed by its preset and the defaults.
+
+    Args:
+        values: parsed config.yaml, or Snakemake's ``config``.
+        source: name at the beginning of each line of an error.
+
+    Raises:
+        ConfigError: one line per fault, with key, value, valid range and remedy.
+    """
+    top = set(CohortOptions.model_fields)
+    known = top | set(STAGES)
+    faults = [f"{key}: no such key{nearest(str(key), known)}" for key in values if key not in known]
+    preset: Mapping[str, Any] = {}
+    if isinstance(values.get("preset", "hemera"), str):
+        try:
+            preset = _preset(values.get("preset", "hemera"))
+        except ConfigError as error:
+            faults.append(str(error))
+    merged = {**preset, **values}
+    cohort = _section(faults, CohortOptions, {key: merged[key] for key in merged if key in top})
+    stages: dict[str, Options] = {}
+    for name, cls in STAGES.items():
+        own = values.get(name)
+        if own is not None and not isinstance(own, Mapping):
+            faults.append(f"{name}: {own!r} is not a section; indent its keys below it")
+            continue
+        given = {**(preset.get(name) or {}), **(own or {})}
+        if name == CompareOptions.section and isinstance(values.get("evaluate"), Mapping):
+            shared = JudgingOptions.model_fields
+            judging = {key: value for key, value in values["evaluate"].items() if key in shared}
+            given = {**judging, **given}
+        section = _section(faults, cls, given)
+        if section is not None:
+            stages[name] = section
+    if not faults:
+        faults += _disagreements(stages)
+    if faults or cohort is None:
+        lines = [line for fault in faults for line in fault.splitlines()]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
+    return Config(cohort, stages)
+
+
+def _section(faults: list[str], cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT | None:
+    """Return the options of a section, or None and another of the `faults`."""
+    try:
+        return cls(**{str(key): value for key, value in values.items()})
+    except ConfigError as error:
+        faults.append(str(error))
+        return None
+
+
+def _disagreements(stages: Mapping[str, Options]) -> list[str]:
+    """Return the contradictions between sections."""
+    tile, generation, segmentation = (
+        stages[name] for name in ("tile", "train_generation", "train_segmentation")
+    )
+    assert isinstance(tile, TileOptions)
+    assert isinstance(generation, TrainGenerationOptions)
+    assert isinstance(segmentation, TrainSegmentationOptions)
+    faults = []
+    # SegmentationNet passes its input to GenerationNet too, unless it has no such branch.
+    branch = segmentation.generation_branch
+    both = 32 if branch == "none" else max(32, generation.divisor)
+    for options, divisor in ((generation, generation.divisor), (segmentation, both)):
+        if options.crop_px is not None and options.crop_px > tile.size_px:
+            faults.append(
+                f"{options.section}.crop_px: {options.crop_px} is larger than tile.size_px "
+                f"{tile.size_px}; give a smaller crop or larger tiles"
+            )
+        # Crops are trained on, whole tiles are evaluated.
+        elif (options.crop_px or 0) % divisor or tile.size_px % divisor:
+            faults.append(
+                f"{options.section}.crop_px: {options.crop_px or 'none'}, with tile.size_px "
+                f"{tile.size_px}: both must be multiples of {divisor}, by which "
+                f"train_generation.network {generation.network} or the encoder downsamples; give "
+                "multiples, or a shallower network"
+            )
+    fits = {
+        "skip16": ("unet_512", "unet_256", "unet_128"),
+        "attention_unet_32_bottleneck": ("attention_unet_32",),
+    }.get(branch, tuple(GENERATORS))
+    if generation.network not in fits:
+        faults.append(
+            f"train_segmentation.generation_branch: {branch} needs one of the networks "
+            f"{', '.join(fits)}, and train_generation.network is {generation.network}; choose one "
+            "of these networks, or generation_branch: virtual_rgb_encoder or none"
+        )
+    return faults
+
+
+def load_file(path: Path) -> Config:
+    """Read and check a YAML file; see `load`.
+
+    Raises:
+        ConfigError: also when the file is absent, unreadable or not YAML.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give the path of a config file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: no keys; begin with `preset: hemera`")
+    return load(values, source=str(path))
+
+
+def _preset(name: str) -> Mapping[str, Any]:
+    path = PRESETS / f"{name}.yaml"
+    names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(f"preset: {name!r} is not known; choose from {', '.join(names)}")
+    values = yaml.safe_load(path.read_text())
+    return values if isinstance(values, Mapping) else {}

@@ -1,0 +1,388 @@
+"""Options of both trainings."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from hemera.config.base import Device, NonNegative, Options, option
+
+Network = Literal[
+    "unet_512",
+    "unet_256",
+    "unet_128",
+    "unet_32",
+    "resnet_9blocks",
+    "resnet_6blocks",
+    "attention_unet_32",
+]
+GENERATORS: dict[Network, int] = {
+    "unet_512": 512,
+    "unet_256": 256,
+    "unet_128": 128,
+    "unet_32": 32,
+    "resnet_9blocks": 4,
+    "resnet_6blocks": 4,
+    "attention_unet_32": 32,
+}
+"""The divisor of the side of each generator's input."""
+
+
+class TrainingOptions(Options):
+    """Options that both trainings share."""
+
+    crop_px: int | None = option(
+        None,
+        "side of the random crop of a tile that is trained on, px; none: the whole tile",
+        ge=32,
+        le=2048,
+        paper="512, whole",
+    )
+    seed: int = option(20251, "seed of initial weights, order of tiles and augmentation", ge=0)
+    device: Device = option("auto", "device of the training; auto: a GPU if there is one")
+    torch_threads: int = option(
+        2, "CPU threads of PyTorch; another number changes the output bytes", ge=1, le=64
+    )
+    deterministic: bool = option(
+        True,
+        "use deterministic algorithms, so that a repetition on the same machine gives the same "
+        "bytes; slower on a GPU",
+    )
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = option(
+        "tf32",
+        "numeric precision of the networks: float32; tf32: float32 with TF32 convolutions on a "
+        "GPU, the default of PyTorch; bf16 or fp16: mixed precision with half the memory; losses "
+        "and weights stay float32",
+        paper="not stated",
+    )
+    compile: bool = option(
+        False, "compile the networks with torch.compile: minutes at the start, faster steps"
+    )
+    gpus: int = option(
+        1,
+        "GPUs for data-parallel training by torchrun (processes with device cpu); batch "
+        "normalisation, Dice and variance are computed per GPU; an incomplete last batch is "
+        "dropped",
+        ge=1,
+        le=64,
+    )
+    accumulate: int = option(
+        1,
+        "gradient accumulation steps per optimiser step, to save memory; Dice and variance are "
+        "computed per micro-batch, the generator is trained against the discriminator before its "
+        "update, and an incomplete last batch is dropped",
+        ge=1,
+        le=1024,
+    )
+    validate_every: int = option(
+        1, "epochs between two validations; the last epoch is always validated", ge=1
+    )
+    sample_tiles: int = option(
+        4, "validation tiles whose predictions are saved as images at each validation", ge=0, le=64
+    )
+    workers: int = option(2, "processes per GPU that read and decode tiles", ge=0, le=64)
+    checkpoint_minutes: float = option(10.0, "longest time between two checkpoints, minutes", gt=0)
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of equal pieces that a batch is divided into: GPUs times accumulation steps."""
+        return self.gpus * self.accumulate
+
+    def check_division(self, batch_size: int) -> None:
+        """Raise ValueError unless a batch can be divided into equal micro-batches."""
+        if batch_size % self.micro_batches:
+            raise ValueError(
+                f"batch_size: {batch_size} is not a multiple of gpus {self.gpus} times accumulate "
+                f"{self.accumulate}; give a multiple of {self.micro_batches}"
+            )
+
+
+class TrainGenerationOptions(TrainingOptions):
+    """GenerationNet (sections 3.1 and 4.1 of the HEMERA paper)."""
+
+    section: ClassVar[str] = "train_generation"
+    version: ClassVar[int] = 2
+
+    network: Network = option(
+        "unet_512", "architecture of the generator", paper="U-Net, depth not stated"
+    )
+    base_width: int = option(
+        32, "filters of the first layer of the generator", ge=4, le=256, paper="32"
+    )
+    norm: Literal["batch", "instance"] = option(
+        "batch", "normalisation layers of generator and discriminator", paper="batch"
+    )
+    dropout: bool = option(
+        False, "dropout with rate 0.5 in the generator during training", paper="none"
+    )
+    discriminator_width: int = option(
+        64, "filters of the first layer of the PatchGAN discriminator", ge=4, le=256
+    )
+    discriminator_layers: int = option(
+        3, "layers of stride 2 of the PatchGAN discriminator", ge=1, le=5
+    )
+    epochs: int = option(100, "training epochs of GenerationNet", ge=1, paper="100")
+    decay_from_epoch: int = option(
+        50, "epoch after which the learning rate decays linearly to 0", ge=0, paper="50"
+    )
+    lr_step: Literal["end", "start"] = option(
+        "end",
+        "whether the learning rate decays at the end or at the start of an epoch; start: the last "
+        "epoch has rate 0, as in the public code of pix2pix",
+    )
+    batch_size: int = option(2, "tiles per optimiser step of GenerationNet", ge=1, paper="2")
+    learning_rate: float = option(
+        2e-4, "learning rate of Adam for generator and discriminator", gt=0, paper="2e-4"
+    )
+    beta1: float = option(0.5, "beta1 of Adam", ge=0, lt=1, paper="0.5")
+    beta2: float = option(0.999, "beta2 of Adam", ge=0, lt=1, paper="0.999")
+    l1_weights: tuple[NonNegative, ...] = option(
+        (1.0, 25.0, 25.0, 25.0),
+        "weights of the L1 loss at the four levels of the image pyramid, finest first",
+        paper="1, 25, 25, 25",
+    )
+    weight_map: Literal["inside", "literal", "none"] = option(
+        "inside",
+        "distance weights of nuclei (equation 1): inside: grow towards the centre, as the text "
+        "describes; literal: the printed equation; none: not used",
+        paper="printed as literal, described as inside",
+    )
+    mask_source: Literal["nuclei", "her2_positive"] = option(
+        "nuclei", "mask from which the distance weights are computed", paper="nuclei"
+    )
+    gan_loss: Literal["vanilla", "lsgan"] = option(
+        "vanilla",
+        "adversarial loss: vanilla: cross-entropy; lsgan: least squares",
+        paper="not stated",
+    )
+    weight_adversarial: bool = option(
+        False, "apply the distance weights to the adversarial loss as well"
+    )
+    renormalise_mean: bool = option(False, "divide the distance weights by their mean")
+    registration_scale_um: float | None = option(
+        None,
+        "estimated registration error at which the loss of a tile has weight 0.5, um; none: all "
+        "tiles have the same weight",
+        gt=0,
+        paper="not used",
+    )
+    dice_source: Literal["dab", "intensity", "none"] = option(
+        "dab",
+        "what the balanced Dice loss compares: dab: soft DAB masks; intensity: image intensities; "
+        "none: no such loss",
+        paper="balanced Dice, undefined",
+    )
+    dice_weight: float = option(1.0, "weight of the balanced Dice loss of GenerationNet", ge=0)
+    dice_slope: float = option(
+        20.0, "slope of the sigmoid of the soft DAB mask, per unit of optical density", gt=0
+    )
+    dice_threshold: float | None = option(
+        None,
+        "DAB optical density at the centre of the soft DAB mask; none: estimated from training "
+        "tiles",
+        gt=0,
+        le=3,
+    )
+    variance_weight: float = option(
+        0.0,
+        "weight of the variance loss of Rehmat et al., which compares the variance of each pixel "
+        "over a batch with that of the real images; 0: not used",
+        ge=0,
+        paper="not used; its own paper does not state it",
+    )
+    variance_estimator: Literal["unbiased", "biased"] = option(
+        "unbiased", "divisor of the variance loss: unbiased: n - 1; biased: n"
+    )
+    flip: bool = option(True, "augment by random horizontal flips of tile pairs")
+    select: Literal["last", "best"] = option(
+        "last",
+        "epoch whose generator is kept; best: lowest reconstruction loss on validation tiles",
+        paper="not stated; pix2pix keeps the last",
+    )
+
+    @property
+    def divisor(self) -> int:
+        """What the side of an input must be a multiple of, because the network downsamples it."""
+        return GENERATORS[self.network]
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether an incomplete last batch is dropped: a variance needs more than one tile."""
+        return self.variance_weight > 0
+
+    @model_validator(mode="after")
+    def _batch_can_be_divided(self) -> Self:
+        self.check_division(self.batch_size)
+        return self
+
+    @model_validator(mode="after")
+    def _variance_needs_two_tiles(self) -> Self:
+        if self.variance_weight > 0 and self.batch_size // self.micro_batches < 2:
+            raise ValueError(
+                f"variance_weight: {self.variance_weight:g} needs at least two tiles per GPU and "
+                f"accumulation step, and batch_size {self.batch_size} leaves one; give a larger "
+                "batch_size or variance_weight: 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _four_levels_have_weights(self) -> Self:
+        if len(self.l1_weights) != 4:
+            raise ValueError(
+                f"l1_weights: {len(self.l1_weights)} weights; give four, finest level first"
+            )
+        if not any(self.l1_weights):
+            raise ValueError(
+                "l1_weights: all are 0, and the best epoch is chosen by this loss; give at least "
+                "one above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decay_begins_within_the_training(self) -> Self:
+        if self.decay_from_epoch > self.epochs:
+            raise ValueError(
+                f"decay_from_epoch: {self.decay_from_epoch} is after the last epoch {self.epochs}; "
+                f"give at most {self.epochs}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crop_fits_the_networks(self) -> Self:
+        if self.crop_px is not None and self.crop_px % self.divisor:
+            raise ValueError(
+                f"crop_px: {self.crop_px} is not a multiple of {self.divisor}, by which "
+                f"{self.network} downsamples; give a multiple, or a shallower network"
+            )
+        smallest_px = 3 * 2**self.discriminator_layers
+        if self.crop_px is not None and self.crop_px < smallest_px:
+            raise ValueError(
+                f"discriminator_layers: {self.discriminator_layers} need crops of at least "
+                f"{smallest_px} px, and crop_px is {self.crop_px}; give fewer layers or a larger "
+                "crop"
+            )
+        return self
+
+
+class TrainSegmentationOptions(TrainingOptions):
+    """SegmentationNet (sections 3.2 and 4.1 of the HEMERA paper)."""
+
+    section: ClassVar[str] = "train_segmentation"
+    version: ClassVar[int] = 2
+
+    generation_branch: Literal[
+        "skip16", "attention_unet_32_bottleneck", "virtual_rgb_encoder", "none"
+    ] = option(
+        "skip16",
+        "features of the frozen GenerationNet that SegmentationNet uses: skip16: the encoder map "
+        "of 16 x 16; attention_unet_32_bottleneck: the bottleneck of that network; "
+        "virtual_rgb_encoder: an encoder of the generated image; none",
+        paper="512 x 16 x 16, which layer not stated",
+    )
+    generation_skips: bool = option(
+        False, "also concatenate the encoder maps of GenerationNet in the decoder (skip16 only)"
+    )
+    base_width: int = option(
+        64,
+        "filters of the first layer of the encoder, which the decoder follows; 64: ResNet34",
+        ge=4,
+        le=256,
+        paper="ResNet34",
+    )
+    decoder: Literal["unet", "unetplusplus", "deeplabv3plus"] = option(
+        "unet", "architecture of the decoder", paper="unet"
+    )
+    encoder_weights: str | None = option(
+        "imagenet",
+        "initial weights of the ResNet34 encoder: imagenet: those of torchvision in the cache of "
+        "torch.hub; else a file of them; none: random",
+        paper="ImageNet",
+    )
+    epochs: int = option(300, "training epochs of SegmentationNet", ge=1, paper="300")
+    batch_size: int = option(16, "tiles per optimiser step of SegmentationNet", ge=1, paper="16")
+    learning_rate: float = option(2e-4, "learning rate of AdamW", gt=0, paper="2e-4")
+    weight_decay: float = option(0.01, "weight decay of AdamW", ge=0, paper="not stated")
+    loss_lambda: float = option(
+        0.5,
+        "weight of cross-entropy; Dice has 1 - loss_lambda",
+        ge=0,
+        le=1,
+        paper="not stated; section 4.1: cross-entropy alone",
+    )
+    focal_gamma: float = option(
+        0.0, "gamma of the focal loss; 0: plain cross-entropy", ge=0, le=5, paper="0"
+    )
+    tversky_beta: float = option(
+        0.5,
+        "weight of false negatives in the Tversky loss, false positives have 1 - beta; 0.5: Dice; "
+        "above 0.5 favours recall",
+        gt=0,
+        lt=1,
+        paper="0.5",
+    )
+    flip: bool = option(True, "augment by random horizontal and vertical flips")
+    turn: bool = option(
+        False, "augment by random rotations by multiples of 90 degrees", paper="not stated"
+    )
+    select: Literal["last", "best"] = option(
+        "best",
+        "epoch whose weights are kept; best: highest pooled F1 on validation tiles, threshold 0.5",
+        paper="not stated",
+    )
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether an incomplete last batch is dropped: one tile alone cannot be normalised."""
+        return self.decoder == "deeplabv3plus"
+
+    @model_validator(mode="after")
+    def _batch_can_be_divided(self) -> Self:
+        self.check_division(self.batch_size)
+        return self
+
+    @model_validator(mode="after")
+    def _global_pooling_needs_two_tiles(self) -> Self:
+        if self.whole_batches and self.batch_size // self.micro_batches < 2:
+            raise ValueError(
+                f"decoder: deeplabv3plus normalises globally pooled features and needs at least "
+                f"two tiles per GPU and accumulation step, and batch_size {self.batch_size} leaves "
+                "one; give a larger batch_size or another decoder"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _base_width_is_even(self) -> Self:
+        if self.base_width % 2:
+            raise ValueError(
+                f"base_width: {self.base_width} is odd, and the decoder ends with half as many "
+                "filters; give an even number"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crop_fits_the_encoder(self) -> Self:
+        if self.crop_px is not None and self.crop_px % 32:
+            raise ValueError(
+                f"crop_px: {self.crop_px} is not a multiple of 32, by which the encoder "
+                "downsamples; give a multiple of 32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _skips_belong_to_skip16(self) -> Self:
+        if self.generation_skips and self.generation_branch != "skip16":
+            raise ValueError(
+                f"generation_skips: true with generation_branch {self.generation_branch}; set "
+                "generation_branch: skip16 or generation_skips: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_the_width(self) -> Self:
+        if self.encoder_weights is not None and self.base_width != 64:
+            raise ValueError(
+                f"encoder_weights: weights of ResNet34 have base_width 64, not {self.base_width}; "
+                "set base_width: 64 or encoder_weights: null"
+            )
+        return self
