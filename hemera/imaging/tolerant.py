@@ -17,6 +17,10 @@ from hemera.io.threads import in_order
 log = logging.getLogger(__name__)
 
 RGB = npt.NDArray[np.uint8]
+
+LOST_MAX = 0.10
+"""A slide of which a larger fraction cannot be decoded is refused as a whole."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

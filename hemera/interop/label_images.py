@@ -16,7 +16,7 @@ from PIL import Image
 
 from hemera.errors import SlideError
 from hemera.imaging.pyramid import TILE_PX, tile_count
-from hemera.imaging.slide import IMAGE_PIXELS_MAX
+from hemera.imaging.readers import IMAGE_PIXELS_MAX
 from hemera.io.atomic import replacing
 
 Labels = npt.NDArray[np.integer[Any]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 
 from hemera.errors import HemeraError
@@ -35,8 +36,12 @@ TRANSIENT_ERRNOS = frozenset(
 
 
 def brief(error: BaseException) -> str:
-    """Return the message of an error on one line, or the name of its class."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return the message of an error on one line, or the name of its class.
+
+    Addresses in memory are removed: they differ from run to run, and reasons are stored in tables.
+    """
+    message = re.sub(r"\s*<[^<>]* object at 0x[0-9a-f]+>", "", str(error))
+    return " ".join(message.split()) or type(error).__name__
 
 
 def is_transient(error: BaseException) -> bool:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from hemera.errors import ShardError
-from hemera.imaging.codecs import decode, decode_mask, encode, encode_mask
+from hemera.imaging.codecs import StoredJpeg, decode, decode_mask, encode, encode_mask
 
 
 def smooth(rng, height=48, width=80):
@@ -42,3 +42,15 @@ def test_masks_survive_bit_by_bit(rng):
     assert (decode_mask(encode_mask(mask)) == mask).all()
     with pytest.raises(ShardError, match="not a gray"):
         decode_mask(encode(np.zeros((8, 9, 3), np.uint8), "png"))
+
+
+def test_a_stored_tile_becomes_a_jpeg_file_by_the_tables_of_its_page():
+    """Some writers append bytes to the tables; a tile may name its own colours."""
+    marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+    tables, tile = b"\xff\xd8TABLES\xff\xd9\0\0", b"\xff\xd8SCAN\xff\xd9"
+    assert StoredJpeg(tables, rgb=False).file(tile) == b"\xff\xd8TABLESSCAN\xff\xd9"
+    assert StoredJpeg(b"", rgb=False).file(tile) == tile
+    assert StoredJpeg(b"", rgb=True).file(tile) == b"\xff\xd8" + marker + b"\0" + tile[2:]
+    named = b"\xff\xd8" + marker + b"\1" + tile[2:]
+    assert StoredJpeg(b"", rgb=False).file(named) == named
+    assert StoredJpeg(b"", rgb=True).file(named) is None

@@ -14,7 +14,6 @@ import tifffile
 from PIL import Image
 
 from hemera.errors import SlideError
-from hemera.imaging import slide as slides
 from hemera.imaging.resample import area_resample
 from hemera.imaging.slide import open_slide
 
@@ -437,7 +436,7 @@ def test_a_huge_image_without_tiles_is_refused(tmp_path):
         b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
         + struct.pack("<IiiHHIIiiII", 40, 60_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)
     )  # fmt: skip
-    assert "too large" in error_of(path, mpp=0.5)
+    assert "exceeds limit of 178956970" in error_of(path, mpp=0.5)
 
 
 def test_real_svs_equals_openslide(images):
@@ -578,13 +577,3 @@ def test_a_missing_tile_of_a_coarser_level_is_left_to_openslide(rng, tmp_path):
         file.pages[1].tags["TileByteCounts"].overwrite(values)
     with open_slide(path) as slide:
         assert slide.reader == "openslide"
-
-
-def test_bytes_behind_the_jpeg_tables_do_no_harm(rng, tmp_path):
-    path = tmp_path / "slide.tif"
-    vips_slide(path, picture(rng), 80)
-    with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
-        head = slides._JpegHead.of(page)
-        page.__dict__["jpegtables"] = page.jpegtables + bytes(2)
-        assert slides._JpegHead.of(page) == head

@@ -558,7 +558,7 @@ def test_the_reader_that_describe_was_told_reads_here_too(slides, monkeypatch):
     def never(*_):
         raise AssertionError("the direct reader was used")
 
-    monkeypatch.setattr("hemera.imaging.slide._Tiff.__init__", never)
+    monkeypatch.setattr("hemera.imaging.tiff.TiffReader.__init__", never)
     assert [row["he_sha256"] for row in unit.tile(**maps)] == [row["he_sha256"] for row in direct]
 
 

@@ -1,0 +1,265 @@
+# ruff: noqa: D102 (documented in Reader)
+"""Readers of slides and images: OpenSlide, TiffSlide and Pillow behind one interface."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import io
+import math
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import openslide
+import tiffslide
+from PIL import Image
+
+from hemera.errors import SlideError
+from hemera.io.faults import translated
+
+RGB = npt.NDArray[np.uint8]
+
+IMAGE_PIXELS_MAX = 178_956_970
+"""An image without tiles is kept in memory whole: half a gigabyte at this size."""
+
+X_RESOLUTION, Y_RESOLUTION = 282, 283
+"""Tags of TIFF."""
+
+
+class Reader(abc.ABC):
+    """An open file.
+
+    Attributes:
+        name: tiff, openslide, tiffslide or image.
+        path: the file.
+        vendor: what wrote the file, as far as known.
+        level_sizes: (width, height) of every level, finest first.
+        stated_mpp: um per pixel along x and y, as the file states it.
+        stated_by: where the file states it.
+    """
+
+    name: str
+    path: Path
+    vendor: str
+    level_sizes: tuple[tuple[int, int], ...]
+    stated_mpp: tuple[float, float] | None
+    stated_by: str
+
+    @abc.abstractmethod
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        """Read pixels of a level, all of them inside the level: (height, width, 3) RGB."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close the file."""
+
+    def stored_jpeg(self, level: int, x: int, y: int, width: int, height: int) -> bytes | None:
+        """Return a region as a JPEG file, if it is one stored JPEG tile."""
+        return None
+
+    def reading(self, level: int, x: int, y: int) -> contextlib.AbstractContextManager[None]:
+        """Translate errors of a library that reads pixels."""
+        return translated(
+            SlideError,
+            f"{self.path.name}: level {level} cannot be read at {x}, {y} ({{error}}); fetch the "
+            "file again",
+        )
+
+
+def quotient(value: Any) -> float:
+    """Return a rational number of TIFF; NaN where its denominator is 0."""
+    numerator, denominator = value
+    return numerator / denominator if denominator else math.nan
+
+
+def positive_pair(x: Any, y: Any) -> tuple[float, float] | None:
+    """Return two resolutions as numbers, or None when they are not positive numbers."""
+    try:
+        pair = float(x), float(y)
+    except (TypeError, ValueError):
+        return None
+    return pair if all(math.isfinite(value) and value > 0 for value in pair) else None
+
+
+class OpenSlideReader(Reader):
+    """OpenSlide; every read has a handle of its own while it takes place.
+
+    A handle that failed once fails for every later read, and must not be closed while another
+    thread reads through it: libopenslide aborts the process.
+    """
+
+    name = "openslide"
+    stated_by = "openslide.mpp-x"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        handle = self._open()
+        self._idle = [handle]
+        properties = handle.properties
+        self.vendor = str(properties.get("openslide.vendor", ""))
+        self.level_sizes = tuple(
+            (int(width), int(height)) for width, height in handle.level_dimensions
+        )
+        self.stated_mpp = positive_pair(
+            properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
+        )
+        self._downsamples = tuple(float(value) for value in handle.level_downsamples)
+
+    def _open(self) -> openslide.OpenSlide:
+        with translated(
+            SlideError,
+            f"{self.path.name}: neither an image nor a slide that OpenSlide reads ({{error}}); "
+            "fetch it again or convert it to a tiled pyramidal TIFF",
+        ):
+            return openslide.OpenSlide(self.path)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        downsample = self._downsamples[level]
+        location = (round(x * downsample), round(y * downsample))
+        with self._lock:
+            handle = self._idle.pop() if self._idle else None
+        handle = handle or self._open()
+        try:
+            with self.reading(level, x, y):
+                rgba = np.asarray(handle.read_region(location, level, (width, height)))
+        except BaseException:
+            handle.close()
+            raise
+        with self._lock:
+            self._idle.append(handle)
+        return _on_white(rgba)
+
+    def close(self) -> None:
+        with self._lock:
+            handles, self._idle = self._idle, []
+        for handle in handles:
+            handle.close()
+
+
+class TiffSlideReader(Reader):
+    """TiffSlide: for TIFF files that OpenSlide refuses or sees only in part."""
+
+    name = "tiffslide"
+    stated_by = "tiffslide.mpp-x"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Its cache is not made for threads.
+        self._lock = threading.Lock()
+        with translated(
+            SlideError,
+            f"{path.name}: cannot be opened as TIFF ({{error}}); convert it to 8-bit RGB or fetch "
+            "it again",
+        ):
+            self._handle = tiffslide.TiffSlide(path)
+            page: Any = self._handle.ts_tifffile.pages[0]
+            # The properties divide by these without a check.
+            for code in (X_RESOLUTION, Y_RESOLUTION):
+                if code in page.tags and math.isnan(quotient(page.tags[code].value)):
+                    del page.tags[code]
+            properties = self._handle.properties
+            self.level_sizes = tuple(
+                (int(width), int(height)) for width, height in self._handle.level_dimensions
+            )
+            if page.bitspersample != 8 or page.samplesperpixel not in (3, 4):
+                raise ValueError(
+                    f"{page.samplesperpixel} channels of {page.bitspersample} bits, not 8-bit RGB"
+                )
+        self.vendor = str(properties.get("tiffslide.vendor") or "")
+        self.stated_mpp = positive_pair(
+            properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")
+        )
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        # It truncates location / downsample: give the first location that lands on (x, y).
+        downsample = float(self._handle.level_downsamples[level])
+        location = (math.ceil(x * downsample), math.ceil(y * downsample))
+        with self.reading(level, x, y), self._lock:
+            rgb = self._handle.read_region(location, level, (width, height), as_array=True)
+        return _on_white(np.asarray(rgb, np.uint8))
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+class ImageReader(Reader):
+    """A plain image, decoded once and kept in memory."""
+
+    name = "image"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with (
+            translated(
+                SlideError,
+                f"{path.name}: cannot be read as an image ({{error}}); fetch it again, or convert "
+                "it to 8-bit RGB, a large one to a tiled pyramidal TIFF",
+            ),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            data = path.read_bytes()
+            image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if not 0 < width * height <= IMAGE_PIXELS_MAX:
+                raise ValueError(f"{width} x {height} px, not 1 to {IMAGE_PIXELS_MAX} px")
+            if _bits(image, data) > 8:
+                raise ValueError(f"more than 8 bits per channel, mode {image.mode}")
+            self.vendor = str(image.format or "").lower()
+            self.stated_mpp, self.stated_by = _image_mpp(image)
+            self._pixels = _rgb(image)
+        self.level_sizes = ((width, height),)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        return self._pixels[y : y + height, x : x + width].copy()
+
+    def close(self) -> None:
+        self._pixels = np.empty((0, 0, 3), np.uint8)
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Return the bits per channel; Pillow cuts some deeper images to 8 without an error."""
+    if image.mode.startswith(("I", "F")):
+        return 32
+    if image.format == "PNG":
+        return data[24]
+    bits = getattr(image, "tag_v2", {}).get(258, 8)
+    return int(max(bits) if isinstance(bits, tuple) else bits)
+
+
+def _rgb(image: Image.Image) -> RGB:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (
+        image.mode == "P" and "transparency" in image.info
+    ):
+        return _on_white(np.asarray(image.convert("RGBA")))
+    if image.mode not in ("RGB", "L", "P", "1"):
+        raise ValueError(f"colour mode {image.mode}")
+    return np.asarray(image.convert("RGB"))
+
+
+def _image_mpp(image: Image.Image) -> tuple[tuple[float, float] | None, str]:
+    """Read the resolution; below 1000 dots to the inch it is that of a screen or a printer."""
+    dpi = image.info.get("dpi")
+    pair = positive_pair(*dpi) if isinstance(dpi, tuple) and len(dpi) == 2 else None
+    if pair is None or max(pair) < 1000:
+        return None, ""
+    return (25400 / pair[0], 25400 / pair[1]), "dpi"
+
+
+def _on_white(pixels: npt.NDArray[Any]) -> RGB:
+    """Blend RGBA with white; RGB is returned as it is."""
+    if pixels.shape[2] == 3:
+        return np.ascontiguousarray(pixels)
+    alpha = pixels[..., 3]
+    if alpha.min() == 255:
+        rgb = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGBA2RGB)
+        return np.asarray(rgb, np.uint8)
+    opacity = alpha[..., None].astype(np.uint16)
+    mixed = (pixels[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255
+    return mixed.astype(np.uint8)

@@ -1,0 +1,248 @@
+# ruff: noqa: D102 (documented in Reader)
+"""Tiled TIFF files read directly, tile by tile."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import tifffile
+
+from hemera.errors import SlideError
+from hemera.imaging.codecs import StoredJpeg
+from hemera.imaging.readers import X_RESOLUTION, Y_RESOLUTION, Reader, positive_pair, quotient
+from hemera.io.faults import translated
+
+RGB = npt.NDArray[np.uint8]
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+_CACHE_BYTES = 96 * 2**20
+_DIRECT_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 50000, 50001})
+"""None, LZW, JPEG, Deflate (both), Zstandard, WebP."""
+
+
+def is_tiled(path: Path) -> bool:
+    """Return whether a file is TIFF and its first page is stored in tiles."""
+    try:
+        with translated(SlideError, "{error}"), tifffile.TiffFile(path) as file:
+            page: Any = file.pages[0]
+            return bool(page.is_tiled)
+    except SlideError:
+        return False
+
+
+class TiffReader(Reader):
+    """Tiled TIFF, read tile by tile: exact at every level, whatever the sizes of the levels."""
+
+    name = "tiff"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._tiles: collections.OrderedDict[tuple[int, int], RGB] = collections.OrderedDict()
+        self._tile_bytes = 0
+        with (
+            translated(
+                SlideError,
+                f"{path.name}: cannot be opened as tiled TIFF ({{error}}); fetch it again",
+            ),
+            tifffile.TiffFile(path) as file,
+        ):
+            pages = _pyramid(file)
+            self._levels = [_Level.of(page) for page in pages]
+            if file.is_svs and any(0 in level.counts for level in self._levels[1:]):
+                # OpenSlide fills it from the finer level.
+                raise ValueError("a tile of a coarser level is missing")
+            self.stated_mpp, self.stated_by = _tiff_mpp(file)
+            self.vendor = "aperio" if file.is_svs else "generic-tiff"
+            self.level_sizes = tuple(
+                (int(page.imagewidth), int(page.imagelength)) for page in pages
+            )
+        self._file = os.open(path, os.O_RDONLY)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        grid = self._levels[level]
+        if grid.is_tile(x, y, width, height):
+            tile = self._tile(level, grid.index(x, y), x, y, keep=False)
+            return tile if tile.flags.writeable else tile.copy()
+        result = np.empty((height, width, 3), np.uint8)
+        for tile_y in range(y - y % grid.height, y + height, grid.height):
+            for tile_x in range(x - x % grid.width, x + width, grid.width):
+                left, top = tile_x - x, tile_y - y
+                x0, y0 = max(left, 0), max(top, 0)
+                x1, y1 = min(left + grid.width, width), min(top + grid.height, height)
+                # A tile read in part is likely to be read again, a tile read whole is not.
+                part = (x1 - x0) * (y1 - y0) < grid.width * grid.height
+                tile = self._tile(level, grid.index(tile_x, tile_y), x, y, keep=part)
+                result[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+        return result
+
+    def stored_jpeg(self, level: int, x: int, y: int, width: int, height: int) -> bytes | None:
+        grid = self._levels[level]
+        if grid.jpeg is None or not grid.is_tile(x, y, width, height):
+            return None
+        with self.reading(level, x, y):
+            data = self._stored(grid, grid.index(x, y))
+        return grid.jpeg.file(data) if data else None
+
+    def _stored(self, grid: _Level, index: int) -> bytes:
+        """Return the bytes of one stored tile."""
+        count = grid.counts[index]
+        data = os.pread(self._file, count, grid.offsets[index])
+        if len(data) < count:
+            raise ValueError(f"the file ends {count - len(data)} bytes early")
+        return data
+
+    def _tile(self, level: int, index: int, x: int, y: int, *, keep: bool) -> RGB:
+        """Decode a stored tile for a read at (x, y), or take it from the cache."""
+        key = level, index
+        with self._lock:
+            found = self._tiles.get(key)
+            if found is not None:
+                self._tiles.move_to_end(key)
+                return found
+        with self.reading(level, x, y):
+            grid = self._levels[level]
+            tile = grid.pixels(self._stored(grid, index), index)
+        if not keep:
+            return tile
+        # Shared by all that read it.
+        tile.flags.writeable = False
+        with self._lock:
+            if key not in self._tiles:
+                self._tiles[key] = tile
+                self._tile_bytes += tile.nbytes
+                while self._tile_bytes > _CACHE_BYTES and len(self._tiles) > 1:
+                    self._tile_bytes -= self._tiles.popitem(last=False)[1].nbytes
+        return tile
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._tiles.clear()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """Where the tiles of a TIFF page are stored, and how they are decoded."""
+
+    width: int
+    """Of a tile."""
+    height: int
+    across: int
+    """Tiles in a row."""
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+    decode: Callable[..., Any]
+    tables: bytes | None
+    jpeg: StoredJpeg | None
+
+    @classmethod
+    def of(cls, page: Any) -> Self:
+        jpeg = None
+        if page.compression == tifffile.COMPRESSION.JPEG:
+            rgb = page.photometric == tifffile.PHOTOMETRIC.RGB
+            jpeg = StoredJpeg(page.jpegtables or b"", rgb)
+        width, height = int(page.tilewidth), int(page.tilelength)
+        return cls(
+            width, height, -(-int(page.imagewidth) // width), page.dataoffsets,
+            page.databytecounts, page.decode, page.jpegtables, jpeg,
+        )  # fmt: skip
+
+    def is_tile(self, x: int, y: int, width: int, height: int) -> bool:
+        """Return whether a region is one stored tile."""
+        return (width, height) == (self.width, self.height) and not (x % width or y % height)
+
+    def index(self, x: int, y: int) -> int:
+        return y // self.height * self.across + x // self.width
+
+    def pixels(self, data: bytes, index: int) -> RGB:
+        """Decode the bytes of a stored tile."""
+        shape = self.height, self.width, 3
+        if not data:
+            # A tile that was never written: background that the scanner skipped.
+            return np.full(shape, 255, np.uint8)
+        jpeg = self.jpeg.file(data) if self.jpeg else None
+        if jpeg is not None:
+            # Faster than tifffile by a third, and the same pixels.
+            tile = np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"))
+        else:
+            tile = np.asarray(self.decode(data, index, jpegtables=self.tables)[0])[0]
+        if tile.shape != shape or tile.dtype != np.uint8:
+            raise ValueError(f"a tile of shape {tile.shape}, {tile.dtype}, instead of {shape}")
+        return np.ascontiguousarray(tile)
+
+
+def _pyramid(file: tifffile.TiffFile) -> list[Any]:
+    """Return the pages that are the levels, finest first.
+
+    Raises:
+        ValueError: when the first page is not tiled 8-bit RGB in a known compression.
+    """
+    first: Any = file.pages[0]
+    fault = _not_direct(first)
+    if fault:
+        raise ValueError(fault)
+    levels: list[Any] = [first]
+    for entry in [*(first.pages or []), *file.pages[1:]]:
+        page: Any = entry.aspage() if isinstance(entry, tifffile.TiffFrame) else entry
+        if _not_direct(page) or int(page.subfiletype) & 4:
+            continue
+        x, y = first.imagewidth / page.imagewidth, first.imagelength / page.imagelength
+        # The same picture, smaller; a label or a macro image has other proportions.
+        slack = max(x, y) * (1 / page.imagewidth + 1 / page.imagelength)
+        if page.imagewidth < levels[-1].imagewidth and abs(x - y) <= slack:
+            levels.append(page)
+    return levels
+
+
+def _not_direct(page: Any) -> str | None:
+    """Return why a page cannot be read tile by tile, or None."""
+    if not page.is_tiled:
+        return "it has no tiles"
+    if page.bitspersample != 8 or page.samplesperpixel != 3 or page.planarconfig != 1:
+        return (
+            f"{page.samplesperpixel} channels of {page.bitspersample} bits instead of interleaved "
+            "8-bit RGB"
+        )
+    if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
+        return f"photometric interpretation {page.photometric}"
+    if page.compression not in _DIRECT_COMPRESSIONS:
+        return f"compression {page.compression}"
+    return None
+
+
+def _tiff_mpp(file: tifffile.TiffFile) -> tuple[tuple[float, float] | None, str]:
+    """Read the resolution: as the scanner states it, else from the tags of TIFF."""
+    page: Any = file.pages[0]
+    if file.is_svs:
+        found = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", page.description)
+        if found:
+            return positive_pair(found[1], found[1]), "aperio.MPP"
+    if file.is_ome:
+        pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", page.description)
+        sizes = re.findall(r'PhysicalSize(X|Y|XUnit|YUnit)="([^"]*)"', pixels[0] if pixels else "")
+        values = dict(sizes)
+        units = {values.get("XUnit", "µm"), values.get("YUnit", "µm")}
+        if "X" in values and units <= {"µm", "μm", "um"}:
+            return positive_pair(values["X"], values.get("Y", values["X"])), "ome.PhysicalSizeX"
+    um = {2: 25_400.0, 3: 10_000.0}.get(int(page.resolutionunit))
+    codes = (X_RESOLUTION, Y_RESOLUTION)
+    if um is None or any(code not in page.tags for code in codes):
+        return None, ""
+    per_unit = positive_pair(*(quotient(page.tags[code].value) for code in codes))
+    # Below 1000 dots to the inch, it is the resolution of a screen or a printer.
+    if per_unit is None or max(um / value for value in per_unit) > 25.4 * 20:
+        return None, ""
+    return (um / per_unit[0], um / per_unit[1]), "tiff.XResolution"
