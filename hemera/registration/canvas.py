@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from hemera.config import RegisterOptions
 from hemera.errors import SlideError
-from hemera.imaging.slide import LOST_MAX, Slide, open_slide
-from hemera.imaging.tolerant import Losses, read_region
+from hemera.imaging.slide import Slide, open_slide
+from hemera.imaging.tolerant import LOST_MAX, Losses, read_region
 from hemera.sheet import Pair
 
 log = logging.getLogger(__name__)
