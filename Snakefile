@@ -39,14 +39,14 @@ localrules:
 rule all:
     default_target: True
     input:
-        "results/report/report.html",
+        layout.REPORT,
         "results/evaluate/evaluate.html",
-        ["results/landmarks/cohort.errors.parquet"] if landmark_tables() else [],
+        [layout.LANDMARK_COHORT] if landmark_tables() else [],
 
 
 # The training set alone: registration, tiles, masks, filters, index, report.
 rule data:
     input:
-        "results/index/index.parquet",
-        "results/report/report.html",
-        ["results/landmarks/cohort.errors.parquet"] if landmark_tables() else [],
+        layout.INDEX,
+        layout.REPORT,
+        [layout.LANDMARK_COHORT] if landmark_tables() else [],

@@ -35,6 +35,7 @@ from hemera.interop.geojson import (
     with_features,
 )
 from hemera.interop.label_images import TIFF_SUFFIXES, read_labels, write_labels
+from hemera.io import layout
 from hemera.io.atomic import write_text
 from hemera.io.threads import in_order
 from hemera.registration import displacement as fields
@@ -238,7 +239,7 @@ def _sides(config: Config, name: str, results: Path, *, even_failed: bool) -> Si
     described: dict[str, dict[str, Any]] = {}
     blocks = units(sheet, config.cohort.block_count)
     unit = next(unit for unit, pairs in blocks.items() if pair in pairs)
-    table = results / "describe" / f"{unit}.parquet"
+    table = layout.path(layout.IMAGES_TABLE, results, unit=unit)
     if table.is_file():
         columns = ("pair", "stain", "file", "mpp", "width_px", "height_px", "background")
         rows = tables.read(table, tables.DESCRIBE, columns).to_pylist()
@@ -246,7 +247,7 @@ def _sides(config: Config, name: str, results: Path, *, even_failed: bool) -> Si
     options = config.stages["describe"]
     assert isinstance(options, DescribeOptions)
     he, her2 = (_side(pair, stain, described.get(stain), options) for stain in tables.STAINS)
-    return Sides(name, he, her2, _field(pair, he, her2, results / "register", even_failed))
+    return Sides(name, he, her2, _field(pair, he, her2, results, even_failed))
 
 
 def _side(pair: Pair, stain: str, row: dict[str, Any] | None, options: DescribeOptions) -> Side:
@@ -266,7 +267,7 @@ def _side(pair: Pair, stain: str, row: dict[str, Any] | None, options: DescribeO
         return Side(path, slide.size_px, slide.mpp, None)
 
 
-def _field(pair: Pair, he: Side, her2: Side, folder: Path, even_failed: bool) -> Displacement:
+def _field(pair: Pair, he: Side, her2: Side, results: Path, even_failed: bool) -> Displacement:
     """Return the map of a pair: that of register, or of a pair that comes registered.
 
     Raises:
@@ -274,7 +275,8 @@ def _field(pair: Pair, he: Side, her2: Side, folder: Path, even_failed: bool) ->
     """
     # A map of the user's own is read where register judged it.
     path, certificate = (
-        folder / f"{pair.pair}{suffix}" for suffix in (".displacement.npz", ".parquet")
+        layout.path(pattern, results, unit=pair.pair)
+        for pattern in (layout.DISPLACEMENT, layout.CERTIFICATE)
     )
     row = None
     if not pair.registered:

@@ -7,6 +7,7 @@ from snakemake.logging import logger
 
 from hemera import HemeraError
 from hemera.config import DEMO_SHEET, DEMO_VERSION, load
+from hemera.io import layout
 from hemera.sheet import digest, read_sheet, units
 
 try:
@@ -105,7 +106,7 @@ def of_units(pattern, which=lambda unit: True):
 
 def landmark_tables():
     """The tables of landmark errors."""
-    return of_units("results/landmarks/{unit}.parquet", has_landmarks)
+    return of_units(layout.LANDMARK_ERRORS, has_landmarks)
 
 
 def megabytes(base, factor=1.0):
@@ -163,7 +164,7 @@ def map_files(wildcards):
     """The registration of a unit; nothing where it comes registered."""
     known(wildcards)
     if needs_registration(wildcards.unit):
-        return {"displacement": f"results/register/{wildcards.unit}.displacement.npz"}
+        return {"displacement": layout.DISPLACEMENT.format(unit=wildcards.unit)}
     return {}
 
 
@@ -176,8 +177,8 @@ def tile_extras(wildcards):
     """What only some units have: a map with certificate and quality, a region of interest."""
     found = map_files(wildcards)
     if needs_registration(wildcards.unit):
-        found["certificate"] = f"results/register/{wildcards.unit}.parquet"
-        found["registration_quality"] = f"results/register/{wildcards.unit}.quality.parquet"
+        found["certificate"] = layout.CERTIFICATE.format(unit=wildcards.unit)
+        found["registration_quality"] = layout.QUALITY.format(unit=wildcards.unit)
     rois = [str(pair.roi) for pair in known(wildcards) if pair.roi]
     return {**found, "rois": rois} if rois else found
 

@@ -7,9 +7,9 @@
 
 rule compare:
     input:
-        of_units("results/tile/{unit}.tar"),
-        index="results/index/index.parquet",
-        report=ancient("results/report/report.html"),
+        of_units(layout.TILE_SHARD),
+        index=layout.INDEX,
+        report=ancient(layout.REPORT),
         generators=of_presets("results/compare/{preset}/generator.safetensors"),
         generator_metadata=of_presets("results/compare/{preset}/metadata.json"),
         benchmarks=of_presets("logs/compare/{preset}.training.tsv"),

@@ -7,9 +7,9 @@
 
 rule compare_generation:
     input:
-        of_units("results/tile/{unit}.tar"),
-        of_units("results/mask/{unit}.tar"),
-        index="results/index/index.parquet",
+        of_units(layout.TILE_SHARD),
+        of_units(layout.MASK_SHARD),
+        index=layout.INDEX,
     output:
         generator="results/compare/{preset}/generator.safetensors",
         metadata="results/compare/{preset}/metadata.json",

@@ -8,7 +8,7 @@ rule describe:
     input:
         images,
     output:
-        images_table="results/describe/{unit}.parquet",
+        images_table=layout.IMAGES_TABLE,
     log:
         "logs/describe/{unit}.log",
     benchmark:

@@ -7,10 +7,10 @@
 
 rule evaluate:
     input:
-        of_units("results/tile/{unit}.tar"),
-        of_units("results/mask/{unit}.tar"),
-        index="results/index/index.parquet",
-        report=ancient("results/report/report.html"),
+        of_units(layout.TILE_SHARD),
+        of_units(layout.MASK_SHARD),
+        index=layout.INDEX,
+        report=ancient(layout.REPORT),
         generator="results/train_generation/generator.safetensors",
         generator_metadata="results/train_generation/metadata.json",
         generation_history="results/train_generation/history.parquet",

@@ -6,12 +6,12 @@
 
 rule filter:
     input:
-        of_units("results/tile/{unit}.parquet"),
-        of_units("results/tile/{unit}.pairs.parquet"),
-        of_units("results/mask/{unit}.parquet"),
+        of_units(layout.TILES),
+        of_units(layout.PAIRS),
+        of_units(layout.MASKS),
     output:
-        tiles="results/filter/tiles.parquet",
-        funnel="results/filter/funnel.parquet",
+        tiles=layout.FILTERED,
+        funnel=layout.FUNNEL,
     log:
         "logs/filter/filter.log",
     benchmark:

@@ -6,10 +6,10 @@
 
 rule index:
     input:
-        tiles="results/filter/tiles.parquet",
+        tiles=layout.FILTERED,
     output:
-        index="results/index/index.parquet",
-        card="results/index/card.md",
+        index=layout.INDEX,
+        card=layout.CARD,
     log:
         "logs/index/index.log",
     benchmark:

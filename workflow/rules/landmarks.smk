@@ -11,10 +11,10 @@ rule landmarks:
     input:
         landmark_files,
         unpack(map_files),
-        images_table="results/describe/{unit}.parquet",
+        images_table=layout.IMAGES_TABLE,
     output:
-        errors="results/landmarks/{unit}.parquet",
-        predictions="results/landmarks/{unit}.csv",
+        errors=layout.LANDMARK_ERRORS,
+        predictions=layout.LANDMARK_PREDICTIONS,
     log:
         "logs/landmarks/{unit}.log",
     benchmark:
@@ -41,10 +41,10 @@ rule landmarks:
 rule landmarks_cohort:
     input:
         landmark_tables(),
-        of_units("results/landmarks/{unit}.csv", has_landmarks),
+        of_units(layout.LANDMARK_PREDICTIONS, has_landmarks),
     output:
-        errors="results/landmarks/cohort.errors.parquet",
-        predictions="results/landmarks/cohort.predictions.csv",
+        errors=layout.LANDMARK_COHORT,
+        predictions=layout.LANDMARK_COHORT_PREDICTIONS,
     log:
         "logs/landmarks/cohort.errors.log",
     benchmark:

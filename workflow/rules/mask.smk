@@ -10,12 +10,12 @@
 
 rule mask:
     input:
-        tiles="results/tile/{unit}.parquet",
-        tile_shard="results/tile/{unit}.tar",
+        tiles=layout.TILES,
+        tile_shard=layout.TILE_SHARD,
     output:
-        shard="results/mask/{unit}.tar",
-        masks="results/mask/{unit}.parquet",
-        cells="results/mask/{unit}.cells.parquet",
+        shard=layout.MASK_SHARD,
+        masks=layout.MASKS,
+        cells=layout.CELLS,
     log:
         "logs/mask/{unit}.log",
     benchmark:

@@ -9,11 +9,11 @@ rule register:
     input:
         images,
         own_maps,
-        images_table="results/describe/{unit}.parquet",
+        images_table=layout.IMAGES_TABLE,
     output:
-        displacement="results/register/{unit}.displacement.npz",
-        certificate="results/register/{unit}.parquet",
-        quality="results/register/{unit}.quality.parquet",
+        displacement=layout.DISPLACEMENT,
+        certificate=layout.CERTIFICATE,
+        quality=layout.QUALITY,
     log:
         "logs/register/{unit}.log",
     benchmark:

@@ -7,20 +7,20 @@
 
 rule report:
     input:
-        of_units("results/describe/{unit}.parquet"),
-        of_units("results/register/{unit}.parquet", needs_registration),
-        of_units("results/register/{unit}.displacement.npz", needs_registration),
-        of_units("results/register/{unit}.quality.parquet", needs_registration),
-        of_units("results/tile/{unit}.pairs.parquet"),
-        of_units("results/tile/{unit}.tar"),
-        of_units("results/mask/{unit}.tar"),
-        ["results/landmarks/cohort.errors.parquet"] if landmark_tables() else [],
-        "results/filter/tiles.parquet",
-        funnel="results/filter/funnel.parquet",
-        index="results/index/index.parquet",
+        of_units(layout.IMAGES_TABLE),
+        of_units(layout.CERTIFICATE, needs_registration),
+        of_units(layout.DISPLACEMENT, needs_registration),
+        of_units(layout.QUALITY, needs_registration),
+        of_units(layout.PAIRS),
+        of_units(layout.TILE_SHARD),
+        of_units(layout.MASK_SHARD),
+        [layout.LANDMARK_COHORT] if landmark_tables() else [],
+        layout.FILTERED,
+        funnel=layout.FUNNEL,
+        index=layout.INDEX,
     output:
-        page="results/report/report.html",
-        pairs=directory("results/report/pairs"),
+        page=layout.REPORT,
+        pairs=directory(layout.PAIR_PAGES),
     log:
         "logs/report/report.log",
     benchmark:

@@ -9,11 +9,11 @@ rule tile:
     input:
         unpack(tile_extras),
         images=images,
-        images_table="results/describe/{unit}.parquet",
+        images_table=layout.IMAGES_TABLE,
     output:
-        shard="results/tile/{unit}.tar",
-        tiles="results/tile/{unit}.parquet",
-        pairs="results/tile/{unit}.pairs.parquet",
+        shard=layout.TILE_SHARD,
+        tiles=layout.TILES,
+        pairs=layout.PAIRS,
     log:
         "logs/tile/{unit}.log",
     benchmark:

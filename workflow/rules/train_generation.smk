@@ -6,9 +6,9 @@
 
 rule train_generation:
     input:
-        of_units("results/tile/{unit}.tar"),
-        of_units("results/mask/{unit}.tar"),
-        index="results/index/index.parquet",
+        of_units(layout.TILE_SHARD),
+        of_units(layout.MASK_SHARD),
+        index=layout.INDEX,
     output:
         generator="results/train_generation/generator.safetensors",
         metadata="results/train_generation/metadata.json",

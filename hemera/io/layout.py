@@ -1,0 +1,60 @@
+"""The layout of ``results/``: which stage writes which file of which unit.
+
+A pattern is relative to the working directory of the workflow; ``{unit}`` is a unit of the sheet,
+for whole slides the name of the pair. Light on purpose: the rules import this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RESULTS = "results"
+
+IMAGES_TABLE = "results/describe/{unit}.parquet"
+
+DISPLACEMENT = "results/register/{unit}.displacement.npz"
+CERTIFICATE = "results/register/{unit}.parquet"
+QUALITY = "results/register/{unit}.quality.parquet"
+
+LANDMARK_ERRORS = "results/landmarks/{unit}.parquet"
+LANDMARK_PREDICTIONS = "results/landmarks/{unit}.csv"
+LANDMARK_COHORT = "results/landmarks/cohort.errors.parquet"
+LANDMARK_COHORT_PREDICTIONS = "results/landmarks/cohort.predictions.csv"
+
+TILE_SHARD = "results/tile/{unit}.tar"
+TILES = "results/tile/{unit}.parquet"
+PAIRS = "results/tile/{unit}.pairs.parquet"
+
+MASK_SHARD = "results/mask/{unit}.tar"
+MASKS = "results/mask/{unit}.parquet"
+CELLS = "results/mask/{unit}.cells.parquet"
+
+FILTERED = "results/filter/tiles.parquet"
+FUNNEL = "results/filter/funnel.parquet"
+
+INDEX = "results/index/index.parquet"
+CARD = "results/index/card.md"
+
+REPORT = "results/report/report.html"
+PAIR_PAGES = "results/report/pairs"
+
+
+def path(pattern: str, results: Path = Path(RESULTS), **wildcards: str) -> Path:
+    """Return the path of an output.
+
+    Args:
+        pattern: of this module.
+        results: folder of results, where it is another.
+        wildcards: values of the pattern's names in braces.
+    """
+    return results / pattern.removeprefix(f"{RESULTS}/").format(**wildcards)
+
+
+def unit(path: Path, pattern: str) -> str:
+    """Return the unit in the name of a file that a pattern describes."""
+    return path.name.removesuffix(pattern.partition("{unit}")[2])
+
+
+def member(path: Path) -> str:
+    """Return how tables name a shard: relative to the folder of results."""
+    return f"{path.parent.name}/{path.name}"
