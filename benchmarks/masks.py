@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--deepliif", type=Path, help="folder of a DeepLIIF model")
     given = parser.parse_args()
     cv2.setNumThreads(1)
-    options = MaskOptions(engines=("stain",), target="stain")
+    options = MaskOptions(engines=("stain",))
 
     def by_stain(rgb: RGB, mpp: float, stains: stain.Stains) -> label_format.Labelled:
         return segment(rgb, mpp, stains, options)

@@ -106,10 +106,9 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
         sheet=sheet,
         tiles=results / "filter" / "tiles.parquet",
         engines=engines,
-        target=engines[0],
         index=results / "index" / "index.parquet",
         card=results / "index" / "card.md",
-        options=IndexOptions(),
+        options=IndexOptions(target=engines[0]),
     )
     return sheet
 
@@ -165,7 +164,7 @@ def _unit(
         results / "mask" / f"{unit}.parquet",
         mask_rows,
         tables.MASK,
-        tables.provenance(MaskOptions(engines=("stain",), target="stain")),
+        tables.provenance(MaskOptions(engines=("stain",))),
     )
 
 

@@ -161,8 +161,7 @@ def test_an_error_of_the_input_is_one_line(
         "index",
         *("--sheet", str(tmp_path / "no.tsv")),
         *("--tiles", str(tmp_path / "tiles.parquet")),
-        *("--engines", "stain"),
-        *("--target", "stain"),
+        *("--engines", "deepliif"),
         *("--index", str(tmp_path / "index.parquet")),
         *("--card", str(tmp_path / "card.md")),
     ]
@@ -182,13 +181,13 @@ def test_an_error_of_the_input_is_one_line(
     ("words", "said"),
     [
         (["--see", "5"], "unrecognized arguments"),
-        ([], "required: --sheet, --tiles, --engines, --target, --index, --card"),
+        ([], "required: --sheet, --tiles, --engines, --index, --card"),
     ],
 )
 def test_a_wrong_flag(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], said: str
 ) -> None:
-    names = ("sheet", "tiles", "engines", "target", "index", "card")
+    names = ("sheet", "tiles", "engines", "index", "card")
     files = [word for name in names for word in (f"--{name}", "x")] if words else []
     code, _, err = leave(capsys, "index", *files, *words)
     assert code == 2

@@ -236,9 +236,8 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
 def test_provenance_of_every_stage_is_json() -> None:
     for cls in STAGES.values():
         values = json.loads(tables.provenance(cls())["options"])
-        unread = {"target", "require_agreement"} if cls is MaskOptions else set()
         names = set(cls.model_fields)
-        assert set(values) == {"version", *(names - unread)}
+        assert set(values) == {"version", *(names)}
 
 
 def test_filtered_and_index_hold_what_training_reads() -> None:
@@ -277,11 +276,10 @@ def test_the_mask_statistics_are_the_columns_between_engine_and_note() -> None:
 
 
 def test_a_table_says_only_what_its_stage_read() -> None:
-    both = MaskOptions(engines=("deepliif", "stain"), target="stain", deepliif_model="there")
+    both = MaskOptions(engines=("deepliif", "stain"), deepliif_model="there")
     told = json.loads(tables.provenance(both.effective())["options"])
     assert told["deepliif_model"] == "there"
-    assert "target" not in told, "index knows the target; here it would be another one's"
-    stain = MaskOptions(engines=("stain",), target="stain", ring_um=2.5)
+    stain = MaskOptions(engines=("stain",), ring_um=2.5)
     told = json.loads(tables.provenance(stain)["options"])
     assert told["ring_um"] == 2.5
     assert not {"target", "deepliif_model", "device", "torch_threads"} & set(told)

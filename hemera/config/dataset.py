@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 
 from hemera.config.base import NonNegative, Options, option
+from hemera.config.masks import Engine
 
 
 class FilterOptions(Options):
@@ -63,6 +64,13 @@ class FilterOptions(Options):
     accept_review: bool = option(
         False, "accept tiles of pairs whose registration has the verdict review"
     )
+    require_agreement: float | None = option(
+        None,
+        "smallest agreement of the mask engines on a tile, 0 to 1: the lower of the Dice of their "
+        "positive masks and the fraction of cells with the same class; none: not required",
+        ge=0,
+        le=1,
+    )
 
 
 class IndexOptions(Options):
@@ -70,6 +78,9 @@ class IndexOptions(Options):
 
     section: ClassVar[str] = "index"
 
+    target: Engine = option(
+        "deepliif", "engine whose masks the networks are trained on", paper="deepliif"
+    )
     seed: int = option(20251, "seed of splits and subsets", ge=0)
     val_fraction: float = option(
         0.15, "fraction of the cases without a given split that is used for validation", ge=0, lt=1

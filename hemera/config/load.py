@@ -184,13 +184,27 @@ def _section(faults: list[str], cls: type[OptionsT], values: Mapping[str, Any]) 
 
 def _disagreements(stages: Mapping[str, Options]) -> list[str]:
     """Return the contradictions between sections."""
-    tile, generation, segmentation = (
-        stages[name] for name in ("tile", "train_generation", "train_segmentation")
+    tile, mask, filter, index, generation, segmentation = (
+        stages[name]
+        for name in ("tile", "mask", "filter", "index", "train_generation", "train_segmentation")
     )
     assert isinstance(tile, TileOptions)
+    assert isinstance(mask, MaskOptions)
+    assert isinstance(filter, FilterOptions)
+    assert isinstance(index, IndexOptions)
     assert isinstance(generation, TrainGenerationOptions)
     assert isinstance(segmentation, TrainSegmentationOptions)
     faults = []
+    if index.target not in mask.engines:
+        faults.append(
+            f"index.target: {index.target} is not among mask.engines {list(mask.engines)}; add it "
+            "there or choose one of them"
+        )
+    if filter.require_agreement is not None and len(mask.engines) < 2:
+        faults.append(
+            f"filter.require_agreement: {filter.require_agreement} with only one engine; give two "
+            "mask.engines or require_agreement: none"
+        )
     # SegmentationNet passes its input to GenerationNet too, unless it has no such branch.
     branch = segmentation.generation_branch
     both = 32 if branch == "none" else max(32, generation.divisor)

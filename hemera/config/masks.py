@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -19,9 +19,6 @@ class MaskOptions(Options):
 
     engines: tuple[Engine, ...] = option(
         ("deepliif", "stain"), "engines that make masks", paper="deepliif"
-    )
-    target: Engine = option(
-        "deepliif", "engine whose masks the networks are trained on", paper="deepliif"
     )
     deepliif_model: str | None = option(
         None,
@@ -61,13 +58,6 @@ class MaskOptions(Options):
         "class; none: not used",
         ge=0,
         le=255,
-    )
-    require_agreement: float | None = option(
-        None,
-        "smallest agreement of two engines on a tile, 0 to 1: the lower of the Dice coefficient of "
-        "their positive masks and the fraction of cells with the same class; none: not required",
-        ge=0,
-        le=1,
     )
     device: Device = option("auto", "device of DeepLIIF; auto: a GPU if there is one")
     torch_threads: int = option(
@@ -153,20 +143,16 @@ class MaskOptions(Options):
     )
 
     def unread(self) -> frozenset[str]:
-        """Return what index and filter read, and the options of an engine that does not run."""
+        """Return the options of an engine that does not run."""
+        if "deepliif" in self.engines:
+            return frozenset()
         idle = {name for name in keys(type(self)) if name.startswith("deepliif_")}
-        idle |= {"device", "torch_threads"}
-        return frozenset(
-            {"target", "require_agreement"} | (set() if "deepliif" in self.engines else idle)
-        )
+        return frozenset(idle | {"device", "torch_threads"})
 
     def effective(self) -> Self:
         """Return these options with the defaults of what is not read."""
         declared = keys(type(self))
-        idle: dict[str, Any] = {name: declared[name].default for name in self.unread()}
-        # The default target may be an engine that does not run.
-        idle["target"] = self.engines[0]
-        return self.replace(**idle)
+        return self.replace(**{name: declared[name].default for name in self.unread()})
 
     @model_validator(mode="after")
     def _engines_are_distinct(self) -> Self:
@@ -174,24 +160,6 @@ class MaskOptions(Options):
             raise ValueError("engines: no engine; give one or more of deepliif, stain")
         if len(set(self.engines)) != len(self.engines):
             raise ValueError(f"engines: {list(self.engines)} has a name twice; give each name once")
-        return self
-
-    @model_validator(mode="after")
-    def _target_is_an_engine(self) -> Self:
-        if self.target not in self.engines:
-            raise ValueError(
-                f"target: {self.target} is not among engines {list(self.engines)}; add it there or "
-                "choose one of them"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _agreement_needs_two_engines(self) -> Self:
-        if self.require_agreement is not None and len(self.engines) < 2:
-            raise ValueError(
-                f"require_agreement: {self.require_agreement} with only one engine; set engines: "
-                "[deepliif, stain] or require_agreement: none"
-            )
         return self
 
     @model_validator(mode="after")

@@ -73,7 +73,7 @@ class Model:
         if options.deepliif_model is None:
             raise EngineError(
                 f"mask.deepliif_model: not given; download {RECORD} and name its directory, "
-                "or set mask.engines [stain] and mask.target stain"
+                "or set mask.engines [stain] and index.target stain"
             )
         self._folder = Path(options.deepliif_model)
         self._raw = check_model(self._folder)
@@ -585,7 +585,7 @@ def _package() -> tuple[types.ModuleType, types.ModuleType]:
     except ImportError as error:
         raise EngineError(
             f"deepliif: the package cannot be imported ({error}); install requirements.lock, or "
-            "set mask.engines [stain] and mask.target stain"
+            "set mask.engines [stain] and index.target stain"
         ) from error
     return models, postprocessing
 

@@ -377,8 +377,6 @@ def limit_words(reason: str, limits: Mapping[str, Any]) -> str:
     criterion = REASONS.get(reason)
     if criterion is None:
         return ""
-    if criterion.column == "agreement":
-        return f"mask.{criterion.option}"
     value = limits.get(criterion.option)
     if criterion.column is None:
         return f"filter.{criterion.option}: false"

@@ -28,7 +28,6 @@ def run(
     engines: tuple[str, ...],
     tiles: Path,
     funnel: Path,
-    require_agreement: str = "none",
     options: FilterOptions,
 ) -> None:
     """Join the tables of all units, accept or refuse every tile, count the refusals.
@@ -41,15 +40,17 @@ def run(
         engines: mask engines whose statistics go along, in this order.
         tiles: table of all tiles, `tables.filtered`, sorted by tile.
         funnel: counts per data set, score and reason, `tables.FUNNEL`.
-        require_agreement: mask.require_agreement, a number or ``none``: least agreement of two
-            engines on a tile.
         options: thresholds.
 
     Raises:
-        ConfigError: when agreement is asked for and is no number, or a single engine ran.
+        ConfigError: when agreement is required of a single engine.
         TableError: when a unit's tables of tile and mask do not list the same tiles.
     """
-    agreement = _required(require_agreement, engines)
+    if options.require_agreement is not None and len(engines) < 2:
+        raise ConfigError(
+            f"filter.require_agreement: {options.require_agreement} with only one engine; give two "
+            "mask.engines or require_agreement: none"
+        )
     pairs = read_sheet(sheet)
     by_name = {pair.pair: pair for pair in pairs.pairs}
     schema = tables.filtered(engines)
@@ -64,8 +65,7 @@ def run(
             # Units differ in what they passed through: a block is not registered.
             sources = tables.inherited(stage, folder / f"{unit}.parquet") | sources
     table = pa.concat_tables(parts).sort_by("tile")
-    limits = {**options.model_dump(), "require_agreement": agreement}
-    reasons = criteria.refusals(table, limits, engines)
+    reasons = criteria.refusals(table, options.model_dump(), engines)
     table = table.append_column("accepted", pa.array(reasons == ""))
     table = table.append_column("reason", pa.array(reasons, pa.string(), mask=reasons == ""))
     tables.write(tiles, table, schema, {**sources, **tables.provenance(options)})
@@ -80,19 +80,6 @@ def run(
             "no tile is accepted; see the funnel in the report, and filter's thresholds in "
             "config.yaml"
         )
-
-
-def _required(word: str, engines: Sequence[str]) -> float | None:
-    try:
-        value = None if word == "none" else float(word)
-    except ValueError as error:
-        raise ConfigError(f"mask.require_agreement: {error}") from None
-    if value is not None and len(engines) < 2:
-        raise ConfigError(
-            f"mask.require_agreement: {word}, and only one engine runs; set mask.engines: "
-            "[deepliif, stain] or require_agreement: none"
-        )
-    return value
 
 
 def count(table: pa.Table) -> pa.Table:

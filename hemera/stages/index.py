@@ -57,7 +57,6 @@ def run(
     sheet: Path,
     tiles: Path,
     engines: tuple[str, ...],
-    target: str,
     index: Path,
     card: Path,
     options: IndexOptions,
@@ -68,7 +67,6 @@ def run(
         sheet: the sheet of pairs; gives case and split.
         tiles: filter's table of all tiles.
         engines: mask engines in that table.
-        target: the engine whose masks are trained on.
         index: the index, `tables.index`, with its metadata.
         card: the dataset card, Markdown.
         options: seeds and sizes.
@@ -78,11 +76,12 @@ def run(
             SegmentationNet was seen by GenerationNet.
         TableError: when resolutions are mixed and that is not allowed, or the table names pairs
             that the sheet lacks.
-        ConfigError: when `target` is none of `engines`.
+        ConfigError: when `options.target` is none of `engines`.
     """
-    if target not in engines:
+    if options.target not in engines:
         raise ConfigError(
-            f"mask.target: {target} is not among the engines {', '.join(engines)}; name one of them"
+            f"index.target: {options.target} is not among the engines; choose from "
+            f"{', '.join(engines)}"
         )
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
     table = tables.read(tiles, tables.filtered(engines))
@@ -126,7 +125,7 @@ def run(
         "options_index": tables.provenance(options)["options"],
         "fingerprint": mark,
         "mask_engines": json.dumps(list(engines)),
-        "mask_target": target,
+        "mask_target": options.target,
         "versions": json.dumps({name: _version(name) for name in VERSIONED}),
         "licences": json.dumps(_licences(table, engines)),
         "mixture": mixture or "",

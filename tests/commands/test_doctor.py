@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,8 +66,8 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def deepliif_lines(**changes: object) -> list[tuple[str, str]]:
-    config = load({"mask": changes})
+def deepliif_lines(values: dict[str, Any] | None = None, **mask: object) -> list[tuple[str, str]]:
+    config = load(values or {"mask": mask})
     return [fact for fact in doctor.facts(config) if "deepliif" in fact[1].split(" (")[0]][1:]
 
 
@@ -95,7 +96,9 @@ def test_an_incomplete_model_names_what_it_lacks(model: Path) -> None:
     ((mark, line),) = deepliif_lines(deepliif_model=str(model))
     assert mark == "missing"
     assert "lacks G55.pt" in line
-    ((mark, line),) = deepliif_lines(deepliif_model=str(model), engines=["stain"], target="stain")
+    values = {"mask": {"deepliif_model": str(model), "engines": ["stain"]}}
+    values["index"] = {"target": "stain"}
+    ((mark, line),) = deepliif_lines(values)
     assert mark == "absent", "what is not wanted keeps nothing from running"
 
 

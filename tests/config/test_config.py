@@ -149,7 +149,7 @@ def test_sections_and_classes_bear_one_name() -> None:
         ({"sheet": None}, ["sheet", "empty", "a text"]),
         ({"block_count": 0}, ["block_count", "0", "at least 1"]),
         ({"preset": "demo", "sheet": "mine.tsv"}, ["preset", "mine.tsv", "allow_demo_sizes"]),
-        ({"mask": {"engines": ["stain"]}}, ["mask.target", "deepliif", "stain"]),
+        ({"mask": {"engines": ["stain"]}}, ["index.target", "deepliif", "stain"]),
         ({"mask": {"engines": []}}, ["mask.engines", "no engine"]),
         ({"mask": {"engines": ["deepliif", "deepliif"]}}, ["mask.engines", "twice"]),
         ({"describe": {"mpp_min": 20.0}}, ["describe.mpp_min", "mpp_max"]),
@@ -298,12 +298,10 @@ def test_flags_come_back_as_the_same_options(stage: str) -> None:
 
 
 def test_what_mask_does_not_read_does_not_run_it_again() -> None:
-    stain = MaskOptions(engines=("stain",), target="stain")
+    stain = MaskOptions(engines=("stain",))
     idle = stain.replace(deepliif_model="elsewhere", torch_threads=7, device="cpu")
     assert flags(idle.effective()) == flags(stain.effective())
-    both = MaskOptions(engines=("deepliif", "stain"), target="stain", deepliif_model="elsewhere")
-    other = both.replace(target="deepliif", require_agreement=0.5)
-    assert flags(both.effective()) == flags(other.effective())
+    both = MaskOptions(deepliif_model="elsewhere")
     read = both.replace(deepliif_model="another")
     assert flags(both.effective()) != flags(read.effective())
     assert flags(stain.replace(ring_um=3.5).effective()) != flags(stain.effective())
@@ -383,7 +381,7 @@ def test_defaults_are_the_papers() -> None:
     assert generation.l1_weights == (1, 25, 25, 25)
     assert (segmentation.epochs, segmentation.batch_size) == (300, 16)
     assert segmentation.learning_rate == 2e-4
-    assert MaskOptions().target == "deepliif"
+    assert IndexOptions().target == "deepliif"
     assert FilterOptions().histogram_datasets == ("bci",)
 
 

@@ -10,7 +10,7 @@ from hemera import tables
 from hemera.config import FilterOptions
 from hemera.dataset import criteria
 
-LIMITS: dict[str, Any] = {**FilterOptions().model_dump(), "require_agreement": None}
+LIMITS: dict[str, Any] = FilterOptions().model_dump()
 GOOD = {
     "tissue_fraction": 0.9,
     "her2_coverage_fraction": 1.0,

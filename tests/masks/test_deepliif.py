@@ -414,7 +414,7 @@ def test_what_is_missing_is_named(model: Path, raw_model: Path, tmp_path: Path) 
         deepliif.Model(options(empty))
     with pytest.raises(EngineError, match="nowhere is no directory"):
         deepliif.Model(options(tmp_path / "nowhere"))
-    with pytest.raises(EngineError, match=r"not given; .*4751737.*mask\.target stain"):
+    with pytest.raises(EngineError, match=r"not given; .*4751737.*index\.target stain"):
         deepliif.Model(options(None))
 
 

@@ -481,24 +481,19 @@ def test_the_options_of_three_stages_are_kept(tmp_path: Path) -> None:
     assert kept["options"]["he_sharpness_min"] == 31.0
     assert kept["options_tile"]["size_px"] == 512
     assert kept["options_mask"]["engines"] == ["deepliif", "stain"]
-    assert "target" not in kept["options_mask"], "the index says what is trained on"
 
 
-@pytest.mark.parametrize(("word", "engines"), [("much", ("a", "b")), ("0.5", ("stain",))])
-def test_agreement_that_cannot_be_asked_for_is_an_error(
-    tmp_path: Path, word: str, engines: tuple[str, ...]
-) -> None:
-    with pytest.raises(ConfigError, match=r"^mask\.require_agreement: "):
+def test_agreement_of_a_single_engine_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^filter\.require_agreement: 0\.5 with only one engine"):
         filter.run(
             sheet=tmp_path / "pairs.tsv",
             block_count=1,
             tile_folder=tmp_path,
             mask_folder=tmp_path,
-            engines=engines,
+            engines=("stain",),
             tiles=tmp_path / "tiles.parquet",
             funnel=tmp_path / "funnel.parquet",
-            require_agreement=word,
-            options=FilterOptions(),
+            options=FilterOptions(require_agreement=0.5),
         )
 
 

@@ -21,6 +21,7 @@ from hemera.stages import index
 GOLDEN = {1: "2257625208f8db77"}
 ENGINES = ("stain",)
 ALL = IndexOptions(
+    target="stain",
     generation_train=None,
     generation_val=None,
     generation_test=None,
@@ -136,7 +137,6 @@ class Made:
             sheet=folder / "pairs.tsv",
             tiles=folder / "tiles.parquet",
             engines=ENGINES,
-            target="stain",
             index=self.index,
             card=self.card,
             options=options,
@@ -210,6 +210,7 @@ def test_subsets(tmp_path: Path) -> None:
 def test_subsets_of_a_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = pairs()
     options = IndexOptions(
+        target="stain",
         generation_train=11,
         generation_val=4,
         generation_test=9999,
@@ -229,6 +230,7 @@ def test_subsets_of_a_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 def test_the_mix_of_data_sets(tmp_path: Path) -> None:
     rows = pairs()
     options = IndexOptions(
+        target="stain",
         generation_train=20,
         generation_val=4,
         generation_datasets=("acrobat", "bci"),
@@ -264,7 +266,7 @@ def test_an_added_case_moves_few(tmp_path: Path) -> None:
 
 def test_an_added_tile_moves_few(tmp_path: Path) -> None:
     rows = pairs()
-    options = IndexOptions(generation_train=30, segmentation_train=30)
+    options = IndexOptions(target="stain", generation_train=30, segmentation_train=30)
     before = Made(tmp_path / "a", rows, plain(rows), options).splits("tile", "generation_split")
     more = [*plain(rows), tile(rows[0], 77)]
     after = Made(tmp_path / "b", rows, more, options).splits("tile", "generation_split")
@@ -386,7 +388,7 @@ def test_zero_accepted_tiles(
     tmp_path: Path, tiles: Callable[[list[dict[str, str]]], list[dict[str, Any]]]
 ) -> None:
     rows = pairs()
-    made = Made(tmp_path, rows, tiles(rows), IndexOptions())
+    made = Made(tmp_path, rows, tiles(rows), IndexOptions(target="stain"))
     assert made.table.schema.equals(tables.index(ENGINES))
     assert made.table["generation_split"].null_count == made.table.num_rows
     card = made.card.read_text()
@@ -402,18 +404,18 @@ def test_two_scales(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "two scales" in caplog.text
     rough = [{**row, "mpp": 0.92043} if row["dataset"] == "acrobat" else row for row in plain(rows)]
     with pytest.raises(TableError) as error:
-        Made(tmp_path / "b", rows, rough, IndexOptions(allow_mixed_mpp=False))
+        Made(tmp_path / "b", rows, rough, IndexOptions(target="stain", allow_mixed_mpp=False))
     text = str(error.value)
     assert text.startswith("index.allow_mixed_mpp: ")
     remedy = float(text.split("tile.mpp to ")[1].split(" ")[0])
     assert 0.92043 <= remedy < 0.93, "a finer one would need up-sampling"
     assert not (tmp_path / "b" / "index.parquet").exists()
-    wide = IndexOptions(allow_mixed_mpp=False, mpp_tolerance=1.0)
+    wide = IndexOptions(target="stain", allow_mixed_mpp=False, mpp_tolerance=1.0)
     assert Made(tmp_path / "c", rows, plain(rows), wide).metadata["mixture"] == ""
     alone = pairs(acrobat=0)
     assert Made(tmp_path / "d", alone, plain(alone)).metadata["mixture"] == ""
     only_bci = [*plain(alone), *(refused(row, 0) for row in rows if row["dataset"] == "acrobat")]
-    made = Made(tmp_path / "e", rows, only_bci, IndexOptions(allow_mixed_mpp=False))
+    made = Made(tmp_path / "e", rows, only_bci, IndexOptions(target="stain", allow_mixed_mpp=False))
     assert made.metadata["mixture"] == "", "tiles that nobody trains on mix nothing"
 
 
@@ -422,7 +424,7 @@ def test_the_resolutions_of_one_data_set_can_be_a_mixture(tmp_path: Path) -> Non
     tiles = plain(rows)
     tiles[0] |= {"mpp": 0.23}
     with pytest.raises(TableError, match=r"bci 0.23 to 0.46"):
-        Made(tmp_path, rows, tiles, IndexOptions(allow_mixed_mpp=False))
+        Made(tmp_path, rows, tiles, IndexOptions(target="stain", allow_mixed_mpp=False))
 
 
 def test_leakage_stops_the_run(tmp_path: Path) -> None:
@@ -463,7 +465,6 @@ def test_bad_inputs(tmp_path: Path) -> None:
                 "sheet": tmp_path / "b/pairs.tsv",
                 "tiles": tmp_path / "b/tiles.parquet",
                 "engines": ENGINES,
-                "target": "stain",
                 "index": made.index,
                 "card": made.card,
                 "options": ALL,
@@ -472,8 +473,8 @@ def test_bad_inputs(tmp_path: Path) -> None:
         )
 
     before = made.index.read_bytes()
-    with pytest.raises(ConfigError, match=r"mask\.target: deepliif is not among"):
-        again(target="deepliif")
+    with pytest.raises(ConfigError, match=r"index\.target: deepliif is not among"):
+        again(options=ALL.replace(target="deepliif"))
     with pytest.raises(TableError, match="lacks the columns deepliif_nucleus_fraction"):
         again(engines=("stain", "deepliif"))
     with pytest.raises(TableError, match="no such table"):
@@ -519,7 +520,9 @@ def test_columns_of_the_filter_are_untouched(tmp_path: Path) -> None:
 def test_golden(tmp_path: Path) -> None:
     """Fails when what index adds changes and `IndexOptions.version` does not: raise it then."""
     rows = pairs()
-    options = IndexOptions(generation_train=15, segmentation_train=20, segmentation_val=5)
+    options = IndexOptions(
+        target="stain", generation_train=15, segmentation_train=20, segmentation_val=5
+    )
     made = Made(tmp_path, rows, [*plain(rows), refused(rows[0], 9)], options)
     added = made.table.select(["tile", "case", "split", "generation_split", "segmentation_split"])
     text = json.dumps([added.to_pylist(), made.fingerprint])
@@ -530,6 +533,7 @@ def test_golden(tmp_path: Path) -> None:
 def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
     rows = pairs()
     options = IndexOptions(
+        target="stain",
         generation_train=15,
         segmentation_test=None,
         generation_datasets=("bci", "acrobat"),
@@ -538,7 +542,7 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
     )
     made = Made(tmp_path, rows, plain(rows), options)
     words = ["index", "--sheet", str(tmp_path / "pairs.tsv"), "--engines", *ENGINES]
-    words += ["--tiles", str(tmp_path / "tiles.parquet"), "--target", "stain"]
+    words += ["--tiles", str(tmp_path / "tiles.parquet")]
     words += ["--index", str(tmp_path / "cli" / "index.parquet")]
     words += ["--card", str(tmp_path / "cli" / "card.md"), *flags(options)]
     assert main(words) == 0

@@ -25,7 +25,7 @@ from hemera.masks.stain import membranes, nuclei, segmentation
 from hemera.masks.stain import stains as stain
 from hemera.stages import mask
 
-OPTIONS = MaskOptions(engines=("stain",), target="stain")
+OPTIONS = MaskOptions(engines=("stain",))
 MPP = 0.5
 
 GOLDEN = {4: "1e6e778cd61d02544d74b1cc2813874a8f61cae4954fe0d5e36dd0908544a577"}
@@ -175,7 +175,7 @@ def test_deepliif_without_a_model_says_what_to_do(unit: tuple[Path, Path], tmp_p
     message = str(caught.value)
     assert message.startswith("mask.deepliif_model: not given; ")
     assert "4751737" in message
-    assert "mask.engines [stain] and mask.target stain" in message
+    assert "mask.engines [stain] and index.target stain" in message
     assert not list((tmp_path / "mask").iterdir())
 
 
@@ -213,7 +213,7 @@ def test_only_stain_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> N
         "import sys; from pathlib import Path; from hemera.stages import mask;"
         "from hemera.config import MaskOptions; t, s, o = map(Path, sys.argv[1:]);"
         "mask.run(tiles=t, tile_shard=s, shard=o / 'm.tar', masks=o / 'm.parquet',"
-        " cells=o / 'c.parquet', options=MaskOptions(engines=('stain',), target='stain'));"
+        " cells=o / 'c.parquet', options=MaskOptions(engines=('stain',)));"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, *unit, tmp_path], check=True)

@@ -23,7 +23,7 @@ ENGINES = CONFIG.stages["mask"].engines
 if "deepliif" in ENGINES and CONFIG.stages["mask"].deepliif_model is None:
     logger.warning(
         "mask.deepliif_model: not given, so stage mask will fail; name DeepLIIF's model directory, "
-        "or set mask.engines to [stain] and mask.target to stain"
+        "or set mask.engines to [stain] and index.target to stain"
     )
 IMAGENET = Path("~/.cache/torch/hub/checkpoints/resnet34-b627a593.pth")
 if CONFIG.stages["train_segmentation"].encoder_weights == "imagenet":

@@ -27,11 +27,9 @@ rule filter:
         block_count=block_count,
         rows=digest(SHEET.pairs, "filter"),
         engines=ENGINES,
-        require_agreement=str(CONFIG.stages["mask"].require_agreement).lower(),
         options=CONFIG.flags("filter"),
         version=CONFIG.stages["filter"].version,
     shell:
         "hemera filter --sheet {params.sheet:q} --block-count {params.block_count}"
         " --tile-folder results/tile --mask-folder results/mask --engines {params.engines:q}"
-        " --require-agreement {params.require_agreement} --tiles {output.tiles:q}"
-        " --funnel {output.funnel:q} {params.options} > {log:q} 2>&1"
+        " --tiles {output.tiles:q} --funnel {output.funnel:q} {params.options} > {log:q} 2>&1"

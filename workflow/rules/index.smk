@@ -24,10 +24,8 @@ rule index:
         sheet=sheet_file,
         rows=digest(SHEET.pairs, "index"),
         engines=ENGINES,
-        target=CONFIG.stages["mask"].target,
         options=CONFIG.flags("index"),
         version=CONFIG.stages["index"].version,
     shell:
         "hemera index --sheet {params.sheet:q} --tiles {input.tiles:q} --engines {params.engines:q}"
-        " --target {params.target} --index {output.index:q} --card {output.card:q}"
-        " {params.options} > {log:q} 2>&1"
+        " --index {output.index:q} --card {output.card:q} {params.options} > {log:q} 2>&1"

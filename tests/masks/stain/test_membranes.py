@@ -12,7 +12,7 @@ from hemera.masks.stain.nuclei import Nuclei
 from hemera.masks.stain.segmentation import segment
 from tests.small_cells import DAB, MEASURED, draw, over
 
-OPTIONS = MaskOptions(engines=("stain",), target="stain")
+OPTIONS = MaskOptions(engines=("stain",))
 
 
 def test_faint_brown_beside_a_dark_nucleus_is_its_coloured_fringe() -> None:

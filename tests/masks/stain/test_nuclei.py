@@ -12,7 +12,7 @@ from hemera.masks.stain.nuclei import find_nuclei
 from hemera.masks.stain.stains import estimate, separate
 from tests.small_cells import read
 
-OPTIONS = MaskOptions(engines=("stain",), target="stain")
+OPTIONS = MaskOptions(engines=("stain",))
 
 
 def labels_of(

@@ -15,7 +15,7 @@ from hemera.masks.stain.segmentation import segment
 from hemera.masks.stain.stains import Stains, estimate
 from tests.small_cells import DAB, GLASS, HAEMATOXYLIN, MEASURED, RGB, STRENGTHS, draw, over, read
 
-OPTIONS = MaskOptions(engines=("stain",), target="stain")
+OPTIONS = MaskOptions(engines=("stain",))
 
 
 def labelled(rgb: RGB, mpp: float = 0.5, options: MaskOptions = OPTIONS) -> label_format.Labelled:
