@@ -142,8 +142,8 @@ def register(
         "fixed_size": (fixed.shape[1], fixed.shape[0]),
         "fixed_pad": tuple(answer["fixed_pad"]),
         "moving_pad": tuple(answer["moving_pad"]),
-        "fixed_mpp": (fixed_mpp, fixed_mpp),
-        "moving_mpp": (moving_mpp, moving_mpp),
+        "fixed_mpp": fixed_mpp,
+        "moving_mpp": moving_mpp,
     }
     field = np.load(folder / "field.npy") if answer["refined"] else None
     if not (np.isfinite(answer["rigid"]).all() and (field is None or np.isfinite(field).all())):

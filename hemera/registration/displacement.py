@@ -334,19 +334,6 @@ def mirrored(d: Displacement, width_um: float) -> Displacement:
     return Displacement(vectors.astype(np.float32), d.mpp)
 
 
-def compose(first: Displacement, second: Displacement) -> Displacement:
-    """Follow one displacement by another: the result leads where ``second(first(point))`` does.
-
-    The result lies on the nodes of `first`. No map in either gives no map.
-    """
-    if first.empty or second.empty:
-        return none()
-    fixed = node_points(first)
-    middle = fixed + first.vectors_um
-    end = map_points(second, middle.reshape(-1, 2)).reshape(fixed.shape)
-    return Displacement((end - fixed).astype(np.float32), first.mpp)
-
-
 def resample(d: Displacement, mpp: float, width: int, height: int) -> Displacement:
     """Sample a displacement on another grid, of `height` x `width` nodes `mpp` um apart."""
     if d.empty:
@@ -358,13 +345,9 @@ def resample(d: Displacement, mpp: float, width: int, height: int) -> Displaceme
 
 
 def coarsen(
-    d: Displacement,
-    tolerance_um: float,
-    *,
-    node_count_max: int | None = None,
-    mask: npt.NDArray[np.bool_] | None = None,
+    d: Displacement, tolerance_um: float, *, node_count_max: int | None = None
 ) -> Displacement:
-    """Return the displacement on the coarsest grid that still leads to the same places.
+    """Return the displacement on the coarsest grid that still maps to the same points.
 
     Grids 32, 16, 8, 4, 2 times as coarse are tried, coarsest first.
 
@@ -372,14 +355,12 @@ def coarsen(
         d: the displacement.
         tolerance_um: how far a point may move at most.
         node_count_max: no grid finer than this is returned, whatever is lost by it.
-        mask: (H, W), the nodes at which the loss is measured; None for all.
     """
     if d.empty:
         return d
     height, width = d.vectors_um.shape[:2]
-    kept = np.ones((height, width), np.bool_) if mask is None else mask
-    rows, columns = np.nonzero(kept)
-    # A few thousand nodes first: where they say no, the rest need not be asked.
+    rows, columns = (places.ravel() for places in np.indices((height, width)))
+    # A few thousand nodes first: where these differ, the rest need not be compared.
     few = max(1, len(rows) // 5_000)
     for factor in (32, 16, 8, 4, 2):
         size = -(-width // factor), -(-height // factor)
@@ -480,15 +461,14 @@ def from_engine_field(
     fixed_size: tuple[int, int],
     fixed_pad: tuple[int, int],
     moving_pad: tuple[int, int],
-    fixed_mpp: tuple[float, float],
-    moving_mpp: tuple[float, float],
-    mpp: float | None = None,
+    fixed_mpp: float,
+    moving_mpp: float,
 ) -> Displacement:
     """Turn the field of a registration engine into a displacement, exact to the half pixel.
 
-    The engine pads both images to one canvas and gives, for each pixel of the canvas, how far its
-    partner lies on the same canvas: ``moving(p + u(p))`` is what matches ``fixed(p)``. In
-    continuous pixels, whose edges are the integers, a fixed point X lies at
+    The engine pads both images to one canvas and returns, for each pixel of the canvas, the offset
+    of its corresponding point on the same canvas: ``moving(p + u(p))`` matches ``fixed(p)``. In
+    continuous pixels, whose edges are the integers, a fixed point X is at
     ``(X - fixed_pad) * fixed_mpp`` um, its partner at ``(X + u(X) - moving_pad) * moving_mpp`` um.
 
     Args:
@@ -496,14 +476,13 @@ def from_engine_field(
         fixed_size: (width, height) of the fixed image on the canvas, without its padding.
         fixed_pad: (left, top) padding of the fixed image, pixels of the canvas.
         moving_pad: (left, top) padding of the moving image.
-        fixed_mpp: um of the fixed slide per pixel of the canvas along x and y: the exact ratio
-            (slide's size over the image's size, times the slide's mpp), not the nominal one.
+        fixed_mpp: um of the fixed slide per pixel of the canvas: the exact ratio (slide's size
+            over the image's size, times the slide's mpp), not the nominal one; it becomes the
+            distance of the displacement's nodes.
         moving_mpp: the same of the moving slide.
-        mpp: distance of the displacement's nodes; None: fixed_mpp, which must be the same along
-            x and y.
 
     Raises:
-        RegistrationError: when the field has another shape, or mpp is wanted and not given.
+        RegistrationError: when the field has another shape.
     """
     if field_px.ndim != 3 or field_px.shape[0] != 2:
         raise RegistrationError(
@@ -512,38 +491,18 @@ def from_engine_field(
     (left, top), (width, height) = fixed_pad, fixed_size
     if left + width > field_px.shape[2] or top + height > field_px.shape[1]:
         raise RegistrationError(
-            f"engine's field: {field_px.shape[2]} x {field_px.shape[1]} px does not hold an image "
-            f"of {width} x {height} px at {left}, {top}"
+            f"engine's field: {field_px.shape[2]} x {field_px.shape[1]} px does not contain an "
+            f"image of {width} x {height} px at {left}, {top}"
         )
     field = field_px[:, top : top + height, left : left + width].astype(np.float64)
     column = np.arange(left, left + width) + 0.5
     row = np.arange(top, top + height)[:, None] + 0.5
-    moving_x = (column + field[0] - moving_pad[0]) * moving_mpp[0]
-    moving_y = (row + field[1] - moving_pad[1]) * moving_mpp[1]
-    if mpp is None and not math.isclose(*fixed_mpp, rel_tol=1e-9):
-        raise RegistrationError(
-            f"engine's field: {fixed_mpp[0]} and {fixed_mpp[1]} um per pixel; give the mpp of the "
-            "displacement"
-        )
-    if mpp is None:
-        vectors = np.stack(
-            [
-                moving_x - (column - left) * fixed_mpp[0],
-                moving_y - (row - top) * fixed_mpp[1],
-            ],
-            axis=-1,
-        )
-        return Displacement(vectors.astype(np.float32), fixed_mpp[0])
-    # Another grid: first on a grid of square cells one unit wide, whose nodes are the pixels.
-    unit = np.stack(
-        [moving_x - (column - left), moving_y - (row - top)],
-        axis=-1,
+    moving_x = (column + field[0] - moving_pad[0]) * moving_mpp
+    moving_y = (row + field[1] - moving_pad[1]) * moving_mpp
+    vectors = np.stack(
+        [moving_x - (column - left) * fixed_mpp, moving_y - (row - top) * fixed_mpp], axis=-1
     )
-    pixels = Displacement(unit.astype(np.float32), 1.0)
-    shape = _grid_shape(width * fixed_mpp[0], height * fixed_mpp[1], mpp)
-    nodes = node_points(Displacement(np.zeros((*shape, 2), np.float32), mpp))
-    moving = map_points(pixels, (nodes / fixed_mpp).reshape(-1, 2)).reshape(nodes.shape)
-    return Displacement((moving - nodes).astype(np.float32), mpp)
+    return Displacement(vectors.astype(np.float32), fixed_mpp)
 
 
 def _require_map(d: Displacement) -> None:

@@ -1,4 +1,4 @@
-"""Pixels of one slide on the grid of the other: HER2 through a displacement, labels either way."""
+"""Warping: HER2 pixels read on the H&E grid, label images mapped to the other slide."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPREAD_MAX = 8
 """A displacement may spread a tile over a region of HER2 at most this many times its side."""
 
 LATTICE_MAX_PX = 16
-"""A map is evaluated at every so many pixels at most, and interpolated between."""
+"""Largest distance of points at which a displacement is evaluated for labels."""
 
 _STRIP_PX = 16_000_000
 
@@ -46,15 +46,15 @@ def read_displaced(
         field: from H&E to HER2.
         x_px: left edge of the tile on H&E, in pixels of `grid_mpp`.
         y_px: its top edge.
-        grid_mpp: um per pixel that the tile's place is counted in.
+        grid_mpp: um per pixel of `x_px` and `y_px`.
         size_px: side of the tile in pixels of `mpp`.
         mpp: resolution of the tile.
-        pair: what an error calls the pair.
+        pair: its name, for errors.
 
     Returns:
-        (size, size, 3) pixels, with the slide's background where HER2 does not reach; the share of
-        the tile that HER2 and the displacement cover; where the tile's top-left corner lies on
-        HER2, (x, y) in its level-0 pixels.
+        (size, size, 3) pixels, with the slide's background outside HER2; the fraction of the tile
+        that HER2 and the displacement cover; the tile's top-left corner on HER2, (x, y) in its
+        level-0 pixels.
 
     Raises:
         SlideError: when the pixels cannot be decoded, or the displacement spreads the tile over
@@ -65,30 +65,29 @@ def read_displaced(
     origin, at = origin / her2.mpp, at / np.float32(her2.mpp)
     first = fields.map_points(field, [[left_um, top_um]])[0] / her2.mpp
     corner = float(first[0]), float(first[1])
-    # Half a pixel of the tile on every side, and what the map makes of it.
-    room = mpp / her2.mpp
+    # HER2 pixels per pixel of the tile; one pixel of the tile is added on every side.
+    scale = mpp / her2.mpp
     flat = at.reshape(-1, 2)
-    low, high = origin + flat.min(axis=0) - room, origin + flat.max(axis=0) + room
+    low, high = origin + flat.min(axis=0) - scale, origin + flat.max(axis=0) + scale
     outside = bool((low < 0).any() or (high > her2.size_px).any())
     low, high = np.maximum(low, 0), np.minimum(high, her2.size_px)
     if (low >= high).any():
-        return _glass(her2, size_px), 0.0, corner
-    # Nor could the pixels of such a region be held in memory.
+        return _background(her2, size_px), 0.0, corner
+    # Larger regions do not fit into memory either.
     side_px = size_px * mpp / her2.mpp
     width, height = (high - low).tolist()
     if max(width, height) > SPREAD_MAX * side_px:
         raise SlideError(
             f"pair {pair}: the displacement spreads the tile at {x_px}, {y_px} over "
             f"{width:.0f} x {height:.0f} px of HER2, more than {SPREAD_MAX} times its side of "
-            f"{side_px:.0f}; mend the displacement"
+            f"{side_px:.0f}; correct the displacement"
         )
-    # The level next finer than the tile; where the tile is coarser by two or more, that level
-    # averaged over whole pixels, so that sampling skips none.
-    scale = mpp / her2.mpp
+    # The next finer level; where it is finer by two or more, averaged over whole pixels, so that
+    # sampling skips none.
     level = best_level(her2.level_downsamples, scale)
-    fx, fy = her2.level_downsamples[level]
-    factor = max(1, math.floor(scale / max(fx, fy) + 1e-3))
-    unit = fx * factor, fy * factor
+    steps = her2.level_downsamples[level]
+    factor = max(1, math.floor(scale / max(steps) + 1e-3))
+    unit = steps[0] * factor, steps[1] * factor
     x0, y0 = (math.floor(v / u) - 2 for v, u in zip(low, unit, strict=True))
     x1, y1 = (math.ceil(v / u) + 2 for v, u in zip(high, unit, strict=True))
     # Pixel indices in the region that is read.
@@ -104,8 +103,8 @@ def read_displaced(
         )
         coverage = cv2.countNonZero(within.view(np.uint8)) / within.size
         if not coverage:
-            return _glass(her2, size_px), 0.0, corner
-    # Far from its nodes a map is a guess, however well HER2 lies there.
+            return _background(her2, size_px), 0.0, corner
+    # Far from its nodes a displacement is extrapolated.
     coverage = min(coverage, _spanned(field, left_um, top_um, size_px * mpp))
     region = _averaged(her2, level, (x0, y0, x1, y1), factor)
     pixels = remap(region, columns, rows, cubic=True)
@@ -133,25 +132,23 @@ def _averaged(slide: Slide, level: int, box: tuple[int, int, int, int], factor: 
     return region
 
 
-def _glass(slide: Slide, size_px: int) -> RGB:
-    """Return a tile of bare glass."""
-    pixels = np.empty((size_px, size_px, 3), np.uint8)
-    pixels[:] = slide.background
-    return pixels
+def _background(slide: Slide, size_px: int) -> RGB:
+    """Return a tile of background."""
+    return np.full((size_px, size_px, 3), slide.background, np.uint8)
 
 
 def _spanned(field: Displacement, left_um: float, top_um: float, side_um: float) -> float:
-    """Return the share of a tile that lies on the grid of a displacement, or within one node."""
+    """Return the fraction of a tile that is on the grid of a displacement, or within one node."""
     height, width = field.vectors_um.shape[:2]
-    share = 1.0
+    fraction = 1.0
     for low, count in ((left_um, width), (top_um, height)):
         end = min(low + side_um, (count + 1) * field.mpp)
-        share *= max(0.0, end - max(low, -field.mpp)) / side_um
-    return min(1.0, share)
+        fraction *= max(0.0, end - max(low, -field.mpp)) / side_um
+    return min(1.0, fraction)
 
 
 def lattice_px(field: Displacement, mpp: float) -> int:
-    """Return at every how many pixels of a resolution a map has to be evaluated to be followed."""
+    """Return how many pixels apart a displacement has to be evaluated at a resolution."""
     return min(max(int(field.mpp / 2 / mpp), 1), LATTICE_MAX_PX)
 
 
@@ -166,20 +163,20 @@ def warp_labels(
     label_um: tuple[float, float],
     lattice_px: int,
 ) -> npt.NDArray[np.integer[Any]]:
-    """Return a square tile of a label image on the other slide: to each pixel the nearest label.
+    """Return a square tile of a label image on the other slide, by the nearest label.
 
     Args:
-        labels: (H, W), edge to edge over the slide they were made on; may lie on disk.
-        back: leads from points of the other slide to the labels' slide, um both; NaN: nowhere.
+        labels: (H, W), over the whole slide they were made on; may be memory-mapped.
+        back: maps points of the other slide to the labels' slide, both um; NaN: no such point.
         x_px: left edge of the tile on the other slide, in its own pixels.
         y_px: its top edge.
         size_px: side of the tile.
         pixel_um: width and height of a pixel of the tile.
         label_um: width and height of a pixel of the labels.
-        lattice_px: the map is evaluated at every so many pixels of the tile.
+        lattice_px: `back` is evaluated at points this far apart, and interpolated between.
 
     Returns:
-        (size, size) of the labels' type; 0 where there is none.
+        (size, size) of the labels' type; 0 where there is no label.
     """
     count = lattice_count(lattice_px, size_px)
     steps = (np.arange(count) - 0.5) * lattice_px
@@ -188,7 +185,7 @@ def warp_labels(
     tile = np.zeros((size_px, size_px), labels.dtype)
     if np.isnan(at).all():
         return tile
-    # Counted from near the tile, because what is spread has single precision.
+    # Relative to a point near the tile, because interpolation is in single precision.
     base = np.floor(np.nanmin(at, axis=(0, 1)))
     columns, rows = (
         spread_lattice(at[..., axis] - base[axis], lattice_px, size_px).astype(np.float64)
@@ -197,7 +194,7 @@ def warp_labels(
     )
     nowhere = np.nonzero(np.isnan(columns))
     if len(nowhere[0]):
-        # Around a node without partner: pixel by pixel, so that it costs no other its own.
+        # Around a node without corresponding point: pixel by pixel, so that only those are lost.
         points = np.stack([nowhere[1] + x_px + 0.5, nowhere[0] + y_px + 0.5], axis=-1)
         own = back(points * pixel_um) / label_um
         columns[nowhere], rows[nowhere] = own[:, 0], own[:, 1]

@@ -486,7 +486,7 @@ def test_a_tile_spread_over_the_slide_is_left_out(slides, monkeypatch):
     assert unit.tile(**arguments) == []
     assert unit.state["state"] == "unreadable"
     assert "pair case1: the displacement spreads the tile at 0, 0 over" in unit.state["reason"]
-    assert "more than 8 times its side of 145; mend the displacement" in unit.state["reason"]
+    assert "more than 8 times its side of 145; correct the displacement" in unit.state["reason"]
 
 
 def test_the_certificate_decides_and_a_person_over_it(slides):
