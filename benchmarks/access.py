@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from hemera.dataset.shards import ShardReader, ShardWriter
-from hemera.dataset.torch_dataset import Order, TileDataset
+from hemera.dataset.torch_dataset import TileDataset
 from hemera.imaging.codecs import decode, decode_mask, encode, encode_mask
 from hemera.masks import label_format
+from hemera.training.batches import TrainingSampler
 
 TILE_PX = 512
 TILES = 128
@@ -159,8 +160,8 @@ def loading(index: Path) -> None:
     folder = Folder(index.parent.parent / "png")
 
     def ours(workers: int) -> DataLoader[dict[str, Any]]:
-        order = Order(len(tiles), BATCH, seed=0, epochs=1)
-        return DataLoader(tiles, batch_sampler=order, num_workers=workers)
+        sampler = TrainingSampler(len(tiles), BATCH, seed=0, epochs=1)
+        return DataLoader(tiles, batch_sampler=sampler, num_workers=workers)
 
     def theirs(workers: int) -> DataLoader[dict[str, Any]]:
         return DataLoader(folder, batch_size=BATCH, shuffle=True, num_workers=workers)

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as transforms
 
 from hemera.config import TrainGenerationOptions, TrainSegmentationOptions
-from hemera.dataset.torch_dataset import Order, TileDataset, Weighting
+from hemera.dataset.torch_dataset import TileDataset
 from hemera.masks import label_format
 from hemera.networks import losses
 from hemera.networks.discriminator import PatchGAN
@@ -42,7 +42,8 @@ from hemera.networks.generation import build_generator, initialise
 from hemera.networks.segmentation import SegmentationNet
 from hemera.stages import train_generation, train_segmentation
 from hemera.training import session
-from hemera.training.ranks import Ranks
+from hemera.training.batches import TrainingSampler, prefetch_to_device, training_loader
+from hemera.training.checkpoint import TrainingState
 
 ROUNDS = 5
 THRESHOLD = 0.15
@@ -105,21 +106,21 @@ def plain_generation_step(
     options: TrainGenerationOptions,
 ) -> dict[str, float]:
     """Take one step of GenerationNet."""
-    net, critic = modules["generator"], modules["discriminator"]
+    net, discriminator = modules["generator"], modules["discriminator"]
     source, target, weight = (batch[name].to(device) for name in ("he", "her2", "weight"))
     entropy = nn.BCEWithLogitsLoss()
 
     def said(image: Tensor, real: bool) -> Tensor:
-        logits = critic(torch.cat((source, image), 1))
+        logits = discriminator(torch.cat((source, image), 1))
         return entropy(logits, torch.full_like(logits, float(real)))
 
     generated = net(source)
-    critic.requires_grad_(True)
+    discriminator.requires_grad_(True)
     optimisers["discriminator"].zero_grad()
-    critic_loss = 0.5 * (said(generated.detach(), False) + said(target, True))
-    critic_loss.backward()
+    discriminator_loss = 0.5 * (said(generated.detach(), False) + said(target, True))
+    discriminator_loss.backward()
     optimisers["discriminator"].step()
-    critic.requires_grad_(False)
+    discriminator.requires_grad_(False)
     optimisers["generator"].zero_grad()
     fooled = said(generated, True)
     pyramids = (plain_pyramid(generated * weight), plain_pyramid(target * weight))
@@ -134,7 +135,7 @@ def plain_generation_step(
         total = total + factor * level
     total.backward()
     optimisers["generator"].step()
-    return {"total": total.item(), "discriminator": critic_loss.item(), "dice": dice.item()}
+    return {"total": total.item(), "discriminator": discriminator_loss.item(), "dice": dice.item()}
 
 
 def plain_segmentation_step(
@@ -222,31 +223,28 @@ class Contest:
             )
         else:
             options = TrainSegmentationOptions(crop_px=self.crop_px, encoder_weights=None, **own)
-        precision = session.PRECISIONS[options.precision]
-        scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
-        compute = session.Compute(self.device, Ranks(), precision, scaler)
+        compute = session.Compute(self.device, precision=session.PRECISIONS[options.precision])
         tiles = TileDataset(
-            self.index, images=self.images, weighting=Weighting(), crop_px=self.crop_px,
+            self.index, images=self.images, crop_px=self.crop_px,
             flips=(1,), deferred=self.gpu, seed=0,
         )  # fmt: skip
-        order = Order(len(tiles), self.batch, seed=0, epochs=10_000, whole=True)
-        batches = session.ahead(
-            session.training_batches(tiles, order, self.workers, compute), self.device
+        sampler = TrainingSampler(len(tiles), self.batch, seed=0, epochs=10_000, drop_last=True)
+        batches = prefetch_to_device(
+            training_loader(tiles, sampler, self.workers, compute), self.device
         )
         modules = self.modules()
         for module in modules.values():
-            compute.place(module, compiled=options.compile)
-        course = session.Run(
-            Path("unused"), modules, self.optimisers(modules, fused=True), "unused", 60
-        )
+            compute.prepare(module, compiled=options.compile)
+        optimisers = self.optimisers(modules, fused=True)
+        state = TrainingState(Path("unused"), modules, optimisers, "unused", 60, compute)
         if self.network == "generation":
 
             def step(batch: dict[str, Any]) -> object:
-                return train_generation.train_step([batch], course, compute, options, THRESHOLD)
+                return train_generation.train_step([batch], state, options, THRESHOLD)
         else:
 
             def step(batch: dict[str, Any]) -> object:
-                return train_segmentation.train_step([batch], course, compute, options)
+                return train_segmentation.train_step([batch], state, options)
 
         return Side(name, iter(batches), step, self.finish)
 
@@ -286,13 +284,13 @@ class Contest:
             initialise(net)
             return net
 
-        def critic() -> nn.Module:
+        def discriminator() -> nn.Module:
             net = PatchGAN()
             initialise(net)
             return net
 
         if self.network == "generation":
-            return {"generator": seeded(generator), "discriminator": seeded(critic)}
+            return {"generator": seeded(generator), "discriminator": seeded(discriminator)}
         return {"segmenter": seeded(lambda: SegmentationNet(generator()))}
 
     def optimisers(

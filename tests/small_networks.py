@@ -9,7 +9,6 @@ from hemera.networks import storage
 from hemera.networks.generation import build_generator, initialise
 from hemera.networks.segmentation import SegmentationNet
 from hemera.training import session
-from hemera.training.ranks import Ranks
 
 MODEL = {"generator": "unet_128", "base_width": 4}
 
@@ -55,7 +54,6 @@ def write_networks(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]
     return paths
 
 
-def plain_compute(precision: torch.dtype = torch.float32) -> session.Compute:
-    """Compute on the processor, alone."""
-    scaler = torch.amp.GradScaler("cpu", enabled=precision == torch.float16)
-    return session.Compute(torch.device("cpu"), Ranks(), precision, scaler)
+def cpu_compute(precision: torch.dtype = torch.float32) -> session.Compute:
+    """Return the compute of a single rank on the processor."""
+    return session.Compute(torch.device("cpu"), precision=precision)

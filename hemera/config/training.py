@@ -269,7 +269,7 @@ class TrainSegmentationOptions(TrainingOptions):
     """SegmentationNet (sections 3.2 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_segmentation"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     generation_branch: Literal[
         "skip16", "attention_unet_32_bottleneck", "virtual_rgb_encoder", "none"
@@ -285,7 +285,8 @@ class TrainSegmentationOptions(TrainingOptions):
     )
     base_width: int = option(
         64,
-        "filters of the first layer of the encoder, which the decoder follows; 64: ResNet34",
+        "filters of the first stage of the encoder, after a stem of 64; the decoder follows; 64: "
+        "ResNet34",
         ge=4,
         le=256,
         paper="ResNet34",

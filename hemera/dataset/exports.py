@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import yaml
 from tqdm import tqdm
 
-from hemera import __version__, tables
-from hemera.dataset.queries import select
+from hemera import __version__
+from hemera.dataset.index import TileIndex
 from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.dataset.splits import PARTS
 from hemera.errors import ConfigError, ShardError
@@ -82,7 +82,7 @@ def choose(
 
     Args:
         index: the index.
-        where: a condition on its columns, see `hemera.dataset.shards.select`.
+        where: a condition on its columns, see `hemera.dataset.index.TileIndex.select`.
         split: train, val or test; None for all three.
         network: generation or segmentation: the tiles of its subset, in its splits.
         engine: mask engine; None for the one that the index was made to train on.
@@ -92,18 +92,16 @@ def choose(
         ConfigError: when no tile is selected, or `where` is not a query of the index.
         ShardError: when the index lacks columns, or a tile its mask.
     """
-    metadata = tables.read_metadata(index)
-    engine = engine or metadata.get("mask_target")
-    if "fingerprint" not in metadata or engine is None:
-        raise ShardError(f"{index}: not an index, or an older one; run the stage index again")
+    opened = TileIndex(index)
+    metadata, engine = opened.metadata, engine or opened.mask_target
     members = {"he": ("shard", "he"), "her2": ("shard", "her2")}
     members |= {"mask": (f"{engine}_shard", engine)} if masks else {}
     needed = ["tile", "case", "split"]
     for shard, prefix in members.values():
         needed += [shard, *(f"{prefix}_{name}" for name in _LOCATION)]
-    columns = list(dict.fromkeys([*needed, *pq.read_schema(index).names]))
-    rows = select(index, columns, where=where, network=network, split=split)
-    description = f"accepted tiles of the index {metadata['fingerprint'][:12]}"
+    columns = list(dict.fromkeys([*needed, *opened.columns]))
+    rows = opened.select(columns, where=where, network=network, split=split)
+    description = f"accepted tiles of the index {opened.fingerprint[:12]}"
     for given, words in ((network, "of {}"), (split, "of {}"), (where, "where {}")):
         description += "" if given is None else ", " + words.format(given)
     if not rows.num_rows:

@@ -113,7 +113,7 @@ def blurred(image: RGB, sigma_px: float) -> npt.NDArray[np.float32]:
 
 def measure_colours(index: Path, sigma_px: float) -> Colours:
     """Measure the colours of HER2 and of blurred H&E over GenerationNet's training tiles."""
-    tiles = TileDataset(index, network="generation", part="train", images=("he", "her2"))
+    tiles = TileDataset(index, network="generation", split="train", images=("he", "her2"))
     own = threading.local()
 
     def measure(position: int) -> tuple[int, npt.NDArray[np.float64]]:

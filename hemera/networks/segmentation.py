@@ -18,9 +18,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock
 
 from hemera.errors import TrainingError
+from hemera.networks.encoders import resnet34, resnet34_widths
 from hemera.networks.generation import (
     DEPTHS,
     FEATURE_LEVEL,
@@ -39,48 +39,6 @@ BRANCHES = {
     "virtual_rgb_encoder": GENERATORS,
 }
 """The generators that each branch works on."""
-
-
-class ResNet34(nn.Module):
-    """ResNet34 without its head, of any base width; at 64 it is torchvision's, names included.
-
-    (B, 3, H, W) to five maps: base_width * (1, 1, 2, 4, 8) channels at 1/2, 1/4, 1/8, 1/16 and
-    1/32 of the side.
-    """
-
-    def __init__(self, base_width: int = 64) -> None:
-        """Build the layers; convolutions are drawn as torchvision draws them."""
-        super().__init__()
-        self.widths = tuple(base_width * factor for factor in (1, 1, 2, 4, 8))
-        self.conv1 = nn.Conv2d(3, base_width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(base_width)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = self._layer(base_width, self.widths[1], 3, 1)
-        self.layer2 = self._layer(self.widths[1], self.widths[2], 4, 2)
-        self.layer3 = self._layer(self.widths[2], self.widths[3], 6, 2)
-        self.layer4 = self._layer(self.widths[3], self.widths[4], 3, 2)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    @staticmethod
-    def _layer(above: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-        shortcut = None
-        if stride != 1 or above != width:
-            shortcut = nn.Sequential(
-                nn.Conv2d(above, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
-        first = BasicBlock(above, width, stride, shortcut)
-        return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the five maps, finest first."""
-        maps = [torch.relu(self.bn1(self.conv1(image)))]
-        x = self.maxpool(maps[0])
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            maps.append(x)
-        return maps
 
 
 def _twice(above: int, width: int) -> nn.Sequential:
@@ -316,9 +274,8 @@ class SegmentationNet(nn.Module):
         frozen = None if generation is None else FrozenGenerationNet(generation, branch)
         self.generation_skips = generation_skips
         self.step = 32 if generation is None else max(32, generation.step)
-        self.encoder = ResNet34(base_width)
-        fused = self.encoder.widths[-1]
-        skips = self.encoder.widths[:4]
+        self.encoder = resnet34(base_width)
+        *skips, fused = resnet34_widths(base_width)
         self.virtual_encoder: VirtualEncoder | None = None
         if isinstance(generation, GenerationNet | AttentionGenerationNet) and (
             branch != "virtual_rgb_encoder"
@@ -326,11 +283,11 @@ class SegmentationNet(nn.Module):
             fused += generation.feature_width
             if generation_skips:
                 pairs = zip(skips, generation.widths[:FEATURE_LEVEL], strict=True)
-                skips = tuple(own + other for own, other in pairs)
+                skips = [own + other for own, other in pairs]
         elif generation is not None:
             self.virtual_encoder = VirtualEncoder(base_width)
             fused += self.virtual_encoder.width
-        self.decoder = DECODERS[decoder](fused, skips, base_width)
+        self.decoder = DECODERS[decoder](fused, tuple(skips), base_width)
         self.generation = frozen
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(shape), persistent=False)

@@ -23,6 +23,7 @@ from torch import nn
 
 from hemera import tables
 from hemera.config import CompareOptions
+from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import ConfigError
 from hemera.evaluation import image_quality
@@ -79,16 +80,16 @@ def run(
                 f"{name}: {len(given)} files for {len(options.presets)} presets; give one for "
                 "each, in the order of --presets"
             )
-    index_metadata = session.index_metadata(index)
+    opened = TileIndex(index)
     nets: dict[str, nn.Module] = {}
     described: dict[str, dict[str, Any]] = {}
     for name, weights, metadata in zip(
         options.presets, generators, generator_metadata, strict=True
     ):
         nets[name], described[name] = storage.load_generation(weights, metadata)
-        storage.check_index(name, described[name], index_metadata["fingerprint"])
+        storage.check_index(name, described[name], opened.fingerprint)
     seconds = dict(zip(options.presets, map(_seconds, benchmarks), strict=bool(benchmarks)))
-    test = TileDataset(index, network="generation", part="test", images=("he", "her2"))
+    test = TileDataset(opened, network="generation", split="test", images=("he", "her2"))
     rows: list[dict[str, Any]] = []
     features = image_quality.Features()
     examples: list[ComparedTile] = []
@@ -98,7 +99,7 @@ def run(
         judges = image_quality.Judges.load(options, device)
         for net in nets.values():
             net.to(device)
-        facts = {row["tile"]: row for row in session.subset(index, "generation", "test")}
+        facts = opened.facts("generation", "test")
         if len(test):
             colours = image_quality.measure_colours(index, options.blur_sigma_px)
             rows, features = image_quality.judge_generation(
@@ -121,7 +122,7 @@ def run(
     found = _table(rows, features, described, seconds, options)
     provenance = {
         **tables.provenance(options),
-        "fingerprint": index_metadata["fingerprint"],
+        "fingerprint": opened.fingerprint,
         **judges.provenance(),
     }
     tables.write(table, found, tables.COMPARISON, provenance)
@@ -132,7 +133,7 @@ def run(
         table=pa.Table.from_pylist(found, schema=tables.COMPARISON),
         cases=len({row["case"] for row in rows}),
         metadata=described,
-        index_metadata=index_metadata,
+        index_metadata=opened.metadata,
         examples=examples,
         options=options,
         report=Path(os.path.relpath(report, page.parent)).as_posix(),

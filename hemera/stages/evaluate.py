@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hemera import tables
 from hemera.config import EvaluateOptions
+from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.evaluation import image_quality, metrics
 from hemera.evaluation.metrics import Confusion
@@ -69,17 +70,13 @@ def run(
     Raises:
         TrainingError: weights that do not fit; networks of another index than this one.
     """
-    index_metadata = session.index_metadata(index)
-    engine = index_metadata["mask_target"]
+    opened = TileIndex(index)
     painter, painter_metadata = storage.load_generation(generator, generator_metadata)
     finder, finder_metadata = storage.load_segmentation(segmenter, segmenter_metadata)
     described = {"generation": painter_metadata, "segmentation": finder_metadata}
     for network, found in described.items():
-        storage.check_index(network, found, index_metadata["fingerprint"])
-    test = {
-        network: TileDataset(index, network=network, part="test", engine=engine)
-        for network in described
-    }
+        storage.check_index(network, found, opened.fingerprint)
+    test = {network: TileDataset(opened, network=network, split="test") for network in described}
     rows: list[dict[str, Any]] = []
     features = image_quality.Features()
     with session.session(
@@ -88,10 +85,7 @@ def run(
         judges = image_quality.Judges.load(options, device)
         painter.to(device)
         finder.to(device)
-        facts = {
-            network: {row["tile"]: row for row in session.subset(index, network, "test")}
-            for network in test
-        }
+        facts = {network: opened.facts(network, "test") for network in test}
         if len(test["generation"]):
             rows, features = image_quality.judge_generation(
                 {"model": painter},
@@ -123,7 +117,7 @@ def run(
     )
     provenance = {
         **tables.provenance(options),
-        "fingerprint": index_metadata["fingerprint"],
+        "fingerprint": opened.fingerprint,
         "networks": ", ".join(
             f"{network}: epoch {found.get('epoch')}, weight map "
             f"{found.get('options', {}).get('weight_map', 'none')}"
@@ -143,7 +137,7 @@ def run(
             "segmentation": tables.read(segmentation_history, tables.HISTORY),
         },
         metadata=described,
-        index_metadata=index_metadata,
+        index_metadata=opened.metadata,
         examples=examples,
         options=options,
         report=Path(os.path.relpath(report, page.parent)).as_posix(),
@@ -219,7 +213,7 @@ def show(
     """Return one tile as the page shows it, with the answers of both networks."""
     network = "segmentation" if tile in facts["segmentation"] else "generation"
     tiles = test[network]
-    item = tiles.stored(tiles.tiles.index(tile))
+    item = tiles.stored(tiles.position(tile))
     image = item["he"][None]
     values: dict[str, float | None] = {}
     for row in rows:

@@ -1,14 +1,15 @@
-"""train_generation: GenerationNet learns to paint HER2 from H&E (HEMERA paper, 3.1 and 4.1).
+"""train_generation: GenerationNet translates H&E to HER2 (HEMERA paper, 3.1 and 4.1).
 
 Reads the index and, through it, the tiles of the subset of GenerationNet; writes the generator's
-weights, a JSON beside them and the history. The discriminator lives in the checkpoint only.
+weights, a JSON beside them and the history. Only the checkpoint holds the discriminator.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hemera.config import TrainGenerationOptions
-from hemera.dataset.torch_dataset import TileDataset, Weighting
+from hemera.dataset.index import TileIndex, training_tiles
+from hemera.dataset.torch_dataset import TileDataset, tile_weight
 from hemera.evaluation import metrics
 from hemera.networks import losses, similarity
 from hemera.networks.discriminator import PatchGAN
 from hemera.networks.generation import build_generator, initialise
-from hemera.training import session
-from hemera.training.logging import sheet
+from hemera.training.batches import (
+    TrainingSampler,
+    prefetch_to_device,
+    training_loader,
+    validation_loader,
+)
+from hemera.training.checkpoint import TrainingState, catch_sigterm, describe_run, run_digest
+from hemera.training.logging import TrainingLog, image_grid, sample_items
+from hemera.training.session import Compute, seed_per_rank, training_session
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +42,7 @@ THRESHOLD_TILES = 64
 """Training tiles from which the DAB threshold of balanced Dice is fitted."""
 
 THRESHOLD_MIN = 0.05
-"""The lowest DAB density that fit may give: below it lies the noise of unstained tissue."""
+"""The lowest DAB density that fit may give: below it is the noise of unstained tissue."""
 
 
 def run(
@@ -45,100 +54,127 @@ def run(
     history: Path,
     options: TrainGenerationOptions,
 ) -> None:
-    """Train GenerationNet; go on from a checkpoint where there is one.
+    """Train GenerationNet; resume from a checkpoint where there is one.
 
     Args:
         index: the index; its column generation_split names the tiles.
         checkpoints: folder in which every run has a folder of its own.
         generator: weights to write, safetensors.
         metadata: JSON beside them to write: options, versions, fingerprint, counts.
-        history: table to write, one row per epoch, part and quantity.
+        history: table to write, one row per epoch, split and quantity.
         options: the options.
 
     Raises:
         TrainingError: an empty subset, a loss that is not finite, a checkpoint that does not fit.
     """
-    facts = session.index_facts(index, "generation", options.crop_px)
-    with session.computing(options) as compute:
-        parts = {
-            part: TileDataset(
-                index,
-                network="generation",
-                part=part,
-                engine=facts.engine,
-                images=("he", "her2", "weight"),
-                weighting=Weighting(
-                    options.weight_map,
-                    options.mask_source,
-                    options.renormalise_mean,
-                    options.registration_scale_um,
-                ),
-                crop_px=options.crop_px,
-                flips=(1,) if options.flip else (),
-                deferred=part == "train" and compute.device.type != "cpu",
-                seed=options.seed,
-            )
-            for part in ("train", "val")
+    opened = TileIndex(index)
+    tiles = training_tiles(opened, "generation", options.crop_px)
+    model: dict[str, Any] = {
+        "generator": options.network,
+        "base_width": options.base_width,
+        "norm": options.norm,
+        "dropout": options.dropout,
+    }
+    with training_session(options) as compute:
+        train, val = (_tiles(opened, split, options, compute) for split in ("train", "val"))
+        modules = {
+            "generator": build_generator(**model),
+            "discriminator": PatchGAN(
+                6, options.discriminator_width, options.discriminator_layers, options.norm
+            ),
         }
-        model: dict[str, Any] = {
-            "generator": options.network,
-            "base_width": options.base_width,
-            "norm": options.norm,
-            "dropout": options.dropout,
-        }
-        net = build_generator(**model)
-        critic = PatchGAN(
-            6, options.discriminator_width, options.discriminator_layers, options.norm
-        )
-        modules = {"generator": net, "discriminator": critic}
         for module in modules.values():
             initialise(module)
-            compute.place(module, compiled=options.compile)
-        session.part_ways(compute, options.seed)
-        betas = (options.beta1, options.beta2)
-        course = session.Run(
-            checkpoints / session.run_digest(options, facts),
+            compute.prepare(module, compiled=options.compile)
+        seed_per_rank(compute.ranks, options.seed)
+        adam = functools.partial(
+            torch.optim.Adam, lr=options.learning_rate, betas=(options.beta1, options.beta2),
+            fused=True,
+        )  # fmt: skip
+        state = TrainingState(
+            checkpoints / run_digest(options, tiles),
             modules,
-            {
-                name: torch.optim.Adam(
-                    module.parameters(), options.learning_rate, betas, fused=True
-                )
-                for name, module in modules.items()
-            },
+            {name: adam(module.parameters()) for name, module in modules.items()},
             kept="generator",
             minutes=options.checkpoint_minutes,
-            ranks=compute.ranks,
-            scaler=compute.scaler,
+            compute=compute,
         )
-        course.resume()
+        state.resume()
         threshold = options.dice_threshold
         if threshold is None and options.dice_source == "dab":
-            threshold = fit_threshold(parts["train"])
+            threshold = fit_threshold(train)
             log.info("balanced Dice: DAB density %.3f, fitted on training tiles", threshold)
-        validation = session.validation_batches(
-            parts["val"], options.batch_size, options.workers, compute
+        describe = functools.partial(
+            describe_run, state, options, tiles, network="generation", model=model,
+            dice_threshold=threshold,
+        )  # fmt: skip
+        if state.progress.epoch <= options.epochs:
+            _train(state, train, val, options, threshold, describe)
+        state.write_results(
+            options.select, describe, weights=generator, metadata=metadata, table=history
         )
-        examples = session.samples(parts["val"], options.sample_tiles)
 
-        def describe(epoch: int) -> dict[str, Any]:
-            described = session.describe_run("generation", model, options, facts, course, epoch)
-            return {**described, "dice_threshold": threshold}
 
-        session.train(
-            course,
-            compute,
-            parts["train"],
-            options,
-            rate=lambda epoch: options.learning_rate * rate_factor(epoch, options),
-            step=lambda batches: train_step(batches, course, compute, options, threshold),
-            validate=lambda: validate(net, validation, compute, options),
-            judged=lambda validated: -validated["reconstruction"],
-            show=lambda: show(net, examples, compute),
-            describe=describe,
-        )
-        session.write_results(
-            course, options, describe, weights=generator, metadata=metadata, history=history
-        )
+def _tiles(
+    index: TileIndex, split: str, options: TrainGenerationOptions, compute: Compute
+) -> TileDataset:
+    return TileDataset(
+        index,
+        network="generation",
+        split=split,
+        images=("he", "her2", "weight"),
+        weighting=functools.partial(
+            tile_weight,
+            mode=options.weight_map,
+            source=options.mask_source,
+            renormalise_mean=options.renormalise_mean,
+            scale_um=options.registration_scale_um,
+        ),
+        crop_px=options.crop_px,
+        flips=(1,) if options.flip else (),
+        deferred=split == "train" and compute.device.type != "cpu",
+        seed=options.seed,
+    )
+
+
+def _train(
+    state: TrainingState,
+    train: TileDataset,
+    val: TileDataset,
+    options: TrainGenerationOptions,
+    threshold: float | None,
+    describe: Callable[[int], dict[str, Any]],
+) -> None:
+    """Train from the state's epoch and step to the last epoch."""
+    compute, net = state.compute, state.modules["generator"]
+    sampler = TrainingSampler.of_run(len(train), options, state)
+    batches = prefetch_to_device(
+        training_loader(train, sampler, options.workers, compute), compute.device
+    )
+    validation = validation_loader(val, options.batch_size, options.workers, compute)
+    examples = sample_items(val, options.sample_tiles)
+    with TrainingLog.of_run(state, sampler) as run_log, catch_sigterm() as stop:
+        for epoch in range(state.progress.epoch, options.epochs + 1):
+            rate = options.learning_rate * rate_factor(epoch, options)
+            state.set_learning_rate(rate)
+            for _ in range(state.progress.step, sampler.steps):
+                parts = [next(batches) for _ in range(options.accumulate)]
+                found = train_step(parts, state, options, threshold)
+                state.add_step(found, [tile for part in parts for tile in part["tile"]])
+                run_log.step()
+                if state.must_settle(sampler.steps, stop):
+                    run_log.losses(state.settle(sampler.steps, stop))
+            state.average_statistics()
+            validated: dict[str, float] = {}
+            if epoch % options.validate_every == 0 or epoch == options.epochs:
+                validated = validate(net, validation, compute, options)
+                best = state.update_best(-validated["reconstruction"], validated)
+                state.write_weights(["last", "best"] if best else ["last"], describe(epoch))
+                if options.sample_tiles and not run_log.silent:
+                    run_log.picture(epoch, draw_samples(net, examples, compute))
+            state.progress.close_epoch(rate, validated)
+            run_log.epoch(epoch, options.epochs, state.progress.of(epoch))
+    state.save()
 
 
 def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
@@ -154,7 +190,7 @@ def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
 
 
 def fit_threshold(tiles: TileDataset) -> float:
-    """Return the DAB density that parts stained from unstained pixels of training tiles, by Otsu.
+    """Return the DAB density between stained and unstained pixels of training tiles, by Otsu.
 
     Takes up to THRESHOLD_TILES tiles, spread evenly over the subset, and every fourth pixel of
     them each way; the result lies between THRESHOLD_MIN and 3.
@@ -181,58 +217,58 @@ def fit_threshold(tiles: TileDataset) -> float:
 
 
 def train_step(
-    batches: Sequence[dict[str, Any]],
-    course: session.Run,
-    compute: session.Compute,
+    parts: Sequence[dict[str, Any]],
+    state: TrainingState,
     options: TrainGenerationOptions,
     threshold: float | None,
 ) -> dict[str, Tensor]:
     """Update the discriminator, then the generator, and return the losses.
 
-    Where a batch comes in parts, the gradients of both are taken part by part, with the weights of
-    before the step; where it does not, the generator meets the discriminator that was updated.
+    Where gradients are accumulated over several parts of a batch, those of both networks are
+    computed part by part with the weights of before the step. With one part, the generator is
+    updated against the discriminator that was updated just before.
     """
-    net, critic = course.modules["generator"], course.modules["discriminator"]
-    parts = len(batches)
-    net.train()
-    critic.train()
-    for optimiser in course.optimisers.values():
+    compute, optimisers = state.compute, state.optimisers
+    generator, discriminator = state.modules["generator"], state.modules["discriminator"]
+    generator.train()
+    discriminator.train()
+    for optimiser in optimisers.values():
         optimiser.zero_grad()
     found: list[dict[str, Tensor]] = []
-    for batch in batches:
+    for batch in parts:
         source = compute.to_unit(batch["he"]) * 2 - 1
         target = compute.to_unit(batch["her2"]) * 2 - 1
         weight = batch["weight"].to(compute.device)
         with compute.autocast():
-            generated = net(source)
-        judged, real = generated.float(), target
+            generated = generator(source)
+        fake, real = generated.float(), target
         if options.weight_adversarial:
-            judged, real = judged * weight, target * weight
+            fake, real = fake * weight, target * weight
 
-        critic.requires_grad_(True)
+        discriminator.requires_grad_(True)
         with compute.autocast():
-            false = critic(torch.cat((source, judged.detach()), 1))
-            true = critic(torch.cat((source, real), 1))
-        critic_loss = 0.5 * (
-            losses.adversarial(false, False, options.gan_loss)
-            + losses.adversarial(true, True, options.gan_loss)
+            fake_logits = discriminator(torch.cat((source, fake.detach()), 1))
+            real_logits = discriminator(torch.cat((source, real), 1))
+        discriminator_loss = 0.5 * (
+            losses.adversarial(fake_logits, False, options.gan_loss)
+            + losses.adversarial(real_logits, True, options.gan_loss)
         )
-        compute.backward(critic_loss, parts)
-        if parts == 1:
-            compute.update(course.optimisers["discriminator"], critic)
+        compute.backward(discriminator_loss, len(parts))
+        if len(parts) == 1:
+            compute.update(optimisers["discriminator"], discriminator)
 
         # The generator's gradient passes through the discriminator, which does not learn from it.
-        critic.requires_grad_(False)
+        discriminator.requires_grad_(False)
         with compute.autocast():
-            answer = critic(torch.cat((source, judged), 1))
+            fake_logits = discriminator(torch.cat((source, fake), 1))
         own = generator_losses(generated.float(), target, weight, options, threshold)
-        own["adversarial"] = losses.adversarial(answer, True, options.gan_loss)
+        own["adversarial"] = losses.adversarial(fake_logits, True, options.gan_loss)
         total = own["adversarial"] + weigh_all(own, options)
-        compute.backward(total, parts)
-        found.append({"total": total, "discriminator": critic_loss, **own})
-    if parts > 1:
-        compute.update(course.optimisers["discriminator"], critic)
-    compute.update(course.optimisers["generator"], net)
+        compute.backward(total, len(parts))
+        found.append({"total": total, "discriminator": discriminator_loss, **own})
+    if len(parts) > 1:
+        compute.update(optimisers["discriminator"], discriminator)
+    compute.update(optimisers["generator"], generator)
     compute.scaler.update()
     return {name: torch.stack([part[name].detach() for part in found]).mean() for name in found[0]}
 
@@ -244,7 +280,7 @@ def generator_losses(
     options: TrainGenerationOptions,
     threshold: float | None,
 ) -> dict[str, Tensor]:
-    """Return the losses of generated images beside real ones, by name, unweighed."""
+    """Return the losses of generated images against real ones, by name, not weighted."""
     found = {
         f"l1_{level}": each.mean()
         for level, each in enumerate(
@@ -285,7 +321,7 @@ def weigh(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
 def validate(
     net: nn.Module,
     batches: DataLoader[dict[str, Any]],
-    compute: session.Compute,
+    compute: Compute,
     options: TrainGenerationOptions,
 ) -> dict[str, float]:
     """Return the weighted reconstruction loss, PSNR and SSIM over the validation tiles.
@@ -294,41 +330,51 @@ def validate(
     """
     net.eval()
     found: list[Tensor] = []
-    for batch in session.ahead(batches, compute.device):
+    for batch in prefetch_to_device(batches, compute.device):
         with compute.autocast():
             generated = net(compute.to_unit(batch["he"]) * 2 - 1).float()
         real = compute.to_unit(batch["her2"])
         levels = losses.pyramid_l1(
             generated, real * 2 - 1, batch["weight"], len(options.l1_weights)
         )
-        painted = similarity.as_stored(generated)
-        reconstruction = weigh(levels, options.l1_weights)
+        stored = similarity.as_stored(generated)
         found.append(
             torch.stack(
-                (reconstruction, similarity.psnr(painted, real), similarity.ssim(painted, real)), 1
+                (
+                    weigh(levels, options.l1_weights),
+                    similarity.psnr(stored, real),
+                    similarity.ssim(stored, real),
+                ),
+                1,
             )
         )
     # Read once: each reading makes the GPU wait.
     rows = torch.cat(found).tolist() if found else []
-    # An exact sum: the same in whatever order processes bring their tiles.
-    distances, noise, alike = zip(*compute.ranks.gather(rows), strict=True)
+    reconstruction, psnr_db, ssim = zip(*compute.ranks.gather(rows), strict=True)
     return {
-        "reconstruction": math.fsum(distances) / len(distances),
-        "psnr_db": session.mean_of(noise),
-        "ssim": session.mean_of(alike),
+        # An exact sum: the same whatever the order in which ranks bring their tiles.
+        "reconstruction": math.fsum(reconstruction) / len(reconstruction),
+        "psnr_db": finite_mean(psnr_db),
+        "ssim": finite_mean(ssim),
     }
 
 
+def finite_mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not infinite; 0 where there is none."""
+    finite = [value for value in values if not math.isinf(value)]
+    return sum(finite) / len(finite) if finite else 0.0
+
+
 @torch.no_grad()
-def show(
-    net: nn.Module, examples: Sequence[dict[str, Any]], compute: session.Compute
+def draw_samples(
+    net: nn.Module, examples: Sequence[dict[str, Any]], compute: Compute
 ) -> npt.NDArray[np.uint8]:
-    """Draw validation tiles: H&E, HER2, and HER2 as painted, one tile a row."""
+    """Draw validation tiles, one tile a row: H&E, HER2, virtual HER2."""
     net.eval()
     rows = []
     for item in examples:
         with compute.autocast():
-            painted = net(compute.to_unit(item["he"][None]) * 2 - 1)[0].float()
+            virtual = net(compute.to_unit(item["he"][None]) * 2 - 1)[0].float()
         images = [item[name].permute(1, 2, 0).numpy() for name in ("he", "her2")]
-        rows.append([*images, metrics.to_uint8(painted.permute(1, 2, 0).cpu().numpy())])
-    return sheet(rows)
+        rows.append([*images, metrics.to_uint8(virtual.permute(1, 2, 0).cpu().numpy())])
+    return image_grid(rows)

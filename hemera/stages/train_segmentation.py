@@ -1,4 +1,4 @@
-"""train_segmentation: SegmentationNet learns HER2-positive pixels from H&E (HEMERA paper, 3.2).
+"""train_segmentation: SegmentationNet finds HER2-positive pixels on H&E (HEMERA paper, 3.2).
 
 Reads the index, the tiles of the subset of SegmentationNet and the trained generator, which stays
 frozen; writes the weights of the whole network, the frozen branch included, so that they predict
@@ -7,9 +7,10 @@ alone, a JSON beside them and the history.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hemera.config import TrainSegmentationOptions
+from hemera.dataset.index import TileIndex, training_tiles
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import TrainingError
 from hemera.evaluation import metrics
 from hemera.networks import losses, storage
 from hemera.networks.segmentation import SegmentationNet
-from hemera.training import session
-from hemera.training.logging import sheet
+from hemera.training.batches import (
+    TrainingSampler,
+    prefetch_to_device,
+    training_loader,
+    validation_loader,
+)
+from hemera.training.checkpoint import TrainingState, catch_sigterm, describe_run, run_digest
+from hemera.training.logging import TrainingLog, image_grid, sample_items
+from hemera.training.session import Compute, seed_per_rank, training_session
 
 log = logging.getLogger(__name__)
 
 IMAGENET = "resnet34-b627a593.pth"
-"""Under which name torch keeps what torchvision downloads for ResNet34, IMAGENET1K_V1."""
+"""File name in torch's cache of torchvision's weights of ResNet34, IMAGENET1K_V1."""
 
 THRESHOLD = 0.5
 """Probability from which a pixel counts as positive in validation; never tuned."""
@@ -48,7 +57,7 @@ def run(
     history: Path,
     options: TrainSegmentationOptions,
 ) -> None:
-    """Train SegmentationNet; go on from a checkpoint where there is one.
+    """Train SegmentationNet; resume from a checkpoint where there is one.
 
     Args:
         index: the index; its column segmentation_split names the tiles.
@@ -57,124 +66,149 @@ def run(
         checkpoints: folder in which every run has a folder of its own.
         segmenter: weights to write, safetensors.
         metadata: JSON beside them to write.
-        history: table to write, one row per epoch, part and quantity.
+        history: table to write, one row per epoch, split and quantity.
         options: the options.
 
     Raises:
         TrainingError: an empty subset, a loss that is not finite, weights or a checkpoint that do
             not fit, a GenerationNet of another index.
     """
-    facts = session.index_facts(index, "segmentation", options.crop_px)
-    with session.computing(options) as compute:
-        parts = {
-            part: TileDataset(
-                index,
-                network="segmentation",
-                part=part,
-                engine=facts.engine,
-                images=("he", "positive"),
-                crop_px=options.crop_px,
-                flips=(0, 1) if options.flip else (),
-                turns=options.turn,
-                deferred=part == "train" and compute.device.type != "cpu",
-                seed=options.seed,
-            )
-            for part in ("train", "val")
-        }
-        branch, described_branch = None, None
-        if options.generation_branch != "none":
-            branch, generation = storage.load_generation(generator, generator_metadata)
-            storage.check_index("generation", generation, facts.fingerprint)
-            described_branch = generation["model"]
-        how: dict[str, Any] = {
+    opened = TileIndex(index)
+    tiles = training_tiles(opened, "segmentation", options.crop_px)
+    with training_session(options) as compute:
+        train, val = (_tiles(opened, split, options, compute) for split in ("train", "val"))
+        branch = None
+        described: dict[str, Any] = {}
+        model: dict[str, Any] = {
             "generation_skips": options.generation_skips,
             "base_width": options.base_width,
-            "branch": options.generation_branch,
             "decoder": options.decoder,
         }
-        if branch is None:
-            del how["branch"]
-        net = SegmentationNet(branch, **how)
-        started_from = "none"
+        if options.generation_branch != "none":
+            branch, described = storage.load_generation(generator, generator_metadata)
+            storage.check_index("generation", described, tiles.fingerprint)
+            model["branch"] = options.generation_branch
+        net = SegmentationNet(branch, **model)
+        model["generation"] = described.get("model")
+        encoder_sha256 = "none"
         if options.encoder_weights is not None:
-            weights = encoder_file(options.encoder_weights)
-            key = "train_segmentation.encoder_weights"
-            found = storage.read_weights(
-                weights,
-                missing=f"name one as {key}, or null to start untrained",
-                remedy=f"name another as {key}, or null to start untrained",
-            )
-            started_from = storage.file_digest(weights)
-            encoder = {
-                name: tensor
-                for name, tensor in found.items()
-                # The head that classifies, which SegmentationNet has not.
-                if not name.startswith("fc.")
-            }
-            storage.load_into(net.encoder, encoder, str(weights))
-        compute.place(net, compiled=options.compile)
-        session.part_ways(compute, options.seed)
+            encoder_sha256 = load_encoder(net, encoder_file(options.encoder_weights))
+        compute.prepare(net, compiled=options.compile)
+        seed_per_rank(compute.ranks, options.seed)
         optimiser = torch.optim.AdamW(
             [parameter for parameter in net.parameters() if parameter.requires_grad],
             options.learning_rate,
             weight_decay=options.weight_decay,
             fused=True,
         )
-        digest = session.run_digest(
+        digest = run_digest(
             options,
-            facts,
+            tiles,
             generator="none" if branch is None else storage.file_digest(generator),
-            encoder=started_from,
+            encoder=encoder_sha256,
         )
-        course = session.Run(
+        state = TrainingState(
             checkpoints / digest,
             {"segmenter": net},
             {"segmenter": optimiser},
             kept="segmenter",
             minutes=options.checkpoint_minutes,
-            ranks=compute.ranks,
-            scaler=compute.scaler,
+            compute=compute,
         )
-        course.resume()
-        validation = session.validation_batches(
-            parts["val"], options.batch_size, options.workers, compute
+        state.resume()
+        describe = functools.partial(
+            describe_run, state, options, tiles, network="segmentation", model=model,
+            encoder_sha256=encoder_sha256,
+        )  # fmt: skip
+        if state.progress.epoch <= options.epochs:
+            _train(state, train, val, options, describe)
+        state.write_results(
+            options.select, describe, weights=segmenter, metadata=metadata, table=history
         )
-        examples = session.samples(parts["val"], options.sample_tiles)
-        model = {"generation": described_branch, **how}
 
-        def describe(epoch: int) -> dict[str, Any]:
-            described = session.describe_run("segmentation", model, options, facts, course, epoch)
-            return {**described, "encoder_sha256": started_from}
 
-        session.train(
-            course,
-            compute,
-            parts["train"],
-            options,
-            rate=lambda epoch: options.learning_rate,
-            step=lambda batches: train_step(batches, course, compute, options),
-            validate=lambda: validate(net, validation, compute, options),
-            judged=lambda validated: validated["f1"],
-            show=lambda: show(net, examples, compute),
-            describe=describe,
-        )
-        session.write_results(
-            course, options, describe, weights=segmenter, metadata=metadata, history=history
-        )
+def _tiles(
+    index: TileIndex, split: str, options: TrainSegmentationOptions, compute: Compute
+) -> TileDataset:
+    return TileDataset(
+        index,
+        network="segmentation",
+        split=split,
+        images=("he", "positive"),
+        crop_px=options.crop_px,
+        flips=(0, 1) if options.flip else (),
+        turns=options.turn,
+        deferred=split == "train" and compute.device.type != "cpu",
+        seed=options.seed,
+    )
+
+
+def _train(
+    state: TrainingState,
+    train: TileDataset,
+    val: TileDataset,
+    options: TrainSegmentationOptions,
+    describe: Callable[[int], dict[str, Any]],
+) -> None:
+    """Train from the state's epoch and step to the last epoch."""
+    compute, net = state.compute, state.modules["segmenter"]
+    sampler = TrainingSampler.of_run(len(train), options, state)
+    batches = prefetch_to_device(
+        training_loader(train, sampler, options.workers, compute), compute.device
+    )
+    validation = validation_loader(val, options.batch_size, options.workers, compute)
+    examples = sample_items(val, options.sample_tiles)
+    state.set_learning_rate(options.learning_rate)
+    with TrainingLog.of_run(state, sampler) as run_log, catch_sigterm() as stop:
+        for epoch in range(state.progress.epoch, options.epochs + 1):
+            for _ in range(state.progress.step, sampler.steps):
+                parts = [next(batches) for _ in range(options.accumulate)]
+                found = train_step(parts, state, options)
+                state.add_step(found, [tile for part in parts for tile in part["tile"]])
+                run_log.step()
+                if state.must_settle(sampler.steps, stop):
+                    run_log.losses(state.settle(sampler.steps, stop))
+            state.average_statistics()
+            validated: dict[str, float] = {}
+            if epoch % options.validate_every == 0 or epoch == options.epochs:
+                validated = validate(net, validation, compute, options)
+                best = state.update_best(validated["f1"], validated)
+                state.write_weights(["last", "best"] if best else ["last"], describe(epoch))
+                if options.sample_tiles and not run_log.silent:
+                    run_log.picture(epoch, draw_samples(net, examples, compute))
+            state.progress.close_epoch(options.learning_rate, validated)
+            run_log.epoch(epoch, options.epochs, state.progress.of(epoch))
+    state.save()
+
+
+def load_encoder(net: SegmentationNet, path: Path) -> str:
+    """Load ResNet34's weights from a file, and return the file's SHA-256.
+
+    Raises:
+        TrainingError: when the file is missing or does not fit.
+    """
+    remedy = "name {} as train_segmentation.encoder_weights, or null to start untrained"
+    found = storage.read_weights(
+        path, missing=remedy.format("a file"), remedy=remedy.format("another file")
+    )
+    # fc is the classifier, which SegmentationNet lacks.
+    weights = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
+    storage.load_into(net.encoder, weights, str(path))
+    return storage.file_digest(path)
 
 
 def encoder_file(named: str) -> Path:
-    """Return the file that ResNet34's weights lie in; see the option encoder_weights.
+    """Return the file of ResNet34's weights; see the option encoder_weights.
 
     Raises:
-        TrainingError: when torch keeps no download of torchvision's weights.
+        TrainingError: when torchvision's weights are not in torch's cache.
     """
     if named != "imagenet":
         return Path(named)
     path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET
     if not path.is_file():
         raise TrainingError(
-            f"train_segmentation.encoder_weights: imagenet, and {path} is not there; download it "
+            f"train_segmentation.encoder_weights: imagenet, and {path} is missing; download it "
             "once with `python -c 'from torchvision.models import resnet34 as r; "
             'r(weights="IMAGENET1K_V1")\'`, name a file of these weights, or set null to start '
             "untrained"
@@ -183,21 +217,19 @@ def encoder_file(named: str) -> Path:
 
 
 def train_step(
-    batches: Sequence[dict[str, Any]],
-    course: session.Run,
-    compute: session.Compute,
-    options: TrainSegmentationOptions,
+    parts: Sequence[dict[str, Any]], state: TrainingState, options: TrainSegmentationOptions
 ) -> dict[str, Tensor]:
-    """Update encoder and decoder by the parts of a batch, and return the losses."""
-    net, optimiser = course.modules["segmenter"], course.optimisers["segmenter"]
+    """Update encoder and decoder with the parts of a batch, and return the losses."""
+    compute, net = state.compute, state.modules["segmenter"]
+    optimiser = state.optimisers["segmenter"]
     net.train()
     optimiser.zero_grad()
     found = []
-    for batch in batches:
+    for batch in parts:
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"]))
-        loss = judge(logits, batch["positive"].to(compute.device).float(), options)
-        compute.backward(loss[0], len(batches))
+        loss = loss_of(logits, batch["positive"].to(compute.device).float(), options)
+        compute.backward(loss[0], len(parts))
         found.append(torch.stack(loss).detach())
     compute.update(optimiser, net)
     compute.scaler.update()
@@ -205,10 +237,10 @@ def train_step(
     return dict(zip(("total", "cross_entropy", "dice"), means, strict=True))
 
 
-def judge(
+def loss_of(
     logits: Tensor, truth: Tensor, options: TrainSegmentationOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss that the options say, and its two parts."""
+    """Return the loss of the options, and its two terms."""
     return losses.segmentation_loss(
         logits.float(),
         truth,
@@ -222,39 +254,39 @@ def judge(
 def validate(
     net: nn.Module,
     batches: DataLoader[dict[str, Any]],
-    compute: session.Compute,
+    compute: Compute,
     options: TrainSegmentationOptions,
 ) -> dict[str, float]:
     """Return the loss and the four pooled metrics at 0.5 over the validation tiles."""
     net.eval()
-    per_tile = torch.vmap(lambda logits, truth: judge(logits, truth, options)[0])
-    judged: list[Tensor] = []
-    counted: list[Tensor] = []
-    for batch in session.ahead(batches, compute.device):
+    per_tile = torch.vmap(lambda logits, truth: loss_of(logits, truth, options)[0])
+    totals: list[Tensor] = []
+    counts: list[Tensor] = []
+    for batch in prefetch_to_device(batches, compute.device):
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"])).float()
         truth = batch["positive"]
         predicted = torch.sigmoid(logits) >= THRESHOLD
-        judged.append(per_tile(logits, truth.float()))
-        counted.append(torch.stack(
-            [(said & real).flatten(1).sum(1)
-             for said in (predicted, ~predicted) for real in (truth, ~truth)], 1,
+        totals.append(per_tile(logits, truth.float()))
+        counts.append(torch.stack(
+            [(own & real).flatten(1).sum(1)
+             for own in (predicted, ~predicted) for real in (truth, ~truth)], 1,
         ))  # fmt: skip
-    rows: list[tuple[float, metrics.Confusion]] = []
-    if judged:
-        # Read once: each reading makes the GPU wait.
-        counts = (metrics.Confusion(*row) for row in torch.cat(counted).tolist())
-        rows += zip(torch.cat(judged).tolist(), counts, strict=True)
-    totals, confusions = zip(*compute.ranks.gather(rows), strict=True)
-    pooled = metrics.Confusion(*(sum(column) for column in zip(*confusions, strict=True)))
-    return {"total": math.fsum(totals) / len(totals), **metrics.scores(pooled)}
+    # Read once: each reading makes the GPU wait.
+    rows = (
+        [*zip(torch.cat(totals).tolist(), torch.cat(counts).tolist(), strict=True)]
+        if totals else []
+    )  # fmt: skip
+    all_totals, all_counts = zip(*compute.ranks.gather(rows), strict=True)
+    pooled = metrics.Confusion(*(sum(column) for column in zip(*all_counts, strict=True)))
+    return {"total": math.fsum(all_totals) / len(all_totals), **metrics.scores(pooled)}
 
 
 @torch.no_grad()
-def show(
-    net: nn.Module, examples: Sequence[dict[str, Any]], compute: session.Compute
+def draw_samples(
+    net: nn.Module, examples: Sequence[dict[str, Any]], compute: Compute
 ) -> npt.NDArray[np.uint8]:
-    """Draw validation tiles: H&E, what is positive, and how likely it was held to be."""
+    """Draw validation tiles, one tile a row: H&E, truth, predicted probability."""
     net.eval()
     rows = []
     for item in examples:
@@ -267,4 +299,4 @@ def show(
                 *(np.repeat((gray * 255).byte().numpy()[..., None], 3, 2) for gray in grays),
             ]
         )
-    return sheet(rows)
+    return image_grid(rows)

@@ -1,43 +1,58 @@
-"""What a training leaves to look at while it runs: TensorBoard's log, and pictures.
-
-Nothing here is read by a later stage; the history that counts is a table.
-"""
+"""Logs and pictures of a training; no later stage reads them, the history is a table."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+from tqdm import tqdm
 
+from hemera.dataset.torch_dataset import TileDataset
 from hemera.io import atomic
+from hemera.training.batches import TrainingSampler
+from hemera.training.checkpoint import TrainingState
+
+log = logging.getLogger(__name__)
 
 GAP_PX = 4
 
 
-class Journal:
-    """The log and the pictures of one run, in its folder; one that is silent leaves nothing."""
+class TrainingLog:
+    """TensorBoard's log, the pictures and the progress bar of a run; a context manager."""
 
-    def __init__(self, folder: Path, step: int, *, silent: bool = False) -> None:
+    def __init__(self, folder: Path, done: int, left: int, *, silent: bool = False) -> None:
         """Open the log.
 
         Args:
             folder: of the run; the log is its ``tensorboard``, pictures go to ``samples``.
-            step: steps done: what a broken run logged after them counts as never logged.
-            silent: leave nothing.
+            done: steps done: what an interrupted run logged after them is discarded.
+            left: steps that remain.
+            silent: write nothing, on all ranks but the first.
         """
         self.folder = folder
         self.silent = silent
+        self._done = done
+        self._started = time.monotonic()
+        self._epochs = 0
+        self._bar = tqdm(total=left, unit="step", disable=True if silent else None)
         if not silent:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+
+    @classmethod
+    def of_run(cls, state: TrainingState, sampler: TrainingSampler) -> Self:
+        """Open the log of the steps that a run has left."""
+        done = (sampler.epoch - 1) * sampler.steps + sampler.step
+        silent = not state.compute.ranks.first
+        return cls(state.folder, done, sampler.steps_left, silent=silent)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -50,44 +65,58 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         """Close the log."""
+        self._bar.close()
         if not self.silent:
-            self.writer.close()
+            self._writer.close()
 
-    def losses(self, step: int, steps: Sequence[tuple[Mapping[str, Tensor], object]]) -> None:
-        """Log the mean losses of the steps before and with `step`."""
-        if self.silent:
-            return
-        for name in steps[0][0]:
-            values = torch.stack([found[name].detach().float() for found, _ in steps])
-            self.writer.add_scalar(f"step/{name}", float(values.mean()), step)
+    def step(self) -> None:
+        """Count a step."""
+        self._bar.update()
+        self._done += 1
 
-    def epoch(self, step: int, values: Mapping[str, float]) -> None:
-        """Log what an epoch that ended with `step` gave, by part/quantity."""
+    def losses(self, values: Mapping[str, float]) -> None:
+        """Log mean losses at the last step."""
         if not self.silent:
             for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-            self.writer.flush()
+                self._writer.add_scalar(f"step/{name}", value, self._done)
 
-    def picture(self, epoch: int, step: int, image: npt.NDArray[np.uint8]) -> None:
-        """Keep a picture (H, W, 3) of an epoch that ended with `step`."""
+    def epoch(self, epoch: int, epochs: int, values: Mapping[str, float]) -> None:
+        """Log an epoch of so many, which ended with the last step, by split/quantity."""
         if self.silent:
             return
-        self.writer.add_image("samples", image, step, dataformats="HWC")
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, self._done)
+        self._writer.flush()
+        self._epochs += 1
+        shown = ", ".join(f"{name.replace('/', ' ')} {value:.4g}" for name, value in values.items())
+        left_s = (time.monotonic() - self._started) / self._epochs * (epochs - epoch)
+        log.info("epoch %d/%d: %s; about %.0f s left", epoch, epochs, shown, left_s)
+
+    def picture(self, epoch: int, image: npt.NDArray[np.uint8]) -> None:
+        """Store a picture (H, W, 3) of an epoch that ended with the last step."""
+        if self.silent:
+            return
+        self._writer.add_image("samples", image, self._done, dataformats="HWC")
         _, png = cv2.imencode(".png", image[..., ::-1])
-        with atomic.replacing(self.folder / "samples" / f"{epoch:04d}.png") as temporary:
-            temporary.write_bytes(png.tobytes())
+        atomic.write_bytes(self.folder / "samples" / f"{epoch:04d}.png", png.tobytes())
 
 
-def sheet(rows: Sequence[Sequence[npt.NDArray[np.uint8]]]) -> npt.NDArray[np.uint8]:
-    """Set pictures (H, W, 3) of one size each row beside each other, rows below each other."""
-    lines = []
+def image_grid(rows: Sequence[Sequence[npt.NDArray[np.uint8]]]) -> npt.NDArray[np.uint8]:
+    """Arrange pictures (H, W, 3): those of a row, of one height, side by side, rows downwards."""
+    width = max(sum(image.shape[1] + GAP_PX for image in row) for row in rows)
+    height = sum(row[0].shape[0] + GAP_PX for row in rows)
+    grid = np.full((height, width, 3), 255, np.uint8)
+    y = 0
     for row in rows:
-        gap = np.full((row[0].shape[0], GAP_PX, 3), 255, np.uint8)
-        parts = [part for image in row for part in (image, gap)]
-        lines.append(np.concatenate(parts[:-1], 1))
-    width = max(line.shape[1] for line in lines)
-    padded = [
-        np.pad(line, ((0, GAP_PX), (0, width - line.shape[1]), (0, 0)), constant_values=255)
-        for line in lines
-    ]
-    return np.concatenate(padded)[:-GAP_PX]
+        x = 0
+        for image in row:
+            grid[y : y + image.shape[0], x : x + image.shape[1]] = image
+            x += image.shape[1] + GAP_PX
+        y += row[0].shape[0] + GAP_PX
+    return grid[:-GAP_PX, :-GAP_PX]
+
+
+def sample_items(tiles: TileDataset, wanted: int) -> list[dict[str, Any]]:
+    """Return items of a few tiles, evenly spaced, as they are seen in validation."""
+    positions = np.linspace(0, len(tiles) - 1, min(wanted, len(tiles))).round().astype(int)
+    return [tiles[0, int(position)] for position in np.unique(positions)]

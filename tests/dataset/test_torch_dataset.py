@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import math
 import multiprocessing
@@ -15,11 +16,12 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from hemera.dataset.shards import ShardWriter
-from hemera.dataset.torch_dataset import Order, Texts, TileDataset, Weighting, turned
+from hemera.dataset.torch_dataset import TileDataset, apply_views, tile_weight
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.imaging.codecs import encode, encode_mask
 from hemera.masks import label_format
 from hemera.networks.weight_map import weight_map
+from hemera.training.batches import TrainingSampler
 from tests.small_index import write_index
 
 HEIGHT, WIDTH = 20, 30
@@ -94,9 +96,9 @@ def numbers(dataset):
     [
         ({}, [0, 1, 2, 4, 5, 6, 8, 9, 10]),
         ({"refused": True}, list(range(11))),
-        ({"where": "number > 3", "part": "val"}, [4, 10]),
-        ({"where": pc.field("number") > 3, "part": "val"}, [4, 10]),
-        ({"network": "generation", "part": "train"}, [0, 1, 2, 4]),
+        ({"where": "number > 3", "split": "val"}, [4, 10]),
+        ({"where": pc.field("number") > 3, "split": "val"}, [4, 10]),
+        ({"network": "generation", "split": "train"}, [0, 1, 2, 4]),
         ({"where": "number == 7"}, []),
     ],
 )
@@ -105,6 +107,9 @@ def test_rows_are_those_asked_for_in_the_order_of_the_index(index, arguments, ex
     assert numbers(dataset) == expected
     assert len(dataset) == len(expected)
     assert [dataset.stored(i)["he"][0, 0, 2] for i in range(len(dataset))] == expected
+    assert [dataset.position(tile) for tile in dataset.tiles] == list(range(len(expected)))
+    with pytest.raises(KeyError, match="pair99"):
+        dataset.position("pair99")
     for beyond in (len(expected), -len(expected) - 1):
         with pytest.raises(IndexError, match=f"tile {beyond} of {len(expected)}"):
             dataset[beyond]
@@ -155,7 +160,7 @@ def test_only_what_is_needed_is_read(index, tmp_path):
     bare = folder / "index" / "index.parquet"
     pq.write_table(table.replace_schema_metadata(None), bare)
     assert TileDataset(bare, images=["her2"])[2]["her2"][2, 0, 0] == 102
-    with pytest.raises(ShardError, match="does not say whose masks count; name an engine"):
+    with pytest.raises(ShardError, match="metadata lacks mask_target"):
         TileDataset(bare)
     with pytest.raises(ShardError, match="no column stain_shard"):
         TileDataset(bare, engine="stain", images=["mask"])
@@ -163,12 +168,15 @@ def test_only_what_is_needed_is_read(index, tmp_path):
 
 def test_weights_follow_options_and_registration(index):
     """1 / (1 + (10 / 10)^2) and 1 / (1 + (30 / 10)^2) of the map; the first has no estimate."""
-    plain = everything(index, images=["weight"])
-    off = everything(index, images=["weight"], weighting=Weighting(scale_um=10.0))
-    ratios = [float((off[i]["weight"] / plain[i]["weight"]).mean()) for i in (0, 1, 3)]
+
+    def weights(position, **options):
+        weighting = functools.partial(tile_weight, **options)
+        dataset = everything(index, images=["weight"], weighting=weighting)
+        return dataset[position]["weight"][0].numpy()
+
+    ratios = [float((weights(i, scale_um=10.0) / weights(i)).mean()) for i in (0, 1, 3)]
     assert ratios == pytest.approx([1, 0.5, 0.1])
-    other = Weighting("literal", "her2_positive", renormalise_mean=True)
-    found = everything(index, images=["weight"], weighting=other)[5]["weight"][0].numpy()
+    found = weights(5, mode="literal", source="her2_positive", renormalise_mean=True)
     expected = weight_map(label_format.positive(drawn(5)[2]), "literal", renormalise_mean=True)
     assert (found == expected).all()
     assert found.mean() == pytest.approx(1)
@@ -286,18 +294,12 @@ def test_what_cannot_be_cut_or_turned_names_tile_and_remedy(index):
         ({"flips": (2,)}, r"flips: \(2,\); give axes"),
         ({"seed": -1}, "seed: -1; give at least 0"),
         ({"where": "colour == 'red'"}, "where: .*colour"),
-        ({"part": "validation"}, "split: 'validation' is unknown"),
+        ({"split": "validation"}, "split: 'validation' is unknown"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_once(index, arguments, words):
     with pytest.raises(ConfigError, match=words):
         TileDataset(index, **arguments)
-
-
-@pytest.mark.parametrize("wrong", [{"mode": "outside"}, {"source": "cells"}])
-def test_a_weighting_that_is_not_known_is_refused(wrong):
-    with pytest.raises(ConfigError, match=r"Weighting.\w+: '\w+' is none; choose from"):
-        Weighting(**wrong)
 
 
 def test_faults_of_the_index_and_of_its_shards(index, tmp_path):
@@ -351,38 +353,7 @@ def test_a_pickled_dataset_sees_the_same_and_holds_no_file(index):
     assert torch.equal(copy[4, 2]["her2"], first["her2"])
 
 
-def test_texts_of_any_kind():
-    column = pa.chunked_array([["", "a", "Zürich"], [], ["ß" * 200]], pa.string())
-    texts = Texts(column)
-    assert list(texts) == column.to_pylist() == [texts[i] for i in range(4)]
-    assert (texts[-1], texts[1:3]) == ("ß" * 200, ["a", "Zürich"])
-    assert texts.index("a") == 1
-    assert list(Texts(column.slice(1, 2))) == ["a", "Zürich"]
-    assert list(Texts(pa.chunked_array([], pa.string()))) == []
-    with pytest.raises(IndexError):
-        texts[4]
-
-
-# The order, and processes that read
-
-
-def test_every_epoch_sees_every_tile_once_in_another_order():
-    order = Order(5, 2, seed=3, epochs=4)
-    batches = list(order)
-    assert len(batches) == len(order) == 12
-    epochs = [[key for batch in batches[i : i + 3] for key in batch] for i in range(0, 12, 3)]
-    for number, epoch in enumerate(epochs, 1):
-        assert {key[0] for key in epoch} == {number}
-        assert sorted(key[1] for key in epoch) == list(range(5))
-    assert len({tuple(key[1] for key in epoch) for epoch in epochs}) > 1
-
-
-def test_an_order_goes_on_from_any_step():
-    whole = list(Order(5, 2, seed=3, epochs=4))
-    rest = Order(5, 2, seed=3, epochs=4, epoch=2, step=2)
-    assert list(rest) == whole[5:]
-    assert len(rest) == 7
-    assert list(Order(5, 2, seed=3, epochs=4, epoch=5)) == []
+# Processes that read
 
 
 def digests(batch):
@@ -394,7 +365,9 @@ def digests(batch):
 
 
 IMAGES = ("he", "her2", "mask", "weight")
-STARTS = [(0, None), (1, "fork"), (4, "fork"), (4, "spawn")]
+STARTS = [
+    (0, None), (1, "fork"), (4, "fork"), pytest.param(4, "spawn", marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -408,7 +381,7 @@ def expected(index):
 
 
 def two_epochs(dataset, workers, start):
-    order = Order(len(dataset), 4, seed=7, epochs=2)
+    order = TrainingSampler(len(dataset), 4, seed=7, epochs=2)
     loader = DataLoader(
         dataset,
         batch_sampler=order,
@@ -419,42 +392,20 @@ def two_epochs(dataset, workers, start):
     return batches[: order.steps], batches[order.steps :]
 
 
-def test_parts_and_processes_share_the_same_batches_evenly():
-    """All shares together are the batches of one process alone, but for the smaller last one."""
-    whole = list(Order(14, 4, seed=3, epochs=2))
-    assert [len(batch) for batch in whole[:4]] == [4, 4, 4, 2]
-    orders = [Order(14, 4, seed=3, epochs=2, parts=2, rank=rank, ranks=2) for rank in (0, 1)]
-    assert [order.steps for order in orders] == [3, 3]
-    assert [len(order) for order in orders] == [12, 12]
-    shares = [list(order) for order in orders]
-    assert all(len(share) == 1 for of_rank in shares for share in of_rank)
-    together = [
-        sorted(key for of_rank in shares for share in of_rank[at : at + 2] for key in share)
-        for at in range(0, 12, 2)
-    ]
-    assert together == [sorted(batch) for batch in whole if len(batch) == 4]
-    resumed = Order(14, 4, seed=3, epochs=2, epoch=1, step=2, parts=2, rank=1, ranks=2)
-    assert list(resumed) == shares[1][4:]
-
-
-def test_fewer_tiles_than_a_batch_that_must_be_whole():
-    with pytest.raises(TrainingError, match=r"batch_size: 4 tiles make a step and there are 3;"):
-        Order(3, 4, seed=0, epochs=1, whole=True)
-    assert Order(3, 4, seed=0, epochs=1).steps == 1
-
-
 @pytest.mark.parametrize("turns", [False, True])
 def test_what_is_deferred_and_done_for_a_batch_equals_what_is_done_tile_by_tile(tmp_path, turns):
     index = write_index(tmp_path, train=6)
     images = ("he", "her2", "mask", "positive", "weight")
-    how = dict(network="generation", part="train", images=images, flips=(0, 1), seed=5, turns=turns)
-    how["crop_px"] = 64 if turns else None
+    how = dict(
+        network="generation", split="train", images=images, flips=(0, 1), seed=5, turns=turns,
+        crop_px=64 if turns else None,
+    )  # fmt: skip
     now, later = (TileDataset(index, deferred=deferred, **how) for deferred in (False, True))
     keys = [(epoch, position) for epoch in (1, 2, 3) for position in range(6)]
     batch = default_collate([later[key] for key in keys])
     views = {tuple(view) for view in batch["view"].tolist()}
     assert len(views) > 3, "some flips and turns were drawn"
-    done = turned(batch)
+    done = apply_views(batch)
     expected = default_collate([now[key] for key in keys])
     assert done["tile"] == expected["tile"]
     assert "view" not in done
@@ -536,7 +487,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
     assert [name.split("_")[0] for name in found["tiles"].tiles] == [
         f"pair{number}" for number in (1, 3, 5, 7, 9)
     ]
-    assert len(found["order"]) == 4
+    assert len(found["sampler"]) == 4
     assert found["he"].shape == (1, 3, 256, 256)
     assert 0 <= found["he"].min() < found["he"].max() <= 1
     assert found["batch"]["weight"].shape == (1, 1, 256, 256)

@@ -82,7 +82,7 @@ def test_colours_are_those_of_all_training_pixels(tmp_path, monkeypatch, threads
     index = write_index(tmp_path, train=7, height=48, width=80)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     found = image_quality.measure_colours(index, 2.5)
-    tiles = TileDataset(index, network="generation", part="train")
+    tiles = TileDataset(index, network="generation", split="train")
     items = [tiles.stored(place) for place in range(len(tiles))]
     her2 = np.concatenate([item["her2"].reshape(-1, 3) for item in items]).astype(float)
     soft = np.concatenate(

@@ -5,9 +5,10 @@ import torch
 import torchvision
 
 from hemera.errors import TrainingError
+from hemera.networks.encoders import resnet34
 from hemera.networks.generation import GENERATORS, GenerationNet, build_generator
 from hemera.networks.losses import segmentation_loss
-from hemera.networks.segmentation import ResNet34, SegmentationNet
+from hemera.networks.segmentation import SegmentationNet
 
 
 def counts(net: torch.nn.Module) -> tuple[int, int]:
@@ -32,7 +33,7 @@ def test_parameter_counts(generator, skips, decoder, trainable, total):
 
 def test_shapes_at_512_px():
     with torch.device("meta"):
-        maps = ResNet34()(torch.empty(1, 3, 512, 256))
+        maps = resnet34()(torch.empty(1, 3, 512, 256))
         net = SegmentationNet(GenerationNet("unet_512", 32))
         logits = net(torch.empty(2, 3, 512, 1024))
     assert [tuple(part.shape[1:]) for part in maps] == [
@@ -45,7 +46,7 @@ def test_shapes_at_512_px():
 def test_the_encoder_is_torchvisions_resnet34():
     torch.manual_seed(1)
     theirs = torchvision.models.resnet34(weights=None).eval()
-    ours = ResNet34().eval()
+    ours = resnet34().eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert missing == []
     assert unexpected == ["fc.weight", "fc.bias"]
@@ -178,7 +179,7 @@ def test_the_other_branches_take_what_they_say():
             x = block(x if level == 0 else torch.where(x > 0, x, 0.2 * x))
             maps.append(x)
     assert torch.allclose(seen["fused"][:, 64:], maps[4], atol=1e-6)
-    for skip, own, other in zip(seen["skips"], (8, 8, 16, 32), maps[:4], strict=True):
+    for skip, own, other in zip(seen["skips"], (64, 8, 16, 32), maps[:4], strict=True):
         assert torch.allclose(skip[:, own:], other, atol=1e-6)
 
     residual = build_generator("resnet_6blocks", 4)
@@ -266,7 +267,7 @@ def test_every_decoder_gives_logits_at_full_size_and_sees_all_it_is_given(decode
     net.decoder.eval()
     skips = [
         torch.randn(2, width, 64 // 2**level, 96 // 2**level, requires_grad=True)
-        for level, width in enumerate((8 + 4, 8 + 8, 16 + 16, 32 + 32))
+        for level, width in enumerate((64 + 4, 8 + 8, 16 + 16, 32 + 32))
     ]
     fused = torch.randn(2, 64 + 64, 4, 6, requires_grad=True)
     logits = net.decoder(fused, skips)

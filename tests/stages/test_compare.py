@@ -145,7 +145,7 @@ def test_a_network_is_judged_as_evaluate_judges_it(given, by_method, tmp_path):
 
 
 def test_each_row_is_of_its_own_network(given, by_method):
-    tiles = TileDataset(given["index"], network="generation", part="test", images=("he", "her2"))
+    tiles = TileDataset(given["index"], network="generation", split="test", images=("he", "her2"))
     net, _ = storage.load_generation(given["generators"][1], given["generator_metadata"][1])
     values = []
     for place in range(len(tiles)):

@@ -97,7 +97,7 @@ def test_every_test_tile_has_a_row_for_every_method(rows):
 
 
 def test_the_rows_hold_what_the_networks_answer(given, rows):
-    tiles = TileDataset(given["index"], network="generation", part="test", engine="stain")
+    tiles = TileDataset(given["index"], network="generation", split="test", engine="stain")
     painter, _ = storage.load_generation(given["generator"], given["generator_metadata"])
     finder, _ = storage.load_segmentation(given["segmenter"], given["segmenter_metadata"])
     found = {(row["tile"], row["network"]): row for row in rows if row["method"] == "model"}
@@ -120,7 +120,7 @@ def test_the_rows_hold_what_the_networks_answer(given, rows):
 
 
 def test_trivial_baselines_by_hand(given, rows):
-    train = TileDataset(given["index"], network="generation", part="train", engine="stain")
+    train = TileDataset(given["index"], network="generation", split="train", engine="stain")
     her2 = np.concatenate([train.stored(i)["her2"].reshape(-1, 3) for i in range(3)]).astype(float)
     soft = np.concatenate(
         [
@@ -128,7 +128,7 @@ def test_trivial_baselines_by_hand(given, rows):
             for i in range(3)
         ]
     )
-    item = TileDataset(given["index"], network="generation", part="test").stored(1)
+    item = TileDataset(given["index"], network="generation", split="test").stored(1)
     flat = np.ones(item["he"].shape) * np.round(her2.mean(0))
     image = cv2.GaussianBlur(item["he"].astype(float), (0, 0), 8)
     image = (image - soft.mean(0)) / soft.std(0) * her2.std(0) + her2.mean(0)
@@ -224,7 +224,7 @@ def test_networks_and_baselines_are_judged_by_features(given, weights, judged):
     found = {(row["method"], row["group"], row["metric"]): row for row in table}
     inception = perceptual.Inception(Path(weights["fid_weights"]), torch.device("cpu"))
     painter, _ = storage.load_generation(given["generator"], given["generator_metadata"])
-    tiles = TileDataset(index, network="generation", part="test", engine="stain")
+    tiles = TileDataset(index, network="generation", split="test", engine="stain")
     real, painted = [], []
     for place in range(4):
         item = tiles.stored(place)

@@ -18,8 +18,9 @@ from hemera.networks import losses, storage
 from hemera.stages import train_generation
 from hemera.stages.train_generation import fit_threshold, rate_factor, run
 from hemera.training import session
+from hemera.training.checkpoint import TrainingState
 from tests.small_index import write_index
-from tests.small_networks import plain_compute
+from tests.small_networks import cpu_compute
 
 OPTIONS = TrainGenerationOptions(
     network="unet_32", base_width=4, discriminator_width=4, crop_px=64, epochs=2,
@@ -153,7 +154,7 @@ def test_the_adversarial_loss_may_be_weighted_as_well(tmp_path):
         course.modules["discriminator"].register_forward_pre_hook(
             lambda module, inputs: seen.append(inputs[0][:, 3:].abs().max().item())
         )
-        train_generation.train_step([batch], course, plain_compute(), options, 0.2)
+        train_generation.train_step([batch], course, options, 0.2)
     assert min(seen[:3]) > 0
     assert seen[3:] == [0, 0, 0]
 
@@ -245,20 +246,20 @@ def test_the_discriminator_learns_from_its_own_loss_alone(index, tmp_path):
     torch.manual_seed(0)
     net = train_generation.build_generator("unet_32", 4)
     critic = train_generation.PatchGAN(6, 4, 2)
-    course = session.Run(
+    course = TrainingState(
         tmp_path, {"generator": net, "discriminator": critic},
         {
             "generator": torch.optim.SGD(net.parameters(), 0.0),
             "discriminator": torch.optim.SGD(critic.parameters(), 0.0),
         },
-        "generator", 60,
+        "generator", 60, cpu_compute(),
     )  # fmt: skip
     batch = {
         "he": torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8),
         "her2": torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8),
         "weight": torch.rand(2, 1, 64, 96),
     }
-    found = train_generation.train_step([batch], course, plain_compute(), OPTIONS, 0.2)
+    found = train_generation.train_step([batch], course, OPTIONS, 0.2)
     gradient = [parameter.grad.clone() for parameter in critic.parameters()]
     critic.requires_grad_(True)
     source, target = (
@@ -280,7 +281,7 @@ def test_validation_is_the_mean_over_tiles():
     batch = {"he": images[0], "her2": images[1], "weight": torch.rand(3, 1, 16, 24)}
     batches = [{k: v[part] for k, v in batch.items()} for part in (slice(0, 2), slice(2, 3))]
     # A network that paints H&E itself.
-    found = train_generation.validate(torch.nn.Identity(), batches, plain_compute(), OPTIONS)
+    found = train_generation.validate(torch.nn.Identity(), batches, cpu_compute(), OPTIONS)
     distances, noise, alike = [], [], []
     for he, her2, weight in zip(*batch.values(), strict=True):
         error = (he.float() - her2.float()) / 127.5 * weight
@@ -310,14 +311,14 @@ def batch_of(tiles: int, seed: int = 0):
     }
 
 
-def course_of(folder, options, rate=0.1):
+def course_of(folder, options, rate=0.1, precision=torch.float32):
     torch.manual_seed(0)
     modules = {
         "generator": train_generation.build_generator("unet_32", 4, options.norm),
         "discriminator": train_generation.PatchGAN(6, 4, 2, options.norm),
     }
     optimisers = {k: torch.optim.SGD(m.parameters(), rate) for k, m in modules.items()}
-    return session.Run(folder, modules, optimisers, "generator", 60)
+    return TrainingState(folder, modules, optimisers, "generator", 60, cpu_compute(precision))
 
 
 def gradients(course, name):
@@ -332,8 +333,8 @@ def test_a_step_in_parts_has_the_gradients_of_the_whole(tmp_path):
         {name: value[part] for name, value in batch.items()} for part in (slice(0, 2), slice(2, 4))
     ]
     whole, parted = (course_of(tmp_path, options, rate=0.0) for _ in range(2))
-    one = train_generation.train_step([batch], whole, plain_compute(), options, 0.2)
-    two = train_generation.train_step(halves, parted, plain_compute(), options, 0.2)
+    one = train_generation.train_step([batch], whole, options, 0.2)
+    two = train_generation.train_step(halves, parted, options, 0.2)
     for name in ("generator", "discriminator"):
         for ours, theirs in zip(gradients(parted, name), gradients(whole, name), strict=True):
             assert torch.allclose(ours, theirs, rtol=2e-3, atol=2e-5)
@@ -348,17 +349,15 @@ def test_half_precision_computes_nearly_the_same_losses_and_keeps_float32_weight
     options = OPTIONS.replace(batch_size=3)
     found = {}
     for kind in (torch.float32, precision):
-        course = course_of(tmp_path, options)
+        course = course_of(tmp_path, options, precision=kind)
         before = [p.detach().clone() for p in course.modules["generator"].parameters()]
-        compute = plain_compute(kind)
-        course.scaler = compute.scaler
-        found[kind] = train_generation.train_step([batch_of(3)], course, compute, options, 0.2)
+        found[kind] = train_generation.train_step([batch_of(3)], course, options, 0.2)
         # With fp16 the first steps only find the scale at which gradients do not overflow.
         for _ in range(12):
             after = list(course.modules["generator"].parameters())
             if any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
                 break
-            train_generation.train_step([batch_of(3)], course, compute, options, 0.2)
+            train_generation.train_step([batch_of(3)], course, options, 0.2)
         else:
             pytest.fail("no step was taken")
         assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in after)
@@ -450,7 +449,7 @@ def test_a_run_that_is_told_to_end_keeps_what_it_trained(index, finished, tmp_pa
     root = Path(__file__).parents[2]
     told = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert told.returncode == 1, told.stderr
-    assert "told to end at epoch 2, step 1 of 2; what was trained is kept: run" in told.stderr
+    assert "stopped at epoch 2, step 1 of 2; the checkpoint is written: run" in told.stderr
     assert not (tmp_path / "generator.safetensors").exists()
     run(index=index, options=OPTIONS, **paths(tmp_path))
     for name in ("generator.safetensors", "metadata.json"):
@@ -462,17 +461,17 @@ def test_dropout_resumes_to_the_same_bits(index, tmp_path, monkeypatch):
     options = OPTIONS.replace(network="resnet_6blocks", dropout=True, checkpoint_minutes=1e-9)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(index=index, options=options, **paths(whole))
-    save = session.Run.save
+    save = TrainingState.save
 
     def save_and_stop(course):
         save(course)
         if (course.progress.epoch, course.progress.step) == (2, 1):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(session.Run, "save", save_and_stop)
+    monkeypatch.setattr(TrainingState, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run(index=index, options=options, **paths(broken))
-    monkeypatch.setattr(session.Run, "save", save)
+    monkeypatch.setattr(TrainingState, "save", save)
     run(index=index, options=options, **paths(broken))
     weights = [(folder / "generator.safetensors").read_bytes() for folder in (whole, broken)]
     assert weights[0] == weights[1]

@@ -9,22 +9,19 @@ import torch
 from hemera import tables
 from hemera.config import TrainGenerationOptions
 from hemera.errors import TrainingError
-from hemera.stages import train_generation, train_segmentation
-from hemera.training.ranks import Ranks, joined
+from hemera.stages import train_generation
+from hemera.training.distributed import Ranks, process_group
 from tests.small_index import write_index
-from tests.small_networks import write_generator
-from tests.stages.test_train_generation import paths
-from tests.stages.test_train_segmentation import OPTIONS as SEGMENTATION
-from tests.stages.test_train_segmentation import paths as segmentation_paths
+from tests.training.test_checkpoint import paths
 
 ROOT = Path(__file__).parents[2]
 
 EXCHANGE = """
 import sys
 import torch
-from hemera.training.ranks import joined
+from hemera.training.distributed import process_group
 
-with joined(2, torch.device("cpu")) as ranks:
+with process_group(2, torch.device("cpu")) as ranks:
     net = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.BatchNorm1d(1))
     for number, parameter in enumerate(net.parameters()):
         parameter.grad = torch.full_like(parameter, 10.0 * number + ranks.rank)
@@ -57,6 +54,7 @@ def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_processes_exchange_means_and_lists(tmp_path):
     script = tmp_path / "exchange.py"
     script.write_text(EXCHANGE)
@@ -85,7 +83,7 @@ def test_another_number_of_processes_is_named_with_the_command():
         pytest.raises(
             TrainingError, match=r"gpus: 2, and processes started: 1; .*torchrun --standalone"
         ),
-        joined(2, torch.device("cpu")),
+        process_group(2, torch.device("cpu")),
     ):
         pass
 
@@ -107,6 +105,7 @@ def words(options: dict[str, object]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path):
     index = write_index(tmp_path / "results", train=4, val=3)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -129,32 +128,26 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert len(list(two.glob("checkpoints/*/samples/*.png"))) == 2, "one process writes"
 
 
-def test_started_alone_what_wants_two_says_how(tmp_path):
-    given = {"index": write_index(tmp_path / "results"), **write_generator(tmp_path)}
-    options = SEGMENTATION.replace(gpus=2)
-    with pytest.raises(TrainingError, match="nproc-per-node 2 --no-python hemera"):
-        train_segmentation.run(**given, options=options, **segmentation_paths(tmp_path))
-
-
 STOPPED = """
 import sys
-from hemera.training import session
 from hemera.__main__ import main
+from hemera.training.checkpoint import TrainingState
 
-save = training.Run.save
+save = TrainingState.save
 
 
-def save_and_stop(run):
-    save(run)
-    if (run.progress.epoch, run.progress.step) == (1, 3):
+def save_and_stop(state):
+    save(state)
+    if (state.progress.epoch, state.progress.step) == (1, 3):
         sys.exit(9)
 
 
-training.Run.save = save_and_stop
+TrainingState.save = save_and_stop
 sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_resume_to_the_same_bits(tmp_path):
     """Stopped after an epoch's last step: the batch norms of each process saw other tiles."""
     index = write_index(tmp_path / "results", train=6, val=2)
@@ -174,6 +167,8 @@ def test_two_processes_resume_to_the_same_bits(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert start(whole, "--no-python", hemera).returncode == 0
     assert start(broken, str(script)).returncode != 0
+    assert list(broken.glob("checkpoints/*/checkpoint.pt"))
+    assert not list(broken.glob("*.safetensors"))
     done = start(broken, "--no-python", hemera)
     assert done.returncode == 0, done.stderr
     for name in ("generator.safetensors", "metadata.json"):

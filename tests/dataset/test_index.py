@@ -3,8 +3,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from hemera.dataset.queries import select
-from hemera.errors import ConfigError, ShardError
+from hemera import tables
+from hemera.dataset.index import TileIndex, TrainingTiles, training_tiles
+from hemera.errors import ConfigError, ShardError, TrainingError
+from tests.small_index import write_index
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def index(tmp_path):
 
 
 def names(index, **conditions):
-    return "".join(select(index, ["tile"], **conditions).column("tile").to_pylist())
+    return "".join(TileIndex(index).select(["tile"], **conditions).column("tile").to_pylist())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_rows_are_chosen_by_words_expressions_and_parts(index, conditions, expec
 
 
 def test_columns_come_as_asked_and_no_others(index):
-    found = select(index, ["score", "tile"], where="he_sharpness < 25", split="train")
+    found = TileIndex(index).select(["score", "tile"], where="he_sharpness < 25", split="train")
     assert found.column_names == ["score", "tile"]
     assert found.to_pylist() == [{"score": "3+", "tile": "a"}, {"score": "1+", "tile": "b"}]
 
@@ -86,23 +88,68 @@ def test_columns_come_as_asked_and_no_others(index):
 )
 def test_what_cannot_be_asked_is_one_line_with_a_remedy(index, where):
     with pytest.raises(ConfigError, match=r"^where: .*; .*") as found:
-        select(index, ["tile"], where=where)
+        TileIndex(index).select(["tile"], where=where)
     assert "\n" not in str(found.value)
 
 
 def test_selecting_from_what_is_no_index(index, tmp_path):
     with pytest.raises(ShardError, match="not an index"):
-        select(tmp_path / "none.parquet", ["tile"])
+        TileIndex(tmp_path / "none.parquet")
     (tmp_path / "broken.parquet").write_bytes(index.read_bytes()[:300])
     with pytest.raises(ShardError, match="not an index"):
-        select(tmp_path / "broken.parquet", ["tile"])
+        TileIndex(tmp_path / "broken.parquet")
     with pytest.raises(ShardError, match="no column status_split; name a network"):
-        select(index, ["tile"], network="status", split="train")
+        TileIndex(index).select(["tile"], network="status", split="train")
     with pytest.raises(ConfigError, match="split: 'validation' is unknown; choose from train, val"):
-        select(index, ["tile"], split="validation")
+        TileIndex(index).select(["tile"], split="validation")
 
 
 def test_an_empty_index_has_no_rows(index, tmp_path):
     empty = tmp_path / "empty.parquet"
     pq.write_table(pq.read_table(index).slice(0, 0), empty)
     assert names(empty) == names(empty, where="score == '3+'", split="train") == ""
+
+
+def test_metadata_name_fingerprint_and_mask_engine(index, tmp_path):
+    with pytest.raises(ShardError, match=r"metadata lacks fingerprint; run the stage index"):
+        _ = TileIndex(index).fingerprint
+    own = TileIndex(write_index(tmp_path / "results"))
+    assert (own.fingerprint, own.mask_target) == ("f" * 64, "stain")
+    assert set(own.metadata) == {"fingerprint", "mask_target"}
+
+
+def test_facts_of_a_split_by_tile(tmp_path):
+    found = TileIndex(write_index(tmp_path, train=1, val=2, test=1)).facts("generation", "val")
+    assert found == {
+        f"pair{number}_000000_{number:06d}": {
+            "tile": f"pair{number}_000000_{number:06d}", "case": f"case{number}", "dataset": "bci",
+            "score": score, "mpp": 0.5, "size_px": 256,
+        }
+        for number, score in ((1, "3+"), (2, "1+"))
+    }  # fmt: skip
+
+
+def test_training_tiles_of_a_network(tmp_path):
+    index = TileIndex(write_index(tmp_path, train=2, val=1))
+    tiles = [f"pair{number}_000000_{number:06d}" for number in range(3)]
+    assert training_tiles(index, "generation") == TrainingTiles(
+        "f" * 64, "stain", tuple(tiles[:2]), tuple(tiles[2:]), 0.5, 0.5, 256
+    )
+    with pytest.raises(TrainingError, match=r"pair0_.*: 256 px is smaller than crop_px 512"):
+        training_tiles(index, "generation", crop_px=512)
+
+
+def test_an_empty_subset_is_an_error_with_a_remedy(tmp_path):
+    index = write_index(tmp_path, train=0)
+    with pytest.raises(TrainingError, match=r"index: no tiles for training of generation;.*loosen"):
+        training_tiles(TileIndex(index), "generation")
+    index = write_index(tmp_path, val=0)
+    with pytest.raises(TrainingError, match=r"no tiles for validation of segmentation"):
+        training_tiles(TileIndex(index), "segmentation")
+
+
+def test_a_table_of_another_kind_is_no_index(tmp_path):
+    other = tmp_path / "other.parquet"
+    tables.write(other, [], tables.HISTORY)
+    with pytest.raises(ShardError, match=r"other.parquet: its metadata lacks fingerprint"):
+        training_tiles(TileIndex(other), "generation")

@@ -1,9 +1,9 @@
-"""The processes that one training is spread over, one per GPU: who they are, what they exchange.
+"""The ranks of one training, one process per GPU, and what they exchange.
 
-`torchrun` starts them and says so in the environment of each. Every process holds the whole
-networks, sees its share of each batch, and averages its gradients with the others' before it
-updates: equal gradients on equal weights, so that the weights stay equal. Batch norms see the tiles
-of their own process; their running statistics are averaged where they are used.
+`torchrun` starts the processes and describes them in their environments. Every rank holds the whole
+networks, sees its fraction of each batch, and averages its gradients with the other ranks before an
+update: equal gradients on equal weights keep the weights equal. Batch norms see the tiles of their
+own rank; their running statistics are averaged before they are used.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from hemera.errors import TrainingError
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(hours=2)
-"""How long a process waits for another, which may be writing or measuring alone."""
+"""How long a rank waits for another, which may be writing or validating alone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """Which process this is, of how many; alone unless `joined` says otherwise."""
+    """This process's rank, and the number of ranks; a single process by default."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this rank is the one that writes."""
         return self.rank == 0
 
     def average_gradients(self, module: nn.Module) -> None:
-        """Replace the gradients of a network by their mean over the processes."""
+        """Replace the gradients of a network by their mean over the ranks."""
         if self.count > 1:
             self._average(p.grad for p in module.parameters() if p.grad is not None)
 
     def average_statistics(self, module: nn.Module) -> None:
-        """Replace the running statistics of a network by their mean over the processes.
+        """Replace the running statistics of a network by their mean over the ranks.
 
-        What is not in training mode is frozen and the same everywhere: it stays to the bit.
+        Modules in evaluation mode are frozen and equal on all ranks: their bits stay.
         """
         if self.count > 1:
             self._average(
@@ -58,18 +58,18 @@ class Ranks:
             )
 
     def average(self, values: Tensor) -> Tensor:
-        """Return the mean of `values` over the processes."""
+        """Return the mean of `values` over the ranks."""
         values = values.clone()
         if self.count > 1:
             self._average([values])
         return values
 
     def any(self, own: bool) -> bool:
-        """Return whether it holds for any of the processes."""
+        """Return whether it is true on any rank."""
         return own if self.count == 1 else any(self.gather([own]))
 
     def gather(self, items: list[T]) -> list[T]:
-        """Return the items of all processes, process by process."""
+        """Return the items of all ranks, in the order of the ranks."""
         if self.count == 1:
             return items
         found: list[Any] = [None] * self.count
@@ -77,25 +77,25 @@ class Ranks:
         return [item for part in found for item in part]
 
     def _average(self, tensors: Iterable[Tensor]) -> None:
-        """Average in one exchange: many small ones would each wait for the slowest process."""
-        held = list(tensors)
-        if not held:
+        """Average in one exchange: many small ones would each wait for the slowest rank."""
+        own = list(tensors)
+        if not own:
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in held])
+        flat = torch.cat([tensor.reshape(-1) for tensor in own])
         dist.all_reduce(flat)
         flat /= self.count
-        for tensor, part in zip(held, flat.split([t.numel() for t in held]), strict=True):
-            tensor.copy_(part.view_as(tensor))
+        for tensor, mean in zip(own, flat.split([t.numel() for t in own]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 @contextlib.contextmanager
-def joined(wanted: int, device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, and leave them afterwards.
+def process_group(wanted: int, device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, and leave the group afterwards.
 
     Args:
-        wanted: number of processes that the options ask for.
+        wanted: number of processes that the options name.
         device: where this process computes: cuda exchanges by NCCL, cpu by Gloo. On cuda the
-            process takes the GPU of its own number.
+            process takes the GPU of its local rank.
 
     Raises:
         TrainingError: when another number was started.
@@ -103,7 +103,7 @@ def joined(wanted: int, device: torch.device) -> Iterator[Ranks]:
     started = dist.is_torchelastic_launched()
     if started:
         if device.type == "cuda":
-            _take_gpu(wanted)
+            _set_gpu()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     count = dist.get_world_size() if started else 1
     if count != wanted:
@@ -115,17 +115,17 @@ def joined(wanted: int, device: torch.device) -> Iterator[Ranks]:
         )
         raise TrainingError(f"gpus: {wanted}, and processes started: {count}; {remedy}")
     yield Ranks(dist.get_rank(), count) if started else Ranks()
-    # Not after an error: to take leave is to wait for the others, who wait for this one. They are
-    # ended by torchrun.
+    # Not after an error: leaving waits for the other ranks, which wait for this one. torchrun ends
+    # them.
     if started:
         dist.destroy_process_group()
 
 
-def _take_gpu(wanted: int) -> None:
+def _set_gpu() -> None:
     local = dist.get_node_local_rank(fallback_rank=0)
     if local >= torch.cuda.device_count():
         raise TrainingError(
-            f"gpus: {wanted}, and torch sees {torch.cuda.device_count()}; set gpus to at most "
-            "that, or ask the cluster for more"
+            f"gpus: local rank {local}, and torch sees {torch.cuda.device_count()} GPUs; set gpus "
+            "to at most that, or request more GPUs from the cluster"
         )
     torch.cuda.set_device(local)

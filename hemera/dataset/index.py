@@ -1,0 +1,203 @@
+"""Queries of the index: which tiles of a cohort, and what is known of each.
+
+The index is one Parquet file with one row per tile. Training, evaluation, exports and the torch
+dataset select their rows here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from hemera.dataset.splits import PARTS
+from hemera.errors import ConfigError, ShardError, TrainingError
+from hemera.io.faults import translated
+
+FACTS = ("tile", "case", "dataset", "score", "mpp", "size_px")
+"""The columns of a tile that evaluation carries into its own tables."""
+
+
+class TileIndex:
+    """An index, opened once for any number of queries.
+
+    Attributes:
+        path: of the file.
+        columns: names of its columns.
+        metadata: its key-value metadata.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Open the file.
+
+        Raises:
+            ShardError: when it is no Parquet file.
+        """
+        self.path = Path(path).absolute()
+        with translated(ShardError, f"{path}: not an index ({{error}}); run the stage index"):
+            self._data = ds.dataset([str(self.path)], format="parquet")
+        self.columns: list[str] = self._data.schema.names
+        self.metadata: dict[str, str] = {
+            key.decode(): value.decode()
+            for key, value in (self._data.schema.metadata or {}).items()
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all tiles."""
+        return self._required("fingerprint")
+
+    @property
+    def mask_target(self) -> str:
+        """The mask engine whose masks the index was made to train on."""
+        return self._required("mask_target")
+
+    def _required(self, key: str) -> str:
+        if key not in self.metadata:
+            raise ShardError(f"{self.path}: its metadata lacks {key}; run the stage index again")
+        return self.metadata[key]
+
+    def select(
+        self,
+        columns: Sequence[str],
+        *,
+        where: str | pc.Expression | None = None,
+        network: str | None = None,
+        split: str | None = None,
+        refused: bool = False,
+    ) -> pa.Table:
+        """Read columns of the rows that meet all conditions, in the order of the index.
+
+        Args:
+            columns: the columns wanted.
+            where: a condition on the columns of the index: a pandas query, such as
+                ``"dataset == 'bci' and he_sharpness > 40"``, or a pyarrow expression.
+            network: generation or segmentation: the tiles drawn for it.
+            split: train, val or test, of the network or, without one, of the cohort.
+            refused: include tiles that the stage filter refused.
+
+        Raises:
+            ShardError: when the index lacks a column or is damaged.
+            ConfigError: when `where` is no query of its columns, or there is no such split.
+        """
+        if split is not None and split not in PARTS:
+            raise ConfigError(f"split: {split!r} is unknown; choose from {', '.join(PARTS)}")
+        of_network = "split" if network is None else f"{network}_split"
+        conditions = [] if refused else [pc.field("accepted")]
+        if split is not None:
+            conditions.append(pc.field(of_network) == split)
+        elif network is not None:
+            conditions.append(pc.field(of_network).is_valid())
+        read = [*columns, *["accepted"] * (not refused)]
+        read += [of_network] * (network is not None or split is not None)
+        if lacking := sorted({*read} - {*self.columns}):
+            raise ShardError(
+                f"{self.path}: no column {', '.join(lacking)}; name a network and a mask engine of "
+                "this index"
+            )
+        queried: list[str] = []
+        fault = translated(ShardError, f"{self.path}: cannot be read ({{error}}); run index again")
+        if isinstance(where, str):
+            words = set(re.findall(r"\w+", where))
+            queried = [name for name in self.columns if name in words]
+        elif where is not None:
+            conditions.append(where)
+            fault = translated(
+                ConfigError,
+                f"where: {where} is no query of {self.path} ({{error}}); use its columns, and "
+                "compare each with values of its type",
+            )
+        with fault:
+            table = self._data.to_table(
+                columns=list(dict.fromkeys([*columns, *queried])),
+                filter=functools.reduce(operator.and_, conditions) if conditions else None,
+            )
+        if isinstance(where, str):
+            table = table.filter(pa.array(_evaluate(where, table.select(queried))))
+        return table.select(list(columns))
+
+    def facts(self, network: str, split: str) -> dict[str, dict[str, Any]]:
+        """Return the columns `FACTS` of the tiles of a network's split, by tile, in order."""
+        rows = self.select(FACTS, network=network, split=split, refused=True).to_pylist()
+        return {row["tile"]: row for row in rows}
+
+
+def _evaluate(where: str, table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Evaluate a pandas query on every row of the columns it names."""
+    # pandas takes a quarter of a second to import, and only a query in words needs it.
+    import pandas as pd
+
+    # A query may name no column at all; the rows must be there all the same.
+    frame = table.to_pandas() if table.num_columns else pd.DataFrame(index=range(table.num_rows))
+    with translated(
+        ConfigError,
+        f"where: {where!r} is no query of the index ({{error}}); it is written as for "
+        "pandas.DataFrame.query, with the columns of the index",
+    ):
+        found = np.asarray(frame.eval(where, local_dict={}, global_dict={}))
+    if found.dtype != bool or found.shape != (table.num_rows,):
+        raise ConfigError(
+            f"where: {where!r} is not true or false for each tile; compare a column with a value"
+        )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingTiles:
+    """What determines a training beside its options: the tiles of a network, and their masks.
+
+    `mpp` is the median resolution of the training tiles, `mpp_max` the coarsest, `size_px` their
+    smallest side; `engine` made the masks.
+    """
+
+    fingerprint: str
+    engine: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    mpp: float
+    mpp_max: float
+    size_px: int
+
+
+def training_tiles(index: TileIndex, network: str, crop_px: int | None = None) -> TrainingTiles:
+    """Return the training and validation tiles of a network.
+
+    Raises:
+        TrainingError: when either subset is empty, or a tile is smaller than the crop.
+        ShardError: when the file is no index.
+    """
+    fingerprint, engine = index.fingerprint, index.mask_target
+    subsets = {split: index.facts(network, split) for split in ("train", "val")}
+    for split, purpose in (("train", "training"), ("val", "validation")):
+        if not subsets[split]:
+            raise TrainingError(
+                f"index: no tiles for {purpose} of {network}; at least one is needed; read the "
+                "funnel in the report, then loosen filter, add pairs, or check "
+                f"index.{network}_datasets, index.val_fraction and the sheet's splits"
+            )
+    train = [*subsets["train"].values()]
+    smallest = min((*train, *subsets["val"].values()), key=lambda row: row["size_px"])
+    if crop_px is not None and smallest["size_px"] < crop_px:
+        raise TrainingError(
+            f"{smallest['tile']}: {smallest['size_px']} px is smaller than crop_px {crop_px}; give "
+            "a smaller crop or none"
+        )
+    return TrainingTiles(
+        fingerprint,
+        engine,
+        tuple(subsets["train"]),
+        tuple(subsets["val"]),
+        float(np.median([row["mpp"] for row in train])),
+        max(row["mpp"] for row in train),
+        min(row["size_px"] for row in train),
+    )

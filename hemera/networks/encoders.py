@@ -1,0 +1,39 @@
+"""Encoders of the library timm."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+STEM_WIDTH = 64
+"""Channels of ResNet34's first map, whatever the width of its stages."""
+
+
+def resnet34(base_width: int = 64) -> nn.Module:
+    """Return an untrained ResNet34 without its classifier.
+
+    It maps (B, 3, H, W) to a list of five maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side, with
+    `resnet34_widths` channels. At base width 64 it is torchvision's, names of the weights included,
+    and its weights are drawn as torchvision draws them.
+
+    Args:
+        base_width: channels of the first stage; the others have 2, 4 and 8 times that.
+    """
+    # timm takes seconds to import, and commands that train nothing do not need it.
+    timm: Any = importlib.import_module("timm")
+    encoder: nn.Module = timm.create_model(
+        "resnet34",
+        pretrained=False,
+        features_only=True,
+        num_classes=0,
+        zero_init_last=False,
+        channels=resnet34_widths(base_width)[1:],
+    )
+    return encoder
+
+
+def resnet34_widths(base_width: int) -> tuple[int, ...]:
+    """Return the channels of the five maps of `resnet34`, finest first."""
+    return (STEM_WIDTH, *(base_width * factor for factor in (1, 2, 4, 8)))

@@ -1,0 +1,204 @@
+"""The batches of a training: their order, the processes that read them, the way to the device."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from hemera.config import TrainGenerationOptions, TrainSegmentationOptions
+from hemera.dataset.torch_dataset import TileDataset, apply_views
+from hemera.errors import HemeraError, TrainingError
+from hemera.training.checkpoint import TrainingState
+from hemera.training.session import Compute
+
+
+class TrainingSampler(Sampler[list[tuple[int, int]]]):
+    """The batches of a whole run, from any step on: each epoch is one shuffle of all tiles.
+
+    It is the `batch_sampler` of a loader; its keys are those of a `TileDataset`.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        epochs: int,
+        epoch: int = 1,
+        step: int = 0,
+        drop_last: bool = False,
+        accumulate: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """Order `count` tiles, beginning with batch `step`, from 0, of `epoch`.
+
+        Args:
+            count: number of tiles.
+            batch_size: tiles of a step, over all its parts and ranks.
+            seed: of the shuffles.
+            epochs: epochs in all.
+            epoch: the first epoch, from 1.
+            step: batches of it that are done.
+            drop_last: leave out a smaller last batch, as is always done with several parts or
+                ranks.
+            accumulate: parts of equal size that a batch is split into, one after the other.
+            rank: of this process, from 0: it gets its fraction of each part.
+            ranks: number of ranks.
+
+        Raises:
+            TrainingError: when the tiles do not make one whole batch and smaller ones are left out.
+        """
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epochs = epochs
+        self.epoch = epoch
+        self.step = step
+        self.drop_last = drop_last or accumulate * ranks > 1
+        self.accumulate = accumulate
+        self.rank = rank
+        self.ranks = ranks
+        if self.drop_last and count < batch_size:
+            raise TrainingError(
+                f"batch_size: {batch_size} tiles make a step and there are {count}; give a smaller "
+                "batch or more tiles"
+            )
+
+    @classmethod
+    def of_run(
+        cls,
+        count: int,
+        options: TrainGenerationOptions | TrainSegmentationOptions,
+        state: TrainingState,
+    ) -> Self:
+        """Return the sampler of the steps that a run has left."""
+        return cls(
+            count,
+            options.batch_size,
+            seed=options.seed,
+            epochs=options.epochs,
+            epoch=state.progress.epoch,
+            step=state.progress.step,
+            drop_last=options.whole_batches,
+            accumulate=options.accumulate,
+            rank=state.compute.ranks.rank,
+            ranks=state.compute.ranks.count,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch."""
+        batches = self.count / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches)
+
+    @property
+    def steps_left(self) -> int:
+        """Batches that remain."""
+        return (self.epochs - self.epoch + 1) * self.steps - self.step
+
+    def __len__(self) -> int:
+        """Return the number of parts that remain."""
+        return self.steps_left * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the keys of this rank of each part of each batch."""
+        for epoch in range(self.epoch, self.epochs + 1):
+            order = np.random.default_rng((0, self.seed, epoch)).permutation(self.count)
+            for step in range(self.step if epoch == self.epoch else 0, self.steps):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                parts = np.array_split(batch, self.accumulate * self.ranks)
+                for part in parts[self.rank :: self.ranks]:
+                    yield [(epoch, int(position)) for position in part]
+
+
+def training_loader(
+    tiles: TileDataset, sampler: TrainingSampler, workers: int, compute: Compute
+) -> DataLoader[dict[str, Any]]:
+    """Return the loader of all batches of a run; its workers start once, not once per epoch."""
+    return DataLoader(tiles, batch_sampler=sampler, num_workers=workers, **_settings(compute))
+
+
+def validation_loader(
+    tiles: TileDataset, batch_size: int, workers: int, compute: Compute
+) -> DataLoader[dict[str, Any]]:
+    """Return the loader of this rank's tiles, in order, as they are seen in validation.
+
+    It is iterated once for each validation.
+    """
+    ranks = compute.ranks
+    keys = [(0, position) for position in range(ranks.rank, len(tiles), ranks.count)]
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    workers = math.ceil(workers / 2)
+    return DataLoader(
+        tiles,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        **_settings(compute),
+    )
+
+
+def _settings(compute: Compute) -> dict[str, Any]:
+    return {
+        "pin_memory": compute.device.type == "cuda",
+        # Its own generator, so that the loader draws nothing from the run's.
+        "generator": torch.Generator(),
+        "worker_init_fn": functools.partial(_ignore_sigterm, compute.finished),
+    }
+
+
+def _ignore_sigterm(finished: Tensor, worker: int) -> None:
+    """Let a worker process survive a SIGTERM to the whole job until the run is over.
+
+    A cluster signals every process of a job; a worker that dies of it would end the run before its
+    checkpoint is written.
+    """
+
+    def handle(number: int, frame: object) -> None:
+        if bool(finished[0]):
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+def prefetch_to_device(
+    batches: Iterable[dict[str, Any]], device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Yield batches on the device, flipped and turned there, while the next is being copied."""
+
+    def send(batch: dict[str, Any]) -> dict[str, Any]:
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        return apply_views(moved) if "view" in moved else moved
+
+    waiting = None
+    try:
+        for batch in batches:
+            if device.type == "cpu":
+                yield batch
+                continue
+            following = send(batch)
+            if waiting is not None:
+                yield waiting
+            waiting = following
+    except HemeraError as error:
+        # From a worker process it comes with that process's traceback: the message is its last
+        # line.
+        message = str(error).strip().splitlines()[-1]
+        name = f"{type(error).__module__}.{type(error).__name__}: "
+        raise type(error)(message.removeprefix(name)) from None
+    if waiting is not None:
+        yield waiting

@@ -1,0 +1,377 @@
+"""The state of a training: its progress, its checkpoints, the files it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hemera import tables
+from hemera.config import TrainGenerationOptions, TrainingOptions, TrainSegmentationOptions
+from hemera.dataset.index import TrainingTiles
+from hemera.errors import TrainingError
+from hemera.io import atomic
+from hemera.io.faults import translated
+from hemera.networks import storage
+from hemera.training.session import Compute, find_device
+
+log = logging.getLogger(__name__)
+
+UNDIGESTED = ("workers", "checkpoint_minutes", "sample_tiles", "select")
+"""Options that change nothing that is trained, so that a run resumes when they change.
+
+`select` chooses between weights of which the checkpoint holds both.
+"""
+
+SETTLE_STEPS = 32
+"""Steps after which losses are read: each reading makes the GPU wait."""
+
+
+def run_digest(options: TrainingOptions, tiles: TrainingTiles, **more: str) -> str:
+    """Return a short digest of everything that determines a run: the name of its checkpoints."""
+    values = options.model_dump()
+    for name in UNDIGESTED:
+        values.pop(name, None)
+    # auto stands for the device it finds; on a GPU the processor's threads sum up nothing.
+    values["device"] = find_device(options.device).type
+    if values["device"] == "cuda":
+        del values["torch_threads"]
+    described = {
+        "section": options.section,
+        "version": options.version,
+        "options": values,
+        "fingerprint": tiles.fingerprint,
+        "engine": tiles.engine,
+        "train": tiles.train,
+        "val": tiles.val,
+        **more,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is, and its history: what a checkpoint stores beside the tensors."""
+
+    epoch: int = 1
+    step: int = 0  # steps done in this epoch
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # of this epoch, over tiles
+    seen: int = 0  # tiles of this epoch
+    history: list[tuple[int, str, str, float]] = dataclasses.field(default_factory=list)
+    best_epoch: int = 0
+    best_value: float = -math.inf
+
+    def add(self, losses: Mapping[str, float], tiles: int) -> None:
+        """Add one step's losses, each a mean over so many tiles."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * tiles
+        self.seen += tiles
+        self.step += 1
+
+    def close_epoch(self, rate: float, validated: Mapping[str, float]) -> None:
+        """Append the epoch to the history and begin the next."""
+        means = {name: total / self.seen for name, total in self.sums.items()}
+        for split, values in (
+            ("train", {**means, "learning_rate": rate}), ("val", validated)
+        ):  # fmt: skip
+            self.history += [(self.epoch, split, name, value) for name, value in values.items()]
+        self.epoch += 1
+        self.step = self.seen = 0
+        self.sums = {}
+
+    def of(self, epoch: int) -> dict[str, float]:
+        """Return the values of an epoch by split/quantity."""
+        return {
+            f"{split}/{name}": value
+            for number, split, name, value in self.history
+            if number == epoch
+        }
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """The networks and optimisers of a run by name, its progress, and its folder.
+
+    `best` holds the weights of the best epoch so far of the network named by `kept`. With several
+    ranks all call these methods, and the first one writes.
+    """
+
+    folder: Path
+    modules: dict[str, nn.Module]
+    optimisers: dict[str, torch.optim.Optimizer]
+    kept: str
+    minutes: float
+    compute: Compute
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    best: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    _pending: list[tuple[dict[str, Tensor], list[str]]] = dataclasses.field(default_factory=list)
+    _saved_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint."""
+        return self.folder / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Write a checkpoint atomically."""
+        ranks = self.compute.ranks
+        state = {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimisers": {name: each.state_dict() for name, each in self.optimisers.items()},
+            "scaler": self.compute.scaler.state_dict(),
+            "progress": dataclasses.asdict(self.progress),
+            "best": self.best,
+            # The random states of each rank: its processor's, then its GPU's.
+            "random": ranks.gather([_random_state()]),
+            # Within an epoch each rank has seen other tiles.
+            "statistics": ranks.gather(
+                [
+                    {
+                        name: {key: buffer.cpu() for key, buffer in module.named_buffers()}
+                        for name, module in self.modules.items()
+                    }
+                ]
+            ),
+        }
+        if ranks.first:
+            with atomic.replacing(self.path) as temporary:
+                torch.save(state, temporary)
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> bool:
+        """Load the checkpoint, if there is one.
+
+        Raises:
+            TrainingError: when it is damaged or of other networks.
+        """
+        if not self.path.exists():
+            others = sum(path.is_dir() for path in self.folder.parent.glob("*"))
+            log.info("a new run, %s; runs of other options beside it: %d", self.folder, others)
+            return False
+        state = storage.read_weights(self.path, remedy="delete it to begin this run again")
+        with translated(
+            TrainingError,
+            f"{self.path}: not a checkpoint of this run ({{error}}); delete it to begin again",
+        ):
+            for name, module in self.modules.items():
+                storage.load_into(module, state["modules"][name], f"{self.path} ({name})")
+            for name, optimiser in self.optimisers.items():
+                optimiser.load_state_dict(state["optimisers"][name])
+            if state["scaler"]:
+                self.compute.scaler.load_state_dict(state["scaler"])
+            history = [tuple(entry) for entry in state["progress"]["history"]]
+            self.progress = Progress(**{**state["progress"], "history": history})
+            self.best = state["best"]
+            rank = self.compute.ranks.rank
+            for name, buffers in state["statistics"][rank].items():
+                self.modules[name].load_state_dict(buffers, strict=False)
+            own, *gpu = state["random"][rank]
+            torch.set_rng_state(own)
+            if gpu and torch.cuda.is_initialized():
+                torch.cuda.set_rng_state(gpu[0])
+        log.info("resumed at epoch %d, step %d", self.progress.epoch, self.progress.step)
+        return True
+
+    def add_step(self, losses: dict[str, Tensor], tiles: list[str]) -> None:
+        """Add a step's losses, means over this rank's tiles; they are read by `settle`."""
+        self._pending.append((losses, tiles))
+
+    def must_settle(self, steps: int, stop: threading.Event) -> bool:
+        """Return whether losses are to be read now: often enough, and before a checkpoint.
+
+        Several ranks, which then wait for each other, do so at fixed steps only.
+
+        Args:
+            steps: steps of an epoch.
+            stop: whether the run was asked to stop.
+        """
+        count = len(self._pending)
+        if count == SETTLE_STEPS or self.progress.step + count == steps:
+            return True
+        return self.compute.ranks.count == 1 and (self._checkpoint_due() or stop.is_set())
+
+    def settle(self, steps: int, stop: threading.Event) -> dict[str, float]:
+        """Read the losses of the steps since the last call, and write a checkpoint when it is due.
+
+        Returns:
+            This rank's mean losses over these steps.
+
+        Raises:
+            TrainingError: when a loss is not finite, naming the tiles; when the run was asked to
+                stop, after a checkpoint.
+        """
+        names = list(self._pending[0][0])
+        values = torch.stack(
+            [torch.stack([loss.detach().float() for loss in found.values()])
+             for found, _ in self._pending]
+        )  # fmt: skip
+        self._check_finite(names, values)
+        ranks = self.compute.ranks
+        for row, (_, tiles) in zip(ranks.average(values).tolist(), self._pending, strict=True):
+            self.progress.add(dict(zip(names, row, strict=True)), len(tiles) * ranks.count)
+        self._pending = []
+        if ranks.any(stop.is_set()):
+            self.save()
+            raise TrainingError(
+                f"stopped at epoch {self.progress.epoch}, step {self.progress.step} of {steps}; "
+                "the checkpoint is written: run the stage again to resume"
+            )
+        if ranks.any(self._checkpoint_due()):
+            self.save()
+        return dict(zip(names, values.mean(0).tolist(), strict=True))
+
+    def _checkpoint_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.minutes * 60
+
+    def _check_finite(self, names: list[str], values: Tensor) -> None:
+        bad = [
+            (number, name, value, ", ".join(tiles))
+            for number, (row, (_, tiles)) in enumerate(
+                zip(values.tolist(), self._pending, strict=True), self.progress.step + 1
+            )
+            for name, value in zip(names, row, strict=True)
+            if not math.isfinite(value)
+        ]
+        # The first of all ranks: after it the gradients of every rank are not finite.
+        if found := self.compute.ranks.gather(bad[:1]):
+            number, name, value, tiles = min(found, key=lambda one: one[0])
+            raise TrainingError(
+                f"epoch {self.progress.epoch}, step {number}: loss {name} is {value} on the tiles "
+                f"{tiles}; look at them in the report, or lower learning_rate"
+            )
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of all optimisers."""
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+    def average_statistics(self) -> None:
+        """Average the running statistics of all networks over the ranks."""
+        for module in self.modules.values():
+            self.compute.ranks.average_statistics(module)
+
+    def update_best(self, value: float, validated: Mapping[str, float]) -> bool:
+        """Keep the weights of the epoch just run when `value` is the highest so far.
+
+        Raises:
+            TrainingError: when a validation measure is not a number.
+        """
+        progress = self.progress
+        if wrong := [name for name, each in validated.items() if math.isnan(each)]:
+            raise TrainingError(
+                f"epoch {progress.epoch}: validation gives no number for {', '.join(wrong)}; lower "
+                "learning_rate, or set precision: float32"
+            )
+        if not value > progress.best_value:
+            return False
+        progress.best_value, progress.best_epoch = value, progress.epoch
+        self.best = {
+            name: tensor.detach().cpu().clone()
+            for name, tensor in self.modules[self.kept].state_dict().items()
+        }
+        return True
+
+    def write_weights(self, names: list[str], metadata: Mapping[str, Any]) -> None:
+        """Write the present weights and their JSON into the folder under each of the names."""
+        if self.compute.ranks.first:
+            state = self.modules[self.kept].state_dict()
+            for name in names:
+                storage.write_weights(self.folder / f"{name}.safetensors", state)
+                storage.write_metadata(self.folder / f"{name}.json", metadata)
+
+    def write_results(
+        self,
+        selected: str,
+        describe: Callable[[int], dict[str, Any]],
+        *,
+        weights: Path,
+        metadata: Path,
+        table: Path,
+    ) -> None:
+        """Write the outputs of the stage, by the first rank.
+
+        Args:
+            selected: last or best: the epoch whose weights are written.
+            describe: returns the JSON beside the weights of an epoch.
+            weights: written, safetensors.
+            metadata: written, JSON.
+            table: written, `tables.HISTORY`.
+        """
+        if not self.compute.ranks.first:
+            return
+        best = selected == "best"
+        module = self.modules[self.kept]
+        storage.write_weights(weights, self.best if best else module.state_dict())
+        last_epoch = self.progress.epoch - 1
+        storage.write_metadata(metadata, describe(self.progress.best_epoch if best else last_epoch))
+        names = tables.HISTORY.names
+        rows = [dict(zip(names, entry, strict=True)) for entry in self.progress.history]
+        tables.write(table, rows, tables.HISTORY)
+
+
+def _random_state() -> list[Tensor]:
+    own = [torch.get_rng_state()]
+    return [*own, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else own
+
+
+@contextlib.contextmanager
+def catch_sigterm() -> Iterator[threading.Event]:
+    """Set an event on SIGTERM, which a cluster sends before it kills, instead of ending."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def describe_run(
+    state: TrainingState,
+    options: TrainGenerationOptions | TrainSegmentationOptions,
+    tiles: TrainingTiles,
+    epoch: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the JSON beside the weights of an epoch; it holds no time and no path.
+
+    Args:
+        state: of the run.
+        options: of the stage.
+        tiles: of the run.
+        epoch: whose weights they are.
+        more: further entries: network (generation or segmentation) and model, its arguments.
+    """
+    parameters = list(state.modules[state.kept].parameters())
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "options": options.model_dump(),
+        "options_version": options.version,
+        "seed": options.seed,
+        "index_fingerprint": tiles.fingerprint,
+        "mask_engine": tiles.engine,
+        "mpp": tiles.mpp,
+        "mpp_max": tiles.mpp_max,
+        "tile_px": options.crop_px or tiles.size_px,
+        "tiles": {"train": len(tiles.train), "val": len(tiles.val)},
+        "epoch": epoch,
+        "best_epoch": state.progress.best_epoch,
+        "versions": storage.versions(),
+        **more,
+    }

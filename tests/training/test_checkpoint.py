@@ -1,0 +1,241 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from hemera.config import TrainGenerationOptions
+from hemera.dataset.index import TrainingTiles
+from hemera.errors import ShardError, TrainingError
+from hemera.networks import storage
+from hemera.stages import train_generation
+from hemera.training.checkpoint import Progress, TrainingState, run_digest
+from tests.small_index import write_index
+from tests.small_networks import cpu_compute
+
+ROOT = Path(__file__).parents[2]
+
+OPTIONS = TrainGenerationOptions(
+    network="unet_32", base_width=4, discriminator_width=4, crop_px=64, epochs=3,
+    decay_from_epoch=1, device="cpu", torch_threads=1, workers=0, checkpoint_minutes=1e-9,
+)  # fmt: skip
+
+TILES = TrainingTiles("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
+
+
+def paths(folder: Path) -> dict[str, Path]:
+    return {
+        "checkpoints": folder / "checkpoints",
+        "generator": folder / "generator.safetensors",
+        "metadata": folder / "metadata.json",
+        "history": folder / "history.parquet",
+    }
+
+
+def make_state(folder: Path, width: int = 3) -> TrainingState:
+    net = nn.Sequential(nn.Conv2d(2, width, 1), nn.BatchNorm2d(width))
+    optimisers = {"net": torch.optim.Adam(net.parameters())}
+    return TrainingState(folder, {"net": net}, optimisers, "net", 60, cpu_compute())
+
+
+def test_progress_weighs_losses_by_tiles():
+    progress = Progress()
+    progress.add({"total": 1.0}, 2)
+    progress.add({"total": 4.0}, 1)
+    assert progress.step == 2
+    progress.close_epoch(0.1, {"f1": 0.5})
+    assert progress.history == [
+        (1, "train", "total", 2.0), (1, "train", "learning_rate", 0.1), (1, "val", "f1", 0.5),
+    ]  # fmt: skip
+    assert progress.of(1) == {"train/total": 2.0, "train/learning_rate": 0.1, "val/f1": 0.5}
+    assert (progress.epoch, progress.step, progress.seen, progress.sums) == (2, 0, 0, {})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_the_tiles_of_its_step(value, tmp_path):
+    """Losses are read some steps later; the step that is named is the one that failed."""
+    state = make_state(tmp_path)
+    state.progress.epoch, state.progress.step = 3, 4
+    good = {"adversarial": torch.tensor(1.0), "dice": torch.tensor(0.5)}
+    state.add_step(good, ["x", "y"])
+    state.add_step(good | {"dice": torch.tensor(value)}, ["a", "b"])
+    state.add_step(good, ["x", "y"])
+    with pytest.raises(
+        TrainingError, match=r"epoch 3, step 6: loss dice is \w+ on the tiles a, b;"
+    ):
+        state.settle(9, threading.Event())
+
+
+def test_losses_are_read_at_fixed_steps_and_before_a_checkpoint(tmp_path):
+    state, stop = make_state(tmp_path), threading.Event()
+    due = []
+    for _ in range(40):
+        state.add_step({"total": torch.tensor(1.0)}, ["x"])
+        due.append(state.must_settle(40, stop))
+        if due[-1]:
+            assert state.settle(40, stop) == {"total": 1.0}
+    assert [step for step, now in enumerate(due, 1) if now] == [32, 40]
+    assert not state.path.exists()
+    state.progress.close_epoch(0.1, {})
+    state.add_step({"total": torch.tensor(1.0)}, ["x"])
+    stop.set()
+    assert state.must_settle(40, stop)
+    with pytest.raises(TrainingError, match="stopped at epoch 2, step 1 of 40"):
+        state.settle(40, stop)
+    assert state.path.exists()
+
+
+def test_the_best_epoch_is_kept_and_survives_a_checkpoint(tmp_path):
+    state = make_state(tmp_path)
+    weight = state.modules["net"][0].weight
+    for epoch, value in enumerate((0.2, 0.7, 0.5), 1):
+        nn.init.constant_(weight, epoch)
+        assert state.update_best(value, {"f1": value}) == (epoch < 3)
+        state.progress.close_epoch(0.1, {})
+    assert state.progress.best_epoch == 2
+    state.save()
+    other = make_state(tmp_path)
+    assert other.resume()
+    assert (other.best["0.weight"] == 2).all()
+    assert (other.modules["net"][0].weight == 3).all()
+    assert other.progress == state.progress
+    assert not make_state(tmp_path / "elsewhere").resume()
+
+
+def test_a_checkpoint_that_does_not_fit_is_an_error_that_names_it(tmp_path):
+    make_state(tmp_path).save()
+    with pytest.raises(TrainingError, match=r"0.weight is \(3, 2, 1, 1\), wanted \(5, 2, 1, 1\)"):
+        make_state(tmp_path, 5).resume()
+    torch.save({"modules": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(TrainingError, match=r"checkpoint.pt: not a checkpoint .*; delete it"):
+        make_state(tmp_path).resume()
+
+
+def test_checkpoints_are_named_by_what_determines_the_run():
+    own = run_digest(OPTIONS, TILES)
+    same = {"workers": 3, "checkpoint_minutes": 4, "sample_tiles": 0, "select": "best"}
+    assert run_digest(OPTIONS.replace(**same), TILES) == own
+    if not torch.cuda.is_available():
+        assert run_digest(OPTIONS.replace(device="auto"), TILES) == own
+    others = [
+        run_digest(OPTIONS.replace(seed=1), TILES),
+        run_digest(OPTIONS, dataclasses.replace(TILES, fingerprint="g")),
+        run_digest(OPTIONS, dataclasses.replace(TILES, train=("a", "c"))),
+        run_digest(OPTIONS, TILES, generator="x"),
+    ]
+    assert len({own, *others}) == 5
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hemera.stages import train_generation
+from hemera.training.checkpoint import TrainingState
+from tests.training.test_checkpoint import OPTIONS, paths
+
+save = TrainingState.save
+
+
+def save_and_die(state):
+    # Killed two steps after the last checkpoint, in the middle of the second of three epochs.
+    if (state.progress.epoch, state.progress.step) == (2, 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (state.progress.epoch, state.progress.step) != (2, 2):
+        save(state)
+
+
+TrainingState.save = save_and_die
+train_generation.run(index=Path(sys.argv[1]), options=OPTIONS, **paths(Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    index = write_index(tmp_path / "results", train=7)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train_generation.run(index=index, options=OPTIONS, **paths(whole))
+
+    command = [sys.executable, "-c", KILLED, str(index), str(broken)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (broken / "generator.safetensors").exists()
+    (checkpoint,) = broken.glob("checkpoints/*/checkpoint.pt")
+    progress = storage.read_weights(checkpoint)["progress"]
+    assert (progress["epoch"], progress["step"]) == (2, 1)
+
+    train_generation.run(index=index, options=OPTIONS, **paths(broken))
+    for name in ("generator.safetensors", "metadata.json"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    first, second = (pq.read_table(folder / "history.parquet") for folder in (whole, broken))
+    assert first.equals(second)
+    weights = safetensors.torch.load_file(whole / "generator.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+TERMINATED = """
+import sys, time
+from pathlib import Path
+from hemera.stages import train_generation
+from tests.training.test_checkpoint import OPTIONS, paths
+
+step = train_generation.train_step
+
+
+def slow(*arguments):
+    print("step", flush=True)
+    time.sleep(0.3)
+    return step(*arguments)
+
+
+train_generation.train_step = slow
+options = OPTIONS.replace(workers=2, checkpoint_minutes=60, epochs=30)
+train_generation.run(index=Path(sys.argv[1]), options=options, **paths(Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_to_every_process_of_a_job_leaves_a_checkpoint(tmp_path):
+    """A cluster signals the worker processes too."""
+    index = write_index(tmp_path / "results", train=7)
+    job = subprocess.Popen(
+        [sys.executable, "-c", TERMINATED, str(index), str(tmp_path)],
+        cwd=ROOT, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for _ in range(3):
+        assert job.stdout.readline() == "step\n"
+    os.killpg(job.pid, signal.SIGTERM)
+    _, printed = job.communicate(timeout=60)
+    assert "stopped at epoch 1" in printed.splitlines()[-1]
+    (checkpoint,) = tmp_path.glob("checkpoints/*/checkpoint.pt")
+    assert storage.read_weights(checkpoint)["progress"]["step"] >= 3
+
+
+def test_a_validation_without_a_number_ends_the_run(tmp_path, monkeypatch):
+    index = write_index(tmp_path / "results")
+    lost = {"reconstruction": float("nan"), "psnr_db": 20.0, "ssim": 0.5}
+    monkeypatch.setattr(train_generation, "validate", lambda *_: lost)
+    with pytest.raises(TrainingError, match=r"epoch 1: .* no number for reconstruction; lower"):
+        train_generation.run(index=index, options=OPTIONS, **paths(tmp_path))
+    assert not (tmp_path / "generator.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_worker_process_is_one_line(tmp_path, workers):
+    index = write_index(tmp_path / "results", train=7)
+    shard = tmp_path / "results" / "tile" / "unit.tar"
+    shard.write_bytes(shard.read_bytes()[:4000])
+    options = OPTIONS.replace(workers=workers, dice_threshold=0.2, sample_tiles=0)
+    with pytest.raises(ShardError) as caught:
+        train_generation.run(index=index, options=options, **paths(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+    assert "unit.tar" in str(caught.value)
+    assert "hemera.errors" not in str(caught.value)
