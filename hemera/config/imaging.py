@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from hemera.config.base import Options, option
+from hemera.sheet import MPP_BOUNDS
 
 
 class DescribeOptions(Options):
@@ -52,10 +53,12 @@ class DescribeOptions(Options):
         40_000.0, "tissue regions below this area are removed, um^2", ge=0
     )
     mpp_min: float = option(
-        0.05, "finest plausible resolution of a slide, um per pixel; a finer one is an error", gt=0
+        MPP_BOUNDS[0],
+        "finest plausible resolution of a slide, um per pixel; a finer one is an error",
+        gt=0,
     )
     mpp_max: float = option(
-        20.0,
+        MPP_BOUNDS[1],
         "coarsest plausible resolution of a slide, um per pixel; a coarser one is an error",
         gt=0,
     )
@@ -77,7 +80,7 @@ class TileOptions(Options):
     """Tiles of both stains, measured in the pass that reads them."""
 
     section: ClassVar[str] = "tile"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     size_px: int = option(512, "side of a tile, px", ge=32, le=4096, paper="512")
     mpp: float | None = option(

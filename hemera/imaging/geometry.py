@@ -12,15 +12,16 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 Points = npt.NDArray[np.float64]
 
 EQUAL_MPP = 1e-3
-"""Two resolutions that differ by less than this share are the same: half a pixel over a tile."""
+"""Two resolutions with a smaller relative difference are the same: half a pixel over a tile."""
 
 
 def same_mpp(a: float, b: float) -> bool:
-    """Tell whether two resolutions are the same to the accuracy scanners state them."""
+    """Return whether two resolutions are the same to the accuracy scanners state them."""
     return abs(a - b) <= EQUAL_MPP * max(a, b)
 
 
@@ -82,13 +83,13 @@ def _corners(length: int, side: float, stride: float) -> npt.NDArray[np.int64]:
     return corners
 
 
-def tissue_share(
+def tissue_fraction(
     outline: npt.NDArray[np.bool_],
     size_px: tuple[int, int],
     corners_px: npt.NDArray[np.int64],
     side_px: float,
 ) -> npt.NDArray[np.float64]:
-    """Return the share of each tile that lies in an outline, by exact area.
+    """Return the fraction of each tile that lies in an outline, by exact area.
 
     Args:
         outline: (H, W), covers the image from edge to edge.
@@ -119,8 +120,8 @@ def tissue_share(
         return result
 
     inside = upto(right, bottom) - upto(left, bottom) - upto(right, top) + upto(left, top)
-    share: npt.NDArray[np.float64] = inside / (side_px * scale_x * side_px * scale_y)
-    return share.clip(0.0, 1.0)
+    fraction: npt.NDArray[np.float64] = inside / (side_px * scale_x * side_px * scale_y)
+    return fraction.clip(0.0, 1.0)
 
 
 def spread_lattice(
@@ -150,35 +151,22 @@ def lattice_count(step: int, size: int) -> int:
     return -(-size // step) + 2
 
 
-def polygon_share(
-    polygons: Sequence[Sequence[npt.NDArray[np.float64]]],
-    corners_px: npt.NDArray[np.int64],
-    side_px: float,
+def polygon_fraction(
+    polygons: Sequence[Sequence[Points]], corners_px: npt.NDArray[np.int64], side_px: float
 ) -> npt.NDArray[np.float64]:
-    """Return the share of each tile that lies inside polygons, to about a hundredth.
+    """Return the fraction of each tile that lies inside the union of polygons, by exact area.
 
     Args:
-        polygons: of each, its outer ring and its holes, (M, 2) level-0 points (x, y); a point
-            counts once however many polygons hold it.
+        polygons: of each, its outer ring and its holes, (M, 2) level-0 points (x, y).
         corners_px: (N, 2) top-left corners of the tiles.
         side_px: their side.
+
+    Returns:
+        (N,) between 0 and 1.
     """
-    raster = 64
-    shares = np.zeros(len(corners_px))
-    boxes = [(rings[0].min(axis=0), rings[0].max(axis=0)) for rings in polygons]
-    for n, corner in enumerate(corners_px.astype(np.float64)):
-        inside = np.zeros((raster, raster), np.uint8)
-        for rings, (low, high) in zip(polygons, boxes, strict=True):
-            if (high <= corner).any() or (low >= corner + side_px).any():
-                continue
-            # fillPoly takes pixel centres at the integers, in 1/256 px, and knows holes as the
-            # even-odd rule does.
-            scaled = [
-                np.rint(np.clip((ring - corner) * (raster / side_px) - 0.5, -3e4, 3e4) * 256)
-                for ring in rings
-            ]
-            own = np.zeros_like(inside)
-            cv2.fillPoly(own, [ring.astype(np.int32) for ring in scaled], (1,), shift=8)
-            inside |= own
-        shares[n] = inside.mean()
-    return shares
+    shapes = [shapely.Polygon(rings[0], rings[1:]) for rings in polygons]
+    region = shapely.union_all(shapely.make_valid(shapes))
+    x, y = corners_px.T
+    tiles = shapely.box(x, y, x + side_px, y + side_px)
+    fraction: npt.NDArray[np.float64] = shapely.area(shapely.intersection(tiles, region))
+    return fraction / side_px**2

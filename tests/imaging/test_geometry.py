@@ -6,10 +6,10 @@ from hemera.imaging.geometry import (
     grid_positions,
     lattice_count,
     level_downsample,
-    polygon_share,
+    polygon_fraction,
     same_mpp,
     spread_lattice,
-    tissue_share,
+    tissue_fraction,
 )
 
 
@@ -62,7 +62,7 @@ def test_fractional_sides_do_not_drift():
     assert (corners + side <= (20_000, 3_000)).all()
 
 
-def test_tissue_share_is_an_exact_area(rng):
+def test_tissue_fraction_is_an_exact_area(rng):
     outline = rng.random((13, 29)) < 0.4
     size = 29 * 7, 13 * 7
     corners = np.array([[0, 0], [3, 5], [100, 31], [170, 60], [190, 80]])
@@ -73,7 +73,7 @@ def test_tissue_share_is_an_exact_area(rng):
     for x, y in corners:
         part = fine[y * 10 : int((y + side) * 10), x * 10 : int((x + side) * 10)]
         expected.append(part.sum() / (side * 10) ** 2)
-    assert tissue_share(outline, size, corners, side) == pytest.approx(expected, abs=1e-9)
+    assert tissue_fraction(outline, size, corners, side) == pytest.approx(expected, abs=1e-9)
 
 
 def lattice_of(function, step, size):
@@ -107,24 +107,17 @@ def test_the_lattice_follows_a_smooth_field_to_a_twentieth_of_a_pixel():
         assert np.abs(spread - dense_of(bent, 512)).max() < 0.05
 
 
-def test_polygon_share_counts_holes_and_overlaps():
+def test_polygon_fraction_is_an_exact_area_with_holes_and_overlaps():
     outer = np.array([[0, 0], [100, 0], [100, 60], [0, 60]], float)
     hole = np.array([[20, 20], [40, 20], [40, 40], [20, 40]], float)
-    corners = np.array([[0, 0], [80, 40], [20, 20], [300, 300]])
-    share = polygon_share([[outer, hole]], corners, 40)
-    assert share == pytest.approx([1 - 0.25, 0.25, 0.75, 0.0], abs=0.03)
-    # The same area twice is that area once.
-    assert polygon_share([[outer], [outer]], corners, 40) == pytest.approx(
-        [1, 0.25, 1, 0], abs=0.03
+    corners = np.array([[0, 0], [80, 40], [20, 20], [300, 300], [90, 0]])
+    assert polygon_fraction([[outer, hole]], corners, 40) == pytest.approx(
+        [0.75, 0.25, 0.75, 0, 0.25]
     )
+    # The same area twice is that area once.
+    assert polygon_fraction([[outer], [outer]], corners, 40) == pytest.approx([1, 0.25, 1, 0, 0.25])
 
 
-def test_polygon_share_tells_x_from_y():
-    strip = np.array([[0, 0], [500, 0], [500, 20], [0, 20]], float)
-    share = polygon_share([[strip]], np.array([[400, 0], [0, 400]]), 40)
-    assert share == pytest.approx([0.5, 0.0], abs=0.03)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20251)
+def test_a_ring_that_crosses_itself_encloses_both_its_loops():
+    bow = np.array([[0, 0], [40, 40], [40, 0], [0, 40]], float)
+    assert polygon_fraction([[bow]], np.array([[0, 0]]), 40) == pytest.approx(0.5)

@@ -623,7 +623,7 @@ def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
     assert len(unit.tile(**arguments, bad_tiles_max=0.5)) == 12
 
 
-GOLDEN = {3: "9d59315fd6db1a75"}
+GOLDEN = {4: "9d59315fd6db1a75"}
 
 
 def test_golden(slides):

@@ -1,0 +1,272 @@
+"""Tiles of a pair of slides: where they lie, reading both stains, measuring and encoding them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import TileOptions
+from hemera.imaging.codecs import encode
+from hemera.imaging.color import DENSITY_STEP, density, saturation
+from hemera.imaging.geometry import (
+    Points,
+    grid_positions,
+    polygon_fraction,
+    same_mpp,
+    tissue_fraction,
+)
+from hemera.imaging.quality import histogram_similarity, sharpness
+from hemera.imaging.resample import halved
+from hemera.imaging.slide import Slide
+from hemera.registration.displacement import Displacement, folding_fraction
+from hemera.registration.warping import read_displaced
+from hemera.sheet import Pair
+
+RGB = npt.NDArray[np.uint8]
+Corners = npt.NDArray[np.int64]
+
+UPSAMPLING_MAX = {"he": 0.01, "her2": 0.10}
+"""By how much the tiles' resolution may be finer than an image's own: scanners differ by less, and
+HER2 is resampled through the displacement anyway."""
+
+ROI_FRACTION_MIN = 0.5
+"""A tile belongs to the region of interest when at least this fraction of it lies inside."""
+
+
+class NotTiled(Exception):
+    """A pair that yields no tiles: a state of `tables.PAIRS`, and the reason as message."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
+
+
+@dataclasses.dataclass
+class Outcome:
+    """A row of `tables.PAIRS`."""
+
+    pair: str
+    registration: str
+    state: str = "tiled"
+    reason: str | None = None
+    tiles_grid: int = 0
+    tiles_tissue: int = 0
+    tiles_unreadable: int = 0
+    tiles_written: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One tile: its row of `tables.TILE` as far as it is measured, and both images encoded."""
+
+    row: dict[str, Any]
+    he: bytes
+    her2: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """What all tiles of a pair have in common.
+
+    Attributes:
+        pair: the pair.
+        he: the H&E slide.
+        her2: the HER2 slide.
+        displacement: from H&E to HER2; None for a pair that comes registered.
+        saturation_min: lowest saturation of tissue on H&E, 0 to 1.
+        density_min: lowest optical density of tissue on HER2.
+        options: settings.
+    """
+
+    pair: Pair
+    he: Slide
+    her2: Slide
+    displacement: Displacement | None
+    saturation_min: float
+    density_min: float
+    options: TileOptions
+
+    @functools.cached_property
+    def mpp(self) -> float:
+        """Resolution of the tiles, um/px; where a level of H&E nearly has it, that of the level."""
+        wanted = self.options.mpp or self.he.mpp
+        return next((mpp for mpp in self.he.level_mpps if same_mpp(wanted, mpp)), wanted)
+
+    @property
+    def side_px(self) -> float:
+        """Side of a tile on level 0 of H&E."""
+        return self.options.size_px * self.mpp / self.he.mpp
+
+    @property
+    def _on_one_grid(self) -> bool:
+        """Whether both images have one resolution: registered, they match pixel by pixel."""
+        return same_mpp(self.he.mpp, self.her2.mpp)
+
+    @property
+    def _her2_mpp(self) -> float:
+        """Resolution to read HER2 with where it comes registered."""
+        return self.mpp * self.her2.mpp / self.he.mpp if self._on_one_grid else self.mpp
+
+    def positions(
+        self, outline: npt.NDArray[np.bool_], roi: Sequence[Sequence[Points]] | None, to: Outcome
+    ) -> Corners:
+        """Return the positions of tiles with tissue, inside the region of interest.
+
+        Args:
+            outline: (H, W), the tissue of H&E from edge to edge.
+            roi: polygons on H&E, level-0 pixels; None: the whole slide.
+            to: where the numbers of positions are noted.
+
+        Returns:
+            (N, 2) top-left corners (x, y) on level 0 of H&E, at least one.
+
+        Raises:
+            NotTiled: when there is no such position, or an image is too coarse for the tiles.
+        """
+        name, size, side = self.he.path.name, self.he.size_px, self.side_px
+        self._check_mpp()
+        if min(size) + 1e-6 < side:
+            raise NotTiled(
+                "refused",
+                f"{name}: {size[0]} x {size[1]} px at {self.he.mpp:.4g} um/px is smaller than a "
+                f"tile of {side:.0f} px; lower tile.size_px",
+            )
+        stride = (self.options.stride_px or self.options.size_px) * self.mpp / self.he.mpp
+        corners = grid_positions(*size, side, stride)
+        to.tiles_grid = len(corners)
+        floor = max(self.options.tissue_floor, 1e-9)
+        corners = corners[tissue_fraction(outline, size, corners, side) >= floor]
+        to.tiles_tissue = len(corners)
+        if not len(corners):
+            raise NotTiled(
+                "no_tissue",
+                f"{name}: none of {to.tiles_grid} positions has {self.options.tissue_floor:.0%} "
+                "tissue; lower tile.tissue_floor",
+            )
+        if roi is not None:
+            corners = corners[polygon_fraction(roi, corners, side) >= ROI_FRACTION_MIN]
+        if not len(corners):
+            raise NotTiled(
+                "no_tissue",
+                f"roi: none of {to.tiles_tissue} positions with tissue lies inside; draw it on "
+                "level-0 pixels of the H&E slide",
+            )
+        return corners
+
+    def _check_mpp(self) -> None:
+        for stain, slide in (("he", self.he), ("her2", self.her2)):
+            too_coarse = slide.mpp > self.mpp * (1 + UPSAMPLING_MAX[stain])
+            if too_coarse and not self.options.upsample:
+                raise NotTiled(
+                    "refused",
+                    f"{slide.path.name}: {slide.mpp:.4g} um/px is coarser than the tiles' "
+                    f"{self.mpp:.4g}; set tile.mpp to {max(self.he.mpp, self.her2.mpp):.4g} or "
+                    "more, or tile.upsample: true",
+                )
+
+    def tile(self, corner: npt.NDArray[np.int64]) -> Tile:
+        """Read, measure and encode the tile at a position.
+
+        Raises:
+            SlideError: when its pixels cannot be decoded.
+        """
+        x, y = corner.tolist()
+        size, options = self.options.size_px, self.options
+        he = self.he.read(x, y, size, size, self.mpp)
+        her2, coverage, (her2_x, her2_y) = self._read_her2(x, y)
+        row = {
+            "tile": f"{self.pair.pair}_{x:06d}_{y:06d}",
+            "pair": self.pair.pair,
+            "x_px": x,
+            "y_px": y,
+            "her2_x_px": her2_x,
+            "her2_y_px": her2_y,
+            "size_px": size,
+            "mpp": self.mpp,
+            "he_mpp": self.he.mpp,
+            "her2_mpp": self.her2.mpp,
+            "registration_error_um": None,
+            "registration_ncc": None,
+            "registration_margin": None,
+            "her2_coverage_fraction": coverage,
+            "folding_fraction": self._folding(x, y),
+            **self._measure(he, her2),
+        }
+        stored_he = stored_her2 = None
+        if options.codec == "jpeg" and options.copy_stored:
+            stored_he = self.he.stored_jpeg(x, y, size, size, self.mpp)
+            # HER2 is on the grid of H&E where both come registered at one resolution.
+            if self.displacement is None and not self.pair.mirrored and self._on_one_grid:
+                stored_her2 = self.her2.stored_jpeg(x, y, size, size, self._her2_mpp)
+        return Tile(
+            row,
+            stored_he or encode(he, options.codec, options.quality),
+            stored_her2 or encode(her2, options.codec, options.quality),
+        )
+
+    def _measure(self, he: RGB, her2: RGB) -> dict[str, float | None]:
+        """Measure tissue, sharpness and similarity.
+
+        Colours at half the resolution, at which chroma is stored anyway: a quarter of the cost.
+        """
+        small_he, small_her2 = halved(he), halved(her2)
+        tissue = saturation(small_he) > self.saturation_min * 255
+        absorbing = density(small_her2, self.her2.background) > self.density_min / DENSITY_STEP
+        return {
+            "tissue_fraction": cv2.countNonZero(tissue.view(np.uint8)) / tissue.size,
+            "her2_tissue_fraction": cv2.countNonZero(absorbing.view(np.uint8)) / tissue.size,
+            "he_sharpness": sharpness(he, self.mpp),
+            "her2_sharpness": sharpness(her2, self.mpp),
+            "histogram_similarity": histogram_similarity(
+                small_he, small_her2, self.options.histogram_bins
+            ),
+        }
+
+    def _folding(self, x: int, y: int) -> float:
+        if self.displacement is None:
+            return 0.0
+        left, top = x * self.he.mpp, y * self.he.mpp
+        side = self.options.size_px * self.mpp
+        mirrored = self.displacement.affine.determinant < 0
+        box = left, top, left + side, top + side
+        return folding_fraction(self.displacement, box_um=box, mirrored=mirrored)
+
+    def _read_her2(self, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
+        """Return HER2 for the tile at (x, y), the fraction covered, and the corner on HER2."""
+        if self.displacement is None:
+            return self._read_registered(x, y)
+        return read_displaced(
+            self.her2,
+            self.displacement,
+            x,
+            y,
+            grid_mpp=self.he.mpp,
+            size_px=self.options.size_px,
+            mpp=self.mpp,
+            pair=self.pair.pair,
+        )
+
+    def _read_registered(self, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
+        """Read the same position of an image that comes registered."""
+        her2, size = self.her2, self.options.size_px
+        ratio = 1.0 if self._on_one_grid else self.he.mpp / her2.mpp
+        side = self.side_px * ratio
+        left, top = x * ratio, y * ratio
+        corner = left, top
+        if self.pair.mirrored:
+            left = her2.size_px[0] - left - side
+            corner = left + side, top
+        pixels = her2.read(left, top, size, size, self._her2_mpp)
+        if self.pair.mirrored:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        inside = [
+            max(0.0, min(low + side, length) - max(low, 0.0)) / side
+            for low, length in ((left, her2.size_px[0]), (top, her2.size_px[1]))
+        ]
+        return pixels, min(1.0, inside[0] * inside[1]), corner
