@@ -1,4 +1,4 @@
-"""Look at every image of a unit before anything expensive starts: size, resolution, tissue."""
+"""Describe every image of a unit before anything expensive starts: size, resolution, tissue."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import SlideError
 from hemera.imaging.codecs import encode
-from hemera.imaging.slide import Slide, open_slide
+from hemera.imaging.slide import open_slide
 from hemera.imaging.tissue import find_tissue
 from hemera.sheet import Pair, read_sheet, unit_pairs
 
 log = logging.getLogger(__name__)
 
 EXTENT_MISMATCH_MAX = 0.02
+"""Largest relative difference in extent of images that come registered."""
 
 
 def run(
@@ -47,21 +48,19 @@ def run(
     """
     rows: list[dict[str, Any]] = []
     for pair in unit_pairs(read_sheet(sheet), unit, block_count):
-        he = describe_image(pair, "he", options)
-        her2 = describe_image(pair, "her2", options)
-        mismatch = extent_mismatch(pair, he, her2)
-        if mismatch:
-            for row in (he, her2):
-                row["verdict"], row["reason"] = "refuse", mismatch
-        for row in (he, her2):
+        images = [_describe(pair, stain, options) for stain in tables.STAINS]
+        mismatch = _extent_mismatch(pair, *images)
+        for row in images:
+            if mismatch:
+                row |= {"verdict": "refuse", "reason": mismatch}
             if row["verdict"] == "refuse":
                 log.warning("pair %s, %s: %s", pair.pair, row["stain"], row["reason"])
-        rows += [he, her2]
+        rows += images
     tables.write(images_table, rows, tables.DESCRIBE, tables.provenance(options))
 
 
-def describe_image(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any]:
-    """Return the row of DESCRIBE of one image; a refused image has its reason in it."""
+def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any]:
+    """Return the row of DESCRIBE of one image; that of an unusable image has the reason."""
     path, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2, pair.her2_mpp)
     row: dict[str, Any] = dict.fromkeys(tables.DESCRIBE.names)
     row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
@@ -74,71 +73,52 @@ def describe_image(pair: Pair, stain: str, options: DescribeOptions) -> dict[str
             mpp_max=options.mpp_max,
             mpp_column=f"{stain}_mpp",
         ) as slide:
-            row |= _header(slide)
-            row |= _tissue(slide, stain, options)
+            width, height = slide.size_px
+            row |= {
+                "reader": slide.reader,
+                "vendor": slide.vendor,
+                "width_px": width,
+                "height_px": height,
+                "level_count": len(slide.level_mpps),
+                "mpp": slide.mpp,
+                "mpp_source": slide.mpp_source,
+            }
+            view, (mpp_x, mpp_y) = slide.overview(mpp=options.tissue_mpp)
+            tissue, threshold = find_tissue(
+                view, stain, slide.background, math.sqrt(mpp_x * mpp_y), options
+            )
+            fraction = float(tissue.mean())
+            row |= {
+                "background": list(slide.background),
+                "tissue_threshold": threshold,
+                "tissue_fraction": fraction,
+                "tissue_area_um2": fraction * width * height * slide.mpp**2,
+                "tissue_mpp": mpp_x,
+                "tissue": cv2.imencode(".png", tissue.astype(np.uint8) * 255)[1].tobytes(),
+            }
             if not pair.in_block:
-                row |= _thumbnail(slide, options)
+                # A report shows registrations on it; the pairs of a block are not registered.
+                thumbnail, (thumbnail_mpp, _) = slide.overview(side_px=options.thumbnail_side_px)
+                row |= {"thumbnail": encode(thumbnail, "jpeg", 85), "thumbnail_mpp": thumbnail_mpp}
     except SlideError as error:
-        row |= {"verdict": "refuse", "reason": str(error)}
-        return row
-    if not row["tissue_fraction"]:
-        if stain == "he":
-            row |= {"verdict": "refuse", "reason": f"{path.name}: no tissue found on it"}
-        else:
-            # Unstained tissue may be invisible on IHC: H&E tells whether there is any.
-            log.warning("pair %s, her2: no tissue stands out; H&E's outline is used", pair.pair)
+        return row | {"verdict": "refuse", "reason": str(error)}
+    if not fraction and stain == "he":
+        row |= {"verdict": "refuse", "reason": f"{path.name}: no tissue found on it"}
+    elif not fraction:
+        # Unstained tissue may be invisible on IHC; whether there is any, H&E shows.
+        log.warning("pair %s, her2: no tissue found; the outline of H&E is used", pair.pair)
     return row
 
 
-def extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> str | None:
-    """Return what is wrong when images that are said to be registered differ in extent."""
-    if not pair.registered:
-        return None
-    if he["mpp"] is None or her2["mpp"] is None:
+def _extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> str | None:
+    """Return the reason to refuse images that come registered and differ in extent, or None."""
+    if not pair.registered or he["mpp"] is None or her2["mpp"] is None:
         return None
     extents = [(row["width_px"] * row["mpp"], row["height_px"] * row["mpp"]) for row in (he, her2)]
-    for a, b in zip(*extents, strict=True):
-        if abs(a - b) > EXTENT_MISMATCH_MAX * max(a, b):
-            shown = " and ".join(f"{width:.0f} x {height:.0f}" for width, height in extents)
-            return (
-                f"{he['file']}, {her2['file']}: {shown} um, yet said to be registered; at most "
-                f"{EXTENT_MISMATCH_MAX:.0%} apart: correct he_mpp, her2_mpp or registered in "
-                "pairs.tsv"
-            )
-    return None
-
-
-def _header(slide: Slide) -> dict[str, Any]:
-    width, height = slide.size_px
-    return {
-        "reader": slide.reader,
-        "vendor": slide.vendor,
-        "width_px": width,
-        "height_px": height,
-        "level_count": len(slide.level_mpps),
-        "mpp": slide.mpp,
-        "mpp_source": slide.mpp_source,
-    }
-
-
-def _tissue(slide: Slide, stain: str, options: DescribeOptions) -> dict[str, Any]:
-    """Return the tissue outline, what it was found by and what it says."""
-    view, (mpp_x, mpp_y) = slide.overview(mpp=options.tissue_mpp)
-    background = slide.background
-    tissue, threshold = find_tissue(view, stain, background, math.sqrt(mpp_x * mpp_y), options)
-    fraction = float(tissue.mean())
-    width, height = slide.size_px
-    return {
-        "background": list(background),
-        "tissue_threshold": threshold,
-        "tissue_fraction": fraction,
-        "tissue_area_um2": fraction * width * height * slide.mpp**2,
-        "tissue_mpp": mpp_x,
-        "tissue": cv2.imencode(".png", tissue.astype(np.uint8) * 255)[1].tobytes(),
-    }
-
-
-def _thumbnail(slide: Slide, options: DescribeOptions) -> dict[str, Any]:
-    """Return the picture by which a report shows a registration: a block's pairs need none."""
-    thumbnail, (mpp, _) = slide.overview(side_px=options.thumbnail_side_px)
-    return {"thumbnail": encode(thumbnail, "jpeg", 85), "thumbnail_mpp": mpp}
+    if all(abs(a - b) <= EXTENT_MISMATCH_MAX * max(a, b) for a, b in zip(*extents, strict=True)):
+        return None
+    shown = " and ".join(f"{width:.0f} x {height:.0f}" for width, height in extents)
+    return (
+        f"{he['file']}, {her2['file']}: {shown} um, yet registered; at most "
+        f"{EXTENT_MISMATCH_MAX:.0%} apart: correct he_mpp, her2_mpp or registered in pairs.tsv"
+    )
