@@ -1,64 +1,102 @@
-"""The command line: ``hemera STAGE ...`` derived from each stage's `run` and its Options.
+"""The command line: ``hemera COMMAND`` for users, ``hemera STAGE`` for the workflow.
 
-The one stage that is asked for is imported, and nothing of the others.
+A stage's flags are the parameters of its `run` and the options of its section. Only the requested
+command or stage is imported, and a stage only when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
 import errno
-import functools
 import importlib
+import importlib.util
 import inspect
 import logging
 import re
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from hemera import __version__
 from hemera.config import STAGES
-from hemera.config.base import Key, Options, keys
+from hemera.config.base import Key, Options, keys, nearest
 from hemera.errors import ConfigError, HemeraError
 
 COMMANDS = {
-    "demo": "write the synthetic cohort with known truth",
-    "sheet": "write a sheet from a release, or check one",
-    "warp": "carry points, annotations, labels or a whole slide to the other slide of a pair",
-    "predict": "draw a HER2 map from an H&E slide alone",
-    "export": "write the accepted tiles for WebDataset, Hugging Face or pix2pix",
-    "config": "print the configuration in force",
-    "doctor": "say what can run on this machine and what is missing",
+    "demo": "Write the synthetic cohort with known ground truth.",
+    "sheet": "Write a sheet from a public release, or check one.",
+    "doctor": "Report what can run on this machine and what is missing.",
+    "config": "Print the effective configuration.",
+    "warp": "Transform points, annotations, labels or a slide to the other slide of a pair.",
+    "predict": "Predict a HER2 map from an H&E slide alone.",
+    "export": "Write the accepted tiles for WebDataset, Hugging Face or pix2pix.",
 }
-"""What is no stage: ``hemera/commands/{name}.py`` has `arguments(parser)`, `main(namespace)`."""
+"""Everything that is not a stage: the public functions of ``hemera/commands/{name}.py``."""
+
+SUBCOMMANDS = {
+    "sheet": ("acrobat", "bci", "mist", "check"),
+    "export": ("webdataset", "huggingface", "aligned"),
+}
+
+ABOUT = "From pairs of H&E and HER2 images to a training set and two networks."
+EXAMPLES = """\
+Examples:
+  hemera sheet bci BCI_dataset --output pairs.tsv
+  hemera config --template hemera > config.yaml
+  snakemake --cores 8
+  hemera tile --help
+"""
 
 log = logging.getLogger("hemera")
 
+_ARGPARSE = ("warp", "predict")
+_PLAIN: dict[str, Any] = {"help_format": "plaintext"}
+_COMMANDS = Group("Commands for users", sort_key=1)
+_STAGES = Group("Stages, called by the workflow", sort_key=2)
+_FILES = Group("Files and unit", sort_key=1)
+_OPTIONS = Group("Options, as in the section of config.yaml", sort_key=2)
+
 _REMEDIES = {
-    errno.ENOSPC: "free some room and run the same command again; nothing half-written is left",
-    errno.EDQUOT: "free some of your quota and run the same command again; nothing half-written "
-    "is left",
-    errno.EROFS: "choose a folder that can be written",
-    errno.ENOENT: "name a place that is there",
-    errno.ENOTDIR: "name a folder",
+    errno.ENOSPC: "free some space and run the same command again; no partial file was left",
+    errno.EDQUOT: "free some of your quota and run the same command again; no partial file was "
+    "left",
+    errno.EROFS: "choose a directory on a writable file system",
+    errno.ENOENT: "check that the path exists",
+    errno.ENOTDIR: "give a directory",
+    errno.EISDIR: "give a file",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.EACCES: "give yourself the right to it, or choose another folder",
+    errno.EACCES: "check the permissions, or choose another directory",
 }
-"""What to do about a fault of the disk, which is nobody's bug."""
+"""What to do about an error of the file system."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 1 for an error that is the input's, 2 for wrong usage."""
+    """Run one command; return 0, 1 for an error of the input, 2 for wrong usage."""
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     given = list(sys.argv[1:] if words is None else words)
+    wanted, known = given[0] if given else "", [*COMMANDS, *STAGES]
+    if wanted not in (*known, "--help", "-h", "--version"):
+        log.error("%r: no such command%s", wanted, nearest(wanted, known))
+        return 2
     try:
-        parser, run = _command(given)
-        namespace = parser.parse_args(given[1:])
-        return run(namespace)
+        if wanted in _ARGPARSE:
+            module = importlib.import_module(f"hemera.commands.{wanted}")
+            parser = argparse.ArgumentParser(f"hemera {wanted}", allow_abbrev=False)
+            module.arguments(parser)
+            return int(module.main(parser.parse_args(given[1:])))
+        result = _app(wanted)(
+            given, exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except CycloptsError as error:
+        log.error("%s", " ".join(str(error).split()))
+        return 2
     except HemeraError as error:
         for line in str(error).splitlines():
             log.error("%s", line)
@@ -72,138 +110,164 @@ def main(words: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         log.error("%s%s; %s", place, error.strerror, remedy)
         return 1
+    return result if isinstance(result, int) else 0
 
 
-def _command(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Callable[[Any], int]]:
-    """Choose the command by its first word and build its parser."""
-    name = words[0] if words else ""
-    if name in STAGES:
-        return _stage(name)
-    if name in COMMANDS:
-        module = importlib.import_module(f"hemera.commands.{name}")
-        parser = argparse.ArgumentParser(
-            f"hemera {name}", description=COMMANDS[name], allow_abbrev=False
-        )
-        module.arguments(parser)
-        return parser, module.main
-    parser = argparse.ArgumentParser(
+def _app(wanted: str) -> App:
+    """Return the application, with the wanted command complete and the others as names."""
+    app = App(
         "hemera",
-        description="From pairs of H&E and HER2 images to a training set and two networks.",
-        epilog="Each command answers to --help.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help=ABOUT,
+        help_epilogue=EXAMPLES,
+        version=__version__,
+        suppress_keyboard_interrupt=False,
+        **_PLAIN,
     )
-    parser.add_argument("--version", action="version", version=f"hemera {__version__}")
-    groups = parser.add_subparsers(title="stages and commands", metavar="COMMAND", required=True)
-    for stage, cls in STAGES.items():
-        groups.add_parser(stage, help=_first_line(cls.__doc__))
-    for command, help in COMMANDS.items():
-        groups.add_parser(command, help=help)
-    parser.parse_args(list(words[:1]))
-    raise AssertionError("argparse has left by now")
-
-
-def _stage(name: str) -> tuple[argparse.ArgumentParser, Callable[[Any], int]]:
-    """Build the parser of a stage from the signature of its `run` and its Options."""
-    module = importlib.import_module(f"hemera.stages.{name}")
-    parser = argparse.ArgumentParser(
-        f"hemera {name}",
-        description=_first_line(module.__doc__),
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    files = parser.add_argument_group("files and unit")
-    hints = typing.get_type_hints(module.run)
-    names = []
-    for parameter in inspect.signature(module.run).parameters.values():
-        if parameter.name == "options":
+    for flag in ("--help", "--version"):
+        app[flag].group = _COMMANDS
+    for number, (name, text) in enumerate(COMMANDS.items()):
+        kind: dict[str, Any] = {"sort_key": number, "help": text, "help_epilogue": "", **_PLAIN}
+        if name not in SUBCOMMANDS:
+            app.command(f"hemera.commands.{name}:{name}", name=name, group=_COMMANDS, **kind)
             continue
-        names.append(parameter.name)
-        required = parameter.default is inspect.Parameter.empty
-        annotation = hints[parameter.name]
-        kind = _path_or(annotation)
-        files.add_argument(
-            _flag(parameter.name),
-            dest=parameter.name,
-            required=required,
-            type=kind,
-            metavar=kind.__name__.upper(),
-            nargs="*" if _item(annotation) else None,
-        )
-    group = parser.add_argument_group("options (config.yaml holds the same keys)")
+        app.command(App(name, group=_COMMANDS, **kind))
+        for function in SUBCOMMANDS[name] if name == wanted else ():
+            module = importlib.import_module(f"hemera.commands.{name}")
+            app[name].command(getattr(module, function), **_PLAIN)
+    for number, (name, cls) in enumerate(STAGES.items()):
+        kind = {"sort_key": number, "help_epilogue": "", "group": _STAGES, **_PLAIN}
+        if name == wanted:
+            app.command(_stage(name), name=name, **kind)
+        else:
+            app.command(f"hemera.stages.{name}:run", name=name, help=cls.__doc__, **kind)
+    return app
+
+
+def _stage(name: str) -> Callable[..., None]:
+    """Return a function with the flags of a stage that imports and runs it.
+
+    The signature is read from the source: importing a stage may take seconds, and neither help nor
+    a wrong flag should.
+    """
+    spec = importlib.util.find_spec(f"hemera.stages.{name}")
+    assert spec is not None and spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_text()).body
+    (run,) = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == "run")
     cls = STAGES[name]
-    _add_options(group, cls)
+    files = [
+        _parameter(argument, default)
+        for argument, default in zip(run.args.kwonlyargs, run.args.kw_defaults, strict=True)
+        if argument.arg != "options"
+    ]
+    options = {f"option_{key.replace('.', '_')}": key for key in _flags(cls)}
+    declared = _flags(cls)
 
-    def run(namespace: argparse.Namespace) -> int:
-        values = vars(namespace)
-        arguments = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key in names
-        }
-        module.run(**arguments, options=_options(cls, values))
-        return 0
+    def stage(**values: Any) -> None:
+        words = {options[name]: values.pop(name) for name in set(values) & set(options)}
+        chosen = _options(cls, {key: words[key] for key in declared if key in words})
+        importlib.import_module(f"hemera.stages.{name}").run(**values, options=chosen)
 
-    return parser, run
+    stage.__doc__ = ast.get_docstring(run)
+    stage.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        files + [_option(ident, key, declared[key]) for ident, key in options.items()]
+    )
+    return stage
 
 
-def _add_options(group: argparse._ArgumentGroup, cls: type[Options]) -> None:
+def _parameter(argument: ast.arg, default: ast.expr | None) -> inspect.Parameter:
+    """Return a file or another parameter of a stage's `run`."""
+    annotation = (
+        eval(ast.unparse(argument.annotation), {"Path": Path}) if argument.annotation else str
+    )
+    return inspect.Parameter(
+        argument.arg,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is None else ast.literal_eval(default),
+        annotation=Annotated[
+            annotation,
+            Parameter(group=_FILES, consume_multiple=True, negative=(), show_default=False),
+        ],
+    )
+
+
+def _option(ident: str, name: str, key: Key) -> inspect.Parameter:
+    """Return the parameter of one option; its words are converted and checked by its class."""
+    shown = " ".join(map(str, key.default)) if key.is_list else key.default
+    notes = [
+        f"one of {', '.join(key.choices)}" if key.choices else key.range,
+        f"default {str(shown).lower() if isinstance(shown, bool | None) else shown}",
+        f"paper: {key.paper}" if key.paper else "",
+    ]
+    return inspect.Parameter(
+        ident,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            tuple[str, ...] | None if key.is_list else str | None,
+            Parameter(
+                name=_flag(name),
+                help=f"{key.help} ({'; '.join(filter(None, notes))})",
+                group=_OPTIONS,
+                metavar=key.type.__name__,
+                consume_multiple=True,
+                negative=(),
+                show_default=False,
+            ),
+        ],
+    )
+
+
+def _flags(cls: type[Options], prefix: str = "") -> dict[str, Key]:
+    """Return the declarations of all options, those of nested models by dotted names."""
+    found: dict[str, Key] = {}
     for key in keys(cls).values():
-        known = f"one of {', '.join(key.choices)}; " if key.choices else ""
-        shown = " ".join(map(str, key.default)) if key.is_list else key.default
-        paper = f"; paper: {key.paper}" if key.paper else ""
-        group.add_argument(
-            _flag(key.name),
-            dest=f"option {key.name}",
-            type=functools.partial(_word, key),
-            nargs="*" if key.is_list else None,
-            metavar=key.name.rsplit("_", 1)[-1].upper(),
-            help=f"{key.help} ({known}default {shown}{paper})".replace("%", "%%"),
-        )
+        if not issubclass(key.type, Options):
+            found[prefix + key.name] = key
+            continue
+        members = {
+            name: member for name, member in cls.nested().items() if name.startswith(f"{key.name}.")
+        }
+        for name, member in (members or {key.name: key.type}).items():
+            help = f"{{}}: {(member.__doc__ or '').strip()} With the defaults of all its options"
+            found[prefix + name] = dataclasses.replace(key, help=help, default="none", type=dict)
+            found |= _flags(member, f"{prefix}{name}.")
+    return found
 
 
-def _options(cls: type[Options], values: dict[str, Any]) -> Options:
-    given = {
-        key.removeprefix("option "): tuple(value) if isinstance(value, list) else value
-        for key, value in values.items()
-        if key.startswith("option ")
-    }
+def _options(cls: type[Options], words: dict[str, Any]) -> Options:
+    """Return the options given as words of the command line.
+
+    Raises:
+        ConfigError: one line per fault, that names the flag.
+    """
+    values: dict[str, Any] = {}
+    for name, key in _flags(cls).items():
+        if name not in words:
+            continue
+        *parents, last = name.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        given = words[name]
+        place[last] = [_value(key, word) for word in given] if key.is_list else _value(key, given)
     try:
-        return cls(**given)
+        return cls(**values)
     except ConfigError as error:
-        flags = re.sub(
-            rf"\b{cls.section}\.(\w+)", lambda found: _flag(found[1]), str(error), flags=re.ASCII
-        )
-        raise ConfigError(flags) from None
+        pattern = re.compile(rf"^{cls.section}\.([\w.]+)", re.MULTILINE | re.ASCII)
+        raise ConfigError(pattern.sub(lambda found: _flag(found[1]), str(error))) from None
 
 
-def _word(key: Key, word: str) -> Any:
+def _value(key: Key, word: str) -> Any:
     """Return a word of the command line as the value that YAML would give."""
     if key.type is bool:
         return {"true": True, "false": False}.get(word, word)
     if key.type is int and re.fullmatch(r"-?[0-9]+", word, re.ASCII):
         return int(word)
-    return word
-
-
-def _item(annotation: Any) -> Any | None:
-    """Return the type of a tuple's items, or None."""
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is tuple else None
-
-
-def _path_or(annotation: Any) -> type:
-    inner = _item(annotation) or annotation
-    for kind in (int, str):
-        if inner in (kind, kind | None):
-            return kind
-    return Path
+    return {} if key.type is dict and word == "{}" else word
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n")[0]
 
 
 if __name__ == "__main__":

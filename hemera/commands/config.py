@@ -1,10 +1,11 @@
-"""Print the configuration in force, or a config.yaml in which every option is explained."""
+"""Print the effective configuration, or a config.yaml in which every option is explained."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,21 +19,31 @@ from hemera.config import (
 from hemera.config.base import Key, Options, keys, plain
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("--configfile", type=Path, default=Path("config.yaml"), help="the file")
-    parser.add_argument(
-        "--template", metavar="PRESET", help="print a config.yaml for this preset instead"
-    )
+def config(
+    *, configfile: Path = Path("config.yaml"), template: str | None = None, schema: bool = False
+) -> None:
+    """Print the effective configuration as YAML that is itself a valid config.yaml.
 
-
-def main(namespace: argparse.Namespace) -> int:
-    """Print the configuration as YAML that could itself be a config.yaml."""
-    if namespace.template is not None:
-        sys.stdout.write(template(namespace.template))
+    Args:
+        configfile: the file to read.
+        template: print a config.yaml for this preset instead, with every option explained.
+        schema: print the JSON schema of config.yaml instead, for editors.
+    """
+    if schema:
+        sys.stdout.write(json.dumps(json_schema(), indent=1) + "\n")
+    elif template is not None:
+        sys.stdout.write(explained(template))
     else:
-        sys.stdout.write(text(load_file(namespace.configfile)))
-    return 0
+        sys.stdout.write(text(load_file(configfile)))
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of config.yaml."""
+    sections = {name: cls.model_json_schema() for name, cls in STAGES.items()}
+    return CohortOptions.model_json_schema() | {
+        "title": "HEMERA",
+        "properties": CohortOptions.model_json_schema()["properties"] | sections,
+    }
 
 
 def text(config: Config) -> str:
@@ -43,15 +54,15 @@ def text(config: Config) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def template(preset: str) -> str:
-    """Return a config.yaml that names `preset` and holds every option as a comment.
+def explained(preset: str) -> str:
+    """Return a config.yaml with `preset` and every option in a comment.
 
-    Beside each key stands its default, what the paper uses and what the preset changes.
+    A comment gives the default, the meaning, the paper's value and what the preset changes.
     """
     changed = load({"preset": preset})
     lines = [
-        "# What HEMERA does, and with which numbers. Every key is listed with its default;",
-        "# take the # away to change it. `hemera config` prints what is in force.",
+        "# The options of HEMERA. Every key is listed with its default;",
+        "# remove the # to change it. `hemera config` prints the effective configuration.",
         "#",
         "# preset hemera: the paper's values, which are the defaults.",
         "# preset demo: toy sizes for the demo cohort, for two processors and ten minutes.",
@@ -69,7 +80,7 @@ def template(preset: str) -> str:
 
 
 def _explained(key: Key, changed: Options, indent: str) -> list[str]:
-    """Return the line of one option: its key commented out, what it means behind it."""
+    """Return the line of one option: its key commented out, then its meaning."""
     notes = [key.help]
     if key.choices:
         notes.append(" | ".join(key.choices))

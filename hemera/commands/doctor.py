@@ -1,8 +1,7 @@
-"""Say what can run on this machine and what is missing."""
+"""Report what can run on this machine and what is missing."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -29,19 +28,19 @@ PACKAGES = (
 )
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("--configfile", type=Path, default=Path("config.yaml"), help="the file")
+def doctor(*, configfile: Path = Path("config.yaml")) -> int:
+    """Report what can run on this machine and what is missing.
 
+    Returns 1 when something that the configuration needs is missing.
 
-def main(namespace: argparse.Namespace) -> int:
-    """Print one line per fact; return 1 when something that the configuration needs is missing."""
-    missing = False
-    config = load_file(namespace.configfile)
-    for mark, line in facts(config):
+    Args:
+        configfile: the configuration whose requirements are checked.
+    """
+    is_missing = False
+    for mark, line in facts(load_file(configfile)):
         sys.stdout.write(f"{mark:<8}{line}\n")
-        missing |= mark == "missing"
-    return int(missing)
+        is_missing |= mark == "missing"
+    return int(is_missing)
 
 
 def facts(config: Config) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import collections
 import csv
 import functools
@@ -13,9 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from hemera.commands import Positive
 from hemera.errors import HemeraError, SheetError
 from hemera.io.atomic import write_text
-from hemera.sheet import Sheet, read_sheet, units, write_rows
+from hemera.sheet import Pair, read_sheet, units, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -29,54 +29,56 @@ _BCI_FILE = re.compile(r"([A-Za-z0-9]+)_(train|test)_(0|1\+|2\+|3\+)\.(?:png|jpe
 _IMAGE_FILE = re.compile(r".+\.(?:png|jpe?g|bmp|webp)", re.IGNORECASE)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    for kind, help in (
-        ("acrobat", "H&E and HER2 whole slides of ACROBAT"),
-        ("bci", "BCI's registered pairs of 1024 x 1024"),
-        ("mist", "MIST's registered HER2 pairs"),
-    ):
-        release = kinds.add_parser(kind, help=help)
-        release.add_argument("folder", type=Path, help="where the release is unpacked")
-        release.add_argument("--output", type=Path, help="the sheet; none: standard output")
-        if kind != "acrobat":
-            default = BCI_MPP if kind == "bci" else MIST_MPP
-            release.add_argument(
-                "--mpp", type=float, default=default, help=f"um/px (default {default})"
-            )
-    check = kinds.add_parser("check", help="open every file of a sheet")
-    check.add_argument("sheet", type=Path)
-    check.add_argument("--block-count", type=int, default=19, help="as in config.yaml")
+def acrobat(folder: Path, /, *, output: Path | None = None) -> None:
+    """Write a sheet of the H&E and HER2 whole slides of ACROBAT.
+
+    Args:
+        folder: directory in which the release is unpacked.
+        output: the sheet; by default it is printed.
+    """
+    _write(folder, acrobat_rows, output)
 
 
-def main(namespace: argparse.Namespace) -> int:
-    """Write or check."""
-    if namespace.kind == "check":
-        return _check(read_sheet(namespace.sheet), namespace.block_count)
-    folder: Path = namespace.folder
+def bci(folder: Path, /, *, output: Path | None = None, mpp: Positive = BCI_MPP) -> None:
+    """Write a sheet of BCI's registered pairs of 1024 x 1024.
+
+    Args:
+        folder: directory in which the release is unpacked.
+        output: the sheet; by default it is printed.
+        mpp: resolution of the images, um per pixel; the release does not state it.
+    """
+    _write(folder, functools.partial(bci_rows, mpp=mpp), output)
+
+
+def mist(folder: Path, /, *, output: Path | None = None, mpp: Positive = MIST_MPP) -> None:
+    """Write a sheet of MIST's registered HER2 pairs.
+
+    Args:
+        folder: directory in which the release is unpacked.
+        output: the sheet; by default it is printed.
+        mpp: resolution of the images, um per pixel, as third parties report it.
+    """
+    _write(folder, functools.partial(mist_rows, mpp=mpp), output)
+
+
+def _write(
+    folder: Path, find: Callable[[Path], Iterator[dict[str, str]]], output: Path | None
+) -> None:
+    """Write the rows found in a folder, with paths relative to the sheet."""
     if not folder.is_dir():
-        raise SheetError(f"{folder}: no such folder; name where the release is unpacked")
-    if namespace.kind == "acrobat":
-        rows = list(acrobat_rows(folder))
-    elif namespace.kind == "bci":
-        rows = list(bci_rows(folder, namespace.mpp))
-    else:
-        rows = list(mist_rows(folder, namespace.mpp))
-    output: Path | None = namespace.output
+        raise SheetError(f"{folder}: no such directory; give the one with the unpacked release")
+    rows = list(find(folder))
     base = Path.cwd() if output is None else output.parent
     for row in rows:
         for column in ("he", "her2", "he_landmarks", "her2_landmarks"):
             if row.get(column) and not Path(row[column]).is_absolute():
                 row[column] = os.path.relpath(row[column], base)
-    text = write_rows(rows)
     if output is None:
-        sys.stdout.write(text)
+        sys.stdout.write(write_rows(rows))
     else:
-        write_text(output, text)
+        write_text(output, write_rows(rows))
         read_sheet(output)
         log.info("%s: %d pairs", output, len(rows))
-    return 0
 
 
 def acrobat_rows(folder: Path) -> Iterator[dict[str, str]]:
@@ -107,7 +109,7 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, str]]:
     if not pairs:
         raise SheetError(
             f"{folder}: no patient with {{id}}_HE_{{split}}.tif and {{id}}_HER2_{{split}}.tif; "
-            "name the folder that ACROBAT is unpacked in"
+            "give the directory in which ACROBAT is unpacked"
         )
     log.info(
         "%d patients, %d of them with H&E and HER2 (the others have other stains)",
@@ -171,7 +173,7 @@ def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
     if not count:
         raise SheetError(
             f"{folder}: no pair HE/train/00000_train_1+.png with its twin under IHC; "
-            "name the folder that BCI is unpacked in"
+            "give the directory in which BCI is unpacked"
         )
 
 
@@ -213,7 +215,7 @@ def mist_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
     if not count:
         raise SheetError(
             f"{folder}: no pair HER2/TrainValAB/trainA/NAME with its twin in trainB; "
-            "name the folder that MIST is unpacked in"
+            "give the directory in which MIST is unpacked"
         )
 
 
@@ -256,47 +258,57 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, str]]:
         yield from csv.DictReader(file)
 
 
-def _check(sheet: Sheet, block_count: int) -> int:
-    """Open every file of the sheet; list all faults, then what the sheet holds."""
+def check(path: Path, /, *, block_count: int = 19) -> None:
+    """Open every file of a sheet and report all faults.
+
+    Args:
+        path: the sheet.
+        block_count: number of blocks, as in config.yaml.
+    """
     from tqdm import tqdm
 
+    sheet = read_sheet(path)
+    faults = [
+        f"{path.name} {pair.pair}: {fault}"
+        for pair in tqdm(sheet.pairs, "opening", disable=None, unit="pair")
+        for fault in _faults(pair)
+    ]
+    if faults:
+        raise SheetError("\n".join(faults))
+    counts = collections.Counter(pair.dataset for pair in sheet.pairs)
+    for dataset, count in sorted(counts.items()):
+        log.info("%s: %d pairs", dataset, count)
+    log.info("%d units of work, every file opens", len(units(sheet, block_count)))
+
+
+def _faults(pair: Pair) -> Iterator[str]:
+    """Yield what is wrong with the files of a pair."""
     from hemera.imaging.slide import open_slide
     from hemera.interop.geojson import read_polygons
     from hemera.registration.displacement_files import read_displacement
     from hemera.registration.landmarks import check_landmarks
 
-    faults = []
-    for pair in tqdm(sheet.pairs, "opening", disable=None, unit="pair"):
-        for stain, path, mpp in (("he", pair.he, pair.he_mpp), ("her2", pair.her2, pair.her2_mpp)):
-            if not path.is_file():
-                faults.append(f"{pair.pair}: {stain} {path} does not exist; mend the path")
-                continue
-            try:
-                with open_slide(path, mpp=mpp, mpp_column=f"{stain}_mpp"):
-                    pass
-            except HemeraError as error:
-                faults.append(f"{pair.pair}: {error}")
-        others: list[tuple[tuple[Path, ...], Callable[[], object]]] = []
-        if pair.landmarks:
-            others.append((pair.landmarks, functools.partial(check_landmarks, pair)))
-        if pair.roi is not None:
-            others.append(((pair.roi,), functools.partial(read_polygons, pair.roi)))
-        if pair.displacement is not None:
-            field = pair.displacement
-            others.append(((field,), functools.partial(read_displacement, field)))
-        for paths, read in others:
-            lacking = [path for path in paths if not path.is_file()]
-            faults += [f"{pair.pair}: {path} does not exist; mend the path" for path in lacking]
-            if lacking:
-                continue
+    def check_slide(path: Path, mpp: float | None, column: str) -> None:
+        with open_slide(path, mpp=mpp, mpp_column=column):
+            pass
+
+    checks: list[tuple[str, tuple[Path | None, ...], Callable[[], object]]] = [
+        ("he", (pair.he,), lambda: check_slide(pair.he, pair.he_mpp, "he_mpp")),
+        ("her2", (pair.her2,), lambda: check_slide(pair.her2, pair.her2_mpp, "her2_mpp")),
+        ("landmarks", pair.landmarks, lambda: check_landmarks(pair)),
+        ("roi", (pair.roi,), lambda: pair.roi and read_polygons(pair.roi)),
+        (
+            "displacement",
+            (pair.displacement,),
+            lambda: pair.displacement and read_displacement(pair.displacement),
+        ),
+    ]
+    for column, paths, read in checks:
+        given = [path for path in paths if path is not None]
+        missing = [path for path in given if not path.is_file()]
+        yield from (f"{column} {path} does not exist; correct the path" for path in missing)
+        if given and not missing:
             try:
                 read()
             except HemeraError as error:
-                faults.append(f"{pair.pair}: {error}")
-    if faults:
-        raise SheetError("\n".join(f"{sheet.path.name} {fault}" for fault in faults))
-    counts = collections.Counter(pair.dataset for pair in sheet.pairs)
-    for dataset, count in sorted(counts.items()):
-        log.info("%s: %d pairs", dataset, count)
-    log.info("%d units of work, every file opens", len(units(sheet, block_count)))
-    return 0
+                yield str(error)

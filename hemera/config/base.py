@@ -95,6 +95,11 @@ class Options(BaseModel):
         """Return these options with the defaults of what is not read."""
         return self
 
+    @classmethod
+    def nested(cls) -> dict[str, type[Options]]:
+        """Return the classes of the items of fields that are mappings, by dotted name."""
+        return {}
+
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy in which the given options have other values."""
         return type(self)(**{**dict(self), **changes})

@@ -101,7 +101,7 @@ def write_pyramid(
                     maxworkers=1,
                     **options,
                 )
-                level = stored_tiles(spool, first.shape)
+                level = _stored(spool, first.shape)
         if next(rest, None) is not None:
             raise ValueError(f"{path.name}: more tiles than {size_px[0]} x {size_px[1]} px need")
         _chain(temporary)
@@ -135,8 +135,7 @@ def _halving(
         yield tile
 
 
-def stored_tiles(spool: IO[bytes], shape: tuple[int, ...]) -> Generator[Pixels, None, None]:
-    """Yield the tiles of a shape that a file contains one after the other."""
+def _stored(spool: IO[bytes], shape: tuple[int, ...]) -> Generator[Pixels, None, None]:
     spool.seek(0)
     while len(data := spool.read(int(np.prod(shape)))):
         yield np.frombuffer(data, np.uint8).reshape(shape)

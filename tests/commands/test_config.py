@@ -39,13 +39,13 @@ def test_the_template_has_the_effect_of_its_preset(
 ) -> None:
     assert main(["config", "--template", preset]) == 0
     text = capsys.readouterr().out
-    assert text == config.template(preset)
+    assert text == config.explained(preset)
     assert load(yaml.safe_load(text)) == load({"preset": preset})
 
 
 @pytest.mark.parametrize("preset", NAMES)
 def test_every_option_stands_in_the_template_with_its_help(preset: str) -> None:
-    text = config.template(preset)
+    text = config.explained(preset)
     joined = " ".join(re.sub(r"\n\s*#?", " ", text).split())
     for cls in (CohortOptions, *STAGES.values()):
         for field in keys(cls).values():

@@ -78,8 +78,5 @@ def test_a_file_that_is_no_index_is_an_error(tmp_path, caplog):
         ["tfrecord", "out"],
     ],
 )
-def test_wrong_flags_are_wrong_usage(words, capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["export", *words])
-    assert left.value.code == 2
-    assert "usage: hemera export" in capsys.readouterr().err
+def test_wrong_flags_are_wrong_usage(words):
+    assert main(["export", *words]) == 2

@@ -153,7 +153,7 @@ def test_releases_that_make_no_sheet(
 def test_no_such_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
     assert main(["sheet", kind, str(tmp_path / "none")]) == 1
     (line,) = errors(caplog)
-    assert "no such folder; name where the release is unpacked" in line
+    assert "no such directory; give the one with the unpacked release" in line
 
 
 def test_bci(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -198,14 +198,14 @@ def demo_folder(wildcards):
     return str(SHEET.path.parent)
 
 
-def of_generators(pattern):
-    """One path per generator that is evaluated; the configured one is the first."""
-    return [pattern.format(generator=name) for name in CONFIG.generators]
+def of_presets(pattern):
+    """One path per preset compared."""
+    return [pattern.format(preset=preset) for preset in CONFIG.stages["compare"].presets]
 
 
-def generator_flags(wildcards):
-    """The options of a generator's training."""
+def compared_flags(wildcards):
+    """The options of a preset's training; what cannot be trained is an error that says so."""
     try:
-        return CONFIG.generator_flags(wildcards.generator)
+        return CONFIG.compared_flags(wildcards.preset)
     except HemeraError as error:
-        raise WorkflowError(str(error))
+        raise WorkflowError(f"compare: {error}")
