@@ -226,7 +226,7 @@ class Contest:
         compute = session.Compute(self.device, precision=session.PRECISIONS[options.precision])
         tiles = TileDataset(
             self.index, images=self.images, crop_px=self.crop_px,
-            flips=(1,), deferred=self.gpu, seed=0,
+            flips=(1,), seed=0,
         )  # fmt: skip
         sampler = TrainingSampler(len(tiles), self.batch, seed=0, epochs=10_000, drop_last=True)
         batches = prefetch_to_device(

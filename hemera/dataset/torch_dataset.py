@@ -65,94 +65,87 @@ def tile_weight(
 class TileDataset(Dataset[dict[str, Any]]):
     """Tiles of an index as tensors; a map-style dataset.
 
-    An item is a dict of ``tile`` (its id) and the images asked for, all on the same pixels:
+    An item is a dict of ``tile`` (its id) and the requested images, all on the same pixels:
 
     ========  ==========  =======  ================================================
-    he, her2  (3, H, W)   uint8    RGB, 0 to 255: the GPU is the place to scale them
-    mask      (1, H, W)   uint8    label byte, see `hemera.masks`
+    he, her2  (3, H, W)   uint8    RGB, 0 to 255: scale them on the GPU
+    mask      (1, H, W)   uint8    label byte, see `hemera.masks.label_format`
     positive  (1, H, W)   bool     HER2-positive pixels of the mask
     weight    (1, H, W)   float32  GenerationNet's weight map, in (0, 1]
     ========  ==========  =======  ================================================
 
-    The key (epoch, position) gives a tile as it is seen in that epoch: cut, flipped and turned, the
-    images of a tile alike, by (seed, epoch, position). Epoch 0 is validation: the cut is central,
-    nothing is flipped or turned. A plain position takes the epoch of `set_epoch`, at first 0.
+    The key (epoch, position) gives a tile as it is seen in that epoch: cropped, flipped and turned,
+    the images of a tile alike, by (seed, epoch, position). Epoch 0 is validation: the crop is
+    central, nothing is flipped or turned. A plain position takes the epoch of `set_epoch`, at
+    first 0.
     """
 
     def __init__(
         self,
         index: TileIndex | Path | str,
         *,
-        where: str | pc.Expression | None = None,
-        network: str | None = None,
-        split: str | None = None,
-        refused: bool = False,
         engine: str | None = None,
         images: Sequence[str] = STORED,
         weighting: Callable[..., npt.NDArray[np.float32]] = tile_weight,
         crop_px: int | None = None,
         flips: Sequence[int] = (),
         turns: bool = False,
-        deferred: bool = False,
         seed: int = 0,
+        **rows: Any,
     ) -> None:
         """Select tiles, and how they are seen.
 
         Args:
             index: the index; shards are found from the folder above the index's own.
-            where: a condition on its columns, see `TileIndex.select`, as are the next three.
-            network: generation or segmentation: the tiles drawn for it.
-            split: train, val or test, of the network or, without one, of the cohort.
-            refused: include tiles that the stage filter refused.
             engine: whose masks; None for those that the index was made to train on.
             images: of he, her2, mask, positive and weight; only what they need is decoded.
             weighting: computes the weight map from mask and error, see `tile_weight`.
-            crop_px: side of the square that is cut out; None for the whole tile.
+            crop_px: side of the square crop; None for the whole tile.
             flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
-            turns: whether a tile may be turned by quarters; it must be square, or cut so.
-            deferred: leave flips and turns to `apply_views`, which applies them to a batch on its
-                device; an item then has the entry ``view``.
-            seed: of cuts, flips and turns.
+            turns: whether a tile may be turned by quarters; it must be square, or cropped.
+            seed: of crops, flips and turns.
+            rows: conditions of `TileIndex.select`: where, network, split, refused.
 
         Raises:
             ShardError: when the index lacks the columns, or a selected tile its mask.
             ConfigError: when `where` is no query of the index, or an argument is out of range.
         """
         index = index if isinstance(index, TileIndex) else TileIndex(index)
-        self.images = _known(images)
+        known = (*STORED, *DERIVED)
+        if isinstance(images, str) or not images or set(images) - set(known):
+            raise ConfigError(f"images: {images!r}; give a list of {', '.join(known)}")
+        if crop_px is not None and crop_px < 1:
+            raise ConfigError(f"crop_px: {crop_px}; give at least 1, or None for whole tiles")
+        if set(flips) - {0, 1}:
+            raise ConfigError(f"flips: {tuple(flips)}; give axes, 0 and 1")
+        if seed < 0:
+            raise ConfigError(f"seed: {seed}; give at least 0")
+        self.images = tuple(dict.fromkeys(images))
         self.weighting = weighting
         self.crop_px = crop_px
         self.flips = tuple(flips)
         self.turns = turns
-        self.deferred = deferred
         self.seed = seed
-        if crop_px is not None and crop_px < 1:
-            raise ConfigError(f"crop_px: {crop_px}; give at least 1, or None for whole tiles")
-        if set(self.flips) - {0, 1}:
-            raise ConfigError(f"flips: {self.flips}; give axes, 0 and 1")
-        if seed < 0:
-            raise ConfigError(f"seed: {seed}; give at least 0")
-        self._decoded = _decoded(self.images)
-        if "mask" in self._decoded and engine is None:
-            engine = index.mask_target
-        self._locate(
-            index, engine, {"where": where, "network": network, "split": split, "refused": refused}
-        )
+        needed = {"mask" if name in DERIVED else name for name in images}
+        self._decoded = tuple(name for name in STORED if name in needed)
+        self._locate(index, engine, rows)
         self._reader = ShardReader(index.path.parent.parent)
         # Shared, so that persistent workers see the next epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def _locate(self, index: TileIndex, engine: str | None, rows: dict[str, Any]) -> None:
         """Read where the images of the selected rows are, into arrays that forked workers share."""
-        columns = [
-            (f"{engine}_shard", engine) if name == "mask" else ("shard", name)
-            for name in self._decoded
-        ]
-        shards = [shard for shard, _ in columns]
-        offsets, lengths = ([f"{name}_{of}" for _, name in columns] for of in ("offset", "length"))
+        members = {name: ("shard", name) for name in self._decoded}
+        if "mask" in members:
+            engine = engine or index.mask_target
+            members["mask"] = (f"{engine}_shard", engine)
+        shards = [shard for shard, _ in members.values()]
+        offsets, lengths = (
+            [f"{prefix}_{of}" for _, prefix in members.values()] for of in ("offset", "length")
+        )
         error = [ERROR] if "weight" in self.images and ERROR in index.columns else []
-        wanted = dict.fromkeys(["tile", *shards, *offsets, *lengths, *error])
-        table = index.select(list(wanted), **rows)
+        columns = dict.fromkeys(["tile", *shards, *offsets, *lengths, *error])
+        table = index.select(list(columns), **rows)
         if lacking := table.column(shards[-1]).null_count:
             raise ShardError(
                 f"{index.path}: {lacking} tiles without a mask of {engine}; run mask and index "
@@ -160,8 +153,10 @@ class TileDataset(Dataset[dict[str, Any]]):
             )
         self._tiles = table.column("tile").cast(pa.large_string()).combine_chunks()
         self._shards = [table.column(name).combine_chunks().dictionary_encode() for name in shards]
-        self._offsets = _integers(table, offsets, np.int64)
-        self._lengths = _integers(table, lengths, np.int32)
+        self._offsets, self._lengths = (
+            np.stack([table.column(name).to_numpy().astype(kind) for name in names], axis=1)
+            for names, kind in ((offsets, np.int64), (lengths, np.int32))
+        )
         self._errors_um = [
             table.column(name).cast(pa.float64()).to_numpy().astype(np.float64) for name in error
         ]
@@ -187,7 +182,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         return len(self._tiles)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch plain positions are of, before a loader begins it; 0 is validation."""
+        """Set the epoch of plain positions, before a loader begins it; 0 is validation."""
         self._epoch[0] = epoch
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
@@ -198,27 +193,26 @@ class TileDataset(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: past the end.
-            ShardError: when a shard does not hold what the index says.
-            TrainingError: when the tile is smaller than the cut, or cannot be turned.
+            ShardError: when a shard has other content than the index describes.
+            TrainingError: when the tile is smaller than the crop, or cannot be turned.
         """
         epoch, position = key if isinstance(key, tuple) else (int(self._epoch[0]), key)
         position = self._checked(position)
-        seen: dict[str, npt.NDArray[np.uint8]] = {}
-        size = None
+        seen: dict[str, npt.NDArray[Any]] = {}
+        view: _View | None = None
         # One image after the other, while it is in the processor's cache.
         for name, image in self._images(position, self._decoded):
-            if size is None:
-                size = image.shape[:2]
-                view = self._view(size, epoch, position)
-                now = view._replace(transpose=False, flips=(False, False))
-            seen[name] = _seen(image, now if self.deferred else view)
-        item: dict[str, Any] = {"tile": self._name(position)}
-        if self.deferred:
-            item["view"] = torch.tensor([view.transpose, *view.flips])
-        for name in self.images:
-            planes = seen[name] if name in STORED else self._derived(name, seen["mask"], position)
-            item[name] = torch.from_numpy(planes)
-        return item
+            view = view or self._view(image.shape[:2], epoch, position)
+            seen[name] = _apply(view, image)
+        if "positive" in self.images:
+            seen["positive"] = label_format.positive(seen["mask"][0])[None]
+        if "weight" in self.images:
+            error_um = float(self._errors_um[0][position]) if self._errors_um else math.nan
+            seen["weight"] = self.weighting(seen["mask"][0], error_um)[None]
+        return {
+            "tile": self._name(position),
+            **{name: torch.from_numpy(seen[name]) for name in self.images},
+        }
 
     def stored(self, position: int, images: Sequence[str] | None = None) -> dict[str, Any]:
         """Return a tile's id and images whole, as arrays: he and her2 (H, W, 3), mask (H, W).
@@ -229,7 +223,7 @@ class TileDataset(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: past the end.
-            ShardError: when a shard does not hold what the index says.
+            ShardError: when a shard has other content than the index describes.
         """
         position = self._checked(position)
         names = self._decoded if images is None else images
@@ -246,7 +240,7 @@ class TileDataset(Dataset[dict[str, Any]]):
     def _images(
         self, position: int, names: Sequence[str]
     ) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
-        """Read and decode images of a tile, held to one size."""
+        """Read and decode images of a tile, which must have one size."""
         size = None
         for name in names:
             place = self._decoded.index(name)
@@ -287,93 +281,43 @@ class TileDataset(Dataset[dict[str, Any]]):
             axes = [axis for axis in self.flips if rng.random() < 0.5]
             flips = (0 in axes, 1 in axes)
             for _ in range(int(rng.integers(4)) if self.turns else 0):
-                # A quarter to the left: rows and columns change places, then top and bottom.
+                # A quarter to the left: transposed, then flipped top to bottom.
                 transpose, flips = not transpose, (not flips[1], flips[0])
-        return _View(
-            (slice(top, top + cut_height), slice(left, left + cut_width)),
-            transpose,
-            flips,
-        )
-
-    def _derived(
-        self, name: str, mask: npt.NDArray[np.uint8], position: int
-    ) -> npt.NDArray[np.generic]:
-        """Return what is made of a mask (1, H, W), of the same shape."""
-        if name == "positive":
-            return label_format.positive(mask[0])[None]
-        error_um = float(self._errors_um[0][position]) if self._errors_um else math.nan
-        return self.weighting(mask[0], error_um)[None]
+        crop = (slice(top, top + cut_height), slice(left, left + cut_width))
+        return _View(crop, transpose, flips)
 
 
 class _View(NamedTuple):
-    """What is seen of an image: a part, whose rows and columns may change places, then flipped."""
+    """What is seen of an image: a crop, which may be transposed, then flipped."""
 
-    part: tuple[slice, slice]
+    crop: tuple[slice, slice]
     transpose: bool
     flips: tuple[bool, bool]
     """Top to bottom, left to right."""
 
 
 _FLIP = {(True, False): 0, (False, True): 1, (True, True): -1}
-"""As OpenCV counts."""
+"""OpenCV's codes."""
 
 
-def _seen(image: npt.NDArray[np.uint8], view: _View) -> npt.NDArray[np.uint8]:
+def _apply(view: _View, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return planes (C, H, W) of what a view shows of an image (H, W, C) or (H, W).
 
     OpenCV is ten times as fast here as NumPy with its strides, and fastest on single planes.
     """
-    image = image[view.part]
+    image = image[view.crop]
     height, width = image.shape[:2]
-    if image.ndim == 2:
-        planes = np.ascontiguousarray(image)[None]
-    else:
+    planes = np.ascontiguousarray(image)[None]
+    if image.ndim == 3:
         planes = np.empty((image.shape[2], height, width), np.uint8)
         cv2.split(image, list(planes))
-    if view.transpose:
-        turned = np.empty((len(planes), width, height), np.uint8)
-        for source, target in zip(planes, turned, strict=True):
-            cv2.transpose(source, target)
-        planes = turned
+    steps: list[Callable[[Any, Any], object]] = [cv2.transpose] if view.transpose else []
     if any(view.flips):
-        flipped = np.empty_like(planes)
-        for source, target in zip(planes, flipped, strict=True):
-            cv2.flip(source, _FLIP[view.flips], target)
-        planes = flipped
+        steps.append(lambda source, target: cv2.flip(source, _FLIP[view.flips], target))
+    for step in steps:
+        # A tile that is transposed is square.
+        results = np.empty_like(planes)
+        for source, target in zip(planes, results, strict=True):
+            step(source, target)
+        planes = results
     return planes
-
-
-def apply_views(batch: dict[str, Any]) -> dict[str, Any]:
-    """Apply the ``view`` (B, 3) of a batch of deferred items on the device of its tensors.
-
-    Its flags are: transposed, then flipped top to bottom, then left to right.
-    """
-    views = batch["view"].view(-1, 3, 1, 1, 1).unbind(1)
-    done = {}
-    for name, images in batch.items():
-        if name in (*STORED, *DERIVED):
-            # Tiles that are turned are square: others cannot be asked for.
-            if images.shape[-1] == images.shape[-2]:
-                images = torch.where(views[0], images.transpose(-1, -2), images)
-            images = torch.where(views[1], images.flip(-2), images)
-            done[name] = torch.where(views[2], images.flip(-1), images)
-        elif name != "view":
-            done[name] = images
-    return done
-
-
-def _known(images: Sequence[str]) -> tuple[str, ...]:
-    known = (*STORED, *DERIVED)
-    if isinstance(images, str) or not images or set(images) - set(known):
-        raise ConfigError(f"images: {images!r}; give a list of {', '.join(known)}")
-    return tuple(dict.fromkeys(images))
-
-
-def _decoded(images: Sequence[str]) -> tuple[str, ...]:
-    """Return what must be decoded for these images, in the order of `STORED`."""
-    needed = {name if name in STORED else "mask" for name in images}
-    return tuple(name for name in STORED if name in needed)
-
-
-def _integers(table: pa.Table, names: Sequence[str], kind: type) -> npt.NDArray[Any]:
-    return np.stack([table.column(name).to_numpy().astype(kind) for name in names], axis=1)

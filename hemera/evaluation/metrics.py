@@ -16,10 +16,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from hemera.imaging.ssim import WINDOW_PX, structural_similarity
+
 RGB = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
-K1, K2, RANGE = 0.01, 0.03, 255.0
+RANGE = 255.0
 
 SEGMENTATION_METRICS = ("precision", "recall", "f1", "iou")
 AGGREGATIONS = ("mean", "pooled", "mean_nonempty")
@@ -55,7 +57,7 @@ def ssim(image: RGB, truth: RGB, *, gaussian: bool = False) -> float:
     Raises:
         ValueError: when the shapes differ or a side is smaller than the window.
     """
-    window = 11 if gaussian else 7
+    window = 11 if gaussian else WINDOW_PX
     if image.shape != truth.shape or min(image.shape[:2]) < window:
         raise ValueError(
             f"ssim: shapes {image.shape} and {truth.shape}; give equal shapes, {window} px or more"
@@ -73,14 +75,7 @@ def ssim(image: RGB, truth: RGB, *, gaussian: bool = False) -> float:
         pad = window // 2
         return np.asarray(filtered[pad:-pad, pad:-pad], np.float64)
 
-    mean_x, mean_y = mean(x), mean(y)
-    variance_x = ratio * (mean(x * x) - mean_x * mean_x)
-    variance_y = ratio * (mean(y * y) - mean_y * mean_y)
-    covariance = ratio * (mean(x * y) - mean_x * mean_y)
-    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
-        (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
-    )
+    similarity = structural_similarity(x, y, mean, ratio=ratio, span=RANGE)
     return float(similarity.mean())
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hemera.errors import TrainingError
+from hemera.io.faults import brief
 from hemera.networks import storage
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,6 @@ def _read(path: Path, option: str) -> dict[str, Any]:
 
 def _foreign(path: Path, option: str, error: BaseException, wanted: str) -> TrainingError:
     return TrainingError(
-        f"{path}: weights of another network ({storage.brief(error)}); name the weights of "
+        f"{path}: weights of another network ({brief(error)}); name the weights of "
         f"{wanted}, as {option}"
     )

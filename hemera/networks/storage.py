@@ -5,26 +5,28 @@ Nothing that is read here can run code.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
-import pickle
 import platform
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from hemera.errors import TrainingError
 from hemera.io import atomic
+from hemera.io.faults import translated
 from hemera.networks.generation import Generator, build_generator
 from hemera.networks.segmentation import SegmentationNet
+
+UNBUILDABLE = (
+    "{}: does not describe how its network is built ({{error}}); name the file that was written "
+    "beside the weights, or train again"
+)
 
 
 def file_digest(path: Path) -> str:
@@ -33,17 +35,17 @@ def file_digest(path: Path) -> str:
     Raises:
         TrainingError: when it cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise TrainingError(
-            f"{path}: cannot be read ({error.strerror}); run the stage that makes it"
-        ) from error
+    with (
+        translated(
+            TrainingError, f"{path}: cannot be read ({{error}}); run the stage that makes it"
+        ),
+        open(path, "rb") as file,
+    ):
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights as safetensors, in one step."""
+    """Write weights as safetensors, atomically."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic.replacing(path) as temporary:
         safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
@@ -55,48 +57,30 @@ def read_weights(
     missing: str = "run the stage that makes it",
     remedy: str = "delete it and make it again",
 ) -> dict[str, Any]:
-    """Read a safetensors file, or a torch file from which nothing but tensors and numbers is read.
+    """Read a safetensors file, or a torch file of which only tensors and plain values are read.
 
     Args:
         path: the file.
-        missing: remedy where there is none.
-        remedy: remedy where it is none of weights.
+        missing: remedy when there is no such file.
+        remedy: remedy when it holds no weights.
 
     Raises:
         TrainingError: when it cannot be read, is damaged, or would run code.
     """
-    try:
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such file; {missing}")
+    with translated(
+        TrainingError,
+        f"{path}: damaged, or not plain weights, and only those are read ({{error}}); {remedy}",
+    ):
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise TrainingError(f"{path}: no such file; {missing}") from None
-    except pickle.UnpicklingError as error:
-        raise TrainingError(
-            f"{path}: damaged, or not plain weights: what holds more than numbers could run code "
-            f"and is not read; {remedy}"
-        ) from error
-    # What torch makes of a file of something else depends on its first bytes.
-    except (
-        safetensors.SafetensorError, struct.error, RuntimeError, EOFError, OSError, ValueError,
-        LookupError, TypeError, AttributeError, ArithmeticError, MemoryError,
-    ) as error:  # fmt: skip
-        raise TrainingError(
-            f"{path}: damaged, or not plain weights ({brief(error)}); {remedy}"
-        ) from error
     if not isinstance(state, dict):
         raise TrainingError(
             f"{path}: holds a {type(state).__name__}, not the weights of a network; {remedy}"
         )
     return state
-
-
-def brief(error: BaseException) -> str:
-    """Return the beginning of what an error says, on one line."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):
-        words = f"{words} is missing"
-    return words if len(words) <= 200 else words[:197] + "..."
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Any], subject: str) -> None:
@@ -106,16 +90,13 @@ def load_into(module: nn.Module, weights: Mapping[str, Any], subject: str) -> No
         TrainingError: naming the layers that differ.
     """
     own = module.state_dict()
-    faults = [f"{name} is missing" for name in own if name not in weights]
-    faults += [f"{name} is not known" for name in weights if name not in own]
-    for name in own:
-        if name not in weights:
-            continue
-        found = weights[name]
+    faults = [f"{name} is unknown" for name in weights if name not in own]
+    for name, expected in own.items():
+        found = weights.get(name)
         if not isinstance(found, Tensor):
-            faults.append(f"{name} is a {type(found).__name__}, wanted numbers")
-        elif found.shape != own[name].shape:
-            faults.append(f"{name} is {tuple(found.shape)}, wanted {tuple(own[name].shape)}")
+            faults.append(f"{name} is {'missing' if name not in weights else 'not a tensor'}")
+        elif found.shape != expected.shape:
+            faults.append(f"{name} is {tuple(found.shape)}, expected {tuple(expected.shape)}")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise TrainingError(
@@ -140,7 +121,7 @@ def versions() -> dict[str, str]:
 
 
 def check_index(network: str, described: Mapping[str, Any], fingerprint: str) -> None:
-    """Hold that a network was trained on this index: another one may hold its test tiles.
+    """Check that a network was trained on this index: another one may contain its test tiles.
 
     Raises:
         TrainingError: naming both indexes.
@@ -154,7 +135,7 @@ def check_index(network: str, described: Mapping[str, Any], fingerprint: str) ->
 
 
 def write_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the JSON beside the weights, in one step."""
+    """Write the JSON beside the weights, atomically."""
     atomic.write_text(path, json.dumps(metadata, indent=2, sort_keys=True) + "\n")
 
 
@@ -164,12 +145,10 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
     Raises:
         TrainingError: when it is missing, damaged, or of another network.
     """
-    try:
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such file; it is written beside the weights")
+    with translated(TrainingError, f"{path}: not JSON ({{error}}); train again"):
         metadata = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise TrainingError(f"{path}: no such file; it lies beside the weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path}: not JSON ({error}); train again") from error
     if not isinstance(metadata, dict) or metadata.get("network") != network:
         raise TrainingError(f"{path}: does not describe a network for {network}; name its own file")
     return metadata
@@ -182,7 +161,7 @@ def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str,
         TrainingError: when a file is missing or damaged, or they do not fit each other.
     """
     described = read_metadata(metadata, "generation")
-    with _building(metadata):
+    with translated(TrainingError, UNBUILDABLE.format(metadata)):
         net = build_generator(**described["model"])
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
@@ -195,21 +174,9 @@ def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, d
         TrainingError: when a file is missing or damaged, or they do not fit each other.
     """
     described = read_metadata(metadata, "segmentation")
-    with _building(metadata):
+    with translated(TrainingError, UNBUILDABLE.format(metadata)):
         model = dict(described["model"])
         branch = model.pop("generation")
         net = SegmentationNet(None if branch is None else build_generator(**branch), **model)
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
-
-
-@contextlib.contextmanager
-def _building(metadata: Path) -> Iterator[None]:
-    """Turn what a network's description from elsewhere may raise into an error that names it."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise TrainingError(
-            f"{metadata}: does not say how its network is built ({brief(error)}); name the file "
-            "that was written beside the weights, or train again"
-        ) from error

@@ -23,6 +23,7 @@ from hemera.config import TrainGenerationOptions
 from hemera.dataset.index import TileIndex, training_tiles
 from hemera.dataset.torch_dataset import TileDataset, tile_weight
 from hemera.evaluation import metrics
+from hemera.imaging.tissue import otsu
 from hemera.networks import losses, similarity
 from hemera.networks.discriminator import PatchGAN
 from hemera.networks.generation import build_generator, initialise
@@ -76,7 +77,7 @@ def run(
         "dropout": options.dropout,
     }
     with training_session(options) as compute:
-        train, val = (_tiles(opened, split, options, compute) for split in ("train", "val"))
+        train, val = (_tiles(opened, split, options) for split in ("train", "val"))
         modules = {
             "generator": build_generator(**model),
             "discriminator": PatchGAN(
@@ -115,9 +116,7 @@ def run(
         )
 
 
-def _tiles(
-    index: TileIndex, split: str, options: TrainGenerationOptions, compute: Compute
-) -> TileDataset:
+def _tiles(index: TileIndex, split: str, options: TrainGenerationOptions) -> TileDataset:
     return TileDataset(
         index,
         network="generation",
@@ -132,7 +131,6 @@ def _tiles(
         ),
         crop_px=options.crop_px,
         flips=(1,) if options.flip else (),
-        deferred=split == "train" and compute.device.type != "cpu",
         seed=options.seed,
     )
 
@@ -207,13 +205,8 @@ def fit_threshold(tiles: TileDataset) -> float:
     if np.count_nonzero(histogram) < 2:
         return THRESHOLD_MIN
     centres = (edges[1:] + edges[:-1]) / 2
-    below, total = np.cumsum(histogram[:-1]), histogram.sum()
-    sum_below, whole = np.cumsum(histogram * centres)[:-1], float(histogram @ centres)
-    # Otsu: the cut with the greatest variance between what lies below and what lies above.
-    apart = np.square(whole * below - sum_below * total) / np.maximum(below * (total - below), 1.0)
-    # Where nothing lies between the two, every cut is as good: take the middle one.
-    best = np.flatnonzero(apart >= apart.max() * (1 - 1e-9))
-    return float(np.clip(centres[best].mean(), THRESHOLD_MIN, 3))
+    # Where no pixel is between the two, every bin divides as well: take the middle.
+    return float(np.clip(centres[otsu(histogram)].mean(), THRESHOLD_MIN, 3))
 
 
 def train_step(

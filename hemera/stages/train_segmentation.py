@@ -76,7 +76,7 @@ def run(
     opened = TileIndex(index)
     tiles = training_tiles(opened, "segmentation", options.crop_px)
     with training_session(options) as compute:
-        train, val = (_tiles(opened, split, options, compute) for split in ("train", "val"))
+        train, val = (_tiles(opened, split, options) for split in ("train", "val"))
         branch = None
         described: dict[str, Any] = {}
         model: dict[str, Any] = {
@@ -127,9 +127,7 @@ def run(
         )
 
 
-def _tiles(
-    index: TileIndex, split: str, options: TrainSegmentationOptions, compute: Compute
-) -> TileDataset:
+def _tiles(index: TileIndex, split: str, options: TrainSegmentationOptions) -> TileDataset:
     return TileDataset(
         index,
         network="segmentation",
@@ -138,7 +136,6 @@ def _tiles(
         crop_px=options.crop_px,
         flips=(0, 1) if options.flip else (),
         turns=options.turn,
-        deferred=split == "train" and compute.device.type != "cpu",
         seed=options.seed,
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from hemera.config import TrainGenerationOptions, TrainSegmentationOptions
-from hemera.dataset.torch_dataset import TileDataset, apply_views
+from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import HemeraError, TrainingError
 from hemera.training.checkpoint import TrainingState
 from hemera.training.session import Compute
@@ -175,28 +175,22 @@ def _ignore_sigterm(finished: Tensor, worker: int) -> None:
 def prefetch_to_device(
     batches: Iterable[dict[str, Any]], device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Yield batches on the device, flipped and turned there, while the next is being copied."""
-
-    def send(batch: dict[str, Any]) -> dict[str, Any]:
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
-        return apply_views(moved) if "view" in moved else moved
-
+    """Yield batches on the device, while the next is being copied."""
     waiting = None
     try:
         for batch in batches:
             if device.type == "cpu":
                 yield batch
                 continue
-            following = send(batch)
+            following = {
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in batch.items()
+            }
             if waiting is not None:
                 yield waiting
             waiting = following
     except HemeraError as error:
-        # From a worker process it comes with that process's traceback: the message is its last
-        # line.
+        # From a worker process it comes with a traceback, whose last line is the message.
         message = str(error).strip().splitlines()[-1]
         name = f"{type(error).__module__}.{type(error).__name__}: "
         raise type(error)(message.removeprefix(name)) from None

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, DistributedSampler
 
 from hemera.dataset.shards import ShardWriter
-from hemera.dataset.torch_dataset import TileDataset, apply_views, tile_weight
+from hemera.dataset.torch_dataset import TileDataset, tile_weight
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.imaging.codecs import encode, encode_mask
 from hemera.masks import label_format
@@ -390,29 +390,6 @@ def two_epochs(dataset, workers, start):
     )
     batches = [digests(batch) for batch in loader]
     return batches[: order.steps], batches[order.steps :]
-
-
-@pytest.mark.parametrize("turns", [False, True])
-def test_what_is_deferred_and_done_for_a_batch_equals_what_is_done_tile_by_tile(tmp_path, turns):
-    index = write_index(tmp_path, train=6)
-    images = ("he", "her2", "mask", "positive", "weight")
-    how = dict(
-        network="generation", split="train", images=images, flips=(0, 1), seed=5, turns=turns,
-        crop_px=64 if turns else None,
-    )  # fmt: skip
-    now, later = (TileDataset(index, deferred=deferred, **how) for deferred in (False, True))
-    keys = [(epoch, position) for epoch in (1, 2, 3) for position in range(6)]
-    batch = default_collate([later[key] for key in keys])
-    views = {tuple(view) for view in batch["view"].tolist()}
-    assert len(views) > 3, "some flips and turns were drawn"
-    done = apply_views(batch)
-    expected = default_collate([now[key] for key in keys])
-    assert done["tile"] == expected["tile"]
-    assert "view" not in done
-    for name in images[:-1]:
-        assert torch.equal(done[name], expected[name]), name
-    # Distances are measured before and after the flip: equal but for their rounding.
-    assert torch.allclose(done["weight"], expected["weight"], atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
