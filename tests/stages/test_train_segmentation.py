@@ -14,6 +14,7 @@ from hemera.config import TrainSegmentationOptions
 from hemera.config.base import flags
 from hemera.errors import ConfigError, TrainingError
 from hemera.networks import storage
+from hemera.networks.segmentation import SegmentationNet
 from hemera.stages import train_segmentation
 from hemera.stages.train_segmentation import run
 from hemera.training.checkpoint import TrainingState
@@ -141,109 +142,10 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
     assert (described["epoch"], described["best_epoch"]) == (2, 2)
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path, monkeypatch):
-    save = TrainingState.save
-
-    def save_and_stop(course):
-        save(course)
-        if (course.progress.epoch, course.progress.step) == (2, 1):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TrainingState, "save", save_and_stop)
-    often = OPTIONS.replace(checkpoint_minutes=1e-9)
-    with pytest.raises(KeyboardInterrupt):
-        run(**given, options=often, **paths(tmp_path))
-    monkeypatch.setattr(TrainingState, "save", save)
-    run(**given, options=OPTIONS, **paths(tmp_path))
-    for name in ("segmenter.safetensors", "metadata.json", "history.parquet"):
-        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
-
-
-def test_another_generator_is_another_run(given, finished, tmp_path):
-    other = dict(given)
-    weights = storage.read_weights(given["generator"])
-    other["generator"] = tmp_path / "generator.safetensors"
-    storage.write_weights(other["generator"], {k: v * 1 for k, v in weights.items()})
-    run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": finished / "checkpoints"}))
-    assert len(list((finished / "checkpoints").iterdir())) == 1
-    weights["down.0.0.weight"] = weights["down.0.0.weight"] * 2
-    storage.write_weights(other["generator"], weights)
-    run(**other, options=OPTIONS, **(paths(tmp_path) | {"checkpoints": finished / "checkpoints"}))
-    assert len(list((finished / "checkpoints").iterdir())) == 2
-
-
-def test_encoder_weights_and_the_ablation(given, tmp_path):
-    torch.manual_seed(3)
-    theirs = torchvision.models.resnet34(weights=None).state_dict()
-    torch.save(theirs, tmp_path / "resnet34.pth")
-    options = OPTIONS.replace(
-        generation_branch="none", base_width=64, epochs=1, learning_rate=1e-12,
-        crop_px=64, encoder_weights=str(tmp_path / "resnet34.pth"), loss_lambda=1.0,
-        weight_decay=0.0,
-    )  # fmt: skip
-    run(**given, options=options, **paths(tmp_path))
-    net, described = storage.load_segmentation(
-        tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
-    )
-    assert net.generation is None
-    assert described["parameters"] == described["parameters_trained"]
-    assert torch.allclose(net.encoder.layer3[2].conv1.weight, theirs["layer3.2.conv1.weight"])
-    found = history(tmp_path)
-    assert found[1, "train", "total"] == found[1, "train", "cross_entropy"]
-
-
-def test_generation_skips_train(given, tmp_path):
-    options = OPTIONS.replace(generation_skips=True, epochs=1)
-    run(**given, options=options, **paths(tmp_path))
-    net, _ = storage.load_segmentation(
-        tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
-    )
-    assert net.decoder.merge[0][0].in_channels == 32 + 32 + 32
-
-
-def test_an_empty_subset_is_one_line_with_a_remedy(given, tmp_path):
-    index = write_index(tmp_path, val=0)
-    with pytest.raises(TrainingError, match=r"no tiles for validation of segmentation; .*splits"):
-        run(**(given | {"index": index}), options=OPTIONS, **paths(tmp_path))
-
-
-def test_a_generator_that_is_none_is_refused(given, tmp_path):
-    bad = given | {"generator": given["generator_metadata"]}
-    with pytest.raises(TrainingError, match=r"generator.json: damaged, or not plain weights"):
-        run(**bad, options=OPTIONS, **paths(tmp_path))
-    other = tmp_path / "other.json"
-    storage.write_metadata(
-        other, {"network": "generation", "model": {"generator": "unet_128", "base_width": 8}}
-    )
-    with pytest.raises(TrainingError, match=r"down.0.0.weight is \(4, 3, 4, 4\), wanted \(8, 3"):
-        run(**(given | {"generator_metadata": other}), options=OPTIONS, **paths(tmp_path))
-
-
-def test_impossible_options_are_refused_when_parsed():
-    with pytest.raises(ConfigError, match=r"crop_px: 100 is not a multiple of 32"):
-        TrainSegmentationOptions(crop_px=100)
-    with pytest.raises(ConfigError, match=r"base_width: 33 is odd"):
-        TrainSegmentationOptions(base_width=33)
-    with pytest.raises(ConfigError, match=r"deeplabv3plus normalises .* leaves one"):
-        TrainSegmentationOptions(decoder="deeplabv3plus", batch_size=4, gpus=2, accumulate=2)
-    with pytest.raises(ConfigError, match=r"generation_skips: true"):
-        TrainSegmentationOptions(generation_branch="none", generation_skips=True)
-    with pytest.raises(ConfigError, match=r"encoder_weights: .*base_width 64, not 32"):
-        TrainSegmentationOptions(base_width=32, encoder_weights="resnet34.pth")
-
-
-def test_a_generator_of_another_index_is_refused(given, tmp_path):
-    other = write_generator(tmp_path / "other", fingerprint="e" * 64)
-    with pytest.raises(
-        TrainingError, match="trained on the index eeeeeeeeeeee, and this one is fff"
-    ):
-        run(**(given | other), options=OPTIONS, **paths(tmp_path))
-
-
 @pytest.mark.parametrize(
     "switches",
     [
-        {"decoder": "unetplusplus", "focal_gamma": 2.0},
+        {"decoder": "unetplusplus", "focal_gamma": 2.0, "generation_skips": True},
         {"decoder": "deeplabv3plus", "tversky_beta": 0.7, "turn": True},
         {"generation_branch": "virtual_rgb_encoder", "precision": "bf16"},
         {"generation_branch": "attention_unet_32_bottleneck", "flip": False},
@@ -276,48 +178,124 @@ def test_every_switch_trains_and_loads_alone(given, switches, tmp_path):
     assert net(torch.rand(1, 3, 128, 256)).shape == (1, 1, 128, 256)
 
 
-def test_a_branch_that_does_not_fit_its_generator_names_both(given, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path, monkeypatch):
+    save = TrainingState.save
+
+    def save_and_stop(state):
+        save(state)
+        if (state.progress.epoch, state.progress.step) == (2, 1):
+            raise KeyboardInterrupt
+
+    often = OPTIONS.replace(checkpoint_minutes=1e-9)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingState, "save", save_and_stop)
+        run(**given, options=often, **paths(tmp_path))
+    run(**given, options=OPTIONS, **paths(tmp_path))
+    for name in ("segmenter.safetensors", "metadata.json", "history.parquet"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_another_generator_is_another_run(given, tmp_path):
+    other, options = dict(given), OPTIONS.replace(epochs=1, sample_tiles=0)
+    weights = storage.read_weights(given["generator"])
+    other["generator"] = tmp_path / "generator.safetensors"
+    for factor, runs in ((1, 1), (1, 1), (2, 2)):
+        weights["down.0.0.weight"] = weights["down.0.0.weight"] * factor
+        storage.write_weights(other["generator"], weights)
+        run(**other, options=options, **paths(tmp_path))
+        assert len(list((tmp_path / "checkpoints").iterdir())) == runs
+
+
+@pytest.mark.parametrize("named", ["file", "imagenet"])
+def test_encoder_weights_come_from_a_file_or_the_cache_of_torch(named, tmp_path, monkeypatch):
+    """Nothing is downloaded: where the weights are missing, the error says how to get them."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    if named == "imagenet":
+        with pytest.raises(TrainingError, match=r"resnet34-b627a593.pth is missing; download it"):
+            train_segmentation.encoder_file("imagenet")
+    url = torchvision.models.ResNet34_Weights.IMAGENET1K_V1.url
+    path = tmp_path / "hub" / "checkpoints" / url.rsplit("/")[-1]
+    path.parent.mkdir(parents=True)
+    torch.manual_seed(3)
+    theirs = torchvision.models.resnet34(weights=None).state_dict()
+    torch.save(theirs, path)
+    net = SegmentationNet(None)
+    given = train_segmentation.encoder_file("imagenet" if named == "imagenet" else str(path))
+    assert train_segmentation.load_encoder(net, given) == storage.file_digest(path)
+    own = net.encoder.state_dict()
+    assert all(torch.equal(own[name], theirs[name]) for name in own)
+    with pytest.raises(TrainingError, match=r"none.pth: no such file; name a file as train_seg"):
+        train_segmentation.load_encoder(net, tmp_path / "none.pth")
+
+
+def test_training_starts_from_the_weights_of_the_encoder(given, tmp_path):
+    torch.manual_seed(3)
+    theirs = torchvision.models.resnet34(weights=None).state_dict()
+    torch.save(theirs, tmp_path / "resnet34.pth")
+    options = OPTIONS.replace(
+        generation_branch="none", base_width=64, epochs=1, learning_rate=1e-12, crop_px=64,
+        encoder_weights=str(tmp_path / "resnet34.pth"), loss_lambda=1.0, weight_decay=0.0,
+    )  # fmt: skip
+    run(**given, options=options, **paths(tmp_path))
+    net, described = storage.load_segmentation(
+        tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
+    )
+    assert net.generation is None
+    assert described["parameters"] == described["parameters_trained"]
+    assert described["encoder_sha256"] == storage.file_digest(tmp_path / "resnet34.pth")
+    assert torch.allclose(net.encoder.layer3[2].conv1.weight, theirs["layer3.2.conv1.weight"])
+    found = history(tmp_path)
+    assert found[1, "train", "total"] == found[1, "train", "cross_entropy"]
+
+
+def test_a_generator_that_does_not_fit_is_refused(given, tmp_path):
+    bad = given | {"generator": given["generator_metadata"]}
+    with pytest.raises(TrainingError, match=r"generator.json: damaged, or not plain weights"):
+        run(**bad, options=OPTIONS, **paths(tmp_path))
+    other = tmp_path / "other.json"
+    model = {"generator": "unet_128", "base_width": 8}
+    storage.write_metadata(other, {"network": "generation", "model": model})
+    with pytest.raises(TrainingError, match=r"down.0.0.weight is \(4, 3, 4, 4\), expected \(8, 3"):
+        run(**(given | {"generator_metadata": other}), options=OPTIONS, **paths(tmp_path))
+    other = write_generator(tmp_path / "other", fingerprint="e" * 64)
+    with pytest.raises(
+        TrainingError, match="trained on the index eeeeeeeeeeee, and this one is fff"
+    ):
+        run(**(given | other), options=OPTIONS, **paths(tmp_path))
     options = OPTIONS.replace(generation_branch="attention_unet_32_bottleneck")
     with pytest.raises(TrainingError, match=r"attention_unet_32_bottleneck.*unet_128"):
         run(**given, options=options, **paths(tmp_path))
 
 
-def test_imagenet_weights_are_those_that_torch_keeps(given, tmp_path, monkeypatch):
-    """Nothing is downloaded: where they are not, the error says how to get them."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    options = OPTIONS.replace(
-        base_width=64, encoder_weights="imagenet", epochs=1, learning_rate=1e-12,
-        weight_decay=0.0, generation_branch="none", crop_px=64,
-    )  # fmt: skip
-    with pytest.raises(TrainingError, match=r"resnet34-b627a593.pth is missing; download it"):
-        run(**given, options=options, **paths(tmp_path))
-    kept = tmp_path / "hub" / "checkpoints" / torchvision_name()
-    kept.parent.mkdir(parents=True)
-    torch.manual_seed(4)
-    theirs = torchvision.models.resnet34(weights=None).state_dict()
-    torch.save(theirs, kept)
-    run(**given, options=options, **paths(tmp_path))
-    net, described = storage.load_segmentation(
-        tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
-    )
-    assert torch.allclose(net.encoder.layer2[1].conv2.weight, theirs["layer2.1.conv2.weight"])
-    assert described["encoder_sha256"] == storage.file_digest(kept)
-
-
-def torchvision_name():
-    return torchvision.models.ResNet34_Weights.IMAGENET1K_V1.url.rsplit("/")[-1]
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop_px": 100}, "crop_px: 100 is not a multiple of 32"),
+        ({"base_width": 33}, "base_width: 33 is odd"),
+        (
+            {"decoder": "deeplabv3plus", "batch_size": 4, "gpus": 2, "accumulate": 2},
+            "deeplabv3plus",
+        ),
+        ({"generation_branch": "none", "generation_skips": True}, "generation_skips: true"),
+        ({"base_width": 32, "encoder_weights": "a.pth"}, "encoder_weights: .*base_width 64, not"),
+    ],
+)
+def test_impossible_options_are_refused_when_parsed(values, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainSegmentationOptions(**values)
 
 
 def test_pictures_show_truth_and_probability(finished):
     pictures = sorted(finished.glob("checkpoints/*/samples/*.png"))
-    assert {path.name for path in pictures} == {"0001.png", "0002.png"}
+    assert [path.name for path in pictures] == ["0001.png", "0002.png"]
     image = cv2.imread(str(pictures[0]))
-    # Two tiles cut to 128 px; the first has no positive cell, the second some.
+    # Two tiles cropped to 128 px; the first has no positive cell, the second some.
     assert image.shape == (2 * 128 + 4, 3 * 128 + 2 * 4, 3)
     assert not image[:128, 132:260].any()
     assert set(np.unique(image[132:, 132:260])) == {0, 255}
 
 
+@pytest.mark.slow
 def test_narrow_networks_train_on_two_threads(tmp_path):
     """Channels last, PyTorch's gradients of such networks wrote beyond their memory on processors.
 
@@ -325,15 +303,13 @@ def test_narrow_networks_train_on_two_threads(tmp_path):
     """
     given = {"index": write_index(tmp_path / "results", train=103)}
     given |= write_generator(tmp_path, model={"generator": "unet_32", "base_width": 4})
-    options = OPTIONS.replace(batch_size=16, crop_px=64, torch_threads=2, epochs=1, sample_tiles=0,
+    options = OPTIONS.replace(
+        batch_size=16, crop_px=64, torch_threads=2, epochs=1, sample_tiles=0,
         generation_branch="virtual_rgb_encoder",
     )  # fmt: skip
-    places = [
-        word
-        for name, path in (given | paths(tmp_path / "run")).items()
-        for word in (f"--{name.replace('_', '-')}", str(path))
-    ]
-    words = ["train_segmentation", *places, *flags(options)]
+    places = given | paths(tmp_path / "run")
+    words = [w for k, path in places.items() for w in (f"--{k.replace('_', '-')}", str(path))]
     code = "import sys; from hemera.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, "train_segmentation", *words, *flags(options)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,9 +1,12 @@
+import shutil
+
 import pytest
 import torch
 import torch.utils.deterministic
 
 from hemera.errors import TrainingError
 from hemera.training import session
+from tests.small_networks import cpu_compute
 
 
 def settings():
@@ -44,3 +47,9 @@ def test_a_missing_gpu_is_an_error_with_a_remedy():
     with pytest.raises(TrainingError, match=r"torch sees no GPU; set device: auto or cpu"):
         session.find_device("cuda")
     assert session.find_device("auto").type == "cpu"
+
+
+def test_compiling_without_a_compiler_is_an_error_with_a_remedy(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(TrainingError, match=r"compile: true, .* install g\+\+ or set"):
+        cpu_compute().prepare(torch.nn.Linear(2, 1), compiled=True)
