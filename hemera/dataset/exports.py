@@ -231,13 +231,8 @@ def write_aligned(
 
     def side_by_side(item: tuple[Any, dict[str, bytes]]) -> tuple[str, bytes]:
         row, members = item
-        he, her2 = decode(members["he"]), decode(members["her2"])
-        if he.shape != her2.shape:
-            raise ShardError(
-                f"{row['tile']}: H&E is {he.shape[1]} x {he.shape[0]} px and HER2 "
-                f"{her2.shape[1]} x {her2.shape[0]}; run tile again"
-            )
-        return row["tile"], encode(np.concatenate((he, her2), axis=1), codec, quality)
+        both = np.concatenate((decode(members["he"]), decode(members["her2"])), axis=1)
+        return row["tile"], encode(both, codec, quality)
 
     progress = _progress(selection)
     for split, rows in selection.splits.items():
@@ -272,10 +267,6 @@ def _divided(selection: Selection, rows: pa.Table, shard_mb: float) -> list[pa.T
 
 def _progress(selection: Selection) -> tqdm[Any]:
     return tqdm(total=selection.count, desc="export", unit="tile", disable=None, leave=False)
-
-
-def _suffix(data: bytes) -> str:
-    return "jpg" if data.startswith(b"\xff\xd8\xff") else "png"
 
 
 def _json(row: Mapping[str, Any]) -> bytes:
