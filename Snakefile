@@ -26,8 +26,6 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/train_generation.smk"
 include: "workflow/rules/train_segmentation.smk"
 include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/compare_generation.smk"
-include: "workflow/rules/compare.smk"
 
 
 localrules:

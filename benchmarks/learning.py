@@ -109,13 +109,13 @@ def main() -> None:
 
         index = given.index.resolve() if given.index else make_index(folder / "graph")
         said(f"demo cohort up to its index: {'given' if given.index else minutes()}")
-        painter = {
+        generator = {
             "generator": folder / "generator.safetensors",
             "generator_metadata": folder / "generator.json",
         }
         train_generation.run(
-            index=index, checkpoints=folder / "checkpoints", generator=painter["generator"],
-            metadata=painter["generator_metadata"], history=folder / "generation.parquet",
+            index=index, checkpoints=folder / "checkpoints", generator=generator["generator"],
+            metadata=generator["generator_metadata"], history=folder / "generation.parquet",
             options=generation,
         )  # fmt: skip
         said(f"GenerationNet, {generation.epochs} epochs: {minutes()}")
@@ -126,13 +126,16 @@ def main() -> None:
                 "history": folder / f"{branch}.history.parquet",
             }
             train_segmentation.run(
-                index=index, checkpoints=folder / "checkpoints", **painter, **paths,
+                index=index, checkpoints=folder / "checkpoints", **generator, **paths,
                 options=segmentation.replace(generation_branch=branch),
             )  # fmt: skip
             took = minutes()
             measured = folder / f"{branch}.metrics.parquet"
             evaluate.run(
-                index=index, **painter, generation_history=folder / "generation.parquet",
+                index=index,
+                generator_weights=(generator["generator"],),
+                generator_metadata=(generator["generator_metadata"],),
+                generator_histories=(folder / "generation.parquet",),
                 segmenter=paths["segmenter"], segmenter_metadata=paths["metadata"],
                 segmentation_history=paths["history"], report=folder / "report.html",
                 preset="demo", tiles=folder / f"{branch}.tiles.parquet", metrics=measured,
@@ -140,7 +143,7 @@ def main() -> None:
             )  # fmt: skip
             metrics = pq.read_table(measured).to_pylist()
             if branch != "none":
-                for method in ("model", "blurred", "mean_colour"):
+                for method in ("demo", "blurred", "mean_colour"):
                     psnr, ssim = (
                         figure(metrics, "generation", method, metric, "mean")
                         for metric in ("psnr_db", "ssim")
@@ -148,21 +151,21 @@ def main() -> None:
                     said(f"  {method:<12} SSIM {ssim}, PSNR {psnr} dB")
                 own, *others = (
                     measured_row(metrics, "generation", method, "ssim", "mean")["value"]
-                    for method in ("model", "blurred", "mean_colour")
+                    for method in ("demo", "blurred", "mean_colour")
                 )
                 goals += [
                     reached(f"SSIM above that of {name}", None not in (own, other) and own > other)
                     for name, other in zip(("blurred", "mean_colour"), others, strict=True)
                 ]
             said(f"SegmentationNet, branch {branch}, {segmentation.epochs} epochs: {took}")
-            for method in ("model", "best_constant"):
+            for method in ("segmenter", "best_constant"):
                 shown = ", ".join(
                     f"{metric} {figure(metrics, 'segmentation', method, metric, 'pooled')}"
                     for metric in ("f1", "iou", "precision", "recall")
                 )
                 said(f"  {method:<13} pooled {shown}")
             if branch != "none":
-                f1 = measured_row(metrics, "segmentation", "model", "f1", "pooled")["value"]
+                f1 = measured_row(metrics, "segmentation", "segmenter", "f1", "pooled")["value"]
                 goals.append(
                     reached(f"pooled F1 at least {F1_LEAST}", f1 is not None and f1 >= F1_LEAST)
                 )

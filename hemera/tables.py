@@ -272,7 +272,7 @@ EVALUATION_TILES = pa.schema(
         pa.field("dataset", pa.string(), False),
         pa.field("score", pa.string(), False),
         pa.field("network", pa.string(), False),  # generation, segmentation
-        # model; mean_colour, blurred; all_positive, all_negative
+        # a generator's preset, mean_colour, blurred; segmenter, all_positive, all_negative
         pa.field("method", pa.string(), False),
         pa.field("psnr_db", pa.float64()),  # infinite: the images are equal
         pa.field("ssim", pa.float64()),  # uniform window of 7, as BCI is scored
@@ -307,30 +307,6 @@ METRICS = pa.schema(
     ]
 )
 """evaluate: one row per network, method, group, metric and aggregation."""
-
-COMPARISON = pa.schema(
-    [
-        pa.field("method", pa.string(), False),  # a preset, a baseline, or what a paper calls it
-        pa.field("kind", pa.string(), False),  # network, baseline, paper
-        pa.field("generator", pa.string()),  # null: no network, or another's
-        pa.field("parameters", pa.int64()),
-        pa.field("epochs", pa.int32()),
-        pa.field("training_s", pa.float64()),  # wall time; of a resumed training its last part
-        pa.field("tiles", pa.int64()),  # null: a paper's
-        *(
-            pa.field(f"{metric}{part}", pa.float64())
-            for metric in ("psnr_db", "ssim", "ssim_gaussian", "lpips")
-            for part in ("", "_deviation", "_low", "_high")
-        ),
-        pa.field("psnr_infinite", pa.int64()),  # tiles left out of the mean of psnr_db
-        pa.field("fid", pa.float64()),
-        pa.field("kid", pa.float64()),
-        pa.field("kid_deviation", pa.float64()),
-        pa.field("source", pa.string()),  # of a paper's figure
-        pa.field("comparable", pa.string()),  # how far it is
-    ]
-)
-"""compare: one row per method, then the papers' figures; columns as in METRICS, of all tiles."""
 
 
 def filtered(engines: Sequence[str]) -> pa.Schema:

@@ -1,5 +1,6 @@
 """Untrained networks on disk, as the training stages leave theirs, and histories of no epoch."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -52,6 +53,22 @@ def write_networks(folder: Path, fingerprint: str = "f" * 64) -> dict[str, Path]
     for name in ("generation", "segmentation"):
         tables.write(paths[f"{name}_history"], [], tables.HISTORY)
     return paths
+
+
+def write_segmenter_folder(folder: Path, **metadata: object) -> Path:
+    """Write the output of train_segmentation: a network whose results vary; tiles of 256 px."""
+    paths = write_networks(folder / "networks")
+    # Untrained, it returns nearly the same for everything.
+    weights = storage.read_weights(paths["segmenter"])
+    weights["decoder.head.weight"] *= 3000
+    storage.write_weights(folder / "segmenter.safetensors", weights)
+    described = json.loads(paths["segmenter_metadata"].read_text())
+    described |= {"mpp": 0.5, "tile_px": 256, **metadata}
+    storage.write_metadata(
+        folder / "metadata.json",
+        {key: value for key, value in described.items() if value is not None},
+    )
+    return folder
 
 
 def cpu_compute(precision: torch.dtype = torch.float32) -> session.Compute:

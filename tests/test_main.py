@@ -129,7 +129,9 @@ def test_trainings_on_several_gpus_are_started_by_torchrun() -> None:
 def test_every_rule_hands_over_its_options(stage: str) -> None:
     text = (RULES / f"{stage}.smk").read_text()
     assert "{params.options}" in shell_of(stage)
-    assert f'options=CONFIG.flags("{stage}")' in text
+    generator = "options=generator_flags"
+    expected = generator if stage == "train_generation" else f'options=CONFIG.flags("{stage}")'
+    assert expected in text
     assert f'version=CONFIG.stages["{stage}"].version' in text
     assert f"rule {stage}:" in text
 

@@ -19,7 +19,6 @@ from hemera.tables import read_metadata
 
 ROOT = Path(__file__).parent.parent
 PIXEL_STAGES = {"describe", "register", "landmarks", "tile", "mask"}
-BY_ITSELF = set(STAGES) - {"compare"}
 DATA_STAGES = ("describe", "register", "landmarks", "tile", "mask", "filter", "index")
 
 TINY: dict[str, Any] = {
@@ -50,6 +49,7 @@ TINY: dict[str, Any] = {
         "batch_size": 4,
         "workers": 0,
     },
+    "evaluate": {"generators": ["hemera"]},
 }
 
 
@@ -127,7 +127,7 @@ def bare(tmp_path: Path) -> Path:
 
 
 def test_every_stage_is_planned(bare: Path) -> None:
-    assert set(planned(bare)) == BY_ITSELF - {"landmarks"}
+    assert set(planned(bare)) == set(STAGES) - {"landmarks"}
 
 
 def test_landmarks_are_planned_where_they_are_given(bare: Path) -> None:
@@ -197,7 +197,7 @@ def test_the_demo_makes_its_own_images(tmp_path: Path) -> None:
     shutil.copy(ROOT / "demo" / "pairs.tsv", tmp_path / "demo")
     counts = planned(tmp_path)
     assert counts["demo"] == 1
-    assert set(counts) >= BY_ITSELF
+    assert set(counts) >= set(STAGES)
 
 
 def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
@@ -207,7 +207,7 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
     text = snakemake(bare, "-n", "--profile", "slurm")
     jobs = re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
     seen = dict(jobs)
-    assert set(seen) >= BY_ITSELF - {"landmarks"}
+    assert set(seen) >= set(STAGES) - {"landmarks"}
     for rule, resources in seen.items():
         if rule not in ("all", "data"):
             assert f"slurm_partition={partition}" in resources, rule
@@ -348,6 +348,19 @@ def test_a_training_option_reaches_that_training_and_what_follows(small: Path) -
     assert set(planned(small)) == {"train_generation", "train_segmentation", "evaluate"}
     write_config(small, TINY, report={"gallery_tiles": 3})
     assert set(planned(small)) == {"report"}
+    write_config(small, TINY)
+    assert planned(small) == {}
+
+
+def test_an_added_generator_is_trained_and_evaluated_and_nothing_else(small: Path) -> None:
+    write_config(small, TINY, evaluate={"generators": ["hemera", "pyramid_pix2pix"]})
+    assert planned(small) == {"train_generation": 1, "evaluate": 1}
+    text = snakemake(small, "-n", "-p", "--cores", "2")
+    (command,) = re.findall(r"hemera train_generation .*", text)
+    assert "results/train_generation/pyramid_pix2pix/generator.safetensors" in command
+    assert "--network resnet_9blocks" in command and "--epochs 1 " in command
+    write_config(small, TINY, evaluate={"generators": []})
+    assert planned(small) == {"evaluate": 1}
     write_config(small, TINY)
     assert planned(small) == {}
 

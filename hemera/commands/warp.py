@@ -29,9 +29,9 @@ from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
 from hemera.imaging.slide import Slide, open_slide
 from hemera.interop.geojson import (
     COORDINATE_MAX,
-    carry_features,
     features,
     title,
+    transform_features,
     with_features,
 )
 from hemera.interop.label_images import TIFF_SUFFIXES, read_labels, write_labels
@@ -398,7 +398,7 @@ def warp_annotations(
 
         results = list(
             tqdm(
-                carry_features(items, carry, tolerance_px=tolerance_px, step_px=step_px),
+                transform_features(items, carry, tolerance_px=tolerance_px, step_px=step_px),
                 total=len(items), desc=sides.pair, unit="feature", disable=None, leave=False,
             )
         )  # fmt: skip

@@ -6,7 +6,7 @@ same options give another output: Snakemake does not detect edits inside a packa
 """
 
 from hemera.config.dataset import FilterOptions, IndexOptions, ReportOptions
-from hemera.config.evaluation import CompareOptions, EvaluateOptions, JudgingOptions
+from hemera.config.evaluation import EvaluateOptions
 from hemera.config.imaging import DescribeOptions, TileOptions
 from hemera.config.load import (
     DEMO_SHEET,
@@ -35,13 +35,11 @@ __all__ = [
     "PRESETS",
     "STAGES",
     "CohortOptions",
-    "CompareOptions",
     "Config",
     "DescribeOptions",
     "EvaluateOptions",
     "FilterOptions",
     "IndexOptions",
-    "JudgingOptions",
     "LandmarksOptions",
     "MaskOptions",
     "RegisterOptions",

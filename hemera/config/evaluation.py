@@ -8,12 +8,22 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 
 from hemera.config.base import Device, Options, option
-from hemera.config.training import Network
 
 
-class JudgingOptions(Options):
-    """What evaluate and compare share: metrics of generated images."""
+class EvaluateOptions(Options):
+    """Metrics of the generators and of SegmentationNet on the test subsets."""
 
+    section: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 3
+
+    generators: tuple[str, ...] = option(
+        (),
+        "presets whose generator is trained and evaluated besides the configured one: the method "
+        "of the preset with the budget of this configuration's train_generation",
+    )
+    threshold: float = option(
+        0.5, "predicted probability at and above which a pixel is positive", gt=0, lt=1
+    )
     blur_sigma_px: float = option(
         8.0, "standard deviation of the Gaussian blur of the trivial baseline, px", gt=0
     )
@@ -37,50 +47,18 @@ class JudgingOptions(Options):
     seed: int = option(20251, "seed of the bootstrap and of the subsets of KID", ge=0)
     device: Device = option("auto", "device of the networks; auto: a GPU if there is one")
     torch_threads: int = option(2, "CPU threads of PyTorch", ge=1, le=64)
-
-
-class EvaluateOptions(JudgingOptions):
-    """Metrics of both networks on the test subsets."""
-
-    section: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 3
-
-    threshold: float = option(
-        0.5, "predicted probability at and above which a pixel is positive", gt=0, lt=1
-    )
     batch_size: int = option(4, "tiles per forward pass", ge=1)
     gallery_tiles: int = option(12, "tiles in the gallery of the page", ge=1, le=200)
 
-
-class CompareOptions(JudgingOptions):
-    """Generators of several presets on the same tiles; made by `snakemake compare` alone."""
-
-    section: ClassVar[str] = "compare"
-
-    presets: tuple[str, ...] = option(
-        ("hemera", "pyramid_pix2pix", "pix2pix", "variance_penalized"),
-        "presets whose train_generation is compared; device, threads, seed and the like are those "
-        "of this config's train_generation",
-    )
-    network: Network | None = option(None, "generator of all of them; none: each preset's own")
-    base_width: int | None = option(None, "the same for the generators' filters", ge=4, le=256)
-    discriminator_width: int | None = option(
-        None, "the same for the discriminators' filters", ge=4, le=256
-    )
-    crop_px: int | None = option(None, "the same for the side of a crop", ge=32, le=2048)
-    epochs: int | None = option(None, "the same for epochs", ge=1)
-    decay_from_epoch: int | None = option(
-        None, "the same for the epoch after which the learning rate falls", ge=0
-    )
-    batch_size: int | None = option(None, "the same for tiles per step", ge=1)
-    learning_rate: float | None = option(None, "the same for the learning rate", gt=0)
-    gallery_tiles: int = option(8, "tiles shown on the page", ge=1, le=200)
-
     @model_validator(mode="after")
-    def _presets_are_distinct_names(self) -> Self:
-        if not self.presets or len(set(self.presets)) != len(self.presets):
-            raise ValueError(f"presets: {list(self.presets)}; name at least one, and each once")
-        wrong = [name for name in self.presets if not re.fullmatch(r"[a-z0-9_]+", name, re.ASCII)]
-        if wrong:
-            raise ValueError(f"presets: {wrong[0]!r} is not a name of a file in hemera/presets")
+    def _generators_are_distinct_names(self) -> Self:
+        if len(set(self.generators)) != len(self.generators):
+            raise ValueError(f"generators: {list(self.generators)}; name each preset once")
+        for name in self.generators:
+            if not re.fullmatch(r"[a-z0-9_]+", name, re.ASCII):
+                raise ValueError(f"generators: {name!r} is not a name of a file in hemera/presets")
         return self
+
+    def names(self, preset: str) -> tuple[str, ...]:
+        """Return the names of the generators: the configured one, named after `preset`, first."""
+        return tuple(dict.fromkeys((preset, *self.generators)))

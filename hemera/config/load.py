@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from hemera.config.base import TOP, Options, flags, nearest, option
 from hemera.config.dataset import FilterOptions, IndexOptions, ReportOptions
-from hemera.config.evaluation import CompareOptions, EvaluateOptions, JudgingOptions
+from hemera.config.evaluation import EvaluateOptions
 from hemera.config.imaging import DescribeOptions, TileOptions
 from hemera.config.masks import MaskOptions
 from hemera.config.registration import LandmarksOptions, RegisterOptions
@@ -75,10 +75,17 @@ STAGES: dict[str, type[Options]] = {
         TrainGenerationOptions,
         TrainSegmentationOptions,
         EvaluateOptions,
-        CompareOptions,
     )
 }
 """Options class of every stage, in the order of the graph."""
+
+BUDGET = (
+    *TrainingOptions.model_fields, "epochs", "decay_from_epoch", "batch_size", "learning_rate",
+)  # fmt: skip
+"""Options that all generators of one configuration share."""
+
+SIZE = ("network", "base_width", "discriminator_width", "select")
+"""Options of train_generation that hold for a preset that does not set them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,42 +99,52 @@ class Config:
         """Return the options of `stage` that differ from its defaults, quoted for a shell."""
         return shlex.join(flags(self.stages[stage].effective()))
 
-    def compared(self, preset: str) -> TrainGenerationOptions:
-        """Return how `compare` trains the generator of a preset.
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Names of the generators that are evaluated; the configured one is the first."""
+        options = self.stages["evaluate"]
+        assert isinstance(options, EvaluateOptions)
+        return options.names(self.cohort.preset)
 
-        The method is the preset's, the budget what section compare says for all presets alike, and
-        how it runs (device, threads, precision, seed, ...) what section train_generation says.
+    def generator(self, name: str) -> TrainGenerationOptions:
+        """Return the options by which the generator `name` is trained.
+
+        The generator with the name of this configuration's preset is the configured one. Any other
+        name is a preset: its values of train_generation, or the defaults, are the method; `BUDGET`
+        is taken from this configuration, and so is `SIZE` where the preset does not set it.
 
         Raises:
-            ConfigError: one line per fault; no such preset, or values that cannot stand together.
+            ConfigError: one line per fault; no such preset, or options that contradict each other.
         """
-        own, budget, tile = (self.stages[name] for name in ("train_generation", "compare", "tile"))
-        assert isinstance(tile, TileOptions)
-        runs = set(TrainingOptions.model_fields) - {"crop_px"}
-        known = set(TrainGenerationOptions.model_fields)
-        values = dict(_preset(preset).get("train_generation") or {})
-        values |= {name: getattr(own, name) for name in runs}
-        values |= {
-            name: value for name, value in budget if name in known - runs and value is not None
-        }
-        try:
-            options = TrainGenerationOptions(**values)
-        except ConfigError as error:
-            lines = str(error).splitlines()
-            raise ConfigError("\n".join(f"preset {preset}: {line}" for line in lines)) from None
-        # The whole tile goes through the generator when it is judged.
-        crop_px = options.crop_px or tile.size_px
-        if crop_px > tile.size_px or crop_px % options.divisor or tile.size_px % options.divisor:
-            raise ConfigError(
-                f"preset {preset}: network {options.network} takes multiples of {options.divisor} "
-                f"px, and crop_px is {crop_px}, tile.size_px {tile.size_px}; set compare.network "
-                "or compare.crop_px"
-            )
+        configured, tile = self.stages["train_generation"], self.stages["tile"]
+        assert isinstance(configured, TrainGenerationOptions) and isinstance(tile, TileOptions)
+        if name == self.cohort.preset:
+            return configured
+        own = dict(configured)
+        method = dict(_preset(name).get("train_generation") or {})
+        values = {key: own[key] for key in SIZE} | method | {key: own[key] for key in BUDGET}
+        faults: list[str] = []
+        options = _section(faults, TrainGenerationOptions, values)
+        if options is not None:
+            faults += _crop_faults(options, options.divisor, tile.size_px, options.network)
+        if options is None or faults:
+            lines = [line for fault in faults for line in fault.splitlines()]
+            raise ConfigError("\n".join(f"generator {name}: {line}" for line in lines))
         return options
 
-    def compared_flags(self, preset: str) -> str:
-        """Return these options as flags for the command line, quoted for a shell."""
-        return shlex.join(flags(self.compared(preset)))
+    def generator_faults(self) -> list[str]:
+        """Return why generators of section evaluate cannot be trained."""
+        faults = []
+        for name in self.generators:
+            try:
+                self.generator(name)
+            except ConfigError as error:
+                faults.append(str(error))
+        return faults
+
+    def generator_flags(self, name: str) -> str:
+        """Return the options of a generator as flags, quoted for a shell."""
+        return shlex.join(flags(self.generator(name).effective()))
 
 
 def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
@@ -158,19 +175,18 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
             faults.append(f"{name}: {own!r} is not a section; indent its keys below it")
             continue
         given = {**(preset.get(name) or {}), **(own or {})}
-        if name == CompareOptions.section and isinstance(values.get("evaluate"), Mapping):
-            shared = JudgingOptions.model_fields
-            judging = {key: value for key, value in values["evaluate"].items() if key in shared}
-            given = {**judging, **given}
         section = _section(faults, cls, given)
         if section is not None:
             stages[name] = section
     if not faults:
         faults += _disagreements(stages)
-    if faults or cohort is None:
-        lines = [line for fault in faults for line in fault.splitlines()]
-        raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
-    return Config(cohort, stages)
+    if not faults and cohort is not None:
+        config = Config(cohort, stages)
+        faults += config.generator_faults()
+        if not faults:
+            return config
+    lines = [line for fault in faults for line in fault.splitlines()]
+    raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
 
 
 def _section(faults: list[str], cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT | None:
@@ -209,19 +225,7 @@ def _disagreements(stages: Mapping[str, Options]) -> list[str]:
     branch = segmentation.generation_branch
     both = 32 if branch == "none" else max(32, generation.divisor)
     for options, divisor in ((generation, generation.divisor), (segmentation, both)):
-        if options.crop_px is not None and options.crop_px > tile.size_px:
-            faults.append(
-                f"{options.section}.crop_px: {options.crop_px} is larger than tile.size_px "
-                f"{tile.size_px}; give a smaller crop or larger tiles"
-            )
-        # Crops are trained on, whole tiles are evaluated.
-        elif (options.crop_px or 0) % divisor or tile.size_px % divisor:
-            faults.append(
-                f"{options.section}.crop_px: {options.crop_px or 'none'}, with tile.size_px "
-                f"{tile.size_px}: both must be multiples of {divisor}, by which "
-                f"train_generation.network {generation.network} or the encoder downsamples; give "
-                "multiples, or a shallower network"
-            )
+        faults += _crop_faults(options, divisor, tile.size_px, generation.network)
     fits = {
         "skip16": ("unet_512", "unet_256", "unet_128"),
         "attention_unet_32_bottleneck": ("attention_unet_32",),
@@ -233,6 +237,23 @@ def _disagreements(stages: Mapping[str, Options]) -> list[str]:
             "of these networks, or generation_branch: virtual_rgb_encoder or none"
         )
     return faults
+
+
+def _crop_faults(options: TrainingOptions, divisor: int, tile_px: int, network: str) -> list[str]:
+    """Return why crops, which are trained on, or tiles, which are evaluated, do not fit."""
+    crop_px = options.crop_px
+    if crop_px is not None and crop_px > tile_px:
+        return [
+            f"{options.section}.crop_px: {crop_px} is larger than tile.size_px {tile_px}; give a "
+            "smaller crop or larger tiles"
+        ]
+    if (crop_px or 0) % divisor or tile_px % divisor:
+        return [
+            f"{options.section}.crop_px: {crop_px or 'none'}, with tile.size_px {tile_px}: both "
+            f"must be multiples of {divisor}, by which train_generation.network {network} or the "
+            "encoder downsamples; give multiples, or a shallower network"
+        ]
+    return []
 
 
 def load_file(path: Path) -> Config:

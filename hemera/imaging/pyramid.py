@@ -101,7 +101,7 @@ def write_pyramid(
                     maxworkers=1,
                     **options,
                 )
-                level = _stored(spool, first.shape)
+                level = stored_tiles(spool, first.shape)
         if next(rest, None) is not None:
             raise ValueError(f"{path.name}: more tiles than {size_px[0]} x {size_px[1]} px need")
         _chain(temporary)
@@ -135,7 +135,8 @@ def _halving(
         yield tile
 
 
-def _stored(spool: IO[bytes], shape: tuple[int, ...]) -> Generator[Pixels, None, None]:
+def stored_tiles(spool: IO[bytes], shape: tuple[int, ...]) -> Generator[Pixels, None, None]:
+    """Yield the tiles of a shape that a file contains one after the other."""
     spool.seek(0)
     while len(data := spool.read(int(np.prod(shape)))):
         yield np.frombuffer(data, np.uint8).reshape(shape)

@@ -1,6 +1,6 @@
-"""Annotations in GeoJSON, as QuPath and others export them, and carried to another slide.
+"""Annotations in GeoJSON, as QuPath and others export them: read, written, transformed.
 
-Frame: level-0 pixels of a slide, unshifted by its bounds, edges at the integers.
+Frame: level-0 pixels of a slide, not shifted by its bounds, edges at the integers.
 """
 
 from __future__ import annotations
@@ -8,21 +8,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
+import shapely.geometry
 
 from hemera.errors import SheetError
+from hemera.io.faults import brief, translated
 
 Points = npt.NDArray[np.float64]
 """(N, 2) points as (x, y)."""
 
-Carry = Callable[[Points], Points]
-"""Takes points of one slide to another, level-0 pixels both; NaN where there is no partner."""
+Transform = Callable[[Points], Points]
+"""Returns the corresponding points on another slide, level-0 pixels both; NaN where there is none.
+"""
 
 COORDINATE_MAX = 1e7
 """No slide is ten million pixels wide."""
@@ -30,93 +33,67 @@ COORDINATE_MAX = 1e7
 GEOMETRIES = ("geometry", "nucleusGeometry")
 """Members of a feature that are geometries; the second is QuPath's, for the nucleus of a cell."""
 
-_OWN_FRAME = ("bbox", "isEllipse")
-"""Members that no longer hold on the other slide; by the second QuPath would draw an upright
-ellipse into the bounding box and forget the points."""
+_NOT_KEPT = ("bbox", "isEllipse")
+"""Members that do not hold on the other slide: QuPath draws an ellipse into the bounding box of
+its points."""
 
-_KINDS = {
-    "Point": "points", "MultiPoint": "points", "LineString": "line", "MultiLineString": "line",
-    "Polygon": "ring", "MultiPolygon": "ring",
-}  # fmt: skip
-_LEAST = {"points": 1, "line": 2, "ring": 3}
-"""Points without which nothing is left."""
-
-_FLOOR_PX = 2.0
-"""Pieces of an edge below this length are straight."""
-_PIECES_MAX = 4096
-_BATCH = 200_000
+_PIECES = 8
+"""An edge is divided into pieces of this fraction of the distance of two nodes of the map."""
+_BATCH = 2000
 _DECIMALS = 3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Path:
-    """Points that belong together; a ring does not repeat its first."""
-
-    kind: str
-    points: Points
-
-
 @dataclasses.dataclass(frozen=True)
-class Carried:
-    """What became of one feature."""
+class Transformed:
+    """A feature on the other slide.
+
+    Attributes:
+        feature: None when nothing of it has a corresponding point.
+        lost: whether some of its vertices have none.
+    """
 
     feature: Any
-    """On the other slide; None: nothing of it is left."""
-    lost: int
-    """Vertices without a partner."""
+    lost: bool
 
 
-def read_polygons(path: Path) -> list[list[npt.NDArray[np.float64]]]:
-    """Read the polygons of a GeoJSON file, as QuPath and others export it.
-
-    Args:
-        path: a geometry, a feature, a collection or a list of these, in level-0 pixels of H&E.
+def read_features(path: Path) -> tuple[Any, list[Any]]:
+    """Read a GeoJSON document: a feature, a geometry, a collection or a list of these.
 
     Returns:
-        Of each polygon its outer ring and its holes, (M, 2) points (x, y).
+        The document as parsed, and its `features`.
 
     Raises:
-        SheetError: when it is not GeoJSON or holds no polygon.
+        SheetError: when there is no such file or it is not GeoJSON.
     """
-    found: list[list[npt.NDArray[np.float64]]] = []
+    if not path.is_file():
+        raise SheetError(f"{path}: no such file; name a GeoJSON file")
+    with translated(SheetError, f"{path.name}: not GeoJSON ({{error}}); export it again"):
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        return document, list(features(document))
 
-    def collect(node: Any) -> None:
-        if isinstance(node, list):
-            for item in node:
-                collect(item)
-            return
-        kind = node.get("type")
-        if kind == "FeatureCollection":
-            collect(node["features"])
-        elif kind == "Feature":
-            collect(node["geometry"] or [])
-        elif kind == "GeometryCollection":
-            collect(node["geometries"])
-        elif kind == "Polygon":
-            found.append([_ring(ring) for ring in node["coordinates"]])
-        elif kind == "MultiPolygon":
-            found.extend([_ring(ring) for ring in rings] for rings in node["coordinates"])
 
-    try:
-        collect(json.loads(path.read_text(encoding="utf-8-sig")))
-    except FileNotFoundError:
-        raise SheetError(f"{path}: no such file; correct roi in pairs.tsv") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise SheetError(
-            f"{path.name}: not GeoJSON ({' '.join(str(error).split())}); export the "
-            "annotation again"
-        ) from error
-    found = [rings for rings in found if rings]
+def read_polygons(path: Path) -> list[list[Points]]:
+    """Read the polygons of a GeoJSON file, whatever else it contains.
+
+    Returns:
+        Of each polygon its outer ring and its holes, closed, (M, 2) level-0 pixels.
+
+    Raises:
+        SheetError: when it is not GeoJSON or contains no polygon.
+    """
+    found: list[list[Points]] = []
+    for number, item in enumerate(read_features(path)[1], 1):
+        message = f"{path.name}: not GeoJSON ({title(item, number)}: {{error}}); export it again"
+        with translated(SheetError, message):
+            shapes = list(_shapes(item).values())[:1]
+        # Parts of parts: a collection may contain a MultiPolygon.
+        for part in shapely.get_parts(shapely.get_parts(shapes)):
+            if isinstance(part, shapely.Polygon) and not part.is_empty:
+                rings = part.exterior, *part.interiors
+                found.append([shapely.get_coordinates(ring) for ring in rings])
     if not found:
-        raise SheetError(f"{path.name}: holds no polygon; draw the region as an area")
+        raise SheetError(f"{path.name}: contains no polygon; draw the region as an area")
     return found
-
-
-def _ring(points: Any) -> npt.NDArray[np.float64]:
-    ring = np.asarray(points, np.float64)
-    if ring.ndim != 2 or ring.shape[1] < 2 or len(ring) < 3 or not np.isfinite(ring).all():
-        raise ValueError("a ring needs three points [x, y] or more")
-    return ring[:, :2]
 
 
 def features(document: Any) -> Iterator[Any]:
@@ -125,345 +102,184 @@ def features(document: Any) -> Iterator[Any]:
         for item in document:
             yield from features(item)
     elif isinstance(document, dict) and document.get("type") == "FeatureCollection":
-        yield from features(document["features"])
+        yield from features(list(document["features"]))
     else:
         yield document
 
 
 def with_features(document: Any, replaced: Iterator[Any]) -> Any:
-    """Return a document with other features in the place of its own; None leaves one out.
-
-    Args:
-        document: a feature, a geometry, a collection or a list of these.
-        replaced: what stands in the place of each of `features`.
-    """
+    """Return a document with other features in place of its own; None leaves one out."""
     if isinstance(document, list):
-        return [
-            item
-            for item in (with_features(item, replaced) for item in document)
-            if item is not None
-        ]
+        items = [with_features(item, replaced) for item in document]
+        return [item for item in items if item is not None]
     if isinstance(document, dict) and document.get("type") == "FeatureCollection":
-        kept = {key: value for key, value in document.items() if key not in _OWN_FRAME}
+        kept = {key: value for key, value in document.items() if key not in _NOT_KEPT}
         return {**kept, "features": with_features(document["features"], replaced)}
     return next(replaced)
 
 
 def title(feature: Any, number: int) -> str:
-    """Return what a message calls a feature: its name or id, else its number, from 1."""
+    """Return how a message names a feature: by its number, from 1, and its name or id."""
+    name = None
     if isinstance(feature, dict):
         properties = feature.get("properties")
         name = properties.get("name") if isinstance(properties, dict) else None
-        for text in (name, feature.get("id")):
-            if isinstance(text, str | int) and text != "":
-                return f"feature {number} ({text})"
-    return f"feature {number}"
+        name = name or feature.get("id")
+    return f"feature {number} ({name})" if isinstance(name, str | int) else f"feature {number}"
 
 
-def carry_features(
-    items: Iterable[Any], carry: Carry, *, tolerance_px: float, step_px: float
-) -> Iterator[Carried]:
-    """Carry features to another slide, whatever else they hold kept as it is.
+def annotation(polygon: shapely.Polygon, name: str, color: tuple[int, int, int]) -> dict[str, Any]:
+    """Return a polygon as an annotation of a class, as QuPath imports it."""
+    return {
+        "type": "Feature",
+        "geometry": dict(shapely.geometry.mapping(polygon)),
+        "properties": {
+            "objectType": "annotation",
+            "classification": {"name": name, "color": list(color)},
+        },
+    }
 
-    A straight edge becomes a curve on the other slide: points are added to it where its chord
-    would stray from the curve. Rings stay closed and run the way round they did, also through a
-    map that mirrors. A vertex without partner is left out; so is what then has too few vertices:
-    a hole, a polygon of several, a nucleus, at last the feature.
+
+def transform_features(
+    items: Iterable[Any], transform: Transform, *, tolerance_px: float, step_px: float
+) -> Iterator[Transformed]:
+    """Transform features to another slide; all other members are kept as they are.
+
+    A straight edge becomes a curve on the other slide: it is divided into short pieces, and points
+    are removed again as long as the line stays within `tolerance_px`. Vertices without a
+    corresponding point are left out, and what then has too few of them: a hole, a polygon of
+    several, a nucleus, at last the feature.
 
     Args:
-        items: features or bare geometries, as parsed from JSON; a geometry of None stays.
-        carry: the map.
-        tolerance_px: how far an edge may stray from the curve, pixels of the other slide.
-        step_px: no piece of an edge longer than this is taken for straight unseen: the distance of
-            two nodes of the map.
+        items: features or bare geometries, as parsed from JSON.
+        transform: the map.
+        tolerance_px: how far a line may deviate, pixels of the other slide.
+        step_px: distance of two nodes of the map, pixels of this slide.
 
     Yields:
         One result per item, in order.
 
     Raises:
-        ValueError: when an item is no GeoJSON; it says which, from 1.
+        ValueError: when an item is not GeoJSON; the message names it.
     """
-    batch: list[tuple[Any, list[_Path]]] = []
-    count = 0
-
-    def finish() -> Iterator[Carried]:
-        paths = [path for _, own in batch for path in own]
-        results = iter(_carry_paths(paths, carry, tolerance_px, step_px))
-        for item, own in batch:
-            ours = [next(results) for _ in own]
-            yield Carried(_rebuilt(item, iter(ours)), sum(lost for _, lost in ours))
-
-    for number, item in enumerate(items, 1):
-        try:
-            paths = list(_paths_of_item(item))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{title(item, number)}: {_one_line(error)}") from error
-        batch.append((item, paths))
-        count += sum(_work(path, step_px) for path in paths)
-        if count >= _BATCH:
-            yield from finish()
-            batch, count = [], 0
-    yield from finish()
+    numbered = enumerate(items, 1)
+    while batch := list(itertools.islice(numbered, _BATCH)):
+        shapes: list[dict[str, Any]] = []
+        for number, item in batch:
+            try:
+                shapes.append(_shapes(item))
+            except Exception as error:
+                raise ValueError(f"{title(item, number)}: {brief(error)}") from error
+        flat = [shape for own in shapes for shape in own.values()]
+        results = iter(_transformed(flat, transform, tolerance_px, step_px))
+        for (_, item), own in zip(batch, shapes, strict=True):
+            changed = {name: next(results) for name in own}
+            yield Transformed(
+                _rebuilt(item, {name: shape for name, (shape, _) in changed.items()}),
+                any(lost for _, lost in changed.values()),
+            )
 
 
-def _work(path: _Path, step_px: float) -> int:
-    """Return how many points a path will have at most while its edges are followed, or nearly."""
-    if path.kind == "points":
-        return len(path.points)
-    length = np.abs(np.diff(path.points, axis=0)).sum()
-    return len(path.points) + int(length / step_px)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"lacks {text}" if isinstance(error, KeyError) else text
-
-
-def _paths_of_item(item: Any) -> Iterator[_Path]:
-    """Yield the paths of a feature or a bare geometry, in the order of `_rebuilt`."""
+def _shapes(item: Any) -> dict[str, Any]:
+    """Return the geometries of an item by their member, "" for a bare one; none that is empty."""
     if not isinstance(item, dict):
-        raise ValueError(f"{type(item).__name__} in the place of a feature")
-    if item.get("type") != "Feature":
-        yield from _paths(item)
-        return
-    for name in GEOMETRIES:
-        if item.get(name) is not None:
-            yield from _paths(item[name])
-
-
-def _paths(geometry: Any) -> Iterator[_Path]:
-    kind = geometry["type"]
-    if kind == "GeometryCollection":
-        for part in geometry["geometries"]:
-            yield from _paths(part)
-        return
-    if kind not in _KINDS:
-        raise ValueError(f"type {kind!r} is no geometry")
-    given = geometry["coordinates"]
-    if not isinstance(given, list):
-        raise ValueError(f"coordinates of {kind} are no list")
-    if kind == "MultiPolygon":
-        rings = [ring for polygon in given for ring in polygon]
-    elif kind in ("Polygon", "MultiLineString"):
-        rings = given
-    elif kind == "Point":
-        rings = [[given]] if given else []
+        raise ValueError(f"{type(item).__name__} in place of a feature")
+    if item["type"] != "Feature":
+        shapes = {"": _shape(item)}
     else:
-        rings = [given] if given else []
-    for ring in rings:
-        yield _path(_KINDS[kind], ring)
+        shapes = {name: _shape(item[name]) for name in GEOMETRIES if item.get(name) is not None}
+    return {name: shape for name, shape in shapes.items() if not shape.is_empty}
 
 
-def _path(kind: str, given: Any) -> _Path:
-    points = np.array([position[:2] for position in given], np.float64)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError("a position is not [x, y]")
-    if not (np.abs(points) <= COORDINATE_MAX).all():
+def _shape(geometry: Any) -> Any:
+    shape = _filled(shapely.force_2d(shapely.geometry.shape(geometry)))
+    if not (np.abs(shapely.get_coordinates(shape)) <= COORDINATE_MAX).all():
         raise ValueError(f"a coordinate beyond {COORDINATE_MAX:g} is no pixel of a slide")
-    if kind == "ring" and len(points) > 1 and (points[0] == points[-1]).all():
-        points = points[:-1]
-    if len(points) < _LEAST[kind]:
-        raise ValueError(f"a {kind} of {len(points)} points; it needs {_LEAST[kind]}")
-    return _Path(kind, points)
+    return shape
 
 
-_Result = tuple[list[list[float]] | None, int]
-"""Positions of a path on the other slide, a ring closed; and how many vertices were lost."""
+def _filled(shape: Any) -> Any:
+    """Leave out empty parts: GEOS 3.14 crashes when it divides them."""
+    if not hasattr(shape, "geoms"):
+        return shape
+    return type(shape)([_filled(part) for part in shape.geoms if not part.is_empty])
 
 
-def _rebuilt(item: Any, results: Iterator[_Result]) -> Any:
-    """Put carried paths into a feature or a geometry; None when nothing is left of it."""
-    if item.get("type") != "Feature":
-        return _geometry(item, results)
-    carried = {
-        name: _geometry(item[name], results) for name in GEOMETRIES if item.get(name) is not None
-    }
-    if GEOMETRIES[0] in carried and carried[GEOMETRIES[0]] is None:
+def _rebuilt(item: Any, changed: dict[str, Any]) -> Any:
+    """Put transformed geometries into an item; None when nothing of it is left."""
+    if "" in changed:
+        return _member(item, changed[""])
+    if "geometry" in changed and changed["geometry"] is None:
         return None
+    members = {**item, **{name: _member(item[name], shape) for name, shape in changed.items()}}
     return {
-        key: value
-        for key, value in {**item, **carried}.items()
-        if key not in _OWN_FRAME and not (key in carried and value is None)
+        name: value
+        for name, value in members.items()
+        if name not in _NOT_KEPT and not (name in changed and value is None)
     }
 
 
-def _geometry(geometry: Any, results: Iterator[_Result]) -> Any:
-    kind = geometry["type"]
-    kept = {key: value for key, value in geometry.items() if key not in _OWN_FRAME}
-    if kind == "GeometryCollection":
-        given = geometry["geometries"]
-        parts = [part for part in (_geometry(part, results) for part in given) if part is not None]
-        return {**kept, "geometries": parts} if parts or not given else None
-    given = geometry["coordinates"]
-    if not given:
-        return kept
-    coordinates: Any
-    if kind == "MultiPolygon":
-        coordinates = [
-            polygon for polygon in (_polygon(rings, results) for rings in given) if polygon
-        ]
-    elif kind == "Polygon":
-        coordinates = _polygon(given, results)
-    elif kind == "MultiLineString":
-        coordinates = [line for line in (next(results)[0] for _ in given) if line is not None]
-    else:
-        coordinates = next(results)[0]
-        if kind == "Point" and coordinates is not None:
-            coordinates = coordinates[0]
-    return {**kept, "coordinates": coordinates} if coordinates else None
+def _member(before: dict[str, Any], shape: Any) -> dict[str, Any] | None:
+    """Return a geometry with the other members of the one it replaces."""
+    if shape is None:
+        return None
+    own = ("coordinates", "geometries", *_NOT_KEPT)
+    kept = {key: value for key, value in before.items() if key not in own}
+    return {**kept, **shapely.geometry.mapping(shape)}
 
 
-def _polygon(rings: Any, results: Iterator[_Result]) -> list[list[list[float]]]:
-    """Return outer ring and holes; empty without the outer ring."""
-    carried = [next(results)[0] for _ in rings]
-    if not carried or carried[0] is None:
-        return []
-    return [ring for ring in carried if ring is not None]
+def _transformed(
+    shapes: Sequence[Any], transform: Transform, tolerance_px: float, step_px: float
+) -> Iterator[tuple[Any, bool]]:
+    """Yield each geometry on the other slide, None where nothing is left, and whether some is lost.
 
-
-def _carry_paths(
-    paths: list[_Path], carry: Carry, tolerance_px: float, step_px: float
-) -> list[_Result]:
-    """Carry many paths at once: one call of the map serves all their points."""
-    if not paths:
-        return []
-    counts = np.array([len(path.points) for path in paths])
-    vertices = np.concatenate([path.points for path in paths])
-    ends = np.cumsum(counts)
-    # One edge begins at each vertex; that of a lone point or at the end of a line has no length.
-    following = np.arange(len(vertices)) + 1
-    for path, end, count in zip(paths, ends, counts, strict=True):
-        if path.kind == "points":
-            following[end - count : end] -= 1
-        else:
-            following[end - 1] = end - count if path.kind == "ring" else end - 1
-    carried = carry(vertices)
-    edges, shares, inner = _bent(
-        vertices, vertices[following], carried, carried[following], carry, tolerance_px, step_px
-    )
-    owner = np.concatenate([np.arange(len(vertices)), edges])
-    order = np.lexsort([np.concatenate([np.zeros(len(vertices)), shares]), owner])
-    every = np.concatenate([carried, inner])[order]
-    starts = np.searchsorted(owner[order], np.concatenate([[0], ends]))
-    lost = np.isnan(carried[:, 0])
-    results: list[_Result] = []
-    for n, path in enumerate(paths):
-        points = every[starts[n] : starts[n + 1]]
-        points = points[np.isfinite(points).all(axis=1)]
-        gone = int(lost[ends[n] - counts[n] : ends[n]].sum())
-        if len(points) < _LEAST[path.kind]:
-            results.append((None, gone))
-            continue
-        if path.kind == "ring":
-            if _area(path.points) * _area(points) < 0:
-                points = np.concatenate([points[:1], points[:0:-1]])
-            points = np.concatenate([points, points[:1]])
-        results.append((np.round(points, _DECIMALS).tolist(), gone))
-    return results
-
-
-def _area(ring: Points) -> float:
-    """Return the area of a ring, signed by the way round it runs."""
-    x, y = (ring - ring[0]).T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-
-
-def _bent(
-    begin: Points,
-    end: Points,
-    carried_begin: Points,
-    carried_end: Points,
-    carry: Carry,
-    tolerance_px: float,
-    step_px: float,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], Points]:
-    """Find the points that edges need so that their pieces follow the curves they become.
-
-    Half of the tolerance is spent on what is found, half on what of it can be spared.
-
-    Returns:
-        Of each point the edge, the share of the way along it, and where it lies on the other slide.
+    One call of the map serves all their points.
     """
-    length = np.hypot(*(end - begin).T)
-    number = np.clip(np.ceil(length / step_px), 1, _PIECES_MAX).astype(np.int64)
-    edge = np.repeat(np.arange(len(begin)), number)
-    place = np.arange(len(edge)) - np.repeat(np.cumsum(number) - number, number)
-    low, high = place / number[edge], (place + 1) / number[edge]
-    low_at, high_at = carried_begin[edge], carried_end[edge]
-    edges, shares, points = [], [], []
-
-    def at(edge: npt.NDArray[np.int64], share: npt.NDArray[np.float64]) -> Points:
-        return carry(begin[edge] + (end[edge] - begin[edge]) * share[:, None])
-
-    first = np.flatnonzero(place > 0)
-    if len(first):
-        nodes = at(edge[first], low[first])
-        low_at[first] = nodes
-        # Behind the piece that ends at a node comes the one that begins there.
-        high_at[first - 1] = nodes
-        edges.append(edge[first])
-        shares.append(low[first])
-        points.append(nodes)
-    while True:
-        seen = np.flatnonzero((high - low) * length[edge] > _FLOOR_PX)
-        edge, low, high = edge[seen], low[seen], high[seen]
-        low_at, high_at = low_at[seen], high_at[seen]
-        if not len(edge):
-            break
-        quarters = np.stack([low + (high - low) * share for share in (0.25, 0.5, 0.75)])
-        between = at(np.tile(edge, 3), quarters.ravel()).reshape(3, -1, 2)
-        stray = np.max([_distance(quarter, low_at, high_at) for quarter in between], axis=0)
-        # Comparing with NaN gives False: where there is no partner, nothing can be mended.
-        open_ = np.flatnonzero(stray > tolerance_px / 2)
-        middle, middle_at = quarters[1][open_], between[1][open_]
-        edges.append(edge[open_])
-        shares.append(middle)
-        points.append(middle_at)
-        edge = np.tile(edge[open_], 2)
-        low, high = np.concatenate([low[open_], middle]), np.concatenate([middle, high[open_]])
-        low_at, high_at = (
-            np.concatenate([low_at[open_], middle_at]),
-            np.concatenate([middle_at, high_at[open_]]),
-        )
-    if not edges:
-        return np.empty(0, np.int64), np.empty(0), np.empty((0, 2))
-    edge, share, found = np.concatenate(edges), np.concatenate(shares), np.concatenate(points)
-    order = np.lexsort([share, edge])
-    order = order[np.isfinite(found[order]).all(axis=1)]
-    edge, share, found = edge[order], share[order], found[order]
-    kept = np.zeros(len(edge), np.bool_)
-    bounds = np.flatnonzero(np.diff(edge, prepend=-1, append=-1))
-    for start, stop in itertools.pairwise(bounds.tolist()):
-        n = edge[start]
-        line = np.concatenate([carried_begin[n, None], found[start:stop], carried_end[n, None]])
-        kept[start:stop] = _needed(line, tolerance_px / 2)[1:-1]
-    return edge[kept], share[kept], found[kept]
+    if not shapes:
+        return
+    # GEOS drops pieces of invalid polygons when it divides them.
+    before = np.array([_valid(shape) or shape for shape in shapes], object)
+    divided = shapely.segmentize(before, step_px / _PIECES)
+    counts = shapely.get_num_coordinates(divided)
+    every = np.round(transform(shapely.get_coordinates(divided)), _DECIMALS)
+    moved = np.split(every, np.cumsum(counts)[:-1])
+    is_longer = counts > shapely.get_num_coordinates(before)
+    for shape, points, longer in zip(divided, moved, is_longer, strict=True):
+        lost = bool(np.isnan(points).any())
+        result = _rest(shape, iter(points)) if lost else shapely.set_coordinates([shape], points)[0]
+        result = _valid(result)
+        if result is not None and longer:
+            result = result.simplify(tolerance_px / 2)
+        yield result, lost
 
 
-def _needed(line: Points, tolerance_px: float) -> npt.NDArray[np.bool_]:
-    """Tell which points of a line it needs to stay within a tolerance (Douglas and Peucker)."""
-    needed = np.zeros(len(line), np.bool_)
-    needed[[0, -1]] = True
-    parts = [(0, len(line) - 1)]
-    while parts:
-        first, last = parts.pop()
-        if last - first < 2:
-            continue
-        stray = _distance(line[first + 1 : last], line[first], line[last])
-        # An edge whose end has no partner keeps all that is between.
-        farthest = int(np.argmax(stray)) if not np.isnan(stray).any() else (last - first) // 2 - 1
-        if not stray[farthest] <= tolerance_px:
-            middle = first + 1 + farthest
-            needed[middle] = True
-            parts += [(first, middle), (middle, last)]
-    return needed
+def _rest(shape: Any, points: Iterator[Points]) -> Any:
+    """Rebuild a geometry from those of its points that are not NaN; None when too few are left."""
+    if hasattr(shape, "geoms"):
+        parts = [_rest(part, points) for part in shape.geoms]
+        parts = [part for part in parts if part is not None]
+        return type(shape)(parts) if parts else None
+    if isinstance(shape, shapely.Polygon):
+        outer, *holes = (_finite(ring, points) for ring in (shape.exterior, *shape.interiors))
+        if len(np.unique(outer, axis=0)) < 3:
+            return None
+        return shapely.Polygon(outer, [hole for hole in holes if len(np.unique(hole, axis=0)) >= 3])
+    left = _finite(shape, points)
+    return type(shape)(left) if len(left) >= min(len(shape.coords), 2) else None
 
 
-def _distance(points: Points, begin: Points, end: Points) -> npt.NDArray[np.float64]:
-    """Return how far points lie from pieces of straight lines."""
-    along = end - begin
-    square = np.maximum((along**2).sum(axis=-1), math.ulp(1.0))
-    share = np.clip(((points - begin) * along).sum(axis=-1) / square, 0, 1)
-    beside = points - begin - share[..., None] * along
-    result: npt.NDArray[np.float64] = np.hypot(beside[..., 0], beside[..., 1])
+def _finite(shape: Any, points: Iterator[Points]) -> Points:
+    own = np.array(list(itertools.islice(points, len(shape.coords))))
+    result: Points = own[~np.isnan(own).any(axis=1)]
     return result
+
+
+def _valid(shape: Any) -> Any:
+    """Make polygons valid, without lines and points; None when no area is left."""
+    if not isinstance(shape, shapely.Polygon | shapely.MultiPolygon) or shape.is_valid:
+        return shape
+    parts = shapely.get_parts(shapely.make_valid(shape))
+    areas = [area for part in parts for area in shapely.get_parts(part) if area.area > 0]
+    if not areas:
+        return None
+    return areas[0] if len(areas) == 1 else shapely.MultiPolygon(areas)

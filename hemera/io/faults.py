@@ -36,12 +36,13 @@ TRANSIENT_ERRNOS = frozenset(
 
 
 def brief(error: BaseException) -> str:
-    """Return the message of an error on one line, or the name of its class.
+    """Return the message of an error on one line, or the name of its class, shortened.
 
     Addresses in memory are removed: they differ from run to run, and reasons are stored in tables.
     """
     message = re.sub(r"\s*<[^<>]* object at 0x[0-9a-f]+>", "", str(error))
-    return " ".join(message.split()) or type(error).__name__
+    message = " ".join(message.split()) or type(error).__name__
+    return message if len(message) <= 300 else message[:297] + "..."
 
 
 def is_transient(error: BaseException) -> bool:

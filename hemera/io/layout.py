@@ -1,7 +1,8 @@
 """The layout of ``results/``: which stage writes which file of which unit.
 
 A pattern is relative to the working directory of the workflow; ``{unit}`` is a unit of the sheet,
-for whole slides the name of the pair. Light on purpose: the rules import this module.
+for whole slides the name of the pair, and ``{generator}`` a preset. Light on purpose: the rules
+import this module.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ CARD = "results/index/card.md"
 
 REPORT = "results/report/report.html"
 PAIR_PAGES = "results/report/pairs"
+
+GENERATOR = "results/train_generation/{generator}/generator.safetensors"
+GENERATOR_METADATA = "results/train_generation/{generator}/metadata.json"
+GENERATION_HISTORY = "results/train_generation/{generator}/history.parquet"
 
 
 def path(pattern: str, results: Path = Path(RESULTS), **wildcards: str) -> Path:

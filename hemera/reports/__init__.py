@@ -1,10 +1,5 @@
-"""The pages people open: about the data (report), the networks (evaluate), presets (compare).
+"""The pages: about the data (report) and about the networks (evaluate).
 
-Each is one HTML file with everything in it: no request leaves it, and equal inputs give equal
-bytes. What comes from a table or an image's name is escaped.
+Each is one HTML file that contains everything it shows: no request leaves it, and equal inputs give
+equal bytes. Text from tables and names of images is escaped.
 """
-
-from hemera.reports.comparison import ComparedTile, comparison_page
-from hemera.reports.evaluation import Example, evaluation_page
-
-__all__ = ["ComparedTile", "Example", "comparison_page", "evaluation_page"]

@@ -1,34 +1,34 @@
-"""evaluate: both networks on the tiles of unseen cases, beside trivial baselines.
+"""evaluate: generators and SegmentationNet on the test subsets, next to trivial baselines.
 
-Reads the index, the test subsets and both networks; writes metrics per tile, metrics per group
-and a page. The threshold is an option, never fitted to the test tiles. A network without test
-tiles is no error: its rows are missing, and the page says so. How pictures are judged stands in
-`hemera.judging`.
+Reads the index, the tiles of the test subsets and the trained networks; writes metrics per tile,
+metrics per group of tiles and a page. The threshold is an option, never fitted to test tiles. A
+network without test tiles is no error: its rows are absent, and the page states it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.evaluation import image_quality, metrics
-from hemera.evaluation.metrics import Confusion
+from hemera.errors import ConfigError
+from hemera.evaluation import baselines, image_quality
+from hemera.evaluation.image_quality import SEGMENTER, Features, Rows
+from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.masks import label_format
 from hemera.networks import storage
-from hemera.reports import Example, evaluation_page
+from hemera.reports.evaluation import Example, evaluation_page
+from hemera.reports.training import Trained
 from hemera.training import session
 
 log = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 def run(
     *,
     index: Path,
-    generator: Path,
-    generator_metadata: Path,
-    generation_history: Path,
+    generator_weights: tuple[Path, ...],
+    generator_metadata: tuple[Path, ...],
+    generator_histories: tuple[Path, ...],
     segmenter: Path,
     segmenter_metadata: Path,
     segmentation_history: Path,
@@ -50,67 +50,53 @@ def run(
     page: Path,
     options: EvaluateOptions,
 ) -> None:
-    """Evaluate both networks.
+    """Evaluate the networks.
 
     Args:
         index: the index; its columns generation_split and segmentation_split name the test tiles.
-        generator: weights of GenerationNet.
-        generator_metadata: the JSON beside them.
-        generation_history: table of its training.
-        segmenter: weights of SegmentationNet, the frozen branch included.
+        generator_weights: one file for each of `options.names(preset)`, in this order.
+        generator_metadata: the JSON beside each of them.
+        generator_histories: tables of their trainings.
+        segmenter: weights of SegmentationNet, with its frozen generator.
         segmenter_metadata: the JSON beside them.
         segmentation_history: table of its training.
         report: the page about the data, to which the page links.
-        preset: preset of the cohort, shown on the page.
+        preset: preset of the cohort, the name of the configured generator.
         tiles: written: `tables.EVALUATION_TILES`.
         metrics: written: `tables.METRICS`.
         page: written: the page.
         options: the options.
 
     Raises:
+        ConfigError: another number of files than of generators.
         TrainingError: weights that do not fit; networks of another index than this one.
     """
+    names = options.names(preset)
+    files = generator_weights, generator_metadata, generator_histories
+    if any(len(given) != len(names) for given in files):
+        raise ConfigError(
+            f"evaluate: {', '.join(str(len(given)) for given in files)} files of weights, metadata "
+            f"and histories; give one of each for {', '.join(names)}"
+        )
     opened = TileIndex(index)
-    painter, painter_metadata = storage.load_generation(generator, generator_metadata)
-    finder, finder_metadata = storage.load_segmentation(segmenter, segmenter_metadata)
-    described = {"generation": painter_metadata, "segmentation": finder_metadata}
-    for network, found in described.items():
-        storage.check_index(network, found, opened.fingerprint)
-    test = {network: TileDataset(opened, network=network, split="test") for network in described}
-    rows: list[dict[str, Any]] = []
-    features = image_quality.Features()
+    nets: dict[str, nn.Module] = {}
+    trained = []
+    for name, weights, described, history in zip(names, *files, strict=True):
+        nets[name], found = storage.load_generation(weights, described)
+        trained.append(Trained(name, "generation", found, tables.read(history, tables.HISTORY)))
+    net, found = storage.load_segmentation(segmenter, segmenter_metadata)
+    history = tables.read(segmentation_history, tables.HISTORY)
+    trained.append(Trained(SEGMENTER, "segmentation", found, history))
+    for each in trained:
+        storage.check_index(each.name, each.metadata, opened.fingerprint)
     with session.session(
         seed=options.seed, threads=options.torch_threads, device=options.device
     ) as device:
-        judges = image_quality.Judges.load(options, device)
-        painter.to(device)
-        finder.to(device)
-        facts = {network: opened.facts(network, "test") for network in test}
-        if len(test["generation"]):
-            rows, features = image_quality.judge_generation(
-                {"model": painter},
-                test["generation"],
-                facts["generation"],
-                colours=image_quality.measure_colours(index, options.blur_sigma_px),
-                judges=judges,
-                device=device,
-                batch_size=options.batch_size,
-                sigma_px=options.blur_sigma_px,
-            )
-        else:
-            log.warning("no test tiles for GenerationNet: it is not evaluated")
-        for item, found in image_quality.answers(
-            {"model": finder}, test["segmentation"], "segmentation", device, options.batch_size
-        ):
-            fact = facts["segmentation"][item["tile"]]
-            probability = to_probability(found["model"])
-            rows += judge_masks(fact, item, probability >= options.threshold)
-        if not len(test["segmentation"]):
-            log.warning("no test tiles for SegmentationNet: it is not evaluated")
-        examples = [
-            show(tile, label, test, facts, painter, finder, device, rows)
-            for tile, label in choose(rows, options.gallery_tiles)
-        ]
+        extractors = FeatureExtractors.load(options.fid_weights, options.lpips_weights, device)
+        for module in (*nets.values(), net):
+            module.to(device)
+        rows, features = _measure(opened, nets, net, extractors, device, options)
+        examples = list(_examples(opened, nets, net, rows, device, options))
     tile_table = pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES)
     metric_table = pa.Table.from_pylist(
         image_quality.summarise(rows, features, options), schema=tables.METRICS
@@ -119,11 +105,9 @@ def run(
         **tables.provenance(options),
         "fingerprint": opened.fingerprint,
         "networks": ", ".join(
-            f"{network}: epoch {found.get('epoch')}, weight map "
-            f"{found.get('options', {}).get('weight_map', 'none')}"
-            for network, found in described.items()
+            f"{each.name}: epoch {each.metadata.get('epoch')}" for each in trained
         ),
-        **judges.provenance(),
+        **extractors.provenance(),
     }
     tables.write(tiles, tile_table, tables.EVALUATION_TILES, provenance)
     tables.write(metrics, metric_table, tables.METRICS, provenance)
@@ -132,11 +116,7 @@ def run(
         preset=preset,
         metrics=metric_table,
         tiles=tile_table,
-        histories={
-            "generation": tables.read(generation_history, tables.HISTORY),
-            "segmentation": tables.read(segmentation_history, tables.HISTORY),
-        },
-        metadata=described,
+        trained=trained,
         index_metadata=opened.metadata,
         examples=examples,
         options=options,
@@ -144,99 +124,70 @@ def run(
     )
 
 
-def to_probability(logits: Tensor) -> npt.NDArray[np.float32]:
-    """Return (H, W) probabilities of SegmentationNet's (1, H, W) logits."""
-    return np.asarray(torch.sigmoid(logits)[0].numpy(), np.float32)
-
-
-def judge_masks(
-    fact: Mapping[str, str], item: Mapping[str, Any], predicted: npt.NDArray[np.bool_]
-) -> list[dict[str, Any]]:
-    """Return the rows of one tile: the network and both constants."""
-    truth = label_format.positive(item["mask"])
-    predictions = {
-        "model": predicted,
-        "all_positive": np.ones_like(truth),
-        "all_negative": np.zeros_like(truth),
-    }
-    return [
-        {
-            **fact,
-            "network": "segmentation",
-            "method": method,
-            **dict(zip(image_quality.COUNTS, metrics.confusion(prediction, truth), strict=True)),
-        }
-        for method, prediction in predictions.items()
-    ]
-
-
-def choose(rows: Sequence[Mapping[str, Any]], wanted: int) -> list[tuple[str, str]]:
-    """Choose the tiles of the page: evenly from the best to the worst, with their labels.
-
-    They are ordered by F1 of SegmentationNet where it was asked, else by SSIM of GenerationNet.
-    Tiles without a positive pixel in truth and answer come last: they show the least.
-    """
-    order: dict[str, tuple[float, str]] = {}
-    for row in rows:
-        if row["method"] != "model":
-            continue
-        if row["network"] == "segmentation":
-            count = Confusion(*(row[name] for name in image_quality.COUNTS))
-            empty = count.true_positive + count.false_positive + count.false_negative == 0
-            order[row["tile"]] = (-1.0 if empty else metrics.scores(count)["f1"], "F1")
-        else:
-            order.setdefault(row["tile"], (row["ssim"], "SSIM"))
-    ranked = sorted(order, key=lambda tile: (-order[tile][0], tile))
-    places = np.unique(
-        np.linspace(0, len(ranked) - 1, min(wanted, len(ranked))).round().astype(int)
-    )
-    chosen = []
-    for place in places:
-        tile = ranked[int(place)]
-        value, name = order[tile]
-        rank = "best" if place == 0 else "worst" if place == len(ranked) - 1 else ""
-        label = "nothing positive, nothing found" if value < 0 else f"{name} {value:.3f}"
-        chosen.append((tile, f"{rank}: {label}" if rank else label))
-    return chosen
-
-
-def show(
-    tile: str,
-    label: str,
-    test: Mapping[str, TileDataset],
-    facts: Mapping[str, Mapping[str, Mapping[str, str]]],
-    painter: nn.Module,
-    finder: nn.Module,
+def _measure(
+    index: TileIndex,
+    generators: Mapping[str, nn.Module],
+    segmenter: nn.Module,
+    extractors: FeatureExtractors,
     device: torch.device,
-    rows: Sequence[Mapping[str, Any]],
-) -> Example:
-    """Return one tile as the page shows it, with the answers of both networks."""
-    network = "segmentation" if tile in facts["segmentation"] else "generation"
-    tiles = test[network]
-    item = tiles.stored(tiles.position(tile))
-    image = item["he"][None]
-    values: dict[str, float | None] = {}
-    for row in rows:
-        if row["tile"] != tile or row["method"] != "model":
-            continue
-        if row["network"] == "generation":
-            values |= {name: row[name] for name in ("psnr_db", "ssim")}
-        else:
-            scores = metrics.scores(Confusion(*(row[name] for name in image_quality.COUNTS)))
-            values |= {name: scores[name] for name in ("f1", "iou")}
-    fact = facts[network][tile]
-    return Example(
-        tile=tile,
-        case=fact["case"],
-        dataset=fact["dataset"],
-        score=fact["score"],
-        label=label,
-        he=item["he"],
-        her2=item["her2"],
-        generated=image_quality.to_image(
-            image_quality.predict(painter, image, "generation", device)[0]
-        ),
-        truth=label_format.positive(item["mask"]),
-        probability=to_probability(image_quality.predict(finder, image, "segmentation", device)[0]),
-        values=values,
+    options: EvaluateOptions,
+) -> tuple[Rows, Features]:
+    """Return the rows of all networks and the features of the generated tiles."""
+    rows: Rows = []
+    features: Features = {}
+    test = {
+        network: TileDataset(index, network=network, split="test")
+        for network in ("generation", "segmentation")
+    }
+    for network, tiles in test.items():
+        if not len(tiles):
+            log.warning("no test tiles for %s: it is not evaluated", network)
+    if len(test["generation"]):
+        colors = baselines.measure_colors(index, options.blur_sigma_px)
+        facts = index.facts("generation", "test")
+        rows, features = image_quality.evaluate_generators(
+            generators, test["generation"], facts, colors, extractors, device, options
+        )
+    facts = index.facts("segmentation", "test")
+    rows += image_quality.evaluate_segmenter(
+        segmenter, test["segmentation"], facts, device, options
     )
+    return rows, features
+
+
+def _examples(
+    index: TileIndex,
+    generators: Mapping[str, nn.Module],
+    segmenter: nn.Module,
+    rows: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    options: EvaluateOptions,
+) -> Iterator[Example]:
+    """Yield the tiles of the gallery with the outputs of all networks."""
+    networks = {row["tile"]: row["network"] for row in rows}
+    facts = {row["tile"]: row for row in rows}
+    test = {
+        network: TileDataset(index, network=network, split="test")
+        for network in set(networks.values())
+    }
+    for tile, label in image_quality.choose_examples(
+        rows, next(iter(generators)), options.gallery_tiles
+    ):
+        tiles = test[networks[tile]]
+        item = tiles.stored(tiles.position(tile))
+        image = item["he"][None]
+        (logits,) = image_quality.predict(segmenter, image, "segmentation", device)
+        yield Example(
+            **{name: facts[tile][name] for name in ("tile", "case", "dataset", "score")},
+            label=label,
+            he=item["he"],
+            her2=item["her2"],
+            generated={
+                name: image_quality.to_image(
+                    image_quality.predict(net, image, "generation", device)[0]
+                )
+                for name, net in generators.items()
+            },
+            truth=label_format.positive(item["mask"]),
+            probability=image_quality.to_probability(logits),
+        )

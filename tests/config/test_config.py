@@ -448,3 +448,53 @@ def test_the_ablation_needs_no_depth() -> None:
             "train_segmentation": {"generation_branch": "none"},
         }
     )
+
+
+# --- generators ----------------------------------------------------------------------------------
+
+
+def test_generators_share_the_budget_and_differ_in_the_method() -> None:
+    own = {"epochs": 70, "workers": 5, "seed": 3, "device": "cpu", "weight_map": "literal"}
+    names = ["pyramid_pix2pix", "pix2pix", "variance_penalized"]
+    config = load({"train_generation": own, "evaluate": {"generators": names}})
+    assert config.generators == ("hemera", *names)
+    found = {name: config.generator(name) for name in config.generators}
+    for options in found.values():
+        assert (options.epochs, options.workers, options.seed, options.device) == (70, 5, 3, "cpu")
+        assert (options.decay_from_epoch, options.batch_size) == (50, 2)
+    assert found["hemera"] == config.stages["train_generation"], "the preset's name: as configured"
+    assert found["pyramid_pix2pix"].l1_weights == (25, 25, 25, 25)
+    assert found["pyramid_pix2pix"].network == "resnet_9blocks"
+    assert found["pix2pix"].weight_map == "none"
+    assert found["variance_penalized"].variance_weight == 25
+
+
+def test_a_preset_without_a_network_has_the_configured_size_and_its_own_method() -> None:
+    config = load({"preset": "demo", "evaluate": {"generators": ["hemera"]}})
+    assert config.generators == ("demo", "hemera")
+    configured, hemera = (config.generator(name) for name in config.generators)
+    for name in ("network", "base_width", "crop_px", "epochs", "learning_rate", "select"):
+        assert getattr(hemera, name) == getattr(configured, name)
+    assert (configured.dice_weight, hemera.dice_weight) == (20, 1)
+    assert hemera.l1_weights == TrainGenerationOptions().l1_weights != configured.l1_weights
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"generators": ["pix3pix"]}, "'pix3pix' is not known; choose from"),
+        ({"generators": ["pix2pix", "pix2pix"]}, "evaluate.generators: ['pix2pix', 'pix2pix']"),
+        ({"generators": ["../hemera"]}, "'../hemera' is not a name of a file"),
+        ({"generators": ["Hemera"]}, "'Hemera' is not a name of a file"),
+        ({"batch_size": 1}, "generator variance_penalized: train_generation.variance_weight"),
+        ({"crop_px": 128, "network": "unet_128"}, "generator pix2pix: train_generation.crop_px"),
+    ],
+    ids=str,
+)
+def test_generators_that_cannot_be_trained_are_errors(
+    values: dict[str, Any], expected: str
+) -> None:
+    names = values.pop("generators", ["pix2pix", "variance_penalized"])
+    with pytest.raises(ConfigError) as error:
+        load({"evaluate": {"generators": names}, "train_generation": values})
+    assert expected in str(error.value)

@@ -1,6 +1,8 @@
-"""The figures that stand beside ours are those their sources print (SPEC 1.8, 3 and 9)."""
+"""The published results are those that their sources print."""
 
-from hemera.evaluation.published import PAPERS
+import pytest
+
+from hemera.evaluation import published
 
 GENERATION = {
     "HEMERA GenerationNet": (21.669, 0.355, None),
@@ -10,8 +12,8 @@ GENERATION = {
     "PSPStain": (18.622, 0.4498, None),
     "PSPStain, rerun": (19.308, 0.4553, None),
     "BCIStainer, submitted": (22.929, 0.5585, None),
-    "BCIStainer, its best": (23.394, 0.5833, None),
-    "BCIStainer, input not turned": (22.812, 0.5273, None),
+    "BCIStainer, best": (23.394, 0.5833, None),
+    "BCIStainer, input not rotated": (22.812, 0.5273, None),
     "VP-GAN": (22.16, 0.47, 346.37),
     "Pyramid Pix2pix, by VP-GAN's authors": (21.15, 0.43, 516.75),
     "pix2pix, by VP-GAN's authors": (20.74, 0.44, 472.6),
@@ -19,25 +21,27 @@ GENERATION = {
     "PSPStain, on MIST": (14.32, 0.198, 46.9),
     "Pyramid Pix2pix, on MIST": (15.15, 0.218, 110.9),
 }
+SEGMENTATION = {"HEMERA SegmentationNet": (0.771, 0.513, 0.631, 0.487)}
 
 
-def test_the_generators_figures():
-    found = {
-        figure.method: tuple(float(value) if value else None for value in figure.values)
-        for figure in PAPERS["generation"]
-    }
-    assert found == GENERATION
+@pytest.mark.parametrize(
+    ("network", "expected"), [("generation", GENERATION), ("segmentation", SEGMENTATION)]
+)
+def test_published_results(network, expected):
+    results = published.results(network)
+    metrics = published.METRICS[network]
+    assert {
+        result["method"]: tuple(
+            float(result[metric]) if metric in result else None for metric in metrics
+        )
+        for result in results
+    } == expected
+    for result in results:
+        assert set(result) <= {"method", "source", "comparable", *metrics}
+        assert result["source"] and result["comparable"]
 
 
-def test_the_segmentations_figures_cannot_be_of_one_aggregation():
-    (figure,) = PAPERS["segmentation"]
-    precision, recall, f1, iou = map(float, figure.values)
-    assert (precision, recall, f1, iou) == (0.771, 0.513, 0.631, 0.487)
-    assert round(2 * precision * recall / (precision + recall), 3) == 0.616, "not .631"
-    assert "cannot be of one aggregation" in figure.comparable
-
-
-def test_every_figure_says_where_it_is_from_and_how_far_it_compares():
-    for figures in PAPERS.values():
-        assert len({figure.method for figure in figures}) == len(figures)
-        assert all(figure.source and figure.comparable for figure in figures)
+def test_the_results_of_segmentation_are_not_of_one_aggregation():
+    (result,) = published.results("segmentation")
+    precision, recall = float(result["precision"]), float(result["recall"])
+    assert round(2 * precision * recall / (precision + recall), 3) == 0.616 != float(result["f1"])

@@ -1,6 +1,5 @@
-"""The parts of the pages: numbers, charts, pictures, the certificate, and evaluate's page."""
+"""The parts of the pages: numbers, charts, pictures and the certificate."""
 
-import base64
 import dataclasses
 import json
 import re
@@ -8,22 +7,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from hemera import tables
-from hemera.config import (
-    EvaluateOptions,
-    RegisterOptions,
-    TrainGenerationOptions,
-    TrainSegmentationOptions,
-)
+from hemera.config import RegisterOptions
 from hemera.masks import label_format
 from hemera.registration.displacement import Displacement, none
 from hemera.registration.local_quality import LocalQuality
-from hemera.reports import Example, charts, data, evaluation_page, pictures, registration
+from hemera.reports import charts, data, pictures, registration
 from hemera.reports.html import DASH, count, duration, fixed, number, percent, plural
 from tests.small_results import tissue
 
@@ -404,240 +397,6 @@ def test_a_filter_that_leans_on_a_score_is_named_and_no_other_score() -> None:
     assert len(found) == 1
     assert "50 % of its tiles of score 3+" in found[0] and "89 % of its other tiles" in found[0]
     assert "blurred_her2" in found[0]
-
-
-# --- evaluate's page -----------------------------------------------------------------------------
-
-
-def metric_rows(better: bool = True) -> list[dict[str, Any]]:
-    rows = []
-
-    def add(network: str, method: str, group: str, metric: str, agg: str, value: float) -> None:
-        deviation = 0.05 if agg.startswith("mean") else None
-        rows.append(
-            {"network": network, "method": method, "group": group, "metric": metric,
-             "aggregation": agg, "value": value, "deviation": deviation, "tiles": 6,
-             "low": value - 0.25, "high": value + 0.75}
-        )  # fmt: skip
-
-    level = 0.0 if better else -8.0
-    for group in ("all", "dataset=bci", "score=3+", "score=", "case=bci_0", "case=bci_1"):
-        for method, psnr in (("model", 19.5 + level), ("mean_colour", 16.25), ("blurred", 15.0)):
-            add("generation", method, group, "psnr_db", "mean", psnr)
-            add("generation", method, group, "ssim", "mean", psnr / 50)
-            add("generation", method, group, "ssim_gaussian", "mean", psnr / 45)
-        constants = {"all_positive": 0.4, "all_negative": 0.0, "best_constant": 0.4}
-        for method, f1 in {"model": 0.7 + level / 20, **constants}.items():
-            for metric in ("precision", "recall", "f1", "iou"):
-                for aggregation in ("pooled", "mean", "mean_nonempty"):
-                    add("segmentation", method, group, metric, aggregation, f1)
-    return rows
-
-
-def tile_rows() -> list[dict[str, Any]]:
-    rows = []
-    for k in range(6):
-        base = dict.fromkeys(tables.EVALUATION_TILES.names)
-        base |= {"tile": f"bci_{k}_000000_000000", "case": f"bci_{k % 2}", "dataset": "bci",
-                 "score": "3+", "method": "model"}  # fmt: skip
-        rows.append(base | {"network": "generation", "psnr_db": 18.0 + k, "ssim": 0.3 + 0.02 * k})
-        counts = {"true_positive_px": 100 * k, "false_positive_px": 50, "false_negative_px": 60,
-                  "true_negative_px": 4000}  # fmt: skip
-        rows.append(base | {"network": "segmentation", **counts})
-    return rows
-
-
-def history(names: tuple[str, ...], epochs: int = 8) -> pa.Table:
-    rows = [
-        {"epoch": k, "part": part, "quantity": name, "value": 3 / k + (0.2 if part == "val" else 0)}
-        for k in range(1, epochs + 1)
-        for name in names
-        for part in ("train", "val")
-    ]
-    return pa.Table.from_pylist(rows, schema=tables.HISTORY)
-
-
-def write_evaluation(path: Path, **changed: Any) -> None:
-    he, her2 = tissue(3, 128, 128, (110, 60, 150)), tissue(3, 128, 128, (125, 85, 55))
-    truth = her2.min(axis=2) < 120
-    examples = [
-        Example(
-            tile=f"bci_{k}_000000_000000",
-            case=f"bci_{k % 2}",
-            dataset="bci",
-            score="3+",
-            label=("best F1", "median F1", "worst F1")[k],
-            he=he,
-            her2=her2,
-            generated=cv2.GaussianBlur(her2, (0, 0), 2),
-            truth=truth,
-            probability=cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 3),
-            values={"psnr_db": 18.2, "ssim": 0.41, "f1": 0.66},
-        )
-        for k in range(3)
-    ]
-    described = {
-        "network": "generation",
-        "parameters": 123456,
-        "parameters_trained": 123000,
-        "epoch": 6,
-        "best_epoch": 6,
-        "mask_engine": "stain",
-        "tiles": {"train": 60, "val": 12},
-        "model": {"generator": "unet_256"},
-        "versions": {"torch": "2.13.0"},
-        "index_fingerprint": "ab" * 32,
-    }
-    options = json.loads(tables.provenance(TrainGenerationOptions())["options"])
-    more = json.loads(tables.provenance(TrainSegmentationOptions(epochs=3))["options"])
-    given: dict[str, Any] = {
-        "preset": "demo",
-        "metrics": pa.Table.from_pylist(metric_rows(), schema=tables.METRICS),
-        "tiles": pa.Table.from_pylist(tile_rows(), schema=tables.EVALUATION_TILES),
-        "histories": {
-            "generation": history(("generator", "discriminator", "psnr_db", "learning_rate")),
-            "segmentation": history(("loss", "f1")),
-        },
-        "metadata": {
-            "generation": described | {"options": options},
-            "segmentation": described | {"options": more, "network": "segmentation"},
-        },
-        "index_metadata": {"fingerprint": "ab" * 32, "mask_target": "stain", "licences": "[]"},
-        "examples": examples,
-        "options": EvaluateOptions(),
-        "report": "../report/report.html",
-    }
-    evaluation_page(path, **{**given, **changed})
-
-
-def test_evaluation_page_has_it_all(tmp_path: Path) -> None:
-    path = tmp_path / "evaluate" / "evaluate.html"
-    write_evaluation(path)
-    page = check_page(path)
-    text = path.read_text()
-    assert page.addresses.count("../report/report.html") == 2
-    assert "Demo sizes." in text and "Not comparable with anything on this page" in text
-    assert len(page.images) == 15
-    assert "19.50 ± 0.05" in text and "16.25" in text and ".355" in text and ".513" in text
-    assert "mean_nonempty" in text
-    assert page.tags.count("svg") == 4 + 2 + 3
-    assert "does not beat" not in text
-    assert "worst F1" in text
-
-
-def test_evaluation_page_shows_intervals_and_of_how_many_tiles_a_distance_is(
-    tmp_path: Path,
-) -> None:
-    rows = metric_rows() + [
-        {"network": "generation", "method": "model", "group": "all", "metric": metric,
-         "aggregation": aggregation, "value": value, "deviation": deviation, "tiles": tiles,
-         "low": low, "high": high}
-        for metric, aggregation, value, deviation, tiles, low, high in (
-            ("lpips", "mean", 0.3125, 0.0625, 6, 0.25, 0.375),
-            ("fid", "set", 123.456, None, 1234, None, None),
-            ("kid", "set", -0.00125, 0.0002, 1234, None, None),
-        )
-    ]  # fmt: skip
-    path = tmp_path / "evaluate.html"
-    write_evaluation(path, metrics=pa.Table.from_pylist(rows, schema=tables.METRICS))
-    text = check_page(path) and path.read_text()
-    assert '0.312 ± 0.062<br><small class="quiet">0.250 to 0.375</small>' in text
-    assert '123.46<br><small class="quiet">N 1\u202f234</small>' in text
-    assert "−0.0013 ± 0.0002" in text
-    assert "95 % interval 19.25 to 20.25" in text, "in the headline"
-    assert "from drawing the 2 cases again 1\u202f000 times" in text
-
-
-@pytest.mark.parametrize(
-    ("options", "case", "said"),
-    [
-        ({"bootstrap_samples": 0}, None, "No intervals: evaluate.bootstrap_samples is 0."),
-        ({}, "one", "No intervals: they come from drawing cases again, and all test tiles are of "),
-        ({"confidence": 0.9}, None, "stands its 90 % interval"),
-        ({}, None, "evaluate.fid_weights names no file"),
-        ({"fid_weights": "a"}, None, "FID and KID by 2,048 features"),
-        ({"lpips_weights": "a"}, None, "LPIPS by AlexNet"),
-    ],
-)
-def test_evaluation_page_says_how_it_judges(
-    tmp_path: Path, options: dict[str, Any], case: str | None, said: str
-) -> None:
-    path = tmp_path / "evaluate.html"
-    rows = [row if case is None else row | {"case": case} for row in tile_rows()]
-    write_evaluation(
-        path,
-        options=EvaluateOptions(**options),
-        tiles=pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES),
-    )
-    check_page(path)
-    assert said in path.read_text()
-
-
-def test_evaluation_page_is_the_same_again(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_evaluation(tmp_path / f"{name}.html")
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
-
-
-def test_evaluation_page_says_when_a_baseline_is_better(tmp_path: Path) -> None:
-    path = tmp_path / "evaluate.html"
-    metrics = pa.Table.from_pylist(metric_rows(better=False), schema=tables.METRICS)
-    write_evaluation(path, metrics=metrics, preset="hemera")
-    text = path.read_text()
-    assert "GenerationNet does not beat a trivial answer by PSNR, dB: 11.50 against 16.25" in text
-    assert "SegmentationNet does not beat a trivial answer by F1" in text
-    assert "Demo sizes." not in text
-
-
-def test_evaluation_page_without_anything(tmp_path: Path) -> None:
-    path = tmp_path / "evaluate.html"
-    write_evaluation(
-        path,
-        metrics=tables.METRICS.empty_table(),
-        tiles=tables.EVALUATION_TILES.empty_table(),
-        histories={name: tables.HISTORY.empty_table() for name in ("generation", "segmentation")},
-        metadata={},
-        index_metadata={},
-        examples=[],
-    )
-    check_page(path)
-    assert "SegmentationNet was tested on no tile" in path.read_text()
-
-
-def test_evaluation_page_escapes_names(tmp_path: Path) -> None:
-    hostile = '"><script>alert(1)</script>'
-    path = tmp_path / "evaluate.html"
-    rows = [row | {"case": hostile, "tile": hostile} for row in tile_rows()]
-    more = [
-        row | {"group": f"case={hostile}"} for row in metric_rows() if row["group"] == "case=bci_0"
-    ]
-    image = tissue(3, 64, 64, (110, 60, 150))
-    example = Example(hostile, hostile, hostile, hostile, hostile, image, image)
-    write_evaluation(
-        path,
-        tiles=pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES),
-        metrics=pa.Table.from_pylist(metric_rows() + more, schema=tables.METRICS),
-        histories={"generation": history((hostile,)), "segmentation": history(("loss",))},
-        examples=[example],
-        index_metadata={"licences": json.dumps([hostile]), "mask_target": hostile},
-    )
-    check_page(path)
-    assert "<script" not in path.read_text()
-
-
-def test_evaluation_page_stays_below_its_size(tmp_path: Path) -> None:
-    """200 tiles of noise are more than a page may hold: some are left out, and it says so."""
-    rng = np.random.default_rng(7)
-    noise = rng.integers(0, 255, (448, 448, 3), np.uint8)
-    example = Example("t", "c", "bci", "0", "", noise, noise, noise, noise[..., 0] > 9)
-    path = tmp_path / "evaluate.html"
-    write_evaluation(path, examples=[example] * 200)
-    assert 20_000_000 < path.stat().st_size < 30_000_000
-    assert "of 200 tiles are shown" in path.read_text()
-    first = re.search(r"data:image/jpeg;base64,([^\"]+)", path.read_text())
-    assert first is not None
-    shown = cv2.imdecode(np.frombuffer(base64.b64decode(first.group(1)), np.uint8), 1)
-    assert shown.shape == (448, 448, 3)
 
 
 def two_engines(**columns: list[Any]) -> data.Cohort:

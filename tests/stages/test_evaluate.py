@@ -10,25 +10,28 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from hemera import tables
+from hemera.__main__ import main
 from hemera.config import EvaluateOptions
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.errors import TrainingError
+from hemera.errors import ConfigError, TrainingError
 from hemera.evaluation import image_quality, perceptual
-from hemera.evaluation.metrics import Confusion
+from hemera.evaluation.image_quality import SEGMENTER
 from hemera.masks import label_format
 from hemera.networks import storage
 from hemera.stages import evaluate
 from tests.small_index import write_index
-from tests.small_judges import write_alexnet, write_inception
-from tests.small_networks import write_networks
+from tests.small_networks import write_generator, write_networks
+from tests.small_weights import write_alexnet, write_inception
 
-OPTIONS = EvaluateOptions(device="cpu", torch_threads=1, batch_size=2, gallery_tiles=3)
-GENERATION = ("model", "mean_colour", "blurred")
+SETTINGS = {"device": "cpu", "torch_threads": 1, "batch_size": 2, "gallery_tiles": 3}
+OPTIONS = EvaluateOptions(generators=("pix2pix",), **SETTINGS)
+GENERATION = ("demo", "pix2pix", "mean_colour", "blurred")
+SEGMENTATION = (SEGMENTER, "all_positive", "all_negative")
 
 GOLDEN = {
     3: {
-        ("generation", "model", "psnr_db", "mean"): 8.3407,
-        ("generation", "model", "ssim", "mean"): 0.58276,
+        ("generation", "demo", "psnr_db", "mean"): 8.3407,
+        ("generation", "demo", "ssim", "mean"): 0.58276,
         ("generation", "mean_colour", "psnr_db", "mean"): 15.864,
         ("generation", "blurred", "psnr_db", "mean"): 17.664,
         ("generation", "blurred", "ssim_gaussian", "mean"): 0.63852,
@@ -51,10 +54,21 @@ def outputs(folder):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
+    """Untrained networks and a second generator with half the weights of the first."""
     folder = tmp_path_factory.mktemp("given")
-    index = write_index(folder / "results")
-    report = folder / "report" / "report.html"
-    return {"index": index, "report": report, "preset": "demo", **write_networks(folder)}
+    networks = write_networks(folder)
+    other = write_generator(folder / "pix2pix")
+    state = storage.read_weights(other["generator"])
+    storage.write_weights(other["generator"], {name: value * 0.5 for name, value in state.items()})
+    return {
+        "index": write_index(folder / "results"),
+        "report": folder / "report" / "report.html",
+        "preset": "demo",
+        "generator_weights": (networks["generator"], other["generator"]),
+        "generator_metadata": (networks["generator_metadata"], other["generator_metadata"]),
+        "generator_histories": (networks["generation_history"],) * 2,
+        **{name: networks[name] for name in networks if name.startswith("segment")},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -87,40 +101,45 @@ def test_golden(values):
 
 
 def test_every_test_tile_has_a_row_for_every_method(rows):
-    assert len(rows) == 2 * 3 + 2 * 3
     assert {row["tile"] for row in rows} == {"pair5_000000_000005", "pair6_000000_000006"}
-    assert {(row["network"], row["method"]) for row in rows} == {
-        ("generation", "model"), ("generation", "mean_colour"), ("generation", "blurred"),
-        ("segmentation", "model"), ("segmentation", "all_positive"),
-        ("segmentation", "all_negative"),
-    }  # fmt: skip
+    expected = {("generation", method) for method in GENERATION}
+    expected |= {("segmentation", method) for method in SEGMENTATION}
+    assert {(row["network"], row["method"]) for row in rows} == expected
+    assert len(rows) == 2 * len(expected)
 
 
-def test_the_rows_hold_what_the_networks_answer(given, rows):
-    tiles = TileDataset(given["index"], network="generation", split="test", engine="stain")
-    painter, _ = storage.load_generation(given["generator"], given["generator_metadata"])
-    finder, _ = storage.load_segmentation(given["segmenter"], given["segmenter_metadata"])
-    found = {(row["tile"], row["network"]): row for row in rows if row["method"] == "model"}
+def test_the_rows_are_of_the_outputs_of_each_network(given, rows):
+    tiles = TileDataset(given["index"], network="generation", split="test")
+    found = {(row["tile"], row["method"]): row for row in rows}
+    segmenter, _ = storage.load_segmentation(given["segmenter"], given["segmenter_metadata"])
     for item in (tiles.stored(0), tiles.stored(1)):
         image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
+        for name, weights, metadata in zip(
+            GENERATION[:2], given["generator_weights"], given["generator_metadata"], strict=True
+        ):
+            generator, _ = storage.load_generation(weights, metadata)
+            with torch.no_grad():
+                generated = generator(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
+            generated = ((generated + 1) / 2 * 255).astype(np.uint8)
+            row = found[item["tile"], name]
+            psnr = peak_signal_noise_ratio(item["her2"], generated, data_range=255)
+            assert row["psnr_db"] == pytest.approx(psnr, abs=0.01)
+            ssim = structural_similarity(item["her2"], generated, channel_axis=-1, data_range=255)
+            assert row["ssim"] == pytest.approx(ssim, abs=0.001)
         with torch.no_grad():
-            painted = painter(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
-            positive = (finder(image / 255)[0, 0] >= 0).numpy()
-        painted = ((painted + 1) / 2 * 255).astype(np.uint8)
-        row = found[item["tile"], "generation"]
-        psnr = peak_signal_noise_ratio(item["her2"], painted, data_range=255)
-        assert row["psnr_db"] == pytest.approx(psnr, abs=0.01)
-        ssim = structural_similarity(item["her2"], painted, channel_axis=-1, data_range=255)
-        assert row["ssim"] == pytest.approx(ssim, abs=0.001)
-        row = found[item["tile"], "segmentation"]
+            positive = (segmenter(image / 255)[0, 0] >= 0).numpy()
+        row = found[item["tile"], SEGMENTER]
         truth = label_format.positive(item["mask"])
         hits = np.count_nonzero(positive & truth)
         assert row["true_positive_px"] == pytest.approx(hits, abs=5)
         assert sum(row[name] for name in image_quality.COUNTS) == truth.size
+    assert found[item["tile"], "demo"]["ssim"] != pytest.approx(
+        found[item["tile"], "pix2pix"]["ssim"], abs=1e-3
+    )
 
 
-def test_trivial_baselines_by_hand(given, rows):
-    train = TileDataset(given["index"], network="generation", split="train", engine="stain")
+def test_trivial_baselines_by_formula(given, rows):
+    train = TileDataset(given["index"], network="generation", split="train")
     her2 = np.concatenate([train.stored(i)["her2"].reshape(-1, 3) for i in range(3)]).astype(float)
     soft = np.concatenate(
         [
@@ -132,30 +151,25 @@ def test_trivial_baselines_by_hand(given, rows):
     flat = np.ones(item["he"].shape) * np.round(her2.mean(0))
     image = cv2.GaussianBlur(item["he"].astype(float), (0, 0), 8)
     image = (image - soft.mean(0)) / soft.std(0) * her2.std(0) + her2.mean(0)
-    found = {
-        row["method"]: row["psnr_db"]
-        for row in rows
-        if row["tile"] == item["tile"] and row["network"] == "generation"
-    }
+    found = {row["method"]: row["psnr_db"] for row in rows if row["tile"] == item["tile"]}
     for method, expected in (("mean_colour", flat), ("blurred", np.clip(image, 0, 255))):
         psnr = peak_signal_noise_ratio(item["her2"].astype(float), expected, data_range=255)
         assert found[method] == pytest.approx(psnr, abs=0.02)
 
 
-def test_constants_and_their_better_one(values, rows):
+def test_constants_and_the_better_of_them(values, rows):
     def value(method, metric, aggregation):
         return values["segmentation", method, "all", metric, aggregation]["value"]
 
     positive = [row for row in rows if row["method"] == "all_positive"]
     hits = sum(row["true_positive_px"] for row in positive)
-    pixels = hits + sum(row["false_positive_px"] for row in positive)
-    share = hits / pixels
-    assert 0 < share < 1
-    assert value("all_positive", "precision", "pooled") == pytest.approx(share)
+    fraction = hits / (hits + sum(row["false_positive_px"] for row in positive))
+    assert 0 < fraction < 1
+    assert value("all_positive", "precision", "pooled") == pytest.approx(fraction)
     assert value("all_positive", "recall", "pooled") == 1
-    assert value("all_positive", "f1", "pooled") == pytest.approx(2 * share / (1 + share))
+    assert value("all_positive", "f1", "pooled") == pytest.approx(2 * fraction / (1 + fraction))
     assert value("all_negative", "f1", "pooled") == 0
-    # The first test tile has no positive pixel: silence is right there, and wrong on the second.
+    # The first test tile has no positive pixel: an empty prediction is right there.
     assert value("all_negative", "f1", "mean") == pytest.approx(0.5)
     for metric in ("f1", "iou"):
         for aggregation in ("mean", "pooled", "mean_nonempty"):
@@ -168,35 +182,23 @@ def test_constants_and_their_better_one(values, rows):
 def test_groups_are_all_dataset_score_and_case(values):
     groups = {key[2] for key in values}
     assert groups == {"all", "dataset=bci", "score=3+", "score=1+", "case=case5", "case=case6"}
-    row = values["generation", "model", "case=case6", "ssim", "mean"]
-    assert row["tiles"] == 1
-    assert row["deviation"] == 0
-    assert values["segmentation", "model", "case=case5", "f1", "mean_nonempty"]["value"] is None
+    for method in GENERATION:
+        row = values["generation", method, "case=case6", "ssim", "mean"]
+        assert (row["tiles"], row["deviation"]) == (1, 0)
+    assert values["segmentation", SEGMENTER, "case=case5", "f1", "mean_nonempty"]["value"] is None
 
 
-def test_intervals_are_drawn_over_cases_where_there_are_two(values, rows):
-    row = values["generation", "model", "all", "ssim", "mean"]
-    each = sorted(
-        row["ssim"] for row in rows if row["network"] == "generation" and row["method"] == "model"
-    )
+def test_intervals_are_of_cases_where_there_are_two(values, rows):
+    row = values["generation", "demo", "all", "ssim", "mean"]
+    each = sorted(row["ssim"] for row in rows if row["method"] == "demo")
     assert (row["low"], row["high"]) == pytest.approx(each), "one case or the other alone"
     row = values["segmentation", "all_positive", "all", "f1", "pooled"]
     assert row["low"] == 0 < row["value"] < row["high"]
-    assert (
-        values["segmentation", "best_constant", "all", "f1", "pooled"] | {"method": "all_positive"}
-        == row
-    )
+    best = values["segmentation", "best_constant", "all", "f1", "pooled"]
+    assert best | {"method": "all_positive"} == row
     for key, row in values.items():
-        if key[2] != "all" and key[2] != "dataset=bci":
+        if key[2] not in ("all", "dataset=bci"):
             assert row["low"] is None and row["high"] is None, "of one case"
-
-
-def test_without_weights_no_distance_is_measured_and_the_page_says_so(values, rows, done):
-    assert all(row["lpips"] is None for row in rows)
-    assert not {key for key in values if key[3] in ("lpips", "fid", "kid")}
-    page = (done / "evaluate" / "evaluate.html").read_text()
-    assert "FID and KID are not measured: evaluate.fid_weights names no file" in page
-    assert "LPIPS is not measured: evaluate.lpips_weights names no file" in page
 
 
 @pytest.fixture(scope="module")
@@ -209,38 +211,41 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judged(given, weights, tmp_path_factory):
-    """The same networks on four test tiles of four cases, with every judge."""
-    folder = tmp_path_factory.mktemp("judged")
+def perceived(given, weights, tmp_path_factory):
+    """The same networks on four test tiles of four cases, with all perceptual metrics."""
+    folder = tmp_path_factory.mktemp("perceived")
     index = write_index(folder / "results", test=4)
-    options = OPTIONS.replace(batch_size=3, **weights)
+    options = EvaluateOptions(generators=("pix2pix",), **SETTINGS | {"batch_size": 3}, **weights)
     evaluate.run(**(given | {"index": index}), options=options, **outputs(folder))
     return index, folder
 
 
-def test_networks_and_baselines_are_judged_by_features(given, weights, judged):
-    index, folder = judged
+def test_fid_is_that_of_torch_fidelity_with_the_same_features(given, weights, perceived):
+    index, folder = perceived
     table = tables.read(folder / "metrics.parquet", tables.METRICS).to_pylist()
     found = {(row["method"], row["group"], row["metric"]): row for row in table}
     inception = perceptual.Inception(Path(weights["fid_weights"]), torch.device("cpu"))
-    painter, _ = storage.load_generation(given["generator"], given["generator_metadata"])
-    tiles = TileDataset(index, network="generation", split="test", engine="stain")
-    real, painted = [], []
+    generator, _ = storage.load_generation(
+        given["generator_weights"][0], given["generator_metadata"][0]
+    )
+    tiles = TileDataset(index, network="generation", split="test")
+    real, generated = [], []
     for place in range(4):
         item = tiles.stored(place)
         image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
         with torch.no_grad():
-            answer = painter(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
+            output = generator(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
         real.append(inception(item["her2"][None])[0])
-        painted.append(inception(((answer + 1) / 2 * 255).astype(np.uint8)[None])[0])
+        generated.append(inception(((output + 1) / 2 * 255).astype(np.uint8)[None])[0])
     statistics = [
         fid_features_to_statistics(torch.from_numpy(np.stack(each)).double())
-        for each in (painted, real)
+        for each in (generated, real)
     ]
     expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    row = found["model", "all", "fid"]
+    row = found["demo", "all", "fid"]
     assert row["value"] == pytest.approx(expected, rel=1e-3)
     assert (row["aggregation"], row["tiles"], row["low"]) == ("set", 4, None)
+    assert row["value"] != found["pix2pix", "all", "fid"]["value"]
     for method in GENERATION:
         assert found[method, "all", "kid"]["value"] is not None
         assert found[method, "score=3+", "fid"]["tiles"] == 2
@@ -248,58 +253,35 @@ def test_networks_and_baselines_are_judged_by_features(given, weights, judged):
     assert found["mean_colour", "all", "lpips"]["low"] is not None
 
 
-def test_lpips_stands_in_every_row_of_a_tile(judged):
-    _, folder = judged
-    rows = tables.read(folder / "tiles.parquet", tables.EVALUATION_TILES).to_pylist()
-    values = [row["lpips"] for row in rows if row["network"] == "generation"]
-    assert len(values) == 12
-    assert all(value > 0 for value in values)
-    assert all(row["lpips"] is None for row in rows if row["network"] == "segmentation")
+def test_lpips_is_in_every_row_of_a_generated_tile(perceived, rows):
+    assert all(row["lpips"] is None for row in rows), "without weights"
+    _, folder = perceived
+    found = tables.read(folder / "tiles.parquet", tables.EVALUATION_TILES).to_pylist()
+    assert sum(row["network"] == "generation" for row in found) == 4 * len(GENERATION)
+    for row in found:
+        assert (row["lpips"] or 0) > 0 if row["network"] == "generation" else row["lpips"] is None
 
 
-def test_page_and_tables_say_by_which_weights(judged, weights):
-    _, folder = judged
-    metadata = tables.read_metadata(folder / "metrics.parquet")
+def test_tables_contain_options_index_and_digests_of_weights(done, perceived, weights):
+    described = tables.read_metadata(done / "metrics.parquet")
+    assert described["fingerprint"] == "f" * 64
+    assert json.loads(described["options"])["threshold"] == 0.5
+    metadata = tables.read_metadata(perceived[1] / "metrics.parquet")
     for name, path in weights.items():
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         assert metadata[f"{name}_sha256"] == digest
-    page = (folder / "evaluate" / "evaluate.html").read_text()
-    assert "N 4</small>" in page
-    assert "are not measured" not in page and "is not measured" not in page
+        assert f"{name}_sha256" not in described
 
 
-def test_one_tile_has_no_distance_of_sets_and_no_interval(given, weights, tmp_path):
+def test_one_tile_has_no_set_metrics_and_no_interval(given, weights, tmp_path):
     index = write_index(tmp_path / "results", test=1)
-    options = OPTIONS.replace(**weights)
+    options = EvaluateOptions(generators=("pix2pix",), **SETTINGS, **weights)
     evaluate.run(**(given | {"index": index}), options=options, **outputs(tmp_path))
     table = tables.read(tmp_path / "metrics.parquet", tables.METRICS).to_pylist()
     distances = [row for row in table if row["metric"] in ("fid", "kid")]
     assert distances
     assert all(row["value"] is None and row["tiles"] == 1 for row in distances)
     assert all(row["low"] is None for row in table)
-    page = (tmp_path / "evaluate" / "evaluate.html").read_text()
-    assert "they compare sets of two tiles or more" in page
-    assert "all test tiles are of one case" in page
-
-
-def test_a_wrong_file_of_weights_ends_before_anything_is_measured(given, tmp_path):
-    options = OPTIONS.replace(fid_weights=str(given["generator"]))
-    with pytest.raises(TrainingError, match=r"generator.safetensors: .*fid_weights"):
-        evaluate.run(**given, options=options, **outputs(tmp_path))
-    assert not (tmp_path / "tiles.parquet").exists()
-
-
-def test_the_page_stands_alone(done):
-    page = (done / "evaluate" / "evaluate.html").read_text()
-    assert "../" in page
-    assert "pair6_000000_000006" in page
-    assert "<script src" not in page
-
-
-def test_tables_say_what_made_them(done):
-    described = tables.read_metadata(done / "metrics.parquet")
-    assert described["fingerprint"] == "f" * 64
-    assert json.loads(described["options"])["threshold"] == 0.5
 
 
 def test_no_test_tiles_is_no_error(given, tmp_path):
@@ -310,38 +292,45 @@ def test_no_test_tiles_is_no_error(given, tmp_path):
     assert (tmp_path / "evaluate" / "evaluate.html").exists()
 
 
-def test_networks_of_another_index_are_refused(given, tmp_path):
-    networks = write_networks(tmp_path, "e" * 64)
-    with pytest.raises(TrainingError, match=r"generation: trained on the index eeee.* ffff"):
-        evaluate.run(**(given | networks), options=OPTIONS, **outputs(tmp_path))
+def test_the_page_shows_the_images_of_every_generator(done):
+    page = (done / "evaluate" / "evaluate.html").read_text()
+    assert "pair6_000000_000006" in page
+    for name in ("HER2, real", "HER2, demo", "HER2, pix2pix", "positive, truth"):
+        assert page.count(f"<figcaption>{name}</figcaption>") == 2
 
 
-def test_weights_of_another_network_are_refused(given, tmp_path):
-    swapped = given | {"segmenter": given["generator"]}
-    with pytest.raises(TrainingError, match=r"generator.safetensors: does not fit the network"):
-        evaluate.run(**swapped, options=OPTIONS, **outputs(tmp_path))
+def test_wrong_inputs_are_errors_before_anything_is_measured(given, tmp_path):
+    def fails(error, match, options=OPTIONS, **changed):
+        with pytest.raises(error, match=match):
+            evaluate.run(**(given | changed), options=options, **outputs(tmp_path))
+        assert not (tmp_path / "tiles.parquet").exists()
+
+    wrong = EvaluateOptions(
+        generators=("pix2pix",), fid_weights=str(given["segmenter"]), **SETTINGS
+    )
+    fails(TrainingError, r"segmenter.safetensors: .*fid_weights", options=wrong)
+    fails(
+        ConfigError,
+        "1, 2, 2 files of weights",
+        generator_weights=given["generator_weights"][:1],
+    )
+    foreign = write_generator(tmp_path, "e" * 64)
+    fails(
+        TrainingError,
+        r"pix2pix: trained on the index eeee.* ffff",
+        generator_weights=(given["generator_weights"][0], foreign["generator"]),
+        generator_metadata=(given["generator_metadata"][0], foreign["generator_metadata"]),
+    )
 
 
-def row(network, tile, **values):
-    return {
-        "tile": tile, "case": "c", "dataset": "bci", "score": "2+", "network": network,
-        "method": "model", **values,
-    }  # fmt: skip
-
-
-def test_the_page_shows_tiles_from_best_to_worst():
-    counts = {
-        "a": Confusion(1, 9, 9, 81), "b": Confusion(9, 1, 1, 89), "c": Confusion(0, 0, 0, 100),
-        "d": Confusion(5, 5, 5, 85), "e": Confusion(0, 5, 5, 90),
-    }  # fmt: skip
-    rows = [
-        row("segmentation", tile, **dict(zip(image_quality.COUNTS, count, strict=True)))
-        for tile, count in counts.items()
-    ]
-    assert [tile for tile, _ in evaluate.choose(rows, 99)] == ["b", "d", "a", "e", "c"]
-    assert evaluate.choose(rows, 3) == [
-        ("b", "best: F1 0.900"), ("a", "F1 0.100"), ("c", "worst: nothing positive, nothing found"),
-    ]  # fmt: skip
-    assert evaluate.choose([], 3) == []
-    only = [row("generation", tile, ssim=ssim) for tile, ssim in (("x", 0.2), ("y", 0.7))]
-    assert [tile for tile, _ in evaluate.choose(only, 5)] == ["y", "x"]
+def test_command_and_library_write_the_same_bytes(given, done, tmp_path):
+    words = ["evaluate"]
+    for name, value in {**given, **outputs(tmp_path)}.items():
+        flag = "--" + name.replace("_", "-")
+        words += [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]
+    for name, value in (SETTINGS | {"generators": "pix2pix"}).items():
+        words += ["--" + name.replace("_", "-"), str(value)]
+    assert main(words) == 0
+    for path, expected in zip(outputs(tmp_path).values(), outputs(done).values(), strict=True):
+        # The page links to the report, which is elsewhere relative to it.
+        assert path.read_bytes() == expected.read_bytes() or path.suffix == ".html"

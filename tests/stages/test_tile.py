@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import tarfile
 
 import cv2
@@ -13,7 +14,6 @@ from hemera.config import DescribeOptions, FilterOptions, TileOptions
 from hemera.dataset.shards import read_member
 from hemera.errors import SheetError
 from hemera.imaging.codecs import decode
-from hemera.imaging.slide import Slide
 from hemera.registration.displacement import Displacement, mirrored, node_points, none
 from hemera.registration.displacement_files import read_displacement, write_displacement
 from hemera.stages import describe, tile
@@ -50,31 +50,26 @@ class Unit:
         self.sheet.write_text("\n".join(lines) + "\n")
         self.images_table = self.results / "describe" / f"{unit}.parquet"
         self.shard = self.results / "tile" / f"{unit}.tar"
+        self.describe(DescribeOptions())
+
+    def describe(self, options):
         describe.run(
             sheet=self.sheet,
-            unit=unit,
+            unit=self.unit,
             block_count=1,
             images_table=self.images_table,
-            options=DescribeOptions(),
+            options=options,
         )
 
-    def tile(
-        self,
-        *,
-        workers=1,
-        displacement=None,
-        certificate=None,
-        registration_quality=None,
-        **options,
-    ):
+    def tile(self, *, workers=1, registration_quality=None, maps=(None, None), **options):
         tiles, pairs = (self.shard.with_suffix(s) for s in (".parquet", ".pairs.parquet"))
         tile.run(
             sheet=self.sheet,
             unit=self.unit,
             block_count=1,
             images_table=self.images_table,
-            displacement=displacement,
-            certificate=certificate,
+            displacement=maps[0],
+            certificate=maps[1],
             registration_quality=registration_quality,
             shard=self.shard,
             tiles=tiles,
@@ -219,21 +214,15 @@ def test_tiles_without_tissue_are_not_written(rng, tmp_path):
     assert part == pytest.approx([44 / 128] * 3, abs=0.03)
 
 
-def test_refused_images_and_verdicts_are_states(images_of_pair, rng):
+def test_refused_images_and_verdicts_are_states(images_of_pair):
     folder, he, _ = images_of_pair
     Image.fromarray(np.full_like(he, 240)).save(folder / "blank.he.png")
-    (folder / "cut.png").write_bytes((folder / "p1.he.png").read_bytes()[:3000])
-    her2 = {"her2": "p1.her2.png"}
-    unit = Unit(
-        folder,
-        [
-            registered("blank", **her2),
-            registered("cut", he="cut.png", **her2),
-            registered("p1"),
-            registered("person", he="p1.he.png", **her2, verdict="refuse"),
-            registered("wide", he="p1.he.png", **her2, her2_mpp=0.7),
-        ],
-    )
+    (folder / "cut.he.png").write_bytes((folder / "p1.he.png").read_bytes()[:3000])
+    (folder / "person.he.png").write_bytes((folder / "p1.he.png").read_bytes())
+    (folder / "wide.he.png").write_bytes((folder / "p1.he.png").read_bytes())
+    changes = {"blank": {}, "cut": {}, "p1": {}, "person": {"verdict": "refuse"}}
+    changes["wide"] = {"her2_mpp": 0.7}
+    unit = Unit(folder, [registered(k, her2="p1.her2.png", **v) for k, v in changes.items()])
     rows = unit.tile()
     assert {row["pair"] for row in rows} == {"p1"}
     assert {name: state["state"] for name, state in unit.states.items()} == {
@@ -241,9 +230,7 @@ def test_refused_images_and_verdicts_are_states(images_of_pair, rng):
         "wide": "refused",
     }  # fmt: skip
     assert unit.states["person"]["registration"] == "refused"
-    assert "refused by a person" in unit.states["person"]["reason"]
     assert "cannot be read" in unit.states["cut"]["reason"]
-    assert all("\n" not in state["reason"] for state in unit.states.values() if state["reason"])
 
 
 def test_any_number_of_workers_gives_the_same_bytes(images_of_pair):
@@ -287,47 +274,37 @@ def test_stored_tiles_are_copied_where_they_are_tiles(rng, tmp_path):
 LOCATION = ("offset", "length", "sha256")
 
 
-@pytest.mark.parametrize("kind", ["polygon", "feature list", "multi"])
-def test_only_inside_the_region_of_interest(images_of_pair, kind):
+def test_only_inside_the_region_of_interest(images_of_pair):
     folder, _, _ = images_of_pair
-    ring = [[0, 0], [200, 0], [200, 300], [0, 300], [0, 0]]
-    geometry = {"type": "Polygon", "coordinates": [ring]}
-    text = {
-        "polygon": geometry,
-        "feature list": [
-            {"type": "Feature", "geometry": geometry, "properties": {"name": "tumour"}},
-            {"type": "Feature", "geometry": {"type": "Point", "coordinates": [400, 10]}},
-        ],
-        "multi": {
-            "type": "FeatureCollection",
-            "features": [
-                {"type": "Feature", "geometry": {"type": "MultiPolygon", "coordinates": [[ring]]}}
-            ],
-        },
-    }[kind]
-    (folder / "roi.geojson").write_text(json.dumps(text))
-    unit = Unit(folder, [registered("p1", roi="roi.geojson")])
+    roi = folder / "roi.geojson"
+    unit = Unit(folder, [registered("p1", roi=roi.name)])
+    roi.write_text(rectangle(0, 0, 200, 300))
     # Columns at 0 (whole), 128 (72 of 128 px: over half) and 256 (none).
     assert {row["x_px"] for row in unit.tile()} == {0, 128}
     assert {row["x_px"] for row in unit.tile(size_px=150)} == {0}
 
 
-def test_a_region_that_is_none(images_of_pair):
+def rectangle(left, top, right, bottom):
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    return json.dumps({"type": "Polygon", "coordinates": [ring]})
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "reason"),
+    [
+        ("not json", "refused", r"^roi\.geojson: not GeoJSON"),
+        (None, "refused", "no such file"),
+        (rectangle(9000, 9000, 9900, 9900), "no_tissue", "none of 6 positions with tissue"),
+    ],
+)
+def test_a_region_without_tiles(images_of_pair, text, state, reason):
     folder, _, _ = images_of_pair
-    roi = folder / "roi.geojson"
     unit = Unit(folder, [registered("p1", roi="roi.geojson")])
-    roi.write_text("not json")
+    if text:
+        (folder / "roi.geojson").write_text(text)
     assert unit.tile() == []
-    assert unit.state["state"] == "refused"
-    assert unit.state["reason"].startswith("roi.geojson: not GeoJSON")
-    roi.unlink()
-    assert unit.tile() == []
-    assert "no such file" in unit.state["reason"]
-    far = [[[9000, 9000], [9900, 9000], [9900, 9900]]]
-    roi.write_text(json.dumps({"type": "Polygon", "coordinates": far}))
-    assert unit.tile() == []
-    assert unit.state["state"] == "no_tissue"
-    assert "lies inside" in unit.state["reason"]
+    assert unit.state["state"] == state
+    assert re.search(reason, unit.state["reason"])
 
 
 # Whole slides with a displacement.
@@ -381,6 +358,10 @@ def slides(rng, tmp_path):
     return tmp_path
 
 
+def maps(folder, displacement="d.npz"):
+    return folder / displacement, folder / "c.parquet"
+
+
 def write_certificate(path, verdict, reason=None):
     row = dict.fromkeys(tables.CERTIFICATE.names)
     row |= {"pair": "case1", "verdict": verdict, "reason": reason, "engine": "test"}
@@ -394,7 +375,7 @@ def whole_slides(folder, **changes):
 
 def test_her2_is_resampled_through_the_displacement(slides):
     unit = whole_slides(slides)
-    rows = unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet")
+    rows = unit.tile(maps=maps(slides))
     assert len(rows) == 15
     assert unit.state["registration"] == "pass"
     errors, shifted = [], []
@@ -417,119 +398,69 @@ def test_her2_is_resampled_through_the_displacement(slides):
     assert half_a_pixel > 2 * error
 
 
-def test_what_her2_does_not_cover_is_glass_and_counted(slides):
-    unit = whole_slides(slides)
-    rows = unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet")
-    described = tables.read(unit.images_table, tables.DESCRIBE).to_pylist()
-    glass = described[1]["background"]
-    partial = 0
-    for row in rows:
-        x, y = np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5)
-        moving = field_at(np.stack([x + row["x_px"], y + row["y_px"]], axis=-1) * HE_MPP)
-        inside = (
-            (moving >= 0) & (moving < np.array(HER2_SIZE) * HER2_MPP)
-        ).all(axis=-1)  # fmt: skip
-        assert row["her2_coverage_fraction"] == pytest.approx(inside.mean(), abs=0.005)
-        if not inside.all():
-            partial += 1
-            outer = cv2.erode((~inside).astype(np.uint8), np.ones((3, 3))) > 0
-            assert (unit.pixels(row, "her2")[outer] == glass).all()
-    assert 0 < partial < len(rows)
-
-
 def test_a_fold_is_found_in_its_tile(slides):
     grid = Displacement(np.zeros((63, 88, 2), np.float32), 4.0)
     vectors = np.zeros((63, 88, 2), np.float32)
     # To the right of x = 40 um on, within 24 um, points run backwards.
     vectors[5:12, 10:16, 0] = -np.arange(6) * 8
     write_displacement(slides / "d.npz", Displacement(vectors, grid.mpp))
-    rows = whole_slides(slides).tile(
-        displacement=slides / "d.npz", certificate=slides / "c.parquet"
-    )
+    rows = whole_slides(slides).tile(maps=maps(slides))
     folded = {(row["x_px"], row["y_px"]) for row in rows if row["folding_fraction"] > 0}
     assert folded == {(0, 0)}
 
 
-def test_a_tile_spread_over_the_slide_is_left_out(slides, monkeypatch):
-    grid = Displacement(np.zeros((63, 88, 2), np.float32), 4.0)
-    points = node_points(grid)
-    vectors = (field_at(points) - points).astype(np.float32)
-    arguments = {"displacement": slides / "d.npz", "certificate": slides / "c.parquet"}
-    her2 = np.full((1800, 1800, 3), 120, np.uint8)
-    her2[:, 1500:] = (90, 60, 40)
-    tifffile.imwrite(
-        slides / "her2.tif", her2, tile=(128, 128), photometric="rgb", compression="deflate",
-        resolution=(1e4 / HER2_MPP, 1e4 / HER2_MPP), resolutionunit="CENTIMETER",
-    )  # fmt: skip
-    largest = 0
-    read_level = Slide.read_level
-
-    def watched(self, level, x, y, width, height):
-        nonlocal largest
-        if self.path.name == "her2.tif":
-            largest = max(largest, width, height)
-        return read_level(self, level, x, y, width, height)
-
-    # One node in the tile at (256, 128), 128 to 192 um by 64 to 128 um, is thrown 10 cm away.
-    vectors[24, 40] = (1e5, 0)
-    write_displacement(slides / "d.npz", Displacement(vectors, 4.0))
+def test_a_tile_spread_over_the_slide_is_left_out(slides):
     unit = whole_slides(slides)
-    monkeypatch.setattr(Slide, "read_level", watched)
-    rows = unit.tile(**arguments, size_px=128, bad_tiles_max=0.5)
-    assert largest <= 8 * 128 * HE_MPP / HER2_MPP + 8
-    assert unit.state["tiles_unreadable"] == 1
-    assert len(rows) == 14
-    assert "case1_000256_000128" not in {row["tile"] for row in rows}
-    # All of them, and the pair says why.
-    vectors[...] = np.where(np.arange(88)[:, None] % 3, 1.6e9, -1.6e9)
-    write_displacement(slides / "d.npz", Displacement(vectors, 4.0))
-    assert unit.tile(**arguments) == []
-    assert unit.state["state"] == "unreadable"
-    assert "pair case1: the displacement spreads the tile at 0, 0 over" in unit.state["reason"]
-    assert "more than 8 times its side of 145; correct the displacement" in unit.state["reason"]
+    whole = {row["tile"] for row in unit.tile(maps=maps(slides), size_px=32)}
+    field = read_displacement(slides / "d.npz")
+    vectors = field.vectors_um.copy()
+    # One node, at (170, 106) um of H&E, is 10 cm away on HER2.
+    vectors[26, 42] = (1e5, 0)
+    write_displacement(slides / "d.npz", Displacement(vectors, field.mpp))
+    rows = unit.tile(maps=maps(slides), size_px=32)
+    assert whole - {row["tile"] for row in rows} == {"case1_000320_000192"}
 
 
-def test_the_certificate_decides_and_a_person_over_it(slides):
-    arguments = {"displacement": slides / "d.npz", "certificate": slides / "c.parquet"}
-    write_certificate(slides / "c.parquet", "fail", "tiles do not match in place")
-    unit = whole_slides(slides)
-    assert unit.tile(**arguments) == []
-    assert unit.state["state"] == "refused"
-    assert unit.state["registration"] == "fail"
-    assert "tiles do not match in place" in unit.state["reason"]
-    unit = whole_slides(slides, verdict="accept")
-    assert len(unit.tile(**arguments)) == 15
-    assert unit.state["registration"] == "accepted"
-    write_certificate(slides / "c.parquet", "review", "little overlap")
-    assert len(whole_slides(slides).tile(**arguments)) == 15
-    unit = whole_slides(slides, verdict="refuse")
-    assert unit.tile(**arguments) == []
-    # Nobody can accept a map that is not there.
+@pytest.mark.parametrize(
+    ("certificate", "manual", "registration", "tiles"),
+    [
+        ("fail", "", "fail", 0),
+        ("fail", "accept", "accepted", 15),
+        ("review", "", "review", 15),
+        ("pass", "refuse", "refused", 0),
+    ],
+)
+def test_the_certificate_decides_unless_a_person_does(
+    slides, certificate, manual, registration, tiles
+):
+    write_certificate(slides / "c.parquet", certificate, "tiles do not match")
+    unit = whole_slides(slides, verdict=manual)
+    assert len(unit.tile(maps=maps(slides))) == tiles
+    assert unit.state["registration"] == registration
+    assert unit.state["state"] == ("tiled" if tiles else "refused")
+    assert bool(unit.state["reason"]) == (not tiles)
+
+
+def test_nobody_can_accept_a_map_that_is_not_there(slides):
     write_displacement(slides / "d.npz", none())
     unit = whole_slides(slides, verdict="accept")
-    assert unit.tile(**arguments) == []
+    assert unit.tile(maps=maps(slides)) == []
     assert "gave no map" in unit.state["reason"]
 
 
 def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
     """Squares 40 um apart whose error is a formula of the place: bilinear in between."""
     unit = whole_slides(slides)
-    y, x = np.meshgrid(np.arange(20, 200, 40.0), np.arange(20, 380, 40.0), indexing="ij")
-    kept = x < 300
     rows = [
         {
-            "pair": "case1", "x_um": a, "y_um": b, "side_um": 80.0, "step_um": 40.0,
-            "ncc": a / 1000, "best_shifted_ncc": 0.1,
-            "residual_x_um": 3 * (a / 100), "residual_y_um": 4 * (a / 100),
+            "pair": "case1", "x_um": x, "y_um": y, "side_um": 80.0, "step_um": 40.0,
+            "ncc": x / 1000, "best_shifted_ncc": 0.1,
+            "residual_x_um": 3 * (x / 100), "residual_y_um": 4 * (x / 100),
         }
-        for a, b in zip(x[kept].tolist(), y[kept].tolist(), strict=True)
+        for y in np.arange(20.0, 200, 40) for x in np.arange(20.0, 300, 40)
     ]  # fmt: skip
     tables.write(slides / "q.parquet", rows, tables.QUALITY)
-    found = unit.tile(
-        displacement=slides / "d.npz",
-        certificate=slides / "c.parquet",
-        registration_quality=slides / "q.parquet",
-    )
+    found = unit.tile(maps=maps(slides), registration_quality=slides / "q.parquet")
     assert len(found) > 10
     for row in found:
         centre = (row["x_px"] + 64) * HE_MPP
@@ -539,27 +470,15 @@ def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
             assert row["registration_margin"] == pytest.approx(centre / 1000 - 0.1)
         elif centre > 300 + 40:
             assert row["registration_error_um"] is None
-    without = unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet")
-    assert {row["registration_error_um"] for row in without} == {None}
+    assert {row["registration_error_um"] for row in unit.tile(maps=maps(slides))} == {None}
 
 
-def test_the_reader_that_describe_was_told_reads_here_too(slides, monkeypatch):
+def test_the_reader_chosen_for_describe_reads_here_too(slides, monkeypatch):
     unit = whole_slides(slides)
-    maps = {"displacement": slides / "d.npz", "certificate": slides / "c.parquet"}
-    direct = unit.tile(**maps)
-    options = DescribeOptions(reader="openslide")
-    describe.run(
-        sheet=unit.sheet, unit=unit.unit, block_count=1, images_table=unit.images_table,
-        options=options,
-    )  # fmt: skip
-    described = tables.read(unit.images_table, tables.DESCRIBE).to_pylist()
-    assert {row["reader"] for row in described} == {"openslide"}
-
-    def never(*_):
-        raise AssertionError("the direct reader was used")
-
-    monkeypatch.setattr("hemera.imaging.tiff.TiffReader.__init__", never)
-    assert [row["he_sha256"] for row in unit.tile(**maps)] == [row["he_sha256"] for row in direct]
+    direct = [row["he_sha256"] for row in unit.tile(maps=maps(slides))]
+    unit.describe(DescribeOptions(reader="openslide"))
+    monkeypatch.delattr("hemera.imaging.tiff.TiffReader.read")
+    assert [row["he_sha256"] for row in unit.tile(maps=maps(slides))] == direct
 
 
 def test_a_map_that_mirrors_does_not_fold(slides):
@@ -567,32 +486,16 @@ def test_a_map_that_mirrors_does_not_fold(slides):
     unit = whole_slides(slides)
     field = read_displacement(slides / "d.npz")
     write_displacement(slides / "m.npz", mirrored(field, HER2_SIZE[0] * HER2_MPP))
-    rows = unit.tile(displacement=slides / "m.npz", certificate=slides / "c.parquet")
+    rows = unit.tile(maps=maps(slides, "m.npz"))
     assert {row["folding_fraction"] for row in rows} == {0.0}
 
 
 def test_a_displacement_that_cannot_be_read_is_a_state(slides):
     unit = whole_slides(slides)
     (slides / "d.npz").write_bytes(b"nothing of the kind")
-    assert unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet") == []
+    assert unit.tile(maps=maps(slides)) == []
     assert unit.state["state"] == "refused"
     assert "d.npz" in unit.state["reason"]
-
-
-def test_far_from_the_nodes_of_a_displacement_no_tile_counts_as_covered(slides):
-    whole = read_displacement(slides / "d.npz")
-    # The upper left 60 x 40 nodes of 4 um: 240 x 160 um of a slide of 350 x 250 um.
-    part = Displacement(np.ascontiguousarray(whole.vectors_um[:40, :60]), 4.0)
-    write_displacement(slides / "d.npz", part)
-    rows = whole_slides(slides).tile(
-        displacement=slides / "d.npz", certificate=slides / "c.parquet"
-    )
-    share = {(row["x_px"], row["y_px"]): row["her2_coverage_fraction"] for row in rows}
-    assert share[128, 128] == 1.0
-    # 256 to 384 px is 128 to 192 um down, and the map ends one node below 160 um.
-    assert share[128, 256] == pytest.approx((164 - 128) / 64)
-    # 384 to 512 px is 192 to 256 um along: to one node right of 240 um.
-    assert share[384, 128] == pytest.approx((244 - 192) / 64)
 
 
 def damage(path, indices):
@@ -605,22 +508,21 @@ def damage(path, indices):
 
 
 def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
-    arguments = {"displacement": slides / "d.npz", "certificate": slides / "c.parquet"}
     unit = whole_slides(slides)
-    whole = {row["tile"]: row["he_sha256"] for row in unit.tile(**arguments)}
+    whole = {row["tile"]: row["he_sha256"] for row in unit.tile(maps=maps(slides))}
     damage(slides / "he.tif", [8])  # six stored tiles in a row: row 1, column 2
-    rows = unit.tile(**arguments, workers=2)
+    rows = unit.tile(maps=maps(slides), workers=2)
     assert unit.state["state"] == "tiled"
     assert (unit.state["tiles_unreadable"], unit.state["tiles_written"]) == (1, 14)
     assert {row["tile"] for row in rows} == set(whole) - {"case1_000256_000128"}
     assert all(whole[row["tile"]] == row["he_sha256"] for row in rows)
     damage(slides / "he.tif", [7, 9])
-    assert unit.tile(**arguments) == []
+    assert unit.tile(maps=maps(slides)) == []
     assert unit.state["state"] == "unreadable"
     assert "over 10% (tile.bad_tiles_max)" in unit.state["reason"]
     with tarfile.open(unit.shard) as archive:
         assert archive.getnames() == []
-    assert len(unit.tile(**arguments, bad_tiles_max=0.5)) == 12
+    assert len(unit.tile(maps=maps(slides), bad_tiles_max=0.5)) == 12
 
 
 GOLDEN = {4: "9d59315fd6db1a75"}
@@ -628,7 +530,7 @@ GOLDEN = {4: "9d59315fd6db1a75"}
 
 def test_golden(slides):
     unit = whole_slides(slides)
-    rows = unit.tile(displacement=slides / "d.npz", certificate=slides / "c.parquet")
+    rows = unit.tile(maps=maps(slides))
     plain = []
     for row in rows:
         pixels = [hashlib.sha256(unit.pixels(row, stain)).hexdigest() for stain in tables.STAINS]

@@ -198,14 +198,14 @@ def demo_folder(wildcards):
     return str(SHEET.path.parent)
 
 
-def of_presets(pattern):
-    """One path per preset compared."""
-    return [pattern.format(preset=preset) for preset in CONFIG.stages["compare"].presets]
+def of_generators(pattern):
+    """One path per generator that is evaluated; the configured one is the first."""
+    return [pattern.format(generator=name) for name in CONFIG.generators]
 
 
-def compared_flags(wildcards):
-    """The options of a preset's training; what cannot be trained is an error that says so."""
+def generator_flags(wildcards):
+    """The options of a generator's training."""
     try:
-        return CONFIG.compared_flags(wildcards.preset)
+        return CONFIG.generator_flags(wildcards.generator)
     except HemeraError as error:
-        raise WorkflowError(f"compare: {error}")
+        raise WorkflowError(str(error))

@@ -1,7 +1,7 @@
-# Metrics of both networks on tiles of unseen cases, beside the papers' figures and trivial
-# baselines, with a page of its own.
+# Metrics of all generators and of SegmentationNet on test tiles, next to trivial baselines and
+# published results.
 #
-# REQUIRED INPUTS: index, and the shards it points to; both networks with metadata and history
+# REQUIRED INPUTS: index, and the shards it points to; the networks with metadata and history
 # OUTPUTS: metrics per tile, metrics per group, the page
 
 
@@ -11,9 +11,9 @@ rule evaluate:
         of_units(layout.MASK_SHARD),
         index=layout.INDEX,
         report=ancient(layout.REPORT),
-        generator="results/train_generation/generator.safetensors",
-        generator_metadata="results/train_generation/metadata.json",
-        generation_history="results/train_generation/history.parquet",
+        generator_weights=of_generators(layout.GENERATOR),
+        generator_metadata=of_generators(layout.GENERATOR_METADATA),
+        generator_histories=of_generators(layout.GENERATION_HISTORY),
         segmenter="results/train_segmentation/segmenter.safetensors",
         segmenter_metadata="results/train_segmentation/metadata.json",
         segmentation_history="results/train_segmentation/history.parquet",
@@ -37,9 +37,9 @@ rule evaluate:
         options=CONFIG.flags("evaluate"),
         version=CONFIG.stages["evaluate"].version,
     shell:
-        "hemera evaluate --index {input.index:q} --generator {input.generator:q}"
+        "hemera evaluate --index {input.index:q} --generator-weights {input.generator_weights:q}"
         " --generator-metadata {input.generator_metadata:q}"
-        " --generation-history {input.generation_history:q} --segmenter {input.segmenter:q}"
+        " --generator-histories {input.generator_histories:q} --segmenter {input.segmenter:q}"
         " --segmenter-metadata {input.segmenter_metadata:q}"
         " --segmentation-history {input.segmentation_history:q} --report {input.report:q}"
         " --preset {params.preset:q} --tiles {output.tiles:q} --metrics {output.metrics:q}"

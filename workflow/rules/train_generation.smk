@@ -1,4 +1,5 @@
-# GenerationNet: H&E to virtual HER2.
+# GenerationNet: H&E to virtual HER2. The generator with the name of the preset is the configured one;
+# others, listed in evaluate.generators, have the method of their preset and the same budget.
 #
 # REQUIRED INPUTS: index, and the shards it points to
 # OUTPUTS: weights, metadata, history; checkpoints lie beside them, so that a killed run resumes
@@ -10,13 +11,15 @@ rule train_generation:
         of_units(layout.MASK_SHARD),
         index=layout.INDEX,
     output:
-        generator="results/train_generation/generator.safetensors",
-        metadata="results/train_generation/metadata.json",
-        history="results/train_generation/history.parquet",
+        generator=layout.GENERATOR,
+        metadata=layout.GENERATOR_METADATA,
+        history=layout.GENERATION_HISTORY,
     log:
-        "logs/train_generation/train_generation.log",
+        "logs/train_generation/{generator}.log",
     benchmark:
-        "logs/train_generation/train_generation.tsv"
+        "logs/train_generation/{generator}.tsv"
+    wildcard_constraints:
+        generator="[a-z0-9_]+",
     conda:
         "../../envs/hemera.yaml"
     threads: training_threads("train_generation")
@@ -26,10 +29,10 @@ rule train_generation:
         gpu=gpus("train_generation"),
     params:
         launcher=launcher("train_generation"),
-        options=CONFIG.flags("train_generation"),
+        options=generator_flags,
         version=CONFIG.stages["train_generation"].version,
     shell:
         "{params.launcher} train_generation --index {input.index:q}"
-        " --checkpoints results/train_generation/checkpoints --generator {output.generator:q}"
+        " --checkpoints results/train_generation/checkpoints/{wildcards.generator} --generator {output.generator:q}"
         " --metadata {output.metadata:q} --history {output.history:q} {params.options}"
         " 2>&1 | tee {log:q}"

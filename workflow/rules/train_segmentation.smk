@@ -1,4 +1,4 @@
-# SegmentationNet: H&E to HER2-positive regions, with the frozen GenerationNet in its encoder.
+# SegmentationNet: H&E to HER2-positive regions, with the frozen configured generator in its encoder.
 #
 # REQUIRED INPUTS: index, and the shards it points to; GenerationNet
 # OUTPUTS: weights, metadata, history; checkpoints lie beside them, so that a killed run resumes
@@ -9,8 +9,8 @@ rule train_segmentation:
         of_units(layout.TILE_SHARD),
         of_units(layout.MASK_SHARD),
         index=layout.INDEX,
-        generator="results/train_generation/generator.safetensors",
-        generator_metadata="results/train_generation/metadata.json",
+        generator=layout.GENERATOR.format(generator=CONFIG.cohort.preset),
+        generator_metadata=layout.GENERATOR_METADATA.format(generator=CONFIG.cohort.preset),
     output:
         segmenter="results/train_segmentation/segmenter.safetensors",
         metadata="results/train_segmentation/metadata.json",

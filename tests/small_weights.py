@@ -1,4 +1,4 @@
-"""Files of weights for the networks that judge pictures: drawn at random, and small on disk."""
+"""Files of weights for the perceptual metrics: random, and small on disk."""
 
 import io
 from pathlib import Path

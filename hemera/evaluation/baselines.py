@@ -1,0 +1,82 @@
+"""Trivial baselines of virtual staining: the mean colour, and blurred H&E in the colours of HER2.
+
+Both know the colours of the training tiles and nothing of the target image. A network that is not
+better than them has learned nothing that its metric measures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from hemera.dataset.index import TileIndex
+from hemera.dataset.torch_dataset import TileDataset
+from hemera.io.threads import in_order
+
+RGB = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+BASELINES = ("mean_colour", "blurred")
+
+
+@dataclasses.dataclass(frozen=True)
+class Colors:
+    """Mean and standard deviation (3,) of the channels over the training tiles, 0 to 255."""
+
+    her2_mean: Floats
+    her2_std: Floats
+    blurred_mean: Floats
+    blurred_std: Floats
+
+
+def images(he: RGB, colors: Colors, sigma_px: float) -> dict[str, RGB]:
+    """Return the images (H, W, 3) of `BASELINES` for an H&E tile (H, W, 3)."""
+    standardised = (_blurred(he, sigma_px) - colors.blurred_mean) / np.maximum(
+        colors.blurred_std, 1e-6
+    )
+    found = {
+        "mean_colour": np.broadcast_to(colors.her2_mean, he.shape),
+        "blurred": standardised * colors.her2_std + colors.her2_mean,
+    }
+    return {name: np.clip(np.rint(image), 0, 255).astype(np.uint8) for name, image in found.items()}
+
+
+def measure_colors(index: TileIndex | Path, sigma_px: float) -> Colors:
+    """Measure the colours of HER2 and of blurred H&E over GenerationNet's training tiles."""
+    tiles = TileDataset(index, network="generation", split="train", images=("he", "her2"))
+    local = threading.local()
+
+    def sums(position: int) -> tuple[int, Floats]:
+        if not hasattr(local, "tiles"):
+            # A reader of shards is not for several threads; a copy opens its own files.
+            local.tiles = copy.deepcopy(tiles)
+        item = local.tiles.stored(position)
+        her2, soft = item["her2"], _blurred(item["he"], sigma_px)
+        powers = (her2, np.square(her2, dtype=np.float32), soft, np.square(soft))
+        found = np.array([cv2.sumElems(values)[:3] for values in powers])
+        return her2.shape[0] * her2.shape[1], found.reshape(2, 2, 3)
+
+    total, pixels = np.zeros((2, 2, 3)), 0
+    measured = in_order(sums, range(len(tiles)), torch.get_num_threads())
+    progress = tqdm(measured, "training colours", len(tiles), unit="tile", disable=None)
+    with contextlib.closing(measured):
+        # In the order of the tiles, so that the number of threads does not change the sums.
+        for count, found in progress:
+            pixels += count
+            total += found
+    mean = total[:, 0] / pixels
+    std = np.sqrt(np.maximum(total[:, 1] / pixels - np.square(mean), 0))
+    return Colors(mean[0], std[0], mean[1], std[1])
+
+
+def _blurred(image: RGB, sigma_px: float) -> npt.NDArray[np.float32]:
+    return np.asarray(cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigma_px), np.float32)

@@ -1,0 +1,137 @@
+import io
+import os
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from hemera.errors import SlideError
+from hemera.imaging.slide import open_slide
+from tests.imaging.test_slide import error_of
+from tests.small_slides import damage_tile, picture, write_image, write_pyramid
+
+
+@pytest.mark.parametrize("reader", ["tiff", "openslide", "tiffslide"])
+@pytest.mark.parametrize("compression", ["jpeg", "deflate"])
+def test_readers_agree_at_level_0(rng, tmp_path, reader, compression):
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)], compression=compression)
+    with open_slide(path, reader="openslide") as reference, open_slide(path, reader=reader) as own:
+        assert own.reader == reader
+        expected = reference.read_level(0, 123, 77, 411, 333)
+        assert (own.read(123, 77, 411, 333, own.mpp) == expected).all()
+
+
+def test_content_decides_not_the_name(rng, tmp_path):
+    path = write_image(tmp_path / "00345_test_0.png", picture(rng), "JPEG", quality=95)
+    with open_slide(path, mpp=0.46) as slide:
+        assert (slide.reader, slide.vendor) == ("image", "jpeg")
+        expected = np.asarray(Image.open(path))
+        assert (slide.read(3, 9, 200, 100, 0.46) == expected[9:109, 3:203]).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF"])
+def test_plain_images(rng, tmp_path, kind):
+    rgb = picture(rng, 60, 85)
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    path = write_image(tmp_path / "image", rgb, kind, **lossless)
+    with open_slide(path, mpp=0.5) as slide:
+        assert (slide.read_level(0, 0, 0, 85, 60) == rgb).all()
+
+
+def test_transparency_is_white(tmp_path):
+    rgba = np.zeros((30, 41, 4), np.uint8)
+    rgba[..., 0] = 200
+    rgba[:, :10, 3] = 255
+    rgba[:, 10:20, 3] = 128
+    with open_slide(write_image(tmp_path / "alpha.png", rgba), mpp=0.5) as slide:
+        row = slide.read_level(0, 0, 0, 41, 30)[3]
+    assert row[5].tolist() == [200, 0, 0]
+    assert np.abs(row[15] - np.array([227, 127, 127])).max() <= 1
+    assert row[30].tolist() == [255, 255, 255]
+
+
+def test_gray_images_are_read(tmp_path):
+    gray = np.arange(35 * 50, dtype=np.uint16).reshape(35, 50).astype(np.uint8)
+    with open_slide(write_image(tmp_path / "gray.png", gray), mpp=1.0) as slide:
+        assert (slide.read_level(0, 0, 0, 50, 35) == gray[..., None]).all()
+
+
+def test_resolution_of_an_image(rng, tmp_path):
+    path = write_image(tmp_path / "dpi.png", picture(rng), dpi=(50_800, 50_800))
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx(0.5, rel=1e-3)
+        assert slide.mpp_source == "dpi"
+
+
+def test_files_that_are_not_images(tmp_path):
+    assert "no such file" in error_of(tmp_path / "missing.tif")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    assert "is empty" in error_of(empty)
+    text = tmp_path / "text.svs"
+    text.write_text("not a slide, whatever its name says")
+    assert "neither an image nor a slide" in error_of(text)
+    assert "no reader" in error_of(text, reader="vips")
+    folder = tmp_path / "folder.tif"
+    folder.mkdir()
+    error_of(folder)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_truncated_images(rng, tmp_path, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(rng)).save(buffer, kind)
+    path = tmp_path / "cut.img"
+    for length in (buffer.tell() * 2 // 3, 20):
+        path.write_bytes(buffer.getvalue()[:length])
+        error_of(path, mpp=0.5)
+
+
+def test_sixteen_bits_are_refused_not_cut(tmp_path):
+    deep = np.full((30, 40, 3), 40_000, np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
+    write_image(tmp_path / "gray.png", deep[..., 0])
+    for name in ("deep.png", "gray.png"):
+        assert "more than 8 bits" in error_of(tmp_path / name, mpp=0.5)
+    assert "8" in error_of(tmp_path / "deep.tif", mpp=0.5)
+
+
+def test_odd_colour_modes_are_refused(tmp_path):
+    path = tmp_path / "print.jpg"
+    Image.new("CMYK", (50, 40), (10, 20, 30, 40)).save(path, "JPEG")
+    assert "colour mode CMYK" in error_of(path, mpp=0.5)
+
+
+def test_a_huge_image_without_tiles_is_refused(tmp_path):
+    path = tmp_path / "huge.bmp"
+    # The header of a bitmap of 60,000 x 40,000 px, and no pixels.
+    path.write_bytes(
+        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, 60_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    )  # fmt: skip
+    assert "exceeds limit of 178956970" in error_of(path, mpp=0.5)
+
+
+def test_many_broken_reads_leave_no_file_open(rng, tmp_path):
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)], compression="jpeg")
+    damage_tile(path, 8)
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("open files are counted under /proc")
+
+    def opened():
+        links = (link for link in descriptors.iterdir() if link.is_symlink())
+        return sum(os.readlink(link) == str(path) for link in links)
+
+    slide = open_slide(path, reader="openslide")
+    for _ in range(40):
+        with pytest.raises(SlideError):
+            slide.read_level(0, 260, 130, 50, 40)
+    assert opened() <= 1
+    slide.close()
+    assert opened() == 0

@@ -1,0 +1,250 @@
+"""The page about the networks."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hemera import tables
+from hemera.config import EvaluateOptions, TrainGenerationOptions, TrainSegmentationOptions
+from hemera.evaluation.image_quality import SEGMENTER
+from hemera.reports.evaluation import Example, evaluation_page
+from hemera.reports.training import Trained
+from tests.reports.test_pages import check_page
+from tests.small_results import tissue
+
+PSNR = {"hemera": 19.5, "pix2pix": 18.0, "mean_colour": 16.25, "blurred": 15.0}
+F1 = {SEGMENTER: 0.7, "all_positive": 0.4, "all_negative": 0.0, "best_constant": 0.4}
+
+
+def metric_rows(loss: float = 0.0) -> list[dict[str, Any]]:
+    """Rows of METRICS; the networks are worse by `loss` dB and a twentieth of it in F1."""
+    rows = []
+
+    def add(network: str, method: str, group: str, metric: str, agg: str, value: float) -> None:
+        deviation = 0.05 if agg.startswith("mean") else None
+        rows.append(
+            {"network": network, "method": method, "group": group, "metric": metric,
+             "aggregation": agg, "value": value, "deviation": deviation, "tiles": 6,
+             "low": value - 0.25, "high": value + 0.75}
+        )  # fmt: skip
+
+    for group in ("all", "dataset=bci", "score=3+", "score=", "case=bci_0", "case=bci_1"):
+        for method, psnr in PSNR.items():
+            value = psnr - loss * (method in ("hemera", "pix2pix"))
+            add("generation", method, group, "psnr_db", "mean", value)
+            add("generation", method, group, "ssim", "mean", value / 50)
+            add("generation", method, group, "ssim_gaussian", "mean", value / 45)
+        for method, f1 in F1.items():
+            for metric in ("precision", "recall", "f1", "iou"):
+                for aggregation in ("pooled", "mean", "mean_nonempty"):
+                    value = f1 - loss / 20 * (method == SEGMENTER)
+                    add("segmentation", method, group, metric, aggregation, value)
+    return rows
+
+
+def tile_rows() -> list[dict[str, Any]]:
+    rows = []
+    for k in range(6):
+        base = dict.fromkeys(tables.EVALUATION_TILES.names)
+        base |= {"tile": f"bci_{k}", "case": f"bci_{k % 2}", "dataset": "bci", "score": "3+"}
+        for place, method in enumerate(("hemera", "pix2pix")):
+            image = {"psnr_db": 18.0 + k - place, "ssim": 0.3 + 0.02 * k}
+            rows.append(base | {"network": "generation", "method": method, **image})
+        counts = {"true_positive_px": 100 * k, "false_positive_px": 50, "false_negative_px": 60,
+                  "true_negative_px": 4000}  # fmt: skip
+        rows.append(base | {"network": "segmentation", "method": SEGMENTER, **counts})
+    return rows
+
+
+def history(*names: str) -> pa.Table:
+    rows = [
+        {"epoch": k, "part": part, "quantity": name, "value": 3 / k + (0.2 if part == "val" else 0)}
+        for k in range(1, 9)
+        for name in names
+        for part in ("train", "val")
+    ]
+    return pa.Table.from_pylist(rows, schema=tables.HISTORY)
+
+
+def example(name: str, **changed: Any) -> Example:
+    he, her2 = tissue(3, 128, 128, (110, 60, 150)), tissue(3, 128, 128, (125, 85, 55))
+    truth = her2.min(axis=2) < 120
+    blurred = cv2.GaussianBlur(her2, (0, 0), 2)
+    given = {
+        "tile": name, "case": "bci_0", "dataset": "bci", "score": "3+", "label": "worst: F1 0.21",
+        "he": he, "her2": her2, "generated": {"hemera": blurred, "pix2pix": her2 // 2},
+        "truth": truth, "probability": cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 3),
+    }  # fmt: skip
+    return Example(**given | changed)
+
+
+def described(options: Any) -> dict[str, Any]:
+    return {
+        "parameters": 123456, "epoch": 6, "mask_engine": "stain", "tiles": {"train": 60, "val": 12},
+        "model": {"generator": "unet_256"}, "versions": {"torch": "2.13.0"},
+        "options": json.loads(tables.provenance(options)["options"]),
+    }  # fmt: skip
+
+
+TRAINED = [
+    Trained("hemera", "generation", described(TrainGenerationOptions()),
+            history("generator", "discriminator", "psnr_db", "learning_rate")),
+    Trained("pix2pix", "generation", described(TrainGenerationOptions(weight_map="none")),
+            history("generator")),
+    Trained(SEGMENTER, "segmentation", described(TrainSegmentationOptions(epochs=3)),
+            history("loss", "f1")),
+]  # fmt: skip
+
+
+def written(path: Path, **changed: Any) -> str:
+    given: dict[str, Any] = {
+        "preset": "demo",
+        "metrics": metric_rows(),
+        "tiles": tile_rows(),
+        "trained": TRAINED,
+        "index_metadata": {"fingerprint": "ab" * 32, "mask_target": "stain", "licences": "[]"},
+        "examples": [example(f"bci_{k}") for k in range(3)],
+        "options": EvaluateOptions(),
+        "report": "../report/report.html",
+        **changed,
+    }
+    for name, schema in (("metrics", tables.METRICS), ("tiles", tables.EVALUATION_TILES)):
+        given[name] = pa.Table.from_pylist(given[name], schema=schema)
+    evaluation_page(path, **given)
+    check_page(path)
+    return path.read_text()
+
+
+def cells(text: str, label: str, section: str) -> list[str]:
+    """Return the text of the cells of the first row of a method in a section."""
+    body = text[text.index(f'<section id="{section}">') :]
+    (row,) = re.findall(rf"<tr[^>]*><td>{label}</td>.*?</tr>", body, re.S)[:1]
+    found = re.findall("<td.*?</td>", row, re.S)
+    return [re.sub(r"(<[^>]+>|[ \n])+", " ", cell).strip() for cell in found]
+
+
+def test_all_generators_baselines_and_published_results_are_on_one_page(tmp_path: Path) -> None:
+    text = written(tmp_path / "evaluate.html")
+    assert cells(text, "hemera", "generation")[1] == "19.50 ± 0.05 19.25 to 20.25"
+    assert cells(text, "pix2pix", "generation")[1].startswith("18.00 ± 0.05")
+    assert cells(text, "mean colour of the training tiles", "generation")[1].startswith("16.25")
+    assert cells(text, "VP-GAN", "generation")[1:4] == ["22.16", ".47", "346.37"]
+    assert cells(text, "SegmentationNet", "segmentation")[1:3] == [
+        "pooled", "0.700 0.450 to 1.450",
+    ]  # fmt: skip
+    assert cells(text, "HEMERA SegmentationNet", "segmentation")[1:5] == [
+        ".771", ".513", ".631", ".487",
+    ]  # fmt: skip
+    best = re.findall(r"<strong>([\d.]+)", text[text.index('id="generation"') :])
+    assert best[:3] == ["19.50", "0.390", "0.433"]
+
+
+def test_groups_are_listed_for_every_generator(tmp_path: Path) -> None:
+    text = written(tmp_path / "evaluate.html")
+    section = text[text.index('id="generation"') : text.index('id="segmentation"')]
+    for name in ("bci", "3+", "not known", "bci_0", "bci_1"):
+        rows = re.findall(rf'<td class="name">{re.escape(name)}</td><td>(\w+)</td>', section)
+        assert rows == ["hemera", "pix2pix"]
+
+
+def test_curves_options_and_images_of_every_network_are_shown(tmp_path: Path) -> None:
+    text = written(tmp_path / "evaluate.html")
+    assert text.count("<svg") == (4 + 1 + 2) + 3
+    assert text.count("<img") == 3 * 6
+    differences = text[
+        text.index("Options in which the generators differ") : text.index('<dl class="facts"')
+    ]
+    assert re.findall(r"<tr><td><code>(\w+)</code>", differences) == ["weight_map"]
+    assert "<dt>PSNR, dB, pix2pix</dt><dd>17.00</dd>" in text
+
+
+def test_perceptual_metrics_are_columns_where_they_are_measured(tmp_path: Path) -> None:
+    rows = metric_rows() + [
+        {"network": "generation", "method": "hemera", "group": "all", "metric": metric,
+         "aggregation": aggregation, "value": value, "deviation": deviation, "tiles": tiles,
+         "low": low, "high": high}
+        for metric, aggregation, value, deviation, tiles, low, high in (
+            ("lpips", "mean", 0.3125, 0.0625, 6, 0.25, 0.375),
+            ("fid", "set", 123.456, None, 1234, None, None),
+            ("kid", "set", -0.00125, 0.0002, 1234, None, None),
+        )
+    ]  # fmt: skip
+    text = written(tmp_path / "evaluate.html", metrics=rows)
+    assert cells(text, "hemera", "generation")[4:7] == [
+        "0.312 ± 0.062 0.250 to 0.375",
+        "123.46 N 1\u202f234",
+        "−0.0013 ± 0.0002 N 1\u202f234",
+    ]
+    assert cells(text, "pix2pix", "generation")[4:7] == ["–"] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "one_case", "expected"),
+    [
+        ({"bootstrap_samples": 0}, False, "No intervals: evaluate.bootstrap_samples is 0."),
+        ({}, True, "No intervals: they need two test cases"),
+        ({"confidence": 0.9}, False, "90 % confidence interval, from 1\u202f000 bootstrap samples"),
+        ({}, False, "evaluate.fid_weights is not set"),
+        ({"fid_weights": "a"}, False, "FID and KID from 2,048 features"),
+        ({"lpips_weights": "a"}, False, "LPIPS with AlexNet"),
+    ],
+)
+def test_the_page_states_how_metrics_were_computed(
+    tmp_path: Path, options: dict[str, Any], one_case: bool, expected: str
+) -> None:
+    rows = [row | {"case": "bci_0"} if one_case else row for row in tile_rows()]
+    text = written(tmp_path / "evaluate.html", options=EvaluateOptions(**options), tiles=rows)
+    assert expected in text
+
+
+def test_a_network_that_a_baseline_exceeds_is_a_warning(tmp_path: Path) -> None:
+    assert "not better than a trivial baseline" not in written(tmp_path / "evaluate.html")
+    text = written(tmp_path / "worse.html", metrics=metric_rows(8.0), preset="hemera")
+    assert "hemera is not better than a trivial baseline by PSNR, dB: 11.50, and 16.25" in text
+    assert "pix2pix is not better than a trivial baseline by PSNR, dB: 10.00" in text
+    assert "SegmentationNet is not better than a trivial baseline by F1" in text
+    assert "Demo sizes." not in text
+
+
+def test_a_page_without_test_tiles(tmp_path: Path) -> None:
+    empty = [Trained(each.name, each.network, {}, tables.HISTORY.empty_table()) for each in TRAINED]
+    text = written(
+        tmp_path / "evaluate.html", metrics=[], tiles=[], trained=empty, index_metadata={},
+        examples=[],
+    )  # fmt: skip
+    assert "SegmentationNet was not evaluated: its test split has no tile" in text
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    hostile = '"><script>alert(1)</script>'
+    cases = [row for row in metric_rows() if row["group"] == "case=bci_0"]
+    text = written(
+        tmp_path / "evaluate.html",
+        tiles=[row | {"case": hostile, "tile": hostile} for row in tile_rows()],
+        metrics=metric_rows() + [row | {"group": f"case={hostile}"} for row in cases],
+        trained=[Trained("hemera", "generation", {}, history(hostile)), *TRAINED[1:]],
+        examples=[example(hostile, case=hostile, dataset=hostile, score=hostile, label=hostile)],
+        index_metadata={"licences": json.dumps([hostile]), "mask_target": hostile},
+    )
+    assert "<script" not in text
+
+
+def test_the_page_stays_below_its_size(tmp_path: Path) -> None:
+    """200 tiles of noise exceed the limit: some are left out, and the page states it."""
+    noise = np.random.default_rng(7).integers(0, 255, (448, 448, 3), np.uint8)
+    images = {"he": noise, "her2": noise, "generated": {"hemera": noise}}
+    text = written(tmp_path / "a.html", examples=[example("t", **images)] * 200)
+    assert 20_000_000 < len(text) < 30_000_000
+    assert "of 200 tiles are shown" in text
+    first = re.search(r"data:image/jpeg;base64,([^\"]+)", text)
+    assert first is not None
+    shown = cv2.imdecode(np.frombuffer(base64.b64decode(first.group(1)), np.uint8), 1)
+    assert shown.shape == (448, 448, 3)
+    assert written(tmp_path / "b.html", examples=[example("t", **images)] * 200) == text
