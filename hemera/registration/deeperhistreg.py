@@ -1,18 +1,16 @@
-"""DeeperHistReg in a process of its own: two images in, two displacements or a reason out.
+"""DeeperHistReg in its own process: two images in, two displacements or a reason out.
 
-The engine is driven step by step instead of through its `run_registration`, which swallows every
+The engine is driven step by step instead of through its `run_registration`, which discards every
 exception. It runs in a child process (``python -m hemera.registration.deeperhistreg
-request.json``), because importing it changes `sys.path` for good, and because what it runs into -
-an exception, a kill for want of memory, a time limit - must end as the reason of one refused
-pair.
+request.json``), because importing it changes `sys.path` for good, and because an exception, a kill
+for lack of memory or a time limit must become the reason of one failed pair.
 
-Licences: DeeperHistReg's metadata says GPLv3, its licence file CC BY-SA 4.0; the SuperPoint and
-SuperGlue weights it carries are for non-commercial research.
+Licences: DeeperHistReg's metadata names GPLv3, its licence file CC BY-SA 4.0; the SuperPoint and
+SuperGlue weights in it are for non-commercial research.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -38,16 +36,17 @@ from hemera.registration.displacement import Displacement, from_engine_field
 log = logging.getLogger(__name__)
 
 MATCH_RADIUS = 0.02
-"""A match is near when it lies within this share of the diagonal of where the rigid map leads."""
+"""A match agrees with the rigid displacement within this fraction of the image's diagonal."""
 
 _COMMAND = (sys.executable, "-u", "-m", "hemera.registration.deeperhistreg")
-_SETUP_FAULT = 3
+_SETUP_ERROR = 3
+"""Exit status of the child for errors that are no property of the pair."""
 _LOG_LINES = 40
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the engine runs; None leaves to the preset what it says."""
+    """How the engine runs; None leaves the preset's value."""
 
     preset: str
     levels: int | None = None
@@ -61,27 +60,26 @@ class Settings:
     probe: bool = True
     """Match the mirror image of HER2 too, and stop there when it matches better."""
     match_fraction_min: float = 0.0
-    """The nonrigid stage is not run where fewer of the matches agree with the rigid map."""
+    """The nonrigid stage does not run where a smaller fraction of matches agrees with the rigid
+    displacement."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of one run: maps and matches, or the reason why there are none."""
+    """Displacements and matches of one run, or the reason why there are none."""
 
-    nonrigid: Displacement | None
-    """The final map; None also where the matches say that there is nothing to refine."""
-    rigid: Displacement | None
-    """The map before the nonrigid stage, a similarity."""
-    match_count: int | None
-    """Matches behind the rigid map; 0: the engine found none and went on with the identity."""
-    mirrored_match_count: int | None
+    nonrigid: Displacement | None = None
+    """The final displacement; None also where the nonrigid stage did not run."""
+    rigid: Displacement | None = None
+    """The displacement before the nonrigid stage, a similarity."""
+    match_count: int | None = None
+    """Matches behind the rigid displacement; 0: the engine returned the identity."""
+    mirrored_match_count: int | None = None
     """Matches of the mirror image of HER2; None: not probed."""
-    match_fraction: float | None
-    """Share of SuperGlue's matches between H&E and the rigidly mapped HER2 that are in place."""
-    reason: str | None
-    """Why the engine gave nothing, in words; None: it ended as it should."""
-    log_tail: str
-    """The last lines of what the engine printed."""
+    match_fraction: float | None = None
+    """Fraction of SuperGlue's matches between H&E and the rigidly warped HER2 that agree."""
+    reason: str | None = None
+    """Why the engine gave no result."""
 
 
 def version() -> str:
@@ -107,19 +105,18 @@ def register(
 
     Args:
         fixed: (H, W, 3) RGB of the H&E slide from its top-left corner, on white.
-        moving: (H, W, 3) RGB of the HER2 slide; another size will do.
+        moving: (H, W, 3) RGB of the HER2 slide, of any size.
         fixed_mpp: um per pixel of `fixed`, exactly.
         moving_mpp: um per pixel of `moving`, exactly; near `fixed_mpp`, so that the scale to be
             found is near 1.
         settings: how the engine runs.
-        folder: an empty folder for what passes to and from the child process; left as it ends.
+        folder: an empty folder for the files of the child process; not cleared afterwards.
 
     Returns:
-        The maps from H&E to HER2 on the grid of `fixed`, or a reason.
+        The displacements from H&E to HER2 on the grid of `fixed`, or a reason.
 
     Raises:
-        RegistrationError: when the engine is not installed or the device asked for is not there:
-            that is no property of the pair.
+        RegistrationError: when the engine is not installed or the device is not available.
     """
     if settings.preset not in CANVAS_PX:
         raise RegistrationError(
@@ -132,11 +129,10 @@ def register(
     request = folder / "request.json"
     request.write_text(json.dumps(dataclasses.asdict(settings)))
     reason = _run(request, settings.timeout_s)
-    tail = _tail(folder / "engine.log")
     if reason is not None:
-        for line in tail.splitlines():
+        for line in _last_lines(folder / "engine.log", _LOG_LINES):
             log.info("DeeperHistReg: %s", line)
-        return Outcome(None, None, None, None, None, reason, tail)
+        return Outcome(reason=reason)
     answer = json.loads((folder / "answer.json").read_text())
     geometry: dict[str, Any] = {
         "fixed_size": (fixed.shape[1], fixed.shape[0]),
@@ -147,37 +143,33 @@ def register(
     }
     field = np.load(folder / "field.npy") if answer["refined"] else None
     if not (np.isfinite(answer["rigid"]).all() and (field is None or np.isfinite(field).all())):
-        reason = "DeeperHistReg returned values that are no numbers; one of the slides may be blank"
-        return Outcome(None, None, None, None, None, reason, tail)
-    # In order, because each is as large as the image: the field goes before the next one comes.
+        return Outcome(
+            reason="DeeperHistReg returned values that are no numbers; one of the slides may be "
+            "blank"
+        )
+    # In order, because each is as large as the image: the field is released before the next.
     nonrigid = None if field is None else from_engine_field(field, **geometry)
     del field
     rigid = from_engine_field(_affine_field(answer["rigid"], answer["canvas"]), **geometry)
-    return Outcome(
-        nonrigid,
-        rigid,
-        answer["match_count"],
-        answer["mirrored_match_count"],
-        answer["match_fraction"],
-        None,
-        tail,
-    )
+    counts = ("match_count", "mirrored_match_count", "match_fraction")
+    return Outcome(nonrigid, rigid, *(answer[name] for name in counts))
 
 
 def _run(request: Path, timeout_s: float) -> str | None:
-    """Run the child process; return why it gave nothing, or None."""
-    # The child leaves when its standard input ends, so that it never outlives a killed job.
+    """Run the child process; return why it gave no result, or None."""
+    # The child ends when its standard input does, so that it never outlives a killed job.
     read_end, write_end = os.pipe()
+    engine_log = request.with_name("engine.log")
     try:
-        with open(request.with_name("engine.log"), "wb") as output:
+        with open(engine_log, "wb") as output:
             done = subprocess.run(
                 [*_COMMAND, str(request)],
                 stdin=read_end,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=Path(__file__).resolve().parents[2],
-                # Threads that wait by spinning take the processor from the very threads they
-                # wait for: twenty times the time where other jobs run beside.
+                # Threads that wait by spinning take the processor from the threads that they wait
+                # for: twenty times the time where other jobs run.
                 env={**os.environ, "OMP_WAIT_POLICY": "passive"},
                 timeout=timeout_s,
                 check=False,
@@ -190,27 +182,22 @@ def _run(request: Path, timeout_s: float) -> str | None:
     finally:
         os.close(read_end)
         os.close(write_end)
-    last = _tail(request.with_name("engine.log"), lines=1)
-    if done.returncode == _SETUP_FAULT:
+    last = "".join(_last_lines(engine_log, 1))
+    if done.returncode == _SETUP_ERROR:
         raise RegistrationError(last)
+    if done.returncode == -signal.SIGKILL:
+        return (
+            "DeeperHistReg was ended by SIGKILL, most often for lack of memory; give the job more "
+            "memory or choose a smaller register.size_px"
+        )
     if done.returncode < 0:
-        known = {number.value: number.name for number in signal.Signals}
-        name = known.get(-done.returncode, f"signal {-done.returncode}")
-        if name == "SIGKILL":
-            return (
-                "DeeperHistReg was ended by SIGKILL, most often for want of memory; give the job "
-                "more memory or choose a smaller register.size_px"
-            )
-        return f"DeeperHistReg was ended by {name}; its log is in the job's log"
+        name = signal.strsignal(-done.returncode) or "a signal"
+        return f"DeeperHistReg was ended by signal {-done.returncode} ({name}); see the job's log"
     if done.returncode:
-        return f"DeeperHistReg failed ({last or 'without a word'}); its log is in the job's log"
-    wanted = ["answer.json"]
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(request.with_name("answer.json").read_text())["refined"]:
-            wanted.append("field.npy")
-    lacking = [name for name in wanted if not request.with_name(name).is_file()]
-    if lacking:
-        return f"DeeperHistReg ended without {' and '.join(lacking)}; its log is in the job's log"
+        return f"DeeperHistReg failed ({last or 'no message'}); see the job's log"
+    # Written last.
+    if not request.with_name("answer.json").is_file():
+        return "DeeperHistReg ended without answer.json; see the job's log"
     return None
 
 
@@ -222,12 +209,11 @@ def _write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
         file.write(np.ascontiguousarray(rgb).data)
 
 
-def _tail(path: Path, lines: int = _LOG_LINES) -> str:
+def _last_lines(path: Path, count: int) -> list[str]:
     with open(path, "rb") as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 65_536))
+        file.seek(max(0, path.stat().st_size - 65_536))
         text = file.read().decode(errors="replace")
-    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def _affine_field(theta: list[list[float]], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -257,11 +243,11 @@ def main(request: Path) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
-            _setup_fault("register.device: cuda, and PyTorch sees no GPU; give cpu or auto")
+            _setup_error("register.device: cuda, and PyTorch sees no GPU; give cpu or auto")
         import cv2
         import deeperhistreg
     except ImportError as error:
-        _setup_fault(f"DeeperHistReg: cannot be imported ({error}); install requirements.lock")
+        _setup_error(f"DeeperHistReg: cannot be imported ({error}); install requirements.lock")
     torch.set_num_threads(settings.torch_threads)
     cv2.setNumThreads(settings.torch_threads)
     np.random.seed(settings.seed)
@@ -320,12 +306,12 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
         save_final_images=False,
         save_final_displacement_field=False,
     )
-    # The images come at the resolution of registration: nothing is left to be resampled.
+    # The images are at the resolution of registration already.
     parameters["loading_params"].update(
         loader="pil", source_resample_ratio=1.0, target_resample_ratio=1.0
     )
     parameters["preprocessing_params"].update(initial_resampling=False, save_results=False)
-    # The number of matches is told on the standard output and nowhere else.
+    # The number of matches is in the standard output and nowhere else.
     parameters["initial_registration_params"].update(
         device=device, cuda=device != "cpu", save_results=False, echo=True
     )
@@ -341,7 +327,7 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
     levels = nonrigid["num_levels"]
     if settings.levels is not None:
         for key in ("learning_rates", "alphas", "iterations"):
-            # The preset's first levels; its last goes on where more are wanted.
+            # The preset's first levels; its last one is repeated where more are wanted.
             values = nonrigid[key]
             nonrigid[key] = [values[min(k, len(values) - 1)] for k in range(settings.levels)]
         levels = settings.levels
@@ -352,7 +338,7 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
 
 
 def _match_mirrored(pipeline: Any) -> None:
-    """Match H&E with the mirror image of HER2; the number of matches stands in the log."""
+    """Match H&E with the mirror image of HER2; the number of matches is in the log."""
     methods = importlib.import_module("dhr_registration.initial_alignment_methods")
     parameters = pipeline.registration_parameters["initial_registration_params"]
     function = methods.get_function(parameters["initial_registration_function"])
@@ -363,14 +349,14 @@ def _final_matches(path: Path) -> int:
     found = re.findall(r"^Final matches: (\d+)", path.read_text(errors="replace"), re.MULTILINE)
     if not found:
         raise RegistrationError(
-            "DeeperHistReg: does not tell its number of matches; install the version in "
+            "DeeperHistReg: no number of matches in its output; install the version in "
             "requirements.lock"
         )
     return int(found[-1])
 
 
 def _match_fraction(pipeline: Any, torch: Any) -> float | None:
-    """Match H&E with the rigidly mapped HER2 by SuperGlue; return the share that is in place.
+    """Match H&E with the rigidly warped HER2 by SuperGlue; return the fraction that agrees.
 
     None when SuperGlue finds no match at all.
     """
@@ -419,9 +405,9 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _setup_fault(message: str) -> None:
+def _setup_error(message: str) -> None:
     sys.stderr.write(message + "\n")
-    raise SystemExit(_SETUP_FAULT)
+    raise SystemExit(_SETUP_ERROR)
 
 
 if __name__ == "__main__":

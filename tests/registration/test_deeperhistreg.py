@@ -1,4 +1,4 @@
-"""The real engine on small sections, and every way in which it can end without a map."""
+"""The real engine on small sections, and every way in which it can end without a result."""
 
 import dataclasses
 import importlib.util
@@ -31,62 +31,51 @@ def points(count=500):
     return centre + rng.uniform(-0.3, 0.3, (count, 2)) * np.array(FIXED_UM)
 
 
+def median_error(d):
+    return np.median(np.linalg.norm(dp.map_points(d, points()) - to_moving(points()), axis=1))
+
+
 @pytest.fixture(scope="module")
 def pair():
     return sections()
 
 
-@pytest.fixture(scope="module")
-def outcome(pair, tmp_path_factory):
-    return register(tmp_path_factory.mktemp("engine"), *pair)
-
-
 class TestRegister:
-    def test_it_finds_the_map(self, outcome):
-        assert outcome.reason is None
-        assert outcome.match_count > 30
-        assert outcome.match_fraction > 0.9
-        assert outcome.match_count > 1.5 * outcome.mirrored_match_count
-        initial = np.linalg.norm(points() - to_moving(points()), axis=1)
-        for d, bound_px in ((outcome.rigid, 3.0), (outcome.nonrigid, 1.0)):
+    def test_without_the_nonrigid_stage_it_finds_the_similarity(self, pair, tmp_path):
+        """A small run: too few matches agree, and the mirror image is not probed."""
+        settings = dataclasses.replace(SMALL, match_fraction_min=1.01, probe=False)
+        found = register(tmp_path, *pair, settings)
+        assert (found.mirrored_match_count, found.nonrigid, found.reason) == (None, None, None)
+        assert found.rigid.affine.anisotropy == pytest.approx(1, abs=1e-3)
+        assert found.rigid.affine.rotation_deg == pytest.approx(11, abs=1)
+        assert median_error(found.rigid) < 3 * MPP
+
+    @pytest.mark.slow
+    def test_the_nonrigid_displacement_is_better(self, pair, tmp_path):
+        found = register(tmp_path, *pair)
+        assert found.reason is None
+        assert found.match_count > 30
+        assert found.match_fraction > 0.9
+        assert found.match_count > 1.5 * found.mirrored_match_count
+        for d in (found.rigid, found.nonrigid):
             assert d.vectors_um.shape == (FIXED_PX[1], FIXED_PX[0], 2)
             assert d.mpp == MPP
-            error = np.linalg.norm(dp.map_points(d, points()) - to_moving(points()), axis=1)
-            assert np.median(error) < bound_px * MPP
-            assert np.median(error) < np.median(initial) / 10
+        initial = np.median(np.linalg.norm(points() - to_moving(points()), axis=1))
+        assert median_error(found.nonrigid) < min(MPP, initial / 10, median_error(found.rigid))
 
-    def test_the_rigid_map_is_a_similarity_and_the_nonrigid_one_is_better(self, outcome):
-        assert outcome.rigid.affine.anisotropy == pytest.approx(1, abs=1e-3)
-        assert outcome.rigid.affine.rotation_deg == pytest.approx(11, abs=1)
-        errors = [
-            np.median(np.linalg.norm(dp.map_points(d, points()) - to_moving(points()), axis=1))
-            for d in (outcome.rigid, outcome.nonrigid)
-        ]
-        assert errors[1] < errors[0]
-
+    @pytest.mark.slow
     def test_the_mirror_image_is_found_and_not_refined(self, pair, tmp_path):
         mirrored = np.ascontiguousarray(pair[1][:, ::-1])
         found = register(tmp_path, pair[0], mirrored)
         assert found.mirrored_match_count > 1.5 * found.match_count
         assert (found.nonrigid, found.reason) == (None, None)
 
-    def test_too_few_matches_in_place_end_with_the_rigid_map(self, pair, tmp_path):
-        settings = dataclasses.replace(SMALL, match_fraction_min=1.01, probe=False)
-        found = register(tmp_path, *pair, settings)
-        assert found.mirrored_match_count is None
-        assert (found.nonrigid, found.reason) == (None, None)
-        error = np.linalg.norm(dp.map_points(found.rigid, points()) - to_moving(points()), axis=1)
-        assert np.median(error) < 3 * MPP
-
+    @pytest.mark.slow
     def test_a_blank_slide_gives_no_map_or_no_match(self, pair, tmp_path):
         blank = register(tmp_path, pair[0], np.full_like(pair[1], 246))
         assert blank.reason or blank.match_count == 0
 
-    def test_an_unknown_preset_is_an_error(self, pair, tmp_path):
-        settings = engine.Settings(preset="best")
-        with pytest.raises(RegistrationError, match=r"best is none of default_initial_nonrigid"):
-            register(tmp_path, *pair, settings)
-
+    @pytest.mark.slow
     def test_a_gpu_that_is_not_there_is_an_error_and_no_verdict(self, pair, tmp_path):
         import torch
 
@@ -96,6 +85,11 @@ class TestRegister:
         with pytest.raises(RegistrationError, match="no GPU"):
             register(tmp_path, *pair, settings)
 
+    def test_an_unknown_preset_is_an_error(self, pair, tmp_path):
+        settings = engine.Settings(preset="best")
+        with pytest.raises(RegistrationError, match=r"best is none of default_initial_nonrigid"):
+            register(tmp_path, *pair, settings)
+
 
 class TestEndings:
     """The child process replaced by one that ends as the engine may."""
@@ -103,16 +97,11 @@ class TestEndings:
     @pytest.mark.parametrize(
         ("code", "words"),
         [
-            ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "want of memory"),
-            ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "lack of memory"),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by signal 11"),
             ("raise MemoryError('of 9 GB')", "failed (MemoryError: of 9 GB)"),
-            ("raise SystemExit(1)", "failed (without a word)"),
+            ("raise SystemExit(1)", "failed (no message)"),
             ("pass", "ended without answer.json"),
-            (
-                "import json, sys, pathlib; p = pathlib.Path(sys.argv[1]).parent;"
-                "(p / 'answer.json').write_text(json.dumps({'refined': True}))",
-                "ended without field.npy",
-            ),
             ("import time; time.sleep(60)", "took longer than 2 s"),
         ],
     )
@@ -127,8 +116,7 @@ class TestEndings:
         code = "print('about to fail'); raise ValueError('odd')"
         monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-u", "-c", code))
         caplog.set_level("INFO")
-        ended = register(tmp_path, *pair)
-        assert "about to fail" in ended.log_tail
+        assert "ValueError: odd" in register(tmp_path, *pair).reason
         assert "about to fail" in caplog.text
 
     @pytest.mark.parametrize("where", ["field", "rigid"])
@@ -192,16 +180,17 @@ class TestParameters:
         assert thorough["run_sift_ransac"]
 
     def test_levels_and_iterations(self, configs):
-        settings = engine.Settings("default_initial_nonrigid", levels=3, iterations=60)
-        made = engine._parameters(configs, settings, "cpu")["nonrigid_registration_params"]
+        def nonrigid(**changes):
+            settings = engine.Settings("default_initial_nonrigid", **changes)
+            return engine._parameters(configs, settings, "cpu")["nonrigid_registration_params"]
+
+        made = nonrigid(levels=3, iterations=60)
         assert (made["num_levels"], made["used_levels"]) == (3, 3)
         assert made["iterations"] == [60, 60, 60]
         assert made["learning_rates"] == [0.005, 0.0025, 0.0025]
         assert made["alphas"] == [1.5, 1.5, 1.5]
-
-    def test_more_levels_than_the_preset_has_go_on_as_its_last(self, configs):
-        settings = engine.Settings("default_initial_nonrigid", levels=10)
-        made = engine._parameters(configs, settings, "cpu")["nonrigid_registration_params"]
+        # More levels than the preset has: its last one is repeated.
+        made = nonrigid(levels=10)
         assert made["iterations"] == [100] * 7 + [200] * 3
         assert len(made["learning_rates"]) == len(made["alphas"]) == 10
 

@@ -1,0 +1,318 @@
+"""Attempts at a registration, by engines whose results are known and by the real one."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from hemera import demo, tables
+from hemera.registration import deeperhistreg as engine
+from hemera.registration import displacement as dp
+from hemera.registration.displacement_files import write_displacement
+from tests.small_registration import (
+    describe_pair,
+    error_um,
+    given,
+    in_turn,
+    made,
+    run,
+    write_pairs,
+)
+from tests.small_sections import FIXED_PX, MOVING_UM, MPP, sections, to_moving
+
+FAST, FULL = "default_initial_nonrigid_fast", "default_initial_nonrigid"
+
+WRONG = given(lambda p: to_moving(p) + 200.0)
+KILLED = given(None, reason="ended by SIGKILL")
+MIRRORED = given(lambda p: p, matches=30, mirrored_matches=120, fraction=None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pairs(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "pairs")
+
+
+class TestResult:
+    def test_the_identity_of_no_match_fails(self, folder, tmp_path, monkeypatch):
+        """Even where the slides lie right as they are."""
+        for found in (lambda p: p, to_moving):
+            in_turn(monkeypatch, given(found, matches=0, fraction=None, mirrored_matches=0))
+            row, _ = run(folder, tmp_path)
+            assert row["verdict"] == "fail"
+            assert "returned the identity" in row["reason"]
+
+    def test_the_rigid_map_is_kept_where_the_nonrigid_one_is_worse(
+        self, folder, tmp_path, monkeypatch
+    ):
+        worse = given(lambda p: to_moving(p) + 60 * np.sin(p[..., ::-1] / 120), to_moving)
+        in_turn(monkeypatch, worse)
+        row, d = run(folder, tmp_path)
+        assert (row["verdict"], row["map"]) == ("review", "rigid")
+        assert error_um(d).max() < 0.1 * MPP
+
+    def test_the_rigid_map_is_in_the_certificate(self, folder, tmp_path, monkeypatch):
+        matrix = np.array([[0.96, 0.1], [-0.12, 1.03]])
+        in_turn(monkeypatch, given(to_moving, lambda p: p @ matrix.T + (31.0, -17.0)))
+        row, _ = run(folder, tmp_path)
+        assert row["map"] == "nonrigid"
+        assert row["rigid"] == pytest.approx([0.96, 0.1, 31.0, -0.12, 1.03, -17.0], abs=1e-3)
+
+    def test_the_options_reach_the_engine(self, folder, tmp_path, monkeypatch):
+        in_turn(monkeypatch, *[given(to_moving)] * 2)
+        run(folder, tmp_path, torch_threads=3, timeout_s=77, levels=None)
+        assert given.settings == engine.Settings(
+            preset=FAST, levels=None, iterations=60, device="cpu", torch_threads=3, timeout_s=77,
+            match_fraction_min=0.25,
+        )  # fmt: skip
+        row, _ = run(folder, tmp_path, tile_ok_pass=1.0, tile_ok_fail=1.0, lncc_pass=1.0)
+        assert row["verdict"] != "pass"
+
+    def test_what_a_killed_job_left_is_cleared(self, folder, tmp_path, monkeypatch):
+        in_turn(monkeypatch, given(to_moving))
+        stale = tmp_path / ".plain.displacement.engine"
+        stale.mkdir()
+        (stale / "field.npy").write_text("of another run")
+        assert run(folder, tmp_path)[0]["verdict"] == "pass"
+        assert not stale.exists()
+
+
+class TestMirror:
+    def test_a_declared_mirror_is_in_the_map(self, folder, tmp_path, monkeypatch):
+        in_turn(monkeypatch, *[given(to_moving)] * 2)
+        row, d = run(folder, tmp_path, "mirrored")
+        # The engine was given the slide without the mirror.
+        np.testing.assert_array_equal(given.moving, np.asarray(Image.open(folder / "her2.png")))
+        assert row["verdict"] == "pass"
+        assert (row["mirrored"], row["mirrored_by"], row["mirror_probe"]) == (True, "sheet", 10.0)
+        assert row["determinant"] < 0
+        assert error_um(d, mirrored=True).max() < 0.1 * MPP
+        row, _ = run(folder, tmp_path, "plain")
+        assert (row["mirrored"], row["mirrored_by"]) == (False, None)
+
+    @pytest.mark.parametrize(
+        ("unit", "mirrored", "verdict"),
+        [("undeclared", True, "pass"), ("contradicted", False, "review")],
+    )
+    def test_an_orientation_against_the_sheet_is_found(
+        self, folder, tmp_path, monkeypatch, unit, mirrored, verdict
+    ):
+        calls = in_turn(monkeypatch, MIRRORED, given(to_moving, matches=120))
+        row, d = run(folder, tmp_path, unit)
+        assert [settings.probe for settings in calls] == [True, False]
+        assert row["verdict"] == verdict
+        assert verdict == "pass" or "the sheet says mirrored" in row["reason"]
+        assert (row["mirrored"], row["mirrored_by"]) == (mirrored, "probe")
+        assert row["mirror_probe"] == 4.0
+        assert error_um(d, mirrored).max() < 0.1 * MPP
+
+    def test_a_close_probe_is_under_review(self, folder, tmp_path, monkeypatch):
+        in_turn(monkeypatch, given(to_moving, matches=110, mirrored_matches=100))
+        row, _ = run(folder, tmp_path)
+        assert (row["verdict"], row["reason"]) == ("review", "mirror_probe 1.100, below 1.5")
+
+
+class TestCanvas:
+    def test_both_slides_are_read_at_one_resolution(self, folder, tmp_path, monkeypatch):
+        in_turn(monkeypatch, *[given(to_moving)] * 3)
+        run(folder, tmp_path)
+        assert given.mpps == (MPP, MPP)
+        assert given.fixed.shape[1::-1] == FIXED_PX
+        # Never finer than either of the two.
+        row, d = run(folder, tmp_path, "coarse")
+        assert given.mpps == (2 * MPP, 2 * MPP)
+        assert given.fixed.shape == (156, 210, 3)
+        assert given.moving.shape == (169, 226, 3)
+        assert error_um(d).max() < 0.15 * MPP
+        assert row["verdict"] in ("pass", "review")
+        # As coarse as the options say: the canvas is as large as the larger of the two.
+        run(folder, tmp_path, size_px=169)
+        assert given.mpps == pytest.approx((2 * MPP, 2 * MPP))
+
+    def test_gray_background_is_made_white(self, folder, tmp_path, monkeypatch):
+        in_turn(monkeypatch, given(to_moving))
+        row, _ = run(folder, tmp_path, "gray")
+        assert np.median(given.moving[:20]) >= 254
+        assert row["verdict"] == "pass"
+
+    def test_the_second_attempt_sees_tissue_alone(self, copy, tmp_path, monkeypatch):
+        image = np.asarray(Image.open(copy / "her2.png")).copy()
+        # A speck far from the tissue, which describe does not outline.
+        image[4:9, 4:9] = 30
+        Image.fromarray(image).save(copy / "her2.png")
+        in_turn(monkeypatch, given(lambda p: p + 200.0), given(to_moving))
+        row, _ = run(copy, tmp_path, retries=1)
+        assert row["verdict"] == "pass"
+        assert (given.moving[:12, :12] == 255).all()
+        np.testing.assert_array_equal(given.moving[150:190, 200:250], image[150:190, 200:250])
+
+
+class TestAttempts:
+    def test_a_pass_is_tried_once(self, folder, tmp_path, monkeypatch):
+        calls = in_turn(monkeypatch, given(to_moving))
+        row, _ = run(folder, tmp_path, retries=2)
+        assert len(calls) == 1
+        assert row["attempts"] == [f"{FAST} at 338 px: pass"]
+
+    def test_what_fails_is_tried_again_another_way(self, folder, tmp_path, monkeypatch):
+        wrong = given(lambda p: to_moving(p) + 200.0, fraction=0.1)
+        calls = in_turn(monkeypatch, wrong, wrong, given(to_moving))
+        row, d = run(folder, tmp_path, retries=2)
+        assert (row["verdict"], row["preset"]) == ("pass", FULL)
+        assert [(call.preset, call.thorough) for call in calls] == [
+            (FAST, False), (FAST, True), (FULL, True),
+        ]  # fmt: skip
+        assert len(row["attempts"]) == 3
+        assert "match_fraction 0.100, below 0.25" in row["attempts"][0]
+        assert row["attempts"][2] == f"{FULL} at 338 px, tissue alone: pass"
+        assert error_um(d).max() < 0.1 * MPP
+
+    def test_the_best_attempt_is_kept(self, folder, tmp_path, monkeypatch):
+        in_turn(monkeypatch, given(to_moving, fraction=0.4), WRONG, WRONG)
+        row, d = run(folder, tmp_path, retries=2)
+        assert row["verdict"] == "review"
+        assert "match_fraction 0.400" in row["reason"]
+        assert error_um(d).max() < 0.1 * MPP
+
+    def test_a_wrong_map_is_kept_over_none(self, folder, tmp_path, monkeypatch):
+        """A manual verdict may override a map that is there."""
+        in_turn(monkeypatch, KILLED, WRONG, WRONG)
+        row, d = run(folder, tmp_path, retries=2)
+        assert (row["verdict"], row["map"]) == ("fail", "nonrigid")
+        assert not d.empty
+        assert len(row["attempts"]) == 3
+
+    @pytest.mark.parametrize("retries", [1, 2])
+    def test_after_a_kill_the_canvas_is_halved(self, folder, tmp_path, monkeypatch, retries):
+        calls = in_turn(monkeypatch, KILLED, given(to_moving))
+        row, d = run(folder, tmp_path, preset=FULL, size_px=300, retries=retries)
+        assert row["verdict"] == "pass"
+        assert [call.preset for call in calls] == [FULL, FAST]
+        assert given.mpps[0] == pytest.approx(2 * 338 / 300 * MPP)
+        assert "SIGKILL" in row["attempts"][0]
+        assert error_um(d).max() < 0.15 * MPP
+
+    def test_a_later_attempt_starts_from_the_orientation_found(self, folder, tmp_path, monkeypatch):
+        wrong = given(lambda p: to_moving(p) + 200.0, matches=120)
+        calls = in_turn(monkeypatch, MIRRORED, wrong, given(to_moving, matches=120))
+        row, _ = run(folder, tmp_path, "undeclared", retries=1)
+        assert [call.probe for call in calls] == [True, False, True]
+        assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe")
+        # Both runs of an attempt share its time.
+        assert calls[1].timeout_s <= calls[0].timeout_s
+
+    def test_low_coverage_is_not_tried_again(self, copy, tmp_path, monkeypatch):
+        image = np.asarray(Image.open(copy / "her2.png"))
+        Image.fromarray(np.ascontiguousarray(image[:, :226])).save(copy / "her2.png")
+        describe_pair(copy, "plain")
+        calls = in_turn(monkeypatch, given(to_moving))
+        row, _ = run(copy, tmp_path, retries=2)
+        assert row["verdict"] == "review"
+        assert row["reason"].startswith("coverage_fraction")
+        assert len(calls) == 1
+
+
+class TestOwnDisplacement:
+    """A displacement that was made elsewhere: no engine runs, and the certificate is the same."""
+
+    @pytest.fixture
+    def judge(self, copy, tmp_path, monkeypatch):
+        monkeypatch.setattr(engine, "register", None)
+
+        def judge(d):
+            write_displacement(copy / "own.npz", d)
+            return run(copy, tmp_path, "own")
+
+        return judge
+
+    def test_a_right_one_passes_without_matches(self, judge, tmp_path, monkeypatch):
+        def missing(name):
+            raise engine.importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(engine.importlib.metadata, "version", missing)
+        row, d = judge(made(to_moving, 8.0))
+        assert (row["verdict"], row["reason"], row["map"]) == ("pass", None, "own")
+        assert (row["engine"], row["preset"], row["match_fraction"]) == ("own", None, None)
+        assert row["tile_ok"] > 0.9
+        assert error_um(d).max() < 0.25 * MPP
+        assert tables.read(tmp_path / "own.quality.parquet", tables.QUALITY).num_rows > 20
+
+    def test_a_wrong_one_fails(self, judge):
+        row, _ = judge(made(lambda p: to_moving(p) + np.array([90, -70])))
+        assert row["verdict"] == "fail"
+        assert "tile_ok" in row["reason"]
+        assert "match" not in row["reason"]
+
+    def test_one_that_mirrors_is_judged_as_such(self, judge):
+        row, _ = judge(made(lambda p: to_moving(p) * (-1, 1) + (MOVING_UM[0], 0)))
+        assert row["mirrored"] is True
+        assert row["verdict"] == "fail", "HER2 is not mirrored"
+        assert row["folding_fraction"] == 0
+
+    def test_one_that_cannot_be_read_or_is_empty_is_a_verdict(self, judge, copy, tmp_path):
+        row, d = judge(dp.none())
+        assert (row["verdict"], d.empty) == ("fail", True)
+        (copy / "own.npz").write_bytes(b"nothing of the kind")
+        row, d = run(copy, tmp_path, "own")
+        assert (row["verdict"], d.empty) == ("fail", True)
+        assert "own.npz" in row["reason"]
+
+
+@pytest.mark.slow
+class TestReal:
+    """The real engine, from the files to the certificate."""
+
+    def test_the_small_cohort_is_registered_to_its_truth(self, cohort, tmp_path):
+        pair = next(
+            line.split("\t")[0]
+            for line in demo.sheet_text("small").splitlines()[1:]
+            if "\tacrobat\t" in line
+        )
+        table = describe_pair(cohort, pair, tmp_path)
+        row, d = run(cohort, tmp_path, pair, images_table=table)
+        assert (row["verdict"], row["map"]) == ("pass", "nonrigid"), row["reason"]
+        described = tables.read(table, tables.DESCRIBE).to_pylist()[0]
+        y, x = np.nonzero(cv2.imdecode(np.frombuffer(described["tissue"], np.uint8), 0))
+        at = (np.stack([x, y], axis=-1) + 0.5) * described["tissue_mpp"]
+        goal = demo.load_truth(cohort, pair).field.to_moving(at)
+        error = np.median(np.linalg.norm(dp.map_points(d, at) - goal, axis=1))
+        initial = np.median(np.linalg.norm(at - goal, axis=1))
+        assert error <= 2 * described["mpp"]
+        assert error <= 0.01 * initial
+
+    def test_an_undeclared_mirror_is_corrected(self, folder, tmp_path):
+        row, d = run(folder, tmp_path, "undeclared")
+        assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe"), row["reason"]
+        assert np.median(error_um(d, mirrored=True)) < MPP
+
+    def test_other_tissue_is_refused(self, copy, tmp_path):
+        Image.fromarray(sections(1, other_seed=2)[1]).save(copy / "her2.png")
+        row, _ = run(copy, tmp_path, levels=3, iterations=20)
+        assert row["verdict"] == "fail", row
+
+    def test_the_kidney_pair(self, images, tmp_path):
+        birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"
+        slides = images / "wsi_derived"
+        (tmp_path / "pairs.tsv").write_text(
+            "pair\tcase\tdataset\the\ther2\n"
+            f"kidney\tkidney\tbirl\t{slides / '0_HE_val.tif'}\t{slides / '0_PANCK_val.tif'}\n"
+        )
+        describe_pair(tmp_path, "kidney")
+        row, d = run(tmp_path, tmp_path, "kidney", size_px=None)
+        assert row["verdict"] == "pass", row["reason"]
+        he, ihc = (
+            np.loadtxt(birl / f"Rat-Kidney_{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2))
+            for name in ("HE", "PanCytokeratin")
+        )
+        found = dp.map_points(d, he[: len(ihc)] * 4.6) / 4.6
+        error_px = np.linalg.norm(found - ihc, axis=1)
+        assert np.median(error_px) <= 5.6
+        assert np.percentile(error_px, 90) <= 14

@@ -1,0 +1,137 @@
+"""A folder of small pairs to register, and stand-ins for the engine whose results are known."""
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from hemera import tables
+from hemera.config import DescribeOptions, RegisterOptions
+from hemera.registration import deeperhistreg as engine
+from hemera.registration import displacement as dp
+from hemera.registration.displacement_files import read_displacement
+from hemera.stages import describe, register
+from tests.small_sections import FIXED_UM, MOVING_UM, MPP, sections, to_moving
+
+COLUMNS = (
+    "pair",
+    "case",
+    "dataset",
+    "he",
+    "her2",
+    "mirrored",
+    "he_mpp",
+    "her2_mpp",
+    "displacement",
+)
+
+SMALL = {
+    "preset": "default_initial_nonrigid_fast", "size_px": 512, "levels": 5, "iterations": 60,
+    "device": "cpu", "retries": 0,
+}  # fmt: skip
+"""Options small enough for tests."""
+
+
+def write_pairs(folder):
+    """Write pairs: as it is, mirrored and declared so or not, and with files that are no use."""
+    fixed, moving = sections()
+    images = {"he": fixed, "her2": moving, "mirrored": moving[:, ::-1]}
+    images["gray"] = np.clip(moving * 0.86, 0, 255).astype(np.uint8)
+    # The same section at half its resolution in another file.
+    images["coarse"] = cv2.resize(moving, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    for name, image in images.items():
+        Image.fromarray(np.ascontiguousarray(image)).save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes((folder / "her2.png").read_bytes()[:2000])
+    rows = [
+        ("plain", "her2", "", MPP),
+        ("mirrored", "mirrored", "true", MPP),
+        ("undeclared", "mirrored", "", MPP),
+        ("contradicted", "her2", "true", MPP),
+        ("gray", "gray", "", MPP),
+        ("coarse", "coarse", "", 2 * MPP),
+        ("broken", "broken", "", MPP),
+        ("own", "her2", "", MPP),
+    ]
+    lines = ["\t".join(COLUMNS)]
+    for pair, her2, mirrored, mpp in rows:
+        own = "own.npz" if pair == "own" else ""
+        cells = (pair, "case1", "own", "he.png", f"{her2}.png", mirrored, str(MPP), str(mpp), own)
+        lines.append("\t".join(cells))
+    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    for pair, *_ in rows:
+        describe_pair(folder, pair)
+
+
+def describe_pair(folder, unit, out=None):
+    """Describe one pair; return the table."""
+    table = (out or folder) / f"{unit}.describe.parquet"
+    describe.run(
+        sheet=folder / "pairs.tsv", unit=unit, block_count=1, images_table=table,
+        options=DescribeOptions(),
+    )  # fmt: skip
+    return table
+
+
+def paths(folder, out, unit):
+    """Return the arguments of the stage."""
+    return {
+        "sheet": folder / "pairs.tsv",
+        "unit": unit,
+        "images_table": folder / f"{unit}.describe.parquet",
+        "displacement": out / f"{unit}.displacement.npz",
+        "certificate": out / f"{unit}.parquet",
+        "quality": out / f"{unit}.quality.parquet",
+    }
+
+
+def run(folder, out, unit="plain", **changes):
+    """Register a pair; return the certificate's row and the displacement."""
+    named = paths(folder, out, unit) | {
+        name: changes.pop(name) for name in ("images_table",) if name in changes
+    }
+    register.run(**named, options=RegisterOptions(**(SMALL | changes)))
+    (row,) = tables.read(named["certificate"], tables.CERTIFICATE).to_pylist()
+    return row, read_displacement(named["displacement"])
+
+
+def given(nonrigid, rigid=None, matches=200, fraction=0.9, reason=None, mirrored_matches=20):
+    """Return a stand-in for the engine; what it was given last is in its attributes."""
+
+    def found(fixed, moving, *, fixed_mpp, moving_mpp, settings, folder):
+        given.fixed, given.moving, given.settings = fixed, moving, settings
+        given.mpps = fixed_mpp, moving_mpp
+        (folder / "left behind").write_text("by the engine")
+        if reason:
+            return engine.Outcome(reason=reason)
+        maps = [made(function, fixed_mpp) for function in (nonrigid, rigid or nonrigid)]
+        other = mirrored_matches if settings.probe else None
+        return engine.Outcome(*maps, matches, other, fraction)
+
+    return found
+
+
+def in_turn(monkeypatch, *engines):
+    """Replace the engine by one stand-in after the other; return what each was given."""
+    calls = []
+
+    def register(fixed, moving, **more):
+        result = engines[len(calls)](fixed, moving, **more)
+        calls.append(more["settings"])
+        return result
+
+    monkeypatch.setattr(engine, "register", register)
+    return calls
+
+
+def made(function, mpp=MPP):
+    """Return the displacement that maps each node to function(node)."""
+    nodes = dp.node_points(dp.identity(*FIXED_UM, mpp))
+    return dp.Displacement((function(nodes) - nodes).astype(np.float32), mpp)
+
+
+def error_um(d, mirrored=False):
+    """Return the distance from the true map at points of the slide."""
+    points = np.random.default_rng(8).uniform(0.05, 0.95, (300, 2)) * FIXED_UM
+    expected = to_moving(points)
+    if mirrored:
+        expected = expected * (-1, 1) + (MOVING_UM[0], 0)
+    return np.linalg.norm(dp.map_points(d, points) - expected, axis=1)
