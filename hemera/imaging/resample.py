@@ -42,43 +42,28 @@ def _area_weights(length: int, origin: float, step: float, count: int) -> scipy.
 
 
 def area_resample(
-    rgb: RGB,
-    left: float,
-    top: float,
-    step_x: float,
-    step_y: float,
-    width: int,
-    height: int,
+    rgb: RGB, corner: tuple[float, float], step: tuple[float, float], size: tuple[int, int]
 ) -> RGB:
     """Shrink a region by the exact mean over the area of each pixel of the result.
 
     Args:
         rgb: the source.
-        left: left edge of the region in source pixels; may be a fraction.
-        top: its top edge.
-        step_x: source pixels per pixel of the result, at least 1.
-        step_y: the same along y.
-        width: of the result.
-        height: of the result.
+        corner: left and top edge of the region in source pixels; may be fractions.
+        step: source pixels per pixel of the result along x and y, at least 1.
+        size: (width, height) of the result.
 
     Returns:
         (height, width, 3) uint8.
     """
-    x0, y0 = round(left), round(top)
-    x1, y1 = round(left + width * step_x), round(top + height * step_y)
-    whole = max(
-        abs(left - x0),
-        abs(top - y0),
-        abs(left + width * step_x - x1),
-        abs(top + height * step_y - y1),
-    )
-    if whole < 1e-6 and min(x0, y0) >= 0 and x1 <= rgb.shape[1] and y1 <= rgb.shape[0]:
+    (left, top), (step_x, step_y), (width, height) = corner, step, size
+    edges = left, top, left + width * step_x, top + height * step_y
+    x0, y0, x1, y1 = (round(edge) for edge in edges)
+    whole = max(abs(edge - round(edge)) for edge in edges) < 1e-6
+    if whole and min(x0, y0) >= 0 and x1 <= rgb.shape[1] and y1 <= rgb.shape[0]:
         region = rgb[y0:y1, x0:x1]
         if region.shape[:2] == (height, width):
             return region.copy()
-        return np.asarray(
-            cv2.resize(region, (width, height), interpolation=cv2.INTER_AREA), np.uint8
-        )
+        return np.asarray(cv2.resize(region, size, interpolation=cv2.INTER_AREA), np.uint8)
     rows = _area_weights(rgb.shape[0], top, step_y, height)
     columns = _area_weights(rgb.shape[1], left, step_x, width)
     source = rgb.astype(np.float32)
@@ -89,26 +74,17 @@ def area_resample(
 
 
 def shift_resample(
-    rgb: RGB,
-    left: float,
-    top: float,
-    step_x: float,
-    step_y: float,
-    width: int,
-    height: int,
+    rgb: RGB, corner: tuple[float, float], step: tuple[float, float], size: tuple[int, int]
 ) -> RGB:
     """Enlarge a region by bilinear interpolation between pixel centres.
 
     The arguments are those of `area_resample`, with steps below 1.
     """
-    x = left + (np.arange(width, dtype=np.float32) + 0.5) * step_x - 0.5
-    y = top + (np.arange(height, dtype=np.float32) + 0.5) * step_y - 0.5
-    return remap(
-        rgb,
-        np.broadcast_to(x.astype(np.float32), (height, width)),
-        np.broadcast_to(y.astype(np.float32)[:, None], (height, width)),
-        cubic=False,
+    x, y = (
+        (start + (np.arange(count, dtype=np.float32) + 0.5) * each - 0.5).astype(np.float32)
+        for start, each, count in zip(corner, step, size, strict=True)
     )
+    return remap(rgb, *np.meshgrid(x, y), cubic=False)
 
 
 def remap(rgb: RGB, x: Float, y: Float, *, cubic: bool) -> RGB:

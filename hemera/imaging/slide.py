@@ -124,15 +124,15 @@ class Slide:
         Raises:
             SlideError: when the pixels cannot be decoded; the slide stays usable.
         """
-        level, left, top, step_x, step_y = self._locate(x_px, y_px, mpp)
-        if _whole(left, top, step_x, step_y, width, height):
+        level, (left, top), step = self._locate(x_px, y_px, mpp)
+        if _whole((left, top), step, (width, height)):
             return self.read_level(level, round(left), round(top), width, height)
         x0, y0 = math.floor(left) - 1, math.floor(top) - 1
-        x1 = math.ceil(left + width * step_x) + 1
-        y1 = math.ceil(top + height * step_y) + 1
+        x1 = math.ceil(left + width * step[0]) + 1
+        y1 = math.ceil(top + height * step[1]) + 1
         pixels = self.read_level(level, x0, y0, x1 - x0, y1 - y0)
-        resample = area_resample if min(step_x, step_y) >= 1 else shift_resample
-        return resample(pixels, left - x0, top - y0, step_x, step_y, width, height)
+        resample = area_resample if min(step) >= 1 else shift_resample
+        return resample(pixels, (left - x0, top - y0), step, (width, height))
 
     def stored_jpeg(
         self, x_px: float, y_px: float, width: int, height: int, mpp: float
@@ -145,22 +145,22 @@ class Slide:
         Raises:
             SlideError: when the file cannot be read.
         """
-        level, left, top, step_x, step_y = self._locate(x_px, y_px, mpp)
-        x, y = round(left), round(top)
+        level, corner, step = self._locate(x_px, y_px, mpp)
+        x, y = round(corner[0]), round(corner[1])
         level_width, level_height = self.level_sizes[level]
         inside = 0 <= x <= level_width - width and 0 <= y <= level_height - height
-        if not inside or not _whole(left, top, step_x, step_y, width, height):
+        if not inside or not _whole(corner, step, (width, height)):
             return None
         return self._reader.stored_jpeg(level, x, y, width, height)
 
     def _locate(
         self, x_px: float, y_px: float, mpp: float
-    ) -> tuple[int, float, float, float, float]:
+    ) -> tuple[int, tuple[float, float], tuple[float, float]]:
         """Return the level for a resolution, a position on it, and its pixels per one of `mpp`."""
         scale = mpp / self.mpp
         level = best_level(self.level_downsamples, scale)
         fx, fy = self.level_downsamples[level]
-        return level, x_px / fx, y_px / fy, scale / fx, scale / fy
+        return level, (x_px / fx, y_px / fy), (scale / fx, scale / fy)
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         """Read pixels of one level as they are stored.
@@ -238,7 +238,7 @@ class Slide:
                 piece_px=_PIECE_PX, fill=(255, 255, 255), losses=losses,
             )  # fmt: skip
             result[row : row + count] = area_resample(
-                band, 0.0, top - y0, step_x, step_y, out_width, count
+                band, (0.0, top - y0), (step_x, step_y), (out_width, count)
             )
         if losses.count:
             log.warning("%s; %d such places are white in its overview", losses.first, losses.count)
@@ -248,10 +248,12 @@ class Slide:
         return self._reader.read(level, x, top + y, width, height)
 
 
-def _whole(left: float, top: float, step_x: float, step_y: float, width: int, height: int) -> bool:
+def _whole(corner: tuple[float, float], step: tuple[float, float], size: tuple[int, int]) -> bool:
     """Return whether a region is whole pixels of its level, to a hundredth of one."""
-    drift = max(abs(step_x - 1) * width, abs(step_y - 1) * height)
-    return max(drift, abs(left - round(left)), abs(top - round(top))) < 0.01
+    return all(
+        max(abs(each - 1) * count, abs(start - round(start))) < 0.01
+        for start, each, count in zip(corner, step, size, strict=True)
+    )
 
 
 def open_slide(

@@ -19,7 +19,7 @@ def test_half_the_resolution_is_the_mean_of_four_pixels():
 def test_area_resampling_is_the_mean_over_each_pixel(rng, left, top, step_x, step_y):
     rgb = rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)
     width, height = 9, 6
-    result = area_resample(rgb, left, top, step_x, step_y, width, height)
+    result = area_resample(rgb, (left, top), (step_x, step_y), (width, height))
     # Each source pixel cut in 200 x 200.
     fine = 200
     x = (left + (np.arange(width * fine) + 0.5) / fine * step_x).astype(int)
@@ -32,7 +32,7 @@ def test_area_resampling_is_the_mean_over_each_pixel(rng, left, top, step_x, ste
 def test_area_resampling_keeps_a_ramp_in_place():
     ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], 40, axis=0)
     rgb = np.repeat(ramp, 3, axis=2)
-    result = area_resample(rgb, 7.3, 2.0, 1.7, 1.7, 20, 10)
+    result = area_resample(rgb, (7.3, 2.0), (1.7, 1.7), (20, 10))
     # The value at a continuous place x is 2 (x - 0.5).
     centres = 7.3 + (np.arange(20) + 0.5) * 1.7
     assert np.abs(result[0, :, 0] - 2 * (centres - 0.5)).max() <= 0.51
@@ -41,7 +41,7 @@ def test_area_resampling_keeps_a_ramp_in_place():
 def test_enlarging_keeps_a_ramp_in_place():
     ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None, :, None], 40, axis=0)
     rgb = np.repeat(ramp, 3, axis=2)
-    result = shift_resample(rgb, 7.3, 2.0, 0.4, 0.4, 30, 10)
+    result = shift_resample(rgb, (7.3, 2.0), (0.4, 0.4), (30, 10))
     centres = 7.3 + (np.arange(30) + 0.5) * 0.4
     assert np.abs(result[3, :, 0] - 2 * (centres - 0.5)).max() <= 0.6
 

@@ -53,7 +53,7 @@ def test_between_levels_the_finer_is_averaged_exactly(pyramid):
     path, levels = pyramid
     with open_slide(path) as slide:
         part = slide.read(60.5, 41.25, 70, 50, slide.mpp * 3)
-        expected = area_resample(levels[1], 60.5 / 2, 41.25 / 2, 1.5, 1.5, 70, 50)
+        expected = area_resample(levels[1], (60.5 / 2, 41.25 / 2), (1.5, 1.5), (70, 50))
     assert np.abs(part.astype(int) - expected).max() <= 1
 
 
@@ -95,7 +95,7 @@ def test_overview_covers_the_slide_from_edge_to_edge(pyramid):
         assert (slide.overview(side_px=1024)[0] == levels[0]).all()
     # From level 2, whose pixels are four of level 0 wide: the slide ends within its last.
     steps = 702 / 4 / view.shape[1], 505 / 4 / view.shape[0]
-    area = area_resample(levels[2], 0, 0, *steps, view.shape[1], view.shape[0])
+    area = area_resample(levels[2], (0, 0), steps, view.shape[1::-1])
     assert np.abs(view.astype(int) - area).max() <= 1
 
 
