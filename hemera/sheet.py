@@ -1,4 +1,4 @@
-"""Read and validate the sheet of pairs, and cut it into units.
+"""Read and validate the sheet of pairs, and divide it into units.
 
 Light on purpose: Snakemake imports this module each time it parses the workflow.
 """
@@ -10,45 +10,128 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from hemera.config.base import nearest
 from hemera.errors import SheetError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 PATH_HOSTILE = re.compile(r"[\x00-\x1f\x7f\"'`$;|&<>*?{}\\]")
-SPLITS = ("train", "val", "test")
-SCORES = ("0", "1+", "2+", "3+")
-VERDICTS = ("accept", "refuse")
 MPP_BOUNDS = (0.05, 20.0)
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-"""Files that hold one plain image: registered pairs of these are worked on in blocks."""
+"""Files with one plain image: registered pairs of these are processed in blocks."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """One row of the sheet, its paths resolved against the sheet's folder."""
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError(
+            f"is {value!r}; use 1 to 100 letters, digits, hyphens and underscores, no hyphen "
+            "in front"
+        )
+    return value
 
-    pair: str
-    case: str
-    dataset: str
-    he: Path
-    her2: Path
-    split: str = ""
-    score: str = ""
-    registered: bool = False
-    mirrored: bool = False
-    he_mpp: float | None = None
-    her2_mpp: float | None = None
-    he_landmarks: Path | None = None
-    her2_landmarks: Path | None = None
-    roi: Path | None = None
-    verdict: str = ""
-    displacement: Path | None = None
+
+def _path(value: str | Path, info: ValidationInfo) -> Path:
+    text = str(value)
+    if PATH_HOSTILE.search(text) or text.startswith(("-", "~")):
+        raise ValueError(
+            f"is {text!r}, which a shell would read as more than a path; rename the file without "
+            "quotes, braces, $ ; | & < > * ? \\ and without - or ~ in front"
+        )
+    return Path((info.context or {}).get("folder", ""), value)
+
+
+def _boolean(value: str | bool) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError(f"is {value!r}; write true or false, or leave it empty")
+    return str(value).lower() == "true"
+
+
+def _mpp(value: str | float | None) -> float | None:
+    low, high = MPP_BOUNDS
+    try:
+        number = None if value is None else float(value)
+    except ValueError:
+        number = 0.0
+    if number is not None and not low <= number <= high:
+        raise ValueError(
+            f"is {value!r}; give um per pixel between {low:g} and {high:g}, or leave it empty to "
+            "use the file's own"
+        )
+    return number
+
+
+Split = Literal["", "train", "val", "test"]
+Score = Literal["", "0", "1+", "2+", "3+"]
+SPLITS: tuple[str, ...] = typing.get_args(Split)[1:]
+SCORES: tuple[str, ...] = typing.get_args(Score)[1:]
+Name = Annotated[str, BeforeValidator(_name)]
+SheetPath = Annotated[Path, BeforeValidator(_path)]
+Boolean = Annotated[bool, BeforeValidator(_boolean)]
+Mpp = Annotated[float | None, BeforeValidator(_mpp)]
+
+
+class Pair(BaseModel):
+    """One row of the sheet, its paths resolved against the sheet's directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pair: Name
+    case: Name
+    dataset: Name
+    he: SheetPath
+    her2: SheetPath
+    split: Split = ""
+    score: Score = ""
+    registered: Boolean = False
+    mirrored: Boolean = False
+    he_mpp: Mpp = None
+    her2_mpp: Mpp = None
+    he_landmarks: SheetPath | None = None
+    her2_landmarks: SheetPath | None = None
+    roi: SheetPath | None = None
+    verdict: Literal["", "accept", "refuse"] = ""
+    displacement: SheetPath | None = None
+
+    @model_validator(mode="after")
+    def _landmarks_of_both_slides(self) -> Self:
+        if (self.he_landmarks is None) != (self.her2_landmarks is None):
+            raise ValueError(
+                "he_landmarks and her2_landmarks: only one is given; give both (one ACROBAT file "
+                "serves both) or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _displacement_needs_unregistered_images(self) -> Self:
+        if self.displacement is not None and self.registered:
+            raise ValueError(
+                "registered is true beside a displacement; leave one of the two empty: registered "
+                "images need none"
+            )
+        if self.displacement is not None and self.mirrored:
+            raise ValueError(
+                "mirrored is true beside a displacement; leave mirrored empty: the displacement "
+                "refers to HER2 as stored"
+            )
+        return self
 
     @property
     def in_block(self) -> bool:
-        """Whether the pair is a ready-made pair of plain images, worked on in a block."""
+        """Whether the pair is a registered pair of plain images, which is processed in a block."""
         return (
             self.registered
             and self.he.suffix.lower() in IMAGE_SUFFIXES
@@ -62,12 +145,12 @@ class Pair:
 
     @property
     def landmarks(self) -> tuple[Path, ...]:
-        """The landmark files: none, one that serves both stains, or two."""
+        """The landmark files: none, one for both stains, or two."""
         given = [path for path in (self.he_landmarks, self.her2_landmarks) if path is not None]
         return tuple(dict.fromkeys(given))
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Pair))
+COLUMNS = tuple(Pair.model_fields)
 REQUIRED = ("pair", "case", "dataset", "he", "her2")
 
 STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -84,7 +167,7 @@ STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "index": ("pair", "case", "dataset", "split", "score", "he", "her2"),
     "report": ("pair", "case", "dataset", "split", "score", "verdict", "mirrored"),
 }  # fmt: skip
-"""The columns each stage reads: a change in another one does not concern it."""
+"""The columns that each stage reads: a change in another column does not rerun it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +177,23 @@ class Sheet:
     path: Path
     pairs: tuple[Pair, ...]
 
+    def pair(self, name: str) -> Pair:
+        """Return a pair by its name.
+
+        Raises:
+            SheetError: when the sheet has no such pair.
+        """
+        known = {pair.pair: pair for pair in self.pairs}
+        if name not in known:
+            raise SheetError(f"{self.path.name}: no pair {name}{nearest(name, known)}")
+        return known[name]
+
 
 def read_sheet(path: Path) -> Sheet:
     """Read and check a sheet: its columns, names and values, not its files.
 
     Args:
-        path: tab-separated text with a header; paths in it are relative to its own folder.
+        path: tab-separated text with a header; paths in it are relative to its directory.
 
     Raises:
         SheetError: one line per fault, all faults of the sheet together.
@@ -108,7 +202,7 @@ def read_sheet(path: Path) -> Sheet:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise SheetError(f"{path}: no such sheet; name one in config.yaml (sheet:)") from None
+        raise SheetError(f"{path}: no such sheet; set sheet in config.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
     # Not splitlines: it would cut a row at characters that a spreadsheet leaves inside a cell.
@@ -120,45 +214,45 @@ def read_sheet(path: Path) -> Sheet:
     if not lines:
         raise SheetError(f"{path.name}: empty; give a header with {', '.join(REQUIRED)}")
     header = [cell.strip() for cell in lines[0][1]]
-    faults = _header_faults(header)
+    faults = list(_header_faults(header))
     if faults:
         raise SheetError("\n".join(f"{path.name}: {fault}" for fault in faults))
-    pairs: list[Pair] = []
-    rows: list[int] = []
+    rows: dict[int, Pair] = {}
     names: dict[str, int] = {}
-    for number, row in lines[1:]:
-        if len(row) > len(header):
+    for number, cells in lines[1:]:
+        if len(cells) > len(header):
             faults.append(
-                f"row {number}: {len(row)} cells under {len(header)} columns; "
-                "separate cells by one tab"
+                f"row {number}: {len(cells)} cells under {len(header)} columns; separate cells by "
+                "one tab"
             )
             continue
-        cells = dict(zip(header, [cell.strip() for cell in row], strict=False))
-        row_faults: list[str] = []
-        pair = _pair(cells, path.parent, row_faults)
-        name = cells.get("pair", "")
+        given = {
+            name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()
+        }
+        try:
+            rows[number] = Pair.model_validate(given, context={"folder": path.parent})
+        except ValidationError as error:
+            faults += [f"row {number}: {_fault(details)}" for details in error.errors()]
+        name = given.get("pair", "")
         if name and names.setdefault(name, number) != number:
-            row_faults.append(
-                f"pair {name!r} stands in row {names[name]} already; give each pair its own name"
+            faults.append(
+                f"row {number}: pair {name!r} is already in row {names[name]}; give each pair its "
+                "own name"
             )
-        faults += [f"row {number}: {fault}" for fault in row_faults]
-        if pair is not None:
-            pairs.append(pair)
-            rows.append(number)
-    faults += _common_faults(pairs, rows)
-    if not pairs and not faults:
+    faults += _common_faults(rows)
+    if not rows and not faults:
         faults.append("no pairs below the header; give one row per pair")
     if faults:
         raise SheetError("\n".join(f"{path.name} {fault}" for fault in faults))
-    return Sheet(path, tuple(pairs))
+    return Sheet(path, tuple(rows.values()))
 
 
 def units(sheet: Sheet, block_count: int) -> dict[str, tuple[Pair, ...]]:
-    """Cut a sheet into units: what one job works on.
+    """Divide a sheet into units, the work of one job each.
 
-    A whole-slide pair is a unit of its own name. Ready-made pairs of plain images are cut into
-    `block_count` blocks per data set by a hash of the pair's name, so that an added pair touches
-    one block; blocks are named ``{dataset}.{number}``, with a dot that no pair's name holds.
+    A whole-slide pair is a unit of its own name. Registered pairs of plain images are divided into
+    `block_count` blocks per data set by a hash of the pair's name, so that an added pair changes
+    one block; a block is named ``{dataset}.{number}``, and no pair has a dot in its name.
     """
     found: dict[str, list[Pair]] = {}
     for pair in sheet.pairs:
@@ -175,8 +269,8 @@ def unit_pairs(sheet: Sheet, unit: str, block_count: int) -> tuple[Pair, ...]:
     pairs = tuple(pair for pair in sheet.pairs if _unit(pair, block_count) == unit)
     if not pairs:
         raise SheetError(
-            f"{sheet.path.name}: no unit {unit} when image pairs are cut into {block_count} "
-            "blocks; name a pair of whole slides, or a block as {dataset}.{number}"
+            f"{sheet.path.name}: no unit {unit} when image pairs are divided into {block_count} "
+            "blocks; give the name of a pair of whole slides, or a block as {{dataset}}.{{number}}"
         )
     return pairs
 
@@ -205,151 +299,46 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _header_faults(header: list[str]) -> list[str]:
-    faults = []
-    for name in header:
+def _header_faults(header: list[str]) -> Iterator[str]:
+    for name in dict.fromkeys(header):
         if name not in COLUMNS:
-            faults.append(f"column {name!r} is unknown; known are {', '.join(COLUMNS)}")
-    faults += [
-        f"column {name} stands {header.count(name)} times; keep one"
-        for name in dict.fromkeys(header)
-        if header.count(name) > 1
-    ]
-    lacking = [name for name in REQUIRED if name not in header]
-    if lacking:
-        faults.append(
-            f"no column {', '.join(lacking)}; add it (cells are separated by tabs, not by spaces)"
+            yield f"column {name!r} is unknown{nearest(name, COLUMNS)}"
+        if header.count(name) > 1:
+            yield f"column {name} is given {header.count(name)} times; keep one"
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        yield f"no column {', '.join(missing)}; add it (cells are separated by tabs, not by spaces)"
+
+
+def _fault(details: ErrorDetails) -> str:
+    """Return what is wrong with a cell, or with a row as a whole."""
+    column = str(details["loc"][0]) if details["loc"] else ""
+    if details["type"] == "missing":
+        return f"{column} is empty; give a {'path' if column in ('he', 'her2') else 'name'}"
+    if details["type"] == "literal_error":
+        known = typing.get_args(Pair.model_fields[column].annotation)[1:]
+        return (
+            f"{column} is {details['input']!r}; choose from {', '.join(known)}, or leave it empty"
         )
-    return faults
+    return f"{column} {details['ctx']['error']}".strip()
 
 
-def _pair(cells: Mapping[str, str], folder: Path, faults: list[str]) -> Pair | None:
-    """Make a pair of one row; append what is wrong to `faults` and return None then."""
-    before = len(faults)
-
-    def text(name: str) -> str:
-        return cells.get(name, "")
-
-    def name(column: str) -> str:
-        value = text(column)
-        if not NAME.fullmatch(value):
-            shown = repr(value) if value else "empty"
-            faults.append(
-                f"{column} is {shown}; use 1 to 100 letters, digits, hyphens and underscores, "
-                "no hyphen in front"
-            )
-        return value
-
-    def path(column: str) -> Path | None:
-        value = text(column)
-        if not value:
-            if column in REQUIRED:
-                faults.append(f"{column} is empty; give a path")
-            return None
-        if PATH_HOSTILE.search(value) or value.startswith(("-", "~")):
-            faults.append(
-                f"{column} is {value!r}, which a shell would read as more than a path; rename the "
-                "file without quotes, braces, $ ; | & < > * ? \\ and without - or ~ in front"
-            )
-            return None
-        return folder / value
-
-    def choice(column: str, known: tuple[str, ...]) -> str:
-        value = text(column)
-        if value and value not in known:
-            faults.append(
-                f"{column} is {value!r}; choose from {', '.join(known)}, or leave it empty"
-            )
-        return value
-
-    def yes(column: str) -> bool:
-        value = text(column).lower()
-        if value not in ("", "true", "false"):
-            faults.append(f"{column} is {text(column)!r}; write true or false, or leave it empty")
-        return value == "true"
-
-    def mpp(column: str) -> float | None:
-        value = text(column)
-        if not value:
-            return None
-        low, high = MPP_BOUNDS
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high:
-            faults.append(
-                f"{column} is {value!r}; give um per pixel between {low:g} and {high:g}, "
-                "or leave it empty to take the file's own"
-            )
-        return number
-
-    displacement = path("displacement")
-    registered = yes("registered")
-    he, her2 = path("he"), path("her2")
-    row = {
-        "pair": name("pair"),
-        "case": name("case"),
-        "dataset": name("dataset"),
-        "split": choice("split", SPLITS),
-        "score": choice("score", SCORES),
-        "verdict": choice("verdict", VERDICTS),
-    }
-    he_mpp, her2_mpp = mpp("he_mpp"), mpp("her2_mpp")
-    he_landmarks, her2_landmarks = path("he_landmarks"), path("her2_landmarks")
-    roi = path("roi")
-    mirrored = yes("mirrored")
-    if (he_landmarks is None) != (her2_landmarks is None):
-        faults.append(
-            "he_landmarks and her2_landmarks go together; give both (one ACROBAT file may stand "
-            "in both) or none"
-        )
-    if displacement is not None and registered:
-        faults.append(
-            "registered is true beside a displacement; leave one of the two empty: images that "
-            "come registered need no map"
-        )
-    if displacement is not None and mirrored:
-        faults.append(
-            "mirrored is true beside a displacement; leave mirrored empty: the map leads to HER2 "
-            "as it is stored"
-        )
-    if len(faults) > before or he is None or her2 is None:
-        return None
-    return Pair(
-        **row,
-        he=he,
-        her2=her2,
-        registered=registered,
-        mirrored=mirrored,
-        he_mpp=he_mpp,
-        her2_mpp=her2_mpp,
-        he_landmarks=he_landmarks,
-        her2_landmarks=her2_landmarks,
-        roi=roi,
-        displacement=displacement,
-    )
-
-
-def _common_faults(pairs: list[Pair], rows: list[int]) -> list[str]:
-    """Return the faults that show only when rows are held beside each other."""
-    faults = []
+def _common_faults(rows: Mapping[int, Pair]) -> Iterator[str]:
+    """Yield the contradictions between rows."""
     splits: dict[str, tuple[str, int]] = {}
-    for pair, row in zip(pairs, rows, strict=True):
+    owners: dict[str, tuple[str, int]] = {}
+    for row, pair in rows.items():
         split, first = splits.setdefault(pair.case, (pair.split, row))
         if split != pair.split:
-            faults.append(
+            yield (
                 f"row {row}: case {pair.case} is {pair.split or 'free'} here and "
-                f"{split or 'free'} in row {first}; a case stands in one split, give both the same"
+                f"{split or 'free'} in row {first}; give both the same split"
             )
-    owners: dict[str, tuple[str, int]] = {}
-    for pair, row in zip(pairs, rows, strict=True):
         for column, image in zip(("he", "her2"), pair.images, strict=True):
             case, first = owners.setdefault(os.path.normpath(image), (pair.case, row))
             if case != pair.case:
-                faults.append(
+                yield (
                     f"row {row}: {column} {image.name} belongs to case {pair.case} here and to "
-                    f"{case} in row {first}; an image shown twice must be one case, or it could "
-                    "stand in two splits"
+                    f"{case} in row {first}; give both rows the same case, or the image could be "
+                    "in two splits"
                 )
-    return faults

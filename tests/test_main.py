@@ -177,7 +177,7 @@ def test_an_error_of_the_input_is_one_line(
     ]
     assert main(words) == 1
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert record.getMessage().endswith("no such sheet; name one in config.yaml (sheet:)")
+    assert record.getMessage().endswith("no such sheet; set sheet in config.yaml")
     assert record.exc_info is None
     caplog.clear()
     assert main([*words, "--seed", "-1", "--val-fraction", "x", "--allow-mixed-mpp", "yes"]) == 1

@@ -231,11 +231,7 @@ def _files(config: Config) -> list[Path]:
 def _sides(config: Config, name: str, results: Path, *, even_failed: bool) -> Sides:
     """Find a pair in the sheet, its slides and the map between them."""
     sheet = read_sheet(Path(config.cohort.sheet))
-    pair = next((pair for pair in sheet.pairs if pair.pair == name), None)
-    if pair is None:
-        known = [pair.pair for pair in sheet.pairs[:5]]
-        more = ", ..." if len(sheet.pairs) > len(known) else ""
-        raise SheetError(f"{sheet.path.name}: no pair {name}; name one of {', '.join(known)}{more}")
+    pair = sheet.pair(name)
     described: dict[str, dict[str, Any]] = {}
     blocks = units(sheet, config.cohort.block_count)
     unit = next(unit for unit, pairs in blocks.items() if pair in pairs)

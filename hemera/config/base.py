@@ -278,6 +278,9 @@ def _word(value: object) -> str:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Return the remedy for an unknown key: the most similar known one, or all."""
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+    """Return the remedy for an unknown name: the most similar known one, or the known ones."""
+    names = sorted(known)
+    close = difflib.get_close_matches(key, names, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known are {', '.join(names[:60])}{', ...' if len(names) > 60 else ''}"

@@ -90,9 +90,7 @@ def _run_pair(
     predictions: Path,
     options: LandmarksOptions,
 ) -> None:
-    pair = next((pair for pair in read_sheet(sheet).pairs if pair.pair == unit), None)
-    if pair is None:
-        raise SheetError(f"{sheet.name}: no pair {unit}; name one of its pairs")
+    pair = read_sheet(sheet).pair(unit)
     for path in (*pair.landmarks, *([] if displacement is None else [displacement])):
         if not path.is_file():
             raise TableError(f"{path}: no such file; run register, or name another in pairs.tsv")

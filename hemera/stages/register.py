@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from hemera import tables
 from hemera.config import RegisterOptions
-from hemera.errors import RegistrationError, SheetError, SlideError
+from hemera.errors import RegistrationError, SlideError
 from hemera.registration import deeperhistreg
 from hemera.registration.attempts import certify_own, register_pair
 from hemera.registration.displacement import none
@@ -52,9 +52,7 @@ def run(
         SheetError: when the sheet cannot be used or has no such pair.
         RegistrationError: when the engine is not installed, or the device is not available.
     """
-    pair = next((pair for pair in read_sheet(sheet).pairs if pair.pair == unit), None)
-    if pair is None:
-        raise SheetError(f"{sheet.name}: no pair {unit}; name one of its pairs of whole slides")
+    pair = read_sheet(sheet).pair(unit)
     described = {
         row["stain"]: row
         for row in tables.read(images_table, tables.DESCRIBE).to_pylist()

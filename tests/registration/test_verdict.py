@@ -1,7 +1,5 @@
 """The verdict on a map, and which verdict applies to a pair."""
 
-from pathlib import Path
-
 import pytest
 
 from hemera.registration.verdict import effective_verdict
@@ -9,7 +7,7 @@ from hemera.sheet import Pair
 
 
 def pair(**values):
-    return Pair("p1", "c1", "study", Path("he.tif"), Path("her2.tif"), **values)
+    return Pair(pair="p1", case="c1", dataset="study", he="he.tif", her2="her2.tif", **values)
 
 
 @pytest.mark.parametrize(
