@@ -18,6 +18,7 @@ from hemera.config.imaging import DescribeOptions, TileOptions
 from hemera.config.masks import MaskOptions
 from hemera.config.registration import LandmarksOptions, RegisterOptions
 from hemera.config.training import (
+    BRANCHES,
     GENERATORS,
     TrainGenerationOptions,
     TrainingOptions,
@@ -226,10 +227,7 @@ def _disagreements(stages: Mapping[str, Options]) -> list[str]:
     both = 32 if branch == "none" else max(32, generation.divisor)
     for options, divisor in ((generation, generation.divisor), (segmentation, both)):
         faults += _crop_faults(options, divisor, tile.size_px, generation.network)
-    fits = {
-        "skip16": ("unet_512", "unet_256", "unet_128"),
-        "attention_unet_32_bottleneck": ("attention_unet_32",),
-    }.get(branch, tuple(GENERATORS))
+    fits = BRANCHES.get(branch, tuple(GENERATORS))
     if generation.network not in fits:
         faults.append(
             f"train_segmentation.generation_branch: {branch} needs one of the networks "

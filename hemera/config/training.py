@@ -17,7 +17,7 @@ Network = Literal[
     "resnet_6blocks",
     "attention_unet_32",
 ]
-GENERATORS: dict[Network, int] = {
+GENERATORS: dict[str, int] = {
     "unet_512": 512,
     "unet_256": 256,
     "unet_128": 128,
@@ -27,6 +27,13 @@ GENERATORS: dict[Network, int] = {
     "attention_unet_32": 32,
 }
 """The divisor of the side of each generator's input."""
+
+BRANCHES: dict[str, tuple[str, ...]] = {
+    "skip16": ("unet_512", "unet_256", "unet_128"),
+    "attention_unet_32_bottleneck": ("attention_unet_32",),
+    "virtual_rgb_encoder": tuple(GENERATORS),
+}
+"""The generators on which each branch of SegmentationNet works."""
 
 
 class TrainingOptions(Options):

@@ -1,4 +1,4 @@
-"""PatchGAN: judges patches of a pair of images (HEMERA paper, 3.1 and 4.1)."""
+"""PatchGAN, the discriminator of patches of image pairs (HEMERA paper, 3.1 and 4.1)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PatchGAN(nn.Module):
         side = min(pair.shape[-2:])
         if side < bound:
             raise TrainingError(
-                f"PatchGAN: side {side} px is below {bound}, what {self.layers} layers need; give "
+                f"PatchGAN: side {side} px is below {bound}, which {self.layers} layers need; give "
                 "larger tiles or crops, or fewer train_generation.discriminator_layers"
             )
         logits: Tensor = self.model(pair)

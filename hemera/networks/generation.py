@@ -1,14 +1,13 @@
-"""GenerationNet and its rivals: from H&E to HER2 (HEMERA paper, 3.1).
+"""GenerationNet and other generators: from H&E to virtual HER2 (HEMERA paper, 3.1).
 
 GenerationNet is pix2pix's U-Net. One level down is [LeakyReLU 0.2], convolution 4x4 stride 2,
 [norm]; one level up is ReLU, transposed convolution 4x4 stride 2, norm. The outermost level has no
 activation and no norm on the way down and a tanh on the way up; the innermost has no norm on the
-way down. The reference applies its LeakyReLU in place, so a skip carries the *activated* map: so it
-does here. Convolutions before a norm have a bias only where that norm is instance norm, whose mean
-takes it out again.
+way down. The reference applies its LeakyReLU in place, so a skip is the *activated* map, here too.
+Convolutions before a norm have a bias only with instance norm.
 
-The rivals are those of the public code of Pyramid Pix2pix: residual blocks between two halvings,
-and a U-Net whose skips pass attention gates. The reference builds all of them with batch norm.
+The other generators are those of the public code of Pyramid Pix2pix: residual blocks between two
+halvings, and a U-Net with attention gates on its skips.
 """
 
 from __future__ import annotations
@@ -19,17 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hemera.config import GENERATORS
 from hemera.errors import TrainingError
 
-DEPTHS = {"unet_512": 9, "unet_256": 8, "unet_128": 7, "unet_32": 5}
-"""How many times each U-Net halves its input; the number in a name is its smallest side, but for
-unet_32, which is named as in the public code."""
+DEPTHS = {
+    name: side.bit_length() - 1 for name, side in GENERATORS.items() if name.startswith("unet_")
+}
+"""How many times each U-Net halves its input."""
 
 BLOCKS = {"resnet_9blocks": 9, "resnet_6blocks": 6}
 """How many residual blocks each residual generator has."""
-
-GENERATORS = (*DEPTHS, *BLOCKS, "attention_unet_32")
-"""Names that `build_generator` knows."""
 
 FEATURE_LEVEL = 4
 """The level, from 0, whose output has 1/32 of the input's side: 16 x 16 at 512."""
@@ -37,21 +35,14 @@ FEATURE_LEVEL = 4
 
 def norm_layer(norm: str) -> Callable[[int], nn.Module]:
     """Return the maker of the normalisation named `norm`; instance has no affine part."""
-    makers: dict[str, Callable[[int], nn.Module]] = {
-        "batch": nn.BatchNorm2d,
-        "instance": nn.InstanceNorm2d,
-    }
+    makers = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
     if norm not in makers:
         raise TrainingError(f"norm: {norm!r} is not known; choose from {', '.join(makers)}")
     return makers[norm]
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw weights as pix2pix does: convolutions N(0, 0.02), norms N(1, 0.02), biases 0.
-
-    The convolutions and the norm of an attention gate are drawn alike. Uses torch's global random
-    state.
-    """
+    """Draw weights as pix2pix does: convolutions N(0, 0.02), norms N(1, 0.02), biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(layer.weight, 0.0, 0.02)
@@ -63,16 +54,16 @@ def initialise(module: nn.Module) -> None:
 
 
 class Generator(nn.Module):
-    """What every generator is: (B, 3, H, W) H&E to virtual HER2 of the same shape, in [-1, 1].
+    """Base class of generators: (B, 3, H, W) H&E to virtual HER2 of the same shape, in [-1, 1].
 
     Attributes:
         generator: its name in `GENERATORS`.
-        step: what H and W are multiples of.
+        step: divisor of H and W.
         smallest: the least H and W.
     """
 
     def __init__(self, generator: str, step: int, smallest: int) -> None:
-        """Keep name and sides."""
+        """Set the attributes."""
         super().__init__()
         self.generator = generator
         self.step = step
@@ -83,25 +74,24 @@ class Generator(nn.Module):
         for side, name in zip(image.shape[-2:], ("height", "width"), strict=True):
             if side % self.step:
                 raise TrainingError(
-                    f"{self.generator}: {name} {side} px is not a multiple of {self.step}; cut "
-                    f"tiles or crops to a multiple of {self.step} px, or train a generator of less "
-                    "depth"
+                    f"{self.generator}: {name} {side} px is not a multiple of {self.step}; give "
+                    f"tiles or crops of a multiple of {self.step} px, or a generator of less depth"
                 )
             if side < self.smallest:
                 raise TrainingError(
-                    f"{self.generator}: {name} {side} px is below {self.smallest} px, the least it "
-                    "can work on; give larger tiles or crops"
+                    f"{self.generator}: {name} {side} px is below {self.smallest} px; give larger "
+                    "tiles or crops"
                 )
 
 
 class _UNet(Generator):
-    """The layers that both kinds of U-Net have: `down` and `up`, outermost level first."""
+    """The layers of both kinds of U-Net, `down` and `up`, outermost level first."""
 
     def __init__(
         self, generator: str, depth: int, base_width: int, norm: str, dropout: bool
     ) -> None:
         """Build the levels."""
-        super().__init__(generator, 2**depth, 2**depth)
+        super().__init__(generator, GENERATORS[generator], GENERATORS[generator])
         self.depth = depth
         make_norm = norm_layer(norm)
         bias = norm == "instance"
@@ -116,13 +106,13 @@ class _UNet(Generator):
             down: list[nn.Module] = [nn.Conv2d(above, width, 4, 2, 1, bias=bias)]
             if not (outermost or innermost):
                 down.append(make_norm(width))
-            # What comes up holds the skip and the level below, but for the innermost.
+            # The skip and the level below, except at the innermost level.
             below = width if innermost else 2 * width
             up: list[nn.Module] = [
                 nn.ConvTranspose2d(below, above, 4, 2, 1, bias=bias or outermost),
                 nn.Tanh() if outermost else make_norm(above),
             ]
-            # The levels between two of the full width, as the reference has it.
+            # The levels between two of the full width, as in the reference.
             if dropout and 4 <= level < self.depth - 1:
                 up.append(nn.Dropout(0.5))
             self.down.append(nn.Sequential(*down))
@@ -130,10 +120,7 @@ class _UNet(Generator):
 
 
 class GenerationNet(_UNet):
-    """U-Net generator: (B, 3, H, W) H&E in [-1, 1] to (B, 3, H, W) virtual HER2 in [-1, 1].
-
-    H and W are multiples of 2 to the depth.
-    """
+    """U-Net generator; H and W are multiples of 2 to the depth."""
 
     def __init__(
         self,
@@ -142,15 +129,7 @@ class GenerationNet(_UNet):
         norm: str = "batch",
         dropout: bool = False,
     ) -> None:
-        """Build the levels.
-
-        Args:
-            generator: a name of `DEPTHS`.
-            base_width: filters of the first level; the widths are 1, 2, 4, 8, 8, ... times that.
-            norm: batch or instance.
-            dropout: half of what comes up between the inner levels is dropped while training;
-                unet_32 has no such level.
-        """
+        """Build the levels, 1, 2, 4, 8, 8, ... times `base_width` wide; see `build_generator`."""
         if generator not in DEPTHS:
             raise TrainingError(
                 f"generator: {generator!r} is no U-Net; choose from {', '.join(DEPTHS)}"
@@ -166,9 +145,9 @@ class GenerationNet(_UNet):
         """
         if self.depth <= FEATURE_LEVEL + 1:
             raise TrainingError(
-                f"{self.generator}: its {self.depth} levels end at 1/32 of the input's side, where "
-                "branch skip16 of SegmentationNet takes encoder and decoder maps; train unet_128 "
-                "or deeper, or set another train_segmentation.generation_branch"
+                f"{self.generator}: its {self.depth} levels end at 1/32 of the input's side, of "
+                "which branch skip16 needs encoder and decoder maps; train unet_128 or deeper, or "
+                "set another train_segmentation.generation_branch"
             )
         return 2 * self.widths[FEATURE_LEVEL]
 
@@ -178,7 +157,7 @@ class GenerationNet(_UNet):
         return self._decode(skips, x, 0)
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return what SegmentationNet takes from a frozen GenerationNet.
+        """Return the maps that SegmentationNet takes from a frozen GenerationNet.
 
         Returns:
             The activated encoder maps at 1/2, 1/4, 1/8 and 1/16 of the side, and the volume at
@@ -206,16 +185,13 @@ class GenerationNet(_UNet):
         for level in reversed(range(last, self.depth)):
             if level < self.depth - 1:
                 x = torch.cat((skips[level], x), 1)
-            # In place: nobody else holds the map, and at full size it is the largest there is.
+            # In place: the map is used nowhere else, and at full size it is the largest.
             x = self.up[level](functional.relu(x, inplace=True))
         return x
 
 
 class Gate(nn.Module):
-    """Additive attention: how much of a skip passes, as the map that comes up says.
-
-    Its norm is batch norm whatever the rest of the network has.
-    """
+    """Additive attention: weighs a skip by itself and the map below it. Always with batch norm."""
 
     def __init__(self, skip: int, gating: int) -> None:
         """Build the layers for a skip of `skip` channels and a map below it of `gating`."""
@@ -236,11 +212,10 @@ class Gate(nn.Module):
 class AttentionGenerationNet(_UNet):
     """U-Net of five levels whose three outer skips pass attention gates (attention_unet_32).
 
-    A gate sees its skip raw and what comes up beside the next skip. The LeakyReLU after a gated
-    skip is not in place, so that skip carries the map as it is; the innermost skip is activated, as
-    in `GenerationNet`. The reference goes down twice at each gate, once for the gate and once for
-    the network, with the same values; here that is done once. Batch norms below a gate therefore
-    move their running statistics once a step and not up to eight times.
+    Gated skips are not activated, since the LeakyReLU after them is not in place; the innermost
+    skip is, as in `GenerationNet`. The reference computes the levels below a gate twice, for the
+    gate and for the network, with the same values; here once, so that the running statistics there
+    are updated once a step.
     """
 
     def __init__(
@@ -250,7 +225,7 @@ class AttentionGenerationNet(_UNet):
         norm: str = "batch",
         dropout: bool = False,
     ) -> None:
-        """Build the levels; see `GenerationNet`. Five levels have none for dropout."""
+        """Build the levels; see `build_generator`. None of the five has dropout."""
         super().__init__(generator, 5, base_width, norm, dropout)
         self.gates = nn.ModuleList(
             Gate(skip, 2 * below)
@@ -275,7 +250,7 @@ class AttentionGenerationNet(_UNet):
         return virtual
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return what SegmentationNet takes from a frozen one: the way down alone.
+        """Return the maps that SegmentationNet takes from a frozen one: the way down alone.
 
         Returns:
             The raw encoder maps at 1/2, 1/4, 1/8 and 1/16 of the side, and the raw innermost map
@@ -330,10 +305,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualGenerationNet(Generator):
-    """Residual generator: 7x7, two halvings, residual blocks, two doublings, 7x7 and tanh.
-
-    H and W are multiples of 4 and at least 8.
-    """
+    """Residual generator: 7x7, two halvings, residual blocks, two doublings, 7x7 and tanh."""
 
     def __init__(
         self,
@@ -342,16 +314,9 @@ class ResidualGenerationNet(Generator):
         norm: str = "batch",
         dropout: bool = False,
     ) -> None:
-        """Build the layers.
-
-        Args:
-            generator: a name of `BLOCKS`.
-            base_width: filters of the first layer; the blocks have four times that.
-            norm: batch or instance.
-            dropout: half of what is inside each block is dropped while training.
-        """
-        # A quarter of the side is what the blocks reflect by one.
-        super().__init__(generator, 4, 8)
+        """Build the layers; the blocks are four times `base_width` wide; see `build_generator`."""
+        # The blocks reflect a quarter of the side by one pixel.
+        super().__init__(generator, GENERATORS[generator], 8)
         make_norm = norm_layer(norm)
         bias = norm == "instance"
 
@@ -388,7 +353,8 @@ def build_generator(
         generator: a name of `GENERATORS`.
         base_width: filters of its first layer.
         norm: batch or instance.
-        dropout: drop half of the inner maps while training, where the public code does.
+        dropout: drop half of the inner maps while training, where the public code does: U-Nets
+            between their inner levels, residual generators in each block.
 
     Raises:
         TrainingError: when there is no such generator or norm.

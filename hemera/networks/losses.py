@@ -1,10 +1,8 @@
 """The losses of both networks (HEMERA paper, 3.1, 3.2 and 4.1).
 
-A weight map is (B, 1, H, W), as `hemera.weights.weight_map` makes it; it multiplies output and
-target before they are compared, as the paper says.
-
-Every loss computes in float32 whatever it is given: sums over a tile overflow float16, and bfloat16
-has three digits.
+A weight map is (B, 1, H, W), see `hemera.networks.weight_map`; it multiplies output and target
+before they are compared, as in the paper. Every loss computes in float32: sums over a tile overflow
+float16, and bfloat16 has three digits.
 """
 
 from __future__ import annotations
@@ -57,19 +55,19 @@ def pyramid(images: Tensor, levels: int) -> list[Tensor]:
 def _coarser(images: Tensor) -> Tensor:
     """Return the next level of the pyramid of (B, C, H, W)."""
     rows, columns = (_coarsening(side, images.device, images.dtype) for side in images.shape[-2:])
-    # In the precision of the images, whatever the networks around use.
+    # In the precision of the images, also under autocast.
     with torch.autocast(images.device.type, enabled=False):
         return rows @ (images @ columns.mT)
 
 
 @functools.lru_cache(maxsize=32)
 def _coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return what four blurs and taking every second pixel do along an axis, as one matrix.
+    """Return four blurs and the choice of every second pixel along an axis as one matrix.
 
-    The blur is separable and linear, its reflection too: (B_h x B_w^T) is all of them at once, in
-    two products in place of some forty small kernels a level.
+    The blur and its reflection are separable and linear: (B_h x B_w^T) replaces some forty small
+    kernels a level by two products.
     """
-    # What is made in inference mode could not take part in a training later.
+    # A tensor made in inference mode could not take part in a training later.
     with torch.inference_mode(False), torch.no_grad():
         blur = torch.zeros(side, side, dtype=torch.float64, device="cpu")
         blur.diagonal().fill_(1 - 2 * _SIDE)
@@ -86,8 +84,8 @@ def pyramid_l1(
 ) -> list[Tensor]:
     """Return each image's mean absolute difference on each level of the pyramid, finest first.
 
-    The difference is weighted at full resolution, then built into one pyramid: blurring is linear,
-    so this equals two pyramids compared level by level, at half the cost.
+    The pyramid is that of the weighted difference: blurring is linear, so this equals two pyramids
+    compared level by level.
 
     Args:
         generated: (B, C, H, W).
@@ -107,9 +105,9 @@ def pyramid_l1(
 def dab_density(images: Tensor) -> Tensor:
     """Return the DAB density of RGB in [0, 1]: (B, 3, H, W) to (B, 1, H, W).
 
-    Fixed colour deconvolution, differentiable, in units of optical density (decimal logarithm):
-    six times the third channel of scikit-image's rgb2hed, before that clips at 0. Intensities are
-    held at 1/255 and above, the darkest that a stored pixel can be without being black.
+    Fixed colour deconvolution, differentiable, in optical density (decimal logarithm): six times
+    the third channel of scikit-image's rgb2hed, before that clips at 0. Intensities are clipped at
+    1/255, the darkest stored pixel that is not black.
     """
     red, green, blue = (-torch.log10(images.float().clamp(min=1 / 255))).split(1, 1)
     stain: Tensor = red * _DAB[0] + green * _DAB[1] + blue * _DAB[2]
@@ -117,7 +115,7 @@ def dab_density(images: Tensor) -> Tensor:
 
 
 def soft_dab(images: Tensor, slope: float, threshold: float) -> Tensor:
-    """Return how far each pixel of RGB in [0, 1] counts as DAB-positive, 0 to 1."""
+    """Return the soft DAB-positive mask, 0 to 1, of RGB in [0, 1]."""
     return torch.sigmoid(slope * (dab_density(images) - threshold))
 
 
@@ -139,9 +137,7 @@ def balanced_dice(generated: Tensor, real: Tensor, weight_map: Tensor | None = N
 
 
 def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> Tensor:
-    """Return how far the variance over the batch is from the real one (Rehmat et al. 2025).
-
-    It is the mean over channels and pixels of the absolute difference of the two variances.
+    """Return the mean absolute difference of the variances over the batch (Rehmat et al. 2025).
 
     Args:
         generated: (B, C, H, W), B at least 2. On several devices each sees its own batch alone.
@@ -155,7 +151,7 @@ def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> 
     if count < 2:
         raise TrainingError(
             f"variance penalty: a batch of {count} has no variance; give batches of at least 2 "
-            "tiles on every device, the last one included, or no variance penalty"
+            "tiles on every device, or no variance penalty"
         )
     first, second = (
         images.float().var(0, correction=int(unbiased)) for images in (real, generated)
@@ -164,7 +160,7 @@ def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> 
 
 
 def adversarial(logits: Tensor, real: bool, mode: str = "vanilla") -> Tensor:
-    """Return how far a discriminator's logits are from "all real" or "all generated".
+    """Return the loss of a discriminator's logits against "all real" or "all fake".
 
     Args:
         logits: of any shape.
@@ -186,8 +182,8 @@ def tversky_loss(logits: Tensor, target: Tensor, beta: float = 0.5) -> Tensor:
     Args:
         logits: (B, 1, H, W).
         target: (B, 1, H, W), 0 or 1.
-        beta: weight of false negatives; false positives weigh 1 - beta. 0.5 is Dice; more than
-            that asks for recall.
+        beta: weight of false negatives; that of false positives is 1 - beta. 0.5 is Dice; more
+            favours recall.
     """
     probability, target = torch.sigmoid(logits.float()), target.float()
     both = 2 * (probability * target).sum()
@@ -218,20 +214,20 @@ def focal_cross_entropy(logits: Tensor, target: Tensor, gamma: float = 0.0) -> T
 def segmentation_loss(
     logits: Tensor,
     target: Tensor,
-    share: float,
+    fraction: float,
     *,
     focal_gamma: float = 0.0,
     tversky_beta: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss share * cross-entropy + (1 - share) * (1 - Dice), and its two parts.
+    """Return fraction * cross-entropy + (1 - fraction) * (1 - Dice), and its two terms.
 
     Args:
         logits: (B, 1, H, W).
         target: (B, 1, H, W), 0 or 1.
-        share: the paper's lambda; 1 leaves cross-entropy alone, as its section 4.1 says.
-        focal_gamma: of `focal_cross_entropy`; 0 is the paper's.
-        tversky_beta: of `tversky_loss`; 0.5 is the paper's.
+        fraction: the paper's lambda; 1 is cross-entropy alone, as in its section 4.1.
+        focal_gamma: of `focal_cross_entropy`; 0 in the paper.
+        tversky_beta: of `tversky_loss`; 0.5 in the paper.
     """
     cross_entropy = focal_cross_entropy(logits, target, focal_gamma)
     overlap = tversky_loss(logits, target, tversky_beta)
-    return share * cross_entropy + (1 - share) * overlap, cross_entropy, overlap
+    return fraction * cross_entropy + (1 - fraction) * overlap, cross_entropy, overlap

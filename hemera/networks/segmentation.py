@@ -1,13 +1,13 @@
 """SegmentationNet: HER2-positive pixels from H&E alone (HEMERA paper, 3.2).
 
-A ResNet34 sees the H&E image, and a frozen GenerationNet sees it too; their maps at 1/32 of the
-side, 512 channels each at the paper's sizes, are set side by side and go through a bottleneck and
-a U-Net decoder. Encoder and decoder train, GenerationNet never does.
+A ResNet34 and a frozen GenerationNet encode the H&E image; their maps at 1/32 of the side, 512
+channels each at the paper's sizes, are concatenated and go through a bottleneck and a U-Net
+decoder. GenerationNet is never trained.
 
-The paper does not say which map of GenerationNet that is. Branch ``skip16`` takes its encoder's and
-decoder's maps at 16 x 16; ``attention_unet_32_bottleneck`` the innermost map of that generator,
-512 channels at its width 64; ``virtual_rgb_encoder`` the virtual HER2 image, which convolutions and
-pooling that train bring down to 512 channels: the only reading that fits every generator.
+The paper does not state which map of GenerationNet is used. Branch ``skip16`` takes its encoder's
+and decoder's maps at 16 x 16; ``attention_unet_32_bottleneck`` the innermost map of that generator,
+512 channels at its width 64; ``virtual_rgb_encoder`` the virtual HER2 image, encoded to 512
+channels by convolutions and pooling that train: the only reading that fits every generator.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hemera.config.training import BRANCHES
 from hemera.errors import TrainingError
 from hemera.networks.encoders import resnet34, resnet34_widths
 from hemera.networks.generation import (
-    DEPTHS,
     FEATURE_LEVEL,
-    GENERATORS,
     AttentionGenerationNet,
     GenerationNet,
     Generator,
@@ -32,13 +31,6 @@ from hemera.networks.generation import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-BRANCHES = {
-    "skip16": tuple(name for name, depth in DEPTHS.items() if depth > FEATURE_LEVEL + 1),
-    "attention_unet_32_bottleneck": ("attention_unet_32",),
-    "virtual_rgb_encoder": GENERATORS,
-}
-"""The generators that each branch works on."""
 
 
 def _twice(above: int, width: int) -> nn.Sequential:
@@ -83,10 +75,11 @@ class Decoder(nn.Module):
 
 
 class UNetPlusPlus(nn.Module):
-    """U-Net++'s decoder as segmentation_models_pytorch has it, and a 1x1 convolution to a logit.
+    """U-Net++'s decoder of segmentation_models_pytorch, and a 1x1 convolution to a logit.
 
-    It takes the fused volume as its deepest map, without a bottleneck; its widths at base width 64
-    are the library's own, 256 to 16.
+    Its deepest map is the fused volume, without a bottleneck; its widths at base width 64 are the
+    library's own, 256 to 16. The library offers decoders only with its own encoders in its public
+    interface, hence the imports of its modules here and below.
     """
 
     def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
@@ -102,18 +95,17 @@ class UNetPlusPlus(nn.Module):
 
     def forward(self, fused: Tensor, skips: list[Tensor]) -> Tensor:
         """Go up from `fused`; see `Decoder.forward`."""
-        # The first place is the image's, which the library does not read.
+        # The first entry stands for the image, which the library does not read.
         logits: Tensor = self.head(self.dense([fused, *skips, fused]))
         return logits
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabV3+'s decoder as segmentation_models_pytorch has it, and a 1x1 convolution to a logit.
+    """DeepLabV3+'s decoder of segmentation_models_pytorch, and a 1x1 convolution to a logit.
 
-    That decoder works on a map at 1/16 of the side, and so it gets one: the fused volume at 1/32,
-    enlarged twofold, beside the encoder's map at 1/16. So the encoder stays undilated, and the
-    volume at 1/32 is the one that the other decoders see. The rates of its atrous convolutions are
-    6, 12 and 18, those of its paper at 1/16. The logits at 1/4 are enlarged bilinearly.
+    It takes a map at 1/16 of the side: the fused volume at 1/32, enlarged twofold, beside the
+    encoder's map at 1/16, so that the encoder stays undilated. The atrous rates are 6, 12 and 18,
+    those of its paper at 1/16. The logits at 1/4 are enlarged bilinearly.
     """
 
     def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
@@ -139,21 +131,16 @@ class DeepLabV3Plus(nn.Module):
         """Go up from `fused`; see `Decoder.forward`."""
         if self.training and fused.shape[0] == 1:
             raise TrainingError(
-                "deeplabv3plus: one tile leaves one value per channel to normalise where it pools "
-                "the whole image; train on batches of at least 2 tiles, the last one included"
+                "deeplabv3plus: a batch of one tile, which cannot be normalised after pooling the "
+                "whole image; train on batches of at least 2 tiles, the last one included"
             )
         deepest = functional.interpolate(fused, scale_factor=2.0, mode="bilinear")
         deepest = torch.cat((deepest, skips[3]), 1)
-        # The first place is the image's, which the library does not read.
         logits = self.head(self.atrous([fused, *skips[:3], deepest]))
         return functional.interpolate(logits, scale_factor=4.0, mode="bilinear")
 
 
-DECODERS: dict[str, type[Decoder] | type[UNetPlusPlus] | type[DeepLabV3Plus]] = {
-    "unet": Decoder,
-    "unetplusplus": UNetPlusPlus,
-    "deeplabv3plus": DeepLabV3Plus,
-}
+DECODERS = {"unet": Decoder, "unetplusplus": UNetPlusPlus, "deeplabv3plus": DeepLabV3Plus}
 """The decoders by name; the paper's is unet."""
 
 
@@ -203,7 +190,7 @@ class FrozenGenerationNet(nn.Module):
             )
         if net.generator not in BRANCHES[branch]:
             raise TrainingError(
-                f"branch {branch}: it works on {', '.join(BRANCHES[branch])}, and the generator is "
+                f"branch {branch}: needs {', '.join(BRANCHES[branch])}, and the generator is "
                 f"{net.generator}; set train_segmentation.generation_branch: virtual_rgb_encoder, "
                 "or train another generator"
             )
@@ -230,7 +217,7 @@ class SegmentationNet(nn.Module):
     """(B, 3, H, W) H&E in [0, 1] to (B, 1, H, W) logits of HER2-positive.
 
     Attributes:
-        step: what H and W are multiples of: 32, and what the generator asks for.
+        step: divisor of H and W: 32, or that of the generator.
     """
 
     mean: Tensor
@@ -244,13 +231,13 @@ class SegmentationNet(nn.Module):
         branch: str = "skip16",
         decoder: str = "unet",
     ) -> None:
-        """Put the branches together.
+        """Build the network.
 
         Args:
             generation: a trained generator, frozen from here on; None for the ablation without.
-            generation_skips: hand its encoder maps to the decoder too.
-            base_width: filters of the encoder's first layer; 64 is ResNet34.
-            branch: a name of `BRANCHES`: what is taken from `generation`, if there is one.
+            generation_skips: give its encoder maps to the decoder too.
+            base_width: filters of the encoder's first stage; 64 is ResNet34.
+            branch: a name of `BRANCHES`: the features taken from `generation`, if there is one.
             decoder: a name of `DECODERS`.
 
         Raises:
@@ -263,13 +250,13 @@ class SegmentationNet(nn.Module):
             )
         if generation_skips and generation is None:
             raise TrainingError(
-                "generation_skips: there is no GenerationNet to take skips from; give one or set "
+                "generation_skips: true without a GenerationNet; give one or set "
                 "generation_skips: false"
             )
         if generation_skips and branch == "virtual_rgb_encoder":
             raise TrainingError(
-                "generation_skips: branch virtual_rgb_encoder hands over an image and no encoder "
-                "maps; choose branch skip16 or set generation_skips: false"
+                "generation_skips: branch virtual_rgb_encoder has no encoder maps; choose branch "
+                "skip16 or set generation_skips: false"
             )
         frozen = None if generation is None else FrozenGenerationNet(generation, branch)
         self.generation_skips = generation_skips
@@ -298,13 +285,13 @@ class SegmentationNet(nn.Module):
         for side, name in zip(image.shape[-2:], ("height", "width"), strict=True):
             if side % 32 or side == 0:
                 raise TrainingError(
-                    f"SegmentationNet: {name} {side} px is not a multiple of 32, by which its "
-                    "encoder divides; cut tiles or crops to a multiple of 32 px"
+                    f"SegmentationNet: {name} {side} px is not a multiple of 32; give tiles or "
+                    "crops of a multiple of 32 px"
                 )
         if self.training and image[:, 0].numel() == 32 * 32:
             raise TrainingError(
-                "SegmentationNet: one tile of 32 px leaves one value to normalise; train on larger "
-                "tiles or crops, or on batches of which none is a single tile"
+                "SegmentationNet: one tile of 32 px cannot be normalised; train on larger tiles or "
+                "crops, or on batches of at least 2 tiles"
             )
         *skips, fused = self.encoder((image - self.mean) / self.std)
         if self.generation is not None:

@@ -1,4 +1,4 @@
-"""What counts how much in a loss: the weight map W (HEMERA paper, 3.1, equation 1), and tiles."""
+"""Weights in the losses: the weight map W (HEMERA paper, 3.1, equation 1), and of whole tiles."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def weight_map(
 
     Args:
         mask: (H, W), true on nuclei.
-        mode: ``inside``: D is a nuclear pixel's distance to the nearest pixel that is none, 0
-            elsewhere, so nuclei weigh most; this is what the paper's prose says. ``literal``: D
-            is the distance to the nearest nuclear pixel, as equation 1 is printed, so nuclei weigh
-            least. ``none``: W is 1.
+        mode: ``inside``: D is a nuclear pixel's distance to the nearest other pixel, 0 elsewhere,
+            so nuclei weigh most, as in the paper's prose. ``literal``: D is the distance to the
+            nearest nuclear pixel, as equation 1 is printed, so nuclei weigh least. ``none``: W is
+            1.
         renormalise_mean: divide by the mean, so that every patch has mean weight 1.
 
     Returns:
@@ -40,11 +40,11 @@ def weight_map(
 
 
 def registration_weight(error_um: float, scale_um: float | None) -> float:
-    """Return how much a tile counts whose registration is off: 1 / (1 + (error / scale)^2).
+    """Return the weight of a tile by its registration error: 1 / (1 + (error / scale)^2).
 
     Args:
-        error_um: estimated error of the registration at the tile; NaN: not known, weight 1.
-        scale_um: error at which a tile counts half; None: all count alike.
+        error_um: estimated error of the registration at the tile; NaN: unknown, weight 1.
+        scale_um: error at which the weight is half; None: all tiles have weight 1.
     """
     if scale_um is None or math.isnan(error_um):
         return 1.0
@@ -54,9 +54,9 @@ def registration_weight(error_um: float, scale_um: float | None) -> float:
 def _distance(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Return the exact distance of every true pixel to the nearest false one, 0 on false ones.
 
-    OpenCV's distances differ in the last bit from call to call, by where their memory lies. Their
-    squares are whole numbers, which makes them exact again as long as single precision can tell
-    whole numbers apart; beyond that SciPy, four times as slow, does it.
+    OpenCV's distances differ in the last bit from call to call, with the alignment of memory. Their
+    squares are integers, so rounding makes them exact as long as single precision represents these;
+    beyond that SciPy is used, four times as slow.
     """
     found = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     if found.max() > 1000:

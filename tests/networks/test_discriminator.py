@@ -49,7 +49,7 @@ def test_output_shapes(layers, given, patches):
 
 def test_too_small_an_image_names_side_and_bound():
     assert PatchGAN(6, 4)(torch.zeros(2, 6, 24, 40)).shape == (2, 1, 1, 3)
-    with pytest.raises(TrainingError, match="side 16 px is below 24, what 3 layers need"):
+    with pytest.raises(TrainingError, match="side 16 px is below 24, which 3 layers need"):
         PatchGAN(6, 4)(torch.zeros(1, 6, 16, 64))
 
 

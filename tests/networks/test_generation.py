@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hemera.config import GENERATORS
 from hemera.errors import TrainingError
 from hemera.networks.generation import (
     DEPTHS,
-    GENERATORS,
     AttentionGenerationNet,
     Gate,
     GenerationNet,
@@ -30,6 +30,7 @@ COUNTS = {
     "unet_512": (16_755_011, 66_998_915, 16_752_323, 66_993_539),
     "resnet_9blocks": (2_853_187, 11_383_427, 2_850_563, 11_378_179),
     "resnet_6blocks": (1_966_915, 7_841_411, 1_965_059, 7_837_699),
+    "attention_unet_32": (None, 17_435_462, None, None),
 }
 
 
@@ -38,6 +39,8 @@ def test_parameter_counts_are_those_of_the_reference(generator):
     for norm, width, expected in zip(
         ("batch", "batch", "instance", "instance"), (32, 64) * 2, COUNTS[generator], strict=True
     ):
+        if expected is None:
+            continue
         with torch.device("meta"):
             assert count(build_generator(generator, width, norm)) == expected
             # Dropout has no weights, and moves none in the state dict.
@@ -47,14 +50,6 @@ def test_parameter_counts_are_those_of_the_reference(generator):
         if not generator.startswith("resnet"):
             assert list(plain.state_dict()) == list(dropping.state_dict())
         assert count(dropping) == expected
-
-
-def test_attention_unet_has_the_count_of_the_reference():
-    with torch.device("meta"):
-        assert count(build_generator("attention_unet_32", 64)) == 17_435_462
-        plain = count(GenerationNet("unet_32", 64))
-    # A gate on c channels: theta 4c^2, phi 4c^2 + c, psi c + 1, out c^2 + c, its norm 2c.
-    assert plain + sum(9 * c * c + 5 * c + 1 for c in (64, 128, 256)) == 17_435_462
 
 
 def test_the_state_dict_of_the_default_keeps_its_names():
@@ -123,45 +118,6 @@ def test_shapes_of_every_level_at_512_px():
     ]  # fmt: skip
 
 
-def reference(net: GenerationNet, image: torch.Tensor, level: int = 0) -> torch.Tensor:
-    """The U-Net as a recursion with in-place activations, as the public code has it."""
-    x = net.down[level](image) if level == 0 else None
-    if level == 0:
-        return net.up[0](functional.relu(reference(net, x, 1)))
-    skip = image
-    functional.leaky_relu(skip, 0.2, inplace=True)
-    x = net.down[level](skip)
-    if level < net.depth - 1:
-        x = reference(net, x, level + 1)
-    x = net.up[level](functional.relu(x, inplace=True))
-    return torch.cat((skip, x), 1)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_output_equals_the_recursive_reference_with_in_place_activations(training):
-    torch.manual_seed(3)
-    net = GenerationNet("unet_32", 4).train(training)
-    initialise(net)
-    image = torch.randn(2, 3, 64, 96)
-    expected = reference(net, image)
-    assert torch.equal(net(image), expected)
-
-
-def test_the_skips_carry_activated_maps():
-    torch.manual_seed(4)
-    net = GenerationNet("unet_128", 4).eval()
-    image = torch.randn(1, 3, 128, 256)
-    with torch.no_grad():
-        maps, volume = net.features(image)
-        first = net.down[0](image)
-        second = net.down[1](functional.leaky_relu(first, 0.2))
-    # A map that is not activated would hold values five times as negative.
-    assert torch.equal(maps[0], torch.where(first > 0, first, 0.2 * first))
-    assert torch.equal(maps[1], torch.where(second > 0, second, 0.2 * second))
-    assert volume.shape == (1, 64, 4, 8)
-    assert (volume[:, :32] < 0).any()
-
-
 def test_initialisation_has_the_reference_moments():
     torch.manual_seed(5)
     net = GenerationNet("unet_128", 16)
@@ -174,16 +130,6 @@ def test_initialisation_has_the_reference_moments():
     assert norms.std() == pytest.approx(0.02, rel=0.1)
     assert norms.mean() == pytest.approx(1, abs=0.003)
     assert float(net.up[0][0].bias.detach().abs().sum()) == 0
-
-
-def test_a_side_that_does_not_halve_names_side_bound_and_remedy():
-    net = GenerationNet("unet_128", 4)
-    with pytest.raises(
-        TrainingError, match=r"unet_128: width 192 px is not a multiple of 128; cut"
-    ):
-        net(torch.zeros(1, 3, 256, 192))
-    with pytest.raises(TrainingError, match=r"unet_512: height 256 px is not a multiple of 512"):
-        GenerationNet("unet_512", 4)(torch.zeros(1, 3, 256, 512))
 
 
 def test_a_shallow_generator_has_no_feature_volume():
@@ -204,11 +150,12 @@ def test_unknown_names_are_refused():
 @pytest.mark.parametrize(
     ("generator", "sides", "says"),
     [
-        ("resnet_9blocks", (16, 18), "resnet_9blocks: width 18 px is not a multiple of 4; cut"),
+        ("resnet_9blocks", (16, 18), "resnet_9blocks: width 18 px is not a multiple of 4; give"),
         ("resnet_6blocks", (4, 16), "resnet_6blocks: height 4 px is below 8 px"),
         ("attention_unet_32", (48, 64), "attention_unet_32: height 48 px is not a multiple of 32"),
         ("attention_unet_32", (0, 64), "attention_unet_32: height 0 px is below 32 px"),
         ("unet_32", (32, 0), "unet_32: width 0 px is below 32 px"),
+        ("unet_128", (256, 192), "unet_128: width 192 px is not a multiple of 128; give"),
     ],
 )
 def test_sides_that_do_not_fit_are_refused_by_every_kind(generator, sides, says):
@@ -268,6 +215,30 @@ def test_the_unet_unrolled_by_hand():
     assert found.std() > 0.01
     assert torch.allclose(found, unrolled(leaky), atol=1e-5)
     assert torch.allclose(found, unrolled(lambda x: x), atol=1e-5)
+
+
+def test_features_are_activated_maps_and_the_volume_at_1_32():
+    torch.manual_seed(4)
+    net = GenerationNet("unet_128", 4).eval()
+    with torch.no_grad():
+        image = torch.randn(1, 3, 128, 256)
+        maps, volume = net.features(image)
+        x = net.down[0](image)
+        for level in range(4):
+            # A map that is not activated would have values five times as negative.
+            x = torch.where(x > 0, x, 0.2 * x)
+            assert torch.equal(maps[level], x)
+            x = net.down[level + 1](x)
+    assert torch.equal(volume[:, :32], torch.where(x > 0, x, 0.2 * x))
+    assert volume.shape == (1, 64, 4, 8)
+    with torch.device("meta"):
+        net = build_generator("attention_unet_32", 64)
+        maps, volume = net.features(torch.empty(1, 3, 512, 256))
+    assert isinstance(net, AttentionGenerationNet) and net.feature_width == 512
+    assert volume.shape == (1, 512, 16, 8)
+    assert [tuple(part.shape[1:]) for part in maps] == [
+        (64, 256, 128), (128, 128, 64), (256, 64, 32), (512, 32, 16),
+    ]  # fmt: skip
 
 
 def mirrored(x: torch.Tensor, by: int) -> torch.Tensor:
@@ -361,30 +332,6 @@ def test_the_attention_unet_equals_its_recursive_definition(training):
         assert not torch.allclose(raw, expected, atol=1e-4)
 
 
-def test_the_attention_unet_gives_its_innermost_map():
-    with torch.device("meta"):
-        net = build_generator("attention_unet_32", 64)
-        maps, volume = net.features(torch.empty(1, 3, 512, 256))
-    assert isinstance(net, AttentionGenerationNet) and net.feature_width == 512
-    assert volume.shape == (1, 512, 16, 8)
-    assert [tuple(part.shape[1:]) for part in maps] == [
-        (64, 256, 128), (128, 128, 64), (256, 64, 32), (512, 32, 16),
-    ]  # fmt: skip
-
-
-def test_gates_are_drawn_as_the_reference_draws_them():
-    """Its rule goes by the kind of layer: a gate's convolutions and norm are drawn like all."""
-    torch.manual_seed(10)
-    net = build_generator("attention_unet_32", 32, "instance")
-    initialise(net)
-    gate = net.gates[2]
-    for layer in (gate.theta, gate.phi, gate.out[0]):
-        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
-        assert layer.bias is None or not layer.bias.any()
-    # The gate's norm is batch norm although the network has instance norm.
-    assert float(gate.out[1].weight.detach().mean()) == pytest.approx(1, abs=0.01)
-
-
 @pytest.mark.parametrize(
     ("generator", "places"),
     [
@@ -412,6 +359,7 @@ def test_dropout_stands_where_the_reference_has_it_and_rests_in_evaluation(gener
         assert torch.equal(net(image), net(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["unet_128", "resnet_6blocks", "attention_unet_32"])
 def test_it_compiles_as_one_graph_and_likes_channels_last(generator):
     torch.manual_seed(12)

@@ -101,6 +101,7 @@ def test_a_pyramid_of_a_validation_leaves_the_next_training_whole(mode):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_a_compiled_pyramid_is_the_same():
     compiled = torch.compile(lambda a, b: losses.pyramid_l1(a, b)[1].sum(), backend="eager")

@@ -1,14 +1,16 @@
 from itertools import pairwise
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torchvision
 
+from hemera.config import GENERATORS
 from hemera.errors import TrainingError
-from hemera.networks.encoders import resnet34
-from hemera.networks.generation import GENERATORS, GenerationNet, build_generator
+from hemera.networks.encoders import resnet34, resnet34_widths
+from hemera.networks.generation import GenerationNet, build_generator
 from hemera.networks.losses import segmentation_loss
-from hemera.networks.segmentation import SegmentationNet
+from hemera.networks.segmentation import DECODERS, SegmentationNet
 
 
 def counts(net: torch.nn.Module) -> tuple[int, int]:
@@ -31,52 +33,44 @@ def test_parameter_counts(generator, skips, decoder, trainable, total):
     assert counts(net) == (trainable, total)
 
 
-def test_shapes_at_512_px():
-    with torch.device("meta"):
-        maps = resnet34()(torch.empty(1, 3, 512, 256))
-        net = SegmentationNet(GenerationNet("unet_512", 32))
-        logits = net(torch.empty(2, 3, 512, 1024))
-    assert [tuple(part.shape[1:]) for part in maps] == [
-        (64, 256, 128), (64, 128, 64), (128, 64, 32), (256, 32, 16), (512, 16, 8),
-    ]  # fmt: skip
-    assert net.decoder.bottleneck[0].in_channels == 1024
-    assert logits.shape == (2, 1, 512, 1024)
-
-
 def test_the_encoder_is_torchvisions_resnet34():
+    """Drawn alike, too: the same generator gives the same convolutions."""
     torch.manual_seed(1)
     theirs = torchvision.models.resnet34(weights=None).eval()
     ours = resnet34().eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert missing == []
     assert unexpected == ["fc.weight", "fc.bias"]
-    assert sum(parameter.numel() for parameter in ours.parameters()) == 21_284_672
+    assert counts(ours)[1] == 21_284_672
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
-        expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
-        assert torch.equal(ours(image)[-1], expected)
+        x = theirs.relu(theirs.bn1(theirs.conv1(image)))
+        expected = [x]
+        x = theirs.maxpool(x)
+        for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+            x = layer(x)
+            expected.append(x)
+        found = ours(image)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    drawn = resnet34().layer4[0].conv1.weight.detach()
+    assert float(drawn.std()) == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("width", [64, 8])
+def test_the_maps_of_the_encoder(width):
+    with torch.device("meta"):
+        maps = resnet34(width)(torch.empty(1, 3, 512, 256))
+    assert [tuple(part.shape[1:]) for part in maps] == [
+        (64, 256, 128), (width, 128, 64), (2 * width, 64, 32), (4 * width, 32, 16),
+        (8 * width, 16, 8),
+    ]  # fmt: skip
+    assert tuple(part.shape[1] for part in maps) == resnet34_widths(width)
 
 
 @pytest.fixture
 def small() -> SegmentationNet:
     torch.manual_seed(2)
     return SegmentationNet(GenerationNet("unet_128", 4), True, 8)
-
-
-def test_a_parents_train_does_not_unfreeze_the_branch(small):
-    small.train()
-    assert small.training and small.encoder.training
-    assert not any(module.training for module in small.generation.modules())
-    before = {name: value.clone() for name, value in small.generation.state_dict().items()}
-    optimiser = torch.optim.SGD([p for p in small.parameters() if p.requires_grad], 0.1)
-    for _ in range(2):
-        small(torch.rand(2, 3, 128, 256)).mean().backward()
-        optimiser.step()
-    after = small.generation.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(p.grad is None for p in small.generation.parameters())
-    assert all(p.grad is not None for p in small.decoder.parameters())
 
 
 def test_each_branch_is_normalised_on_its_own(small):
@@ -86,13 +80,13 @@ def test_each_branch_is_normalised_on_its_own(small):
         lambda _, given, __: seen.update(generation=given[0])
     )
     image = torch.rand(1, 3, 128, 256)
-    image[0, :, 5, 7] = torch.tensor([0.485, 0.456, 0.406])
     small(image)
-    assert seen["generation"].amin() >= -1 and seen["generation"].amax() <= 1
     assert torch.allclose(seen["generation"], (image - 0.5) / 0.5)
-    assert torch.allclose(seen["encoder"][0, :, 5, 7], torch.zeros(3), atol=1e-6)
-    red = (image[0, 0, 0, 0] - 0.485) / 0.229
-    assert seen["encoder"][0, 0, 0, 0] == pytest.approx(float(red), abs=1e-6)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    assert torch.allclose(seen["encoder"], (image - mean) / std, atol=1e-6)
 
 
 def test_the_branch_reaches_the_output_and_the_ablation_has_none(small):
@@ -107,41 +101,40 @@ def test_the_branch_reaches_the_output_and_the_ablation_has_none(small):
     assert ablation(torch.rand(2, 3, 32, 96)).shape == (2, 1, 32, 96)
 
 
-def test_wrong_sides_and_impossible_branches_are_refused(small):
+def test_wrong_sides_are_refused(small):
     with pytest.raises(TrainingError, match="height 100 px is not a multiple of 32"):
         small(torch.rand(1, 3, 100, 128))
     with pytest.raises(TrainingError, match="unet_128: height 64 px is not a multiple of 128"):
         small(torch.rand(1, 3, 64, 128))
-    with pytest.raises(TrainingError, match="one tile of 32 px leaves one value to normalise"):
+    with pytest.raises(TrainingError, match="one tile of 32 px cannot be normalised"):
         SegmentationNet(None, False, 8)(torch.rand(1, 3, 32, 32))
-    with pytest.raises(TrainingError, match="generation_skips"):
-        SegmentationNet(None, True)
+    net = SegmentationNet(None, False, 8, decoder="deeplabv3plus")
+    with pytest.raises(TrainingError, match="deeplabv3plus: a batch of one tile"):
+        net(torch.rand(1, 3, 64, 96))
+    with torch.no_grad():
+        assert net.eval()(torch.rand(1, 3, 64, 96)).shape == (1, 1, 64, 96)
 
 
 @pytest.mark.parametrize(
-    ("branch", "generator"),
+    ("generator", "arguments", "message"),
     [
-        ("skip16", "unet_32"),
-        ("skip16", "resnet_9blocks"),
-        ("skip16", "attention_unet_32"),
-        ("attention_unet_32_bottleneck", "unet_512"),
-        ("attention_unet_32_bottleneck", "resnet_6blocks"),
+        ("unet_32", {"branch": "skip16"}, "branch skip16: .* the generator is unet_32;"),
+        ("resnet_9blocks", {"branch": "skip16"}, "branch skip16: .* is resnet_9blocks;"),
+        ("unet_512", {"branch": "attention_unet_32_bottleneck"}, "the generator is unet_512;"),
+        ("unet_128", {"branch": "skip8"}, "branch: 'skip8' is not known; choose from skip16"),
+        ("unet_128", {"decoder": "fpn"}, "decoder: 'fpn' is not known; choose from unet,"),
+        (
+            "unet_128", {"generation_skips": True, "branch": "virtual_rgb_encoder"},
+            "virtual_rgb_encoder has no encoder maps",
+        ),
+        (None, {"generation_skips": True}, "generation_skips: true without a GenerationNet"),
     ],
-)
-def test_a_branch_that_does_not_fit_the_generator_names_both(branch, generator):
-    net = build_generator(generator, 4)
-    with pytest.raises(TrainingError, match=f"branch {branch}: .* the generator is {generator};"):
-        SegmentationNet(net, False, 8, branch)
-    assert all(parameter.requires_grad for parameter in net.parameters())
-
-
-def test_unknown_branches_and_decoders_are_refused():
-    with pytest.raises(TrainingError, match="branch: 'skip8' is not known; choose from skip16, at"):
-        SegmentationNet(GenerationNet("unet_128", 4), False, 8, "skip8")
-    with pytest.raises(TrainingError, match="decoder: 'fpn' is not known; choose from unet, unetp"):
-        SegmentationNet(None, False, 8, decoder="fpn")
-    with pytest.raises(TrainingError, match="virtual_rgb_encoder hands over an image and no enc"):
-        SegmentationNet(GenerationNet("unet_128", 4), True, 8, "virtual_rgb_encoder")
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(generator, arguments, message):
+    net = None if generator is None else build_generator(generator, 4)
+    with pytest.raises(TrainingError, match=message):
+        SegmentationNet(net, base_width=8, **arguments)
+    assert net is None or all(parameter.requires_grad for parameter in net.parameters())
 
 
 @pytest.mark.parametrize(
@@ -162,7 +155,7 @@ def test_every_branch_gives_512_channels_at_1_32(branch, generator, width):
     assert net.step == {"unet_512": 512, "unet_256": 256, "unet_128": 128}.get(generator, 32)
 
 
-def test_the_other_branches_take_what_they_say():
+def test_the_features_of_the_other_branches():
     torch.manual_seed(3)
     image = torch.rand(2, 3, 64, 96)
     attention = build_generator("attention_unet_32", 4)
@@ -188,7 +181,6 @@ def test_the_other_branches_take_what_they_say():
     with torch.no_grad():
         net(image)
         virtual = residual(image * 2 - 1)
-        assert virtual.abs().max() <= 1
         assert torch.equal(seen["fused"][:, 64:], net.virtual_encoder(virtual))
     assert seen["fused"].shape == (2, 64 + 64, 2, 3)
 
@@ -196,12 +188,11 @@ def test_the_other_branches_take_what_they_say():
 def test_the_virtual_encoder_has_its_count():
     """3x3 convolutions 3-64-64-128-256-512 without bias, each with two numbers of its norm."""
     widths = (3, 64, 64, 128, 256, 512)
-    kernels = sum(9 * above * width for above, width in pairwise(widths))
+    own = sum(9 * above * width for above, width in pairwise(widths)) + 2 * sum(widths[1:])
     with torch.device("meta"):
         net = SegmentationNet(build_generator("resnet_9blocks"), branch="virtual_rgb_encoder")
-    own = kernels + 2 * sum(widths[1:])
     assert counts(net.virtual_encoder) == (own, own)
-    # The rest is what the specification counts for skip16, and the generator as a whole is frozen.
+    # The rest is the specification's count for skip16; the generator as a whole is frozen.
     assert counts(net) == (31_531_521 + own, 31_531_521 + own + 2_853_187)
 
 
@@ -211,12 +202,11 @@ def test_the_virtual_encoder_has_its_count():
         ("skip16", "unet_128"),
         ("attention_unet_32_bottleneck", "attention_unet_32"),
         ("virtual_rgb_encoder", "resnet_6blocks"),
-        ("virtual_rgb_encoder", "unet_32"),
     ],
 )
-def test_the_generator_is_frozen_in_every_branch_and_it_alone(branch, generator):
+def test_the_generator_alone_is_frozen(branch, generator):
+    """Dropout rests too, and batch norms keep their statistics."""
     torch.manual_seed(4)
-    # Dropout too must rest, and batch norms must not move.
     net = SegmentationNet(build_generator(generator, 4, dropout=True), False, 8, branch)
     parent = torch.nn.Sequential(net).train()
     assert net.encoder.training and net.decoder.training
@@ -236,29 +226,24 @@ def test_the_generator_is_frozen_in_every_branch_and_it_alone(branch, generator)
     for name, parameter in net.named_parameters():
         assert (parameter.grad is None) == (parameter in own), name
         assert parameter.requires_grad == (parameter not in own), name
-    if branch == "virtual_rgb_encoder":
-        assert net.virtual_encoder.training
-        assert all(p.grad.abs().sum() > 0 for p in net.virtual_encoder.parameters())
 
 
-def test_the_state_dict_of_the_default_keeps_its_names():
-    """Old checkpoints load: nothing was added, and nothing is called otherwise."""
+def test_the_names_of_the_weights_stay():
+    """Weight files of earlier versions load."""
     with torch.device("meta"):
-        net = SegmentationNet(GenerationNet("unet_128", 4), False, 8)
-    names = set(net.state_dict())
-    assert {name.split(".")[0] for name in names} == {"encoder", "decoder", "generation"}
+        names = set(SegmentationNet(GenerationNet("unet_128", 4), False, 8).state_dict())
     assert {".".join(name.split(".")[:2]) for name in names} == {
         "encoder.conv1", "encoder.bn1", *(f"encoder.layer{level}" for level in (1, 2, 3, 4)),
         "decoder.bottleneck", "decoder.up", "decoder.merge", "decoder.head", "generation.net",
     }  # fmt: skip
     assert {
-        "decoder.bottleneck.3.weight", "decoder.up.4.bias", "decoder.merge.4.4.running_var",
-        "generation.net.down.6.0.weight", "generation.net.up.0.0.bias",
+        "encoder.layer2.0.downsample.1.running_var", "decoder.bottleneck.3.weight",
+        "decoder.up.4.bias", "decoder.merge.4.4.running_var", "generation.net.up.0.0.bias",
     } <= names  # fmt: skip
 
 
-@pytest.mark.parametrize("decoder", ["unet", "unetplusplus", "deeplabv3plus"])
-def test_every_decoder_gives_logits_at_full_size_and_sees_all_it_is_given(decoder):
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_gives_logits_at_full_size_and_uses_its_inputs(decoder):
     torch.manual_seed(5)
     with torch.device("meta"):
         net = SegmentationNet(GenerationNet("unet_128", 8), True, 64, decoder=decoder)
@@ -279,15 +264,12 @@ def test_every_decoder_gives_logits_at_full_size_and_sees_all_it_is_given(decode
     assert reached == ([False, True, False, True] if decoder == "deeplabv3plus" else [True] * 4)
 
 
-def test_the_library_decoders_are_those_of_the_library():
+def test_the_decoders_of_the_library_have_its_counts():
     """At base width 64 their counts are those of its own networks on a ResNet34."""
-    import segmentation_models_pytorch as smp
-
     with torch.device("meta"):
         theirs = smp.UnetPlusPlus("resnet34", encoder_weights=None)
         ours = SegmentationNet(None, decoder="unetplusplus")
         assert counts(ours.decoder.dense) == counts(theirs.decoder)
-        assert counts(ours.encoder) == counts(theirs.encoder)
         theirs = smp.DeepLabV3Plus("resnet34", encoder_weights=None)
         ours = SegmentationNet(None, decoder="deeplabv3plus")
     # Its high-level input has 512 channels, ours the 256 at 1/16 beside them. Two layers of 1x1 see
@@ -296,16 +278,9 @@ def test_the_library_decoders_are_those_of_the_library():
     assert counts(ours.decoder.atrous)[1] == counts(theirs.decoder)[1] + more
 
 
-def test_deeplab_refuses_to_train_on_one_tile_and_predicts_it():
-    net = SegmentationNet(None, False, 8, decoder="deeplabv3plus")
-    with pytest.raises(TrainingError, match="deeplabv3plus: one tile leaves one value per channel"):
-        net(torch.rand(1, 3, 64, 96))
-    with torch.no_grad():
-        assert net.eval()(torch.rand(1, 3, 64, 96)).shape == (1, 1, 64, 96)
-
-
-@pytest.mark.parametrize("decoder", ["unet", "unetplusplus", "deeplabv3plus"])
-def test_it_compiles_as_one_graph_and_likes_channels_last(decoder):
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_it_compiles_as_one_graph_and_allows_channels_last(decoder):
     torch.manual_seed(6)
     net = SegmentationNet(GenerationNet("unet_128", 4), True, 8, decoder=decoder).eval()
     image = torch.rand(2, 3, 128, 256)
@@ -321,10 +296,8 @@ def test_it_compiles_as_one_graph_and_likes_channels_last(decoder):
 @pytest.mark.parametrize(
     ("decoder", "branch", "generator"),
     [
-        ("unet", None, None),
-        ("unetplusplus", None, None),
+        pytest.param("unetplusplus", None, None, marks=pytest.mark.slow),
         ("deeplabv3plus", None, None),
-        ("unet", "skip16", "unet_128"),
         ("unet", "attention_unet_32_bottleneck", "attention_unet_32"),
         ("unet", "virtual_rgb_encoder", "resnet_6blocks"),
     ],
@@ -335,9 +308,7 @@ def test_it_overfits_one_batch(decoder, branch, generator):
     how = {} if branch is None else {"branch": branch}
     generation = None if generator is None else build_generator(generator, 4)
     net = SegmentationNet(generation, False, 8, decoder=decoder, **how)
-    side = 128 if generator == "unet_128" else 64
-    coarse = torch.rand(3, 3, 4, 4)
-    image = torch.nn.functional.interpolate(coarse, (side, side), mode="nearest")
+    image = torch.nn.functional.interpolate(torch.rand(3, 3, 4, 4), (64, 64), mode="nearest")
     target = (image[:, :1] > 0.5).float()
     optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 5e-3)
     for _ in range(60):
@@ -352,5 +323,4 @@ def test_it_overfits_one_batch(decoder, branch, generator):
         predicted = net.eval()(image) > 0
     true = target > 0.5
     right = int((predicted & true).sum())
-    f1 = 2 * right / int(predicted.sum() + true.sum())
-    assert f1 > 0.95
+    assert 2 * right / int(predicted.sum() + true.sum()) > 0.95
