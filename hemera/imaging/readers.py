@@ -86,7 +86,20 @@ def positive_pair(x: Any, y: Any) -> tuple[float, float] | None:
     return pair if all(math.isfinite(value) and value > 0 for value in pair) else None
 
 
-class OpenSlideReader(Reader):
+class _LibraryReader(Reader):
+    """A reader by a library with the interface of OpenSlide."""
+
+    def _describe(self, handle: Any) -> tuple[float, ...]:
+        """Take the attributes from an open handle; return the downsamples it reads with."""
+        properties = handle.properties
+        self.vendor = str(properties.get(f"{self.name}.vendor") or "")
+        self.level_sizes = tuple((int(w), int(h)) for w, h in handle.level_dimensions)
+        self.stated_by = f"{self.name}.mpp-x"
+        self.stated_mpp = positive_pair(*(properties.get(f"{self.name}.mpp-{a}") for a in "xy"))
+        return tuple(float(downsample) for downsample in handle.level_downsamples)
+
+
+class OpenSlideReader(_LibraryReader):
     """OpenSlide; every read has a handle of its own while it takes place.
 
     A handle that failed once fails for every later read, and must not be closed while another
@@ -94,22 +107,12 @@ class OpenSlideReader(Reader):
     """
 
     name = "openslide"
-    stated_by = "openslide.mpp-x"
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        handle = self._open()
-        self._idle = [handle]
-        properties = handle.properties
-        self.vendor = str(properties.get("openslide.vendor", ""))
-        self.level_sizes = tuple(
-            (int(width), int(height)) for width, height in handle.level_dimensions
-        )
-        self.stated_mpp = positive_pair(
-            properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
-        )
-        self._downsamples = tuple(float(value) for value in handle.level_downsamples)
+        self._idle = [self._open()]
+        self._downsamples = self._describe(self._idle[0])
 
     def _open(self) -> openslide.OpenSlide:
         with translated(
@@ -142,11 +145,10 @@ class OpenSlideReader(Reader):
             handle.close()
 
 
-class TiffSlideReader(Reader):
+class TiffSlideReader(_LibraryReader):
     """TiffSlide: for TIFF files that OpenSlide refuses or sees only in part."""
 
     name = "tiffslide"
-    stated_by = "tiffslide.mpp-x"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,22 +165,15 @@ class TiffSlideReader(Reader):
             for code in (X_RESOLUTION, Y_RESOLUTION):
                 if code in page.tags and math.isnan(quotient(page.tags[code].value)):
                     del page.tags[code]
-            properties = self._handle.properties
-            self.level_sizes = tuple(
-                (int(width), int(height)) for width, height in self._handle.level_dimensions
-            )
+            self._downsamples = self._describe(self._handle)
             if page.bitspersample != 8 or page.samplesperpixel not in (3, 4):
                 raise ValueError(
                     f"{page.samplesperpixel} channels of {page.bitspersample} bits, not 8-bit RGB"
                 )
-        self.vendor = str(properties.get("tiffslide.vendor") or "")
-        self.stated_mpp = positive_pair(
-            properties.get("tiffslide.mpp-x"), properties.get("tiffslide.mpp-y")
-        )
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         # It truncates location / downsample: give the first location that lands on (x, y).
-        downsample = float(self._handle.level_downsamples[level])
+        downsample = self._downsamples[level]
         location = (math.ceil(x * downsample), math.ceil(y * downsample))
         with self.reading(level, x, y), self._lock:
             rgb = self._handle.read_region(location, level, (width, height), as_array=True)
