@@ -602,7 +602,7 @@ def points(tmp_path):
 
 
 def test_a_pair_that_the_sheet_lacks(cohort, points, caplog):
-    assert "no pair p2; name one of p1" in refused(caplog, cohort, *points, pair="p2")
+    assert "no pair p2; known are p1" in refused(caplog, cohort, *points, pair="p2")
 
 
 def test_without_a_sheet_or_a_configuration(cohort, points, caplog):
