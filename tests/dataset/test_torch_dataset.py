@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -97,7 +96,6 @@ def numbers(dataset):
         ({}, [0, 1, 2, 4, 5, 6, 8, 9, 10]),
         ({"refused": True}, list(range(11))),
         ({"where": "number > 3", "split": "val"}, [4, 10]),
-        ({"where": pc.field("number") > 3, "split": "val"}, [4, 10]),
         ({"network": "generation", "split": "train"}, [0, 1, 2, 4]),
         ({"where": "number == 7"}, []),
     ],
