@@ -18,7 +18,7 @@ import csv
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -31,12 +31,10 @@ from hemera.config import MaskOptions
 from hemera.demo import load_truth, write_cohort
 from hemera.masks import label_format
 from hemera.masks.agreement import matched
+from hemera.masks.engine import Engine, module
 from hemera.masks.her2_score import asco_cap_score
-from hemera.masks.stain import stains as stain
-from hemera.masks.stain.segmentation import segment
 
 RGB = npt.NDArray[np.uint8]
-Engine = Callable[[RGB, float, stain.Stains], label_format.Labelled]
 
 DEEPLIIF_MPP = 0.25
 BCI_MPP = 0.46
@@ -85,7 +83,7 @@ def demo(name: str, engine: Engine, folder: Path) -> None:
         assert truth.field is not None
         rgb, mpp = picture(folder / row["her2"]), float(row["her2_mpp"])
         height, width = rgb.shape[:2]
-        found = engine(rgb, mpp, stain.estimate(quarters(rgb), mpp))
+        found = engine.segment(rgb, mpp, engine.prepare(quarters(rgb), mpp))
         places = truth.field.to_moving(np.column_stack([truth.cells.x, truth.cells.y]))
         seen = ((places > 0) & (places < np.array([width, height]) * mpp)).all(axis=1)
         intensity = truth.cells.intensity[seen]
@@ -158,7 +156,7 @@ def nuclear(name: str, engine: Engine, images: Path) -> None:
     """Print how the engine does on the real Ki67 tiles with ground truth."""
     scores = []
     for tile, rgb, truth in deepliif_tiles(images):
-        found = engine(rgb, DEEPLIIF_MPP, stain.estimate([rgb], DEEPLIIF_MPP))
+        found = engine.segment(rgb, DEEPLIIF_MPP, engine.prepare([rgb], DEEPLIIF_MPP))
         values, agreement, count = against_deepliif(found, truth)
         scores.append(values[2])
         say(f"{name}, {tile}, nuclear pixels (goal F1 0.60)", values)  # type: ignore[arg-type]
@@ -180,7 +178,7 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
     """Print what share of cells the engine finds stained on real HER2 tiles."""
     for path in bci_tiles(images):
         rgb = picture(path)
-        found = engine(rgb, BCI_MPP, stain.estimate(quarters(rgb), BCI_MPP))
+        found = engine.segment(rgb, BCI_MPP, engine.prepare(quarters(rgb), BCI_MPP))
         counts = np.bincount(found.cells.intensity, minlength=4)
         shares = counts / max(counts.sum(), 1)
         note = " (no tumour)" if path.stem in NO_TUMOUR else ""
@@ -193,10 +191,10 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
         )
 
 
-def speed(words: str, rgb: RGB, mpp: float, options: MaskOptions) -> None:
+def speed(words: str, rgb: RGB, mpp: float, engine: Engine) -> None:
     """Print stain's time against the decode of the tile as JPEG, both in turn."""
     tiles = quarters(rgb)
-    stains = stain.estimate(tiles, mpp)
+    stains = engine.prepare(tiles, mpp)
     stored = [simplejpeg.encode_jpeg(tile, 85, colorsubsampling="420") for tile in tiles]
 
     def decode() -> None:
@@ -205,7 +203,7 @@ def speed(words: str, rgb: RGB, mpp: float, options: MaskOptions) -> None:
 
     def label() -> None:
         for tile in tiles:
-            segment(tile, mpp, stains, options)
+            engine.segment(tile, mpp, stains)
 
     times = interleaved({"stain": label, "decode": decode}, rounds=5)
     middle, least, most = ratio(times, "stain", "decode")
@@ -223,18 +221,13 @@ def main() -> None:
     parser.add_argument("--deepliif", type=Path, help="folder of a DeepLIIF model")
     given = parser.parse_args()
     cv2.setNumThreads(1)
-    options = MaskOptions(engines=("stain",))
-
-    def by_stain(rgb: RGB, mpp: float, stains: stain.Stains) -> label_format.Labelled:
-        return segment(rgb, mpp, stains, options)
-
-    engines: dict[str, Engine] = {"stain": by_stain}
+    wanted: dict[str, dict[str, str]] = {"stain": {}}
     if given.deepliif is None:
         sys.stdout.write("deepliif: not measured, no model given (--deepliif)\n")
     else:
-        from hemera.masks.deepliif import Model
-
-        engines["deepliif"] = Model(MaskOptions(deepliif_model=str(given.deepliif))).segment
+        wanted["deepliif"] = {"model": str(given.deepliif)}
+    options = MaskOptions(engines=wanted)
+    engines = {name: module(name).load(own, options) for name, own in options.engines.items()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_cohort(folder, "small", workers=1)
@@ -244,14 +237,14 @@ def main() -> None:
                 nuclear(engine_name, engine, given.images)
                 ordered(engine_name, engine, given.images)
         for drawn in sorted((folder / "bci" / "IHC").glob("*/*.png")):
-            speed(f"demo {drawn.stem} at 0.46 um/px", picture(drawn), BCI_MPP, options)
+            speed(f"demo {drawn.stem} at 0.46 um/px", picture(drawn), BCI_MPP, engines["stain"])
     if given.images is None:
         sys.stdout.write("real tiles: not measured, no folder given (--images)\n")
         return
     for path in bci_tiles(given.images):
-        speed(f"{path.stem} at 0.46 um/px", picture(path), BCI_MPP, options)
+        speed(f"{path.stem} at 0.46 um/px", picture(path), BCI_MPP, engines["stain"])
     for tile, rgb, _ in deepliif_tiles(given.images):
-        speed(f"{tile} at 0.25 um/px", rgb, DEEPLIIF_MPP, options)
+        speed(f"{tile} at 0.25 um/px", rgb, DEEPLIIF_MPP, engines["stain"])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ TILES_PER_PAIR = 4
 
 BEFORE: dict[str, Any] = {"preset": "hemera", "sheet": "pairs.tsv"}
 AFTER: dict[str, Any] = {**BEFORE, "filter": {"tissue_fraction_min": 0.55}}
-ENGINES = MaskOptions().engines
+ENGINES = tuple(MaskOptions().engines)
 MAY_RUN = {"filter", "index", "report", "train_generation", "train_segmentation", "evaluate"}
 
 # `--touch` sleeps between jobs, because modification times once had a coarse clock.

@@ -422,9 +422,9 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
 
 
 def provenance(options: Options) -> dict[str, str]:
-    """Return the metadata that says which options made a table: those that its stage reads."""
-    read = options.model_dump(exclude=set(options.unread()))
-    return {"options": json.dumps({**read, "version": type(options).version}, sort_keys=True)}
+    """Return the metadata with the options that a table was made with."""
+    values = options.model_dump()
+    return {"options": json.dumps({**values, "version": type(options).version}, sort_keys=True)}
 
 
 def inherited(stage: str, path: Path) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hemera.masks.label_format import Cells
-from hemera.masks.stain import stains
+from hemera.config import MaskOptions
+from hemera.masks.label_format import Cells, Labelled
+from hemera.masks.stain import Options, stains
+from hemera.masks.stain.engine import StainEngine
 
 RGB = npt.NDArray[np.uint8]
 
@@ -17,6 +20,8 @@ DAB = np.array(stains.DAB) / np.linalg.norm(stains.DAB)
 GLASS = (250, 248, 246)
 MEASURED = stains.Stains(GLASS, estimated=("haematoxylin", "dab"))
 """Stains of a drawn tile, as if both vectors had been measured."""
+
+SHARED = MaskOptions(engines={"stain": {}})
 
 STRENGTHS = np.array(
     [[0.0, 0.15, 0.3, 0.6, 0.0], [0.6, 0.0, 0.0, 0.15, 0.3], [0.3, 0.6, 0.15, 0.0, 0.0]]
@@ -76,6 +81,13 @@ def draw(
     places = np.array(centres)
     nuclei = density_h > counterstain / 2
     return Drawn(rgb.round().clip(0, 255).astype(np.uint8), places[:, 0], places[:, 1], nuclei)
+
+
+def segment(
+    rgb: RGB, mpp: float, of: stains.Stains, shared: MaskOptions = SHARED, **options: Any
+) -> Labelled:
+    """Label a tile by the engine `stain`."""
+    return StainEngine(Options(**options), shared).segment(rgb, mpp, of)
 
 
 def over(rgb: RGB, density: npt.ArrayLike) -> RGB:

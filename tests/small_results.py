@@ -164,7 +164,7 @@ def _unit(
         results / "mask" / f"{unit}.parquet",
         mask_rows,
         tables.MASK,
-        tables.provenance(MaskOptions(engines=("stain",))),
+        tables.provenance(MaskOptions(engines={"stain": {}})),
     )
 
 

@@ -55,7 +55,10 @@ def test_wrong_usage(caplog: pytest.LogCaptureFixture, words: tuple[str, ...], s
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_help_of_a_stage_is_derived(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_stage_is_derived(
+    stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # else long flags are wrapped
     text = shown(capsys, stage, "--help")
     names = set(inspect.signature(importlib.import_module(f"hemera.stages.{stage}").run).parameters)
     names = (names - {"options"}) | set(_flags(STAGES[stage]))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hemera import tables
-from hemera.config import STAGES, FilterOptions, MaskOptions
+from hemera.config import STAGES, FilterOptions
 from hemera.errors import TableError
 
 SCHEMAS = {
@@ -273,13 +273,3 @@ def test_filtered_and_index_hold_what_training_reads() -> None:
 def test_the_mask_statistics_are_the_columns_between_engine_and_note() -> None:
     assert tables.MASK_STATISTICS[0] == "nucleus_fraction"
     assert tables.MASK_STATISTICS[-1] == "strong_cells"
-
-
-def test_a_table_says_only_what_its_stage_read() -> None:
-    both = MaskOptions(engines=("deepliif", "stain"), deepliif_model="there")
-    told = json.loads(tables.provenance(both.effective())["options"])
-    assert told["deepliif_model"] == "there"
-    stain = MaskOptions(engines=("stain",), ring_um=2.5)
-    told = json.loads(tables.provenance(stain)["options"])
-    assert told["ring_um"] == 2.5
-    assert not {"target", "deepliif_model", "device", "torch_threads"} & set(told)

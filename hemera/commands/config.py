@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,17 @@ def explained(preset: str) -> str:
     for name, cls in STAGES.items():
         lines += ["", f"# {(cls.__doc__ or '').strip()}", f"{name}:"]
         for key in keys(cls).values():
-            lines += _explained(key, changed.stages[name], indent="  ")
+            if not isinstance(key.default, Mapping):
+                lines += _explained(key, changed.stages[name], indent="  ")
+                continue
+            in_force = getattr(changed.stages[name], key.name)
+            notes = [key.help, f"paper: {key.paper}", f"this preset: {', '.join(in_force)}"]
+            lines.append(_commented(f"  # {key.name}:", notes))
+            for dotted, nested in cls.nested().items():
+                item = dotted.removeprefix(f"{key.name}.")
+                lines.append(_commented(f"  #   {item}:", [(nested.__doc__ or "").strip()]))
+                for inner in keys(nested).values():
+                    lines += _explained(inner, in_force.get(item, nested()), indent="  #     ")
     return "\n".join(lines) + "\n"
 
 
@@ -89,8 +100,13 @@ def _explained(key: Key, changed: Options, indent: str) -> list[str]:
     value = getattr(changed, key.name)
     if value != key.default:
         notes.append(f"this preset: {_yaml(value)}")
-    line = f"{indent}# {key.name}: {_yaml(key.default)}"
-    return [f"{line:<43} # {'; '.join(notes)}"]
+    # Keys of a nested section are behind the # of the section.
+    sign = "" if "#" in indent else "# "
+    return [_commented(f"{indent}{sign}{key.name}: {_yaml(key.default)}", notes)]
+
+
+def _commented(line: str, notes: list[str]) -> str:
+    return f"{line:<43} # {'; '.join(notes)}"
 
 
 def _yaml(value: object) -> str:

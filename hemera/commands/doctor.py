@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hemera.config import Config, MaskOptions, load_file
+from hemera.config.masks import engine_modules
 from hemera.errors import HemeraError
 
 PACKAGES = (
@@ -101,45 +102,16 @@ def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
     """Yield whether the engines of stage mask can run, and what is missing for them."""
     mask = config.stages["mask"]
     assert isinstance(mask, MaskOptions)
-    try:
-        from hemera.masks import deepliif
-    except ImportError as error:
-        # What `deepliif` is made of is what `stain` needs too.
-        yield "missing", f"mask engines: {error}; install requirements.lock"
-        return
-    if "stain" in mask.engines:
-        yield "ok", "mask engine stain"
-    lacking = "missing" if "deepliif" in mask.engines else "absent"
-    if mask.device == "cuda" and not gpu:
-        yield lacking, "mask.device: cuda, and PyTorch sees no GPU; set auto or cpu"
-    if mask.deepliif_model is None:
-        yield (
-            lacking,
-            (
-                f"mask engine deepliif: no model; unpack {deepliif.RECORD} and name the folder in "
-                "mask.deepliif_model, or set mask.engines: [stain]"
-            ),
-        )
-        return
-    folder = Path(mask.deepliif_model)
-    try:
-        deepliif.check_package()
-        raw = deepliif.check_model(folder)
-        found = deepliif.digest(folder)
-    except (HemeraError, OSError) as error:
-        yield lacking, f"mask engine deepliif: {error}"
-        return
-    kind = "raw" if raw else "serialized"
-    yield "ok", f"mask engine deepliif, {kind} networks in {folder} (published: {deepliif.RECORD})"
-    if mask.deepliif_sha256 is None:
-        yield "ok", f"mask.deepliif_sha256: {found} (not asked for; put it into the configuration)"
-    elif mask.deepliif_sha256.lower() == found:
-        yield "ok", f"mask.deepliif_sha256: {found}, as asked for"
-    else:
-        yield (
-            lacking,
-            (
-                f"mask.deepliif_sha256: the files have {found}, and {mask.deepliif_sha256} is "
-                f"asked for; unpack {deepliif.RECORD} again, or mend the digest"
-            ),
-        )
+    for name, module in engine_modules().items():
+        options = mask.engines.get(name) or module.Options()
+        missing = module.requirements(options)
+        if module.resources(options).gpu_only and not gpu:
+            missing.append("its options require a GPU, and PyTorch finds none; set device: auto")
+        try:
+            versions = {} if missing else module.versions(options)
+        except HemeraError as error:
+            missing.append(str(error))
+        for line in missing:
+            yield "missing" if name in mask.engines else "absent", f"mask engine {name}: {line}"
+        if not missing:
+            yield "ok", " ".join([f"mask engine {name}", *map(" ".join, versions.items())])

@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -26,15 +26,6 @@ TOP = "config"
 Device = Literal["auto", "cpu", "cuda"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Threads = Annotated[int, Field(ge=1, le=64)]
-
-
-def paper(value: str) -> Any:
-    """Return the annotation of an option with the value that the paper uses."""
-    return Field(json_schema_extra={"paper": value})
 
 
 def option(
@@ -72,13 +63,7 @@ class Options(BaseModel):
         ConfigError: on construction; one line per fault, with key, value, valid range and remedy.
     """
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     section: ClassVar[str]
     version: ClassVar[int] = 1
@@ -102,14 +87,6 @@ class Options(BaseModel):
             finally:
                 _inside.reset(token)
 
-    def unread(self) -> frozenset[str]:
-        """Return the options that the stage, as these are, does not read."""
-        return frozenset()
-
-    def effective(self) -> Self:
-        """Return these options with the defaults of what is not read."""
-        return self
-
     @classmethod
     def nested(cls) -> dict[str, type[Options]]:
         """Return the classes of the items of fields that are mappings, by dotted name."""
@@ -118,6 +95,9 @@ class Options(BaseModel):
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy in which the given options have other values."""
         return type(self)(**{**dict(self), **changes})
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +158,8 @@ def _key(name: str, field: FieldInfo) -> Key:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     return Key(
         name=name,
-        help=" ".join((field.description or "").split()).rstrip("."),
-        default=field.get_default(call_default_factory=True),
+        help=field.description or "",
+        default=_plain_items(field.get_default(call_default_factory=True)),
         paper=str(extra.get("paper", "")),
         type=str if choices else inner,
         is_list=is_list,
@@ -264,7 +244,7 @@ def flags(options: Options, prefix: str = "--") -> list[str]:
     words: list[str] = []
     for key in keys(type(options)).values():
         value = getattr(options, key.name)
-        if value == key.default:
+        if _plain_items(value) == key.default:
             continue
         name = prefix + key.name.replace("_", "-")
         if isinstance(value, Options):
@@ -281,9 +261,25 @@ def flags(options: Options, prefix: str = "--") -> list[str]:
     return words
 
 
+def standalone(cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
+    """Return options validated apart from those that contain them: faults are a ConfigError."""
+    token = _inside.set(False)
+    try:
+        return cls(**{str(key): value for key, value in values.items()})
+    finally:
+        _inside.reset(token)
+
+
 def plain(options: Options) -> dict[str, Any]:
     """Return options as YAML and JSON hold them: lists for tuples, mappings for nested options."""
     return options.model_dump(mode="json")
+
+
+def _plain_items(value: Any) -> Any:
+    """Return a mapping to options as plain values, anything else unchanged."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: plain(item) for name, item in value.items()}
 
 
 def _word(value: object) -> str:

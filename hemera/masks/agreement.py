@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import KDTree
 
-from hemera.masks.label_format import Cells
+from hemera.masks.label_format import Cells, Labelled, positive
 
 # Largest distance between the centroids that two engines find for one nucleus, um.
 MATCH_UM = 4.0
@@ -64,6 +67,41 @@ def sign_agreement(first: Cells, second: Cells, mpp: float) -> tuple[float | Non
     if not count:
         return None, 0
     return float(np.mean(first.positive[both] == second.positive[at[both]])), count
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Agreement of two engines on a tile."""
+
+    dice: float
+    """Of their positive masks, 0 to 1."""
+    sign: float | None
+    """Fraction of matched cells with the same sign; None: none matched."""
+    cells: int
+    """Matched cells."""
+
+    @property
+    def lower(self) -> float:
+        """The lower of Dice and sign; Dice where no cell matched."""
+        return self.dice if self.sign is None else min(self.dice, self.sign)
+
+
+def lowest_agreements(labelled: Mapping[str, Labelled], mpp: float) -> dict[str, Agreement]:
+    """Return for each engine its agreement with the other engine with which it agrees least.
+
+    Args:
+        labelled: what each engine made of a tile; one alone has no agreement.
+        mpp: resolution of the tile, um/px.
+    """
+    lowest: dict[str, Agreement] = {}
+    for names in itertools.combinations(labelled, 2):
+        first, second = (labelled[name] for name in names)
+        sign, cells = sign_agreement(first.cells, second.cells, mpp)
+        found = Agreement(dice(positive(first.mask), positive(second.mask)), sign, cells)
+        for name in names:
+            if name not in lowest or found.lower < lowest[name].lower:
+                lowest[name] = found
+    return lowest
 
 
 def suitability(dice: float, sign: float | None) -> str:

@@ -54,6 +54,26 @@ class Labelled:
     excluded_fraction: float = 0.0
 
 
+def statistics(labelled: Labelled) -> dict[str, float | int]:
+    """Return the measured columns of a row of `tables.MASK`, fractions of all pixels."""
+    mask, cells = labelled.mask, labelled.cells
+    pixels = np.bincount(intensity(mask).ravel(), minlength=4) / mask.size
+    strength = np.bincount(cells.intensity, minlength=4)
+    return {
+        "nucleus_fraction": float(nuclei(mask).mean()),
+        "positive_fraction": float(positive(mask).mean()),
+        "weak_fraction": float(pixels[1]),
+        "moderate_fraction": float(pixels[2]),
+        "strong_fraction": float(pixels[3]),
+        "excluded_fraction": labelled.excluded_fraction,
+        "cells": len(cells),
+        "positive_cells": int(cells.positive.sum()),
+        "weak_cells": int(strength[1]),
+        "moderate_cells": int(strength[2]),
+        "strong_cells": int(strength[3]),
+    }
+
+
 def blank(shape: tuple[int, int], note: str | None = None) -> Labelled:
     """Return the answer for a tile (H, W) in which there is nothing: no cell, an empty mask."""
     nothing = Cells(

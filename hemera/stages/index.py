@@ -23,6 +23,8 @@ from hemera.config import IndexOptions
 from hemera.dataset.splits import PARTS, check_leakage, draw, split_cases
 from hemera.errors import ConfigError, LeakageError, TableError
 from hemera.io.atomic import write_text
+from hemera.masks import ENGINES
+from hemera.masks.engine import module
 from hemera.sheet import read_sheet
 
 log = logging.getLogger(__name__)
@@ -33,14 +35,19 @@ LICENCES = {
     "bci": "BCI: non-commercial use, cite its paper",
     "acrobat": "ACROBAT: the terms of its release",
     "mist": "MIST: its release states no terms here; ask its authors",
-    "deepliif": "masks by DeepLIIF: Apache-2.0 with the Commons Clause, weights for non-commercial "
-    "use",
     "deeperhistreg": "registration by DeeperHistReg: GPL-3.0 or CC BY-SA 4.0 by its own two "
     "statements; its SuperPoint and SuperGlue weights are for non-commercial research",
 }
-"""What is known of the terms of data sets and engines."""
+"""What is known of the terms of data sets and of registration; mask engines state their own."""
 
-VERSIONED = ("hemera", "deeperhistreg", "deepliif", "numpy", "opencv-python-headless", "torch")
+VERSIONED = (
+    "hemera",
+    "deeperhistreg",
+    *(package for name in ENGINES for package in module(name).PACKAGES),
+    "numpy",
+    "opencv-python-headless",
+    "torch",
+)
 """Packages whose versions the index records: those that make pixels or decide about them."""
 
 FINGERPRINTED = (
@@ -253,12 +260,13 @@ def _mixture(table: pa.Table, options: IndexOptions) -> str | None:
 
 
 def _licences(table: pa.Table, engines: Sequence[str]) -> list[str]:
-    names = sorted(set(table.column("dataset").to_pylist())) + list(engines)
+    terms = [LICENCES.get(name, "") for name in sorted(set(table.column("dataset").to_pylist()))]
+    terms += [module(name).LICENCE for name in engines if name in ENGINES]
     if pc.any(
         pc.is_in(table.column("registration"), value_set=pa.array(["pass", "review"]))
     ).as_py():
-        names.append("deeperhistreg")
-    return [LICENCES[name] for name in names if name in LICENCES]
+        terms.append(LICENCES["deeperhistreg"])
+    return [line for line in terms if line]
 
 
 def _version(package: str) -> str:

@@ -28,7 +28,7 @@ def test_what_is_printed_is_a_config_of_the_same_effect(
     assert load(values) == load(given)
     assert values["train_generation"]["learning_rate"] == 3e-4
     assert values["filter"]["histogram_datasets"] == []
-    assert values["mask"]["engines"] == ["stain"], "what the preset changes is in force"
+    assert list(values["mask"]["engines"]) == ["stain"], "what the preset changes is in force"
     for name, cls in STAGES.items():
         assert list(values[name]) == list(cls.model_fields)
 

@@ -1,19 +1,18 @@
 """hemera doctor: one line per fact, an exit code that says whether the configured graph can run."""
 
-import hashlib
 import importlib.metadata
-import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from hemera.__main__ import main
 from hemera.commands import doctor
-from hemera.config import load
+from hemera.config import Config, load
+from hemera.masks.deepliif import model_files
 
 
 def marks(text: str) -> dict[str, str]:
@@ -37,21 +36,20 @@ def test_the_demo_can_run_here(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert any(line.startswith("Python 3.11") for line in found)
 
 
-def test_deepliif_without_its_model_is_missing_where_it_is_wanted(
+def engine_line(config: Config, name: str) -> tuple[str, str]:
+    (fact,) = [fact for fact in doctor.facts(config) if fact[1].startswith(f"mask engine {name}")]
+    return fact
+
+
+def test_deepliif_without_its_model_is_missing_where_it_is_configured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("preset: hemera\n")
     assert main(["doctor", "--configfile", str(path)]) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing")]
-    (line,) = [line for line in lines if "encoder_weights" not in line]
-    assert "mask engine deepliif" in line
-    assert "4751737" in line or "deepliif_model" in line, "where its weights come from"
-
-
-def test_a_model_folder_that_is_incomplete(tmp_path: Path) -> None:
-    config = load({"mask": {"deepliif_model": str(tmp_path)}})
-    assert any(mark == "missing" and "deepliif" in line for mark, line in doctor.facts(config))
+    found = capsys.readouterr().out
+    assert "missing mask engine deepliif: mask.engines.deepliif.model: not given" in found
+    assert engine_line(load({"preset": "demo"}), "deepliif")[0] == "absent"
 
 
 @pytest.fixture
@@ -66,96 +64,46 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def deepliif_lines(values: dict[str, Any] | None = None, **mask: object) -> list[tuple[str, str]]:
-    config = load(values or {"mask": mask})
-    return [fact for fact in doctor.facts(config) if "deepliif" in fact[1].split(" (")[0]][1:]
+def test_a_whole_model_is_shown_with_its_digest(model: Path) -> None:
+    def line(**options: object) -> tuple[str, str]:
+        engines = {"deepliif": {"model": str(model), **options}}
+        return engine_line(load({"mask": {"engines": engines}}), "deepliif")
 
-
-def test_a_whole_model_is_told_by_its_record_and_its_digest(model: Path) -> None:
-    """The digest is what `sha256sum *.pt *_opt.txt | sha256sum` prints in the folder."""
-    lines = "".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-        for path in [*sorted(model.glob("*.pt")), model / "train_opt.txt"]
-    )
-    digest = hashlib.sha256(lines.encode()).hexdigest()
-    first, second = deepliif_lines(deepliif_model=str(model))
-    assert first[0] == second[0] == "ok"
-    assert f"serialized networks in {model}" in first[1]
-    assert "Zenodo record 4751737" in first[1]
-    assert f"mask.deepliif_sha256: {digest} (not asked for" in second[1]
-    asked = deepliif_lines(deepliif_model=str(model), deepliif_sha256=digest.upper())
-    assert asked[1] == ("ok", f"mask.deepliif_sha256: {digest}, as asked for")
-    shutil.copy(model / "G1.pt", model / "G3.pt")
-    mark, line = deepliif_lines(deepliif_model=str(model), deepliif_sha256=digest)[1]
+    digest = model_files.digest(model)
+    assert line() == ("ok", f"mask engine deepliif deepliif_sha256 {digest}")
+    assert line(sha256=digest) == line()
+    mark, text = line(sha256="0" * 64)
     assert mark == "missing"
-    assert f"{digest} is asked for; unpack Zenodo record" in line
+    assert digest in text
+    if not torch.cuda.is_available():
+        mark, text = line(device="cuda")
+        assert mark == "missing"
+        assert "require a GPU" in text
 
 
-def test_an_incomplete_model_names_what_it_lacks(model: Path) -> None:
-    (model / "G55.pt").unlink()
-    ((mark, line),) = deepliif_lines(deepliif_model=str(model))
-    assert mark == "missing"
-    assert "lacks G55.pt" in line
-    values = {"mask": {"deepliif_model": str(model), "engines": ["stain"]}}
-    values["index"] = {"target": "stain"}
-    ((mark, line),) = deepliif_lines(values)
-    assert mark == "absent", "what is not wanted keeps nothing from running"
-
-
-def test_a_package_that_cannot_be_imported_is_missing(
+def test_a_package_that_is_not_installed_is_missing(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "deepliif", None)
-    ((mark, line),) = deepliif_lines(deepliif_model=str(model))
+    config = load({"mask": {"engines": {"deepliif": {"model": str(model)}}}})
+    mark, text = engine_line(config, "deepliif")
     assert mark == "missing"
-    assert "cannot be imported" in line
+    assert "deepliif: the package is not installed; install requirements.lock" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("G52.pt", b"", "G52.pt is no network, or not whole"),
-        ("G52.pt", b"PK\3\4 and then nothing", "G52.pt is no network, or not whole"),
-        ("train_opt.txt", b"model: CycleGAN\nmodalities_no: 4\n", "kind CycleGAN"),
-        ("train_opt.txt", b"model: DeepLIIF\nmodalities_no: 3\n", "a model of 3 modalities"),
-        ("train_opt.txt", b"x: print('a' + 'b')\n", "the value of x is code"),
-        ("train_opt.txt", b"\xff\xfe", "not a text file"),
-    ],
-)
-def test_a_model_that_could_not_be_loaded_is_missing(
-    model: Path, name: str, content: bytes, words: str
-) -> None:
-    (model / name).write_bytes(content)
-    ((mark, line),) = deepliif_lines(deepliif_model=str(model))
-    assert mark == "missing"
-    assert words in line
-
-
-@pytest.mark.parametrize("package", ["torch", "skimage"])
-def test_what_cannot_be_imported_is_said_and_no_traceback(tmp_path: Path, package: str) -> None:
+def test_what_cannot_be_imported_is_missing_without_a_traceback(tmp_path: Path) -> None:
     """In a process of its own, where nothing has imported it."""
     path = tmp_path / "config.yaml"
     path.write_text("preset: demo\n")
     code = (
-        f"import sys; sys.modules['{package}'] = None; from hemera.__main__ import main;"
+        "import sys; sys.modules['torch'] = None; from hemera.__main__ import main;"
         f"sys.exit(main(['doctor', '--configfile', {str(path)!r}]))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 1
     assert "Traceback" not in found.stderr
     lines = [line for line in found.stdout.splitlines() if line.startswith("missing")]
-    assert any(package in line and "install requirements.lock" in line for line in lines)
-
-
-def test_a_gpu_that_is_asked_for_and_not_there(model: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    config = load({"mask": {"deepliif_model": str(model), "device": "cuda"}})
-    assert ("missing", "mask.device: cuda, and PyTorch sees no GPU; set auto or cpu") in list(
-        doctor.facts(config)
-    )
+    assert any("torch" in line and "install requirements.lock" in line for line in lines)
 
 
 def test_encoder_weights(tmp_path: Path) -> None:

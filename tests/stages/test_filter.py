@@ -480,7 +480,7 @@ def test_the_options_of_three_stages_are_kept(tmp_path: Path) -> None:
     assert set(kept) == {"options", "options_tile", "options_mask"}
     assert kept["options"]["he_sharpness_min"] == 31.0
     assert kept["options_tile"]["size_px"] == 512
-    assert kept["options_mask"]["engines"] == ["deepliif", "stain"]
+    assert list(kept["options_mask"]["engines"]) == ["deepliif", "stain"]
 
 
 def test_agreement_of_a_single_engine_is_an_error(tmp_path: Path) -> None:

@@ -18,14 +18,15 @@ import pytest
 from hemera import tables
 from hemera.config import MaskOptions
 from hemera.dataset import shards
-from hemera.errors import ConfigError, EngineError, ShardError, TableError
+from hemera.errors import EngineError, ShardError, TableError
 from hemera.imaging import codecs
 from hemera.masks import label_format as labels
-from hemera.masks.stain import membranes, nuclei, segmentation
-from hemera.masks.stain import stains as stain
+from hemera.masks.stain import engine as stain_engine
+from hemera.masks.stain import membranes, nuclei, stains
 from hemera.stages import mask
+from tests.small_cells import segment
 
-OPTIONS = MaskOptions(engines=("stain",))
+OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
 GOLDEN = {4: "1e6e778cd61d02544d74b1cc2813874a8f61cae4954fe0d5e36dd0908544a577"}
@@ -40,7 +41,7 @@ def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
         radius = np.hypot(y - cy - rng.integers(-4, 5), x - cx - rng.integers(-4, 5))
         blue += 0.5 * (radius < 8)
         dab += brown * ((radius > 9) & (radius < 14)) * (k % 2)
-    vectors = np.array([stain.HAEMATOXYLIN, stain.DAB])
+    vectors = np.array([stains.HAEMATOXYLIN, stains.DAB])
     density = np.stack([blue, dab], axis=-1) @ vectors
     density = cv2.GaussianBlur(density, (0, 0), 0.8)
     return (glass * 10**-density).round().astype(np.uint8)
@@ -144,8 +145,8 @@ def test_stains_are_those_of_the_pair_not_of_the_tile(
     image = codecs.decode_mask(
         shards.read_member(folder / "unit.tar", row["offset"], row["length"])
     )
-    own = stain.estimate([TILES[1][2], TILES[3][2]], MPP)
-    np.testing.assert_array_equal(image, segmentation.segment(TILES[1][2], MPP, own, OPTIONS).mask)
+    own = stains.estimate([TILES[1][2], TILES[3][2]], MPP)
+    np.testing.assert_array_equal(image, segment(TILES[1][2], MPP, own).mask)
     assert own.background == (180, 180, 180)
 
 
@@ -169,23 +170,16 @@ def test_an_empty_unit_writes_empty_outputs(tmp_path: Path) -> None:
         assert archive.getnames() == []
 
 
-def test_deepliif_without_a_model_says_what_to_do(unit: tuple[Path, Path], tmp_path: Path) -> None:
+def test_deepliif_without_a_model_is_an_error_with_both_remedies(
+    unit: tuple[Path, Path], tmp_path: Path
+) -> None:
     with pytest.raises(EngineError) as caught:
         run(unit, tmp_path / "mask", MaskOptions())
     message = str(caught.value)
-    assert message.startswith("mask.deepliif_model: not given; ")
+    assert message.startswith("mask.engines.deepliif.model: not given; ")
     assert "4751737" in message
-    assert "mask.engines [stain] and index.target stain" in message
+    assert "engines {stain: {}} and index.target stain" in message
     assert not list((tmp_path / "mask").iterdir())
-
-
-@pytest.mark.parametrize("weights", [(0.0,) * 5, (1.0,) * 5, (0.2, 0.2, 0.2, 0.2, 0.1)])
-def test_weights_of_segmentations_that_do_not_make_one_are_refused(
-    weights: tuple[float, ...],
-) -> None:
-    with pytest.raises(ConfigError, match=r"mask\.deepliif_seg_weights: the sum is .*; give five"):
-        MaskOptions(deepliif_seg_weights=weights)
-    MaskOptions(deepliif_seg_weights=(0.25, 0.15, 0.25, 0.1, 0.25))
 
 
 def test_a_tile_that_is_no_image_is_named(tmp_path: Path) -> None:
@@ -213,7 +207,7 @@ def test_only_stain_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> N
         "import sys; from pathlib import Path; from hemera.stages import mask;"
         "from hemera.config import MaskOptions; t, s, o = map(Path, sys.argv[1:]);"
         "mask.run(tiles=t, tile_shard=s, shard=o / 'm.tar', masks=o / 'm.parquet',"
-        " cells=o / 'c.parquet', options=MaskOptions(engines=('stain',)));"
+        " cells=o / 'c.parquet', options=MaskOptions(engines={'stain': {}}));"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, *unit, tmp_path], check=True)
@@ -242,7 +236,7 @@ def golden_tile(seed: int, pen: bool) -> npt.NDArray[np.uint8]:
         blue = np.maximum(blue, 0.5 * (radius < 7))
         brown = np.maximum(brown, strength * ((radius > 8) & (radius < 11)))
     brown += 0.05 * (x < 210)
-    density = np.stack([blue, brown], axis=-1) @ np.array([stain.HAEMATOXYLIN, stain.DAB])
+    density = np.stack([blue, brown], axis=-1) @ np.array([stains.HAEMATOXYLIN, stains.DAB])
     density = cv2.GaussianBlur(density, (0, 0), 0.8)
     if pen:
         density += (x > 235)[..., None] * np.array([0.1, 0.7, 0.55])
@@ -282,10 +276,10 @@ def test_golden(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (segmentation, "ihc_artefacts", lambda *arguments: None),
-        (segmentation, "_WORKING_MPP", 0.1),
-        (stain, "_background_dab", lambda tiles, mpp, stains: 0.0),
-        (stain, "_TILES_MIN", 9),
+        (stain_engine, "ihc_artefacts", lambda *arguments: None),
+        (stain_engine, "_WORKING_MPP", 0.1),
+        (stains, "_background_dab", lambda tiles, mpp, stains: 0.0),
+        (stains, "_TILES_MIN", 9),
         (nuclei, "fill_holes", lambda inside, area_px: None),
         (membranes, "_FRINGE", 0.0),
     ],

@@ -17,14 +17,11 @@ try:
 except HemeraError as error:
     raise WorkflowError(str(error))
 
-ENGINES = CONFIG.stages["mask"].engines
+ENGINES = list(CONFIG.stages["mask"].engines)
 
-# Said now, because the first mask is made after hours of registration and tiling.
-if "deepliif" in ENGINES and CONFIG.stages["mask"].deepliif_model is None:
-    logger.warning(
-        "mask.deepliif_model: not given, so stage mask will fail; name DeepLIIF's model directory, "
-        "or set mask.engines to [stain] and index.target to stain"
-    )
+# Now, because the first mask is made after hours of registration and tiling.
+for missing in CONFIG.stages["mask"].requirements():
+    logger.warning(f"stage mask will fail: {missing}")
 IMAGENET = Path("~/.cache/torch/hub/checkpoints/resnet34-b627a593.pth")
 if CONFIG.stages["train_segmentation"].encoder_weights == "imagenet":
     if not IMAGENET.expanduser().is_file():

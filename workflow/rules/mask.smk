@@ -8,6 +8,10 @@
 # cells 0.2 GB.
 
 
+MASK = CONFIG.stages["mask"]
+MASK_RESOURCES = MASK.resources()
+
+
 rule mask:
     input:
         tiles=layout.TILES,
@@ -22,14 +26,15 @@ rule mask:
         "logs/mask/{unit}.tsv"
     conda:
         "../../envs/hemera.yaml"
-    threads: CONFIG.stages["mask"].torch_threads if "deepliif" in ENGINES else 1
+    threads: MASK_RESOURCES["threads"]
     resources:
-        mem_mb=megabytes(8000 if "deepliif" in ENGINES else 2000),
+        mem_mb=megabytes(MASK_RESOURCES["memory_mb"]),
         runtime=480,
-        gpu=gpus("mask") if "deepliif" in ENGINES else 0,
+        gpu=MASK_RESOURCES["gpu"],
     params:
         options=CONFIG.flags("mask"),
         version=CONFIG.stages["mask"].version,
+        engine_versions=[options.version for options in MASK.engines.values()],
     shell:
         "hemera mask --tiles {input.tiles:q} --tile-shard {input.tile_shard:q}"
         " --shard {output.shard:q} --masks {output.masks:q} --cells {output.cells:q}"

@@ -1,1 +1,88 @@
 """The engine `stain`: nuclei from haematoxylin, membranes and their strength from DAB."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import model_validator
+
+from hemera.config.base import Options as Base
+from hemera.config.base import option
+from hemera.masks.engine import Resources
+
+if TYPE_CHECKING:
+    from hemera.config import MaskOptions
+    from hemera.masks.engine import Engine
+
+LICENCE = ""
+PACKAGES: tuple[str, ...] = ()
+
+
+class Options(Base):
+    """Nuclei and positive cells of the engine stain."""
+
+    section: ClassVar[str] = "mask.engines.stain"
+
+    nucleus_density_min: float = option(
+        0.05, "smallest haematoxylin optical density of a nucleus", gt=0, le=3
+    )
+    nucleus_contrast: float = option(
+        0.15,
+        "smallest haematoxylin of a nucleus, as a fraction of the dark haematoxylin of the slide",
+        ge=0,
+        lt=1,
+    )
+    nucleus_edge: float = option(
+        0.10,
+        "smallest difference in haematoxylin between a nucleus and the 2 um around it, as a "
+        "fraction of the dark haematoxylin of the slide",
+        ge=0,
+        lt=1,
+    )
+    nucleus_window_um: float = option(
+        15.0,
+        "side of the window whose mean haematoxylin is the local threshold of nuclei, um",
+        gt=1,
+        le=200,
+    )
+    nucleus_area_min_um2: float = option(12.0, "smallest area of a nucleus, um^2", gt=0)
+    nucleus_area_max_um2: float = option(
+        600.0, "largest area of a nucleus after touching nuclei are separated, um^2", gt=0
+    )
+    positive_intensity_min: int = option(
+        1,
+        "weakest membrane staining of a positive cell: 1 weak, 2 moderate, 3 strong",
+        ge=1,
+        le=3,
+    )
+
+    @model_validator(mode="after")
+    def _nuclei_have_a_range_of_areas(self) -> Self:
+        if self.nucleus_area_min_um2 >= self.nucleus_area_max_um2:
+            raise ValueError(
+                f"nucleus_area_min_um2: {self.nucleus_area_min_um2} is not below "
+                f"nucleus_area_max_um2 {self.nucleus_area_max_um2}; lower it"
+            )
+        return self
+
+
+def requirements(options: Options) -> list[str]:
+    """Return nothing: the engine needs no file and no package of its own."""
+    return []
+
+
+def versions(options: Options) -> dict[str, str]:
+    """Return nothing: the options say all."""
+    return {}
+
+
+def resources(options: Options) -> Resources:
+    """Return what a job needs."""
+    return Resources()
+
+
+def load(options: Options, shared: MaskOptions) -> Engine:
+    """Return the engine; see `hemera.masks.engine`."""
+    from hemera.masks.stain.engine import StainEngine
+
+    return StainEngine(options, shared)

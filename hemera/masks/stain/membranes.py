@@ -81,14 +81,14 @@ def measure_cells(
     The ring, from just inside the edge of a nucleus outwards, is cut into 24 sectors around its
     centroid. A sector is stained at a class when an eighth of its pixels reach it. `completeness`
     is the fraction of sectors that are stained at all; `intensity` is the strongest class that
-    covers `options.completeness_min` of the ring, so pigment on one side makes no cell positive; a
-    cell is positive from `options.positive_intensity_min`.
+    covers `options.completeness_min` of the ring, so pigment on one side makes no cell positive. A
+    cell with any intensity is positive.
 
     Args:
         nuclei: of a tile (H, W).
         membrane: (H, W) of 0 to 3, see `dab_classes`.
         mpp: resolution of both, um/px.
-        options: ring, completeness and classes.
+        options: width of the ring, completeness.
 
     Returns:
         The cells, (H, W): every nucleus with its ring, and their table.
@@ -128,7 +128,7 @@ def measure_cells(
         x_px=(centre_x[1:] + 0.5).astype(np.float32),
         y_px=(centre_y[1:] + 0.5).astype(np.float32),
         area_px=area[1:].astype(np.int32),
-        positive=intensity >= options.positive_intensity_min,
+        positive=intensity > 0,
         intensity=intensity,
         completeness=fraction[1:, 0].astype(np.float32),
     )

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hemera.config import MaskOptions
 from hemera.imaging.morphology import (
     DISTANCE_STEPS,
     detached_pixels,
@@ -20,6 +19,7 @@ from hemera.imaging.morphology import (
     voronoi_regions,
     watershed,
 )
+from hemera.masks.stain import Options
 
 Float = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
@@ -56,7 +56,7 @@ def find_nuclei(
     haematoxylin: Float,
     mpp: float,
     nuclear_density: float,
-    options: MaskOptions,
+    options: Options,
     excluded: Mask | None = None,
 ) -> Nuclei:
     """Find nuclei in a density of haematoxylin (H, W).
@@ -98,7 +98,7 @@ def find_nuclei(
 
 
 def _nuclear_pixels(
-    smooth: Float, mpp: float, nuclear_density: float, options: MaskOptions
+    smooth: Float, mpp: float, nuclear_density: float, options: Options
 ) -> npt.NDArray[np.uint8]:
     """Return the pixels (H, W) that are dark enough for a nucleus, 1 or 0."""
     # How far below the mean of its surroundings a nucleus may be, as a fraction of the dark nuclei:
@@ -163,7 +163,7 @@ def _plausible(
     inside: npt.NDArray[np.uint8],
     mpp: float,
     nuclear_density: float,
-    options: MaskOptions,
+    options: Options,
 ) -> Mask:
     """Return which pieces are nuclei by their area and the contrast to what surrounds them."""
     # Width of the ring around a nucleus that it is compared with, um.

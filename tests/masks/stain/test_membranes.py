@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 from skimage.segmentation import expand_labels
 
-from hemera.config import MaskOptions
 from hemera.masks.stain.membranes import dab_classes, measure_cells
 from hemera.masks.stain.nuclei import Nuclei
-from hemera.masks.stain.segmentation import segment
-from tests.small_cells import DAB, MEASURED, draw, over
-
-OPTIONS = MaskOptions(engines=("stain",))
+from tests.small_cells import DAB, MEASURED, SHARED, draw, over, segment
 
 
 def test_faint_brown_beside_a_dark_nucleus_is_its_coloured_fringe() -> None:
@@ -23,7 +19,7 @@ def test_faint_brown_beside_a_dark_nucleus_is_its_coloured_fringe() -> None:
         radius = np.hypot(y - 40, x - cx)
         separated[..., 0] += dark * (radius < 8)
         separated[..., 1] += 0.12 * ((radius > 9) & (radius < 13))
-    classes, membrane = dab_classes(separated, 0.5, MEASURED, OPTIONS)
+    classes, membrane = dab_classes(separated, 0.5, MEASURED, SHARED)
     for half, expected in ((slice(0, 80), False), (slice(90, 170), True)):
         assert (classes[:, half] == 1).sum() > 150
         assert (membrane[:, half] == 1).any() == expected
@@ -35,7 +31,7 @@ def test_faint_brown_everywhere_is_background_and_a_faint_membrane_on_it_is_not(
 ) -> None:
     """Skin and stroma take up brown evenly: compared with its surroundings a ring is none."""
     stained = over(draw(np.full((3, 4), strength)).rgb, 0.08 * DAB)
-    cells = segment(stained, 0.5, MEASURED, OPTIONS).cells
+    cells = segment(stained, 0.5, MEASURED).cells
     assert cells.positive.tolist() == [positive] * 12
 
 
@@ -47,9 +43,9 @@ def test_weak_staining_must_exceed_the_background_of_the_slide_and_strong_need_n
 ) -> None:
     slide = draw(np.array([[0.15, 0.15, 0.6], [0.6, 0.15, 0.15]]))
     stains = dataclasses.replace(MEASURED, background_dab=background_dab)
-    found = segment(slide.rgb, 0.5, stains, OPTIONS)
+    found = segment(slide.rgb, 0.5, stains)
     assert set(found.cells.intensity.tolist()) == levels
-    loose = OPTIONS.replace(dab_control=0.0)
+    loose = SHARED.replace(dab_control=0.0)
     assert segment(slide.rgb, 0.5, stains, loose).cells.positive.all()
 
 
@@ -60,8 +56,8 @@ def test_cells_grow_as_scikit_image_expands_labels() -> None:
     for k in range(12):
         labels[y[k] - 2 : y[k] + 3, x[k] - 1 : x[k] + 4] = k + 1
     empty = np.zeros(labels.shape, np.uint8)
-    ours, _ = measure_cells(Nuclei.from_labels(labels), empty, 0.5, OPTIONS)
-    theirs = expand_labels(labels, OPTIONS.ring_um / 0.5)
+    ours, _ = measure_cells(Nuclei.from_labels(labels), empty, 0.5, SHARED)
+    theirs = expand_labels(labels, SHARED.ring_um / 0.5)
     # OpenCV's distance is within 2 % of Euclid's; pixels in between may go to the other cell.
     assert (ours != theirs).mean() < 0.01
     np.testing.assert_array_equal(ours[labels > 0], theirs[labels > 0])
@@ -70,6 +66,6 @@ def test_cells_grow_as_scikit_image_expands_labels() -> None:
 def test_without_nuclei_there_are_no_cells() -> None:
     nothing = np.zeros((40, 70), np.int32)
     classes = np.full(nothing.shape, 3, np.uint8)
-    grown, cells = measure_cells(Nuclei.from_labels(nothing), classes, 0.5, OPTIONS)
+    grown, cells = measure_cells(Nuclei.from_labels(nothing), classes, 0.5, SHARED)
     assert len(cells) == 0
     assert not grown.any()

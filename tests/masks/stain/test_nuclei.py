@@ -7,12 +7,12 @@ import numpy.typing as npt
 import pytest
 from scipy import ndimage
 
-from hemera.config import MaskOptions
+from hemera.masks.stain import Options
 from hemera.masks.stain.nuclei import find_nuclei
 from hemera.masks.stain.stains import estimate, separate
 from tests.small_cells import read
 
-OPTIONS = MaskOptions(engines=("stain",))
+OPTIONS = Options()
 
 
 def labels_of(

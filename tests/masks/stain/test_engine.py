@@ -2,24 +2,32 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from hemera.config import MaskOptions
 from hemera.demo import load_truth
 from hemera.masks import label_format
 from hemera.masks.agreement import matched
-from hemera.masks.stain.segmentation import segment
 from hemera.masks.stain.stains import Stains, estimate
-from tests.small_cells import DAB, GLASS, HAEMATOXYLIN, MEASURED, RGB, STRENGTHS, draw, over, read
+from tests.small_cells import (
+    DAB,
+    GLASS,
+    HAEMATOXYLIN,
+    MEASURED,
+    RGB,
+    STRENGTHS,
+    draw,
+    over,
+    read,
+    segment,
+)
 
-OPTIONS = MaskOptions(engines=("stain",))
 
-
-def labelled(rgb: RGB, mpp: float = 0.5, options: MaskOptions = OPTIONS) -> label_format.Labelled:
-    return segment(rgb, mpp, estimate([rgb], mpp), options)
+def labelled(rgb: RGB, mpp: float = 0.5, **options: Any) -> label_format.Labelled:
+    return segment(rgb, mpp, estimate([rgb], mpp), **options)
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.46, 0.92])
@@ -65,7 +73,7 @@ def test_a_membrane_stained_on_one_side_is_not_positive(
 
 def test_the_weakest_positive_intensity_is_an_option() -> None:
     slide = draw(STRENGTHS)
-    cells = labelled(slide.rgb, options=OPTIONS.replace(positive_intensity_min=3)).cells
+    cells = labelled(slide.rgb, positive_intensity_min=3).cells
     np.testing.assert_array_equal(cells.positive[slide.matched(cells)], STRENGTHS.ravel() == 0.6)
 
 
@@ -78,7 +86,7 @@ def test_a_tile_of_one_colour_or_of_gray_noise_has_no_cells(value: int) -> None:
         for stains in (estimate([tile], 0.46), Stains((180, 180, 180)), estimate([], 0.46)):
             if value == 0 and tile is not even:
                 continue  # noise at black is any colour
-            found = segment(tile, 0.46, stains, OPTIONS)
+            found = segment(tile, 0.46, stains)
             assert len(found.cells) == 0
             assert not label_format.classes(found.mask).any()
 
@@ -90,7 +98,7 @@ def test_no_tile_is_too_small_or_too_dark(shape: tuple[int, int], mpp: float) ->
     noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     for tile in (noise, noise * 0, np.full_like(noise, (90, 60, 120))):
         for stains in (estimate([tile], mpp), Stains((240, 240, 240))):
-            found = segment(tile, mpp, stains, OPTIONS)
+            found = segment(tile, mpp, stains)
             assert found.mask.shape == shape
             assert np.isfinite(found.cells.x_px).all()
             assert (found.cells.completeness <= 1).all()
@@ -101,7 +109,7 @@ def test_pigment_away_from_cells_makes_none_positive() -> None:
     stroke = slide.rgb.copy()
     # A brown thread between the first and the second row, 6 um from every nucleus.
     stroke[42:46] = over(np.full((4, stroke.shape[1], 3), GLASS, np.uint8), 0.8 * DAB)
-    after = segment(stroke, 0.5, estimate([slide.rgb], 0.5), OPTIONS)
+    after = segment(stroke, 0.5, estimate([slide.rgb], 0.5))
     assert len(after.cells) == 12
     assert not after.cells.positive.any()
     assert (label_format.intensity(after.mask)[43:45] == 3).all()
@@ -131,11 +139,11 @@ INKS = {
 @pytest.mark.parametrize("colour", INKS)
 def test_pen_is_excluded_and_the_rest_is_as_without_it(colour: str) -> None:
     slide = draw(np.zeros((4, 9)))
-    before = segment(slide.rgb, 0.5, MEASURED, OPTIONS)
+    before = segment(slide.rgb, 0.5, MEASURED)
     assert before.excluded_fraction == 0
     inked = slide.rgb.copy()
     inked[:, 120:200] = over(inked[:, 120:200], INKS[colour])
-    found = segment(inked, 0.5, MEASURED, OPTIONS)
+    found = segment(inked, 0.5, MEASURED)
     fraction = 80 / inked.shape[1]
     assert 0.5 * fraction < found.excluded_fraction < 1.5 * fraction
     assert found.cells.positive.sum() <= 1  # at the very edge
@@ -154,10 +162,10 @@ def test_pen_of_the_counterstain_is_excluded_though_it_is_the_darkest_there_is()
 
 def test_a_fold_is_excluded_and_a_row_of_dark_nuclei_is_not() -> None:
     slide = draw(np.full((4, 9), 0.3), counterstain=1.2)
-    assert segment(slide.rgb, 0.5, MEASURED, OPTIONS).excluded_fraction == 0
+    assert segment(slide.rgb, 0.5, MEASURED).excluded_fraction == 0
     folded = slide.rgb.copy()
     folded[:, 150:190] = over(folded[:, 150:190], 0.6)
-    found = segment(folded, 0.5, MEASURED, OPTIONS)
+    found = segment(folded, 0.5, MEASURED)
     assert found.excluded_fraction > 0.8 * 40 / folded.shape[1]
     assert not found.mask[:, 155:185].any()
 
@@ -172,7 +180,7 @@ def test_a_gray_line_is_no_row_of_cells(mpp: float) -> None:
     rgb = (236 * 10 ** -density[..., None] + noise).round().clip(0, 255).astype(np.uint8)
     known = Stains((236, 236, 236), estimated=("haematoxylin", "dab"))
     for stains in (estimate([rgb], mpp), known):
-        found = segment(rgb, mpp, stains, OPTIONS)
+        found = segment(rgb, mpp, stains)
         assert len(found.cells) == 0
         assert not label_format.classes(found.mask).any()
         assert 0.01 < found.excluded_fraction < 0.15
@@ -190,7 +198,7 @@ def test_positive_cells_of_the_demo_are_found(cohort: Path) -> None:
         height, width = rgb.shape[:2]
         corners = [(y, x) for y in range(0, height, 512) for x in range(0, width, 512)]
         tiles = [np.ascontiguousarray(rgb[y : y + 512, x : x + 512]) for y, x in corners]
-        found = segment(rgb, mpp, estimate(tiles, mpp), OPTIONS).cells
+        found = segment(rgb, mpp, estimate(tiles, mpp)).cells
         places = truth.field.to_moving(np.column_stack([truth.cells.x, truth.cells.y]))
         seen = ((places > 0) & (places < np.array([width, height]) * mpp)).all(axis=1)
         intensity = truth.cells.intensity[seen]

@@ -1,0 +1,115 @@
+"""The engine `deepliif`: DeepLIIF as the HEMERA paper uses it, through its own package.
+
+DeepLIIF (Ghahremani et al., Nat Mach Intell 4, 2022) was trained for nuclear markers; on membranes
+of HER2 its cells are an extrapolation, which the engine `stain` checks.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import model_validator
+
+from hemera.config.base import Device, Fraction, option
+from hemera.config.base import Options as Base
+from hemera.errors import EngineError
+from hemera.masks.deepliif import model_files
+from hemera.masks.engine import Resources
+
+if TYPE_CHECKING:
+    from hemera.config import MaskOptions
+    from hemera.masks.engine import Engine
+
+LICENCE = "masks by DeepLIIF: Apache-2.0 with the Commons Clause, weights for non-commercial use"
+PACKAGES = ("deepliif",)
+
+
+class Options(Base):
+    """Model, thresholds and device of the engine deepliif."""
+
+    section: ClassVar[str] = "mask.engines.deepliif"
+
+    model: str | None = option(
+        None,
+        "directory of the DeepLIIF model (Zenodo record 4751737); required, never downloaded",
+    )
+    sha256: str | None = option(
+        None,
+        "expected SHA-256 of the model files; a mismatch is an error that prints the actual "
+        "digest; none: not checked",
+    )
+    seg_weights: tuple[Fraction, ...] = option(
+        (0.2, 0.2, 0.2, 0.2, 0.2),
+        "weights of the five segmentations (IHC, haematoxylin, DAPI, Lap2, marker), sum 1",
+    )
+    threshold: int = option(
+        120,
+        "sum of red and blue of the segmentation above which a pixel is a cell, 0 to 510",
+        ge=0,
+        le=510,
+    )
+    size_px: int | None = option(
+        None,
+        "cells up to this area are removed, px; none: DeepLIIF's automatic threshold",
+        ge=0,
+    )
+    batch: int = option(
+        1,
+        "windows of a tile per forward pass of unconverted networks; above 1, BatchNorm is "
+        "replaced by instance normalisation with the same weights, equal up to rounding",
+        ge=1,
+        le=64,
+    )
+    marker: int | None = option(
+        None,
+        "inferred marker intensity above which a cell is positive regardless of its class; none: "
+        "not used",
+        ge=0,
+        le=255,
+    )
+    device: Device = option("auto", "device; auto: a GPU if there is one")
+    torch_threads: int = option(
+        2, "CPU threads of PyTorch; another number changes the output bytes", ge=1, le=64
+    )
+
+    @model_validator(mode="after")
+    def _weights_of_five_segmentations(self) -> Self:
+        # DeepLIIF accepts any, and above 1 the gray levels of the sum overflow.
+        if len(self.seg_weights) != 5 or abs(sum(self.seg_weights) - 1) > 1e-6:
+            raise ValueError(
+                f"seg_weights: {len(self.seg_weights)} weights with sum {sum(self.seg_weights):g}; "
+                "give five (IHC, haematoxylin, DAPI, Lap2, marker) with sum 1"
+            )
+        return self
+
+
+def requirements(options: Options) -> list[str]:
+    """Return what is missing: the package, the model directory or a part of it."""
+    missing = []
+    if importlib.util.find_spec("deepliif") is None:
+        missing.append(f"deepliif: the package is not installed; {model_files.PACKAGE_REMEDY}")
+    try:
+        model_files.check_model(options.model)
+    except EngineError as error:
+        missing.append(str(error))
+    return missing
+
+
+def versions(options: Options) -> dict[str, str]:
+    """Return the digest of the model files; EngineError when it is not the expected one."""
+    folder, _ = model_files.check_model(options.model)
+    return {"deepliif_sha256": model_files.check_digest(folder, options.sha256)}
+
+
+def resources(options: Options) -> Resources:
+    """Return what a job needs."""
+    device = options.device
+    return Resources(8000, options.torch_threads, gpu=device != "cpu", gpu_only=device == "cuda")
+
+
+def load(options: Options, shared: MaskOptions) -> Engine:
+    """Return the engine; see `hemera.masks.engine`."""
+    from hemera.masks.deepliif.engine import DeepliifEngine
+
+    return DeepliifEngine(options, shared)

@@ -1,0 +1,346 @@
+"""DeepLIIF's networks applied to tiles; the only module that imports its package.
+
+A tile is split into windows of the size that DeepLIIF scales to 512 px. Its BatchNorm uses the
+statistics of its batch, so windows are never batched unchanged; raw networks can be, once every
+BatchNorm is an instance normalisation with the same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import MaskOptions
+from hemera.errors import EngineError
+from hemera.io.faults import translated
+from hemera.masks import label_format
+from hemera.masks.deepliif import Options, versions
+from hemera.masks.deepliif.model_files import (
+    PACKAGE_REMEDY,
+    REMEDY,
+    check_model,
+    read_options,
+)
+from hemera.masks.stain.membranes import dab_classes, measure_cells
+from hemera.masks.stain.nuclei import Nuclei
+from hemera.masks.stain.stains import Stains, estimate, separate
+
+logger = logging.getLogger(__name__)
+
+RGB = npt.NDArray[np.uint8]
+_Place = tuple[int, int]
+
+# Side of the window that DeepLIIF was trained on, px, and its resolution, um/px.
+_WINDOW_PX = 512
+_WINDOW_MPP = 0.25
+# Smallest variance of gray of a tile that DeepLIIF does not treat as empty.
+_VARIANCE_MIN = 9.0
+# Channels of the first layer where the options name none.
+_WIDTH = 64
+
+
+class DeepliifEngine:
+    """A DeepLIIF model in memory; see `hemera.masks.engine`."""
+
+    def __init__(self, options: Options, shared: MaskOptions) -> None:
+        """Load the model once.
+
+        Args:
+            options: model directory, weights of the segmentations, thresholds, device, threads.
+            shared: thresholds of DAB and membranes.
+
+        Raises:
+            EngineError: when the directory is missing or incomplete, contains something else than
+                a DeepLIIF model, or the device does not exist.
+        """
+        self._folder, self._raw = check_model(options.model)
+        self.versions = versions(options)
+        self._options, self._shared = options, shared
+        self._package, self._postprocessing = import_deepliif()
+        import torch
+
+        torch.set_num_threads(options.torch_threads)
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise EngineError(
+                "mask.engines.deepliif.device: cuda, and PyTorch finds no GPU; set auto or cpu"
+            )
+        on_gpu = options.device != "cpu" and torch.cuda.is_available()
+        failure = f"{self._folder}: not a DeepLIIF model that can be loaded ({{error}}); {REMEDY}"
+        with translated(EngineError, failure), _quiet(), _weights_only():
+            self._opt = _package_options(self._package, self._folder)
+            self._opt.gpu_ids = [0] if on_gpu else []
+            self._networks = self._package.init_nets(str(self._folder), self._raw, self._opt)
+        # In the package's own cached dictionary, which it requests again for every window.
+        for name, network in self._networks.items():
+            self._networks[name] = _checked(self._folder, name, network)
+        # Serialized networks cannot be altered.
+        self._batch = options.batch if self._raw else 1
+        if self._batch > 1:
+            for network in self._networks.values():
+                by_instance(network)
+        elif options.batch > 1:
+            logger.warning(
+                "mask.engines.deepliif.batch: the networks of %s are serialized and are not "
+                "batched",
+                self._folder,
+            )
+        names = list(self._opt.modalities_names)
+        self._marker = f"G{names.index('Marker')}" if "Marker" in names else None
+        if self._marker is None and options.marker is not None:
+            raise EngineError(
+                f"mask.engines.deepliif.marker: {options.marker}, and {self._folder} has no "
+                f"modality Marker; set none, or {REMEDY}"
+            )
+
+    def prepare(self, tiles: Sequence[RGB], mpp: float) -> Stains:
+        """Return the stains of a pair, by which DAB intensity is measured."""
+        return estimate(tiles, mpp)
+
+    def segment(self, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
+        """Label one HER2 tile.
+
+        Class and sign are DeepLIIF's own; a boundary is the pixel around its cells. DAB intensity
+        and the membrane of every cell are measured as the engine `stain` does.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+            mpp: its resolution, um/px; sets the magnification.
+            state: stains of its pair.
+
+        Returns:
+            An empty mask with the note ``blank`` for a tile of one colour.
+        """
+        if is_blank(rgb):
+            return label_format.blank((rgb.shape[0], rgb.shape[1]), "blank")
+        seg, marker = self.infer(rgb, mpp)
+        options, package = self._options, self._postprocessing
+        labels, found, defaults = package.get_cells_info(
+            seg,
+            marker,
+            magnification(window_px(mpp)),
+            package.DEFAULT_NOISE_THRESH,
+            options.threshold,
+            None,
+        )
+        size_px = defaults["size_thresh"] if options.size_px is None else options.size_px
+        package.create_cell_classification(labels, found, size_px, options.marker)
+        classes, inside, nuclei = self._nuclei(labels, found)
+        dab, membrane = dab_classes(separate(rgb, state), mpp, state, self._shared)
+        _, cells = measure_cells(Nuclei.from_labels(nuclei), membrane, mpp, self._shared)
+        negative = np.bincount(
+            nuclei.ravel(), classes.ravel() == label_format.NEGATIVE, len(cells) + 1
+        )
+        return label_format.Labelled(
+            label_format.pack(classes, inside, dab),
+            dataclasses.replace(cells, positive=np.asarray(negative[1:] == 0)),
+        )
+
+    def infer(self, rgb: RGB, mpp: float) -> tuple[RGB, RGB | None]:
+        """Return DeepLIIF's segmentation and marker images of a tile, (H, W, 3) uint8 each.
+
+        As the package's `inference`, except that a window which it visits twice (at the edge of a
+        tile that its step does not divide) is inferred once. The marker is None for a model that
+        names none.
+
+        Raises:
+            EngineError: when the networks load and cannot be run.
+        """
+        import dask
+        from PIL import Image
+
+        size = window_px(mpp)
+        tiler = self._package.InferenceTiler(Image.fromarray(rgb), size, size // 16)
+        windows: dict[_Place, Any] = {}
+        for window in tiler:
+            windows[tiler.x, tiler.y] = window
+        failure = (
+            f"{self._folder}: its networks cannot be run on a tile ({{error}}); {REMEDY}, or set "
+            "mask.engines.deepliif.device cpu if the GPU's memory was too small"
+        )
+        # One network after the other: threads of dask would each start threads of their own.
+        with (
+            translated(EngineError, failure),
+            _quiet(),
+            dask.config.set(scheduler="synchronous"),
+        ):
+            inferred = self._inferred(windows)
+        for _ in tiler:
+            tiler.stitch(inferred[tiler.x, tiler.y])
+        images = tiler.results()
+        seg = np.asarray(images[f"G{self._opt.mod_id_seg}"], np.uint8)
+        return seg, None if self._marker is None else np.asarray(images[self._marker], np.uint8)
+
+    def _inferred(self, windows: dict[_Place, Any]) -> dict[_Place, dict[str, Any]]:
+        """Return the output images of every window (PIL images), by network."""
+        import torch
+
+        package, opt = self._package, self._opt
+        arguments: dict[str, Any] = {
+            "eager_mode": self._raw,
+            "opt": opt,
+            "seg_only": True,
+            "seg_weights": list(self._options.seg_weights),
+        }
+        result: dict[_Place, dict[str, Any]] = {}
+        batched = []
+        for place, window in windows.items():
+            if self._batch > 1 and not package.is_empty(window):
+                batched.append(place)
+            else:
+                result[place] = package.run_wrapper(
+                    window, package.run_dask, str(self._folder), **arguments
+                )
+        for start in range(0, len(batched), self._batch):
+            places = batched[start : start + self._batch]
+            side = (opt.scale_size, opt.scale_size)
+            batch = torch.cat([package.transform(windows[place].resize(side)) for place in places])
+            images = package.run_dask(batch, nets=self._networks, output_tensor=True, **arguments)
+            for row, place in enumerate(places):
+                result[place] = {
+                    name: package.tensor_to_pil(image[row : row + 1].cpu())
+                    for name, image in images.items()
+                }
+        return result
+
+    def _nuclei(
+        self, labels: npt.NDArray[np.uint8], found: Any
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.int32]]:
+        """Return classes, insides and numbered nuclei of the package's label image and cells."""
+        names = self._postprocessing
+        table = np.zeros(256, np.uint8)
+        table[names.LABEL_NEGATIVE] = label_format.NEGATIVE
+        table[names.LABEL_POSITIVE] = label_format.POSITIVE
+        table[[names.LABEL_BORDER_POS, names.LABEL_BORDER_NEG]] = label_format.BOUNDARY
+        classes = table[labels]
+        inside = (classes == label_format.NEGATIVE) | (classes == label_format.POSITIVE)
+        # The package marks the first pixel of a cell, its place in the list, as boundary.
+        filled = inside.astype(np.uint8)
+        first = np.array([(cell[3], cell[4]) for cell in found], np.int64).reshape(-1, 2)
+        first = first[classes[first[:, 1], first[:, 0]] == label_format.BOUNDARY]
+        filled[first[:, 1], first[:, 0]] = 1
+        count, pieces = cv2.connectedComponents(filled, connectivity=8)
+        number = np.zeros(count, np.int32)
+        number[pieces[first[:, 1], first[:, 0]]] = np.arange(1, len(first) + 1)
+        return classes, inside, number[pieces]
+
+
+def by_instance(network: Any) -> None:
+    """Replace, in place, every BatchNorm of a network by instance normalisation, weights kept.
+
+    On one image both are the same formula: mean and variance over its pixels. On a batch only the
+    latter separates the images.
+    """
+    import torch
+
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is torch.nn.BatchNorm2d:
+                own = torch.nn.InstanceNorm2d(child.num_features, child.eps, affine=child.affine)
+                if child.affine:
+                    own.weight, own.bias = child.weight, child.bias
+                setattr(module, name, own.train(child.training))
+
+
+def window_px(mpp: float) -> int:
+    """Return the pixels that DeepLIIF scales to 512 at a resolution: 512 at 40x, 256 at 20x."""
+    return max(1, round(_WINDOW_PX * _WINDOW_MPP / mpp))
+
+
+def magnification(size: int) -> str:
+    """Return the magnification that selects DeepLIIF's thresholds for a window size."""
+    return "40x" if size > 384 else ("20x" if size > 192 else "10x")
+
+
+def is_blank(rgb: RGB) -> bool:
+    """Return whether DeepLIIF treats a tile as empty: gray of nearly one value."""
+    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    seen = gray[(gray != 0) & (gray != 255)]
+    return seen.size == 0 or float(np.var(seen, dtype=np.float64)) < _VARIANCE_MIN
+
+
+def _package_options(package: types.ModuleType, folder: Path) -> Any:
+    """Return the package's options of a model, from what `read_options` found.
+
+    The package reads the file and evaluates every value twice; for this call it gets the values,
+    and its `eval` returns them unchanged.
+    """
+    from deepliif import options as theirs
+
+    values = read_options(folder)
+    with (
+        mock.patch.object(theirs, "read_model_params", lambda path: dict(values)),
+        mock.patch.object(theirs, "eval", lambda value: value, create=True),
+    ):
+        # Not the cached function, which may know another file of this name.
+        made = package.get_opt.__wrapped__(str(folder))
+    # For raw networks, the package assumes 64 whatever was trained.
+    made.ngf = values.get("ngf", _WIDTH)
+    return made
+
+
+def _checked(folder: Path, name: str, network: Any) -> Any:
+    """Return a network that raises EngineError for an output that is not finite.
+
+    Such an output would otherwise become an empty mask.
+    """
+    import torch
+
+    def check(module: Any, given: tuple[Any, ...], output: Any) -> None:
+        if not bool(torch.isfinite(output).all()):
+            raise EngineError(
+                f"{folder}: the output of {name} has values that are not finite; {REMEDY}"
+            )
+
+    # TorchScript itself takes no hook.
+    checked = torch.nn.Sequential(network)
+    checked.register_forward_hook(check)
+    return checked
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Make PyTorch read weights without running code, whatever the environment says."""
+    with mock.patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}):
+        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+        yield
+
+
+def import_deepliif() -> tuple[types.ModuleType, types.ModuleType]:
+    """Import DeepLIIF with empty modules in place of its whole-slide readers.
+
+    Raises:
+        EngineError: when it cannot be imported.
+    """
+    for name in ("bioformats", "bioformats.omexml", "javabridge"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    # It would override the directory that the configuration names.
+    os.environ.pop("DEEPLIIF_MODEL_DIR", None)
+    failure = f"deepliif: the package cannot be imported ({{error}}); {PACKAGE_REMEDY}"
+    with translated(EngineError, failure), _quiet():
+        from deepliif import models, postprocessing
+    return models, postprocessing
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what the package prints to the log."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            logger.debug("deepliif: %s", line)

@@ -1,0 +1,101 @@
+"""What a mask engine is: a module, named in `hemera.masks.ENGINES`, that implements `EngineModule`.
+
+The module itself is light: it is imported to check a configuration, without cv2, torch and the
+packages of the engine. What `load` needs is imported there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from hemera.masks import ENGINES
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from hemera.config import MaskOptions
+    from hemera.config.base import Options
+    from hemera.masks.label_format import Labelled
+
+    RGB = npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What a job needs for an engine."""
+
+    memory_mb: int = 2000
+    threads: int = 1
+    gpu: bool = False
+    """Whether it uses a GPU where there is one."""
+    gpu_only: bool = False
+    """Whether it cannot run without."""
+
+
+class Engine(Protocol):
+    """An engine that is loaded."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """See `EngineModule.versions`."""
+
+    def prepare(self, tiles: Sequence[RGB], mpp: float) -> Any:
+        """Return what the engine knows of a pair, from some of its HER2 tiles.
+
+        Args:
+            tiles: (H, W, 3) uint8 each.
+            mpp: their resolution, um/px.
+        """
+
+    def segment(self, rgb: RGB, mpp: float, state: Any) -> Labelled:
+        """Label one HER2 tile.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+            mpp: its resolution, um/px.
+            state: of its pair, from `prepare`.
+        """
+
+
+class EngineModule(Protocol):
+    """The module of an engine."""
+
+    Options: type[Options]
+    """Its keys in ``mask: {engines: {name: ...}}``, each with a default."""
+    LICENCE: str
+    """Terms of its masks, for the dataset card; empty: those of HEMERA."""
+    PACKAGES: tuple[str, ...]
+    """Packages whose versions the index records."""
+
+    def requirements(self, options: Any) -> list[str]:
+        """Return what is missing to run with these options, each with its remedy; quickly."""
+
+    def versions(self, options: Any) -> dict[str, str]:
+        """Return what the tables record beside the options, such as a digest of the weights.
+
+        Raises:
+            EngineError: when they are not what the options require.
+        """
+
+    def resources(self, options: Any) -> Resources:
+        """Return what a job needs."""
+
+    def load(self, options: Any, shared: MaskOptions) -> Engine:
+        """Load the engine.
+
+        Args:
+            options: its own.
+            shared: section `mask`, whose thresholds of DAB and membranes all engines share.
+
+        Raises:
+            EngineError: when something is missing or unusable.
+        """
+
+
+def module(name: str) -> EngineModule:
+    """Return the module of an engine."""
+    return cast(EngineModule, importlib.import_module(ENGINES[name]))

@@ -1,0 +1,103 @@
+"""The engine `stain`: one HER2 tile labelled by what its two stains show."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import MaskOptions
+from hemera.imaging.artefacts import ihc_artefacts
+from hemera.masks import label_format
+from hemera.masks.stain import Options
+from hemera.masks.stain.membranes import dab_classes, measure_cells
+from hemera.masks.stain.nuclei import find_nuclei
+from hemera.masks.stain.stains import Stains, estimate, separate
+
+RGB = npt.NDArray[np.uint8]
+
+# A tile finer than three quarters of this is segmented at this resolution, um/px, at which nuclei
+# and membranes are resolved.
+_WORKING_MPP = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class StainEngine:
+    """Thresholds of nuclei and, shared by all engines, of DAB; see `hemera.masks.engine`."""
+
+    options: Options
+    shared: MaskOptions
+
+    versions: ClassVar[Mapping[str, str]] = {}
+
+    def prepare(self, tiles: Sequence[RGB], mpp: float) -> Stains:
+        """Return the stains of a pair."""
+        return estimate(tiles, mpp)
+
+    def segment(self, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
+        """Label one HER2 tile.
+
+        A tile finer than 0.375 um/px is segmented at 0.5 um/px, and its labels are resampled to its
+        own grid.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+            mpp: its resolution, um/px.
+            state: stains of its pair.
+        """
+        height, width = rgb.shape[:2]
+        work, work_mpp = rgb, mpp
+        if mpp < 0.75 * _WORKING_MPP:
+            size = tuple(max(1, round(side * mpp / _WORKING_MPP)) for side in (width, height))
+            work = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
+            work_mpp = mpp * math.sqrt(width * height / math.prod(size))
+        separated = separate(work, state)
+        excluded = ihc_artefacts(
+            work, work_mpp, state.background, state.vectors, state.nuclear_density
+        )
+        if excluded is not None:
+            separated[excluded] = 0
+        haematoxylin = np.ascontiguousarray(separated[..., 0])
+        nuclei = find_nuclei(haematoxylin, work_mpp, state.nuclear_density, self.options, excluded)
+        dab, membrane = dab_classes(separated, work_mpp, state, self.shared)
+        grown, cells = measure_cells(nuclei, membrane, work_mpp, self.shared)
+        positive = cells.intensity >= self.options.positive_intensity_min
+        cells = dataclasses.replace(cells, positive=positive)
+        labels = nuclei.labels
+        if work is not rgb:
+            labels, dab, grown = (_nearest(image, width, height) for image in (labels, dab, grown))
+            cells = dataclasses.replace(
+                cells,
+                x_px=cells.x_px * np.float32(width / size[0]),
+                y_px=cells.y_px * np.float32(height / size[1]),
+                area_px=np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:].astype(np.int32),
+            )
+        return label_format.Labelled(
+            label_format.pack(_classes(grown, positive), labels > 0, dab),
+            cells,
+            excluded_fraction=0.0 if excluded is None else float(excluded.mean()),
+        )
+
+
+def _nearest(image: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:
+    """Return an image (H, W) resampled to another size without interpolation."""
+    rows, columns = (
+        np.minimum((np.arange(full) + 0.5) * (side / full), side - 1).astype(int)
+        for full, side in zip((height, width), image.shape, strict=True)
+    )
+    return np.ascontiguousarray(image[rows][:, columns])
+
+
+def _classes(
+    cells: npt.NDArray[np.int32], positive: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint8]:
+    """Return the class image (H, W) of numbered cells: class inside, boundary around."""
+    inside = np.where(positive, label_format.POSITIVE, label_format.NEGATIVE)
+    image = np.concatenate([[label_format.BACKGROUND], inside]).astype(np.uint8)[cells]
+    image[label_format.boundaries(cells)] = label_format.BOUNDARY
+    return image
