@@ -6,7 +6,6 @@ command or stage is imported, and a stage only when it runs.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import errno
@@ -32,14 +31,15 @@ COMMANDS = {
     "sheet": "Write a sheet from a public release, or check one.",
     "doctor": "Report what can run on this machine and what is missing.",
     "config": "Print the effective configuration.",
-    "warp": "Transform points, annotations, labels or a slide to the other slide of a pair.",
-    "predict": "Predict a HER2 map from an H&E slide alone.",
+    "warp": "Transfer points, annotations, labels or a slide between the slides of a pair.",
+    "predict": "Predict HER2-positive regions from an H&E slide alone.",
     "export": "Write the accepted tiles for WebDataset, Hugging Face or pix2pix.",
 }
 """Everything that is not a stage: the public functions of ``hemera/commands/{name}.py``."""
 
 SUBCOMMANDS = {
     "sheet": ("acrobat", "bci", "mist", "check"),
+    "warp": ("points", "annotations", "labels", "slide"),
     "export": ("webdataset", "huggingface", "aligned"),
 }
 
@@ -54,7 +54,6 @@ Examples:
 
 log = logging.getLogger("hemera")
 
-_ARGPARSE = ("warp", "predict")
 _PLAIN: dict[str, Any] = {"help_format": "plaintext"}
 _COMMANDS = Group("Commands for users", sort_key=1)
 _STAGES = Group("Stages, called by the workflow", sort_key=2)
@@ -86,11 +85,6 @@ def main(words: Sequence[str] | None = None) -> int:
         log.error("%r: no such command%s", wanted, nearest(wanted, known))
         return 2
     try:
-        if wanted in _ARGPARSE:
-            module = importlib.import_module(f"hemera.commands.{wanted}")
-            parser = argparse.ArgumentParser(f"hemera {wanted}", allow_abbrev=False)
-            module.arguments(parser)
-            return int(module.main(parser.parse_args(given[1:])))
         result = _app(wanted)(
             given, exit_on_error=False, print_error=False, result_action="return_value"
         )
@@ -126,7 +120,9 @@ def _app(wanted: str) -> App:
     for flag in ("--help", "--version"):
         app[flag].group = _COMMANDS
     for number, (name, text) in enumerate(COMMANDS.items()):
-        kind: dict[str, Any] = {"sort_key": number, "help": text, "help_epilogue": "", **_PLAIN}
+        kind: dict[str, Any] = {"sort_key": number, "help_epilogue": "", **_PLAIN}
+        if name in SUBCOMMANDS or name != wanted:
+            kind["help"] = text
         if name not in SUBCOMMANDS:
             app.command(f"hemera.commands.{name}:{name}", name=name, group=_COMMANDS, **kind)
             continue

@@ -1,119 +1,73 @@
-"""Predict HER2-positive regions from an H&E slide alone; see `hemera.inference`."""
+"""Predict HER2-positive regions from an H&E slide alone, see `hemera.inference`."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated, Literal
 
-from hemera import inference
-from hemera.commands import flags
-from hemera.training.session import PRECISIONS
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.description = (
-        "Predict HER2-positive regions from an H&E slide alone. Writes a new folder, OUT/NAME: "
-        "NAME.mask.tif (255 where HER2-positive, else 0), NAME.positive.geojson (its regions, for "
-        "QuPath), NAME.overlay.png and NAME.json (areas, fractions, model, versions)."
-    )
-    parser.add_argument("slide", type=Path, metavar="SLIDE", help="an H&E slide or image")
-    parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="output of train_segmentation (results/train_segmentation)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/predict"),
-        metavar="DIR",
-        help="where to write the folder (default results/predict)",
-    )
-    parser.add_argument(
-        "--mpp", type=flags.positive, help="um/px of the slide, where its file does not state it"
-    )
-    parser.add_argument(
-        "--model-mpp",
-        type=flags.positive,
-        metavar="MPP",
-        help="um/px of the tiles the model was trained on, where its metadata does not state it",
-    )
-    parser.add_argument(
-        "--upsample",
-        action="store_true",
-        help="enlarge a slide that is coarser than the model's tiles instead of refusing it",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=_fraction,
-        default=0.5,
-        metavar="P",
-        help="probability from which a pixel is positive (default 0.5)",
-    )
-    parser.add_argument(
-        "--min-area-um2",
-        type=_area,
-        default=25.0,
-        metavar="AREA",
-        help="smaller regions are left out of the GeoJSON, not of mask and areas (default 25, "
-        "half a nucleus)",
-    )
-    parser.add_argument(
-        "--probability",
-        action="store_true",
-        help="also write NAME.probability.tif, the probability from 0 to 255",
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default auto)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=tuple(PRECISIONS),
-        default="float32",
-        help="precision of the network; all but float32 need a GPU (default float32)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=flags.workers,
-        default=8,
-        metavar="N",
-        help="tiles that the network takes at once (default 8)",
-    )
-    parser.add_argument(
-        "--torch-threads",
-        type=flags.workers,
-        metavar="N",
-        help="threads of the network on a CPU (default: one per processor)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=flags.workers,
-        default=2,
-        metavar="N",
-        help="threads that read (default 2)",
-    )
+from hemera.commands import Positive, Workers
 
 
-def main(namespace: argparse.Namespace) -> int:
-    """Predict."""
-    names = (
-        "mpp", "model_mpp", "upsample", "threshold", "min_area_um2", "probability", "device",
-        "precision", "batch_size", "torch_threads", "workers",
-    )  # fmt: skip
-    options = {name: getattr(namespace, name) for name in names}
-    inference.predict(namespace.slide, namespace.model, namespace.out, **options)
-    return 0
+def predict(
+    slide: Path,
+    /,
+    *,
+    model: Path,
+    out: Path = Path("results/predict"),
+    mpp: Positive | None = None,
+    model_mpp: Positive | None = None,
+    upsample: bool = False,
+    threshold: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.5,
+    min_area_um2: Annotated[float, Parameter(validator=Number(gte=0))] = 25.0,
+    probability: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32",
+    batch_size: Workers = 8,
+    torch_threads: Workers | None = None,
+    workers: Workers = 2,
+) -> None:
+    """Predict HER2-positive regions from an H&E slide alone.
 
+    Writes a new directory, OUT/NAME: NAME.mask.tif (255 where HER2-positive, else 0),
+    NAME.positive.geojson (its regions, for QuPath), NAME.overlay.png and NAME.json (areas,
+    fractions, model, versions).
 
-def _fraction(word: str) -> float:
-    value = flags.positive(word)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is not between 0 and 1")
-    return value
+    Args:
+        slide: an H&E slide or image.
+        model: output of train_segmentation, such as results/train_segmentation.
+        out: where to write the directory.
+        mpp: resolution of the slide, um per pixel, where its file does not state it.
+        model_mpp: resolution of the tiles the model was trained on, um per pixel, where its
+            metadata does not state it.
+        upsample: enlarge a slide that is coarser than the model's tiles instead of refusing it.
+        threshold: probability from which a pixel is positive.
+        min_area_um2: smaller regions are left out of the GeoJSON, not of mask and areas; the
+            default is half a nucleus.
+        probability: also write NAME.probability.tif, the probability from 0 to 255.
+        device: where the network runs; auto is the GPU where there is one.
+        precision: of the network; all but float32 need a GPU.
+        batch_size: tiles that the network takes at once.
+        torch_threads: threads of the network on a CPU; by default one per processor.
+        workers: threads that read.
+    """
+    from hemera import inference
 
-
-def _area(word: str) -> float:
-    return 0.0 if word == "0" else flags.positive(word)
+    inference.predict(
+        slide,
+        model,
+        out,
+        mpp=mpp,
+        model_mpp=model_mpp,
+        upsample=upsample,
+        threshold=threshold,
+        min_area_um2=min_area_um2,
+        probability=probability,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        torch_threads=torch_threads,
+        workers=workers,
+    )

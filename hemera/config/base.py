@@ -26,6 +26,15 @@ TOP = "config"
 Device = Literal["auto", "cpu", "cuda"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Threads = Annotated[int, Field(ge=1, le=64)]
+
+
+def paper(value: str) -> Any:
+    """Return the annotation of an option with the value that the paper uses."""
+    return Field(json_schema_extra={"paper": value})
 
 
 def option(
@@ -63,7 +72,13 @@ class Options(BaseModel):
         ConfigError: on construction; one line per fault, with key, value, valid range and remedy.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     section: ClassVar[str]
     version: ClassVar[int] = 1
@@ -158,7 +173,7 @@ def _key(name: str, field: FieldInfo) -> Key:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     return Key(
         name=name,
-        help=field.description or "",
+        help=" ".join((field.description or "").split()).rstrip("."),
         default=_plain_items(field.get_default(call_default_factory=True)),
         paper=str(extra.get("paper", "")),
         type=str if choices else inner,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from hemera.config.base import Device, Options, option
+from hemera.config.base import Count, Device, Options, Positive, Seed, Threads
 
 
 class EvaluateOptions(Options):
@@ -16,39 +16,33 @@ class EvaluateOptions(Options):
     section: ClassVar[str] = "evaluate"
     version: ClassVar[int] = 3
 
-    generators: tuple[str, ...] = option(
-        (),
-        "presets whose generator is trained and evaluated besides the configured one: the method "
-        "of the preset with the budget of this configuration's train_generation",
-    )
-    threshold: float = option(
-        0.5, "predicted probability at and above which a pixel is positive", gt=0, lt=1
-    )
-    blur_sigma_px: float = option(
-        8.0, "standard deviation of the Gaussian blur of the trivial baseline, px", gt=0
-    )
-    fid_weights: str | None = option(
-        None,
-        "file of InceptionV3 weights for FID and KID (of torch-fidelity or pytorch-fid, ending in "
-        "6726825d.pth); none: not measured; never downloaded",
-    )
-    lpips_weights: str | None = option(
-        None,
-        "file of torchvision's ImageNet weights of AlexNet for LPIPS; none: not measured; never "
-        "downloaded",
-    )
-    bootstrap_samples: int = option(
-        1000,
-        "bootstrap samples of the cases for confidence intervals; 0: no intervals",
-        ge=0,
-        le=10_000,
-    )
-    confidence: float = option(0.95, "confidence level of the intervals", gt=0, lt=1)
-    seed: int = option(20251, "seed of the bootstrap and of the subsets of KID", ge=0)
-    device: Device = option("auto", "device of the networks; auto: a GPU if there is one")
-    torch_threads: int = option(2, "CPU threads of PyTorch", ge=1, le=64)
-    batch_size: int = option(4, "tiles per forward pass", ge=1)
-    gallery_tiles: int = option(12, "tiles in the gallery of the page", ge=1, le=200)
+    generators: tuple[str, ...] = ()
+    """Presets whose generator is trained and evaluated besides the configured one: the method of
+    the preset with the budget of this configuration's train_generation."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Predicted probability at and above which a pixel is positive."""
+    blur_sigma_px: Positive = 8.0
+    """Standard deviation of the Gaussian blur of the trivial baseline, px."""
+    fid_weights: str | None = None
+    """File of InceptionV3 weights for FID and KID (of torch-fidelity or pytorch-fid, ending in
+    6726825d.pth); none: not measured; never downloaded."""
+    lpips_weights: str | None = None
+    """File of torchvision's ImageNet weights of AlexNet for LPIPS; none: not measured; never
+    downloaded."""
+    bootstrap_samples: Annotated[int, Field(ge=0, le=10000)] = 1000
+    """Bootstrap samples of the cases for confidence intervals; 0: no intervals."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Confidence level of the intervals."""
+    seed: Seed = 20251
+    """Seed of the bootstrap and of the subsets of KID."""
+    device: Device = "auto"
+    """Device of the networks; auto: a GPU if there is one."""
+    torch_threads: Threads = 2
+    """CPU threads of PyTorch."""
+    batch_size: Count = 4
+    """Tiles per forward pass."""
+    gallery_tiles: Annotated[int, Field(ge=1, le=200)] = 12
+    """Tiles in the gallery of the page."""
 
     @model_validator(mode="after")
     def _generators_are_distinct_names(self) -> Self:

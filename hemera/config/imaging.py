@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from hemera.config.base import Options, option
+from hemera.config.base import Fraction, NonNegative, Options, Positive, paper
 from hemera.sheet import MPP_BOUNDS
 
 
@@ -15,53 +15,30 @@ class DescribeOptions(Options):
 
     section: ClassVar[str] = "describe"
 
-    reader: Literal["auto", "tiff", "openslide", "tiffslide", "image"] = option(
-        "auto",
-        "library that reads the slides, in every stage; auto: direct reading of tiled TIFF where "
-        "possible, else OpenSlide, else TiffSlide",
-    )
-    thumbnail_side_px: int = option(1024, "longest side of a thumbnail, px", ge=128, le=4096)
-    tissue_mpp: float = option(
-        8.0, "resolution at which tissue is segmented, um per pixel", gt=0, le=64
-    )
-    he_saturation_min: float = option(
-        0.05, "lower clip of Otsu's threshold on the HSV saturation of H&E, 0 to 1", ge=0, lt=1
-    )
-    he_saturation_max: float = option(
-        0.10,
-        "upper clip of Otsu's threshold on the HSV saturation of H&E, 0 to 1; a higher threshold "
-        "separates dark tissue from pale tissue",
-        ge=0,
-        lt=1,
-    )
-    ihc_density_min: float = option(
-        0.03,
-        "lower clip of Otsu's threshold on the optical density of IHC above the background",
-        ge=0,
-        le=0.5,
-    )
-    ihc_density_max: float = option(
-        0.05,
-        "upper clip of Otsu's threshold on the optical density of IHC above the background",
-        ge=0,
-        le=0.5,
-    )
-    tissue_hole_um2: float = option(
-        40_000.0, "largest hole in the tissue outline that is filled, um^2", ge=0
-    )
-    tissue_speck_um2: float = option(
-        40_000.0, "tissue regions below this area are removed, um^2", ge=0
-    )
-    mpp_min: float = option(
-        MPP_BOUNDS[0],
-        "finest plausible resolution of a slide, um per pixel; a finer one is an error",
-        gt=0,
-    )
-    mpp_max: float = option(
-        MPP_BOUNDS[1],
-        "coarsest plausible resolution of a slide, um per pixel; a coarser one is an error",
-        gt=0,
-    )
+    reader: Literal["auto", "tiff", "openslide", "tiffslide", "image"] = "auto"
+    """Library that reads the slides, in every stage; auto: direct reading of tiled TIFF where
+    possible, else OpenSlide, else TiffSlide."""
+    thumbnail_side_px: Annotated[int, Field(ge=128, le=4096)] = 1024
+    """Longest side of a thumbnail, px."""
+    tissue_mpp: Annotated[float, Field(gt=0, le=64)] = 8.0
+    """Resolution at which tissue is segmented, um per pixel."""
+    he_saturation_min: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Lower clip of Otsu's threshold on the HSV saturation of H&E, 0 to 1."""
+    he_saturation_max: Annotated[float, Field(ge=0, lt=1)] = 0.10
+    """Upper clip of Otsu's threshold on the HSV saturation of H&E, 0 to 1; a higher threshold
+    separates dark tissue from pale tissue."""
+    ihc_density_min: Annotated[float, Field(ge=0, le=0.5)] = 0.03
+    """Lower clip of Otsu's threshold on the optical density of IHC above the background."""
+    ihc_density_max: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Upper clip of Otsu's threshold on the optical density of IHC above the background."""
+    tissue_hole_um2: NonNegative = 40_000.0
+    """Largest hole in the tissue outline that is filled, um^2."""
+    tissue_speck_um2: NonNegative = 40_000.0
+    """Tissue regions below this area are removed, um^2."""
+    mpp_min: Positive = MPP_BOUNDS[0]
+    """Finest plausible resolution of a slide, um per pixel; a finer one is an error."""
+    mpp_max: Positive = MPP_BOUNDS[1]
+    """Coarsest plausible resolution of a slide, um per pixel; a coarser one is an error."""
 
     @model_validator(mode="after")
     def _ranges_are_not_empty(self) -> Self:
@@ -82,47 +59,28 @@ class TileOptions(Options):
     section: ClassVar[str] = "tile"
     version: ClassVar[int] = 4
 
-    size_px: int = option(512, "side of a tile, px", ge=32, le=4096, paper="512")
-    mpp: float | None = option(
-        None,
-        "resolution of the tiles, um per pixel; none: the native resolution of the H&E image",
-        gt=0,
-        paper="not stated",
-    )
-    stride_px: int | None = option(
-        None,
-        "distance between the origins of adjacent tiles, px; none: size_px, without overlap",
-        ge=16,
-        le=4096,
-    )
-    upsample: bool = option(
-        False, "allow a tile resolution finer than the native resolution of an image"
-    )
-    tissue_floor: float = option(
-        0.05,
-        "tiles whose tissue fraction in the outline is below this are neither read nor stored",
-        ge=0,
-        le=1,
-    )
-    codec: Literal["jpeg", "png"] = option("jpeg", "image format of the tiles; png is lossless")
-    quality: int = option(95, "JPEG quality of the tiles; chroma is not subsampled", ge=1, le=100)
-    copy_stored: bool = option(
-        True,
-        "copy the JPEG bytes of a slide without recompression where a tile coincides with one "
-        "stored tile of the file",
-    )
-    saturation_min: float = option(
-        0.06, "lowest HSV saturation of a tissue pixel in an H&E tile, 0 to 1", ge=0, lt=1
-    )
-    density_min: float = option(
-        0.03,
-        "lowest optical density above the background of a tissue pixel in an IHC tile",
-        ge=0,
-        le=0.5,
-    )
-    histogram_bins: int = option(
-        64, "bins of the haematoxylin histograms that are compared between stains", ge=8, le=256
-    )
-    bad_tiles_max: float = option(
-        0.10, "largest fraction of unreadable tiles; a pair with more is refused", ge=0, le=1
-    )
+    size_px: Annotated[int, Field(ge=32, le=4096), paper("512")] = 512
+    """Side of a tile, px."""
+    mpp: Annotated[Positive | None, paper("not stated")] = None
+    """Resolution of the tiles, um per pixel; none: the native resolution of the H&E image."""
+    stride_px: Annotated[int | None, Field(ge=16, le=4096)] = None
+    """Distance between the origins of adjacent tiles, px; none: size_px, without overlap."""
+    upsample: bool = False
+    """Allow a tile resolution finer than the native resolution of an image."""
+    tissue_floor: Fraction = 0.05
+    """Tiles whose tissue fraction in the outline is below this are neither read nor stored."""
+    codec: Literal["jpeg", "png"] = "jpeg"
+    """Image format of the tiles; png is lossless."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """JPEG quality of the tiles; chroma is not subsampled."""
+    copy_stored: bool = True
+    """Copy the JPEG bytes of a slide without recompression where a tile coincides with one stored
+    tile of the file."""
+    saturation_min: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    """Lowest HSV saturation of a tissue pixel in an H&E tile, 0 to 1."""
+    density_min: Annotated[float, Field(ge=0, le=0.5)] = 0.03
+    """Lowest optical density above the background of a tissue pixel in an IHC tile."""
+    histogram_bins: Annotated[int, Field(ge=8, le=256)] = 64
+    """Bins of the haematoxylin histograms that are compared between stains."""
+    bad_tiles_max: Fraction = 0.10
+    """Largest fraction of unreadable tiles; a pair with more is refused."""

@@ -6,12 +6,12 @@ import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from hemera.config.base import TOP, Options, flags, nearest, option
+from hemera.config.base import TOP, Options, flags, nearest
 from hemera.config.dataset import FilterOptions, IndexOptions, ReportOptions
 from hemera.config.evaluation import EvaluateOptions
 from hemera.config.imaging import DescribeOptions, TileOptions
@@ -38,19 +38,14 @@ class CohortOptions(Options):
 
     section: ClassVar[str] = TOP
 
-    preset: str = option(
-        "hemera", "set of values that differ from the defaults: a name in hemera/presets"
-    )
-    sheet: str = option(DEMO_SHEET, "path of the sheet of pairs")
-    allow_demo_sizes: bool = option(
-        False, "allow preset demo, which trains toy networks, for another sheet than the demo's"
-    )
-    block_count: int = option(
-        19,
-        "blocks into which the image pairs of a data set are divided, one job each",
-        ge=1,
-        le=4096,
-    )
+    preset: str = "hemera"
+    """Set of values that differ from the defaults: a name in hemera/presets."""
+    sheet: str = DEMO_SHEET
+    """Path of the sheet of pairs."""
+    allow_demo_sizes: bool = False
+    """Allow preset demo, which trains toy networks, for another sheet than the demo's."""
+    block_count: Annotated[int, Field(ge=1, le=4096)] = 19
+    """Blocks into which the image pairs of a data set are divided, one job each."""
 
     @model_validator(mode="after")
     def _demo_sizes_are_for_the_demo(self) -> Self:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from hemera.config.base import Device, Options, option
+from hemera.config.base import (
+    Count,
+    Device,
+    Fraction,
+    NonNegative,
+    Options,
+    Positive,
+    Threads,
+    paper,
+)
 
-CANVAS_PX = {
+Preset = Literal[
+    "default_initial_nonrigid",
+    "default_initial_nonrigid_fast",
+    "default_initial_nonrigid_high_resolution",
+]
+CANVAS_PX: dict[Preset, int] = {
     "default_initial_nonrigid": 4096,
     "default_initial_nonrigid_fast": 2048,
     "default_initial_nonrigid_high_resolution": 8192,
@@ -28,126 +42,62 @@ class RegisterOptions(Options):
     section: ClassVar[str] = "register"
     version: ClassVar[int] = 2
 
-    preset: Literal[
-        "default_initial_nonrigid",
-        "default_initial_nonrigid_fast",
-        "default_initial_nonrigid_high_resolution",
-    ] = option(
-        "default_initial_nonrigid",
-        "parameter set of DeeperHistReg",
-        paper="DeeperHistReg, rigid and nonrigid; no preset named",
+    preset: Annotated[Preset, paper("DeeperHistReg, rigid and nonrigid; no preset named")] = (
+        "default_initial_nonrigid"
     )
-    size_px: int | None = option(
-        None,
-        "shortest side of the common canvas of both slides during registration, px; none: that of "
-        "the preset (4096, fast 2048, high resolution 8192)",
-        ge=128,
-        le=16384,
-    )
-    levels: int | None = option(
-        None,
-        "levels of the image pyramid of nonrigid registration; none: those of the preset",
-        ge=1,
-        le=12,
-    )
-    iterations: int | None = option(
-        None,
-        "iterations per pyramid level of nonrigid registration; none: those of the preset",
-        ge=1,
-        le=2000,
-    )
-    device: Device = option("auto", "device of the registration; auto: a GPU if there is one")
-    torch_threads: int = option(
-        2, "CPU threads of PyTorch; another number changes the output bytes", ge=1, le=64
-    )
-    timeout_s: int = option(7_200, "time limit of one registration attempt, s", ge=1)
-    retries: int = option(
-        2,
-        "further attempts for a pair that does not pass: first on the masked tissue with more "
-        "angles and scales, then with another preset as well",
-        ge=0,
-        le=2,
-    )
-    rigid_tolerance: float = option(
-        0.02,
-        "largest loss of tile_ok that the nonrigid transform may cause; above it the rigid "
-        "transform is used",
-        ge=0,
-        le=1,
-    )
-    tile_ok_pass: float = option(
-        0.60,
-        "a pair passes with at least this fraction of tissue tiles whose best match is in place",
-        ge=0,
-        le=1,
-    )
-    tile_ok_fail: float = option(
-        0.30,
-        "a pair fails below this fraction of tissue tiles whose best match is in place",
-        ge=0,
-        le=1,
-    )
-    lncc_pass: float = option(
-        0.15,
-        "a pair passes with at least this median local correlation of haematoxylin",
-        ge=-1,
-        le=1,
-    )
-    lncc_fail: float = option(
-        0.08, "a pair fails below this median local correlation of haematoxylin", ge=-1, le=1
-    )
-    ncc_margin_pass: float = option(
-        0.05,
-        "a pair passes when its correlation exceeds the best of 36 shifted positions by this",
-        ge=-2,
-        le=2,
-    )
-    ncc_margin_fail: float = option(
-        0.0,
-        "a pair fails when its correlation exceeds the best of 36 shifted positions by less",
-        ge=-2,
-        le=2,
-    )
-    match_fraction_pass: float = option(
-        0.50,
-        "a pair passes with at least this fraction of feature matches near the similarity "
-        "transform fitted to them",
-        ge=0,
-        le=1,
-    )
-    match_fraction_fail: float = option(
-        0.25,
-        "a pair fails below this fraction of feature matches near the similarity transform fitted "
-        "to them",
-        ge=0,
-        le=1,
-    )
-    mirror_probe_pass: float = option(
-        1.5,
-        "a pair passes with at least this ratio of feature matches of HER2 to those of its mirror "
-        "image",
-        ge=0,
-    )
-    mirror_probe_fail: float = option(
-        1.0,
-        "a pair fails below this ratio of feature matches of HER2 to those of its mirror image",
-        ge=0,
-    )
-    log_scale_max: float = option(
-        0.25, "largest absolute logarithm of the scale of the affine transform", gt=0
-    )
-    anisotropy_max: float = option(
-        1.2, "largest ratio of the two scales of the affine transform", ge=1
-    )
-    folding_pass: float = option(
-        0.005, "a pair passes up to this fraction of folded tissue area", ge=0, le=1
-    )
-    folding_fail: float = option(
-        0.02, "a pair fails above this fraction of folded tissue area", ge=0, le=1
-    )
-    coverage_pass: float = option(
-        0.90, "a pair passes when HER2 covers at least this fraction of the H&E tissue", ge=0, le=1
-    )
+    """Parameter set of DeeperHistReg."""
+    size_px: Annotated[int | None, Field(ge=128, le=16384)] = None
+    """Shortest side of the common canvas of both slides during registration, px; none: that of the
+    preset (4096, fast 2048, high resolution 8192)."""
+    levels: Annotated[int | None, Field(ge=1, le=12)] = None
+    """Levels of the image pyramid of nonrigid registration; none: those of the preset."""
+    iterations: Annotated[int | None, Field(ge=1, le=2000)] = None
+    """Iterations per pyramid level of nonrigid registration; none: those of the preset."""
+    device: Device = "auto"
+    """Device of the registration; auto: a GPU if there is one."""
+    torch_threads: Threads = 2
+    """CPU threads of PyTorch; another number changes the output bytes."""
+    timeout_s: Count = 7_200
+    """Time limit of one registration attempt, s."""
+    retries: Annotated[int, Field(ge=0, le=2)] = 2
+    """Further attempts for a pair that does not pass: first on the masked tissue with more angles
+    and scales, then with another preset as well."""
+    rigid_tolerance: Fraction = 0.02
+    """Largest loss of tile_ok that the nonrigid transform may cause; above it the rigid transform
+    is used."""
+    tile_ok_pass: Fraction = 0.60
+    """A pair passes with at least this fraction of tissue tiles whose best match is in place."""
+    tile_ok_fail: Fraction = 0.30
+    """A pair fails below this fraction of tissue tiles whose best match is in place."""
+    lncc_pass: Annotated[float, Field(ge=-1, le=1)] = 0.15
+    """A pair passes with at least this median local correlation of haematoxylin."""
+    lncc_fail: Annotated[float, Field(ge=-1, le=1)] = 0.08
+    """A pair fails below this median local correlation of haematoxylin."""
+    ncc_margin_pass: Annotated[float, Field(ge=-2, le=2)] = 0.05
+    """A pair passes when its correlation exceeds the best of 36 shifted positions by this."""
+    ncc_margin_fail: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """A pair fails when its correlation exceeds the best of 36 shifted positions by less."""
+    match_fraction_pass: Fraction = 0.50
+    """A pair passes with at least this fraction of feature matches near the similarity transform
+    fitted to them."""
+    match_fraction_fail: Fraction = 0.25
+    """A pair fails below this fraction of feature matches near the similarity transform fitted to
+    them."""
+    mirror_probe_pass: NonNegative = 1.5
+    """A pair passes with at least this ratio of feature matches of HER2 to those of its mirror
+    image."""
+    mirror_probe_fail: NonNegative = 1.0
+    """A pair fails below this ratio of feature matches of HER2 to those of its mirror image."""
+    log_scale_max: Positive = 0.25
+    """Largest absolute logarithm of the scale of the affine transform."""
+    anisotropy_max: Annotated[float, Field(ge=1)] = 1.2
+    """Largest ratio of the two scales of the affine transform."""
+    folding_pass: Fraction = 0.005
+    """A pair passes up to this fraction of folded tissue area."""
+    folding_fail: Fraction = 0.02
+    """A pair fails above this fraction of folded tissue area."""
+    coverage_pass: Fraction = 0.90
+    """A pair passes when HER2 covers at least this fraction of the H&E tissue."""
 
     @model_validator(mode="after")
     def _pass_is_stricter_than_fail(self) -> Self:
@@ -198,6 +148,5 @@ class LandmarksOptions(Options):
     section: ClassVar[str] = "landmarks"
     version: ClassVar[int] = 2
 
-    coordinates: Literal["um", "px"] = option(
-        "um", "unit of the coordinates in landmark files of ACROBAT"
-    )
+    coordinates: Literal["um", "px"] = "um"
+    """Unit of the coordinates in landmark files of ACROBAT."""

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from hemera.config.base import Device, NonNegative, Options, option
+from hemera.config.base import (
+    Count,
+    Device,
+    Fraction,
+    NonNegative,
+    Options,
+    Positive,
+    Seed,
+    Threads,
+    paper,
+)
 
 Network = Literal[
     "unet_512",
@@ -39,57 +49,38 @@ BRANCHES: dict[str, tuple[str, ...]] = {
 class TrainingOptions(Options):
     """Options that both trainings share."""
 
-    crop_px: int | None = option(
-        None,
-        "side of the random crop of a tile that is trained on, px; none: the whole tile",
-        ge=32,
-        le=2048,
-        paper="512, whole",
-    )
-    seed: int = option(20251, "seed of initial weights, order of tiles and augmentation", ge=0)
-    device: Device = option("auto", "device of the training; auto: a GPU if there is one")
-    torch_threads: int = option(
-        2, "CPU threads of PyTorch; another number changes the output bytes", ge=1, le=64
-    )
-    deterministic: bool = option(
-        True,
-        "use deterministic algorithms, so that a repetition on the same machine gives the same "
-        "bytes; slower on a GPU",
-    )
-    precision: Literal["float32", "tf32", "bf16", "fp16"] = option(
-        "tf32",
-        "numeric precision of the networks: float32; tf32: float32 with TF32 convolutions on a "
-        "GPU, the default of PyTorch; bf16 or fp16: mixed precision with half the memory; losses "
-        "and weights stay float32",
-        paper="not stated",
-    )
-    compile: bool = option(
-        False, "compile the networks with torch.compile: minutes at the start, faster steps"
-    )
-    gpus: int = option(
-        1,
-        "GPUs for data-parallel training by torchrun (processes with device cpu); batch "
-        "normalisation, Dice and variance are computed per GPU; an incomplete last batch is "
-        "dropped",
-        ge=1,
-        le=64,
-    )
-    accumulate: int = option(
-        1,
-        "gradient accumulation steps per optimiser step, to save memory; Dice and variance are "
-        "computed per micro-batch, the generator is trained against the discriminator before its "
-        "update, and an incomplete last batch is dropped",
-        ge=1,
-        le=1024,
-    )
-    validate_every: int = option(
-        1, "epochs between two validations; the last epoch is always validated", ge=1
-    )
-    sample_tiles: int = option(
-        4, "validation tiles whose predictions are saved as images at each validation", ge=0, le=64
-    )
-    workers: int = option(2, "processes per GPU that read and decode tiles", ge=0, le=64)
-    checkpoint_minutes: float = option(10.0, "longest time between two checkpoints, minutes", gt=0)
+    crop_px: Annotated[int | None, Field(ge=32, le=2048), paper("512, whole")] = None
+    """Side of the random crop of a tile that is trained on, px; none: the whole tile."""
+    seed: Seed = 20251
+    """Seed of initial weights, order of tiles and augmentation."""
+    device: Device = "auto"
+    """Device of the training; auto: a GPU if there is one."""
+    torch_threads: Threads = 2
+    """CPU threads of PyTorch; another number changes the output bytes."""
+    deterministic: bool = True
+    """Use deterministic algorithms, so that a repetition on the same machine gives the same bytes;
+    slower on a GPU."""
+    precision: Annotated[Literal["float32", "tf32", "bf16", "fp16"], paper("not stated")] = "tf32"
+    """Numeric precision of the networks: float32; tf32: float32 with TF32 convolutions on a GPU,
+    the default of PyTorch; bf16 or fp16: mixed precision with half the memory; losses and weights
+    stay float32."""
+    compile: bool = False
+    """Compile the networks with torch.compile: minutes at the start, faster steps."""
+    gpus: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs for data-parallel training by torchrun (processes with device cpu); batch normalisation,
+    Dice and variance are computed per GPU; an incomplete last batch is dropped."""
+    accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Gradient accumulation steps per optimiser step, to save memory; Dice and variance are
+    computed per micro-batch, the generator is trained against the discriminator before its update,
+    and an incomplete last batch is dropped."""
+    validate_every: Count = 1
+    """Epochs between two validations; the last epoch is always validated."""
+    sample_tiles: Annotated[int, Field(ge=0, le=64)] = 4
+    """Validation tiles whose predictions are saved as images at each validation."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Processes per GPU that read and decode tiles."""
+    checkpoint_minutes: Positive = 10.0
+    """Longest time between two checkpoints, minutes."""
 
     @property
     def micro_batches(self) -> int:
@@ -111,102 +102,74 @@ class TrainGenerationOptions(TrainingOptions):
     section: ClassVar[str] = "train_generation"
     version: ClassVar[int] = 2
 
-    network: Network = option(
-        "unet_512", "architecture of the generator", paper="U-Net, depth not stated"
+    network: Annotated[Network, paper("U-Net, depth not stated")] = "unet_512"
+    """Architecture of the generator."""
+    base_width: Annotated[int, Field(ge=4, le=256), paper("32")] = 32
+    """Filters of the first layer of the generator."""
+    norm: Annotated[Literal["batch", "instance"], paper("batch")] = "batch"
+    """Normalisation layers of generator and discriminator."""
+    dropout: Annotated[bool, paper("none")] = False
+    """Dropout with rate 0.5 in the generator during training."""
+    discriminator_width: Annotated[int, Field(ge=4, le=256)] = 64
+    """Filters of the first layer of the PatchGAN discriminator."""
+    discriminator_layers: Annotated[int, Field(ge=1, le=5)] = 3
+    """Layers of stride 2 of the PatchGAN discriminator."""
+    epochs: Annotated[Count, paper("100")] = 100
+    """Training epochs of GenerationNet."""
+    decay_from_epoch: Annotated[int, Field(ge=0), paper("50")] = 50
+    """Epoch after which the learning rate decays linearly to 0."""
+    lr_step: Literal["end", "start"] = "end"
+    """Whether the learning rate decays at the end or at the start of an epoch; start: the last
+    epoch has rate 0, as in the public code of pix2pix."""
+    batch_size: Annotated[Count, paper("2")] = 2
+    """Tiles per optimiser step of GenerationNet."""
+    learning_rate: Annotated[Positive, paper("2e-4")] = 2e-4
+    """Learning rate of Adam for generator and discriminator."""
+    beta1: Annotated[float, Field(ge=0, lt=1), paper("0.5")] = 0.5
+    """Beta1 of Adam."""
+    beta2: Annotated[float, Field(ge=0, lt=1), paper("0.999")] = 0.999
+    """Beta2 of Adam."""
+    l1_weights: Annotated[tuple[NonNegative, ...], paper("1, 25, 25, 25")] = (1.0, 25.0, 25.0, 25.0)
+    """Weights of the L1 loss at the four levels of the image pyramid, finest first."""
+    weight_map: Annotated[
+        Literal["inside", "literal", "none"], paper("printed as literal, described as inside")
+    ] = "inside"
+    """Distance weights of nuclei (equation 1): inside: grow towards the centre, as the text
+    describes; literal: the printed equation; none: not used."""
+    mask_source: Annotated[Literal["nuclei", "her2_positive"], paper("nuclei")] = "nuclei"
+    """Mask from which the distance weights are computed."""
+    gan_loss: Annotated[Literal["vanilla", "lsgan"], paper("not stated")] = "vanilla"
+    """Adversarial loss: vanilla: cross-entropy; lsgan: least squares."""
+    weight_adversarial: bool = False
+    """Apply the distance weights to the adversarial loss as well."""
+    renormalise_mean: bool = False
+    """Divide the distance weights by their mean."""
+    registration_scale_um: Annotated[Positive | None, paper("not used")] = None
+    """Estimated registration error at which the loss of a tile has weight 0.5, um; none: all tiles
+    have the same weight."""
+    dice_source: Annotated[
+        Literal["dab", "intensity", "none"], paper("balanced Dice, undefined")
+    ] = "dab"
+    """What the balanced Dice loss compares: dab: soft DAB masks; intensity: image intensities;
+    none: no such loss."""
+    dice_weight: NonNegative = 1.0
+    """Weight of the balanced Dice loss of GenerationNet."""
+    dice_slope: Positive = 20.0
+    """Slope of the sigmoid of the soft DAB mask, per unit of optical density."""
+    dice_threshold: Annotated[float | None, Field(gt=0, le=3)] = None
+    """DAB optical density at the centre of the soft DAB mask; none: estimated from training
+    tiles."""
+    variance_weight: Annotated[NonNegative, paper("not used; its own paper does not state it")] = (
+        0.0
     )
-    base_width: int = option(
-        32, "filters of the first layer of the generator", ge=4, le=256, paper="32"
-    )
-    norm: Literal["batch", "instance"] = option(
-        "batch", "normalisation layers of generator and discriminator", paper="batch"
-    )
-    dropout: bool = option(
-        False, "dropout with rate 0.5 in the generator during training", paper="none"
-    )
-    discriminator_width: int = option(
-        64, "filters of the first layer of the PatchGAN discriminator", ge=4, le=256
-    )
-    discriminator_layers: int = option(
-        3, "layers of stride 2 of the PatchGAN discriminator", ge=1, le=5
-    )
-    epochs: int = option(100, "training epochs of GenerationNet", ge=1, paper="100")
-    decay_from_epoch: int = option(
-        50, "epoch after which the learning rate decays linearly to 0", ge=0, paper="50"
-    )
-    lr_step: Literal["end", "start"] = option(
-        "end",
-        "whether the learning rate decays at the end or at the start of an epoch; start: the last "
-        "epoch has rate 0, as in the public code of pix2pix",
-    )
-    batch_size: int = option(2, "tiles per optimiser step of GenerationNet", ge=1, paper="2")
-    learning_rate: float = option(
-        2e-4, "learning rate of Adam for generator and discriminator", gt=0, paper="2e-4"
-    )
-    beta1: float = option(0.5, "beta1 of Adam", ge=0, lt=1, paper="0.5")
-    beta2: float = option(0.999, "beta2 of Adam", ge=0, lt=1, paper="0.999")
-    l1_weights: tuple[NonNegative, ...] = option(
-        (1.0, 25.0, 25.0, 25.0),
-        "weights of the L1 loss at the four levels of the image pyramid, finest first",
-        paper="1, 25, 25, 25",
-    )
-    weight_map: Literal["inside", "literal", "none"] = option(
-        "inside",
-        "distance weights of nuclei (equation 1): inside: grow towards the centre, as the text "
-        "describes; literal: the printed equation; none: not used",
-        paper="printed as literal, described as inside",
-    )
-    mask_source: Literal["nuclei", "her2_positive"] = option(
-        "nuclei", "mask from which the distance weights are computed", paper="nuclei"
-    )
-    gan_loss: Literal["vanilla", "lsgan"] = option(
-        "vanilla",
-        "adversarial loss: vanilla: cross-entropy; lsgan: least squares",
-        paper="not stated",
-    )
-    weight_adversarial: bool = option(
-        False, "apply the distance weights to the adversarial loss as well"
-    )
-    renormalise_mean: bool = option(False, "divide the distance weights by their mean")
-    registration_scale_um: float | None = option(
-        None,
-        "estimated registration error at which the loss of a tile has weight 0.5, um; none: all "
-        "tiles have the same weight",
-        gt=0,
-        paper="not used",
-    )
-    dice_source: Literal["dab", "intensity", "none"] = option(
-        "dab",
-        "what the balanced Dice loss compares: dab: soft DAB masks; intensity: image intensities; "
-        "none: no such loss",
-        paper="balanced Dice, undefined",
-    )
-    dice_weight: float = option(1.0, "weight of the balanced Dice loss of GenerationNet", ge=0)
-    dice_slope: float = option(
-        20.0, "slope of the sigmoid of the soft DAB mask, per unit of optical density", gt=0
-    )
-    dice_threshold: float | None = option(
-        None,
-        "DAB optical density at the centre of the soft DAB mask; none: estimated from training "
-        "tiles",
-        gt=0,
-        le=3,
-    )
-    variance_weight: float = option(
-        0.0,
-        "weight of the variance loss of Rehmat et al., which compares the variance of each pixel "
-        "over a batch with that of the real images; 0: not used",
-        ge=0,
-        paper="not used; its own paper does not state it",
-    )
-    variance_estimator: Literal["unbiased", "biased"] = option(
-        "unbiased", "divisor of the variance loss: unbiased: n - 1; biased: n"
-    )
-    flip: bool = option(True, "augment by random horizontal flips of tile pairs")
-    select: Literal["last", "best"] = option(
-        "last",
-        "epoch whose generator is kept; best: lowest reconstruction loss on validation tiles",
-        paper="not stated; pix2pix keeps the last",
-    )
+    """Weight of the variance loss of Rehmat et al., which compares the variance of each pixel over
+    a batch with that of the real images; 0: not used."""
+    variance_estimator: Literal["unbiased", "biased"] = "unbiased"
+    """Divisor of the variance loss: unbiased: n - 1; biased: n."""
+    flip: bool = True
+    """Augment by random horizontal flips of tile pairs."""
+    select: Annotated[Literal["last", "best"], paper("not stated; pix2pix keeps the last")] = "last"
+    """Epoch whose generator is kept; best: lowest reconstruction loss on validation tiles."""
 
     @property
     def divisor(self) -> int:
@@ -278,66 +241,44 @@ class TrainSegmentationOptions(TrainingOptions):
     section: ClassVar[str] = "train_segmentation"
     version: ClassVar[int] = 3
 
-    generation_branch: Literal[
-        "skip16", "attention_unet_32_bottleneck", "virtual_rgb_encoder", "none"
-    ] = option(
-        "skip16",
-        "features of the frozen GenerationNet that SegmentationNet uses: skip16: the encoder map "
-        "of 16 x 16; attention_unet_32_bottleneck: the bottleneck of that network; "
-        "virtual_rgb_encoder: an encoder of the generated image; none",
-        paper="512 x 16 x 16, which layer not stated",
-    )
-    generation_skips: bool = option(
-        False, "also concatenate the encoder maps of GenerationNet in the decoder (skip16 only)"
-    )
-    base_width: int = option(
-        64,
-        "filters of the first stage of the encoder, after a stem of 64; the decoder follows; 64: "
-        "ResNet34",
-        ge=4,
-        le=256,
-        paper="ResNet34",
-    )
-    decoder: Literal["unet", "unetplusplus", "deeplabv3plus"] = option(
-        "unet", "architecture of the decoder", paper="unet"
-    )
-    encoder_weights: str | None = option(
-        "imagenet",
-        "initial weights of the ResNet34 encoder: imagenet: those of torchvision in the cache of "
-        "torch.hub; else a file of them; none: random",
-        paper="ImageNet",
-    )
-    epochs: int = option(300, "training epochs of SegmentationNet", ge=1, paper="300")
-    batch_size: int = option(16, "tiles per optimiser step of SegmentationNet", ge=1, paper="16")
-    learning_rate: float = option(2e-4, "learning rate of AdamW", gt=0, paper="2e-4")
-    weight_decay: float = option(0.01, "weight decay of AdamW", ge=0, paper="not stated")
-    loss_lambda: float = option(
-        0.5,
-        "weight of cross-entropy; Dice has 1 - loss_lambda",
-        ge=0,
-        le=1,
-        paper="not stated; section 4.1: cross-entropy alone",
-    )
-    focal_gamma: float = option(
-        0.0, "gamma of the focal loss; 0: plain cross-entropy", ge=0, le=5, paper="0"
-    )
-    tversky_beta: float = option(
-        0.5,
-        "weight of false negatives in the Tversky loss, false positives have 1 - beta; 0.5: Dice; "
-        "above 0.5 favours recall",
-        gt=0,
-        lt=1,
-        paper="0.5",
-    )
-    flip: bool = option(True, "augment by random horizontal and vertical flips")
-    turn: bool = option(
-        False, "augment by random rotations by multiples of 90 degrees", paper="not stated"
-    )
-    select: Literal["last", "best"] = option(
-        "best",
-        "epoch whose weights are kept; best: highest pooled F1 on validation tiles, threshold 0.5",
-        paper="not stated",
-    )
+    generation_branch: Annotated[
+        Literal["skip16", "attention_unet_32_bottleneck", "virtual_rgb_encoder", "none"],
+        paper("512 x 16 x 16, which layer not stated"),
+    ] = "skip16"
+    """Features of the frozen GenerationNet that SegmentationNet uses: skip16: the encoder map of 16
+    x 16; attention_unet_32_bottleneck: the bottleneck of that network; virtual_rgb_encoder: an
+    encoder of the generated image; none."""
+    generation_skips: bool = False
+    """Also concatenate the encoder maps of GenerationNet in the decoder (skip16 only)."""
+    base_width: Annotated[int, Field(ge=4, le=256), paper("ResNet34")] = 64
+    """Filters of the first stage of the encoder, after a stem of 64; the decoder follows; 64:
+    ResNet34."""
+    decoder: Annotated[Literal["unet", "unetplusplus", "deeplabv3plus"], paper("unet")] = "unet"
+    """Architecture of the decoder."""
+    encoder_weights: Annotated[str | None, paper("ImageNet")] = "imagenet"
+    """Initial weights of the ResNet34 encoder: imagenet: those of torchvision in the cache of
+    torch.hub; else a file of them; none: random."""
+    epochs: Annotated[Count, paper("300")] = 300
+    """Training epochs of SegmentationNet."""
+    batch_size: Annotated[Count, paper("16")] = 16
+    """Tiles per optimiser step of SegmentationNet."""
+    learning_rate: Annotated[Positive, paper("2e-4")] = 2e-4
+    """Learning rate of AdamW."""
+    weight_decay: Annotated[NonNegative, paper("not stated")] = 0.01
+    """Weight decay of AdamW."""
+    loss_lambda: Annotated[Fraction, paper("not stated; section 4.1: cross-entropy alone")] = 0.5
+    """Weight of cross-entropy; Dice has 1 - loss_lambda."""
+    focal_gamma: Annotated[float, Field(ge=0, le=5), paper("0")] = 0.0
+    """Gamma of the focal loss; 0: plain cross-entropy."""
+    tversky_beta: Annotated[float, Field(gt=0, lt=1), paper("0.5")] = 0.5
+    """Weight of false negatives in the Tversky loss, false positives have 1 - beta; 0.5: Dice;
+    above 0.5 favours recall."""
+    flip: bool = True
+    """Augment by random horizontal and vertical flips."""
+    turn: Annotated[bool, paper("not stated")] = False
+    """Augment by random rotations by multiples of 90 degrees."""
+    select: Annotated[Literal["last", "best"], paper("not stated")] = "best"
+    """Epoch whose weights are kept; best: highest pooled F1 on validation tiles, threshold 0.5."""
 
     @property
     def whole_batches(self) -> bool:

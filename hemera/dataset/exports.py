@@ -72,7 +72,7 @@ class Selection:
 def choose(
     index: Path,
     *,
-    where: str | pc.Expression | None = None,
+    where: str | None = None,
     split: str | None = None,
     network: str | None = None,
     engine: str | None = None,

@@ -71,7 +71,7 @@ class TileIndex:
         self,
         columns: Sequence[str],
         *,
-        where: str | pc.Expression | None = None,
+        where: str | None = None,
         network: str | None = None,
         split: str | None = None,
         refused: bool = False,
@@ -81,7 +81,7 @@ class TileIndex:
         Args:
             columns: the columns wanted.
             where: a condition on the columns of the index: a pandas query, such as
-                ``"dataset == 'bci' and he_sharpness > 40"``, or a pyarrow expression.
+                ``"dataset == 'bci' and he_sharpness > 40"``.
             network: generation or segmentation: the tiles drawn for it.
             split: train, val or test, of the network or, without one, of the cohort.
             refused: include tiles that the stage filter refused.
@@ -105,24 +105,14 @@ class TileIndex:
                 f"{self.path}: no column {', '.join(lacking)}; name a network and a mask engine of "
                 "this index"
             )
-        queried: list[str] = []
-        fault = translated(ShardError, f"{self.path}: cannot be read ({{error}}); run index again")
-        if isinstance(where, str):
-            words = set(re.findall(r"\w+", where))
-            queried = [name for name in self.columns if name in words]
-        elif where is not None:
-            conditions.append(where)
-            fault = translated(
-                ConfigError,
-                f"where: {where} is no query of {self.path} ({{error}}); use its columns, and "
-                "compare each with values of its type",
-            )
-        with fault:
+        words = set(re.findall(r"\w+", where or ""))
+        queried = [name for name in self.columns if name in words]
+        with translated(ShardError, f"{self.path}: cannot be read ({{error}}); run index again"):
             table = self._data.to_table(
                 columns=list(dict.fromkeys([*columns, *queried])),
                 filter=functools.reduce(operator.and_, conditions) if conditions else None,
             )
-        if isinstance(where, str):
+        if where is not None:
             table = table.filter(pa.array(_evaluate(where, table.select(queried))))
         return table.select(list(columns))
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from hemera.config import EvaluateOptions
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.evaluation import baselines, metrics
-from hemera.evaluation.metrics import Confusion, Resampling, Summary
+from hemera.evaluation import baselines, metrics, perceptual
+from hemera.evaluation.metrics import Bootstrap, Confusion, Summary
 from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.masks import label_format
 
@@ -194,18 +194,16 @@ def summarise(
             for row in members:
                 methods.setdefault(row["method"], []).append(row)
             # Every method has the same tiles in the same order.
-            resampling = Resampling(
+            bootstrap = Bootstrap(
                 [row["case"] for row in next(iter(methods.values()))],
                 samples=options.bootstrap_samples,
                 confidence=options.confidence,
                 seed=options.seed,
             )
             if network == "segmentation":
-                measured = _segmentation_metrics(methods, resampling)
+                measured = _segmentation_metrics(methods, bootstrap)
             else:
-                measured = {
-                    method: _image_metrics(of, resampling) for method, of in methods.items()
-                }
+                measured = {method: _image_metrics(of, bootstrap) for method, of in methods.items()}
                 # Of one case there are too few tiles to compare sets.
                 if features and not group.startswith("case="):
                     for method, of in methods.items():
@@ -242,9 +240,9 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[s
     return groups
 
 
-def _image_metrics(rows: Sequence[Mapping[str, Any]], resampling: Resampling) -> _Summaries:
+def _image_metrics(rows: Sequence[Mapping[str, Any]], bootstrap: Bootstrap) -> _Summaries:
     found = {
-        (metric, "mean"): metrics.summarise((row[metric] for row in rows), resampling)
+        (metric, "mean"): metrics.summarise((row[metric] for row in rows), bootstrap)
         for metric in IMAGE_METRICS
         if rows[0].get(metric) is not None
     }
@@ -258,16 +256,16 @@ def _set_metrics(rows: Sequence[Mapping[str, Any]], features: Features, seed: in
     generated = np.stack([features[row["tile"]][row["method"]] for row in rows])
     real = np.stack([features[row["tile"]][REAL] for row in rows])
     return {
-        ("fid", "set"): Summary(metrics.frechet_distance(generated, real), None, len(rows)),
-        ("kid", "set"): metrics.kernel_distance(generated, real, seed=seed),
+        ("fid", "set"): Summary(perceptual.frechet_distance(generated, real), None, len(rows)),
+        ("kid", "set"): perceptual.kernel_distance(generated, real, seed=seed),
     }
 
 
 def _segmentation_metrics(
-    methods: Mapping[str, Sequence[Mapping[str, Any]]], resampling: Resampling
+    methods: Mapping[str, Sequence[Mapping[str, Any]]], bootstrap: Bootstrap
 ) -> dict[str, _Summaries]:
     measured = {
-        method: metrics.aggregate([confusion(row) for row in rows], resampling)
+        method: metrics.aggregate([confusion(row) for row in rows], bootstrap)
         for method, rows in methods.items()
     }
     if set(CONSTANTS) <= set(measured):

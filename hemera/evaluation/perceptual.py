@@ -1,4 +1,4 @@
-"""Perceptual metrics: features of InceptionV3 for FID and KID, and the distance LPIPS.
+"""Perceptual metrics: FID and KID from features of InceptionV3, and LPIPS.
 
 Both networks come from the packages that papers use, torch-fidelity and lpips; their weights come
 from files that the user names. Nothing is downloaded, and loading a file runs no code.
@@ -18,13 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from hemera.errors import TrainingError
+from hemera.evaluation.metrics import Summary
 from hemera.io.faults import translated
 from hemera.networks import storage
 
 RGB = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
 
 FEATURES = 2048
 """Of InceptionV3's last pooling layer, from which FID and KID are computed."""
+
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+"""Number and size of the subsets of KID, as is usual."""
 
 ALEXNET_LAYERS = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}
 """torchvision's convolutions of AlexNet by number, and the slice of LPIPS that contains each."""
@@ -149,3 +154,92 @@ def _planes(images: RGB) -> Tensor:
 def _read(path: Path, option: str) -> dict[str, Any]:
     remedy = f"set {option} to another file, or to null to leave the metric out"
     return storage.read_weights(path, missing=remedy, remedy=remedy)
+
+
+def frechet_distance(
+    features: npt.NDArray[np.floating], truth: npt.NDArray[np.floating]
+) -> float | None:
+    """Return the squared Fréchet distance of Gaussians fitted to features: FID for Inception's.
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with covariances divided by N - 1 (Heusel et al.
+    2017). It is biased upwards, increasingly so below some thousand images.
+
+    Args:
+        features: (N, D), of generated images.
+        truth: (M, D), of the real ones.
+
+    Returns:
+        None where one of them has fewer than two rows.
+    """
+    if min(len(features), len(truth)) < 2:
+        return None
+    (mean, root), (true_mean, true_root) = _gaussian(features), _gaussian(truth)
+    # With C1 = A'A and C2 = B'B the trace of (C1 C2)^(1/2) is the sum of the singular values of
+    # AB': no square root of a matrix, which fails for covariances without full rank.
+    common = float(np.linalg.svd(root @ true_root.T, compute_uv=False).sum())
+    shift = float(np.square(mean - true_mean).sum())
+    spread = float(np.square(root).sum() + np.square(true_root).sum())
+    return max(0.0, shift + spread - 2 * common)
+
+
+def kernel_distance(
+    features: npt.NDArray[np.floating],
+    truth: npt.NDArray[np.floating],
+    *,
+    seed: int,
+    subsets: int = KID_SUBSETS,
+    subset_size: int = KID_SUBSET_SIZE,
+) -> Summary:
+    """Return the squared kernel distance of two sets of features: KID for Inception's.
+
+    The unbiased estimate with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), which may be
+    negative; of more than `subset_size` images its mean and deviation over random subsets.
+
+    Args:
+        features: (N, D), of generated images.
+        truth: (M, D), of the real ones.
+        seed: of the subsets.
+        subsets: number of subsets.
+        subset_size: images in a subset.
+
+    Returns:
+        No value where one of them has fewer than two rows.
+    """
+    fewest = min(len(features), len(truth))
+    if fewest < 2:
+        return Summary(None, None, fewest)
+    if fewest <= subset_size:
+        return Summary(_mmd(features, truth), None, fewest)
+    rng = np.random.default_rng(seed)
+    found = [
+        _mmd(
+            features[rng.choice(len(features), subset_size, replace=False)],
+            truth[rng.choice(len(truth), subset_size, replace=False)],
+        )
+        for _ in range(subsets)
+    ]
+    return Summary(float(np.mean(found)), float(np.std(found)), fewest)
+
+
+def _gaussian(features: npt.NDArray[np.floating]) -> tuple[Floats, Floats]:
+    """Return the mean (D,) and a matrix (K, D), K at most D, whose square is the covariance."""
+    values = np.asarray(features, np.float64)
+    mean = values.mean(0)
+    root = (values - mean) / np.sqrt(len(values) - 1)
+    if len(root) > root.shape[1]:
+        root = np.linalg.qr(root, mode="r")
+    return mean, root
+
+
+def _mmd(features: npt.NDArray[np.floating], truth: npt.NDArray[np.floating]) -> float:
+    """Return the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3."""
+    x, y = np.asarray(features, np.float64), np.asarray(truth, np.float64)
+
+    def kernel(a: Floats, b: Floats) -> Floats:
+        return np.asarray((a @ b.T / a.shape[1] + 1) ** 3, np.float64)
+
+    def within(a: Floats) -> float:
+        values = kernel(a, a)
+        return float(values.sum() - np.trace(values)) / (len(a) * (len(a) - 1))
+
+    return within(x) + within(y) - 2 * float(kernel(x, y).mean())

@@ -13,6 +13,7 @@ halvings, and a U-Net with attention gates on its skips.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,7 @@ from torch.nn import functional
 from hemera.config import GENERATORS
 from hemera.errors import TrainingError
 
-DEPTHS = {
-    name: side.bit_length() - 1 for name, side in GENERATORS.items() if name.startswith("unet_")
-}
+DEPTHS = {name: side.bit_length() - 1 for name, side in GENERATORS.items() if "unet_" in name}
 """How many times each U-Net halves its input."""
 
 BLOCKS = {"resnet_9blocks": 9, "resnet_6blocks": 6}
@@ -62,11 +61,11 @@ class Generator(nn.Module):
         smallest: the least H and W.
     """
 
-    def __init__(self, generator: str, step: int, smallest: int) -> None:
+    def __init__(self, generator: str, smallest: int) -> None:
         """Set the attributes."""
         super().__init__()
         self.generator = generator
-        self.step = step
+        self.step = GENERATORS[generator]
         self.smallest = smallest
 
     def check_sides(self, image: Tensor) -> None:
@@ -88,11 +87,11 @@ class _UNet(Generator):
     """The layers of both kinds of U-Net, `down` and `up`, outermost level first."""
 
     def __init__(
-        self, generator: str, depth: int, base_width: int, norm: str, dropout: bool
+        self, generator: str, base_width: int = 32, norm: str = "batch", dropout: bool = False
     ) -> None:
-        """Build the levels."""
-        super().__init__(generator, GENERATORS[generator], GENERATORS[generator])
-        self.depth = depth
+        """Build the levels, 1, 2, 4, 8, 8, ... times `base_width` wide; see `build_generator`."""
+        super().__init__(generator, GENERATORS[generator])
+        self.depth = DEPTHS[generator]
         make_norm = norm_layer(norm)
         bias = norm == "instance"
         self.widths: tuple[int, ...] = tuple(
@@ -121,20 +120,6 @@ class _UNet(Generator):
 
 class GenerationNet(_UNet):
     """U-Net generator; H and W are multiples of 2 to the depth."""
-
-    def __init__(
-        self,
-        generator: str = "unet_512",
-        base_width: int = 32,
-        norm: str = "batch",
-        dropout: bool = False,
-    ) -> None:
-        """Build the levels, 1, 2, 4, 8, 8, ... times `base_width` wide; see `build_generator`."""
-        if generator not in DEPTHS:
-            raise TrainingError(
-                f"generator: {generator!r} is no U-Net; choose from {', '.join(DEPTHS)}"
-            )
-        super().__init__(generator, DEPTHS[generator], base_width, norm, dropout)
 
     @property
     def feature_width(self) -> int:
@@ -218,15 +203,9 @@ class AttentionGenerationNet(_UNet):
     are updated once a step.
     """
 
-    def __init__(
-        self,
-        generator: str = "attention_unet_32",
-        base_width: int = 32,
-        norm: str = "batch",
-        dropout: bool = False,
-    ) -> None:
-        """Build the levels; see `build_generator`. None of the five has dropout."""
-        super().__init__(generator, 5, base_width, norm, dropout)
+    def __init__(self, generator: str, *arguments: Any, **options: Any) -> None:
+        """Build the levels, of which none has dropout, and the gates; see `build_generator`."""
+        super().__init__(generator, *arguments, **options)
         self.gates = nn.ModuleList(
             Gate(skip, 2 * below)
             for skip, below in zip(self.widths[:3], self.widths[1:4], strict=True)
@@ -308,15 +287,11 @@ class ResidualGenerationNet(Generator):
     """Residual generator: 7x7, two halvings, residual blocks, two doublings, 7x7 and tanh."""
 
     def __init__(
-        self,
-        generator: str = "resnet_9blocks",
-        base_width: int = 32,
-        norm: str = "batch",
-        dropout: bool = False,
+        self, generator: str, base_width: int = 32, norm: str = "batch", dropout: bool = False
     ) -> None:
         """Build the layers; the blocks are four times `base_width` wide; see `build_generator`."""
         # The blocks reflect a quarter of the side by one pixel.
-        super().__init__(generator, GENERATORS[generator], 8)
+        super().__init__(generator, 8)
         make_norm = norm_layer(norm)
         bias = norm == "instance"
 
@@ -359,12 +334,13 @@ def build_generator(
     Raises:
         TrainingError: when there is no such generator or norm.
     """
-    if generator in DEPTHS:
-        return GenerationNet(generator, base_width, norm, dropout)
-    if generator in BLOCKS:
-        return ResidualGenerationNet(generator, base_width, norm, dropout)
-    if generator == "attention_unet_32":
-        return AttentionGenerationNet(generator, base_width, norm, dropout)
-    raise TrainingError(
-        f"generator: {generator!r} is not known; choose from {', '.join(GENERATORS)}"
-    )
+    if generator not in GENERATORS:
+        raise TrainingError(
+            f"generator: {generator!r} is not known; choose from {', '.join(GENERATORS)}"
+        )
+    kinds: dict[str, type[_UNet] | type[ResidualGenerationNet]] = {
+        **dict.fromkeys(DEPTHS, GenerationNet),
+        **dict.fromkeys(BLOCKS, ResidualGenerationNet),
+        "attention_unet_32": AttentionGenerationNet,
+    }
+    return kinds[generator](generator, base_width, norm, dropout)

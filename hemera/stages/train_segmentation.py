@@ -77,19 +77,7 @@ def run(
     tiles = training_tiles(opened, "segmentation", options.crop_px)
     with training_session(options) as compute:
         train, val = (_tiles(opened, split, options) for split in ("train", "val"))
-        branch = None
-        described: dict[str, Any] = {}
-        model: dict[str, Any] = {
-            "generation_skips": options.generation_skips,
-            "base_width": options.base_width,
-            "decoder": options.decoder,
-        }
-        if options.generation_branch != "none":
-            branch, described = storage.load_generation(generator, generator_metadata)
-            storage.check_index("generation", described, tiles.fingerprint)
-            model["branch"] = options.generation_branch
-        net = SegmentationNet(branch, **model)
-        model["generation"] = described.get("model")
+        net, model = _network(generator, generator_metadata, options, tiles.fingerprint)
         encoder_sha256 = "none"
         if options.encoder_weights is not None:
             encoder_sha256 = load_encoder(net, encoder_file(options.encoder_weights))
@@ -104,7 +92,7 @@ def run(
         digest = run_digest(
             options,
             tiles,
-            generator="none" if branch is None else storage.file_digest(generator),
+            generator="none" if net.generation is None else storage.file_digest(generator),
             encoder=encoder_sha256,
         )
         state = TrainingState(
@@ -125,6 +113,23 @@ def run(
         state.write_results(
             options.select, describe, weights=segmenter, metadata=metadata, table=history
         )
+
+
+def _network(
+    weights: Path, metadata: Path, options: TrainSegmentationOptions, fingerprint: str
+) -> tuple[SegmentationNet, dict[str, Any]]:
+    """Build the network on a trained generator; return it and its arguments."""
+    arguments: dict[str, Any] = {
+        "generation_skips": options.generation_skips,
+        "base_width": options.base_width,
+        "decoder": options.decoder,
+    }
+    if options.generation_branch == "none":
+        return SegmentationNet(None, **arguments), {"generation": None, **arguments}
+    branch, described = storage.load_generation(weights, metadata)
+    storage.check_index("generation", described, fingerprint)
+    arguments["branch"] = options.generation_branch
+    return SegmentationNet(branch, **arguments), {"generation": described["model"], **arguments}
 
 
 def _tiles(index: TileIndex, split: str, options: TrainSegmentationOptions) -> TileDataset:

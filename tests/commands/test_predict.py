@@ -64,8 +64,5 @@ def test_errors_are_one_line(tmp_path, model, image, caplog, words, message):
         ["--precision", "int8"],
     ],
 )
-def test_wrong_flags(capsys, words):
-    with pytest.raises(SystemExit) as left:
-        main(["predict", "x.svs", "--model", "x", *words])
-    assert left.value.code == 2
-    assert words[0] in capsys.readouterr().err
+def test_wrong_flags(words):
+    assert main(["predict", "x.svs", "--model", "x", *words]) == 2

@@ -23,7 +23,7 @@ from hemera.sheet import COLUMNS
 
 HE_MPP, HER2_MPP = 0.5, 0.44
 HE_SIZE, HER2_SIZE = (1030, 515), (1290, 670)
-GLASS = (236, 241, 243)
+BACKGROUND = (236, 241, 243)
 
 
 def to_her2(points_um):
@@ -63,7 +63,7 @@ def blobs(size, mpp, centres_um, sigma_um=3.0):
         depth += np.exp(-((y - centre[1]) ** 2) / (2 * sigma_um**2))[:, None] * np.exp(
             -((x - centre[0]) ** 2) / (2 * sigma_um**2)
         )
-    return np.rint(np.array(GLASS) - depth[..., None] * (60, 110, 150)).astype(np.uint8)
+    return np.rint(np.array(BACKGROUND) - depth[..., None] * (60, 110, 150)).astype(np.uint8)
 
 
 def write_slide(path, rgb, mpp):
@@ -102,17 +102,6 @@ class Cohort:
         row = dict.fromkeys(tables.CERTIFICATE.names)
         row |= {"pair": "p1", "verdict": verdict, "reason": reason, "engine": engine}
         tables.write(folder / "p1.parquet", [row], tables.CERTIFICATE)
-
-    def describe(self, **changes):
-        rows = []
-        for stain, size, mpp in (("he", HE_SIZE, HE_MPP), ("her2", HER2_SIZE, HER2_MPP)):
-            row = dict.fromkeys(tables.DESCRIBE.names)
-            row |= {
-                "pair": "p1", "stain": stain, "file": f"{stain}.tif", "verdict": "accept",
-                "width_px": size[0], "height_px": size[1], "mpp": mpp, "background": list(GLASS),
-            }  # fmt: skip
-            rows.append(row | changes)
-        tables.write(self.folder / "results/describe/p1.parquet", rows, tables.DESCRIBE)
 
     def run(self, kind, *words, pair="p1"):
         return main(
@@ -182,15 +171,14 @@ def test_points_go_to_where_the_formula_leads_and_back(cohort, tmp_path):
     assert np.abs(np.array(read_points(tmp_path / "again.csv")) - points).max() < 0.02
 
 
-def test_other_columns_and_empty_places_are_kept(cohort, tmp_path, caplog):
+def test_other_columns_and_empty_cells_are_kept(cohort, tmp_path, caplog):
     (tmp_path / "in.csv").write_bytes(
         b'\xef\xbb\xbfname, y ,x,"note, long"\r\n'
         b'a,100,200,"1,5"\r\n'
         b"\xc3\xa4,,,nowhere\r\n"
         b"short\r\n"
-        b"\r\n"
         b"n,NaN,4,\r\n"
-        b"b,50.5,60,,more\r\n"
+        b"007,50.5,60,NA\r\n"
     )
     assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
     with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
@@ -199,9 +187,9 @@ def test_other_columns_and_empty_places_are_kept(cohort, tmp_path, caplog):
     assert lines[0] == ["name", " y ", "x", "note, long"]
     assert [lines[1][0], lines[1][3]] == ["a", "1,5"]
     assert [float(lines[1][2]), float(lines[1][1])] == pytest.approx(first.tolist(), abs=0.1)
-    assert lines[2:6] == [["ä", "", "", "nowhere"], ["short"], [], ["n", "", "", ""]]
-    assert [float(lines[6][2]), float(lines[6][1])] == pytest.approx(second.tolist(), abs=0.1)
-    assert lines[6][3:] == ["", "more"]
+    assert lines[2:5] == [["ä", "", "", "nowhere"], ["short", "", "", ""], ["n", "", "", ""]]
+    assert [lines[5][0], lines[5][3]] == ["007", "NA"]
+    assert [float(lines[5][2]), float(lines[5][1])] == pytest.approx(second.tolist(), abs=0.1)
     assert not said(caplog, logging.WARNING)
 
 
@@ -211,7 +199,7 @@ def test_a_table_without_points(cohort, tmp_path):
     assert (tmp_path / "out.csv").read_text() == "X,Y\n"
 
 
-def test_points_without_partner_are_empty_and_counted(cohort, tmp_path, caplog):
+def test_points_without_a_corresponding_point_are_empty_and_counted(cohort, tmp_path, caplog):
     rng = np.random.default_rng(1)
     wild = field_of(to_her2)
     noise = rng.normal(0, 40, wild.vectors_um.shape).astype(np.float32)
@@ -223,7 +211,9 @@ def test_points_without_partner_are_empty_and_counted(cohort, tmp_path, caplog):
         rows = list(csv.DictReader(file))
     empty = [row["X"] == row["Y"] == "" for row in rows]
     assert 0 < sum(empty) < 200
-    assert f"{sum(empty)} points have no partner on H&E" in " ".join(said(caplog, logging.WARNING))
+    assert f"{sum(empty)} points have no corresponding point on H&E" in " ".join(
+        said(caplog, logging.WARNING)
+    )
     kept = [[row["X"], row["Y"]] for row, is_empty in zip(rows, empty, strict=True) if not is_empty]
     write_points(tmp_path / "kept.csv", kept)
     assert cohort.run("points", tmp_path / "kept.csv", tmp_path / "back.csv", "--to", "her2") == 0
@@ -240,15 +230,15 @@ def test_points_without_partner_are_empty_and_counted(cohort, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "no columns X"),
+        ("", "cannot be read"),
         ("a,b\n1,2\n", "no columns X"),
         ("X;Y\n1;2\n", "separated by commas"),
         ("X,Y,x\n1,2,3\n", "2 columns X"),
-        ("X,Y\n1,2\nthree,4\n", "row 3: 'three' is no number"),
-        ("X,Y\n1,2\n1e12,4\n", "row 3: 1e12 is no pixel"),
-        ("X,Y\ninf,2\n", "row 2: inf is no pixel"),
+        ("X,Y\n1,2\nthree,4\n", "row 3: 'three' is not a pixel"),
+        ("X,Y\n1,2\n1e12,4\n", "row 3: '1e12' is not a pixel"),
+        ("X,Y\ninf,2\n", "row 2: 'inf' is not a pixel"),
         ("\x00\ud800", "cannot be read"),
-        ('X,Y\n"' + "9" * 200_000 + '",1\n', "cannot be read"),
+        ('X,Y\n"' + "9" * 200_000 + '",1\n', "is not a pixel"),
     ],
 )
 def test_a_table_that_is_none(cohort, tmp_path, caplog, text, why):
@@ -308,7 +298,7 @@ def test_annotations_follow_the_map(cohort, tmp_path, to):
             assert stray.max() < 0.12
 
 
-def test_what_has_no_partner_is_named(cohort, tmp_path, caplog):
+def test_features_without_corresponding_points_are_named(cohort, tmp_path, caplog):
     rng = np.random.default_rng(1)
     wild = field_of(to_her2)
     noise = rng.normal(0, 40, wild.vectors_um.shape).astype(np.float32)
@@ -333,7 +323,9 @@ def test_what_has_no_partner_is_named(cohort, tmp_path, caplog):
     (line,) = [line for line in said(caplog, logging.WARNING) if "left out" in line]
     assert f"{len(gone)} features are left out: feature {gone[0] + 1} (mark {gone[0]})" in line
     (tmp_path / "in.geojson").write_text(json.dumps(document[gone[0]]))
-    assert "nothing of it has a partner on H&E" in refused(caplog, cohort, "annotations", *words)
+    assert "nothing of it has a corresponding point on H&E" in refused(
+        caplog, cohort, "annotations", *words
+    )
 
 
 @pytest.mark.parametrize(
@@ -369,7 +361,7 @@ def pattern(points_um):
 
 
 @pytest.mark.parametrize(
-    ("to", "suffix", "mpp"), [("he", "tif", None), ("her2", "png", None), ("her2", "tif", 3.1)]
+    ("to", "suffix", "mpp"), [("he", "tif", None), ("her2", "tiff", None), ("her2", "tif", 3.1)]
 )
 def test_labels_lie_where_the_formula_leads(cohort, tmp_path, to, suffix, mpp):
     source_um, target_um = (
@@ -386,7 +378,7 @@ def test_labels_lie_where_the_formula_leads(cohort, tmp_path, to, suffix, mpp):
     out = tmp_path / f"out.{suffix}"
     words = () if mpp is None else ("--mpp", mpp)
     assert cohort.run("labels", tmp_path / "in.tif", out, "--to", to, *words) == 0
-    found = tifffile.imread(out) if suffix == "tif" else cv2.imread(str(out), -1)
+    found = tifffile.imread(out)
     assert found.dtype == np.uint16
     wanted = math.sqrt(pixel_um.prod()) if mpp is None else mpp
     assert found.shape == tuple(round(side / wanted) for side in target_um[::-1])
@@ -406,17 +398,16 @@ def test_labels_of_other_proportions_are_warned_of(cohort, tmp_path, caplog):
     for shape, warned in (((26, 52), False), ((300, 300), True)):
         tifffile.imwrite(tmp_path / "in.tif", np.ones(shape, np.uint8))
         caplog.clear()
-        words = (tmp_path / "in.tif", tmp_path / "out.png", "--to", "her2")
+        words = (tmp_path / "in.tif", tmp_path / "out.tif", "--to", "her2")
         assert cohort.run("labels", *words) == 0
         assert bool(said(caplog, logging.WARNING)) == warned
-    assert "300 x 300 px have not the proportions of he.tif" in caplog.text
+    assert "300 x 300 px do not have the proportions of he.tif" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("name", "words", "why"),
     [
-        ("out.jpg", (), ".png or .tif"),
-        ("out.png", (), "PNG holds no int32"),
+        ("out.png", (), "name it .tif"),
         ("out.tif", ("--mpp", 0.2), "--mpp 0.2: he.tif has 0.5 um/px; give that or more"),
     ],
 )
@@ -435,7 +426,7 @@ def test_labels_that_cannot_be_written(cohort, tmp_path, caplog, name, words, wh
 
 def centroids(rgb, centres_px, radius):
     """Where the blobs nearest to some places have their middle, pixels with edges at integers."""
-    dark = np.array(GLASS, float).sum() - rgb.astype(float).sum(axis=-1)
+    dark = np.array(BACKGROUND, float).sum() - rgb.astype(float).sum(axis=-1)
     found = []
     for x, y in centres_px:
         left, top = round(x - radius), round(y - radius)
@@ -492,21 +483,16 @@ def test_blobs_of_her2_lie_where_they_belong_on_he(cohort, tmp_path, words, size
     assert np.median(np.abs(error)) < 0.05
 
 
-def test_where_her2_does_not_reach_it_is_glass(cohort, tmp_path, caplog):
+def test_where_her2_does_not_reach_is_background(cohort, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    cohort.describe(background=[201, 199, 203])
     # HER2 reaches to 567 um; H&E from 367 um on leads beyond.
     cohort.register(field_of(lambda points: points + np.array([200.0, 0.0])))
     assert cohort.run("slide", tmp_path / "out.tif") == 0
     pixels = level_0(tmp_path / "out.tif").astype(int)
     edge = round((HER2_SIZE[0] * HER2_MPP - 200) / HE_MPP)
-    assert np.abs(pixels[:, edge + 8 :] - (201, 199, 203)).max() <= 2
-    assert np.abs(pixels[:, : edge - 8] - (201, 199, 203)).sum(axis=-1).min() > 20
+    assert np.abs(pixels[:, edge + 8 :] - BACKGROUND).max() <= 2
+    assert np.abs(pixels[:, : edge - 8] - BACKGROUND).sum(axis=-1).max() > 100, "blobs"
     assert "HER2 reaches 4 of 6 tiles" in caplog.text
-    # Without describe, the colour is HER2's own.
-    (tmp_path / "results/describe/p1.parquet").unlink()
-    assert cohort.run("slide", tmp_path / "out.tif") == 0
-    assert np.abs(level_0(tmp_path / "out.tif")[:, edge + 8 :].astype(int) - GLASS).max() <= 2
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -578,8 +564,8 @@ def test_a_part_of_her2_that_cannot_be_decoded(cohort, slides, tmp_path, caplog)
     damage(tmp_path / "her2.tif", [33 * 10 + 9])
     out = tmp_path / "out.tif"
     assert cohort.run("slide", out) == 0
-    (line,) = [line for line in said(caplog, logging.WARNING) if "cannot be made" in line]
-    assert "1 of 63 tiles cannot be made and are glass" in line
+    (line,) = [line for line in said(caplog, logging.WARNING) if "show the background" in line]
+    assert "1 of 63 tiles cannot be read and show the background" in line
     pixels = level_0(out)
     assert np.abs(pixels[:500, :500].astype(int) - 150).max() <= 2
     out.unlink()
@@ -587,7 +573,7 @@ def test_a_part_of_her2_that_cannot_be_decoded(cohort, slides, tmp_path, caplog)
         tmp_path / "her2.tif", [33 * row + column for row in (1, 9, 17) for column in (2, 10, 18)]
     )
     line = refused(caplog, cohort, "slide", out)
-    assert "7 of 63 tiles cannot be made, over 10%; the first: her2.tif: level 0" in line
+    assert "7 of 63 tiles cannot be read, over 10%; the first: her2.tif: level 0" in line
     assert not out.exists()
     assert not [path for path in tmp_path.iterdir() if path.name[0] == "."]
 
@@ -602,7 +588,7 @@ def points(tmp_path):
 
 
 def test_a_pair_that_the_sheet_lacks(cohort, points, caplog):
-    assert "no pair p2; name one of p1" in refused(caplog, cohort, *points, pair="p2")
+    assert "no pair p2; known are p1" in refused(caplog, cohort, *points, pair="p2")
 
 
 def test_without_a_sheet_or_a_configuration(cohort, points, caplog):
@@ -623,7 +609,7 @@ def test_a_pair_not_registered_yet(cohort, points, caplog, name):
 def test_a_registration_without_a_map(cohort, points, caplog):
     cohort.register(none(), "fail", "no matches")
     assert "no matches" in refused(caplog, cohort, *points)
-    assert "gave no map" in refused(caplog, cohort, *points, "--even-failed")
+    assert "gave no map" in refused(caplog, cohort, *points, "--allow-failed-registration")
     cohort.write_sheet(verdict="accept")
     assert "gave no map" in refused(caplog, cohort, *points)
 
@@ -632,8 +618,8 @@ def test_a_registration_that_failed(cohort, points, caplog):
     cohort.register(field_of(to_her2), "fail", "tiles do not match in place")
     line = refused(caplog, cohort, *points)
     assert "registration failed: tiles do not match in place" in line
-    assert "--even-failed" in line
-    assert cohort.run(*points, "--even-failed") == 0
+    assert "--allow-failed-registration" in line
+    assert cohort.run(*points, "--allow-failed-registration") == 0
     assert "tiles do not match" in said(caplog, logging.WARNING)[-1]
     cohort.write_sheet(verdict="accept")
     caplog.clear()
@@ -650,24 +636,12 @@ def test_a_registration_under_review_is_used_and_said(cohort, points, caplog):
 def test_what_a_person_refused(cohort, points, caplog):
     cohort.write_sheet(verdict="refuse")
     assert "refused by a person" in refused(caplog, cohort, *points)
-    assert cohort.run(*points, "--even-failed") == 0
+    assert cohort.run(*points, "--allow-failed-registration") == 0
 
 
 def test_a_damaged_displacement(cohort, points, caplog):
     (cohort.folder / "results/register/p1.displacement.npz").write_bytes(b"PK no")
     assert "p1.displacement.npz: cannot be read" in refused(caplog, cohort, *points)
-
-
-def test_sizes_come_from_describe_and_only_of_the_same_file(cohort, points, caplog):
-    cohort.describe()
-    for stain in ("he", "her2"):
-        (cohort.folder / f"{stain}.tif").unlink()
-    assert cohort.run(*points) == 0
-    cohort.describe(file="other.tif")
-    assert "he.tif" in refused(caplog, cohort, *points)
-    cohort.describe()
-    cohort.write_sheet(he_mpp="0.6")
-    assert "he.tif" in refused(caplog, cohort, *points), "described with another resolution"
 
 
 # Flags and files
@@ -692,13 +666,13 @@ def test_never_over_a_file_of_the_cohort(cohort, tmp_path, caplog):
     assert (tmp_path / "pairs.tsv").read_bytes() == before
 
 
-def test_points_far_outside_of_their_slide_have_no_partner(cohort, tmp_path, caplog):
+def test_points_far_outside_their_slide_are_left_empty(cohort, tmp_path, caplog):
     write_points(tmp_path / "in.csv", [[100, 100], [99_999, 5], [-500, 3]])
     assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
     with open(tmp_path / "out.csv", newline="") as file:
         empty = [row["X"] == row["Y"] == "" for row in csv.DictReader(file)]
     assert empty == [False, True, True]
-    assert "2 of 3 points lie far outside of he.tif" in " ".join(said(caplog, logging.WARNING))
+    assert "2 of 3 points lie far outside he.tif" in " ".join(said(caplog, logging.WARNING))
 
 
 @pytest.mark.parametrize("name", ["he.tif", "her2.tif"])
@@ -711,10 +685,10 @@ def test_never_over_a_slide(cohort, tmp_path, caplog, name):
 def test_an_output_that_cannot_be(cohort, tmp_path, caplog):
     (tmp_path / "in.csv").write_text("X,Y\n")
     words = ("points", tmp_path / "in.csv")
-    assert "is a folder" in refused(caplog, cohort, *words, tmp_path, "--to", "he")
+    assert "is a directory" in refused(caplog, cohort, *words, tmp_path, "--to", "he")
     below = tmp_path / "in.csv" / "out.csv"
-    assert "is no folder" in refused(caplog, cohort, *words, below, "--to", "he")
-    assert "name it NAME.ome.tif" in refused(caplog, cohort, "slide", tmp_path / "out.svs")
+    assert "is a file" in refused(caplog, cohort, *words, below, "--to", "he")
+    assert "name it .tif" in refused(caplog, cohort, "slide", tmp_path / "out.svs")
     line = refused(caplog, cohort, "slide", tmp_path / "out.tif", "--mpp", 0.2)
     assert "her2.tif has 0.44 um/px" in line
     line = refused(caplog, cohort, "slide", tmp_path / "out.tif", "--mpp", 1e5)
@@ -726,7 +700,7 @@ def test_an_output_that_cannot_be(cohort, tmp_path, caplog):
 
 
 def test_inputs_that_are_not_there(cohort, tmp_path, caplog):
-    for kind, name in (("points", "a.csv"), ("annotations", "a.geojson"), ("labels", "a.png")):
+    for kind, name in (("points", "a.csv"), ("annotations", "a.geojson"), ("labels", "a.tif")):
         out = tmp_path / f"out{name[1:]}"
         line = refused(caplog, cohort, kind, tmp_path / name, out, "--to", "he")
         assert "no such file" in line
@@ -736,12 +710,7 @@ def test_inputs_that_are_not_there(cohort, tmp_path, caplog):
     "words",
     [
         ("slide", "o.tif", "--mpp", "0"),
-        ("slide", "o.tif", "--mpp", "nan"),
-        ("slide", "o.tif", "--mpp", "inf"),
-        ("slide", "o.tif", "--quality", "0"),
         ("slide", "o.tif", "--quality", "101"),
-        ("slide", "o.tif", "--workers", "-1"),
-        ("slide", "o.tif", "--workers", "two"),
         ("slide",),
         ("annotations", "a", "b", "--to", "he", "--tolerance-px", "0"),
         ("points", "a", "b"),
@@ -749,22 +718,8 @@ def test_inputs_that_are_not_there(cohort, tmp_path, caplog):
         ("picture", "a", "b"),
     ],
 )
-def test_wrong_usage(cohort, capsys, words):
-    with pytest.raises(SystemExit) as left:
-        cohort.run(*words)
-    assert left.value.code == 2
-    assert "usage: hemera warp" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", ["points", "annotations", "labels", "slide"])
-def test_help_names_every_flag(capsys, kind):
-    with pytest.raises(SystemExit) as left:
-        main(["warp", kind, "--help"])
-    assert left.value.code == 0
-    text = capsys.readouterr().out
-    for flag in ("--pair", "--configfile", "--results", "--even-failed", "OUT"):
-        assert flag in text
-    assert ("--to" in text) == (kind != "slide")
+def test_wrong_usage(cohort, words):
+    assert cohort.run(*words) == 2
 
 
 def test_any_number_of_workers_gives_the_same_bytes(cohort, tmp_path):

@@ -1,5 +1,4 @@
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -43,16 +42,13 @@ def names(index, **conditions):
         ({"network": "generation", "split": "val"}, "di"),
         ({"where": "score == '3+'"}, "adfi"),
         ({"where": "score == '3+'", "refused": True}, "adfgi"),
-        ({"where": pc.field("score") == "3+"}, "adfi"),
         ({"where": "dataset == 'mist' and he_sharpness > 45"}, "ehi"),
-        ({"where": (pc.field("dataset") == "mist") & (pc.field("he_sharpness") > 45)}, "ehi"),
         ({"where": "he_sharpness.isna()"}, "f"),
         ({"where": "not accepted", "refused": True}, "cg"),
         ({"where": "score in ['0', '2+'] or tile.str.startswith('a')"}, "aeh"),
         ({"where": "`split` != generation_split"}, "bhi"),
         ({"where": "score == '9'"}, ""),
         ({"where": "score == '3+'", "network": "generation", "split": "val"}, "di"),
-        ({"where": pc.field("score") == "3+", "split": "test"}, "i"),
     ],
 )
 def test_rows_are_chosen_by_words_expressions_and_parts(index, conditions, expected):
@@ -81,9 +77,6 @@ def test_columns_come_as_asked_and_no_others(index):
         "tile.nothing()",
         "he_sharpness > 1\nscore == '3+'",
         "",
-        pc.field("colour") == "red",
-        pc.field("score"),
-        pc.field("score") > 3,
     ],
 )
 def test_what_cannot_be_asked_is_one_line_with_a_remedy(index, where):

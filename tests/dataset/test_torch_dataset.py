@@ -1,6 +1,5 @@
 import functools
 import hashlib
-import math
 import multiprocessing
 import os
 import pickle
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -97,7 +95,6 @@ def numbers(dataset):
         ({}, [0, 1, 2, 4, 5, 6, 8, 9, 10]),
         ({"refused": True}, list(range(11))),
         ({"where": "number > 3", "split": "val"}, [4, 10]),
-        ({"where": pc.field("number") > 3, "split": "val"}, [4, 10]),
         ({"network": "generation", "split": "train"}, [0, 1, 2, 4]),
         ({"where": "number == 7"}, []),
     ],
@@ -225,14 +222,6 @@ def test_only_the_symmetries_asked_for_are_drawn(index, arguments, expected):
         (x0, y0), (x1, y1), (x2, y2) = corners(dataset[epoch, 1])
         found.add((np.sign(x1 - x0), np.sign(y1 - y0), np.sign(x2 - x0), np.sign(y2 - y0)))
     assert found == expected
-
-
-def test_cuts_reach_every_edge(index):
-    dataset = seen(index, crop_px=18)
-    tops = {int(dataset[epoch, 2]["he"][1, 0, 0]) for epoch in range(1, 60)}
-    lefts = {int(dataset[epoch, 2]["he"][0, 0, 0]) for epoch in range(1, 200)}
-    assert tops == {0, 1, 2}
-    assert lefts == set(range(13))
 
 
 def test_validation_is_the_middle_and_never_turned(index):
@@ -406,48 +395,25 @@ def test_epochs_do_not_depend_on_the_processes_that_read(index, expected, worker
     assert [line[1] for line in expected[0]] != [line[1] for line in expected[1]]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
-@pytest.mark.parametrize(("workers", "start"), [(0, None), (1, "fork"), (4, "fork")])
-@pytest.mark.parametrize("world", [2, 3])
-def test_distributed_samplers_share_out_each_epoch(index, workers, start, world):
-    """Every rank has a loader of its own, whose workers live through both epochs.
-
-    With three ranks each of the nine tiles comes exactly once. With two, the sampler without
-    drop_last pads with its first tile, which comes twice.
-    """
-    datasets = [
-        TileDataset(index, images=IMAGES, seed=7, crop_px=12, flips=(0, 1), turns=True)
-        for _ in range(world)
-    ]
-    samplers = [
-        DistributedSampler(dataset, world, rank, shuffle=True, seed=3, drop_last=False)
-        for rank, dataset in enumerate(datasets)
-    ]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_distributed_sampler_sees_the_epoch_that_is_set(index, workers):
+    """Each of two ranks has a loader whose workers persist; one of nine tiles is padded."""
+    orders, arguments = [], {"images": IMAGES, "seed": 7, "crop_px": 12, "flips": (0, 1)}
+    datasets = [TileDataset(index, turns=True, **arguments) for _ in range(2)]
+    samplers = [DistributedSampler(tiles, 2, rank, seed=3) for rank, tiles in enumerate(datasets)]
     loaders = [
-        DataLoader(
-            dataset,
-            batch_size=2,
-            sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            multiprocessing_context=start and multiprocessing.get_context(start),
-        )
-        for dataset, sampler in zip(datasets, samplers, strict=True)
+        DataLoader(tiles, 2, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+        for tiles, sampler in zip(datasets, samplers, strict=True)
     ]
-    orders = []
     for epoch in (1, 2):
-        for dataset, sampler in zip(datasets, samplers, strict=True):
-            sampler.set_epoch(epoch)
-            dataset.set_epoch(epoch)
-        ranks = [[line for batch in loader for line in digests(batch)] for loader in loaders]
-        lines = [line for rank in ranks for line in rank]
-        padded = math.ceil(9 / world) * world
-        assert len(lines) == padded
+        for one in (*datasets, *samplers):
+            one.set_epoch(epoch)
+        lines = [line for loader in loaders for batch in loader for line in digests(batch)]
+        assert len(lines) == 10
         assert {line[0] for line in lines} == set(datasets[0].tiles)
-        assert len(set(lines)) == 9  # what comes twice is seen alike
+        assert len(set(lines)) == 9  # the tile that comes twice is seen alike
         for line in lines:
-            position = datasets[0].tiles.index(line[0])
-            item = datasets[0][epoch, position]
+            item = datasets[0][epoch, datasets[0].position(line[0])]
             assert line[1] == hashlib.sha256(item["he"].numpy().tobytes()).hexdigest()
         orders.append([line[0] for line in lines])
     assert orders[0] != orders[1]
@@ -468,11 +434,3 @@ def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
     assert found["he"].shape == (1, 3, 256, 256)
     assert 0 <= found["he"].min() < found["he"].max() <= 1
     assert found["batch"]["weight"].shape == (1, 1, 256, 256)
-
-
-def test_batches_have_one_dimension_more(index):
-    dataset = seen(index, images=IMAGES)
-    batch = next(iter(DataLoader(dataset, batch_size=5)))
-    assert batch["he"].shape == batch["her2"].shape == (5, 3, 12, 12)
-    assert batch["mask"].shape == batch["weight"].shape == (5, 1, 12, 12)
-    assert batch["tile"] == list(dataset.tiles)[:5]

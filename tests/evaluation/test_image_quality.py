@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hemera.config import EvaluateOptions
-from hemera.evaluation import image_quality, metrics
+from hemera.evaluation import image_quality, perceptual
 from hemera.evaluation.image_quality import SEGMENTER
 from hemera.evaluation.metrics import Confusion
 
@@ -116,9 +116,9 @@ def test_set_metrics_are_of_the_tiles_of_their_group():
     found = summarised(rows, features)
     part = [1, 4, 6]
     entry = found["score=3+", "fid", "set"]
-    expected = metrics.frechet_distance(made[part], real[part])
+    expected = perceptual.frechet_distance(made[part], real[part])
     assert (entry["value"], entry["tiles"]) == (pytest.approx(expected), 3)
-    expected = metrics.frechet_distance(made, real)
+    expected = perceptual.frechet_distance(made, real)
     assert found["all", "fid", "set"]["value"] == pytest.approx(expected)
     assert found["all", "kid", "set"]["tiles"] == 7
     assert ("case=c1", "fid", "set") not in found

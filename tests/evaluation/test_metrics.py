@@ -1,12 +1,9 @@
 import numpy as np
 import pytest
-import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 
 from hemera.evaluation import metrics
-from hemera.evaluation.metrics import Confusion, Resampling
+from hemera.evaluation.metrics import Bootstrap, Confusion
 
 
 @pytest.fixture
@@ -120,17 +117,17 @@ def test_infinite_values_are_left_out_of_a_mean():
 # --- intervals -----------------------------------------------------------------------------------
 
 
-def resampling(cases, samples=4000, confidence=0.9, seed=3):
-    return Resampling(cases, samples=samples, confidence=confidence, seed=seed)
+def bootstrap(cases, samples=4000, confidence=0.9, seed=3):
+    return Bootstrap(cases, samples=samples, confidence=confidence, seed=seed)
 
 
 def test_the_interval_of_two_cases_is_between_them():
     """Of cases a and b a draw holds aa, ab, ba or bb: a quarter each end, half in the middle."""
     cases = ["a", "b", "b"]
-    found = metrics.summarise([1.0, 4.0, 10.0], resampling(cases))
+    found = metrics.summarise([1.0, 4.0, 10.0], bootstrap(cases))
     assert found.value == 5
     assert (found.low, found.high) == (1, 7), "a alone, b alone; never one tile of b alone"
-    found = metrics.summarise([1.0, 4.0, 10.0], resampling(cases, confidence=0.4))
+    found = metrics.summarise([1.0, 4.0, 10.0], bootstrap(cases, confidence=0.4))
     assert (found.low, found.high) == (5, 5), "the middle half is a and b together"
 
 
@@ -138,12 +135,12 @@ def test_the_interval_is_as_wide_as_theory_says():
     """The mean of n independent cases spreads by sigma / sqrt(n); 95 % are 1.96 of that."""
     rng = np.random.default_rng(5)
     values = rng.normal(10, 2, 400)
-    found = metrics.summarise(values, resampling([f"c{k}" for k in range(400)], confidence=0.95))
+    found = metrics.summarise(values, bootstrap([f"c{k}" for k in range(400)], confidence=0.95))
     half = 1.96 * values.std() / 20
     assert found.high - found.value == pytest.approx(half, rel=0.08)
     assert found.value - found.low == pytest.approx(half, rel=0.08)
     quadrupled = metrics.summarise(
-        np.tile(values, 4), resampling([f"c{k}" for k in range(400)] * 4, confidence=0.95)
+        np.tile(values, 4), bootstrap([f"c{k}" for k in range(400)] * 4, confidence=0.95)
     )
     assert quadrupled.high - quadrupled.low == pytest.approx(found.high - found.low, rel=0.01), (
         "copies of a case's tiles are no evidence"
@@ -153,7 +150,7 @@ def test_the_interval_is_as_wide_as_theory_says():
 def test_the_intervals_of_masks_by_hand():
     """Draws of two cases: a twice, b twice, or both; their pooled counts are added up here."""
     counts = [Confusion(3, 1, 2, 10), Confusion(1, 0, 4, 11), Confusion(0, 0, 0, 16)]
-    found = metrics.aggregate(counts, resampling(["a", "b", "b"]))
+    found = metrics.aggregate(counts, bootstrap(["a", "b", "b"]))
     f1 = {"a": 6 / 9, "b": 2 / 6}
     assert found["f1", "pooled"].value == pytest.approx(8 / 15)
     assert (found["f1", "pooled"].low, found["f1", "pooled"].high) == pytest.approx(
@@ -167,15 +164,15 @@ def test_the_intervals_of_masks_by_hand():
 
 def test_a_draw_without_a_tile_that_counts_is_left_out():
     counts = [Confusion(3, 1, 2, 10), Confusion(0, 0, 0, 16)]
-    found = metrics.aggregate(counts, resampling(["a", "b"]))["f1", "mean_nonempty"]
+    found = metrics.aggregate(counts, bootstrap(["a", "b"]))["f1", "mean_nonempty"]
     assert (found.low, found.high) == pytest.approx((6 / 9, 6 / 9))
-    found = metrics.summarise([20.0, float("inf")], resampling(["a", "b"]))
+    found = metrics.summarise([20.0, float("inf")], bootstrap(["a", "b"]))
     assert (found.low, found.high) == (20, 20)
 
 
 @pytest.mark.parametrize(("cases", "samples"), [(["a", "a"], 1000), (["a", "b"], 0), ([], 1000)])
 def test_no_interval_where_nothing_is_drawn(cases, samples):
-    given = resampling(cases, samples=samples)
+    given = bootstrap(cases, samples=samples)
     assert metrics.summarise([1.0] * len(cases), given)[3:] == (None, None)
     counts = [Confusion(1, 2, 3, 4)] * len(cases)
     assert metrics.aggregate(counts, given)["f1", "pooled"][3:] == (None, None)
@@ -184,84 +181,10 @@ def test_no_interval_where_nothing_is_drawn(cases, samples):
 def test_intervals_are_the_same_again_and_differ_by_seed():
     values = np.random.default_rng(1).normal(size=60)
     cases = [f"c{k % 20}" for k in range(60)]
-    first = metrics.summarise(values, resampling(cases))
-    assert metrics.summarise(values, resampling(cases)) == first
-    assert metrics.summarise(values, resampling(cases, seed=4)) != first
+    first = metrics.summarise(values, bootstrap(cases))
+    assert metrics.summarise(values, bootstrap(cases)) == first
+    assert metrics.summarise(values, bootstrap(cases, seed=4)) != first
 
 
 def test_names_of_cases_that_differ_by_little_are_two_cases():
-    assert metrics.summarise([1.0, 2.0], resampling(["a", "a\x00"])).low is not None
-
-
-# --- distances of sets ---------------------------------------------------------------------------
-
-
-def test_the_frechet_distance_of_two_gaussians_by_hand():
-    """Variances 8/3 and 2/3 against 6 and 54, correlated nowhere, means 3 and 4 apart.
-
-    25 + (sqrt(8/3) - sqrt(6))^2 + (sqrt(2/3) - sqrt(54))^2 = 25 + 2/3 + 128/3 = 205/3.
-    """
-    x = np.array([[2, 0], [-2, 0], [0, 1], [0, -1]], np.float32)
-    y = np.array([[6, 4], [0, 4], [3, 13], [3, -5]], np.float32)
-    assert metrics.frechet_distance(x, y) == pytest.approx(205 / 3)
-    assert metrics.frechet_distance(y, x) == pytest.approx(205 / 3)
-
-
-def test_the_frechet_distance_of_gaussians_whose_axes_are_turned():
-    """For 2 x 2 matrices tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)); here M = C1 C2."""
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(50, 2)) @ [[2, 0.3], [0, 0.5]]
-    y = rng.normal(size=(31, 2)) @ [[0.4, -1], [1.5, 1]] + [1, -2]
-    c1, c2 = np.cov(x.T), np.cov(y.T)
-    root = np.sqrt(np.trace(c1 @ c2) + 2 * np.sqrt(np.linalg.det(c1 @ c2)))
-    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(c1) + np.trace(c2) - 2 * root
-    assert metrics.frechet_distance(x, y) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("counts", [(300, 170), (20, 15)], ids=["many", "fewer than features"])
-def test_the_frechet_distance_is_that_of_torch_fidelity(counts):
-    rng = np.random.default_rng(4)
-    x, y = (
-        torch.from_numpy(rng.gamma(2, size=(n, 40)) @ rng.normal(size=(40, 40))) for n in counts
-    )
-    expected = fid_statistics_to_metric(
-        fid_features_to_statistics(x), fid_features_to_statistics(y), False
-    )["frechet_inception_distance"]
-    assert metrics.frechet_distance(x.numpy(), y.numpy()) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_distance_of_a_set_from_itself_is_none():
-    x = np.random.default_rng(1).normal(size=(30, 64)).astype(np.float32)
-    assert metrics.frechet_distance(x, x[::-1]) == pytest.approx(0, abs=1e-9)
-    still = np.ones((5, 64), np.float32)
-    assert metrics.frechet_distance(still, still + 2) == pytest.approx(64 * 4)
-
-
-def test_the_kernel_distance_by_hand():
-    """x = 0, 2 and y = 1, 3 on a line: k(0,2) = 1, k(1,3) = 64, k(x,y) = 1, 1, 27, 343."""
-    x, y = np.array([[0.0], [2.0]]), np.array([[1.0], [3.0]])
-    found = metrics.kernel_distance(x, y, seed=0)
-    assert found.value == pytest.approx(1 + 64 - 2 * (1 + 1 + 27 + 343) / 4)
-    assert (found.deviation, found.tiles) == (None, 2)
-
-
-def test_the_kernel_distance_is_that_of_torch_fidelity():
-    rng = np.random.default_rng(4)
-    x, y = (torch.from_numpy(rng.normal(shift, 1, (90, 12))) for shift in (0, 0.3))
-    theirs = kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=90, verbose=False)
-    found = metrics.kernel_distance(x.numpy(), y.numpy(), seed=0)
-    assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"])
-    parts = metrics.kernel_distance(x.numpy(), y.numpy(), seed=0, subsets=400, subset_size=30)
-    assert parts.deviation > 0
-    assert parts.value == pytest.approx(found.value, abs=3 * parts.deviation / 20)
-    assert parts == metrics.kernel_distance(
-        x.numpy(), y.numpy(), seed=0, subsets=400, subset_size=30
-    )
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_one_image_is_no_set(count):
-    few, many = np.zeros((count, 8), np.float32), np.ones((9, 8), np.float32)
-    assert metrics.frechet_distance(few, many) is None
-    assert metrics.frechet_distance(many, few) is None
-    assert metrics.kernel_distance(few, many, seed=0) == (None, None, count, None, None)
+    assert metrics.summarise([1.0, 2.0], bootstrap(["a", "a\x00"])).low is not None

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 from torchvision.models import alexnet
 
 from hemera.errors import TrainingError
-from hemera.evaluation.perceptual import Inception, Lpips
+from hemera.evaluation.perceptual import Inception, Lpips, frechet_distance, kernel_distance
 from tests.small_index import draw_tile
 from tests.small_weights import bare_inception, write_alexnet, write_inception
 
@@ -153,3 +155,75 @@ def test_weights_that_are_not_finite_are_an_error(files, pictures, tmp_path):
     inception = Inception(tmp_path / "weights.pth", CPU)
     with pytest.raises(TrainingError, match="features are not finite"):
         inception(np.stack(pictures))
+
+
+# --- distances of sets ---------------------------------------------------------------------------
+
+
+def test_the_frechet_distance_of_two_gaussians_by_hand():
+    """Variances 8/3 and 2/3 against 6 and 54, correlated nowhere, means 3 and 4 apart.
+
+    25 + (sqrt(8/3) - sqrt(6))^2 + (sqrt(2/3) - sqrt(54))^2 = 25 + 2/3 + 128/3 = 205/3.
+    """
+    x = np.array([[2, 0], [-2, 0], [0, 1], [0, -1]], np.float32)
+    y = np.array([[6, 4], [0, 4], [3, 13], [3, -5]], np.float32)
+    assert frechet_distance(x, y) == pytest.approx(205 / 3)
+    assert frechet_distance(y, x) == pytest.approx(205 / 3)
+
+
+def test_the_frechet_distance_of_gaussians_whose_axes_are_turned():
+    """For 2 x 2 matrices tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)); here M = C1 C2."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(50, 2)) @ [[2, 0.3], [0, 0.5]]
+    y = rng.normal(size=(31, 2)) @ [[0.4, -1], [1.5, 1]] + [1, -2]
+    c1, c2 = np.cov(x.T), np.cov(y.T)
+    root = np.sqrt(np.trace(c1 @ c2) + 2 * np.sqrt(np.linalg.det(c1 @ c2)))
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(c1) + np.trace(c2) - 2 * root
+    assert frechet_distance(x, y) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("counts", [(300, 170), (20, 15)], ids=["many", "fewer than features"])
+def test_the_frechet_distance_is_that_of_torch_fidelity(counts):
+    rng = np.random.default_rng(4)
+    x, y = (
+        torch.from_numpy(rng.gamma(2, size=(n, 40)) @ rng.normal(size=(40, 40))) for n in counts
+    )
+    expected = fid_statistics_to_metric(
+        fid_features_to_statistics(x), fid_features_to_statistics(y), False
+    )["frechet_inception_distance"]
+    assert frechet_distance(x.numpy(), y.numpy()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_distance_of_a_set_from_itself_is_none():
+    x = np.random.default_rng(1).normal(size=(30, 64)).astype(np.float32)
+    assert frechet_distance(x, x[::-1]) == pytest.approx(0, abs=1e-9)
+    still = np.ones((5, 64), np.float32)
+    assert frechet_distance(still, still + 2) == pytest.approx(64 * 4)
+
+
+def test_the_kernel_distance_by_hand():
+    """x = 0, 2 and y = 1, 3 on a line: k(0,2) = 1, k(1,3) = 64, k(x,y) = 1, 1, 27, 343."""
+    x, y = np.array([[0.0], [2.0]]), np.array([[1.0], [3.0]])
+    found = kernel_distance(x, y, seed=0)
+    assert found.value == pytest.approx(1 + 64 - 2 * (1 + 1 + 27 + 343) / 4)
+    assert (found.deviation, found.tiles) == (None, 2)
+
+
+def test_the_kernel_distance_is_that_of_torch_fidelity():
+    rng = np.random.default_rng(4)
+    x, y = (torch.from_numpy(rng.normal(shift, 1, (90, 12))) for shift in (0, 0.3))
+    theirs = kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=90, verbose=False)
+    found = kernel_distance(x.numpy(), y.numpy(), seed=0)
+    assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"])
+    parts = kernel_distance(x.numpy(), y.numpy(), seed=0, subsets=400, subset_size=30)
+    assert parts.deviation > 0
+    assert parts.value == pytest.approx(found.value, abs=3 * parts.deviation / 20)
+    assert parts == kernel_distance(x.numpy(), y.numpy(), seed=0, subsets=400, subset_size=30)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_image_is_no_set(count):
+    few, many = np.zeros((count, 8), np.float32), np.ones((9, 8), np.float32)
+    assert frechet_distance(few, many) is None
+    assert frechet_distance(many, few) is None
+    assert kernel_distance(few, many, seed=0) == (None, None, count, None, None)

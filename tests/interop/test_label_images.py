@@ -1,9 +1,5 @@
 """Label images, held against readers and writers that know nothing of HEMERA."""
 
-import struct
-import warnings
-import zlib
-
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +8,6 @@ from PIL import Image
 
 from hemera.errors import SlideError
 from hemera.imaging.pyramid import TILE_PX, tile_count
-from hemera.interop import label_images as module
 from hemera.interop.label_images import read_labels, write_labels
 
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
@@ -58,7 +53,7 @@ class TestRead:
     def test_every_type_in_tiff(self, tmp_path, rng, dtype, how):
         image = made(rng, dtype)
         tifffile.imwrite(tmp_path / "labels.tif", image, photometric="minisblack", **how)
-        found = read_labels(tmp_path / "labels.tif", tmp_path / "room")
+        found = read_labels(tmp_path / "labels.tif", tmp_path)
         assert found.dtype == np.dtype(dtype)
         np.testing.assert_array_equal(found, image)
 
@@ -66,7 +61,7 @@ class TestRead:
     def test_png(self, tmp_path, rng, dtype):
         image = made(rng, dtype)
         cv2.imwrite(str(tmp_path / "labels.png"), image)
-        found = read_labels(tmp_path / "labels.png", tmp_path / "room")
+        found = read_labels(tmp_path / "labels.png", tmp_path)
         assert found.dtype == np.dtype(dtype)
         np.testing.assert_array_equal(found, image)
 
@@ -76,32 +71,30 @@ class TestRead:
         picture = Image.fromarray(image, "P")
         picture.putpalette(rng.integers(0, 256, 3 * 2**bits, dtype=np.uint8).tolist())
         picture.save(tmp_path / "labels.png", bits=bits)
-        np.testing.assert_array_equal(read_labels(tmp_path / "labels.png", tmp_path / "r"), image)
+        np.testing.assert_array_equal(read_labels(tmp_path / "labels.png", tmp_path), image)
 
     def test_the_levels_of_a_pyramid_are_no_channels(self, tmp_path, rng):
         image = made(rng, "uint8")
         with tifffile.TiffWriter(tmp_path / "labels.tif") as file:
             file.write(image, tile=(128, 128), subifds=1)
             file.write(image[::2, ::2], tile=(128, 128), subfiletype=1)
-        np.testing.assert_array_equal(
-            read_labels(tmp_path / "labels.tif", tmp_path / "room"), image
-        )
+        np.testing.assert_array_equal(read_labels(tmp_path / "labels.tif", tmp_path), image)
 
     def test_what_is_no_label_image_is_refused(self, tmp_path, rng):
         def said(name):
             with pytest.raises(SlideError) as caught:
-                read_labels(tmp_path / name, tmp_path / "room")
+                read_labels(tmp_path / name, tmp_path)
             assert "\n" not in str(caught.value)
             return str(caught.value)
 
         image = made(rng, "uint8", 40, 60)
         colour = np.dstack([image] * 3)
         cv2.imwrite(str(tmp_path / "colour.png"), colour)
-        assert "one channel" in said("colour.png")
+        assert "shape (40, 60, 3)" in said("colour.png")
         Image.fromarray(image > 9).save(tmp_path / "bits.png")
         assert "1 bits" in said("bits.png")
         cv2.imwrite(str(tmp_path / "photo.jpg"), image)
-        assert "neither PNG nor TIFF" in said("photo.jpg")
+        assert "cannot be read" in said("photo.jpg")
         tifffile.imwrite(tmp_path / "colour.tif", colour, photometric="rgb")
         assert "shape (40, 60, 3)" in said("colour.tif")
         tifffile.imwrite(tmp_path / "stack.tif", np.stack([image] * 4), photometric="minisblack")
@@ -112,8 +105,7 @@ class TestRead:
         assert "uint64" in said("long.tif")
         assert "no such file" in said("nowhere.png")
         (tmp_path / "empty.tif").write_bytes(b"")
-        assert "neither" in said("empty.tif")
-        assert "make it readable" in said(".")
+        assert "cannot be read" in said("empty.tif")
 
     def test_damaged_files_are_refused_in_one_line(self, tmp_path, rng):
         image = made(rng, "uint8", 300, 400)
@@ -125,24 +117,8 @@ class TestRead:
                 path = tmp_path / f"cut.{suffix}"
                 path.write_bytes(data[:length])
                 with pytest.raises(SlideError) as caught:
-                    read_labels(path, tmp_path / f"room{length}")
+                    read_labels(path, tmp_path)
                 assert "\n" not in str(caught.value)
-
-    def test_a_png_too_large_to_hold_is_refused_before_it_is_read(self, tmp_path, monkeypatch):
-        def chunk(kind, data):
-            check = struct.pack(">I", zlib.crc32(kind + data))
-            return struct.pack(">I", len(data)) + kind + data + check
-
-        head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
-        (tmp_path / "bomb.png").write_bytes(
-            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-        )
-        with pytest.raises(SlideError):
-            read_labels(tmp_path / "bomb.png", tmp_path / "room")
-        monkeypatch.setattr(module, "IMAGE_PIXELS_MAX", 100)
-        cv2.imwrite(str(tmp_path / "large.png"), np.zeros((20, 30), np.uint8))
-        with pytest.raises(SlideError, match="save it as TIFF"):
-            read_labels(tmp_path / "large.png", tmp_path / "room")
 
 
 class TestWrite:
@@ -158,24 +134,3 @@ class TestWrite:
             resolution = [n / d for n, d in (page.tags[c].value for c in (282, 283))]
             assert resolution == pytest.approx([20_000, 40_000])
             assert page.compression == tifffile.COMPRESSION.ADOBE_DEFLATE
-
-    @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-    @pytest.mark.parametrize("size", [(1050, 610), (512, 1024), (30, 7)])
-    def test_png(self, tmp_path, rng, dtype, size):
-        image = made(rng, dtype, size[1], size[0])
-        write(tmp_path / "labels.png", image)
-        found = cv2.imread(str(tmp_path / "labels.png"), cv2.IMREAD_UNCHANGED)
-        assert found.dtype == np.dtype(dtype)
-        np.testing.assert_array_equal(found, image)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with Image.open(tmp_path / "labels.png") as picture:
-                picture.verify()
-                # Dots to the inch of pixels of 0.5 and 0.25 um.
-                assert picture.info["dpi"] == pytest.approx((50_800, 101_600))
-
-    @pytest.mark.parametrize(("name", "dtype"), [("a.jpg", "uint8"), ("a.png", "int32")])
-    def test_what_a_file_cannot_hold(self, tmp_path, rng, name, dtype):
-        with pytest.raises(SlideError, match=r"name it"):
-            write(tmp_path / name, made(rng, dtype, 30, 20))
-        assert not list(tmp_path.iterdir())

@@ -63,18 +63,6 @@ def test_the_pyramid_equals_its_definition_step_by_step(height, width, levels):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("height", "width", "levels"), SIZES)
-def test_the_gradient_of_the_pyramid_is_that_of_its_definition(height, width, levels):
-    torch.manual_seed(5)
-    image = torch.rand(2, 3, height, width).to(memory_format=torch.channels_last)
-    gradients = []
-    for build in (losses.pyramid, one_by_one):
-        own = image.clone().requires_grad_()
-        torch.stack([level.square().sum() for level in build(own, levels)]).sum().backward()
-        gradients.append(own.grad)
-    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-6)
-
-
 def test_the_pyramid_has_its_gradient_and_that_of_the_gradient():
     torch.manual_seed(6)
     image = torch.rand(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
@@ -233,30 +221,6 @@ def test_variance_penalty_by_hand():
     assert float(losses.variance_penalty(0 * three, three, False)) == pytest.approx(14 / 3)
 
 
-def test_variance_penalty_of_the_same_batch_is_zero():
-    real = torch.rand(3, 3, 5, 7)
-    assert float(losses.variance_penalty(real.clone(), real)) == 0
-
-
-def test_variance_penalty_of_a_constant_batch_is_the_mean_variance_of_the_real_one():
-    real = torch.rand(4, 3, 5, 7)
-    generated = torch.rand(1, 3, 5, 7).expand(4, -1, -1, -1)
-    mean = real.mean(0)
-    variance = sum((image - mean) ** 2 for image in real) / 3
-    found = float(losses.variance_penalty(generated, real))
-    assert found == pytest.approx(float(variance.mean()), rel=1e-5)
-
-
-def test_variance_penalty_does_not_know_the_order_of_a_batch():
-    generated, real = torch.rand(2, 4, 3, 5, 7)
-    expected = float(losses.variance_penalty(generated, real))
-    for order in ([3, 0, 2, 1], [1, 2, 3, 0]):
-        assert float(losses.variance_penalty(generated[order], real)) == pytest.approx(expected)
-        assert float(losses.variance_penalty(generated, real[order])) == pytest.approx(expected)
-    # Within an image it does.
-    assert float(losses.variance_penalty(generated.flip(-1), real)) != pytest.approx(expected)
-
-
 def test_variance_penalty_has_a_gradient_at_batch_two():
     generated = torch.tensor([1.0, 4]).view(2, 1, 1, 1).requires_grad_()
     real = torch.tensor([0.0, 1]).view(2, 1, 1, 1)
@@ -273,27 +237,11 @@ def test_variance_penalty_refuses_a_batch_without_variance():
             losses.variance_penalty(generated, real)
 
 
-def test_segmentation_loss_by_hand():
-    logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
-    target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
-    cross_entropy = (2 * math.log(4 / 3) + 2 * math.log(2)) / 4
-    dice = 2 * 1.25 / (2 + 2)
-    total, first, second = losses.segmentation_loss(logits, target, 0.25)
-    assert float(first) == pytest.approx(cross_entropy, abs=1e-6)
-    assert float(second) == pytest.approx(1 - dice, abs=1e-6)
-    assert float(total) == pytest.approx(0.25 * cross_entropy + 0.75 * (1 - dice), abs=1e-6)
-    alone, first, _ = losses.segmentation_loss(logits, target, 1)
-    assert float(alone) == float(first)
-
-
-def test_tversky_loss_of_nothing_against_nothing_is_zero():
-    logits = torch.full((2, 1, 3, 5), -100.0)
-    assert float(losses.tversky_loss(logits, torch.zeros(2, 1, 3, 5))) == pytest.approx(0, abs=1e-6)
-
-
 def test_tversky_loss_by_hand():
     logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
     target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
+    empty = torch.full((2, 1, 3, 5), -100.0)
+    assert float(losses.tversky_loss(empty, torch.zeros(2, 1, 3, 5))) == pytest.approx(0, abs=1e-6)
     # Probabilities 3/4 1/2 1/2 1/4: TP 1.25, FN 0.75, FP 0.75.
     for beta in (0.5, 0.7, 1.0):
         expected = 1 - 1.25 / (1.25 + beta * 0.75 + (1 - beta) * 0.75)
@@ -303,18 +251,6 @@ def test_tversky_loss_by_hand():
     for beta in (0.3, 0.5, 0.8):
         expected = 1 - 1.75 / (1.75 + beta * 1.25 + (1 - beta) * 0.25)
         assert float(losses.tversky_loss(logits, target, beta)) == pytest.approx(expected, abs=1e-6)
-
-
-def test_more_beta_asks_for_recall():
-    """The slope on a missed pixel grows beside that on a false one."""
-    target = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
-    slopes = []
-    for beta in (0.5, 0.8):
-        logits = torch.zeros(1, 1, 1, 4, requires_grad=True)
-        losses.tversky_loss(logits, target, beta).backward()
-        missed, false = float(-logits.grad[..., 0]), float(logits.grad[..., 3])
-        slopes.append(missed / false)
-    assert slopes[1] > 2 * slopes[0] > 0
 
 
 def test_focal_cross_entropy_by_hand():
@@ -359,6 +295,8 @@ def test_segmentation_loss_balances_by_both_options():
     assert float(first) == pytest.approx(focal, abs=1e-6)
     assert float(second) == pytest.approx(tversky, abs=1e-6)
     assert float(total) == pytest.approx(0.3 * focal + 0.7 * tversky, abs=1e-6)
+    alone, first, _ = losses.segmentation_loss(logits, target, 1)
+    assert float(alone) == float(first)
 
 
 def every_loss(generated, real, weight, logits, target) -> dict[str, torch.Tensor]:

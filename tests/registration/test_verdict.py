@@ -1,9 +1,128 @@
 """The verdict on a map, and which verdict applies to a pair."""
 
+import dataclasses
+import math
+
 import pytest
 
-from hemera.registration.verdict import effective_verdict
+from hemera.config import RegisterOptions
+from hemera.registration.signals import Signals
+from hemera.registration.verdict import SIGNALS, effective_verdict, judge, prefer_rigid
 from hemera.sheet import Pair
+from tests.registration.test_local_quality import EMPTY
+
+OPTIONS = RegisterOptions()
+GOOD = Signals(
+    EMPTY,
+    tile_ok=0.9,
+    lncc=0.3,
+    ncc=0.7,
+    ncc_margin=0.2,
+    rotation_deg=3.0,
+    scale=1.01,
+    anisotropy=1.02,
+    determinant=1.02,
+    folding_fraction=0.0,
+    coverage_fraction=1.0,
+    displacement_median_um=80.0,
+)
+
+
+def judged(options=OPTIONS, match_count=200, match_fraction=0.9, **changes):
+    names = {field.name for field in dataclasses.fields(GOOD)}
+    signals = {name: changes.pop(name) for name in list(changes) if name in names}
+    return judge(
+        dataclasses.replace(GOOD, **signals), options, match_count=match_count,
+        match_fraction=match_fraction, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "words"),
+    [
+        ({}, "pass", None),
+        ({"tile_ok": 0.5}, "review", "tile_ok 0.500, below 0.6"),
+        ({"tile_ok": 0.29}, "fail", "tile_ok 0.290, below 0.3"),
+        ({"lncc": 0.1}, "review", "lncc 0.100, below 0.15"),
+        ({"lncc": 0.07}, "fail", "lncc 0.070, below 0.08"),
+        ({"lncc": math.nan}, "fail", "lncc unknown"),
+        ({"ncc_margin": 0.01}, "review", "ncc_margin 0.010, below 0.05"),
+        ({"ncc_margin": -0.01}, "fail", "ncc_margin -0.010, below 0"),
+        ({"ncc": -0.9}, "pass", None),
+        ({"scale": 1.5}, "fail", "scale 1.500, outside 0.779 to 1.284"),
+        ({"scale": 0.0}, "fail", "scale 0.000, outside"),
+        ({"anisotropy": 1.3}, "fail", "anisotropy 1.300, above 1.2"),
+        ({"anisotropy": math.inf}, "fail", "anisotropy inf, above 1.2"),
+        ({"determinant": -1.0}, "fail", "mirrors"),
+        ({"mirrored": True}, "fail", "does not mirror"),
+        ({"folding_fraction": 0.01}, "review", "folding_fraction 0.0100, above 0.005"),
+        ({"folding_fraction": 0.03}, "fail", "folding_fraction 0.0300, above 0.02"),
+        ({"coverage_fraction": 0.5}, "review", "coverage_fraction 0.500, below 0.9"),
+        ({"match_count": 0, "match_fraction": None}, "fail", "returned the identity"),
+        ({"match_count": 0, "match_fraction": 1.0}, "fail", "returned the identity"),
+        ({"match_fraction": None}, "fail", "no match"),
+        ({"match_fraction": 0.2}, "fail", "match_fraction 0.200, below 0.25"),
+        ({"match_fraction": 0.4}, "review", "match_fraction 0.400, below 0.5"),
+        ({"match_count": None, "match_fraction": None, "matched": False}, "pass", None),
+        ({"mirror_probe": 1.5}, "pass", None),
+        ({"mirror_probe": 1.2}, "review", "mirror_probe 1.200, below 1.5"),
+        ({"mirror_probe": 0.9}, "fail", "mirror_probe 0.900, below 1"),
+        ({"rigid_kept": True}, "review", "rigid map was kept"),
+        ({"rigid_kept": True, "tile_ok": 0.1}, "fail", "tile_ok"),
+        ({"contradicts_sheet": True}, "review", "the sheet says mirrored"),
+        ({"tile_ok": 0.1, "lncc": 0.0}, "fail", "tile_ok 0.100, below 0.3; lncc 0.000, below 0.08"),
+        ({"options": RegisterOptions(tile_ok_pass=0.95, tile_ok_fail=0.92)}, "fail", "below 0.92"),
+    ],
+)
+def test_each_quantity_has_its_limits(change, expected, words):
+    found = judged(**change)
+    assert found.verdict == expected
+    assert found.reason is None if words is None else words in found.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, False),
+        ({"coverage_fraction": 0.5}, False),
+        ({"contradicts_sheet": True}, False),
+        ({"rigid_kept": True}, True),
+        ({"lncc": 0.1, "coverage_fraction": 0.5}, True),
+    ],
+)
+def test_another_attempt_is_of_no_use_for_coverage_or_the_sheet(change, expected):
+    assert judged(**change).retryable is expected
+
+
+@pytest.mark.parametrize(
+    ("nonrigid", "rigid", "expected"),
+    [(0.5, 0.8, True), (0.79, 0.8, False), (0.9, 0.5, False), (None, 0.5, False)],
+)
+def test_the_rigid_map_is_kept_where_nonrigid_lowers_tile_ok(nonrigid, rigid, expected):
+    a = dataclasses.replace(GOOD, tile_ok=nonrigid)
+    b = dataclasses.replace(GOOD, tile_ok=rigid)
+    assert prefer_rigid(a, b, 0.02) is expected
+
+
+def test_every_limit_of_register_belongs_to_a_signal():
+    names = {name for signal in SIGNALS.values() for name in (signal.passes, signal.fails) if name}
+    suffixes = ("_pass", "_fail", "scale_max", "anisotropy_max")
+    assert names == {name for name in vars(OPTIONS) if name.endswith(suffixes)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limits", "grade"),
+    [
+        ("tile_ok", 0.6, {"tile_ok_pass": 0.6, "tile_ok_fail": 0.3}, "pass"),
+        ("tile_ok", 0.3, {"tile_ok_pass": 0.6, "tile_ok_fail": 0.3}, "review"),
+        ("folding_fraction", 0.03, {"folding_fail": 0.02}, "fail"),
+        ("folding_fraction", 0.01, {"folding_fail": 0.02}, None),
+        ("tile_ok", 0.1, {}, None),
+        ("rotation_deg", 170.0, {"tile_ok_pass": 0.6}, None),
+    ],
+)
+def test_a_grade_needs_limits(name, value, limits, grade):
+    assert SIGNALS[name].grade(value, limits) == grade
 
 
 def pair(**values):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from hemera import tables
 from hemera.config import DescribeOptions
-from hemera.errors import ConfigError, SheetError
+from hemera.errors import SheetError
 from hemera.imaging.codecs import decode
 from hemera.stages import describe
 
@@ -157,13 +157,6 @@ def test_an_unknown_unit_and_an_unusable_sheet(cohort):
         described(cohort, [pair("good")], unit="bci.007")
     with pytest.raises(SheetError, match="no pairs below the header"):
         described(cohort, [])
-
-
-def test_impossible_options():
-    with pytest.raises(ConfigError, match="he_saturation_min"):
-        DescribeOptions(he_saturation_min=0.3, he_saturation_max=0.2)
-    with pytest.raises(ConfigError, match="mpp_min"):
-        DescribeOptions(mpp_min=3.0, mpp_max=2.0)
 
 
 GOLDEN = {1: "a0a3e9093e8f42f6"}

@@ -433,7 +433,7 @@ def test_leakage_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(SheetError, match="is test here and free in row"):
         Made(tmp_path / "a", twice, plain(rows))
     same = [*rows, {**rows[0], "pair": "again", "case": "other"}]
-    with pytest.raises(SheetError, match="an image shown twice must be one case"):
+    with pytest.raises(SheetError, match="give both rows the same case"):
         Made(tmp_path / "b", same, plain(rows))
 
 

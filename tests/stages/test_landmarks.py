@@ -1,4 +1,4 @@
-"""Errors and predictions by hand: a known shift, read from both forms of landmark files."""
+"""The stage on one pair and on the cohort: tables, reasons and predictions."""
 
 import csv
 import hashlib
@@ -7,38 +7,29 @@ import logging
 import math
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from hemera import tables
 from hemera.config import DescribeOptions, LandmarksOptions
-from hemera.errors import SheetError, TableError
-from hemera.registration.displacement import Displacement, inverse_points, node_points, none
+from hemera.errors import ConfigError, SheetError, TableError
+from hemera.registration.displacement import Displacement, node_points, none
 from hemera.registration.displacement_files import write_displacement
-from hemera.registration.landmark_errors import official_error
-from hemera.registration.landmarks import check_landmarks
-from hemera.sheet import read_sheet
+from hemera.registration.landmarks import ACROBAT_COLUMNS
 from hemera.stages import describe, landmarks
 
 HE_MPP, HER2_MPP = 0.5, 0.8
-WIDTH, HEIGHT = 3000, 4000
-DIAGONAL_UM = 2500.0
+HEADER = ",".join(ACROBAT_COLUMNS)
 
 SHIFT = Displacement(np.full((40, 30, 2), (30.0, -40.0), np.float32), 50.0)
 """Every point moves by 50 um."""
 
-ACROBAT = (
-    "anon_id,anon_filename_he,anon_filename_ihc,point_id,ihc_x,ihc_y,mpp_ihc_10X,mpp_he_10X,"
-    "ihc_antibody,he_x,he_y"
-)
-
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "case1").mkdir()
     row = dict.fromkeys(tables.DESCRIBE.names) | {"pair": "case1", "verdict": "accept"}
     he = row | {
-        "stain": "he", "file": "7_HE_val.tif", "mpp": HE_MPP, "width_px": WIDTH,
-        "height_px": HEIGHT,
+        "stain": "he", "file": "7_HE_val.tif", "mpp": HE_MPP, "width_px": 3000, "height_px": 4000,
     }  # fmt: skip
     her2 = row | {
         "stain": "her2", "file": "7_HER2_val.tif", "mpp": HER2_MPP, "width_px": 2000,
@@ -56,26 +47,14 @@ def sheet(folder, he_landmarks, her2_landmarks):
     )
 
 
-def acrobat(folder, rows, header=ACROBAT):
-    (folder / "points.csv").write_text("\n".join([header, *rows]) + "\n")
+def acrobat(folder, rows):
+    (folder / "points.csv").write_text("\n".join([HEADER, *rows]) + "\n")
     sheet(folder, "points.csv", "points.csv")
 
 
-def row(point, he, ihc, names=("7_HE_val.ndpi", "7_HER2_val.ndpi"), mpps=("0.8", "0.5")):
-    return ",".join(
-        ["7", *names, str(point), str(ihc[0]), str(ihc[1]), *mpps, "HER2", str(he[0]), str(he[1])]
-    )
-
-
-def several(folder, rows):
-    """Write a file in which two annotators marked H&E: (point, HER2, H&E of each)."""
-    names = "anon_filename_he,anon_filename_ihc,point_id,ihc_x,ihc_y"
-    header = f"{names},he_1_x,he_1_y,he_2_x,he_2_y"
-    lines = [
-        ",".join(map(str, ["7_HE_val.ndpi", "7_HER2_val.ndpi", point, *ihc, *first, *second]))
-        for point, ihc, first, second in rows
-    ]
-    acrobat(folder, lines, header)
+def row(point, he, ihc, mpps=("0.8", "0.5")):
+    names = "7_HE_val.ndpi", "7_HER2_val.ndpi"
+    return ",".join(map(str, ["7", *names, point, *ihc, *mpps, "HER2", *he]))
 
 
 def run(folder, unit="case1", displacement="case1.npz", **options):
@@ -95,218 +74,31 @@ def reason(folder):
     return tables.read_metadata(folder / "out" / "case1.parquet").get("reason")
 
 
-def predictions(folder):
-    with open(folder / "out" / "case1.csv", newline="") as file:
+def predictions(path):
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
-def made(function):
-    """Return the displacement that leads each node to function(node)."""
-    nodes = node_points(SHIFT)
-    return Displacement((function(nodes) - nodes).astype(np.float32), SHIFT.mpp)
-
-
-class TestAcrobat:
-    def test_the_error_is_the_distance_on_her2(self, folder):
-        # (100, 200) is mapped to (130, 160); 3-4-5 beside it.
-        acrobat(folder, [row(0, (100, 200), (133, 164)), row(1, (700, 900), (730, 860))])
-        first, second = run(folder)
-        assert first["point"] == "0"
-        assert first["error_um"] == pytest.approx(5)
-        assert first["error_diagonal_fraction"] == pytest.approx(5 / DIAGONAL_UM)
-        assert first["initial_error_um"] == pytest.approx(math.hypot(33, 36))
-        assert (first["he_x_um"], first["her2_y_um"]) == (100, 164)
-        assert second["error_um"] == pytest.approx(0, abs=1e-6)
-
-    def test_pixels_are_taken_times_the_files_own_resolution(self, folder):
-        acrobat(folder, [row(0, (200, 400), (163 / 0.8, 164 / 0.8), mpps=("0.8", "0.5"))])
-        # H&E (100, 200) um -> (130, 160); HER2 (163, 164) um.
-        assert run(folder, coordinates="px")[0]["error_um"] == pytest.approx(math.hypot(33, 4))
-
-    def test_without_a_resolution_the_slides_own_is_taken(self, folder):
-        acrobat(folder, [row(0, (200, 400), (200, 205), mpps=("", ""))])
-        # (100, 200) -> (130, 160); (160, 164).
-        found = run(folder, coordinates="px")[0]["error_um"]
-        assert found == pytest.approx(math.hypot(30, 4))
-
-    def test_distances_of_several_annotators_are_averaged(self, folder):
-        # 6 and 2 um on opposite sides: the mean of the points would be 2 um off.
-        rows = [row(4, (100, 200), (136, 160)), row(4, (100, 200), (128, 160))]
-        acrobat(folder, rows)
+class TestPair:
+    def test_errors_and_predictions(self, folder, caplog):
+        caplog.set_level(logging.INFO)
+        acrobat(folder, [row(n, (100, 200), (130 + n, 160)) for n in range(11)])
         found = run(folder)
-        assert len(found) == 1
-        assert found[0]["error_um"] == pytest.approx(4)
-        assert found[0]["her2_x_um"] == pytest.approx(132)
-
-    @pytest.mark.parametrize("withheld", ["", "nan", "NaN"])
-    def test_a_side_that_is_withheld_has_no_error(self, folder, withheld):
-        acrobat(folder, [row(0, (withheld, withheld), (50, 60)), row(1, (10, 20), (40, -20))])
-        first, second = run(folder)
-        assert (first["he_x_um"], first["error_um"], first["initial_error_um"]) == (None,) * 3
-        assert first["her2_x_um"] == 50
-        assert second["error_um"] == pytest.approx(0, abs=1e-6)
-
-    def test_rows_of_other_slides_are_left_out(self, folder):
-        other = ("8_HE_val.ndpi", "8_HER2_val.ndpi")
-        acrobat(folder, [row(0, (1, 2), (3, 4), other), row(1, (1, 2), (31, -38))])
-        assert [line["point"] for line in run(folder)] == ["1"]
-
-    def test_a_byte_order_mark_and_line_ends_of_windows(self, folder):
-        acrobat(folder, [row(0, (100, 200), (133, 164))])
-        text = (folder / "points.csv").read_text().replace("\n", "\r\n")
-        (folder / "points.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-        assert run(folder)[0]["error_um"] == pytest.approx(5)
-        assert (folder / "out" / "case1.csv").read_text().splitlines()[0] == ACROBAT
-
-
-class TestOfficial:
-    """The distance on H&E, from where HER2's point is predicted to where it was marked."""
-
-    def test_the_prediction_is_the_way_back(self, folder):
-        # HER2 (133, 164) comes from (103, 204); H&E was marked at (100, 200).
-        acrobat(folder, [row(0, (100, 200), (133, 164))])
-        found = run(folder)[0]
-        predicted = found["predicted_x_um"], found["predicted_y_um"]
-        assert predicted == pytest.approx((103, 204), abs=1e-3)
-        assert found["official_error_um"] == pytest.approx(5, abs=1e-3)
-        assert found["official_initial_error_um"] == pytest.approx(math.hypot(33, 36))
-
-    def test_where_the_map_scales_it_is_not_the_error_on_her2(self, folder):
-        write_displacement(folder / "case1.npz", made(lambda p: p * 2))
-        # On HER2 (200, 400) and (206, 408) are 10 um apart; on H&E (100, 200), (103, 204): 5.
-        acrobat(folder, [row(0, (100, 200), (206, 408))])
-        found = run(folder)[0]
-        assert found["error_um"] == pytest.approx(10, abs=1e-2)
-        assert found["official_error_um"] == pytest.approx(5, abs=1e-2)
-
-    def test_two_annotators_in_columns_of_their_own(self, folder):
-        # (130, 160) comes from (100, 200): 5 um from one mark, 10 from the other.
-        several(folder, [(3, (130, 160), (103, 204), (100, 190))])
-        found = run(folder)[0]
-        assert found["official_error_um"] == pytest.approx(7.5, abs=1e-3)
-        assert found["error_um"] == pytest.approx(7.5, abs=1e-3)
-        assert found["official_initial_error_um"] == pytest.approx(
-            (math.hypot(27, 44) + math.hypot(30, 30)) / 2
-        )
-        assert (found["he_x_um"], found["he_y_um"]) == (101.5, 197)
-
-    def test_two_annotators_in_rows_of_their_own(self, folder):
-        acrobat(folder, [row(3, (103, 204), (130, 160)), row(3, (100, 190), (130, 160))])
-        (found,) = run(folder)
-        assert found["official_error_um"] == pytest.approx(7.5, abs=1e-3)
-
-    def test_a_point_that_one_annotator_lacks_is_left_out(self, folder):
-        """As the official evaluation does; the target registration error takes what there is."""
-        several(folder, [(3, (130, 160), (103, 204), ("", "")), (4, (130, 160), *[(100, 200)] * 2)])
-        first, second = run(folder)
-        assert first["official_error_um"] is None
-        assert first["official_initial_error_um"] is None
-        assert first["error_um"] == pytest.approx(5, abs=1e-3)
-        assert second["official_error_um"] == pytest.approx(0, abs=1e-3)
-
-    def test_what_lies_outside_of_the_slide_is_moved_to_its_edge(self, folder):
-        # H&E is 1500 x 2000 um. From (-20, 200) to (0, 200); from (1530, 2030) to (1500, 2000);
-        # a y of 1740 would be outside of a slide that lies on its side.
-        acrobat(
-            folder,
-            [
-                row(0, (0, 200), (10, 160)),
-                row(1, (1497, 1996), (1560, 1990)),
-                row(2, (100, 1740), (130, 1700)),
-            ],
-        )
-        left, low, tall = run(folder)
-        assert left["predicted_x_um"] == pytest.approx(-20, abs=1e-3), "kept as it is"
-        assert left["official_error_um"] == pytest.approx(0, abs=1e-3)
-        assert left["error_um"] == pytest.approx(20, abs=1e-3)
-        assert low["official_error_um"] == pytest.approx(5, abs=1e-3)
-        assert low["error_um"] == pytest.approx(math.hypot(33, 34), abs=1e-3)
-        assert low["official_initial_error_um"] == pytest.approx(math.hypot(3, 6))
-        assert tall["official_error_um"] == pytest.approx(0, abs=1e-3)
-
-    def test_a_point_without_a_way_back_counts_unregistered(self, folder, caplog):
-        # All of x between 450 and 1050 falls on 750.
-        crushed = made(
-            lambda p: np.stack(
-                [np.where(np.abs(p[..., 0] - 750) < 300, 750, p[..., 0]), p[..., 1]], axis=-1
-            )
-        )
-        lost = (640.0, 100.0)
-        assert np.isnan(inverse_points(crushed, [lost])).all(), "or the test says nothing"
-        write_displacement(folder / "case1.npz", crushed)
-        acrobat(folder, [row(0, (637, 104), lost), row(1, (200, 300), (200, 300))])
-        first, second = run(folder)
-        assert (first["predicted_x_um"], first["predicted_y_um"]) == (None, None)
-        assert first["official_error_um"] == pytest.approx(5)
-        assert first["error_um"] is not None, "the way forth there is"
-        assert second["official_error_um"] == pytest.approx(0, abs=0.1)
-        assert "1 points of HER2 have no corresponding point" in caplog.text
-        assert predictions(folder)[0]["he_x"] == ""
-
-    def test_a_map_that_flattens_the_slide_has_no_way_back(self, folder, caplog):
-        flat = made(lambda p: np.stack([np.full_like(p[..., 0], 750), p[..., 1]], axis=-1))
-        write_displacement(folder / "case1.npz", flat)
-        acrobat(folder, [row(0, (100, 200), (103, 204))])
-        found = run(folder)[0]
-        assert found["predicted_x_um"] is None
-        assert found["official_error_um"] == pytest.approx(5)
-        assert "no way back" in caplog.text
-
-    def test_the_formula_alone(self):
-        """No map: HER2's coordinates; (120, 50) is moved to (100, 50) of 100 x 60 um."""
-        size = np.array([100.0, 60.0])
-        here = [(100.0, 60.0), (100.0, 20.0)]
-        assert official_error(None, (120.0, 50.0), here, size) == pytest.approx(20)
-        assert official_error((-3.0, -9.0), (1.0, 1.0), [(4.0, 3.0)], size) == 5
-        assert official_error(None, (120.0, 50.0), here, None) == pytest.approx(
-            (math.hypot(20, 10) + math.hypot(20, 30)) / 2
-        )
-
-
-class TestPredictions:
-    """The rows of an ACROBAT file, its H&E side predicted, as the challenge takes them."""
-
-    def test_the_files_own_columns_are_kept_and_the_truth_is_not(self, folder):
-        rows = [row(0, ("", ""), (133, 164)), row(1, (1, 2), (230, 60))]
-        other = row(2, (1, 2), (3, 4), ("7_HE_val.ndpi", "7_ER_val.ndpi"))
-        acrobat(folder, [*(f"{line},a b" for line in (*rows, other))], f"{ACROBAT},note")
+        assert [line["error_um"] for line in found] == pytest.approx(range(11), abs=1e-4)
+        assert reason(folder) is None
+        assert "11 points, median 5.0 um, 90th percentile 9.0 um" in caplog.text
+        names = [folder / "out" / f"case1.{suffix}" for suffix in ("parquet", "csv")]
+        before = [path.read_bytes() for path in names]
         run(folder)
-        first, second = predictions(folder)
-        assert ",".join(first) == f"{ACROBAT},note"
-        assert (first["he_x"], first["he_y"]) == ("103.0000", "204.0000")
-        assert (second["he_x"], second["he_y"]) == ("200.0000", "100.0000")
-        assert (first["anon_filename_he"], first["ihc_x"], first["note"]) == (
-            "7_HE_val.ndpi", "133", "a b",
-        )  # fmt: skip
-
-    def test_a_withheld_side_is_predicted_too(self, folder):
-        acrobat(folder, [row(0, ("", ""), (133, 164))])
-        found = run(folder)[0]
-        assert found["predicted_x_um"] == pytest.approx(103, abs=1e-3)
-        assert (found["official_error_um"], found["error_um"]) == (None, None)
-
-    def test_in_pixels_where_the_file_is_in_pixels(self, folder):
-        # HER2 (133, 164) um; H&E (103, 204) um at 0.5 um/px.
-        acrobat(folder, [row(0, ("", ""), (133 / 0.8, 164 / 0.8), mpps=("0.8", "0.5"))])
-        run(folder, coordinates="px")
-        line = predictions(folder)[0]
-        assert (line["he_x"], line["he_y"]) == ("206.0000", "408.0000")
-
-    def test_annotators_columns_stay_at_home(self, folder):
-        several(folder, [(3, (130, 160), (103, 204), (100, 190))])
-        run(folder)
-        line = predictions(folder)[0]
-        assert list(line) == [
-            *("anon_filename_he", "anon_filename_ihc", "point_id", "ihc_x", "ihc_y", "he_x", "he_y")
-        ]
-        assert (line["he_x"], line["he_y"]) == ("100.0000", "200.0000")
+        assert [path.read_bytes() for path in names] == before
 
     @pytest.mark.parametrize("coordinates", ["um", "px"])
-    def test_read_back_as_landmarks_they_have_no_error(self, folder, coordinates):
+    def test_predictions_read_back_as_landmarks_have_no_error(self, folder, coordinates):
         rng = np.random.default_rng(3)
+        nodes = node_points(SHIFT)
+        moving = nodes * (1.02, 0.97) + 40 * np.sin(nodes[..., ::-1] / 300) + (12, -7)
         write_displacement(
-            folder / "case1.npz",
-            made(lambda p: p * (1.02, 0.97) + 40 * np.sin(p[..., ::-1] / 300) + (12, -7)),
+            folder / "case1.npz", Displacement((moving - nodes).astype(np.float32), SHIFT.mpp)
         )
         scale = 1 if coordinates == "um" else 1 / HER2_MPP
         points = rng.uniform((100, 100), (1400, 1900), (50, 2)) * scale
@@ -317,141 +109,42 @@ class TestPredictions:
             assert line["error_um"] < 0.011
             assert line["official_error_um"] < 1e-3
 
-    def test_plain_files_give_the_header_alone(self, folder):
-        for name in ("he.csv", "her2.csv"):
-            (folder / name).write_text("X,Y\n1,2\n")
-        sheet(folder, "he.csv", "her2.csv")
-        run(folder)
-        assert (folder / "out" / "case1.csv").read_text() == ACROBAT + "\n"
+    def test_a_pair_that_comes_registered_is_measured_without_a_map(self, folder):
+        acrobat(folder, [row(1, (100, 80), (103, 84)), row(2, (300, 200), (300, 200))])
+        found = run(folder, displacement=None)
+        for name in ("error_um", "initial_error_um"):
+            assert [point[name] for point in found] == pytest.approx([5.0, 0.0], abs=1e-6)
 
-
-class TestPlain:
-    def plain(self, folder, he, her2, header=",X,Y"):
-        for name, points in (("he.csv", he), ("her2.csv", her2)):
-            lines = [f"{n},{x},{y}" for n, (x, y) in enumerate(points, 1)]
-            (folder / name).write_text("\n".join([header, *lines]) + "\n")
-        sheet(folder, "he.csv", "her2.csv")
-
-    def test_point_n_here_is_point_n_there_in_level_0_pixels(self, folder):
-        # H&E (100, 200), (700, 900) um; HER2 (133, 164), (730, 860) um.
-        he, her2 = [(200, 400), (1400, 1800)], [(133 / 0.8, 164 / 0.8), (730 / 0.8, 860 / 0.8)]
-        self.plain(folder, he, her2)
-        first, second = run(folder)
-        assert (first["point"], second["point"]) == ("1", "2")
-        assert first["error_um"] == pytest.approx(5)
-        assert second["error_um"] == pytest.approx(0, abs=1e-6)
-
-    def test_unequal_lengths_take_the_first_of_both(self, folder, caplog):
-        self.plain(folder, [(1, 2), (3, 4), (5, 6)], [(1, 2)], header="n,x,y")
-        assert len(run(folder)) == 1
-        assert "3 landmarks on H&E and 1 on HER2; only the first 1" in caplog.text
-
-    def test_a_row_with_one_side_empty_has_no_error(self, folder):
-        self.plain(folder, [("", ""), (200, 400)], [(1, 2), (130 / 0.8, 160 / 0.8)])
-        first, second = run(folder)
-        assert (first["error_um"], first["initial_error_um"]) == (None, None)
-        assert first["predicted_x_um"] == pytest.approx(0.8 - 30, abs=1e-3)
-        assert second["error_um"] == pytest.approx(0, abs=1e-4)
-
-
-class TestBroken:
-    """No landmark file fails a job: no rows, and why; `hemera sheet check` finds it before."""
-
-    @pytest.mark.parametrize(
-        ("text", "words"),
-        [
-            ("X,Y\n1,2\n", "points.csv: lacks the columns anon_filename_he"),
-            (ACROBAT.replace("he_y", "he_z") + "\n" + ",".join("1" * 11), "lacks the columns he_y"),
-            ("", "points.csv: no landmarks of 7_HE_val.tif and 7_HER2_val.tif"),
-            (ACROBAT + "\n", "points.csv: no landmarks of 7_HE_val.tif and 7_HER2_val.tif"),
-            (
-                "\n".join([ACROBAT, row(0, (1, 2), (3, 4), ("8_HE_val.ndpi", "8_HER2_val.ndpi"))]),
-                "no landmarks of 7_HE_val.tif and 7_HER2_val.tif",
-            ),
-            (
-                "\n".join([ACROBAT, "", row(0, (1, 2), (3, 4)), row(1, ("here", 2), (3, 4))]),
-                "points.csv: line 4, he_x: 'here' is no number",
-            ),
-            (
-                f"{ACROBAT}\n{row(0, (1, 2), ('1e308', 4))}",
-                "line 2, ihc_x: 1e308 is outside",
-            ),
-            (
-                f"{ACROBAT}\n{row(0, (1, '-inf'), (3, 4))}",
-                "line 2, he_y: -inf is outside",
-            ),
-            (b"\xff\xfe\x00\x01" * 50, "points.csv: cannot be read"),
-            ("a\n" + "b" * 200_000, "points.csv: cannot be read (field larger than field limit"),
-        ],
-    )
-    def test_an_acrobat_file(self, folder, text, words, caplog):
+    def test_a_landmark_file_that_is_none_is_a_reason(self, folder):
         sheet(folder, "points.csv", "points.csv")
-        (folder / "points.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        (folder / "points.csv").write_text("X,Y\n1,2\n")
         assert run(folder) == []
-        assert words in reason(folder)
-        assert ";" in reason(folder)
-        assert "\n" not in reason(folder)
-        assert str(folder) not in reason(folder)
-        assert words in caplog.text
-        assert (folder / "out" / "case1.csv").read_text() == ACROBAT + "\n"
-        with pytest.raises(TableError, match=r"points\.csv"):
-            check_landmarks(read_sheet(folder / "pairs.tsv").pairs[0])
+        assert reason(folder).startswith("points.csv: lacks the columns")
+        assert (folder / "out" / "case1.csv").read_text() == HEADER + "\n"
 
-    @pytest.mark.parametrize(
-        ("text", "words"),
-        [
-            ("n,a,b\n1,2,3\n", "he.csv: no columns X and Y"),
-            ("", "he.csv: no landmarks"),
-            ("X,Y\n", "he.csv: no landmarks"),
-            ("X,Y\n1,two\n", "he.csv: line 2, y: 'two' is no number"),
-        ],
-    )
-    def test_a_plain_file(self, folder, text, words):
-        sheet(folder, "he.csv", "her2.csv")
-        (folder / "he.csv").write_text(text)
-        (folder / "her2.csv").write_text("X,Y\n1,2\n")
-        assert run(folder) == []
-        assert words in reason(folder)
-        with pytest.raises(TableError, match=r"he\.csv"):
-            check_landmarks(read_sheet(folder / "pairs.tsv").pairs[0])
-
-    def test_a_good_file_has_no_reason(self, folder):
-        acrobat(folder, [row(0, (100, 200), (133, 164))])
-        run(folder)
-        assert reason(folder) is None
-
-    @pytest.mark.parametrize("column", ["mpp_he_10X", "mpp_ihc_10X"])
-    def test_a_resolution_that_cannot_be(self, folder, column):
-        mpps = ("0.8", "-1") if column == "mpp_he_10X" else ("-1", "0.5")
-        acrobat(folder, [row(0, (1, 2), (3, 4), mpps=mpps)])
-        assert run(folder, coordinates="px") == []
-        assert f"line 2, {column}: no resolution" in reason(folder)
-
-
-class TestWithoutAMap:
-    """The points are there, and how far off they are unregistered; no more can be said."""
-
-    def test_an_empty_displacement(self, folder, caplog):
+    @pytest.mark.parametrize("content", ["empty", "damaged", "flat"])
+    def test_without_a_map_points_count_unregistered(self, folder, content, caplog):
         acrobat(folder, [row(0, (103, 204), (100, 200)), row(1, ("", ""), (100, 200))])
         write_displacement(folder / "case1.npz", none())
+        if content == "damaged":
+            (folder / "case1.npz").write_bytes(b"PK\x03\x04 no displacement" * 9)
+        if content == "flat":
+            vectors = -node_points(SHIFT).astype(np.float32)
+            write_displacement(folder / "case1.npz", Displacement(vectors, SHIFT.mpp))
         first, second = run(folder)
-        assert (first["error_um"], first["error_diagonal_fraction"]) == (None, None)
-        assert (first["predicted_x_um"], first["predicted_y_um"]) == (None, None)
-        assert first["initial_error_um"] == pytest.approx(5)
+        assert first["predicted_x_um"] is None
         assert first["official_error_um"] == first["official_initial_error_um"]
         assert first["official_error_um"] == pytest.approx(5)
         assert second["official_error_um"] is None
-        assert "no map" in caplog.text
-        assert "no map" in reason(folder)
-        assert [line["he_x"] for line in predictions(folder)] == ["", ""], "nor the expert's"
-
-    def test_a_displacement_that_cannot_be_read(self, folder):
-        name = "own.npz"
-        acrobat(folder, [row(0, (103, 204), (100, 200))])
-        (folder / name).write_bytes(b"PK\x03\x04 no displacement" * 9)
-        assert run(folder, displacement=name)[0]["official_error_um"] == pytest.approx(5)
-        assert reason(folder).startswith(f"{name}: cannot be read")
-        assert str(folder) not in reason(folder)
+        given = predictions(folder / "out" / "case1.csv")
+        assert [line["he_x"] for line in given] == ["", ""], "not the annotator's either"
+        if content == "flat":
+            assert "no way back" in caplog.text
+        else:
+            assert first["error_um"] is None
+            words = {"empty": "no map", "damaged": "case1.npz: cannot be read"}[content]
+            assert words in reason(folder)
+            assert str(folder) not in reason(folder)
 
     @pytest.mark.parametrize("stain", ["he", "her2"])
     def test_an_image_without_resolution(self, folder, stain):
@@ -461,75 +154,141 @@ class TestWithoutAMap:
             if line["stain"] == stain:
                 line |= {"mpp": None, "verdict": "refuse", "width_px": None, "height_px": None}
         tables.write(folder / "describe.parquet", lines, tables.DESCRIBE)
-        write_displacement(folder / "case1.npz", none())
         acrobat(folder, [row(0, (103, 204), (100, 200), mpps=("", ""))])
-        assert run(folder)[0]["official_error_um"] == pytest.approx(5)
         assert run(folder, displacement=None)[0]["official_error_um"] == pytest.approx(5)
         assert "without resolution" in reason(folder)
         assert run(folder, coordinates="px") == []
         assert "no resolution" in reason(folder)
-        for name in ("he.csv", "her2.csv"):
-            (folder / name).write_text("X,Y\n1,2\n")
-        sheet(folder, "he.csv", "her2.csv")
-        assert run(folder) == []
-        assert "without resolution" in reason(folder)
 
-
-class TestWrongUse:
-    def test_a_file_that_is_not_there(self, folder):
+    def test_wrong_use_is_an_error(self, folder):
         sheet(folder, "points.csv", "points.csv")
         with pytest.raises(TableError, match="no such file"):
             run(folder)
         acrobat(folder, [row(0, (1, 2), (3, 4))])
         with pytest.raises(TableError, match=r"other\.npz: no such file"):
             run(folder, displacement="other.npz")
-
-    def test_a_pair_without_landmarks(self, folder):
+        with pytest.raises(SheetError, match="no pair another"):
+            run(folder, unit="another")
+        with pytest.raises(ConfigError, match="give --unit and --images-table, or --folder"):
+            run(folder, unit=None)
         sheet(folder, "", "")
         with pytest.raises(SheetError, match="give he_landmarks and her2_landmarks"):
             run(folder)
 
-    def test_an_unknown_pair(self, folder):
-        acrobat(folder, [])
-        with pytest.raises(SheetError, match="no pair another"):
-            run(folder, unit="another")
+    def test_golden(self, folder):
+        acrobat(folder, [row(0, (100, 200), (133, 164)), row(1, ("", ""), (730, 860))])
+        rounded = [
+            {
+                name: round(value, 6) if isinstance(value, float) else value
+                for name, value in line.items()
+            }
+            for line in run(folder)
+        ]
+        digest = hashlib.sha256(json.dumps(rounded).encode()).hexdigest()
+        golden = {2: "0e3d964d49034c7419c1423797dde7732bdedb077904f47aac5b91f1960ad0da"}
+        assert {LandmarksOptions.version: digest} == golden
 
 
-def test_the_log_tells_median_and_percentile(folder, caplog):
-    caplog.set_level(logging.INFO)
-    acrobat(folder, [row(n, (100, 200), (130 + n, 160)) for n in range(11)])
-    run(folder)
-    assert "11 points, median 5.0 um, 90th percentile 9.0 um" in caplog.text
+@pytest.fixture
+def cohort(tmp_path):
+    """A cohort without pairs; `add` adds one."""
+    columns = "pair\tcase\tdataset\the\ther2\tregistered\the_landmarks\ther2_landmarks"
+    (tmp_path / "pairs.tsv").write_text(f"{columns}\n")
+    return tmp_path
 
 
-def test_the_same_bytes_twice(folder):
-    acrobat(folder, [row(0, (100, 200), (133, 164))])
-    names = [folder / "out" / f"case1.{suffix}" for suffix in ("parquet", "csv")]
-    run(folder)
-    before = [path.read_bytes() for path in names]
-    run(folder)
-    assert [path.read_bytes() for path in names] == before
-
-
-def test_golden(folder):
-    acrobat(folder, [row(0, (100, 200), (133, 164)), row(1, ("", ""), (730, 860))])
-    rounded = [
+def add(cohort, pair, errors, initial, lines=(), *, dataset="acrobat", reason=None):
+    with open(cohort / "pairs.tsv", "a") as file:
+        file.write(f"{pair}\t{pair}\t{dataset}\t{pair}_HE.tif\t{pair}_HER2.tif\t\tp.csv\tp.csv\n")
+    rows = [
         {
-            name: round(value, 6) if isinstance(value, float) else value
-            for name, value in line.items()
+            "pair": pair, "point": str(number), "error_um": error,
+            "error_diagonal_fraction": None if error is None else error / 2000,
+            "initial_error_um": before, "official_error_um": error,
+            "official_initial_error_um": before,
         }
-        for line in run(folder)
-    ]
-    digest = hashlib.sha256(json.dumps(rounded).encode()).hexdigest()
-    golden = {2: "0e3d964d49034c7419c1423797dde7732bdedb077904f47aac5b91f1960ad0da"}
-    assert {LandmarksOptions.version: digest} == golden
+        for number, (error, before) in enumerate(zip(errors, initial, strict=True))
+    ]  # fmt: skip
+    metadata = tables.provenance(LandmarksOptions()) | ({"reason": reason} if reason else {})
+    tables.write(cohort / "landmarks" / f"{pair}.parquet", rows, tables.LANDMARKS, metadata)
+    (cohort / "landmarks" / f"{pair}.csv").write_text("\n".join([HEADER, *lines]) + "\n")
 
 
-def test_a_pair_that_comes_registered_is_measured_without_a_map(folder):
-    acrobat(folder, [row(1, (100, 80), (103, 84)), row(2, (300, 200), (300, 200))])
-    found = run(folder, displacement=None)
-    assert [point["error_um"] for point in found] == pytest.approx([5.0, 0.0], abs=1e-6)
-    assert [point["initial_error_um"] for point in found] == pytest.approx([5.0, 0.0], abs=1e-6)
+def acrobat_line(number, point, he):
+    names = f"{number}_HE.ndpi,{number}_HER2.ndpi"
+    return f"{number},{names},{point},1,2,0.9,0.9,HER2,{he[0]},{he[1]}"
+
+
+def run_cohort(cohort):
+    path = cohort / "landmarks" / "cohort.errors.parquet"
+    landmarks.run(
+        sheet=cohort / "pairs.tsv",
+        folder=cohort / "landmarks",
+        errors=path,
+        predictions=cohort / "landmarks" / "cohort.predictions.csv",
+        options=LandmarksOptions(),
+    )
+    return tables.read(path, tables.LANDMARKS_COHORT).to_pylist()
+
+
+class TestCohort:
+    def test_pairs_in_order_then_all_then_each_data_set(self, cohort, caplog):
+        caplog.set_level(logging.INFO)
+        add(cohort, "b", [8], [100], dataset="mine")
+        add(cohort, "a", [2], [100])
+        rows = run_cohort(cohort)
+        assert [row["pair"] for row in rows] == ["a", "b", *[None] * 9]
+        assert [row["dataset"] for row in rows[2::3]] == [None, "acrobat", "mine"]
+        means = {row["dataset"]: row for row in rows if row["aggregation"] == "mean"}
+        assert means[None]["error_p90_um"] == pytest.approx(5)
+        assert means["acrobat"]["error_p90_um"] == pytest.approx(2)
+        assert means["mine"]["official_error_p90_um"] == pytest.approx(8)
+        assert "mean over 2 pairs" in caplog.text
+        assert "official_error_p90_um 5" in caplog.text
+
+    def test_what_is_lacking_is_a_reason(self, cohort, caplog):
+        add(cohort, "broken", [], [], reason="p.csv: cannot be read (no text); mend it")
+        add(cohort, "lost", [None], [70], reason="registration gave no map")
+        add(cohort, "withheld", [None] * 3, [None] * 3, [acrobat_line(5, 1, (3, 4))])
+        broken, lost, withheld, *_ = run_cohort(cohort)
+        assert (broken["pairs"], broken["points"]) == (0, 0)
+        assert broken["reason"].startswith("p.csv: cannot be read")
+        assert (lost["pairs"], lost["unregistered"]) == (1, 1)
+        assert withheld["reason"] == "the H&E side of its 3 landmarks is withheld"
+        for words in ("pair broken: p.csv", "pair lost: registration gave no map"):
+            assert words in caplog.text
+        assert len(predictions(cohort / "landmarks" / "cohort.predictions.csv")) == 1
+
+    def test_no_pair_with_landmarks(self, cohort):
+        with open(cohort / "pairs.tsv", "a") as file:
+            file.write("a\ta\tacrobat\ta_HE.tif\ta_HER2.tif\t\t\t\n")
+            # Registered image pairs are processed in blocks, and have no table.
+            file.write("b\tb\tbci\tb_HE.png\tb_HER2.png\ttrue\tp.csv\tp.csv\n")
+        with pytest.raises(SheetError, match="no pair has landmarks"):
+            run_cohort(cohort)
+
+    @pytest.mark.parametrize("suffix", ["parquet", "csv"])
+    def test_a_missing_file_is_named(self, cohort, suffix):
+        add(cohort, "a", [2], [100])
+        (cohort / "landmarks" / f"a.{suffix}").unlink()
+        with pytest.raises(TableError, match=rf"a\.{suffix}: no such"):
+            run_cohort(cohort)
+
+    def test_a_table_of_another_version(self, cohort):
+        add(cohort, "a", [2], [100])
+        path = cohort / "landmarks" / "a.parquet"
+        pq.write_table(pq.read_table(path).drop_columns("official_error_um"), path)
+        with pytest.raises(TableError, match="lacks the columns official_error_um"):
+            run_cohort(cohort)
+
+    def test_golden(self, cohort):
+        add(cohort, "a", [10, 1, 3, 2], [20, 40, 60, 80], [acrobat_line(5, 1, (3, 4))])
+        add(cohort, "b", [None], [70], [acrobat_line(7, 2, ("", ""))], reason="no map")
+        text = repr([{k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
+                     for row in run_cohort(cohort)])  # fmt: skip
+        text += (cohort / "landmarks" / "cohort.predictions.csv").read_text()
+        golden = {2: "9f26b73e6bdf9ad854e63c99c947588823f96072d611de76769eb4bca30bc042"}
+        assert {LandmarksOptions.version: hashlib.sha256(text.encode()).hexdigest()} == golden
 
 
 class TestKidney:
@@ -571,8 +330,8 @@ class TestKidney:
 
     def figures(self, found):
         errors = np.array([line["error_um"] for line in found]) / self.MPP
-        share = np.median([line["error_diagonal_fraction"] for line in found])
-        return round(np.median(errors), 1), round(np.percentile(errors, 90), 1), round(share, 4)
+        fraction = np.median([line["error_diagonal_fraction"] for line in found])
+        return round(np.median(errors), 1), round(np.percentile(errors, 90), 1), round(fraction, 4)
 
     def test_identity(self, kidney):
         folder, _, _ = kidney
@@ -590,3 +349,72 @@ class TestKidney:
         for line in found:
             way = (line[f"predicted_{axis}_um"] - line[f"he_{axis}_um"] for axis in "xy")
             assert math.hypot(*way) == pytest.approx(line["official_error_um"])
+
+    def test_from_slides_to_the_cohort(self, images, tmp_path):
+        birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"
+        slides = images / "wsi_derived"
+        here, there = (
+            np.loadtxt(birl / f"Rat-Kidney_{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2))
+            for name in ("HE", "PanCytokeratin")
+        )
+        here_um, there_um = here[: len(there)] * self.MPP, there * self.MPP
+        lines = [
+            f"0,0_HE_val.ndpi,0_PANCK_val.ndpi,{number},{x:.4f},{y:.4f},4.6,4.6,PANCK,"
+            f"{here_x:.4f},{here_y:.4f}"
+            for number, ((here_x, here_y), (x, y)) in enumerate(zip(here_um, there_um, strict=True))
+        ]
+        (tmp_path / "points.csv").write_text("\n".join([HEADER, *lines]) + "\n")
+        plain = [birl / f"Rat-Kidney_{name}.csv" for name in ("HE", "PanCytokeratin")]
+        paths = f"birl\t{slides / '0_HE_val.tif'}\t{slides / '0_PANCK_val.tif'}"
+        (tmp_path / "pairs.tsv").write_text(
+            "pair\tcase\tdataset\the\ther2\the_landmarks\ther2_landmarks\n"
+            f"plain\tk\t{paths}\t{plain[0]}\t{plain[1]}\n"
+            f"official\tk\t{paths}\tpoints.csv\tpoints.csv\n"
+            f"failed\tk\t{paths}\tpoints.csv\tpoints.csv\n"
+        )
+        # As if both slides had one size: HER2 is that much smaller.
+        scale = np.array([1123 / 1164, 724 / 787])
+        nodes = (np.stack(np.meshgrid(np.arange(118), np.arange(80)), axis=-1) + 0.5) * 46.0
+        scaled = Displacement((nodes * scale - nodes).astype(np.float32), 46.0)
+        for pair in ("plain", "official", "failed"):
+            describe.run(
+                sheet=tmp_path / "pairs.tsv",
+                unit=pair,
+                block_count=1,
+                images_table=tmp_path / f"{pair}.describe.parquet",
+                options=DescribeOptions(),
+            )
+            write_displacement(tmp_path / f"{pair}.npz", none() if pair == "failed" else scaled)
+            landmarks.run(
+                sheet=tmp_path / "pairs.tsv",
+                unit=pair,
+                images_table=tmp_path / f"{pair}.describe.parquet",
+                displacement=tmp_path / f"{pair}.npz",
+                errors=tmp_path / "landmarks" / f"{pair}.parquet",
+                predictions=tmp_path / "landmarks" / f"{pair}.csv",
+                options=LandmarksOptions(),
+            )
+        rows = run_cohort(tmp_path)
+        failed, official, same = rows[:3]
+        assert (failed["pair"], official["pair"], same["pair"]) == ("failed", "official", "plain")
+        # The formula written out once more, without anything of HEMERA's.
+        way_back = np.clip(there_um / scale, 0, (1164 * 4.6, 787 * 4.6))
+        distance = np.hypot(*(way_back - here_um).T)
+        for found in (official, same):
+            assert found["points"] == 69
+            assert found["official_error_p90_um"] == pytest.approx(
+                np.percentile(distance, 90), abs=0.05
+            )
+            assert found["official_error_mean_um"] == pytest.approx(distance.mean(), abs=0.05)
+            assert found["initial_error_median_um"] / self.MPP == pytest.approx(29.1, abs=0.05)
+            assert found["initial_error_p90_um"] / self.MPP == pytest.approx(43.5, abs=0.05)
+            assert found["error_median_um"] / self.MPP == pytest.approx(12.7, rel=0.1)
+            assert found["error_p90_um"] / self.MPP == pytest.approx(21.9, rel=0.1)
+        assert failed["unregistered"] == 1
+        assert failed["official_error_p90_um"] / self.MPP == pytest.approx(43.5, abs=0.05)
+        given = predictions(tmp_path / "landmarks" / "cohort.predictions.csv")
+        assert len(given) == 2 * 69, "those of the pairs with an ACROBAT file"
+        assert [row["he_x"] for row in given[:69]] == [""] * 69
+        found = np.array([(float(row["he_x"]), float(row["he_y"])) for row in given[69:]])
+        # Vectors are stored in steps of 0.18 um.
+        np.testing.assert_allclose(found, there_um / scale, atol=0.15)

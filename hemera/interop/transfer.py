@@ -1,0 +1,329 @@
+"""Files transferred between the slides of a pair: points, annotations, labels, the HER2 slide."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from hemera.errors import ConfigError, RegistrationError, SheetError, TableError
+from hemera.imaging.geometry import same_mpp
+from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
+from hemera.imaging.slide import open_slide
+from hemera.imaging.tolerant import Losses, read_tiles
+from hemera.interop.geojson import (
+    COORDINATE_MAX,
+    Points,
+    read_features,
+    title,
+    transform_features,
+    with_features,
+)
+from hemera.interop.label_images import TIFF_SUFFIXES, read_labels, write_labels
+from hemera.interop.registered_pair import PairSlide, RegisteredPair
+from hemera.io.atomic import write_text
+from hemera.io.faults import brief, translated
+from hemera.registration.warping import lattice_px, read_displaced, warp_labels
+from hemera.sheet import MPP_BOUNDS
+
+log = logging.getLogger(__name__)
+
+BEYOND_MAX = 0.1
+"""How far outside its slide a point may lie, as a fraction of the slide's sides."""
+
+BAD_TILES_MAX = 0.10
+"""A warped slide of which a larger fraction of the tiles cannot be read is refused."""
+
+ANISOTROPY_MAX = 0.02
+"""A label image whose pixels are less square than that may belong to another slide."""
+
+_NAMES = {"he": "H&E", "her2": "HER2"}
+_NAMED_MAX = 10
+
+
+def transform_points(source: Path, output: Path, pair: RegisteredPair, to: str) -> None:
+    """Transform the columns X and Y of a CSV file; the other columns are kept.
+
+    Args:
+        source: UTF-8 text with a header; X and Y are level-0 pixels or empty.
+        output: where to write; X and Y are empty where there is no corresponding point.
+        pair: whose slide `source` belongs to.
+        to: the slide of `output`, `he` or `her2`.
+
+    Raises:
+        TableError: when the file cannot be read as such a table.
+    """
+    if not source.is_file():
+        raise TableError(f"{source}: no such file; name a table of points")
+    message = f"{source.name}: cannot be read ({{error}}); save it as comma-separated UTF-8 text"
+    with translated(TableError, message):
+        table = pd.read_csv(
+            source, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+        )
+    points = np.stack([_coordinates(table, name, source) for name in "xy"], axis=-1)
+    given = np.isfinite(points).all(axis=1)
+    begin, _ = pair.ends(to)
+    # Points transferred to this slide may lie a little beyond its edge, and are transferred back.
+    size_px = np.array(begin.size_px)
+    near = (points >= -BEYOND_MAX * size_px) & (points <= (1 + BEYOND_MAX) * size_px)
+    beyond = given & ~near.all(axis=1)
+    if beyond.any():
+        log.warning(
+            "%s: %d of %d points lie far outside %s, %d x %d px, and are left empty; give level-0 "
+            "pixels",
+            source.name, beyond.sum(), given.sum(), begin.path.name, *begin.size_px,
+        )  # fmt: skip
+    given &= ~beyond
+    result = np.full_like(points, np.nan)
+    result[given] = pair.transform_px(points[given], to)
+    for name, values in zip("xy", result.T, strict=True):
+        table[_column(table, name, source)] = [
+            "" if math.isnan(value) else f"{value:.3f}" for value in values
+        ]
+    write_text(output, table.to_csv(index=False, lineterminator="\n"))
+    lost = int(np.isnan(result[given, 0]).sum())
+    log.info("%s: %d points on %s", output, given.sum() - lost, _NAMES[to])
+    if lost:
+        log.warning(
+            "%s: %d points have no corresponding point on %s", source.name, lost, _NAMES[to]
+        )
+
+
+def _column(table: pd.DataFrame, name: str, source: Path) -> str:
+    found = [column for column in table.columns if column.strip().lower() == name]
+    if len(found) != 1:
+        raise TableError(
+            f"{source.name}: {len(found) or 'no'} columns {name.upper()}; give one X and one Y, in "
+            "level-0 pixels, separated by commas"
+        )
+    return str(found[0])
+
+
+def _coordinates(table: pd.DataFrame, name: str, source: Path) -> npt.NDArray[np.float64]:
+    """Return a column of coordinates; NaN where a cell is empty."""
+    text = table[_column(table, name, source)].fillna("").str.strip()
+    values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64, copy=True)
+    is_empty = text.str.lower().isin(["", "nan"]).to_numpy()
+    wrong = np.flatnonzero(~is_empty & ~(np.abs(values) <= COORDINATE_MAX))
+    if len(wrong):
+        row = int(wrong[0])
+        raise TableError(
+            f"{source.name}: row {row + 2}: {text[row]!r} is not a pixel of a slide; correct it or "
+            "leave it empty"
+        )
+    return values
+
+
+def transform_annotations(
+    source: Path, output: Path, pair: RegisteredPair, to: str, *, tolerance_px: float = 0.1
+) -> None:
+    """Transform the geometries of a GeoJSON file, level-0 pixels; all else is kept.
+
+    Args:
+        source: as QuPath and others export it.
+        output: where to write.
+        pair: whose slide `source` belongs to.
+        to: the slide of `output`, `he` or `her2`.
+        tolerance_px: how far an edge may deviate from its curve, pixels of the other slide.
+
+    Raises:
+        SheetError: when it is not GeoJSON.
+        RegistrationError: when its only feature has no corresponding points.
+    """
+    document, items = read_features(source)
+
+    def transform(points_px: Points) -> Points:
+        return pair.transform_px(points_px, to)
+
+    transformed = transform_features(
+        items, transform, tolerance_px=tolerance_px,
+        step_px=pair.displacement.mpp / pair.ends(to)[0].mpp,
+    )  # fmt: skip
+    shown = tqdm(
+        transformed, total=len(items), desc=pair.name, unit="feature", disable=None, leave=False
+    )
+    try:
+        results = list(shown)
+    except ValueError as error:
+        raise SheetError(
+            f"{source.name}: not GeoJSON ({brief(error)}); export the annotations again"
+        ) from error
+    changed = with_features(document, iter([result.feature for result in results]))
+    if changed is None:
+        raise RegistrationError(
+            f"{source.name}: nothing of it has a corresponding point on {_NAMES[to]}; look at the "
+            "pair in the report"
+        )
+    write_text(output, json.dumps(changed) + "\n")
+    left_out = [
+        title(item, number)
+        for number, (item, result) in enumerate(zip(items, results, strict=True), 1)
+        if result.feature is None
+    ]
+    log.info("%s: %d features on %s", output, len(items) - len(left_out), _NAMES[to])
+    cut = sum(result.lost and result.feature is not None for result in results)
+    if cut:
+        log.warning(
+            "%s: %d features are cut where they have no corresponding points on %s",
+            source.name, cut, _NAMES[to],
+        )  # fmt: skip
+    if left_out:
+        log.warning(
+            "%s: %d features are left out: %s%s",
+            source.name, len(left_out), ", ".join(left_out[:_NAMED_MAX]),
+            ", ..." if len(left_out) > _NAMED_MAX else "",
+        )  # fmt: skip
+
+
+def transform_labels(
+    source: Path, output: Path, pair: RegisteredPair, to: str, *, mpp: float | None = None
+) -> None:
+    """Transform a label image, nearest neighbour; it covers its slide from edge to edge.
+
+    Args:
+        source: PNG or TIFF, see `read_labels`.
+        output: a TIFF.
+        pair: whose slide `source` belongs to.
+        to: the slide of `output`, `he` or `her2`.
+        mpp: resolution of the result; None: that of `source`.
+
+    Raises:
+        SlideError: when `source` is not a label image.
+        ConfigError: when the output is not named .tif, or `mpp` is finer than the slide.
+    """
+    begin, end = pair.ends(to)
+    _check_tiff(output)
+    if mpp is not None:
+        _check_mpp(mpp, end)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output: the labels may be larger than the memory and the system's temporary folder.
+    with tempfile.TemporaryDirectory(prefix=".", dir=output.parent) as folder:
+        labels = read_labels(source, Path(folder))
+        height, width = labels.shape
+        label_um = begin.size_um[0] / width, begin.size_um[1] / height
+        if abs(label_um[0] / label_um[1] - 1) > ANISOTROPY_MAX + 1 / min(width, height):
+            log.warning(
+                "%s: %d x %d px do not have the proportions of %s, %d x %d px; it is transformed "
+                "as if it covered the slide",
+                source.name, width, height, begin.path.name, *begin.size_px,
+            )  # fmt: skip
+        wanted = math.sqrt(label_um[0] * label_um[1]) if mpp is None else mpp
+        size = max(1, round(end.size_um[0] / wanted)), max(1, round(end.size_um[1] / wanted))
+        pixel_um = end.size_um[0] / size[0], end.size_um[1] / size[1]
+        step = lattice_px(pair.displacement, min(pixel_um))
+
+        def back(points_um: Points) -> Points:
+            return pair.transform_um(points_um, "he" if to == "her2" else "her2")
+
+        places = _places(size)
+        tiles = (
+            warp_labels(
+                labels, back, x, y, size_px=TILE_PX, pixel_um=pixel_um, label_um=label_um,
+                lattice_px=step,
+            )
+            for x, y in places
+        )  # fmt: skip
+        shown = tqdm(
+            tiles, total=len(places), desc=pair.name, unit="tile", disable=None, leave=False
+        )
+        write_labels(output, shown, size_px=size, dtype=labels.dtype, pixel_um=pixel_um)
+    log.info("%s: %d x %d px at %.4g um/px on %s", output, *size, wanted, _NAMES[to])
+
+
+def write_warped_slide(
+    output: Path,
+    pair: RegisteredPair,
+    *,
+    mpp: float | None = None,
+    quality: int = 90,
+    workers: int = 2,
+) -> None:
+    """Write HER2 on the grid of H&E as a pyramidal OME-TIFF.
+
+    Where HER2 does not reach, the result has the colour of its background.
+
+    Args:
+        output: a TIFF.
+        pair: the pair.
+        mpp: resolution of the result; None: that of H&E.
+        quality: of JPEG.
+        workers: threads; any number gives the same bytes.
+
+    Raises:
+        ConfigError: when the output is not named .tif, or `mpp` is finer than both slides.
+        SlideError: when HER2 cannot be read, or too much of it cannot.
+    """
+    he, her2 = pair.he, pair.her2
+    _check_tiff(output)
+    if mpp is None or same_mpp(mpp, he.mpp):
+        mpp, size = he.mpp, he.size_px
+    else:
+        _check_mpp(mpp, he if he.mpp < her2.mpp else her2)
+        size = math.ceil(he.size_um[0] / mpp - 1e-6), math.ceil(he.size_um[1] / mpp - 1e-6)
+    grid_mpp, places, reached = mpp, _places(size), 0
+    losses = Losses(her2.path.name, len(places), BAD_TILES_MAX)
+    with open_slide(her2.path, mpp=her2.mpp, mpp_min=0, mpp_max=math.inf) as slide:
+
+        def read(place: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], float]:
+            pixels, coverage, _ = read_displaced(
+                slide, pair.displacement, *place, grid_mpp=grid_mpp, size_px=TILE_PX, mpp=grid_mpp,
+                pair=pair.name,
+            )  # fmt: skip
+            return pixels, coverage
+
+        def tiles() -> Generator[npt.NDArray[np.uint8], None, None]:
+            nonlocal reached
+            empty = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
+            empty[:] = slide.background
+            with contextlib.closing(read_tiles(read, places, workers, losses)) as results:
+                for result in results:
+                    reached += result is not None and result[1] > 0
+                    yield empty if result is None else result[0]
+
+        with contextlib.closing(tiles()) as made:
+            shown = tqdm(
+                made, total=len(places), desc=pair.name, unit="tile", disable=None, leave=False
+            )
+            write_pyramid(
+                output, shown, size_px=size, mpp=mpp, quality=quality,
+                name=f"{pair.name}: HER2 on H&E",
+            )  # fmt: skip
+    if losses.count:
+        log.warning(
+            "%s: %d of %d tiles cannot be read and show the background; the first: %s",
+            output, losses.count, len(places), losses.first,
+        )  # fmt: skip
+    log.info(
+        "%s: %d x %d px at %.4g um/px; HER2 reaches %d of %d tiles",
+        output, *size, mpp, reached, len(places),
+    )  # fmt: skip
+
+
+def _places(size_px: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the top-left corners of the tiles of an image, row by row."""
+    across, down = tile_count(size_px)
+    return [(x * TILE_PX, y * TILE_PX) for y in range(down) for x in range(across)]
+
+
+def _check_tiff(output: Path) -> None:
+    if output.suffix.lower() not in TIFF_SUFFIXES:
+        raise ConfigError(f"{output.name}: the result is a TIFF; name it .tif")
+
+
+def _check_mpp(mpp: float, slide: PairSlide) -> None:
+    """Refuse a resolution finer than the slide's, or coarser than that of any slide."""
+    coarsest = MPP_BOUNDS[1]
+    if (mpp < slide.mpp and not same_mpp(mpp, slide.mpp)) or mpp > coarsest:
+        raise ConfigError(
+            f"--mpp {mpp:g}: {slide.path.name} has {slide.mpp:.4g} um/px; give that or more, up to "
+            f"{coarsest:g}"
+        )

@@ -1,0 +1,219 @@
+"""Errors at landmarks worked out by hand: a known shift, and statistics of known numbers."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hemera.errors import RegistrationError
+from hemera.registration.displacement import Displacement, inverse_points, node_points, none
+from hemera.registration.landmark_errors import (
+    cohort_figures,
+    official_error,
+    pair_figures,
+    point_errors,
+    predict,
+)
+from hemera.registration.landmarks import Landmark
+
+SHIFT = Displacement(np.full((40, 30, 2), (30.0, -40.0), np.float32), 50.0)
+"""Every point moves by 50 um."""
+SIZE_UM = np.array([1500.0, 2000.0])
+"""Its diagonal is 2500 um."""
+
+
+def made(function):
+    """Return the displacement that maps each node to function(node)."""
+    nodes = node_points(SHIFT)
+    return Displacement((function(nodes) - nodes).astype(np.float32), SHIFT.mpp)
+
+
+def mark(her2, *he, point="0"):
+    return Landmark(point, he, her2)
+
+
+def errors(*landmarks, d=SHIFT, size_um=SIZE_UM):
+    return point_errors(landmarks, predict(d, landmarks), d, size_um)
+
+
+class TestTargetRegistrationError:
+    def test_it_is_the_distance_on_her2(self):
+        # (100, 200) is mapped to (130, 160); 3-4-5 beside it.
+        first, second = errors(
+            mark((133, 164), (100, 200)), mark((730, 860), (700, 900), point="1")
+        )
+        assert first["error_um"] == pytest.approx(5)
+        assert first["error_diagonal_fraction"] == pytest.approx(5 / 2500)
+        assert first["initial_error_um"] == pytest.approx(math.hypot(33, 36))
+        assert (first["he_x_um"], first["her2_y_um"]) == (100, 164)
+        assert (second["point"], second["error_um"]) == ("1", pytest.approx(0, abs=1e-6))
+
+    def test_distances_of_several_annotators_are_averaged(self):
+        # 6 and 2 um on opposite sides: the mean of the points would be 2 um off.
+        (found,) = errors(mark((136, 160), (100, 200)), mark((128, 160), (100, 200)))
+        assert found["error_um"] == pytest.approx(4)
+        assert found["her2_x_um"] == pytest.approx(132)
+
+    def test_a_withheld_side_has_no_error_and_is_predicted(self):
+        (found,) = errors(mark((133, 164), None))
+        assert (found["he_x_um"], found["error_um"], found["initial_error_um"]) == (None,) * 3
+        assert found["official_error_um"] is None
+        assert found["predicted_x_um"] == pytest.approx(103, abs=1e-3)
+        (found,) = errors(mark(None, (1, 2)))
+        assert (found["predicted_x_um"], found["error_um"]) == (None, None)
+
+    def test_without_a_map_points_count_unregistered(self):
+        (found,) = errors(mark((100, 200), (103, 204)), d=none(), size_um=None)
+        assert (found["error_um"], found["error_diagonal_fraction"]) == (None, None)
+        assert (found["predicted_x_um"], found["predicted_y_um"]) == (None, None)
+        assert found["initial_error_um"] == pytest.approx(5)
+        assert found["official_error_um"] == found["official_initial_error_um"]
+        assert found["official_error_um"] == pytest.approx(5)
+
+
+class TestOfficial:
+    """The distance on H&E, from the predicted place of HER2's point to the marked one."""
+
+    def test_the_prediction_is_the_inverse(self):
+        # HER2 (133, 164) comes from (103, 204); H&E was marked at (100, 200).
+        (found,) = errors(mark((133, 164), (100, 200)))
+        predicted = found["predicted_x_um"], found["predicted_y_um"]
+        assert predicted == pytest.approx((103, 204), abs=1e-3)
+        assert found["official_error_um"] == pytest.approx(5, abs=1e-3)
+        assert found["official_initial_error_um"] == pytest.approx(math.hypot(33, 36))
+
+    def test_where_the_map_scales_it_is_not_the_error_on_her2(self):
+        # On HER2 (200, 400) and (206, 408) are 10 um apart; on H&E (100, 200), (103, 204): 5.
+        (found,) = errors(mark((206, 408), (100, 200)), d=made(lambda p: p * 2))
+        assert found["error_um"] == pytest.approx(10, abs=1e-2)
+        assert found["official_error_um"] == pytest.approx(5, abs=1e-2)
+
+    @pytest.mark.parametrize("in_columns", [True, False])
+    def test_two_annotators_in_columns_or_rows(self, in_columns):
+        # (130, 160) comes from (100, 200): 5 um from one mark, 10 from the other.
+        marks = (103, 204), (100, 190)
+        rows = [mark((130, 160), *marks)]
+        if not in_columns:
+            rows = [mark((130, 160), one) for one in marks]
+        (found,) = errors(*rows)
+        assert found["official_error_um"] == pytest.approx(7.5, abs=1e-3)
+        assert found["error_um"] == pytest.approx(7.5, abs=1e-3)
+        initial = (math.hypot(27, 44) + math.hypot(30, 30)) / 2
+        assert found["official_initial_error_um"] == pytest.approx(initial)
+        assert (found["he_x_um"], found["he_y_um"]) == (101.5, 197)
+
+    def test_a_point_that_one_annotator_lacks_is_left_out(self):
+        """As the official evaluation does; the target registration error uses what there is."""
+        (found,) = errors(mark((130, 160), (103, 204), None))
+        assert (found["official_error_um"], found["official_initial_error_um"]) == (None, None)
+        assert found["error_um"] == pytest.approx(5, abs=1e-3)
+
+    def test_what_is_outside_of_the_slide_is_moved_to_its_edge(self):
+        # From (-20, 200) to (0, 200); from (1530, 2030) to (1500, 2000); a y of 1740 would be
+        # outside if width and height were swapped.
+        left, low, tall = errors(
+            mark((10, 160), (0, 200)),
+            mark((1560, 1990), (1497, 1996), point="1"),
+            mark((130, 1700), (100, 1740), point="2"),
+        )
+        assert left["predicted_x_um"] == pytest.approx(-20, abs=1e-3), "kept as it is"
+        assert left["official_error_um"] == pytest.approx(0, abs=1e-3)
+        assert left["error_um"] == pytest.approx(20, abs=1e-3)
+        assert low["official_error_um"] == pytest.approx(5, abs=1e-3)
+        assert low["official_initial_error_um"] == pytest.approx(math.hypot(3, 6))
+        assert tall["official_error_um"] == pytest.approx(0, abs=1e-3)
+
+    def test_a_point_that_cannot_be_inverted_counts_unregistered(self):
+        # All of x between 450 and 1050 is mapped to 750.
+        crushed = made(
+            lambda p: np.stack(
+                [np.where(np.abs(p[..., 0] - 750) < 300, 750, p[..., 0]), p[..., 1]], axis=-1
+            )
+        )
+        lost = (640.0, 100.0)
+        assert np.isnan(inverse_points(crushed, [lost])).all(), "or the test shows nothing"
+        first, second = errors(
+            mark(lost, (637, 104)), mark((200, 300), (200, 300), point="1"), d=crushed
+        )
+        assert first["predicted_x_um"] is None
+        assert first["official_error_um"] == pytest.approx(5)
+        assert first["error_um"] is not None
+        assert second["official_error_um"] == pytest.approx(0, abs=0.1)
+
+    def test_a_flat_map_has_no_inverse(self):
+        flat = made(lambda p: np.stack([np.full_like(p[..., 0], 750), p[..., 1]], axis=-1))
+        with pytest.raises(RegistrationError, match="no way back"):
+            predict(flat, [mark((103, 204), (100, 200))])
+
+    def test_the_formula_alone(self):
+        """No map: HER2's coordinates; (120, 50) is moved to (100, 50) of 100 x 60 um."""
+        size = np.array([100.0, 60.0])
+        here = [(100.0, 60.0), (100.0, 20.0)]
+        assert official_error(None, (120.0, 50.0), here, size) == pytest.approx(20)
+        assert official_error((-3.0, -9.0), (1.0, 1.0), [(4.0, 3.0)], size) == 5
+        assert official_error(None, (120.0, 50.0), here, None) == pytest.approx(
+            (math.hypot(20, 10) + math.hypot(20, 30)) / 2
+        )
+
+
+def columns(errors, initial, official=None, official_initial=None):
+    return {
+        "error_um": errors,
+        "error_diagonal_fraction": [None if error is None else error / 2000 for error in errors],
+        "initial_error_um": initial,
+        "official_error_um": errors if official is None else official,
+        "official_initial_error_um": initial if official_initial is None else official_initial,
+    }
+
+
+class TestFigures:
+    def test_of_a_pair(self):
+        """Of 1, 2, 3, 10: the median is 2.5; the 90th percentile is 0.7 of the way 3 to 10."""
+        found = pair_figures(columns([10, 1, 3, 2], [20, 40, 60, 80], [8, 4, 2, 6], [9, 9, 9, 9]))
+        assert found == pytest.approx(
+            {
+                "pairs": 1, "unregistered": 0, "points": 4,
+                "error_median_um": 2.5, "error_p90_um": 7.9,
+                "error_median_diagonal_fraction": 2.5 / 2000,
+                "error_p90_diagonal_fraction": 7.9 / 2000,
+                "initial_error_median_um": 50, "initial_error_p90_um": 74,
+                "official_error_p90_um": 7.4, "official_error_mean_um": 5,
+                "official_initial_error_p90_um": 9, "official_initial_error_mean_um": 9,
+            }
+        )  # fmt: skip
+
+    def test_points_that_not_all_annotators_marked_are_not_in_the_official_figure(self):
+        found = pair_figures(columns([1, 9], [50, 50], [1, None], [50, None]))
+        assert (found["points"], found["official_error_p90_um"]) == (2, 1)
+        assert found["error_p90_um"] == pytest.approx(8.2)
+
+    def test_of_the_cohort(self):
+        """90th percentiles 2, 8, 20: median 8, mean 10, deviation sqrt(56) with n below."""
+        # Of 0, 0, 10, at rank 1.8: 8; its mean is 10/3.
+        pairs = [([2], [100]), ([20, 20, 20], [300] * 3), ([0, 0, 10], [200] * 3)]
+        rows = [pair_figures(columns(*pair)) for pair in pairs]
+        median, mean, std = cohort_figures(rows)
+        assert [row["aggregation"] for row in (median, mean, std)] == ["median", "mean", "std"]
+        assert median["official_error_p90_um"] == pytest.approx(8), "ranking of 2022"
+        assert mean["official_error_p90_um"] == pytest.approx(10), "ranking of 2023"
+        assert std["official_error_p90_um"] == pytest.approx(math.sqrt((64 + 4 + 100) / 3))
+        assert mean["official_error_mean_um"] == pytest.approx((2 + 10 / 3 + 20) / 3)
+        assert median["official_initial_error_p90_um"] == pytest.approx(200)
+        assert median["error_median_um"] == pytest.approx(2)
+        assert (median["pairs"], median["points"]) == (3, 7)
+
+    def test_a_pair_without_a_map_counts_unregistered(self):
+        """In ACROBAT's figures; in the others, where it has no error, not at all."""
+        lost = pair_figures(columns([None] * 2, [70, 70], [60, 60], [60, 60]))
+        assert (lost["pairs"], lost["unregistered"], lost["points"]) == (1, 1, 2)
+        assert lost["error_p90_um"] is None
+        assert lost["official_error_p90_um"] == lost["official_initial_error_p90_um"] == 60
+        mean = cohort_figures([pair_figures(columns([4, 4], [50, 50])), lost])[1]
+        assert (mean["pairs"], mean["unregistered"]) == (2, 1)
+        assert mean["official_error_p90_um"] == pytest.approx(32)
+        assert mean["error_p90_um"] == pytest.approx(4)
+
+    def test_withheld_points_have_no_figures(self):
+        nothing = pair_figures(columns([None], [None]))
+        assert (nothing["pairs"], nothing["unregistered"], nothing["points"]) == (0, 0, 0)
+        assert cohort_figures([nothing])[0]["official_error_p90_um"] is None

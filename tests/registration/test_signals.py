@@ -1,0 +1,192 @@
+"""Right maps pass, wrong ones fail, and each signal measures what it is defined to."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hemera.config import RegisterOptions
+from hemera.registration import displacement as dp
+from hemera.registration.signals import measure, tissue
+from hemera.registration.verdict import judge
+from tests.small_registration import made
+from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_UM, MPP, sections, to_moving
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return sections()
+
+
+def measured(pair, d, moving=None, **changes):
+    arguments = {
+        "fixed_mpp": MPP, "moving_mpp": MPP, "fixed_size_um": FIXED_UM, "moving_size_um": MOVING_UM,
+    } | changes  # fmt: skip
+    return measure(pair[0], pair[1] if moving is None else moving, d, **arguments)
+
+
+def verdict(signals, **more):
+    found = judge(signals, RegisterOptions(), match_count=200, match_fraction=0.9, **more)
+    return found.verdict, found.reason
+
+
+def test_the_true_map_passes(pair):
+    signals = measured(pair, made(to_moving))
+    assert signals.tile_ok > 0.95
+    assert signals.lncc > 0.5
+    assert signals.ncc > 0.8
+    assert signals.ncc_margin > 0.3
+    assert signals.rotation_deg == pytest.approx(11, abs=0.5)
+    assert signals.scale == pytest.approx(1, abs=0.02)
+    assert signals.determinant == pytest.approx(1, abs=0.03)
+    assert (signals.folding_fraction, signals.coverage_fraction) == (0, 1)
+    assert signals.error_median_um == np.median(signals.local.error_um)
+    assert signals.error_p90_um == np.percentile(signals.local.error_um, 90) < 2 * MPP
+    assert verdict(signals) == ("pass", None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda p: p,
+        lambda p: to_moving(p) + np.array([60, -45]),
+        lambda p: to_moving(np.array(FIXED_UM) - p),
+        lambda p: to_moving(p * (1, -1) + (0, FIXED_UM[1])),
+        lambda p: p + 9000.0,
+    ],
+    ids=["identity", "shifted", "turned over", "mirrored", "off the slide"],
+)
+def test_a_wrong_map_fails(pair, wrong):
+    assert verdict(measured(pair, made(wrong)))[0] == "fail"
+
+
+def test_other_tissue_fails_under_the_map_of_the_right_one():
+    signals = measured(sections(1, other_seed=2), made(to_moving))
+    assert signals.tile_ok < 0.3
+    assert verdict(signals)[0] == "fail"
+
+
+def test_a_small_shift_lowers_the_correlations(pair):
+    right = measured(pair, made(to_moving))
+    # Six pixels: more than a nucleus, less than the shifts a square is compared with.
+    off = measured(pair, made(lambda p: to_moving(p) + np.array([24, 0])))
+    assert off.lncc < right.lncc / 2
+    assert off.ncc < right.ncc
+
+
+def test_blank_slides_fail(pair):
+    fixed, moving = pair
+    assert verdict(measured(pair, made(to_moving), np.full_like(moving, 246)))[0] == "fail"
+    nothing = measured((np.full_like(fixed, 246), moving), made(to_moving))
+    assert (nothing.tile_ok, nothing.lncc, nothing.coverage_fraction) == (None, None, None)
+    found, reason = verdict(nothing)
+    assert found == "fail"
+    assert "no tissue" in reason
+
+
+def test_tissue_too_narrow_for_a_square_is_the_reason(pair):
+    fixed = np.full_like(pair[0], 246)
+    fixed[150:153, 60:300] = pair[0][150:153, 60:300] // 2
+    found, reason = verdict(measured((fixed, pair[1]), made(to_moving)))
+    assert found == "fail"
+    assert "tile_ok unknown: no square of 8% of the diagonal" in reason
+
+
+class TestCoverage:
+    def test_it_is_the_fraction_of_tissue_that_maps_onto_the_slide(self, pair):
+        # Only the right half of the tissue maps to x >= 0.
+        signals = measured(pair, made(lambda p: p - (FIXED_UM[0] / 2, 0)))
+        inside = tissue(pair[0], 1.0)
+        expected = inside[:, FIXED_PX[0] // 2 :].sum() / inside.sum()
+        assert signals.coverage_fraction == pytest.approx(expected, abs=0.01)
+
+    def test_a_map_of_half_the_slide_covers_half(self, pair):
+        whole = made(to_moving)
+        half = dp.Displacement(np.ascontiguousarray(whole.vectors_um[:, : FIXED_PX[0] // 2]), MPP)
+        signals = measured(pair, half)
+        inside = tissue(pair[0], 1.0)
+        expected = inside[:, : FIXED_PX[0] // 2].sum() / inside.sum()
+        assert signals.coverage_fraction == pytest.approx(expected, abs=0.02)
+        assert verdict(signals)[0] == "review"
+
+    def test_a_right_map_onto_half_a_slide_is_review_for_its_coverage(self, pair):
+        half = pair[1].shape[1] // 2
+        size = (half * MPP, MOVING_UM[1])
+        signals = measured(pair, made(to_moving), pair[1][:, :half], moving_size_um=size)
+        assert 0.3 < signals.coverage_fraction < 0.7
+        found, reason = verdict(signals)
+        assert found == "review"
+        assert reason.startswith("coverage_fraction")
+        assert ";" not in reason
+
+
+def test_a_fold_in_the_tissue_is_measured(pair):
+    def fold(points):
+        result = to_moving(points)
+        near = np.hypot(*(points - np.array(FIXED_UM) / 2).transpose(2, 0, 1)) < 150
+        result[near] = to_moving(np.array(FIXED_UM) / 2) - (result - result.mean((0, 1)))[near]
+        result[..., 0] = np.where(near, -result[..., 0], result[..., 0])
+        return result
+
+    signals = measured(pair, made(fold))
+    assert signals.folding_fraction > 0.02
+    assert "folding_fraction" in verdict(signals)[1]
+
+
+def test_a_declared_mirror_is_judged_after_the_correction(pair):
+    stored = np.ascontiguousarray(pair[1][:, ::-1])
+    d = dp.mirrored(made(to_moving), MOVING_UM[0])
+    signals = measured(pair, d, stored, mirrored=True)
+    assert signals.determinant < 0
+    assert signals.folding_fraction == 0
+    assert verdict(signals, mirrored=True) == ("pass", None)
+    assert "mirrors HER2, which is not mirrored" in verdict(signals)[1]
+
+
+def test_unequal_resolutions_give_the_same(pair):
+    double = np.repeat(np.repeat(pair[1], 2, axis=0), 2, axis=1)
+    signals = measured(pair, made(to_moving), double, moving_mpp=MPP / 2)
+    assert signals.ncc == pytest.approx(measured(pair, made(to_moving)).ncc, abs=0.03)
+
+
+class TestLocal:
+    def test_it_shows_where_the_error_is(self, pair):
+        def partly(points):
+            result = to_moving(points)
+            return result + np.where(points[..., :1] > FIXED_UM[0] / 2, (45.0, -20.0), 0.0)
+
+        local = measured(pair, made(partly)).local
+        # Squares within half a side of the step contain both.
+        left = local.centres_um[:, 0] < FIXED_UM[0] / 2 - local.side_um
+        right = local.centres_um[:, 0] > FIXED_UM[0] / 2 + local.side_um
+        assert min(left.sum(), right.sum()) > 10
+        assert local.ok[left].mean() > 0.9
+        assert local.ok[right].mean() < 0.4
+        assert np.median(local.error_um[left]) < MPP
+        assert np.median(local.error_um[right]) == pytest.approx(math.hypot(45, 20), abs=MPP)
+
+    @pytest.mark.parametrize("shift", [(0.0, 0.0), (24.0, -10.0), (-6.0, 30.0)])
+    def test_the_residual_is_the_error_of_the_map(self, pair, shift):
+        local = measured(pair, made(lambda p: to_moving(p + np.array(shift)))).local
+        found = np.median(local.residuals_um, axis=0)
+        assert found == pytest.approx(-np.array(shift), abs=MPP / 2)
+
+    def test_flat_squares_have_the_worst_values(self, pair):
+        """The right half of HER2 is background: no square of it may seem right."""
+        moving = pair[1].copy()
+        moving[:, moving.shape[1] // 2 :] = 246
+        local = measured(pair, made(to_moving), moving).local
+        blank = local.centres_um[:, 0] > FIXED_UM[0] / 2 + 1.5 * local.side_um
+        assert blank.sum() > 10
+        assert not local.ok[blank].any()
+        assert local.error_um[blank] == pytest.approx(0.035 * math.hypot(*FIXED_UM), rel=0.05)
+        assert (local.ncc - local.best_shifted)[blank].max() <= -0.5
+
+    def test_squares_reach_the_end_of_the_slide(self, pair):
+        fixed, moving = (np.ascontiguousarray(image[80:230, 120:260]) for image in pair)
+        size = (560.0, 600.0)
+        d = dp.identity(*size, 4.0)
+        local = measured((fixed, moving), d, fixed_size_um=size, moving_size_um=size).local
+        low, high = local.centres_um.min(axis=0), local.centres_um.max(axis=0)
+        assert low - local.side_um / 2 == pytest.approx([0, 0], abs=4)
+        assert high + local.side_um / 2 == pytest.approx([560, 600], abs=4)
