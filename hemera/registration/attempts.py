@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def certify_own(pair: Pair, path: Path, described: Described, options: RegisterO
         raise RegistrationError(f"{path.name}: holds no map; name another in pairs.tsv")
     mirrored = own.affine.determinant < 0
     canvas = read_canvas(pair, described, options)
-    (signals,) = _measure([own], described, canvas, mirrored)
+    signals = _measure(own, described, canvas, mirrored)
     verdict = judge(
         signals, options, match_count=None, match_fraction=None, matched=False, mirrored=mirrored
     )
@@ -195,23 +195,21 @@ def _attempt(
     }
     if outcome.rigid is None:
         return Result(fields.none(), Verdict(FAIL, outcome.reason, True), None, columns)
-    found = {"rigid": outcome.rigid}
+    # What was mirrored is the image that was registered, up to its last pixel's edge.
+    width_um = reduced.her2.shape[1] * reduced.mpp if mirrored else None
+    tolerance_um = TOLERANCE_PX * described["he"]["mpp"]
+    rigid = _stored(outcome.rigid, tolerance_um, width_um)
+    kept, d = "rigid", rigid
+    signals = _measure(rigid, described, canvas, mirrored)
+    rigid_kept = False
     if outcome.nonrigid is not None:
-        found["nonrigid"] = outcome.nonrigid
-    for name, d in found.items():
-        found[name] = _coarsened(d, TOLERANCE_PX * described["he"]["mpp"])
-        if mirrored:
-            # What was mirrored is the image that was registered, up to its last pixel's edge.
-            width_um = reduced.her2.shape[1] * reduced.mpp
-            found[name] = fields.mirrored(found[name], width_um)
-    measured = _measure(list(found.values()), described, canvas, mirrored)
-    signals = dict(zip(found, measured, strict=True))
-    rigid_kept = "nonrigid" in found and prefer_rigid(
-        signals["nonrigid"], signals["rigid"], options.rigid_tolerance
-    )
-    kept = "rigid" if rigid_kept or "nonrigid" not in found else "nonrigid"
+        nonrigid = _stored(outcome.nonrigid, tolerance_um, width_um)
+        refined = _measure(nonrigid, described, canvas, mirrored)
+        rigid_kept = prefer_rigid(refined, signals, options.rigid_tolerance)
+        if not rigid_kept:
+            kept, d, signals = "nonrigid", nonrigid, refined
     verdict = judge(
-        signals[kept],
+        signals,
         options,
         match_count=outcome.match_count,
         match_fraction=outcome.match_fraction,
@@ -220,10 +218,9 @@ def _attempt(
         mirrored=mirrored,
         contradicts_sheet=pair.mirrored and not mirrored,
     )
-    affine = found["rigid"].affine
-    rigid = np.column_stack([affine.matrix, affine.offset_um]).ravel().tolist()
-    columns |= {"map": kept, "displacement_mpp": found[kept].mpp, "rigid": rigid}
-    return Result(found[kept], verdict, signals[kept], columns)
+    matrix = np.column_stack([rigid.affine.matrix, rigid.affine.offset_um])
+    columns |= {"map": kept, "displacement_mpp": d.mpp, "rigid": matrix.ravel().tolist()}
+    return Result(d, verdict, signals, columns)
 
 
 def _run_engine(
@@ -268,27 +265,23 @@ def _run_engine(
     return run(not mirrored, settings), not mirrored, count
 
 
-def _measure(
-    displacements: Sequence[Displacement], described: Described, canvas: Canvas, mirrored: bool
-) -> list[Signals]:
-    """Measure displacements on the slides as they were read, whatever the engine was given."""
+def _measure(d: Displacement, described: Described, canvas: Canvas, mirrored: bool) -> Signals:
+    """Measure a displacement on the slides as they were read, whatever the engine was given."""
     small = canvas.reduced(max(1, round(max(canvas.he.shape) / CERTIFICATE_SIDE_PX)))
-    return [
-        measure(
-            small.he,
-            small.her2,
-            d,
-            fixed_mpp=small.mpp,
-            moving_mpp=small.mpp,
-            fixed_size_um=size_um(described["he"]),
-            moving_size_um=size_um(described["her2"]),
-            mirrored=mirrored,
-        )
-        for d in displacements
-    ]
+    return measure(
+        small.he,
+        small.her2,
+        d,
+        fixed_mpp=small.mpp,
+        moving_mpp=small.mpp,
+        fixed_size_um=size_um(described["he"]),
+        moving_size_um=size_um(described["her2"]),
+        mirrored=mirrored,
+    )
 
 
-def _coarsened(d: Displacement, tolerance_um: float) -> Displacement:
+def _stored(d: Displacement, tolerance_um: float, mirrored_width_um: float | None) -> Displacement:
+    """Return a displacement coarsened, and to the stored slide where its mirror image was given."""
     coarse = fields.coarsen(d, tolerance_um, node_count_max=NODES_MAX)
     if coarse.mpp > d.mpp and d.vectors_um.size > 2 * NODES_MAX:
         log.warning(
@@ -296,7 +289,7 @@ def _coarsened(d: Displacement, tolerance_um: float) -> Displacement:
             "which may change it by more than %.3g um; lower register.size_px",
             d.vectors_um.size // 2, round(coarse.mpp / d.mpp), tolerance_um,
         )  # fmt: skip
-    return coarse
+    return coarse if mirrored_width_um is None else fields.mirrored(coarse, mirrored_width_um)
 
 
 @contextlib.contextmanager

@@ -248,15 +248,13 @@ def main(request: Path) -> None:
         import deeperhistreg
     except ImportError as error:
         _setup_error(f"DeeperHistReg: cannot be imported ({error}); install requirements.lock")
-    torch.set_num_threads(settings.torch_threads)
-    cv2.setNumThreads(settings.torch_threads)
-    np.random.seed(settings.seed)
-    torch.manual_seed(settings.seed)
-    # OpenCV's nearest-neighbour search, behind the SIFT matches, draws from this.
-    cv2.setRNGSeed(settings.seed)
-    parameters = _parameters(
-        deeperhistreg.configs, settings, "cuda:0" if device == "cuda" else device
-    )
+    for set_threads in (torch.set_num_threads, cv2.setNumThreads):
+        set_threads(settings.torch_threads)
+    # OpenCV's nearest-neighbour search, behind the SIFT matches, draws random numbers too.
+    for seed in (np.random.seed, torch.manual_seed, cv2.setRNGSeed):
+        seed(settings.seed)
+    device = "cuda:0" if device == "cuda" else device
+    parameters = _parameters(deeperhistreg.configs, settings, device)
     pipeline = deeperhistreg.direct_registration.DeeperHistReg_FullResolution(parameters)
     pipeline.source_path = str(folder / "moving.ppm")
     pipeline.target_path = str(folder / "fixed.ppm")

@@ -69,15 +69,12 @@ def predict(d: Displacement, landmarks: Sequence[Landmark]) -> list[Point | None
     Raises:
         RegistrationError: when the displacement cannot be inverted.
     """
-    given = [landmark.her2 for landmark in landmarks if landmark.her2 is not None]
-    if d.empty or not given:
-        return [None] * len(landmarks)
-    places = iter(inverse_points(d, given, tolerance_um=TOLERANCE_UM).tolist())
-    found: list[Point | None] = []
-    for landmark in landmarks:
-        x, y = next(places) if landmark.her2 is not None else (math.nan, math.nan)
-        found.append((x, y) if math.isfinite(x) and math.isfinite(y) else None)
-    return found
+    her2 = np.array([landmark.her2 or (math.nan, math.nan) for landmark in landmarks], np.float64)
+    given = np.array([landmark.her2 is not None for landmark in landmarks], np.bool_)
+    places = np.full((len(landmarks), 2), math.nan)
+    if given.any() and not d.empty:
+        places[given] = inverse_points(d, her2[given], tolerance_um=TOLERANCE_UM)
+    return [(x, y) if math.isfinite(x) and math.isfinite(y) else None for x, y in places.tolist()]
 
 
 def point_errors(

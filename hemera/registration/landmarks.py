@@ -171,9 +171,6 @@ def join_predictions(paths: Sequence[Path]) -> str:
         columns |= dict.fromkeys(own[0].cells if own else ())
         rows += [row.cells for row in own]
     names = tuple(columns) or ACROBAT_COLUMNS
-    if rows:
-        lacking = sum(not row["he_x"] for row in rows)
-        log.info("predictions: %d points, %d of them without a prediction", len(rows), lacking)
     blank = [
         name
         for name in names

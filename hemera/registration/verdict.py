@@ -89,6 +89,12 @@ SIGNALS = {
 }
 """What a certificate shows, in this order. `log_scale` is computed from the column `scale`."""
 
+NO_SQUARE = (
+    f"no square of {local_quality.SIDE:.0%} of the diagonal that tissue fills to "
+    f"{local_quality.TISSUE_MIN:.0%}"
+)
+"""Why `tile_ok` may be unknown."""
+
 
 def log_scale(scale: float | None) -> float | None:
     """Return the signal `log_scale` from the column `scale`."""
@@ -113,36 +119,6 @@ class Verdict:
     def rank(self) -> int:
         """0 for pass, 1 for review, 2 for fail."""
         return VERDICTS.index(self.verdict)
-
-
-class _Faults:
-    """Collects why a verdict is not `pass`."""
-
-    def __init__(self, options: RegisterOptions) -> None:
-        names = {name for signal in SIGNALS.values() for name in (signal.passes, signal.fails)}
-        self.limits = {name: getattr(options, name) for name in names if name}
-        self.reasons: dict[str, list[str]] = {FAIL: [], REVIEW: []}
-
-    def compare(self, name: str, value: float | None, *, required: bool = False) -> None:
-        """Compare a signal with its limits; a required one that is unknown fails."""
-        signal = SIGNALS[name]
-        if required and (value is None or not math.isfinite(value)):
-            why = "no tissue to measure it on"
-            if name == "tile_ok":
-                why = (
-                    f"no square of {local_quality.SIDE:.0%} of the diagonal that tissue fills to "
-                    f"{local_quality.TISSUE_MIN:.0%}"
-                )
-            self.reasons[FAIL].append(f"{name} unknown: {why}")
-        elif value is not None:
-            grade = signal.grade(value, self.limits)
-            limit = signal.fails if grade == FAIL else signal.passes
-            if grade in (FAIL, REVIEW) and grade is not None and limit is not None:
-                digits = 4 if name == "folding_fraction" else 3
-                side = "below" if signal.at_least else "above"
-                self.reasons[grade].append(
-                    f"{name} {value:.{digits}f}, {side} {self.limits[limit]:g}"
-                )
 
 
 def judge(
@@ -171,20 +147,36 @@ def judge(
         matched: it comes from matches; False for one that was made elsewhere.
         contradicts_sheet: the sheet declares a mirror image, and HER2 matched better as stored.
     """
-    faults = _Faults(options)
-    fails, reviews = faults.reasons[FAIL], faults.reasons[REVIEW]
-    if matched:
-        if match_count == 0:
-            fails.append("the engine found no match between the slides and returned the identity")
-        elif match_count is None or match_fraction is None:
-            fails.append("match_fraction unknown: no match could be made between the mapped slides")
-        else:
-            faults.compare("match_fraction", match_fraction, required=True)
+    reasons: dict[str, list[str]] = {FAIL: [], REVIEW: []}
+
+    def compare(name: str, value: float | None, *, required: bool = False) -> None:
+        if required and (value is None or not math.isfinite(value)):
+            why = NO_SQUARE if name == "tile_ok" else "no tissue to measure it on"
+            reasons[FAIL].append(f"{name} unknown: {why}")
+        elif value is not None:
+            signal = SIGNALS[name]
+            grade = signal.grade(value, vars(options))
+            if grade in (FAIL, REVIEW):
+                limit = getattr(options, str(signal.fails if grade == FAIL else signal.passes))
+                digits = 4 if name == "folding_fraction" else 3
+                side = "below" if signal.at_least else "above"
+                reasons[grade].append(f"{name} {value:.{digits}f}, {side} {limit:g}")
+
+    if matched and match_count == 0:
+        reasons[FAIL].append(
+            "the engine found no match between the slides and returned the identity"
+        )
+    elif matched and (match_count is None or match_fraction is None):
+        reasons[FAIL].append(
+            "match_fraction unknown: no match could be made between the mapped slides"
+        )
+    elif matched:
+        compare("match_fraction", match_fraction, required=True)
     for name in ("tile_ok", "lncc", "ncc_margin"):
-        faults.compare(name, getattr(signals, name), required=True)
-    faults.compare("mirror_probe", mirror_probe)
+        compare(name, getattr(signals, name), required=True)
+    compare("mirror_probe", mirror_probe)
     if signals.determinant is not None and (signals.determinant < 0) != mirrored:
-        fails.append(
+        reasons[FAIL].append(
             "the map mirrors HER2, which is not mirrored"
             if signals.determinant < 0
             else "the map does not mirror HER2, which is mirrored"
@@ -193,17 +185,17 @@ def judge(
     if size is not None and not size <= options.log_scale_max:
         # The scale is easier to read than its logarithm.
         low, high = (math.exp(sign * options.log_scale_max) for sign in (-1, 1))
-        fails.append(f"scale {signals.scale:.3f}, outside {low:.3f} to {high:.3f}")
-    faults.compare("anisotropy", signals.anisotropy)
-    faults.compare("folding_fraction", signals.folding_fraction)
+        reasons[FAIL].append(f"scale {signals.scale:.3f}, outside {low:.3f} to {high:.3f}")
+    compare("anisotropy", signals.anisotropy)
+    compare("folding_fraction", signals.folding_fraction)
     if rigid_kept:
-        reviews.append("the rigid map was kept, because the nonrigid one lowered tile_ok")
-    retryable = bool(fails or reviews)
-    faults.compare("coverage_fraction", signals.coverage_fraction)
+        reasons[REVIEW].append("the rigid map was kept, because the nonrigid one lowered tile_ok")
+    retryable = any(reasons.values())
+    compare("coverage_fraction", signals.coverage_fraction)
     if contradicts_sheet:
-        reviews.append("the sheet says mirrored, and HER2 matches better as it is stored")
-    verdict = FAIL if fails else REVIEW if reviews else PASS
-    return Verdict(verdict, "; ".join(fails or reviews) or None, retryable)
+        reasons[REVIEW].append("the sheet says mirrored, and HER2 matches better as it is stored")
+    verdict = next((grade for grade in (FAIL, REVIEW) if reasons[grade]), PASS)
+    return Verdict(verdict, "; ".join(reasons.get(verdict, ())) or None, retryable)
 
 
 def prefer_rigid(nonrigid: Signals, rigid: Signals, tolerance: float) -> bool:
