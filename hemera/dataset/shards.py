@@ -8,7 +8,6 @@ reader fetches that range alone.
 from __future__ import annotations
 
 import collections
-import contextlib
 import io
 import os
 import tarfile
@@ -128,10 +127,11 @@ def read_member(path: Path, offset: int, length: int) -> bytes:
     Raises:
         ShardError: when the shard is missing, truncated or not the one the offset belongs to.
     """
-    with contextlib.ExitStack() as stack:
-        descriptor = _open(path)
-        stack.callback(os.close, descriptor)
+    descriptor = _open(path)
+    try:
         return _read(descriptor, path, offset, length)
+    finally:
+        os.close(descriptor)
 
 
 def _open(path: Path | str) -> int:

@@ -32,7 +32,7 @@ def level_downsample(
 
     A pyramid is made by whole factors, and what does not divide is dropped or padded: 787 rows
     become 393 by a factor of 2, not 2.0025. So a whole factor that explains the size along both
-    axes is taken as it stands; only otherwise the ratio of the sizes.
+    axes is taken; otherwise the ratio of the sizes.
     """
     ratio = max(size_px[0] / level_size_px[0], size_px[1] / level_size_px[1])
     for factor in sorted({max(1, round(ratio)), max(1, int(ratio))}):

@@ -352,8 +352,8 @@ def _resolution(
             raise SlideError(f"{name}: {column} {given:g} is {bounds}; correct it")
         if plausible and abs(stated / given - 1) > MISMATCH_MAX:
             log.warning(
-                "%s: %s says %.4g um/px, the sheet %.4g; the sheet's is used",
-                name, stated_by, stated, given,
+                "%s: %.4g um/px in the file (%s), %.4g in the sheet; the sheet's is used",
+                name, stated, stated_by, given,
             )  # fmt: skip
         return given, "sheet"
     if reader.stated_mpp is None:

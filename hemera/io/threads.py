@@ -1,4 +1,4 @@
-"""Work in threads whose results come in order: reading, OpenCV and the codecs let others run."""
+"""Work in threads with results in order: reading, OpenCV and the codecs release the GIL."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 4
-"""Results per thread that wait at most to be taken."""
+"""Most results per thread that are computed in advance."""
 
 
 def in_order(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """Yield ``work(item)`` for each item, in order, never far ahead of who takes the results.
+    """Yield ``work(item)`` for each item, in order, at most `AHEAD` results per thread in advance.
 
     Closing the generator ends the work; an error of `work` is raised where its result would come.
     """
