@@ -92,10 +92,6 @@ def test_an_infinite_psnr_is_counted_and_left_out_of_the_mean():
     assert found["all", "ssim", "mean"]["tiles"] == 3
 
 
-def test_no_rows_have_no_summary():
-    assert image_quality.summarise([], {}, OPTIONS) == []
-
-
 def test_groups_have_intervals_where_they_have_two_cases():
     rows = [generated(f"t{k}", f"c{k // 2}", psnr_db=20.0 + k, ssim=0.1 * k) for k in range(6)]
     found = summarised([{**each, "score": "3+"} if k > 3 else each for k, each in enumerate(rows)])
