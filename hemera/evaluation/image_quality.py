@@ -311,6 +311,7 @@ def choose_examples(
     places = np.linspace(0, len(ranked) - 1, min(wanted, len(ranked))).round().astype(int)
     chosen = []
     for place in dict.fromkeys(places.tolist()):
-        rank = "best: " if place == 0 else "worst: " if place == len(ranked) - 1 else ""
-        chosen.append((ranked[place], rank + order[ranked[place]][1]))
+        value, label = order[ranked[place]]
+        rank = {0: "best: ", len(ranked) - 1: "worst: "}.get(place, "") if value >= 0 else ""
+        chosen.append((ranked[place], rank + label))
     return chosen

@@ -216,9 +216,8 @@ def _warnings(
             name, digits, _ = METRICS[metric]
             if row["value"] is not None and row["value"] <= baseline[0]:
                 words = (
-                    f"{each.label} is not better than a trivial baseline by {name}: "
-                    f"{fixed(row['value'], digits)}, and {fixed(baseline[0], digits)} for "
-                    f"{BASELINES[baseline[1]]}."
+                    f"{each.label}: {name} {fixed(row['value'], digits)} does not exceed the "
+                    f"trivial baseline ({BASELINES[baseline[1]]}: {fixed(baseline[0], digits)})."
                 )
                 made.append({"level": "care", "words": words, "link": each.network})
         infinite = found.get((each.network, each.name, "all", "psnr_infinite", "count"))

@@ -132,7 +132,7 @@ def test_examples_go_from_the_best_to_the_worst():
     rows += [generated(tile, ssim=0.9) for tile in counts]
     assert [tile for tile, _ in image_quality.choose_examples(rows, "hemera", 99)] == list("bdaec")
     assert image_quality.choose_examples(rows, "hemera", 3) == [
-        ("b", "best: F1 0.900"), ("a", "F1 0.100"), ("c", "worst: no positive pixel"),
+        ("b", "best: F1 0.900"), ("a", "F1 0.100"), ("c", "no positive pixel"),
     ]  # fmt: skip
     assert image_quality.choose_examples([], "hemera", 3) == []
     only = [generated("x", ssim=0.2), generated("y", ssim=0.7)]

@@ -205,11 +205,11 @@ def test_the_page_states_how_metrics_were_computed(
 
 
 def test_a_network_that_a_baseline_exceeds_is_a_warning(tmp_path: Path) -> None:
-    assert "not better than a trivial baseline" not in written(tmp_path / "evaluate.html")
+    assert "does not exceed" not in written(tmp_path / "evaluate.html")
     text = written(tmp_path / "worse.html", metrics=metric_rows(8.0), preset="hemera")
-    assert "hemera is not better than a trivial baseline by PSNR, dB: 11.50, and 16.25" in text
-    assert "pix2pix is not better than a trivial baseline by PSNR, dB: 10.00" in text
-    assert "SegmentationNet is not better than a trivial baseline by F1" in text
+    assert "hemera: PSNR, dB 11.50 does not exceed the trivial baseline (mean colour of" in text
+    assert "pix2pix: PSNR, dB 10.00 does not exceed" in text
+    assert "SegmentationNet: F1 0.300 does not exceed" in text
     assert "Demo sizes." not in text
 
 
