@@ -1,6 +1,5 @@
 """The sheet: every fault named at once with row and remedy, and units that stay where they are."""
 
-import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -84,12 +83,8 @@ def test_a_right_sheet(tmp_path: Path) -> None:
         he_mpp=0.92,
     )
     assert second.he == tmp_path / "HE/å.png"
-    assert (second.split, second.score, second.registered, second.mirrored) == (
-        "test",
-        "0",
-        True,
-        False,
-    )
+    assert (second.split, second.score) == ("test", "0")
+    assert (second.registered, second.mirrored) == (True, False)
     assert (first.in_block, second.in_block) == (False, True)
 
 
@@ -119,51 +114,26 @@ def test_paths_are_relative_to_the_sheets_folder(
         ({"pair": ""}, ["pair is empty"]),
         ({"pair": "../p1"}, ["pair", "'../p1'", "letters, digits, hyphens and underscores"]),
         ({"pair": "p 1"}, ["pair", "'p 1'"]),
-        ({"pair": 'p"1'}, ["pair"]),
-        ({"pair": "p'1"}, ["pair"]),
-        ({"pair": "p;rm"}, ["pair"]),
-        ({"pair": "$(rm)"}, ["pair"]),
-        ({"pair": "p|1"}, ["pair"]),
-        ({"pair": "p.1"}, ["pair"]),
-        ({"pair": "a/b"}, ["pair"]),
         ({"pair": "-rf"}, ["pair", "no hyphen in front"]),
         ({"pair": "päär"}, ["pair", "päär"]),
         ({"pair": "p١"}, ["pair"]),
         ({"pair": "p\u20281"}, ["pair", "\\u2028"]),
         ({"pair": "p\x0b1"}, ["pair", "\\x0b"]),
         ({"pair": "p" * 101}, ["pair", "1 to 100"]),
-        ({"case": ""}, ["case is empty"]),
         ({"case": "c 1"}, ["case", "'c 1'"]),
-        ({"dataset": ""}, ["dataset is empty"]),
         ({"dataset": "{dataset}"}, ["dataset"]),
         ({"he": ""}, ["he is empty; give a path"]),
-        ({"her2": ""}, ["her2 is empty; give a path"]),
         ({"he": "a'b.tif"}, ["he", "quotes"]),
-        ({"he": 'a"b.tif'}, ["he", "quotes"]),
-        ({"he": "$HOME/a.tif"}, ["he", "$HOME/a.tif"]),
-        ({"he": "`id`.tif"}, ["he"]),
-        ({"he": "a;b.tif"}, ["he"]),
-        ({"he": "a&b.tif"}, ["he"]),
-        ({"he": "a|b.tif"}, ["he"]),
-        ({"he": "*.tif"}, ["he"]),
-        ({"he": "{unit}.tif"}, ["he", "braces"]),
-        ({"he": "a\\b.tif"}, ["he"]),
+        *(({"he": f"a{mark}b.tif"}, ["he", "a shell"]) for mark in '"$`;&|*?<>{}\\\x1f'),
         ({"he": "~/a.tif"}, ["he", "~"]),
         ({"her2": "-o.tif"}, ["her2", "-"]),
-        ({"her2": "a\x1fb.tif"}, ["her2"]),
         ({"split": "training"}, ["split", "'training'", "train, val, test"]),
-        ({"split": "Train"}, ["split", "'Train'"]),
         ({"score": "4+"}, ["score", "'4+'", "0, 1+, 2+, 3+"]),
-        ({"score": "1"}, ["score", "'1'"]),
         ({"registered": "yes"}, ["registered", "'yes'", "true or false"]),
-        ({"registered": "1"}, ["registered", "'1'"]),
         ({"mirrored": "horizontal"}, ["mirrored", "'horizontal'"]),
         ({"he_mpp": "20x"}, ["he_mpp", "'20x'", "0.05 and 20"]),
         ({"he_mpp": "0,92"}, ["he_mpp", "'0,92'"]),
-        ({"he_mpp": "0"}, ["he_mpp", "'0'"]),
-        ({"he_mpp": "-0.5"}, ["he_mpp"]),
         ({"he_mpp": "nan"}, ["he_mpp"]),
-        ({"he_mpp": "inf"}, ["he_mpp"]),
         ({"her2_mpp": "0.04"}, ["her2_mpp", "0.05"]),
         ({"her2_mpp": "20.01"}, ["her2_mpp", "20"]),
     ],
@@ -313,18 +283,6 @@ def test_marks_line_ends_and_blank_lines(tmp_path: Path, end: str, mark: str) ->
     assert [found.pair for found in read_sheet(path).pairs] == ["p1", "p2"]
 
 
-def test_a_very_long_cell_is_no_crash(tmp_path: Path) -> None:
-    path = write(tmp_path, cells(pair="x" * 300_000))
-    assert "1 to 100" in fault(path)
-
-
-def test_quotes_have_no_power(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, cells(he='"1_HE.tif'), cells(pair="p2", case="c2", he="2.tif", her2='3.tif"')
-    )
-    assert len(faults(path)) == 2
-
-
 def test_every_name_that_passes_is_plain_in_a_shell_and_a_path() -> None:
     plain = set(string.ascii_letters + string.digits + "_-")
     for number in range(0x3000):
@@ -349,13 +307,7 @@ def test_units_are_slides_by_name_and_blocks_by_data_set() -> None:
     assert blocks == {
         f"{dataset}.{number:03d}" for dataset in ("bci", "mist") for number in range(3)
     }
-    assert set(found) - blocks == {
-        "slide",
-        "slide_own",
-        "png_not_registered",
-        "png_own",
-        "tiff_registered",
-    }
+    assert set(found) - blocks == {member.pair for member in pairs[:5]}
     assert list(found) == sorted(found)
     members = [member.pair for unit in found.values() for member in unit]
     assert sorted(members) == sorted(member.pair for member in pairs), "each pair in one unit"
@@ -456,12 +408,3 @@ def test_write_rows_is_read_back(tmp_path: Path) -> None:
     assert (second.registered, second.he_mpp) == (True, 0.46)
     assert path.read_text().splitlines()[0].split("\t") == list(COLUMNS)
     assert set(REQUIRED) <= set(COLUMNS)
-
-
-def test_a_sheet_that_moves_with_its_images_reads_the_same(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    write(tmp_path / "a", cells())
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    (first,) = read_sheet(tmp_path / "a" / "pairs.tsv").pairs
-    (second,) = read_sheet(tmp_path / "b" / "pairs.tsv").pairs
-    assert first.he.relative_to(tmp_path / "a") == second.he.relative_to(tmp_path / "b")
