@@ -71,7 +71,7 @@ def test_help_imports_no_stage() -> None:
     subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("command", set(COMMANDS) - {"warp", "predict"})
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, command, "--help")
     assert f"Usage: hemera {command}" in text

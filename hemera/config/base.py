@@ -37,23 +37,6 @@ def paper(value: str) -> Any:
     return Field(json_schema_extra={"paper": value})
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    paper: str | None = None,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-) -> Any:
-    """Declare one option: its default, help text, range, and the value that the paper uses."""
-    extra: dict[str, Any] = {"paper": paper} if paper else {}
-    return Field(
-        default=default, description=help, json_schema_extra=extra, ge=ge, gt=gt, le=le, lt=lt
-    )
-
-
 _inside = contextvars.ContextVar("inside", default=False)
 """Whether options are being constructed: those constructed meanwhile are nested in them, and their
 faults are reported together by the outermost."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from hemera.config.base import Options, nearest, option, plain, standalone
+from hemera.config.base import Count, Options, nearest, plain, standalone
 from hemera.errors import ConfigError
 
 
@@ -35,49 +35,24 @@ class MaskOptions(Options):
         description="engines that make masks, each with its options",
         json_schema_extra={"paper": "deepliif"},
     )
-    ring_um: float = option(
-        4.0, "width of the ring around a nucleus that is searched for its membrane, um", gt=0, le=20
-    )
-    dab_weak: float = option(
-        0.055,
-        "smallest DAB optical density above the background of weak (1+) staining",
-        gt=0,
-        le=3,
-    )
-    dab_moderate: float = option(
-        0.15,
-        "smallest DAB optical density above the background of moderate (2+) staining",
-        gt=0,
-        le=3,
-    )
-    dab_strong: float = option(
-        0.35,
-        "smallest DAB optical density above the background of strong (3+) staining",
-        gt=0,
-        le=3,
-    )
-    dab_contrast: float = option(
-        1.3,
-        "smallest ratio of weak membrane staining to the mean DAB of the 22 um around it",
-        ge=0,
-        le=10,
-    )
-    dab_control: float = option(
-        2.0,
-        "smallest ratio of weak membrane staining to the background DAB of the slide, measured in "
-        "tissue away from nuclei; 0: not required",
-        ge=0,
-        le=10,
-    )
-    completeness_min: float = option(
-        0.30, "smallest stained fraction of the membrane ring of a positive cell", gt=0, le=1
-    )
-    stain_tiles: int = option(
-        32,
-        "evenly spaced tiles of a pair from which its stain vectors are estimated; with fewer than "
-        "three tissue tiles, fixed vectors are used",
-        ge=1,
-    )
+    ring_um: Annotated[float, Field(gt=0, le=20)] = 4.0
+    """Width of the ring around a nucleus that is searched for its membrane, um."""
+    dab_weak: Annotated[float, Field(gt=0, le=3)] = 0.055
+    """Smallest DAB optical density above the background of weak (1+) staining."""
+    dab_moderate: Annotated[float, Field(gt=0, le=3)] = 0.15
+    """Smallest DAB optical density above the background of moderate (2+) staining."""
+    dab_strong: Annotated[float, Field(gt=0, le=3)] = 0.35
+    """Smallest DAB optical density above the background of strong (3+) staining."""
+    dab_contrast: Annotated[float, Field(ge=0, le=10)] = 1.3
+    """Smallest ratio of weak membrane staining to the mean DAB of the 22 um around it."""
+    dab_control: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Smallest ratio of weak membrane staining to the background DAB of the slide, measured in
+    tissue away from nuclei; 0: not required."""
+    completeness_min: Annotated[float, Field(gt=0, le=1)] = 0.30
+    """Smallest stained fraction of the membrane ring of a positive cell."""
+    stain_tiles: Count = 32
+    """Evenly spaced tiles of a pair from which its stain vectors are estimated; with fewer than
+    three tissue tiles, fixed vectors are used."""
 
     @classmethod
     def nested(cls) -> dict[str, type[Options]]:

@@ -7,11 +7,11 @@ of HER2 its cells are an extrapolation, which the engine `stain` checks.
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from hemera.config.base import Device, Fraction, option
+from hemera.config.base import Device, Fraction, Threads
 from hemera.config.base import Options as Base
 from hemera.errors import EngineError
 from hemera.masks.deepliif import model_files
@@ -30,48 +30,27 @@ class Options(Base):
 
     section: ClassVar[str] = "mask.engines.deepliif"
 
-    model: str | None = option(
-        None,
-        "directory of the DeepLIIF model (Zenodo record 4751737); required, never downloaded",
-    )
-    sha256: str | None = option(
-        None,
-        "expected SHA-256 of the model files; a mismatch is an error that prints the actual "
-        "digest; none: not checked",
-    )
-    seg_weights: tuple[Fraction, ...] = option(
-        (0.2, 0.2, 0.2, 0.2, 0.2),
-        "weights of the five segmentations (IHC, haematoxylin, DAPI, Lap2, marker), sum 1",
-    )
-    threshold: int = option(
-        120,
-        "sum of red and blue of the segmentation above which a pixel is a cell, 0 to 510",
-        ge=0,
-        le=510,
-    )
-    size_px: int | None = option(
-        None,
-        "cells up to this area are removed, px; none: DeepLIIF's automatic threshold",
-        ge=0,
-    )
-    batch: int = option(
-        1,
-        "windows of a tile per forward pass of unconverted networks; above 1, BatchNorm is "
-        "replaced by instance normalisation with the same weights, equal up to rounding",
-        ge=1,
-        le=64,
-    )
-    marker: int | None = option(
-        None,
-        "inferred marker intensity above which a cell is positive regardless of its class; none: "
-        "not used",
-        ge=0,
-        le=255,
-    )
-    device: Device = option("auto", "device; auto: a GPU if there is one")
-    torch_threads: int = option(
-        2, "CPU threads of PyTorch; another number changes the output bytes", ge=1, le=64
-    )
+    model: str | None = None
+    """Directory of the DeepLIIF model (Zenodo record 4751737); required, never downloaded."""
+    sha256: str | None = None
+    """Expected SHA-256 of the model files; a mismatch is an error that prints the actual digest;
+    none: not checked."""
+    seg_weights: tuple[Fraction, ...] = (0.2, 0.2, 0.2, 0.2, 0.2)
+    """Weights of the five segmentations (IHC, haematoxylin, DAPI, Lap2, marker), sum 1."""
+    threshold: Annotated[int, Field(ge=0, le=510)] = 120
+    """Sum of red and blue of the segmentation above which a pixel is a cell, 0 to 510."""
+    size_px: Annotated[int | None, Field(ge=0)] = None
+    """Cells up to this area are removed, px; none: DeepLIIF's automatic threshold."""
+    batch: Annotated[int, Field(ge=1, le=64)] = 1
+    """Windows of a tile per forward pass of unconverted networks; above 1, BatchNorm is replaced by
+    instance normalisation with the same weights, equal up to rounding."""
+    marker: Annotated[int | None, Field(ge=0, le=255)] = None
+    """Inferred marker intensity above which a cell is positive regardless of its class; none: not
+    used."""
+    device: Device = "auto"
+    """Device; auto: a GPU if there is one."""
+    torch_threads: Threads = 2
+    """CPU threads of PyTorch; another number changes the output bytes."""
 
     @model_validator(mode="after")
     def _weights_of_five_segmentations(self) -> Self:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from hemera.config.base import Options as Base
-from hemera.config.base import option
+from hemera.config.base import Positive
 from hemera.masks.engine import Resources
 
 if TYPE_CHECKING:
@@ -23,38 +23,21 @@ class Options(Base):
 
     section: ClassVar[str] = "mask.engines.stain"
 
-    nucleus_density_min: float = option(
-        0.05, "smallest haematoxylin optical density of a nucleus", gt=0, le=3
-    )
-    nucleus_contrast: float = option(
-        0.15,
-        "smallest haematoxylin of a nucleus, as a fraction of the dark haematoxylin of the slide",
-        ge=0,
-        lt=1,
-    )
-    nucleus_edge: float = option(
-        0.10,
-        "smallest difference in haematoxylin between a nucleus and the 2 um around it, as a "
-        "fraction of the dark haematoxylin of the slide",
-        ge=0,
-        lt=1,
-    )
-    nucleus_window_um: float = option(
-        15.0,
-        "side of the window whose mean haematoxylin is the local threshold of nuclei, um",
-        gt=1,
-        le=200,
-    )
-    nucleus_area_min_um2: float = option(12.0, "smallest area of a nucleus, um^2", gt=0)
-    nucleus_area_max_um2: float = option(
-        600.0, "largest area of a nucleus after touching nuclei are separated, um^2", gt=0
-    )
-    positive_intensity_min: int = option(
-        1,
-        "weakest membrane staining of a positive cell: 1 weak, 2 moderate, 3 strong",
-        ge=1,
-        le=3,
-    )
+    nucleus_density_min: Annotated[float, Field(gt=0, le=3)] = 0.05
+    """Smallest haematoxylin optical density of a nucleus."""
+    nucleus_contrast: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Smallest haematoxylin of a nucleus, as a fraction of the dark haematoxylin of the slide."""
+    nucleus_edge: Annotated[float, Field(ge=0, lt=1)] = 0.10
+    """Smallest difference in haematoxylin between a nucleus and the 2 um around it, as a fraction
+    of the dark haematoxylin of the slide."""
+    nucleus_window_um: Annotated[float, Field(gt=1, le=200)] = 15.0
+    """Side of the window whose mean haematoxylin is the local threshold of nuclei, um."""
+    nucleus_area_min_um2: Positive = 12.0
+    """Smallest area of a nucleus, um^2."""
+    nucleus_area_max_um2: Positive = 600.0
+    """Largest area of a nucleus after touching nuclei are separated, um^2."""
+    positive_intensity_min: Annotated[int, Field(ge=1, le=3)] = 1
+    """Weakest membrane staining of a positive cell: 1 weak, 2 moderate, 3 strong."""
 
     @model_validator(mode="after")
     def _nuclei_have_a_range_of_areas(self) -> Self:
