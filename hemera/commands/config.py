@@ -40,11 +40,20 @@ def config(
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of config.yaml."""
-    sections = {name: cls.model_json_schema() for name, cls in STAGES.items()}
-    return CohortOptions.model_json_schema() | {
-        "title": "HEMERA",
-        "properties": CohortOptions.model_json_schema()["properties"] | sections,
-    }
+    made = _schema(CohortOptions) | {"title": "HEMERA"}
+    made["properties"] |= {name: _schema(cls) for name, cls in STAGES.items()}
+    return made
+
+
+def _schema(cls: type[Options]) -> dict[str, Any]:
+    made = cls.model_json_schema()
+    made.pop("$defs", None)
+    for dotted, nested in cls.nested().items():
+        key, name = dotted.split(".")
+        section = made["properties"][key]
+        section["additionalProperties"] = False
+        section.setdefault("properties", {})[name] = _schema(nested)
+    return made
 
 
 def text(config: Config) -> str:

@@ -94,7 +94,7 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
         else:
             yield (
                 "missing",
-                f"train_segmentation.encoder_weights: {path} does not exist; mend the path",
+                f"train_segmentation.encoder_weights: {path} does not exist; correct the path",
             )
 
 

@@ -1,5 +1,6 @@
 """hemera config: what is in force, and a config.yaml in which every option is explained."""
 
+import json
 import re
 from pathlib import Path
 
@@ -69,3 +70,15 @@ def test_a_missing_or_faulty_file(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     (tmp_path / "two.yaml").write_text("tile: {size_px: 1}\nfiter: {}\n")
     assert main(["config", "--configfile", str(tmp_path / "two.yaml")]) == 1
     assert len(caplog.records) == 2
+
+
+def test_the_schema_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert "$ref" not in json.dumps(schema)
+    sections = {name: schema["properties"][name] for name in STAGES}
+    for name, cls in STAGES.items():
+        assert set(sections[name]["properties"]) == set(cls.model_fields)
+    assert sections["tile"]["properties"]["size_px"]["maximum"] == 4096
+    engines = sections["mask"]["properties"]["engines"]["properties"]
+    assert engines["stain"]["properties"]["nucleus_edge"]["description"]

@@ -123,19 +123,15 @@ def test_sections_and_classes_bear_one_name() -> None:
         ({"tile": {"size_px": 512.0}}, ["tile.size_px", "512.0", "whole number"]),
         ({"tile": {"size_px": True}}, ["tile.size_px", "True", "whole number"]),
         ({"tile": {"upsample": 1}}, ["tile.upsample", "true or false"]),
-        ({"tile": {"upsample": "no"}}, ["tile.upsample", "true or false"]),
         ({"tile": {"codec": 5}}, ["tile.codec", "5", "jpeg, png"]),
         ({"tile": {"codec": "gif"}}, ["tile.codec", "'gif'", "jpeg, png"]),
         ({"tile": {"size_px": 31}}, ["tile.size_px", "31", "at least 32 and at most 4096"]),
-        ({"tile": {"size_px": 4097}}, ["tile.size_px", "4097", "at most 4096"]),
         ({"tile": {"mpp": 0}}, ["tile.mpp", "above 0"]),
         ({"tile": {"saturation_min": 1.0}}, ["tile.saturation_min", "below 1"]),
         ({"tile": {"mpp": math.nan}}, ["tile.mpp", "nan", "finite"]),
-        ({"tile": {"mpp": math.inf}}, ["tile.mpp", "inf", "finite"]),
         ({"tile": {"mpp": "nan"}}, ["tile.mpp", "finite"]),
         ({"tile": {"mpp": "20x"}}, ["tile.mpp", "'20x'", "number"]),
         ({"tile": {"mpp": [0.5]}}, ["tile.mpp", "[0.5]", "a number"]),
-        ({"tile": {"mpp": {"he": 0.5}}}, ["tile.mpp", "a number"]),
         ({"tile": {"mpp": True}}, ["tile.mpp", "True", "a number"]),
         ({"tile": {"size_px": None}}, ["tile.size_px", "empty", "whole number"]),
         ({"filter": {"histogram_datasets": "bci"}}, ["histogram_datasets", "not a list", "[a, b]"]),
@@ -160,7 +156,6 @@ def test_sections_and_classes_bear_one_name() -> None:
             ["mask.engines.stain.nucleus_area_min_um2", "lower it"],
         ),
         ({"filter": 5}, ["filter", "5", "not a section", "indent"]),
-        ({"filter": [1]}, ["filter", "not a section"]),
         ({"preset": "paper"}, ["preset", "'paper'", "demo, hemera"]),
         ({"preset": 5}, ["preset", "5", "a text"]),
         ({"preset": None}, ["preset", "empty", "a text"]),
@@ -201,23 +196,10 @@ def test_all_faults_stand_together() -> None:
             "index": {"seed": -1},
         }
     )
-    named = [line.removeprefix("config.yaml: ").split(":")[0] for line in lines]
-    assert sorted(named) == sorted(
-        [
-            "preset",
-            "shet",
-            "block_count",
-            "fiter",
-            "tile.size",
-            "tile.size_px",
-            "tile.mpp",
-            "tile.codec",
-            "tile.quality",
-            "mask",
-            "train_generation.epochs",
-            "index.seed",
-        ]
-    )
+    assert {line.removeprefix("config.yaml: ").split(":")[0] for line in lines} == {
+        "preset", "shet", "block_count", "fiter", "tile.size", "tile.size_px", "tile.mpp",
+        "tile.codec", "tile.quality", "mask", "train_generation.epochs", "index.seed",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.section)
@@ -368,26 +350,19 @@ def test_the_demo_preset_keeps_to_the_demo() -> None:
 
 def test_defaults_are_the_papers() -> None:
     """Numbers that the paper states."""
-    generation, segmentation = TrainGenerationOptions(), TrainSegmentationOptions()
-    index, tile = IndexOptions(), TileOptions()
-    assert tile.size_px == 512
-    assert (index.generation_train, index.generation_val, index.generation_test) == (
-        11_000,
-        4_000,
-        1_000,
-    )
-    assert (index.segmentation_train, index.segmentation_val, index.segmentation_test) == (
-        42_000,
-        8_000,
-        2_000,
-    )
+    generation, segmentation, index = (
+        TrainGenerationOptions(), TrainSegmentationOptions(), IndexOptions(),
+    )  # fmt: skip
+    assert TileOptions().size_px == 512
+    subsets = ("train", "val", "test")
+    assert [getattr(index, f"generation_{each}") for each in subsets] == [11_000, 4_000, 1_000]
+    assert [getattr(index, f"segmentation_{each}") for each in subsets] == [42_000, 8_000, 2_000]
     assert (generation.base_width, generation.batch_size, generation.epochs) == (32, 2, 100)
     assert (generation.learning_rate, generation.beta1, generation.beta2) == (2e-4, 0.5, 0.999)
-    assert generation.decay_from_epoch == 50
-    assert generation.l1_weights == (1, 25, 25, 25)
+    assert (generation.decay_from_epoch, generation.l1_weights) == (50, (1, 25, 25, 25))
     assert (segmentation.epochs, segmentation.batch_size) == (300, 16)
     assert segmentation.learning_rate == 2e-4
-    assert IndexOptions().target == "deepliif"
+    assert index.target == "deepliif"
     assert FilterOptions().histogram_datasets == ("bci",)
 
 

@@ -26,9 +26,9 @@ IMAGENET = Path("~/.cache/torch/hub/checkpoints/resnet34-b627a593.pth")
 if CONFIG.stages["train_segmentation"].encoder_weights == "imagenet":
     if not IMAGENET.expanduser().is_file():
         logger.warning(
-            f"train_segmentation.encoder_weights: imagenet, and {IMAGENET} is not there, so stage "
-            "train_segmentation will fail unless torch keeps its downloads elsewhere; download it "
-            "with torchvision, name a file of the weights, or set null to start untrained"
+            f"train_segmentation.encoder_weights: imagenet, and {IMAGENET} does not exist, so "
+            "stage train_segmentation will fail unless torch has another cache; download it with "
+            "torchvision, give a file of the weights, or set null for random weights"
         )
 
 for stage, key in (
@@ -39,28 +39,28 @@ for stage, key in (
     named = getattr(CONFIG.stages[stage], key)
     if named not in (None, "imagenet") and not Path(named).is_file():
         logger.warning(
-            f"{stage}.{key}: {named} is not there, so stage {stage} will fail, long after the first "
-            "job has run; mend the path"
+            f"{stage}.{key}: {named} does not exist, so stage {stage} will fail after the stages "
+            "before it; correct the path"
         )
 
 
 wildcard_constraints:
-    # A dot stands only before a block's number, so no unit swallows a second suffix.
+    # A dot is only before a block's number, so that no unit matches a second suffix.
     unit=r"[A-Za-z0-9_-]+(\.[0-9]+)?",
 
 
 def needs_registration(unit):
-    """Whether a unit is a whole-slide pair that does not come registered."""
+    """Whether a unit is a whole-slide pair that is not registered."""
     return not any(pair.registered for pair in UNITS[unit])
 
 
 def has_landmarks(unit):
-    """Whether an expert's landmarks stand beside a whole-slide pair."""
+    """Whether a unit is a whole-slide pair with landmarks."""
     return any(pair.landmarks and not pair.in_block for pair in UNITS[unit])
 
 
 def known(wildcards):
-    """The pairs of a unit; a unit that the sheet lacks is an error that says so."""
+    """The pairs of a unit, or an error when the sheet has no such unit."""
     if wildcards.unit not in UNITS:
         raise WorkflowError(
             f"{CONFIG.cohort.sheet}: no unit {wildcards.unit}; units are "
@@ -80,14 +80,14 @@ def landmark_files(wildcards):
 
 
 def sheet_file(wildcards, input):
-    """The sheet's name. It takes `input` so that Snakemake, which leaves what is derived from input
-    out of its comparison of params, runs nothing again for another name: what a unit's rows say is
-    what counts, and of that `rows` holds a digest."""
+    """The path of the sheet. The argument `input` is not used, but Snakemake does not compare params
+    that are derived from input, so another path reruns nothing; `rows` has the digest of what is
+    read."""
     return CONFIG.cohort.sheet
 
 
 def block_count(wildcards, input):
-    """The number of blocks, likewise: with another number, rows and names of blocks change."""
+    """The number of blocks, likewise: another number changes rows and names of blocks."""
     return CONFIG.cohort.block_count
 
 
