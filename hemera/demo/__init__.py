@@ -1,8 +1,7 @@
-"""The synthetic cohort with known truth: rendered tissue and its ground truth.
+"""Synthetic cohorts with known ground truth.
 
-`plan` lists the content of the cohort and makes its sheet (no imaging package needed), `tissue`
-generates the tissue, `render` stains and images it, `cohort` writes the files. `write_cohort` makes
-everything; `load_truth` reads what only a synthetic cohort can know.
+`plan` lists the content of a cohort and makes its sheet (no imaging package needed); `tissue` and
+`cells` generate the tissue, `render` stains it, `scanner` images it, `cohort` writes the files.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from hemera.demo.cells import EPITHELIUM, SPINDLE, TUMOUR, Cells
 from hemera.demo.field import Field, make_field
 from hemera.demo.plan import (
     LANDMARKS,
@@ -28,16 +29,9 @@ from hemera.demo.plan import (
     plan,
     sheet_text,
 )
-from hemera.demo.render import (
-    Image,
-    Look,
-    Renderer,
-    defocus,
-    pen_mark,
-    photograph,
-    rasterise,
-)
-from hemera.demo.tissue import EPITHELIUM, SPINDLE, TUMOUR, Cells, Tissue, grow
+from hemera.demo.render import Image, Look, Renderer, rasterise
+from hemera.demo.scanner import defocus, pen_mark, photograph
+from hemera.demo.tissue import Tissue, grow
 from hemera.errors import HemeraError
 from hemera.io import atomic
 

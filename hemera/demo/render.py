@@ -13,16 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
-from hemera.demo.tissue import (
-    EPITHELIUM,
-    GRID_UM,
-    LYMPHOCYTE,
-    SPINDLE,
-    TUMOUR,
-    Array,
-    Cells,
-    Tissue,
-)
+from hemera.demo.cells import EPITHELIUM, LYMPHOCYTE, SPINDLE, TUMOUR, Cells
+from hemera.demo.grid import GRID_UM, Array
+from hemera.demo.tissue import Tissue
 
 Image = npt.NDArray[np.uint8]
 
@@ -112,7 +105,7 @@ def _texture(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Array:
     return np.asarray((part - part.mean()) / part.std(), dtype=np.float32)
 
 
-def _ramp(x: Array, width: float) -> Array:
+def ramp(x: Array, width: float) -> Array:
     """Return 0 below -width/2, 1 above width/2, a straight line between."""
     ramp: Array = np.clip(x * np.float32(1 / width) + np.float32(0.5), 0, 1)
     return ramp
@@ -230,8 +223,8 @@ class Renderer:
         short = (cells.short_radius * jitter.size[:, 0])[cell]
         long = (cells.long_radius * jitter.size[:, 0])[cell]
         radius = np.hypot((dx * cosine + dy * sine) / long, (dy * cosine - dx * sine) / short)
-        tissue = _ramp(regions[..., 0], 2.5)
-        lumen = _ramp(regions[..., 2], 1.8)
+        tissue = ramp(regions[..., 0], 2.5)
+        lumen = ramp(regions[..., 2], 1.8)
         return _Scene(
             cell,
             dx,
@@ -241,9 +234,9 @@ class Renderer:
             np.asarray(border, dtype=np.float32),
             tissue,
             regions[..., 1],
-            _ramp(regions[..., 1], 2.0) * (1 - lumen) * tissue,
+            ramp(regions[..., 1], 2.0) * (1 - lumen) * tissue,
             lumen * tissue,
-            _ramp(regions[..., 3], 9.0),
+            ramp(regions[..., 3], 9.0),
         )
 
     def _stroma(self, rows: slice) -> tuple[Array, Array]:
@@ -254,7 +247,7 @@ class Renderer:
         x = (np.arange(self.raster.size_px[0], dtype=np.float32) + 0.5) * mpp + bends[..., 0]
         y = ((np.arange(rows.start, rows.stop, dtype=np.float32) + 0.5) * mpp)[:, None]
         y = y + bends[..., 1]
-        upper = _ramp(moods[..., 2], 0.8)
+        upper = ramp(moods[..., 2], 0.8)
         fibres = np.zeros_like(upper)
         for angle, texture, weight in zip(
             self.tissue.fibre_angles, self._fibres, (upper, 1 - upper), strict=True
@@ -269,7 +262,7 @@ class Renderer:
                 cv2.INTER_LINEAR,
                 borderMode=cv2.BORDER_WRAP,
             )
-        matter = _ramp(fibres + np.float32(1.35) - np.float32(0.95) * moods[..., 0], 0.9)
+        matter = ramp(fibres + np.float32(1.35) - np.float32(0.95) * moods[..., 0], 0.9)
         return np.clip(np.float32(0.5) + np.float32(0.27) * fibres, 0, 1.4), matter
 
     def _stains(self, stain: str, rows: slice, jitter: _Jitter) -> tuple[Array, Array]:
@@ -282,13 +275,13 @@ class Renderer:
         fibres, matter = self._stroma(rows)
         fibres = fibres * (1 + np.float32(0.10) * grains)
         cleft = self._coarse(self._moods, rows)[..., 1]
-        gap = _bump(scene.depth + np.float32(2.6), 1.7) * _ramp(cleft, 0.5)
+        gap = _bump(scene.depth + np.float32(2.6), 1.7) * ramp(cleft, 0.5)
         gap *= 1 - scene.epithelium
         stroma = scene.tissue * (1 - scene.epithelium) * (1 - scene.lumen) * (1 - gap)
         wall: Array = np.zeros_like(stroma)
         if self.raster.fat is not None:
             fat = self.raster.fat[rows] * np.float32(1 / FAT_STEPS)
-            wall = scene.fat * scene.tissue * _ramp(np.float32(2.5) - fat, 1.2)
+            wall = scene.fat * scene.tissue * ramp(np.float32(2.5) - fat, 1.2)
         stroma = stroma * (1 - scene.fat) * matter + wall * np.float32(0.75)
 
         cell = scene.cell
@@ -309,7 +302,7 @@ class Renderer:
             second = np.float32(0.66) * stroma * fibres + cytoplasm * np.float32(1.0)
             second += np.float32(0.12) * line + np.float32(0.34) * spot + np.float32(0.10) * nucleus
             # A veil of secretion in some lumens.
-            second += scene.lumen * _ramp(clumps + cleft - 1, 1.5) * np.float32(0.22)
+            second += scene.lumen * ramp(clumps + cleft - 1, 1.5) * np.float32(0.22)
             red = (kind == SPINDLE) | (kind == LYMPHOCYTE)
             second += np.float32(0.12) * _bump(scene.radius - np.float32(1.25), 0.3) * red * stroma
             return np.maximum(first, 0), np.maximum(second, 0)
@@ -324,10 +317,10 @@ class Renderer:
         # Faint rings have holes, strong ones none: clumps of a few um open them.
         hole = np.array([0.0, 0.25, 1.15, 3.0], np.float32)[intensity]
         ring = np.exp(-np.square(np.maximum(border - np.float32(0.3), 0) / width))
-        ring *= _ramp(clumps + hole + np.float32(0.15) * grains, 0.7)
+        ring *= ramp(clumps + hole + np.float32(0.15) * grains, 0.7)
         ring *= np.clip(1 + np.float32(0.16) * grains, 0.4, 1.6)
         near = np.float32(8.5) + np.float32(0.35) * intensity
-        reach = _ramp(near - np.hypot(scene.dx, scene.dy), 2.0)
+        reach = ramp(near - np.hypot(scene.dx, scene.dy), 2.0)
         body = np.where(tumour, strength * ring * reach, np.float32(0.0))
         body += np.where(owned, blush, np.float32(0.02)) * (1 - np.float32(0.6) * nucleus)
         second = body * scene.epithelium + np.float32(0.06) * stroma * fibres
@@ -365,7 +358,7 @@ def _nuclei(
 ) -> tuple[Array, Array, Array]:
     """Return presence of a nucleus, its chromatin and its nucleolus in a band of rows."""
     cell = scene.cell
-    nucleus = _ramp((1 - scene.radius) * scene.short, 0.9) * scene.tissue
+    nucleus = ramp((1 - scene.radius) * scene.short, 0.9) * scene.tissue
     nucleus *= jitter.size[:, 1][cell]
     vesicular = cells.vesicular[cell]
     rim = _bump((scene.radius - np.float32(0.86)) * scene.short, 0.75)
@@ -387,65 +380,3 @@ def _jitter(tissue: Tissue, rng: np.random.Generator) -> _Jitter:
     size = np.stack([np.exp(rng.normal(0, 0.06, count)), np.exp(rng.normal(0, 0.10, count))], -1)
     size[rng.random(count) < 0.05, 1] = 0
     return _Jitter(offset.astype(np.float32), size.astype(np.float32))
-
-
-def photograph(image: Image, look: Look, rng: np.random.Generator) -> Image:
-    """Add what the camera adds: uneven light and grain, (H, W, 3) uint8."""
-    height, width = image.shape[:2]
-    turn = rng.uniform(0, 2 * np.pi)
-    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    # 1,024 px of grain, repeated: no filter looks that far.
-    grain = rng.standard_normal((TEXTURE_PX, TEXTURE_PX, 3), dtype=np.float32)
-    grain *= np.float32(look.grain)
-    result = np.empty_like(image)
-    j = np.arange(width) % TEXTURE_PX
-    for top in range(0, height, BAND_ROWS):
-        rows = slice(top, min(top + BAND_ROWS, height))
-        light = 1 + np.float32(0.012) * (
-            x * np.float32(np.cos(turn)) + y[rows] * np.float32(np.sin(turn)) - x * x - y[rows] ** 2
-        )
-        i = np.arange(rows.start, rows.stop) % TEXTURE_PX
-        band = image[rows] * light[..., None] + grain[np.ix_(i, j)]
-        result[rows] = np.clip(band + np.float32(0.5), 0, 255)
-    return result
-
-
-def defocus(image: Image, centre: tuple[float, float], radii: tuple[float, float]) -> Image:
-    """Blur an ellipse of the slide, centre and radii in px, with a soft edge."""
-    height, width = image.shape[:2]
-    x0, x1 = (int(np.clip(centre[0] + s * radii[0], 0, width)) for s in (-1.3, 1.3))
-    y0, y1 = (int(np.clip(centre[1] + s * radii[1], 0, height)) for s in (-1.3, 1.3))
-    region = image[y0:y1, x0:x1]
-    blurred = cv2.GaussianBlur(region, (0, 0), 5.0)
-    y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
-    distance = np.hypot((x - centre[0]) / radii[0], (y - centre[1]) / radii[1])
-    weight = _ramp(1 - distance, 0.25)[..., None]
-    result = image.copy()
-    result[y0:y1, x0:x1] = region * (1 - weight) + blurred * weight + np.float32(0.5)
-    return result
-
-
-def pen_mark(
-    image: Image, points_px: npt.NDArray[np.float64], width_px: float, rng: np.random.Generator
-) -> Image:
-    """Draw a felt pen's stroke through points (N, 2): translucent blue ink, denser at the edges."""
-    height, width = image.shape[:2]
-    stroke = np.zeros((height, width), np.uint8)
-    line = np.rint(points_px).astype(np.int32)
-    cv2.polylines(stroke, [line], False, 255, int(width_px), cv2.LINE_AA)
-    top, bottom = line[:, 1].min() - width_px, line[:, 1].max() + width_px
-    rows = slice(int(np.clip(top, 0, height)), int(np.clip(bottom, 0, height)))
-    soft = cv2.GaussianBlur(stroke[rows], (0, 0), 2.5)
-    inner = cv2.GaussianBlur(soft, (0, 0), 14).astype(np.float32) / 255
-    amount = soft.astype(np.float32) / 255
-    patches = cv2.resize(
-        rng.standard_normal((24, 24)).astype(np.float32),
-        (width, amount.shape[0]),
-        interpolation=cv2.INTER_CUBIC,
-    )
-    ink = amount * (np.float32(1.45) - np.float32(0.5) * inner + np.float32(0.12) * patches)
-    colour = np.array([1.35, 0.75, 0.22], np.float32)
-    result = image.copy()
-    result[rows] = image[rows] * np.exp(-ink[..., None] * colour) + np.float32(0.5)
-    return result

@@ -421,12 +421,12 @@ def test_a_distributed_sampler_sees_the_epoch_that_is_set(index, workers):
 
 def test_the_ten_lines_of_the_readme_run(tmp_path, monkeypatch):
     """Two epochs of the tiles of score 3+ (here the odd ones) that train, in batches of four."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/how-to/export.md").read_text()
     [code] = re.findall(r"```python\n(from torch.utils.data .*?)```", text, re.DOTALL)
     write_index(tmp_path / "results", train=11, val=1, test=1, height=260, width=300)
     monkeypatch.chdir(tmp_path)
     found = {}
-    exec(compile(code, "README.md", "exec"), found)
+    exec(compile(code, "export.md", "exec"), found)
     assert [name.split("_")[0] for name in found["tiles"].tiles] == [
         f"pair{number}" for number in (1, 3, 5, 7, 9)
     ]

@@ -16,11 +16,13 @@ import tifffile
 import tiffslide
 
 from hemera.demo import load_truth, outputs, sheet_text, write_cohort
+from hemera.demo.cells import EXPRESSION, TUMOUR
 from hemera.demo.cohort import Truth
 from hemera.demo.field import Field, make_field
 from hemera.demo.plan import LANDMARKS, META, plan
-from hemera.demo.render import Look, Renderer, defocus, photograph, rasterise
-from hemera.demo.tissue import EXPRESSION, TUMOUR, grow
+from hemera.demo.render import Look, Renderer, rasterise
+from hemera.demo.scanner import defocus, photograph
+from hemera.demo.tissue import grow
 from hemera.errors import ConfigError, HemeraError
 from hemera.imaging.quality import histogram_similarity, sharpness
 from hemera.registration.displacement import Displacement, map_points
