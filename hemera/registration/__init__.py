@@ -1,1 +1,1 @@
-"""Registration of H&E and HER2: displacement, certificate, engine."""
+"""Registration of HER2 onto H&E: displacements, certificate, engine, landmarks, warping."""

@@ -1,8 +1,8 @@
-"""Displacement fields: map points, invert, compose, resample, and tell what they do to space.
+"""Displacement fields: mapping of points, inversion, resampling, folding.
 
 Frame: micrometres, ``x_um = x_px * mpp`` with pixel edges at the integers, the origin at the
-slide's top-left corner, x to the right, y down. A displacement leads from a point of the fixed
-slide (H&E) to its partner on the moving slide (HER2) as that slide is stored.
+slide's top-left corner, x to the right, y down. A displacement maps a point of the fixed slide
+(H&E) to the corresponding point on the moving slide (HER2) as that slide is stored.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Affine:
 
     @property
     def determinant(self) -> float:
-        """How much an area grows; negative where the map mirrors."""
+        """Ratio of areas; negative where the map mirrors."""
         return float(np.linalg.det(self.matrix))
 
     @property
     def scale(self) -> float:
-        """How much a length grows on average: the root of the determinant's magnitude."""
+        """Mean ratio of lengths: the root of the determinant's magnitude."""
         return math.sqrt(abs(self.determinant))
 
     @property
@@ -51,30 +51,29 @@ class Affine:
     def rotation_deg(self) -> float:
         """Angle from H&E to HER2, clockwise on the screen (y down), in (-180, 180].
 
-        For a map that mirrors: the angle that is left when HER2 is mirrored left-right first.
+        For a map that mirrors: the angle after HER2 is mirrored left-right.
         """
         first = self.matrix[:, 0].copy()
         second = self.matrix[:, 1].copy()
         if self.determinant < 0:
             first[0], second[0] = -first[0], -second[0]
-        # The rotation nearest to the matrix, not merely the turn of one axis.
+        # The rotation nearest to the matrix, not the angle of one axis.
         return math.degrees(math.atan2(first[1] - second[0], first[0] + second[1]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Displacement:
-    """Where each point of the H&E slide lies on the HER2 slide.
+    """The position on the HER2 slide of each point of the H&E slide.
 
-    Node (row i, column j) sits at ((j + 0.5) * mpp, (i + 0.5) * mpp) um on H&E, and
-    ``moving_um = fixed_um + d(fixed_um)``. Between nodes d is bilinear. Beyond the outermost
-    nodes it goes on as it does in the outermost cells, up to one node further, and from there on
-    with the slope of its affine part: so the half cell at the slide's edge is mapped as well as
-    the inside, and a mirrored or turned slide stays one.
+    Node (row i, column j) is at ((j + 0.5) * mpp, (i + 0.5) * mpp) um on H&E, and
+    ``moving_um = fixed_um + d(fixed_um)``. Between nodes d is bilinear. Beyond the outermost nodes
+    it is extrapolated from the outermost cells up to the distance of one node, and from there with
+    the slope of its affine part.
 
-    An empty displacement, of shape (0, 0, 2), says that there is no map.
+    An empty displacement, of shape (0, 0, 2), stands for no map.
 
     Raises:
-        RegistrationError: when shape, values or mpp cannot be.
+        RegistrationError: when shape, type, values or mpp are impossible.
     """
 
     vectors_um: npt.NDArray[np.float32]
@@ -97,8 +96,7 @@ class Displacement:
             raise RegistrationError(f"displacement: mpp {self.mpp}; it must be positive")
         if not np.isfinite(self.vectors_um).all():
             raise RegistrationError(
-                "displacement: holds values that are no numbers; fill them in, or register the "
-                "pair again"
+                "displacement: values that are no numbers; fill them in, or register the pair again"
             )
 
     @property
@@ -109,7 +107,7 @@ class Displacement:
     @functools.cached_property
     def affine(self) -> Affine:
         """The affine map nearest to it over the whole grid, by least squares."""
-        # A quarter of a million nodes say as much as all of a fine grid.
+        # A quarter of a million nodes are as good as all of a fine grid.
         height, width = self.vectors_um.shape[:2]
         step = math.ceil(math.sqrt(height * width / 250_000))
         mask = np.zeros((height, width), np.bool_)
@@ -118,7 +116,7 @@ class Displacement:
 
 
 def none() -> Displacement:
-    """Return the displacement that says there is no map."""
+    """Return the displacement that stands for no map."""
     return Displacement(np.zeros((0, 0, 2), np.float32), 1.0)
 
 
@@ -135,16 +133,16 @@ def of_registered(
     *,
     mirror: bool = False,
 ) -> Displacement:
-    """Return the map of a pair that comes registered: the same place of both slides.
+    """Return the map of a pair that comes registered: equal positions in um.
 
-    Where the two resolutions agree to the accuracy that scanners state them, pixel lies on pixel.
+    Where the resolutions are equal to the accuracy of scanners, equal positions in pixels.
 
     Args:
         he_size_px: (width, height) of the H&E slide.
         he_mpp: its um/px.
         her2_size_px: (width, height) of the HER2 slide.
         her2_mpp: its um/px.
-        mirror: HER2 is stored as the left-right mirror image of what lies on H&E.
+        mirror: HER2 is stored as the left-right mirror image.
     """
     width_um, height_um = (side * he_mpp for side in he_size_px)
     d = identity(width_um, height_um, max(width_um, height_um) / 16)
@@ -181,8 +179,8 @@ def fit_affine(d: Displacement, mask: npt.NDArray[np.bool_] | None = None) -> Af
     if not len(fixed):
         raise RegistrationError("displacement: no node in the mask; nothing to fit")
     centre, mean = fixed.mean(axis=0), vectors.mean(axis=0)
-    # Centred, and for the displacement instead of the map: along an axis with one node only, the
-    # least-norm solution is then a plain shift.
+    # Centred, and for the displacement instead of the map: the least-norm solution along an axis
+    # with one node is then a shift.
     slope, *_ = np.linalg.lstsq(fixed - centre, vectors - mean, rcond=None)
     matrix = np.eye(2) + slope.T
     return Affine(matrix, centre + mean - matrix @ centre)
@@ -241,11 +239,11 @@ def map_grid(
 def map_tile(
     d: Displacement, x_um: float, y_um: float, step_um: float, size: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
-    """Map the pixel centres of a square tile: what `map_grid` does, in a third of the time.
+    """Map the pixel centres of a square tile, as `map_grid` in a third of the time.
 
     Returns:
-        A point near the tile's partner, (2,) um on HER2; and from there (size, size, 2), whose
-        single precision is enough for what is as small as a tile.
+        A point near the tile on HER2, (2,) um; and offsets from there, (size, size, 2), for which
+        single precision is enough.
     """
     half = size * step_um / 2
     centre = np.array([x_um + half, y_um + half], np.float64)
@@ -273,12 +271,12 @@ def inverse_points(
     Args:
         d: the displacement.
         points_um: (N, 2) as (x, y), um on HER2.
-        tolerance_um: a point is found when the way forth again ends this close to where it began;
-            None: a thousandth of the distance of two nodes.
+        tolerance_um: largest distance of the result, mapped to HER2, from the point; None: a
+            thousandth of the distance of two nodes.
         iterations: steps after which a point counts as not found.
 
     Returns:
-        (N, 2), um on H&E; NaN for a point that has no partner to be found, as within a fold.
+        (N, 2), um on H&E; NaN for a point that is not found, as within a fold.
 
     Raises:
         RegistrationError: when there is no map, or its affine part cannot be inverted.
@@ -298,7 +296,7 @@ def inverse_points(
         open_ = np.flatnonzero(error > tolerance)
         if not len(open_):
             break
-        # Where Newton's step has been cut short often, the slope of the whole is the safer guide.
+        # Where Newton's step was damped often, the slope of the affine part is safer.
         local = damping[open_] > 1 / 64
         solved = np.where(local[:, None, None], _inverted(jacobian[open_], back), back[None, :, :])
         step = np.einsum("nij,nj->ni", solved, residual[open_]) * damping[open_, None]
@@ -317,14 +315,11 @@ def inverse_points(
 
 
 def mirrored(d: Displacement, width_um: float) -> Displacement:
-    """Lead to a moving slide that is the left-right mirror image of the one `d` leads to.
+    """Return the displacement to the left-right mirror image of the moving slide.
 
     Args:
-        d: a displacement that leads to the mirrored slide.
+        d: a displacement.
         width_um: width of the moving slide.
-
-    Returns:
-        The displacement that leads to the slide as it is stored. Twice mirrored is as before.
     """
     if d.empty:
         return d
@@ -353,8 +348,8 @@ def coarsen(
 
     Args:
         d: the displacement.
-        tolerance_um: how far a point may move at most.
-        node_count_max: no grid finer than this is returned, whatever is lost by it.
+        tolerance_um: largest change of a mapped point.
+        node_count_max: no finer grid is returned, whatever the change.
     """
     if d.empty:
         return d
@@ -384,7 +379,7 @@ def _loss_um(
     rows: npt.NDArray[np.int64],
     columns: npt.NDArray[np.int64],
 ) -> float:
-    """How far `coarse` leads beside `d` at most, at some of its nodes."""
+    """Return the largest distance between `coarse` and `d`, at some nodes of `d`."""
     loss = 0.0
     for start in range(0, len(rows), 1_000_000):
         i, j = rows[start : start + 1_000_000], columns[start : start + 1_000_000]
@@ -395,13 +390,13 @@ def _loss_um(
 
 
 def jacobian_determinant(d: Displacement) -> npt.NDArray[np.float64]:
-    """Return how much the map from H&E to HER2 grows an area, at each node: (H, W).
+    """Return the ratio of areas on HER2 and H&E at each node: (H, W).
 
-    Negative where space is turned over: in a fold, or everywhere where the map mirrors.
+    Negative in a fold, or everywhere where the map mirrors.
     """
     height, width = d.vectors_um.shape[:2]
     determinant = np.empty((height, width))
-    # In bands, because a fine grid has ten million nodes and more; with a row more on each side.
+    # In bands with a row more on each side, because a fine grid has more than ten million nodes.
     rows = max(1, 1_000_000 // max(width, 1))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
@@ -422,13 +417,13 @@ def folding_fraction(
     box_um: tuple[float, float, float, float] | None = None,
     mirrored: bool = False,
 ) -> float:
-    """Return the share of nodes at which the map folds.
+    """Return the fraction of nodes at which the map folds.
 
     Args:
         d: the displacement.
         mask: (H, W), the nodes that count; None for all.
-        box_um: (left, top, right, bottom) on H&E: only nodes inside count, with those next to it.
-        mirrored: the map is meant to mirror: a fold is where it does not.
+        box_um: (left, top, right, bottom) on H&E: only nodes inside and next to it count.
+        mirrored: the map is meant to mirror; a fold is where it does not.
 
     Returns:
         0 to 1; 0 where no node counts.
@@ -519,7 +514,7 @@ def _grid_shape(width_um: float, height_um: float, mpp: float) -> tuple[int, int
 
 
 def _node_range(low_um: float, high_um: float, mpp: float, count: int) -> tuple[int, int]:
-    """First and one past the last node that shape the map between two coordinates."""
+    """Return the first and one past the last node that define the map between two coordinates."""
     first = min(max(math.floor(low_um / mpp - 0.5), 0), count - 1)
     last = min(max(math.ceil(high_um / mpp - 0.5), 0), count - 1)
     return first, last + 1
@@ -528,7 +523,7 @@ def _node_range(low_um: float, high_um: float, mpp: float, count: int) -> tuple[
 def _inverted(
     matrices: npt.NDArray[np.float64], otherwise: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Invert (N, 2, 2) matrices; those that cannot be, give `otherwise`."""
+    """Invert (N, 2, 2) matrices; `otherwise` for singular ones."""
     a, b, c, e = (
         matrices[:, 0, 0],
         matrices[:, 0, 1],
@@ -550,9 +545,9 @@ def _cells(
     npt.NDArray[np.float64],
     npt.NDArray[np.float64],
 ]:
-    """Return, along one axis, the nodes on both sides, the share of the second, and what is over.
+    """Return, along one axis, the nodes on both sides, the weight of the second, and the excess.
 
-    The outermost cells go on for one node more; what lies further out is over, in nodes.
+    The outermost cells are extended by the distance of one node; the excess is what is beyond.
     """
     place: npt.NDArray[np.float64] = at_um.astype(np.float64) / mpp - 0.5
     inside = np.clip(place, -1.0, float(count)) if count > 1 else np.zeros_like(place)
@@ -568,9 +563,9 @@ def _interpolate_grid(
     less_um: npt.NDArray[np.float64],
     dtype: type[np.float32] | type[np.float64],
 ) -> npt.NDArray[Any]:
-    """Return d less a constant at every (x, y) of a grid, (rows, columns, 2): as `_interpolate`.
+    """Return d minus a constant at every (x, y) of a grid, (rows, columns, 2), as `_interpolate`.
 
-    Bilinear is linear along y, then along x, which spares most of the work.
+    Bilinear is linear along y, then along x, which saves most of the work.
     """
     height, width = d.vectors_um.shape[:2]
     j, j1, tx, over_x = _cells(x_um, d.mpp, width)
@@ -580,7 +575,7 @@ def _interpolate_grid(
     upper = part[i].astype(np.float64)
     upper += (part[i1] - upper) * ty[:, None, None]
     upper -= less_um
-    # One plane for each of dx and dy: their users want them apart.
+    # One plane for each of dx and dy, as the callers need them.
     along = np.ascontiguousarray(np.moveaxis(upper, -1, 0).astype(dtype))
     planes = np.take(along, j - low, axis=2)
     beside = np.take(along, j1 - low, axis=2)

@@ -58,19 +58,8 @@ def her2(tmp_path):
 
 
 def read(her2, field, x, y, **changes):
-    return read_displaced(
-        her2,
-        field,
-        x,
-        y,
-        **{
-            "grid_mpp": 0.5,
-            "size_px": 96,
-            "mpp": 0.5,
-            "pair": "p",
-            **changes,
-        },
-    )
+    arguments = {"grid_mpp": 0.5, "size_px": 96, "mpp": 0.5, "pair": "p"} | changes
+    return read_displaced(her2, field, x, y, **arguments)
 
 
 @pytest.mark.parametrize("mpp", [0.5, 0.4, 1.3])
@@ -133,6 +122,13 @@ def label_image(width, height, pixel_um):
     return pattern(x * pixel_um[0], y * pixel_um[1])
 
 
+def at_1_um(labels, back, x_px, y_px, size_px, lattice_px=16):
+    return warp_labels(
+        labels, back, x_px, y_px, size_px=size_px, pixel_um=(1.0, 1.0), label_um=(1.0, 1.0),
+        lattice_px=lattice_px,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("lattice", [1, 8])
 def test_each_pixel_gets_the_label_where_the_map_leads(lattice):
     """Seen at whole tiles and at one that reaches over both edges of the labels."""
@@ -141,15 +137,9 @@ def test_each_pixel_gets_the_label_where_the_map_leads(lattice):
     pixel_um = 0.61, 0.59
     for x_px, y_px in ((100, 60), (430, 300), (-40, -30)):
         tile = warp_labels(
-            labels,
-            turned,
-            x_px,
-            y_px,
-            size_px=96,
-            pixel_um=pixel_um,
-            label_um=label_um,
+            labels, turned, x_px, y_px, size_px=96, pixel_um=pixel_um, label_um=label_um,
             lattice_px=lattice,
-        )
+        )  # fmt: skip
         assert tile.shape == (96, 96)
         assert tile.dtype == np.uint16
         x, y = np.meshgrid(np.arange(96) + 0.5, np.arange(96) + 0.5)
@@ -159,24 +149,15 @@ def test_each_pixel_gets_the_label_where_the_map_leads(lattice):
         expected = pattern((column + 0.5) * label_um[0], (row + 0.5) * label_um[1])
         inside = (column >= 0) & (column < 400) & (row >= 0) & (row < 260)
         expected[~inside] = 0
-        share = 0.002 if lattice == 1 else 0.01
-        assert (tile != expected).mean() < share
+        bound = 0.002 if lattice == 1 else 0.01
+        assert (tile != expected).mean() < bound
         assert 0 < inside.mean() <= 1
         assert inside.all() == ((x_px, y_px) == (100, 60))
 
 
 def test_half_a_pixel_would_be_seen_in_labels():
     labels = label_image(300, 200, (1.0, 1.0))
-    tile = warp_labels(
-        labels,
-        lambda points: points,
-        40,
-        30,
-        size_px=64,
-        pixel_um=(1.0, 1.0),
-        label_um=(1.0, 1.0),
-        lattice_px=16,
-    )
+    tile = at_1_um(labels, lambda points: points, 40, 30, 64)
     np.testing.assert_array_equal(tile, labels[30:94, 40:104])
 
 
@@ -187,26 +168,13 @@ def test_a_place_without_partner_costs_only_itself():
         away = np.hypot(points[:, 0] - 51.0, points[:, 1] - 33.0) < 6
         return np.where(away[:, None], np.nan, points)
 
-    tile = warp_labels(
-        labels, back, 0, 0, size_px=96, pixel_um=(1.0, 1.0), label_um=(1.0, 1.0), lattice_px=16
-    )
+    tile = at_1_um(labels, back, 0, 0, 96)
     x, y = np.meshgrid(np.arange(96) + 0.5, np.arange(96) + 0.5)
     # Where the lattice happens to miss the hole, nothing is known of it: 16 px may hide one.
-    fine = warp_labels(
-        labels, back, 0, 0, size_px=96, pixel_um=(1.0, 1.0), label_um=(1.0, 1.0), lattice_px=4
-    )
+    fine = at_1_um(labels, back, 0, 0, 96, lattice_px=4)
     assert set(np.unique(tile)) <= {0, 7}
     np.testing.assert_array_equal(fine == 0, np.hypot(x - 51, y - 33) < 6)
-    nothing = warp_labels(
-        labels,
-        lambda points: np.full_like(points, np.nan),
-        0,
-        0,
-        size_px=32,
-        pixel_um=(1.0, 1.0),
-        label_um=(1.0, 1.0),
-        lattice_px=16,
-    )
+    nothing = at_1_um(labels, lambda points: np.full_like(points, np.nan), 0, 0, 32)
     assert not nothing.any()
 
 
