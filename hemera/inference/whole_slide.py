@@ -141,9 +141,7 @@ def predict_slide(
 ) -> Path:
     """Predict on an open slide with a loaded model; see `predict`."""
     grid = grid_of(slide, model, upsample=upsample)
-    name = slide.path.stem
-    if name.lower().endswith(".ome") and len(name) > len(".ome"):
-        name = name[: -len(".ome")]
+    name = re.sub(r"(?<=.)\.ome$", "", slide.path.stem, flags=re.IGNORECASE)
     with (
         new_folder(out / name) as folder,
         tempfile.TemporaryFile(dir=folder) as spool,
