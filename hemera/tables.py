@@ -208,7 +208,7 @@ MASK = pa.schema(
         pa.field("moderate_fraction", pa.float64(), False),
         pa.field("strong_fraction", pa.float64(), False),
         pa.field("excluded_fraction", pa.float64(), False),  # pen, folds, dust: called nothing
-        # With another engine, where two ran; the same in both rows.
+        # With the other engine with which it agrees least; null where one ran.
         pa.field("agreement_dice", pa.float64()),  # of the positive masks
         pa.field("agreement_sign", pa.float64()),  # share of matched cells; null: none matched
         pa.field("agreement_cells", pa.int64()),  # matched

@@ -182,40 +182,6 @@ def reasons(table: pa.Table) -> dict[str, str | None]:
     return dict(zip(table["tile"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("column", "below", "at", "above", "reason"),
-    [
-        ("tissue_fraction", 0.4999, 0.5, 0.5001, "low_tissue"),
-        ("her2_coverage_fraction", 0.9899, 0.99, 0.9901, "outside_her2"),
-        ("he_sharpness", 29.99, 30.0, 30.01, "blurred_he"),
-        ("her2_sharpness", 4.99, 5.0, 5.01, "blurred_her2"),
-        ("histogram_similarity", 0.1999, 0.2, 0.2001, "unlike_histograms"),
-    ],
-)
-def test_least_values(
-    tmp_path: Path, column: str, below: float, at: float, above: float, reason: str
-) -> None:
-    cohort = Cohort(tmp_path, {"p": {}})
-    values = (below, at, above, float("nan"))
-    cohort.write([tile("p", number, **{column: value}) for number, value in enumerate(values)])
-    table = cohort.run()
-    assert table["reason"].to_pylist() == [reason, None, None, reason]
-    assert table["accepted"].to_pylist() == [False, True, True, False]
-
-
-def test_folding_is_a_largest_value(tmp_path: Path) -> None:
-    cohort = Cohort(tmp_path, {"p": {}})
-    values = (0.0, 0.01, 0.0101, float("nan"))
-    cohort.write([tile("p", number, folding_fraction=v) for number, v in enumerate(values)])
-    assert cohort.run()["reason"].to_pylist() == [None, None, "folded", "folded"]
-    assert cohort.run(FilterOptions(folding_max=0.0))["reason"].to_pylist() == [
-        None,
-        "folded",
-        "folded",
-        "folded",
-    ]
-
-
 def test_where_the_registration_is_off_a_tile_is_refused(tmp_path: Path) -> None:
     """By its estimated error, and where shifted versions match better."""
     cohort = Cohort(tmp_path, {"p": {}})

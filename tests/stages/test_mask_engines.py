@@ -14,7 +14,7 @@ from hemera import masks, tables
 from hemera.__main__ import main
 from hemera.commands import doctor
 from hemera.config import FilterOptions, IndexOptions, MaskOptions, load
-from hemera.config.base import Options, flags, option
+from hemera.config.base import Count, Options, flags
 from hemera.dataset import shards
 from hemera.imaging import codecs
 from hemera.masks import label_format
@@ -29,7 +29,8 @@ class ToyOptions(Options):
 
     section: ClassVar[str] = "mask.engines.toy"
 
-    side_px: int = option(9, "side of its only cell, px", ge=1)
+    side_px: Count = 9
+    """Side of its only cell, px."""
 
 
 class Toy:
