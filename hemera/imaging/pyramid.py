@@ -44,7 +44,7 @@ def write_pyramid(
 ) -> None:
     """Write a pyramidal TIFF in one step: RGB as JPEG (4:4:4), one channel lossless.
 
-    Memory holds a row of tiles; the coarser levels wait on disk, beside `path`, until level 0 is
+    Only a row of tiles is in memory; the coarser levels are stored beside `path` until level 0 is
     complete.
 
     Args:

@@ -34,8 +34,8 @@ GEOMETRIES = ("geometry", "nucleusGeometry")
 """Members of a feature that are geometries; the second is QuPath's, for the nucleus of a cell."""
 
 _NOT_KEPT = ("bbox", "isEllipse")
-"""Members that do not hold on the other slide: QuPath draws an ellipse into the bounding box of
-its points."""
+"""Members that are not valid on the other slide: QuPath draws an ellipse into the
+bounding box of its points."""
 
 _PIECES = 8
 """An edge is divided into pieces of this fraction of the distance of two nodes of the map."""
