@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hemera.config import Config, MaskOptions, load_file
+from hemera.config import Config, MaskOptions, TrainSegmentationOptions, load_file
 from hemera.config.masks import engine_modules
 from hemera.errors import HemeraError
 
@@ -51,10 +51,7 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
         try:
             yield "ok", f"{package} {importlib.metadata.version(package)}"
         except importlib.metadata.PackageNotFoundError:
-            yield (
-                "missing",
-                f"{package}: not installed; run `make .venv` or install requirements.lock",
-            )
+            yield "missing", f"{package}: not installed; install requirements.lock"
     gpu = False
     try:
         import torch
@@ -65,37 +62,31 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
         if gpu:
             yield "ok", f"GPU {torch.cuda.get_device_name()}"
         else:
-            yield (
-                "absent",
-                "GPU: none that PyTorch can use; engines and training run on the processor",
-            )
+            yield "absent", "GPU: PyTorch finds none; engines and training run on the processor"
     free = shutil.disk_usage(".").free / 2**30
     yield "ok", f"{free:.0f} GiB free in this folder"
     yield from _mask_engines(config, gpu=gpu)
-    encoder = getattr(config.stages["train_segmentation"], "encoder_weights", None)
-    if encoder is None:
-        yield (
-            "absent",
-            (
-                "ImageNet weights of ResNet34: not given (train_segmentation.encoder_weights); "
-                "SegmentationNet begins untrained"
-            ),
-        )
-    else:
-        try:
-            from hemera.stages.train_segmentation import encoder_file
+    yield _encoder_weights(config)
 
-            path = encoder_file(encoder)
-        except (HemeraError, ImportError) as error:
-            yield "missing", str(error)
-            return
-        if path.is_file():
-            yield "ok", f"ImageNet weights {path}"
-        else:
-            yield (
-                "missing",
-                f"train_segmentation.encoder_weights: {path} does not exist; correct the path",
-            )
+
+def _encoder_weights(config: Config) -> tuple[str, str]:
+    """Return whether the initial weights of SegmentationNet's encoder are there."""
+    options = config.stages["train_segmentation"]
+    assert isinstance(options, TrainSegmentationOptions)
+    if options.encoder_weights is None:
+        return "absent", "train_segmentation.encoder_weights: none; the encoder starts untrained"
+    try:
+        from hemera.networks.storage import encoder_file
+
+        path = encoder_file(options.encoder_weights)
+    except (HemeraError, ImportError) as error:
+        return "missing", str(error)
+    if path.is_file():
+        return "ok", f"ImageNet weights {path}"
+    return (
+        "missing",
+        f"train_segmentation.encoder_weights: {path} does not exist; correct the path",
+    )
 
 
 def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:

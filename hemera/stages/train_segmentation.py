@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 from hemera.config import TrainSegmentationOptions
 from hemera.dataset.index import TileIndex, training_tiles
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.errors import TrainingError
 from hemera.evaluation import metrics
 from hemera.networks import losses, storage
 from hemera.networks.segmentation import SegmentationNet
@@ -38,9 +37,6 @@ from hemera.training.logging import TrainingLog, image_grid, sample_items
 from hemera.training.session import Compute, seed_per_rank, training_session
 
 log = logging.getLogger(__name__)
-
-IMAGENET = "resnet34-b627a593.pth"
-"""File name in torch's cache of torchvision's weights of ResNet34, IMAGENET1K_V1."""
 
 THRESHOLD = 0.5
 """Probability from which a pixel counts as positive in validation; never tuned."""
@@ -80,7 +76,7 @@ def run(
         net, model = _network(generator, generator_metadata, options, tiles.fingerprint)
         encoder_sha256 = "none"
         if options.encoder_weights is not None:
-            encoder_sha256 = load_encoder(net, encoder_file(options.encoder_weights))
+            encoder_sha256 = load_encoder(net, storage.encoder_file(options.encoder_weights))
         compute.prepare(net, compiled=options.compile)
         seed_per_rank(compute.ranks, options.seed)
         optimiser = torch.optim.AdamW(
@@ -197,25 +193,6 @@ def load_encoder(net: SegmentationNet, path: Path) -> str:
     weights = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
     storage.load_into(net.encoder, weights, str(path))
     return storage.file_digest(path)
-
-
-def encoder_file(named: str) -> Path:
-    """Return the file of ResNet34's weights; see the option encoder_weights.
-
-    Raises:
-        TrainingError: when torchvision's weights are not in torch's cache.
-    """
-    if named != "imagenet":
-        return Path(named)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET
-    if not path.is_file():
-        raise TrainingError(
-            f"train_segmentation.encoder_weights: imagenet, and {path} is missing; download it "
-            "once with `python -c 'from torchvision.models import resnet34 as r; "
-            'r(weights="IMAGENET1K_V1")\'`, name a file of these weights, or set null to start '
-            "untrained"
-        )
-    return path
 
 
 def train_step(

@@ -127,7 +127,7 @@ def test_imagenet_is_looked_for_where_torch_keeps_what_it_downloaded(
     *_, (mark, line) = doctor.facts(config)
     assert mark == "missing"
     assert "resnet34" in line and "download it once" in line
-    from hemera.stages.train_segmentation import IMAGENET
+    from hemera.networks.storage import IMAGENET
 
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / IMAGENET).write_bytes(b"x")

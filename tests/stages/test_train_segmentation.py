@@ -212,7 +212,7 @@ def test_encoder_weights_come_from_a_file_or_the_cache_of_torch(named, tmp_path,
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     if named == "imagenet":
         with pytest.raises(TrainingError, match=r"resnet34-b627a593.pth is missing; download it"):
-            train_segmentation.encoder_file("imagenet")
+            storage.encoder_file("imagenet")
     url = torchvision.models.ResNet34_Weights.IMAGENET1K_V1.url
     path = tmp_path / "hub" / "checkpoints" / url.rsplit("/")[-1]
     path.parent.mkdir(parents=True)
@@ -220,7 +220,7 @@ def test_encoder_weights_come_from_a_file_or_the_cache_of_torch(named, tmp_path,
     theirs = torchvision.models.resnet34(weights=None).state_dict()
     torch.save(theirs, path)
     net = SegmentationNet(None)
-    given = train_segmentation.encoder_file("imagenet" if named == "imagenet" else str(path))
+    given = storage.encoder_file("imagenet" if named == "imagenet" else str(path))
     assert train_segmentation.load_encoder(net, given) == storage.file_digest(path)
     own = net.encoder.state_dict()
     assert all(torch.equal(own[name], theirs[name]) for name in own)
