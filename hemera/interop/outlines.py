@@ -10,7 +10,7 @@ import numpy.typing as npt
 import shapely
 
 PIXELS_MAX = 100_000_000
-"""A larger mask is reduced before its outlines are traced, which takes 5 bytes per pixel."""
+"""A larger mask is reduced before its outlines are traced, which takes about 10 bytes per pixel."""
 
 
 def reduction(size_px: tuple[int, int]) -> int:
