@@ -40,6 +40,10 @@ class Criterion:
     direction: str = ">="
     """`>=` or `<=`: how an accepted tile compares with the bound. NaN and null meet no bound."""
 
+    def missed(self, values: npt.NDArray[np.float64], limit: float) -> Mask:
+        """Return which values of the column do not meet a bound."""
+        return ~_COMPARE[self.direction](values, limit)
+
 
 CRITERIA = (
     Criterion("registration_review", "its pair's registration is under review", "accept_review"),
@@ -80,14 +84,18 @@ for _criterion in CRITERIA:
     REASONS.setdefault(_criterion.reason, _criterion)
 
 MEASURES = {
-    "tissue_fraction": ("Tissue on H&E", "share of the tile"),
-    "her2_tissue_fraction": ("Tissue on HER2", "share of the tile"),
-    "her2_coverage_fraction": ("Covered by HER2", "share of the tile"),
+    "tissue_fraction": ("Tissue on H&E", "fraction of the tile"),
+    "her2_tissue_fraction": ("Tissue on HER2", "fraction of the tile"),
+    "her2_coverage_fraction": ("Covered by HER2", "fraction of the tile"),
     "he_sharpness": ("Sharpness of H&E", "variance of the Laplacian, at 0.5 µm/px"),
     "her2_sharpness": ("Sharpness of HER2", "variance of the Laplacian, at 0.5 µm/px"),
     "histogram_similarity": ("Histogram similarity", "correlation, −1 to 1"),
-    "folding_fraction": ("Folded by the displacement", "share of the tile"),
-    "registration_error_um": ("Estimated error of registration", "µm"),
+    "folding_fraction": ("Folded by the displacement", "fraction of the tile"),
+    "registration_error_um": ("Estimated registration error", "µm"),
+    "registration_margin": (
+        "Registration margin",
+        "correlation in place less the best shifted one",
+    ),
 }
 """Title and unit of the measures that a page shows as histograms."""
 
@@ -121,7 +129,7 @@ def _missed(
         values = _agreement(table, engines)
     else:
         values = _column(table, criterion.column)
-    missed = ~_COMPARE[criterion.direction](values, limit)
+    missed = criterion.missed(values, limit)
     if criterion.reason == "misregistered":
         # A registered pair has no certificate, and a pair that a person accepted was looked at. Of
         # the others, a place where nothing could be measured is not trusted.

@@ -145,6 +145,38 @@ def facts(row: Mapping[str, Any], cost: Mapping[str, float]) -> list[tuple[str, 
     return found
 
 
+def card(
+    row: Mapping[str, Any],
+    images: dict[str, RGB],
+    local: dict[str, Any] | None,
+    cost: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return what the page shows of a pair beside its pictures.
+
+    Args:
+        row: of `tables.CERTIFICATE`, with the `options` of register.
+        images: of `views`.
+        local: of `local_map`.
+        cost: as for `facts`.
+    """
+    signals, unmeasured = certificate(row, row["options"])
+    return {
+        "signals": signals,
+        "unmeasured": unmeasured,
+        "facts": facts(row, cost),
+        "size_px": images["he"].shape[1::-1] if "he" in images else None,
+        "local": local,
+    }
+
+
+def embed(card: dict[str, Any], images: dict[str, RGB], album: pictures.Album) -> bool:
+    """Add the pictures to a card; return False when the album has no room for them."""
+    if card["local"] is not None:
+        images = {**images, "ground": pictures.paled(images["he"])}
+    card["pictures"] = album.take_all(images, SIDE_PX, QUALITY)
+    return bool(card["pictures"]) or not images
+
+
 def in_pixels(row: Mapping[str, Any], he_mpp: float | None) -> dict[str, Any]:
     """Return a pair's row of `tables.LANDMARKS_COHORT` with errors in pixels of H&E added.
 

@@ -190,6 +190,19 @@ def map_flags(wildcards, input):
     ]
 
 
+def input_flags(wildcards, input):
+    """A flag for each named input that is not empty, with all its files."""
+    return [
+        word
+        for name, files in input.items()
+        if files
+        for word in (
+            f"--{name.replace('_', '-')}",
+            *([files] if isinstance(files, str) else map(str, files)),
+        )
+    ]
+
+
 def demo_folder(wildcards):
     """Where the demo cohort lies: the folder of its sheet."""
     return str(SHEET.path.parent)

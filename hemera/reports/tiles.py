@@ -1,0 +1,199 @@
+"""Galleries of tiles: pictures and measurements of accepted, rejected and disputed tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemera.dataset import statistics
+from hemera.dataset.criteria import CRITERIA, REASONS
+from hemera.dataset.statistics import Frame
+from hemera.imaging.quality import histogram_similarity
+from hemera.reports import charts, pictures
+from hemera.reports.data import Cohort, limit_words, reason_words, score_name, score_order
+from hemera.reports.html import fixed, number, percent
+
+GALLERY_BYTES = 8_000_000
+DISPUTED_BYTES = 1_500_000
+"""With the registrations and the tables, which have limits as well, a page is below 30 MB."""
+DISPUTED_TILES = 6
+SIDE_PX = 400
+SIMILARITY_TILES = 200
+
+Read = Callable[[Mapping[str, Any], str], npt.NDArray[np.uint8]]
+"""Returns an image of a tile (a row of the index): `he` or `her2`, or the mask of an engine."""
+
+
+def accepted(cohort: Cohort, read: Read, count: int, seed: int) -> dict[str, Any]:
+    """Return cards of accepted tiles, data sets and scores in turn, and a note on their number."""
+    tiles = cohort.accepted
+    groups = [f"{row.dataset}/{score_order(row.score)}" for row in tiles.itertuples()]
+    return _cards(cohort, tiles, groups, read, count, seed)
+
+
+def rejected(cohort: Cohort, read: Read, count: int, seed: int) -> dict[str, Any]:
+    """Return cards of rejected tiles by reason, reasons in turn, and a note on their number."""
+    tiles = cohort.tiles[~cohort.tiles["accepted"]]
+    found = _cards(cohort, tiles, tiles["reason"].tolist(), read, count, seed)
+    totals = tiles["reason"].value_counts()
+    order = [name for name in REASONS if name in totals]
+    return {
+        "note": found["note"],
+        "groups": [
+            {
+                "reason": reason,
+                "words": reason_words(reason),
+                "limit": limit_words(reason, cohort),
+                "tiles": int(totals[reason]),
+                "cards": [card for card in found["cards"] if card["reason"] == reason],
+            }
+            for reason in [*order, *sorted(set(totals.index) - set(order))]
+        ],
+    }
+
+
+def _cards(
+    cohort: Cohort, tiles: Frame, groups: Sequence[str], read: Read, count: int, seed: int
+) -> dict[str, Any]:
+    chosen = statistics.sample(groups, tiles["tile"].tolist(), count, seed)
+    album = pictures.Album(GALLERY_BYTES)
+    limits, target = cohort.options("filter"), cohort.metadata.get("mask_target", "")
+    cards: list[dict[str, Any]] = []
+    for row in tiles.iloc[chosen].to_dict("records"):
+        images = {name: read(row, name) for name in ("he", "her2")}
+        if isinstance(row.get(f"{target}_shard"), str):
+            images["mask"] = pictures.outlined(images["her2"], read(row, target))
+        uris = album.take_all(images, SIDE_PX)
+        if not uris:
+            break
+        cards.append(
+            {
+                **{name: row[name] for name in ("tile", "dataset", "split", "case", "reason")},
+                "score": score_name(row["score"]),
+                "images": uris,
+                "values": values(row, limits, target),
+            }
+        )
+    note = ""
+    if len(cards) < len(chosen):
+        note = f"{len(cards)} of {len(chosen)} drawn tiles are shown; the page is limited to 30 MB."
+    return {"cards": cards, "note": note}
+
+
+def values(row: Mapping[str, Any], limits: Mapping[str, Any], target: str) -> list[dict[str, Any]]:
+    """Return what was measured on a tile: name, value, whether the tile was rejected by it.
+
+    Args:
+        row: of the index.
+        limits: options of filter.
+        target: the mask engine whose cells are shown.
+    """
+    deciding = {
+        criterion.column
+        for criterion in CRITERIA
+        if criterion.reason == row["reason"]
+        and (value := row.get(criterion.column or "")) is not None
+        and (limit := limits.get(criterion.option)) is not None
+        and criterion.missed(np.array(value), limit)
+    }
+    shown = [
+        ("tissue_fraction", "tissue", percent(row["tissue_fraction"], 0)),
+        ("her2_coverage_fraction", "HER2 coverage", percent(row["her2_coverage_fraction"], 0)),
+        ("he_sharpness", "sharpness H&E", number(row["he_sharpness"])),
+        ("her2_sharpness", "sharpness HER2", number(row["her2_sharpness"])),
+        ("histogram_similarity", "similarity", fixed(row["histogram_similarity"], 2)),
+        (
+            "registration_error_um",
+            "registration error",
+            f"{number(row['registration_error_um'])} µm",
+        ),
+        ("registration_margin", "registration margin", fixed(row["registration_margin"], 3)),
+        ("folding_fraction", "folded", percent(row["folding_fraction"])),
+    ]
+    found = [
+        {"name": words, "value": value, "decides": name in deciding}
+        for name, words, value in shown
+        if name in deciding or row[name] > 0 or (row[name] <= 0 and name != "folding_fraction")
+    ]
+    if not np.isnan(row.get(f"{target}_cells", np.nan)):
+        cells = f"{row[f'{target}_positive_cells']:.0f} of {row[f'{target}_cells']:.0f}"
+        positive = percent(row[f"{target}_positive_fraction"])
+        found.append({"name": "positive", "value": positive, "decides": False})
+        found.append({"name": "positive cells", "value": cells, "decides": False})
+    return found
+
+
+def disputed(agreement: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
+    """Return the tiles with the least agreement of two engines, with the contours of both.
+
+    Args:
+        agreement: of `data.agreement`.
+        read: reads a tile.
+    """
+    album = pictures.Album(DISPUTED_BYTES)
+    cards: list[dict[str, Any]] = []
+    for row in agreement.get("worst", [])[:DISPUTED_TILES]:
+        her2 = read(row, "her2")
+        images = {"her2": her2}
+        for engine in agreement["engines"]:
+            images[engine] = pictures.outlined(her2, read(row, engine))
+        uris = album.take_all(images, SIDE_PX)
+        if not uris:
+            break
+        cards.append({**row, "images": uris})
+    return cards
+
+
+def similarity(cohort: Cohort, read: Read, seed: int) -> dict[str, Any] | None:
+    """Compare the histogram similarity of true pairs with that of mismatched ones.
+
+    The H&E tiles of a sample are compared with the HER2 tile of another case; None where no two
+    cases have a tile.
+    """
+    limits = cohort.options("filter")
+    # Tiles rejected for an earlier reason were not compared.
+    compared = cohort.tiles["accepted"] | (cohort.tiles["reason"] == "unlike_histograms")
+    tiles = cohort.tiles[compared & cohort.tiles["histogram_similarity"].notna()]
+    applied = tiles[tiles["dataset"].isin(limits.get("histogram_datasets", []))]
+    tiles = applied if len(applied) else tiles
+    names, cases = tiles["tile"].tolist(), tiles["case"].tolist()
+    rows = tiles.iloc[statistics.sample(cases, names, SIMILARITY_TILES, seed)].to_dict("records")
+    bins = cohort.options("tile").get("histogram_bins", 64)
+    found = [
+        (
+            rows[a]["histogram_similarity"],
+            histogram_similarity(read(rows[a], "he"), read(rows[b], "her2"), bins),
+        )
+        for a, b in statistics.mismatched([row["case"] for row in rows])
+    ]
+    pairs = np.array([pair for pair in found if pair[1] is not None], np.float64).reshape(-1, 2)
+    if not len(pairs):
+        return None
+    limit = limits.get("histogram_similarity_min")
+    lines = [] if limit is None else [(f"≥ {limit:g}", limit)]
+    low = min(pairs.min(), *(value for _, value in lines)) if lines else pairs.min()
+    return {
+        "pairs": len(pairs),
+        "datasets": sorted({row["dataset"] for row in rows}),
+        "applied": bool(len(applied)),
+        "medians": np.median(pairs, axis=0).tolist(),
+        "limit": limit,
+        "kept": None if limit is None else (pairs >= limit).mean(axis=0).tolist(),
+        "auc": statistics.separation(*pairs.T),
+        "charts": [
+            (
+                title,
+                charts.histogram(
+                    title, [(title, color, own)], limits=lines, unit="histogram similarity",
+                    span=(float(low), 1.0),
+                ),
+            )
+            for title, color, own in (
+                ("True pairs", charts.BLUE, pairs[:, 0]),
+                ("Mismatched pairs", charts.ORANGE, pairs[:, 1]),
+            )
+        ],
+    }  # fmt: skip

@@ -1,0 +1,127 @@
+"""Statistics of a dataset, from tables small enough to work out by hand."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hemera.dataset import statistics
+from hemera.dataset.statistics import Bias
+
+COLUMNS = ["dataset", "score", "reason", "tiles", "pairs"]
+
+
+def counts(*rows: tuple[str, str, str, int]) -> pd.DataFrame:
+    return pd.DataFrame([(*row, 1) for row in rows], columns=COLUMNS)
+
+
+def two_engines(**columns: list[Any]) -> pd.DataFrame:
+    return pd.DataFrame({"dataset": ["bci"] * len(columns["tile"]), **columns})
+
+
+def test_rejections_are_in_the_order_of_filters_and_scores() -> None:
+    table = statistics.rejections(
+        counts(
+            ("bci", "", "accepted", 1), ("bci", "3+", "blurred_he", 2), ("bci", "0", "accepted", 3),
+            ("bci", "0", "low_tissue", 4), ("bci", "0", "unheard_of", 5),
+        )
+    )  # fmt: skip
+    assert list(table.columns) == ["accepted", "low_tissue", "blurred_he", "unheard_of"]
+    assert list(table.index) == [("bci", "0"), ("bci", "3+"), ("bci", "")]
+    assert table.to_numpy().tolist() == [[3, 4, 0, 5], [0, 0, 2, 0], [1, 0, 0, 0]]
+    assert statistics.rejections(counts()).shape == (0, 1)
+
+
+def test_selection_bias_names_one_score_and_its_reason() -> None:
+    table = statistics.rejections(
+        counts(
+            ("bci", "0", "accepted", 90), ("bci", "0", "low_tissue", 10),
+            ("bci", "1+", "accepted", 88), ("bci", "1+", "low_tissue", 12),
+            ("bci", "3+", "accepted", 50), ("bci", "3+", "low_tissue", 10),
+            ("bci", "3+", "blurred_her2", 40),
+            ("acrobat", "3+", "accepted", 1), ("acrobat", "3+", "low_tissue", 5),
+        )
+    )  # fmt: skip
+    assert statistics.selection_bias(table) == [Bias("bci", "3+", 0.5, 0.89, "blurred_her2")]
+
+
+def test_agreement_is_a_mean_over_tiles_that_are_not_empty_to_both() -> None:
+    tiles = two_engines(
+        tile=["t1", "t2", "t3", "t4"],
+        score=["0", "3+", "3+", "3+"],
+        a_agreement_dice=[1.0, 0.9, 0.5, None],
+        a_agreement_sign=[None, 0.8, 0.3, None],
+        a_positive_fraction=[0.0, 0.4, 0.2, 0.3],
+        b_positive_fraction=[0.0, 0.5, 0.6, 0.3],
+    )
+    found = statistics.agreement(tiles, ["a", "b"])
+    assert found["tile"].tolist() == ["t3", "t2", "t1"], "least agreement first"
+    assert found["verdict"].tolist() == ["unsuitable", "suitable", "suitable"]
+    low, high = (statistics.agreement_summary(own) for _, own in statistics.groups(found))
+    assert (low["tiles"], low["empty"], low["dice"], low["verdict"]) == (1, 1, None, None)
+    assert (high["tiles"], high["empty"], high["verdict"]) == (2, 0, "doubtful")
+    assert (high["dice"], high["sign"]) == (pytest.approx(0.7), pytest.approx(0.55))
+    assert (high["suitable"], high["doubtful"], high["unsuitable"]) == (1, 0, 1)
+    assert not len(statistics.agreement(tiles, ["a"]))
+
+
+def test_the_cells_of_a_case_are_added_before_they_are_scored() -> None:
+    """By tile: 3+, 0, none; the first two are one case, whose 6 of 100 strong cells are a 0."""
+    tiles = two_engines(
+        tile=["t1", "t2", "t3", "t4"],
+        case=["c1", "c1", "c2", "c3"],
+        score=["3+", "3+", "1+", ""],
+        **{f"a_{name}": values for name, values in (
+            ("cells", [20, 80, 0, 9]), ("weak_cells", [0, 0, 0, 9]),
+            ("moderate_cells", [0, 0, 0, 0]), ("strong_cells", [6, 0, 0, 0]),
+        )},
+    )  # fmt: skip
+    by_case = statistics.score_confusion(tiles, "a", "case")
+    assert by_case.index.tolist() == ["1+", "3+"]
+    assert by_case.to_numpy().tolist() == [[0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
+    by_tile = statistics.score_confusion(tiles, "a", "tile")
+    assert by_tile.to_numpy().tolist() == [[0, 0, 0, 0, 1], [1, 0, 0, 1, 0]]
+    # 6 % strong cells are a 2+ by the guideline of 2018.
+    by_case = statistics.score_confusion(tiles, "a", "case", 0.01)
+    assert by_case.loc["3+"].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_mask_statistics_of_a_group() -> None:
+    tiles = two_engines(
+        tile=["t1", "t2", "t3"], score=["2+"] * 3, size_px=[100] * 3, mpp=[1.0, 2.0, 1.0],
+        a_positive_fraction=[0.1, 0.3, None], a_excluded_fraction=[0.0, 0.5, None],
+        a_cells=[10, 20, None], a_positive_cells=[3, 12, None],
+        a_weak_cells=[3, 3, None], a_moderate_cells=[0, 9, None], a_strong_cells=[0, 0, None],
+    )  # fmt: skip
+    (found,) = statistics.mask_statistics(tiles, "a")
+    assert found.positive_fractions.tolist() == [0.1, 0.3]
+    assert found.cells_per_mm2 == pytest.approx(30 / 0.05)
+    assert found.positive_cells == 0.5
+    assert found.intensities == (0.2, 0.3, 0.0)
+    assert found.excluded_fraction == 0.25
+
+
+def test_split_counts() -> None:
+    tiles = pd.DataFrame(
+        {"tile": list("xyz"), "split": ["train", "train", "test"], "case": list("aab")}
+    )
+    assert statistics.split_counts(tiles).to_numpy().tolist() == [[2, 1], [0, 0], [1, 1]]
+
+
+def test_mismatched_pairs_and_their_separation() -> None:
+    assert statistics.mismatched(["a", "a", "b", "b"]) == [(0, 2), (1, 3), (2, 0), (3, 1)]
+    assert statistics.mismatched(["a", "a", "a"]) == []
+    assert statistics.separation(np.array([1.0, 3.0]), np.array([1.0, 2.0])) == 0.625
+
+
+def test_samples_take_turns_and_depend_on_names_alone() -> None:
+    names = [f"t{k}" for k in range(100)]
+    groups = ["common"] * 95 + ["rare"] * 5
+    chosen = statistics.sample(groups, names, 6, seed=3)
+    assert [groups[place] for place in chosen] == ["common"] * 3 + ["rare"] * 3
+    backwards = statistics.sample(groups[::-1], names[::-1], 6, seed=3)
+    assert {names[::-1][place] for place in backwards} == {names[place] for place in chosen}
+    assert statistics.sample(groups, names, 6, seed=4) != chosen
+    assert statistics.sample(groups[:2], names[:2], 6, seed=3) in ([0, 1], [1, 0])
+    assert statistics.sample([], [], 6, seed=3) == []
