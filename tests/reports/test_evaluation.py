@@ -149,7 +149,7 @@ def test_all_generators_baselines_and_published_results_are_on_one_page(tmp_path
 def test_groups_are_listed_for_every_generator(tmp_path: Path) -> None:
     text = written(tmp_path / "evaluate.html")
     section = text[text.index('id="generation"') : text.index('id="segmentation"')]
-    for name in ("bci", "3+", "not known", "bci_0", "bci_1"):
+    for name in ("bci", "3+", "unknown", "bci_0", "bci_1"):
         rows = re.findall(rf'<td class="name">{re.escape(name)}</td><td>(\w+)</td>', section)
         assert rows == ["hemera", "pix2pix"]
 
