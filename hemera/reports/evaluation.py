@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from hemera.config import EvaluateOptions
 from hemera.evaluation import published
@@ -104,8 +103,8 @@ def evaluation_page(
     path: Path,
     *,
     preset: str,
-    metrics: pa.Table,
-    tiles: pa.Table,
+    metrics: Sequence[Mapping[str, Any]],
+    tiles: Sequence[Mapping[str, Any]],
     trained: Sequence[Trained],
     index_metadata: Mapping[str, str],
     examples: Sequence[Example],
@@ -117,8 +116,8 @@ def evaluation_page(
     Args:
         path: the page.
         preset: preset of the cohort; ``demo`` puts a banner on the page.
-        metrics: `tables.METRICS`; without rows of a network that has no test tile.
-        tiles: `tables.EVALUATION_TILES`.
+        metrics: rows of `tables.METRICS`; none of a network that has no test tile.
+        tiles: rows of `tables.EVALUATION_TILES`.
         trained: the networks: the configured generator, other generators, SegmentationNet.
         index_metadata: the key-value metadata of the index.
         examples: tiles shown, in this order.
@@ -127,11 +126,10 @@ def evaluation_page(
     """
     found = {
         (row["network"], row["method"], row["group"], row["metric"], row["aggregation"]): row
-        for row in metrics.to_pylist()
+        for row in metrics
     }
-    rows = tiles.to_pylist()
-    tested = {network: _tested(rows, network) for network in NETWORKS}
-    cards, note = _examples(examples, rows)
+    tested = {network: _tested(tiles, network) for network in NETWORKS}
+    cards, note = _examples(examples, tiles)
     content = {
         "title": "HEMERA: evaluation of the networks",
         "preset": preset,
@@ -143,7 +141,7 @@ def evaluation_page(
         "tested": tested,
         "headline": _headline(found, trained),
         "warnings": _warnings(found, tested, trained),
-        "networks": [_section(network, found, rows, trained) for network in NETWORKS],
+        "networks": [_section(network, found, tiles, trained) for network in NETWORKS],
         "examples": cards,
         "examples_note": note,
         "differences": training.differences(trained),

@@ -7,6 +7,7 @@ network without test tiles is no error: its rows are absent, and the page states
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ def run(
         ConfigError: another number of files than of generators.
         TrainingError: weights that do not fit; networks of another index than this one.
     """
+    opened = TileIndex(index)
     names = options.names(preset)
     files = generator_weights, generator_metadata, generator_histories
     if any(len(given) != len(names) for given in files):
@@ -78,17 +80,13 @@ def run(
             f"evaluate: {', '.join(str(len(given)) for given in files)} files of weights, metadata "
             f"and histories; give one of each for {', '.join(names)}"
         )
-    opened = TileIndex(index)
     nets: dict[str, nn.Module] = {}
     trained = []
     for name, weights, described, history in zip(names, *files, strict=True):
         nets[name], found = storage.load_generation(weights, described)
-        trained.append(Trained(name, "generation", found, tables.read(history, tables.HISTORY)))
+        trained.append(_trained(name, "generation", found, history, opened))
     net, found = storage.load_segmentation(segmenter, segmenter_metadata)
-    history = tables.read(segmentation_history, tables.HISTORY)
-    trained.append(Trained(SEGMENTER, "segmentation", found, history))
-    for each in trained:
-        storage.check_index(each.name, each.metadata, opened.fingerprint)
+    trained.append(_trained(SEGMENTER, "segmentation", found, segmentation_history, opened))
     with session.session(
         seed=options.seed, threads=options.torch_threads, device=options.device
     ) as device:
@@ -97,31 +95,35 @@ def run(
             module.to(device)
         rows, features = _measure(opened, nets, net, extractors, device, options)
         examples = list(_examples(opened, nets, net, rows, device, options))
-    tile_table = pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES)
-    metric_table = pa.Table.from_pylist(
-        image_quality.summarise(rows, features, options), schema=tables.METRICS
-    )
+    summaries = image_quality.summarise(rows, features, options)
     provenance = {
         **tables.provenance(options),
         "fingerprint": opened.fingerprint,
-        "networks": ", ".join(
-            f"{each.name}: epoch {each.metadata.get('epoch')}" for each in trained
-        ),
+        "epochs": json.dumps({each.name: each.metadata.get("epoch") for each in trained}),
         **extractors.provenance(),
     }
+    tile_table = pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES)
     tables.write(tiles, tile_table, tables.EVALUATION_TILES, provenance)
-    tables.write(metrics, metric_table, tables.METRICS, provenance)
+    tables.write(metrics, summaries, tables.METRICS, provenance)
     evaluation_page(
         page,
         preset=preset,
-        metrics=metric_table,
-        tiles=tile_table,
+        metrics=summaries,
+        tiles=rows,
         trained=trained,
         index_metadata=opened.metadata,
         examples=examples,
         options=options,
         report=Path(os.path.relpath(report, page.parent)).as_posix(),
     )
+
+
+def _trained(
+    name: str, network: str, metadata: Mapping[str, Any], history: Path, index: TileIndex
+) -> Trained:
+    """Return the description of a network that was trained on this index."""
+    storage.check_index(name, metadata, index.fingerprint)
+    return Trained(name, network, metadata, tables.read(history, tables.HISTORY))
 
 
 def _measure(

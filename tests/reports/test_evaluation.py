@@ -115,8 +115,6 @@ def written(path: Path, **changed: Any) -> str:
         "report": "../report/report.html",
         **changed,
     }
-    for name, schema in (("metrics", tables.METRICS), ("tiles", tables.EVALUATION_TILES)):
-        given[name] = pa.Table.from_pylist(given[name], schema=schema)
     evaluation_page(path, **given)
     check_page(path)
     return path.read_text()
