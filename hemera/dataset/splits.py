@@ -1,4 +1,4 @@
-"""Who stands in which split, and which tiles each network sees: drawn by hash, held to no leakage.
+"""Assign cases to splits and draw the tiles of each network, by hash; check for leakage.
 
 Drawing ranks names by a hash of seed and name, so that an added case or tile moves few others.
 """
@@ -107,7 +107,7 @@ def draw(
 def check_leakage(
     rows: Iterable[tuple[str, str, str, str]],
 ) -> None:
-    """Hold that no case and no source image stands in two splits.
+    """Check that no case and no source image stands in two splits.
 
     Args:
         rows: (case, H&E file, HER2 file, split) of every pair.

@@ -9,9 +9,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.config import IndexOptions
+from hemera.dataset.card import NETWORKS, dataset_card
 from hemera.dataset.splits import PARTS, check_leakage, draw, split_cases
 from hemera.errors import ConfigError, LeakageError, TableError
 from hemera.io.atomic import write_text
@@ -28,8 +28,6 @@ from hemera.masks.engine import module
 from hemera.sheet import read_sheet
 
 log = logging.getLogger(__name__)
-
-NETWORKS = ("generation", "segmentation")
 
 LICENCES = {
     "bci": "BCI: non-commercial use, cite its paper",
@@ -138,7 +136,7 @@ def run(
         "mixture": mixture or "",
     }
     tables.write(index, table, tables.index(engines), metadata)
-    write_text(card, _card(table, metadata, options))
+    write_text(card, dataset_card(table, metadata, options))
     log.info("fingerprint %s", mark)
 
 
@@ -216,7 +214,7 @@ def _subset(
 
 
 def _check_networks(table: pa.Table) -> None:
-    """Hold that no test source of SegmentationNet was seen by GenerationNet."""
+    """Check that no test source of SegmentationNet was seen by GenerationNet."""
     seen = table.filter(
         pc.is_in(table.column("generation_split"), value_set=pa.array(["train", "val"]))
     )
@@ -274,97 +272,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _card(table: pa.Table, metadata: Mapping[str, str], options: IndexOptions) -> str:
-    """Return the dataset card, Markdown."""
-    accepted = table.filter(table.column("accepted"))
-    lines = [
-        "# Dataset card",
-        "",
-        f"Fingerprint `{metadata['fingerprint']}`.",
-        "",
-        f"{accepted.num_rows} of {table.num_rows} tiles accepted, of "
-        f"{len(set(accepted.column('case').to_pylist()))} cases.",
-        f"Masks by {', '.join(json.loads(metadata['mask_engines']))}; trained on "
-        f"{metadata['mask_target']}.",
-    ]
-    if metadata["mixture"]:
-        lines += ["", f"**Attention: {metadata['mixture']}.**"]
-    lines += ["", "## Accepted tiles", ""]
-    lines += _markdown(
-        ("data set", "score", "split", "tiles", "cases"),
-        [
-            (dataset, score or "not known", split, tiles, cases)
-            for dataset, score, split, tiles, cases in _grouped(
-                accepted, ["dataset", "score", "split"]
-            )
-        ],
-    )
-    lines += ["", "## What the networks see", ""]
-    rows = []
-    for network in NETWORKS:
-        for part in PARTS:
-            own = accepted.filter(pc.equal(accepted.column(f"{network}_split"), part))
-            asked = getattr(options, f"{network}_{part}")
-            cases = len(set(own.column("case").to_pylist()))
-            rows.append((network, part, "all" if asked is None else asked, own.num_rows, cases))
-    lines += _markdown(("network", "part", "asked for", "tiles", "cases"), rows)
-    lines += ["", "## Why tiles were refused", ""]
-    refused = table.filter(pc.invert(table.column("accepted")))
-    lines += _markdown(
-        ("data set", "score", "reason", "tiles", "cases"),
-        [
-            (dataset, score or "not known", reason, tiles, cases)
-            for dataset, score, reason, tiles, cases in _grouped(
-                refused, ["dataset", "score", "reason"]
-            )
-        ],
-    )
-    lines += [
-        "",
-        "## Leakage",
-        "",
-        "No case and no source image stands in two splits, and no test case of SegmentationNet was "
-        "seen by GenerationNet: checked when this card was written. BCI names no patients; its "
-        "images of one slide can stand on both sides of its released split, which cannot be seen "
-        "from the release.",
-        "",
-        "## Terms",
-        "",
-        *(f"- {line}" for line in json.loads(metadata["licences"])),
-        "",
-        "## Made by",
-        "",
-        *(f"- {name} {version}" for name, version in json.loads(metadata["versions"]).items()),
-        "",
-        "## Options",
-        "",
-        *(
-            f"- {key.removeprefix('options_')}: `{value}`"
-            for key, value in metadata.items()
-            if key.startswith("options_")
-        ),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _grouped(table: pa.Table, keys: list[str]) -> list[tuple[Any, ...]]:
-    """Return rows (*keys, tiles, cases), sorted."""
-    grouped = table.group_by(keys).aggregate([("tile", "count"), ("case", "count_distinct")])
-    grouped = grouped.sort_by([(key, "ascending") for key in keys])
-    columns = [
-        grouped.column(name).to_pylist() for name in (*keys, "tile_count", "case_count_distinct")
-    ]
-    return list(zip(*columns, strict=True))
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    if not rows:
-        return ["None."]
-    return [
-        f"| {' | '.join(header)} |",
-        f"|{'---|' * len(header)}",
-        *(f"| {' | '.join(map(str, row))} |" for row in rows),
-    ]
