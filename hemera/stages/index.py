@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import importlib.metadata
 import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,13 @@ import pyarrow.compute as pc
 from hemera import tables
 from hemera.config import IndexOptions
 from hemera.dataset.card import NETWORKS, dataset_card
+from hemera.dataset.fingerprint import fingerprint
 from hemera.dataset.splits import PARTS, check_leakage, draw, split_cases
 from hemera.errors import ConfigError, LeakageError, TableError
 from hemera.io.atomic import write_text
 from hemera.masks import ENGINES
 from hemera.masks.engine import module
-from hemera.sheet import read_sheet
+from hemera.sheet import Pair, read_sheet
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,6 @@ VERSIONED = (
     "torch",
 )
 """Packages whose versions the index records: those that make pixels or decide about them."""
-
-FINGERPRINTED = (
-    "tile", "case", "dataset", "split", "score", "x_px", "y_px", "her2_x_px", "her2_y_px",
-    "size_px",
-    "mpp", "he_mpp", "her2_mpp", "registration_error_um", "her2_coverage_fraction", "accepted",
-    "reason", "generation_split", "segmentation_split", "he_sha256", "her2_sha256",
-)  # fmt: skip
-"""Identity, geometry, decision and the bytes of the members: no path, no version, no option."""
 
 
 def run(
@@ -90,22 +82,7 @@ def run(
         )
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
     table = tables.read(tiles, tables.filtered(engines))
-    scores: dict[str, set[str]] = collections.defaultdict(set)
-    for pair in pairs.values():
-        scores[pair.case].add(pair.score)
-    splits = split_cases(
-        {
-            pair.case: (pair.dataset, "/".join(sorted(scores[pair.case])), pair.split)
-            for pair in pairs.values()
-        },
-        seed=options.seed,
-        val_fraction=options.val_fraction,
-        test_fraction=options.test_fraction,
-    )
-    check_leakage(
-        (pair.case, os.path.normpath(pair.he), os.path.normpath(pair.her2), splits[pair.case])
-        for pair in pairs.values()
-    )
+    splits = _splits(pairs.values(), options)
     unknown = sorted(set(table.column("pair").unique().to_pylist()) - set(pairs))
     if unknown:
         raise TableError(
@@ -140,25 +117,25 @@ def run(
     log.info("fingerprint %s", mark)
 
 
-def fingerprint(table: pa.Table, engines: Sequence[str]) -> str:
-    """Return the SHA-256 over all tiles, sorted by id: what they are, not where they lie.
-
-    The digest is of UTF-8 text, one JSON array and a line feed per line, as `json.dumps` writes
-    them: first the names of the columns (FINGERPRINTED, then ``{engine}_sha256`` of each engine in
-    the order given), then each tile's values in these columns.
-
-    Args:
-        table: an index.
-        engines: mask engines whose members' digests count.
-    """
-    names = [*FINGERPRINTED, *(f"{engine}_sha256" for engine in engines)]
-    ordered = table.select(names).sort_by("tile")
-    line = json.JSONEncoder().encode
-    state = hashlib.sha256(f"{line(names)}\n".encode())
-    for batch in ordered.to_batches(max_chunksize=65536):
-        columns = [column.to_pylist() for column in batch.columns]
-        state.update("".join(f"{line(row)}\n" for row in zip(*columns, strict=True)).encode())
-    return state.hexdigest()
+def _splits(pairs: Collection[Pair], options: IndexOptions) -> dict[str, str]:
+    """Return the split of every case; raise LeakageError when one would be in two."""
+    scores: dict[str, set[str]] = collections.defaultdict(set)
+    for pair in pairs:
+        scores[pair.case].add(pair.score)
+    splits = split_cases(
+        {
+            pair.case: (pair.dataset, "/".join(sorted(scores[pair.case])), pair.split)
+            for pair in pairs
+        },
+        seed=options.seed,
+        val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+    )
+    check_leakage(
+        (pair.case, os.path.normpath(pair.he), os.path.normpath(pair.her2), splits[pair.case])
+        for pair in pairs
+    )
+    return splits
 
 
 def _subset(

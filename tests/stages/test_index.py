@@ -14,6 +14,7 @@ from hemera import tables
 from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
 from hemera.config.base import flags
+from hemera.dataset.fingerprint import FINGERPRINTED, fingerprint
 from hemera.errors import ConfigError, LeakageError, SheetError, TableError
 from hemera.sheet import write_rows
 from hemera.stages import index
@@ -311,7 +312,7 @@ def test_the_fingerprint_follows_its_rule(tmp_path: Path) -> None:
     assert made.fingerprint == written_by_hand(made)
     assert made.fingerprint in made.card.read_text()
     shuffled = made.table.take(list(reversed(range(made.table.num_rows))))
-    assert index.fingerprint(shuffled, ENGINES) == made.fingerprint
+    assert fingerprint(shuffled, ENGINES) == made.fingerprint
 
 
 def test_the_fingerprint_of_no_tiles(tmp_path: Path) -> None:
@@ -341,14 +342,14 @@ def altered(table: pa.Table, name: str) -> pa.Table:
 def test_the_fingerprint_changes_with_what_a_tile_is(tmp_path: Path) -> None:
     rows = pairs()
     made = Made(tmp_path, rows, plain(rows))
-    counted = {*index.FINGERPRINTED, "stain_sha256"}
+    counted = {*FINGERPRINTED, "stain_sha256"}
     for name in counted:
-        assert index.fingerprint(altered(made.table, name), ENGINES) != made.fingerprint, name
-    assert index.fingerprint(made.table.slice(1), ENGINES) != made.fingerprint
+        assert fingerprint(altered(made.table, name), ENGINES) != made.fingerprint, name
+    assert fingerprint(made.table.slice(1), ENGINES) != made.fingerprint
     for name in ("shard", "stain_shard", "pair", "registration", "he_sharpness", "stain_cells"):
         assert name not in counted
     for name in ("shard", "stain_shard", "he_sharpness", "tissue_fraction"):
-        assert index.fingerprint(altered(made.table, name), ENGINES) == made.fingerprint, name
+        assert fingerprint(altered(made.table, name), ENGINES) == made.fingerprint, name
 
 
 def test_the_fingerprint_knows_no_path_version_or_option(

@@ -1,0 +1,38 @@
+"""The fingerprint of a dataset: a digest of what its tiles are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+FINGERPRINTED = (
+    "tile", "case", "dataset", "split", "score", "x_px", "y_px", "her2_x_px", "her2_y_px",
+    "size_px",
+    "mpp", "he_mpp", "her2_mpp", "registration_error_um", "her2_coverage_fraction", "accepted",
+    "reason", "generation_split", "segmentation_split", "he_sha256", "her2_sha256",
+)  # fmt: skip
+"""Identity, geometry, decision and the bytes of the members: no path, no version, no option."""
+
+
+def fingerprint(table: pa.Table, engines: Sequence[str]) -> str:
+    """Return the SHA-256 over all tiles, sorted by id: what they are, not where they lie.
+
+    The digest is of UTF-8 text, one JSON array and a line feed per line, as `json.dumps` writes
+    them: first the names of the columns (FINGERPRINTED, then ``{engine}_sha256`` of each engine in
+    the order given), then each tile's values in these columns.
+
+    Args:
+        table: an index.
+        engines: mask engines whose members' digests count.
+    """
+    names = [*FINGERPRINTED, *(f"{engine}_sha256" for engine in engines)]
+    ordered = table.select(names).sort_by("tile")
+    line = json.JSONEncoder().encode
+    state = hashlib.sha256(f"{line(names)}\n".encode())
+    for batch in ordered.to_batches(max_chunksize=65536):
+        columns = [column.to_pylist() for column in batch.columns]
+        state.update("".join(f"{line(row)}\n" for row in zip(*columns, strict=True)).encode())
+    return state.hexdigest()
