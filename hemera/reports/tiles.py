@@ -13,7 +13,8 @@ from hemera.dataset.criteria import CRITERIA, REASONS
 from hemera.dataset.statistics import Frame
 from hemera.imaging.quality import histogram_similarity
 from hemera.reports import charts, pictures
-from hemera.reports.data import Cohort, limit_words, reason_words, score_name, score_order
+from hemera.reports.data import Cohort, score_name, score_order
+from hemera.reports.filters import limit_words, reason_words
 from hemera.reports.html import fixed, number, percent
 
 GALLERY_BYTES = 8_000_000

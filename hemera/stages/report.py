@@ -24,7 +24,7 @@ from hemera.imaging.codecs import decode, decode_mask
 from hemera.io import layout
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality
-from hemera.reports import data, pictures, registration
+from hemera.reports import data, filters, pictures, registration
 from hemera.reports import tiles as galleries
 from hemera.reports.html import write_page
 from hemera.sheet import read_sheet
@@ -109,9 +109,9 @@ def run(
         **_registrations(rows, registered, errors, cohort, logs, page, pairs, options.worst_pairs),
         "landmarks": [row for row in errors if row["aggregation"] == "pair" and row["points"]],
         "cohort_errors": [row for row in errors if row["aggregation"] != "pair"],
-        "filters": data.filters(cohort, rejections),
+        "filters": filters.filters(cohort, rejections),
         "biases": [data.bias_words(bias) for bias in biases],
-        "quality": data.quality(cohort),
+        "quality": filters.quality(cohort),
         "similarity": galleries.similarity(cohort, read, options.seed),
         "accepted": galleries.accepted(cohort, read, *drawn),
         "rejected": galleries.rejected(cohort, read, *drawn),
