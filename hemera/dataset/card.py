@@ -66,7 +66,13 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
             )
         ],
     )
-    lines += [
+    lines += _terms(metadata)
+    return "\n".join(lines)
+
+
+def _terms(metadata: Mapping[str, str]) -> list[str]:
+    """Return the sections on leakage, licences, versions and options."""
+    return [
         "",
         "## Leakage",
         "",
@@ -92,7 +98,6 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
         ),
         "",
     ]
-    return "\n".join(lines)
 
 
 def _grouped(table: pa.Table, keys: list[str]) -> list[tuple[Any, ...]]:

@@ -26,17 +26,7 @@ def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
     grid, tissue = (int(cohort.outcomes[f"tiles_{name}"].sum()) for name in ("grid", "tissue"))
     totals, written = table.sum(), int(table.to_numpy().sum())
     reasons = [name for name in table.columns[1:] if totals[name]]
-    palette = (
-        charts.ORANGE,
-        charts.VERMILLION,
-        charts.PURPLE,
-        charts.GREEN,
-        charts.SKY,
-        charts.BROWN,
-    )
-    colors = {
-        name: palette[k] if k < len(palette) else charts.GRAY for k, name in enumerate(reasons)
-    }
+    colors = _colors(reasons)
     steps = [("grid positions", grid, 0), ("above the tissue floor", tissue, grid - tissue)]
     steps.append(("written", written, max(0, tissue - written)))
     for name in reasons:
@@ -85,6 +75,19 @@ def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
         "rows": rows,
         "written": written,
     }
+
+
+def _colors(reasons: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each reason, gray when there are more reasons than colours."""
+    palette = (
+        charts.ORANGE,
+        charts.VERMILLION,
+        charts.PURPLE,
+        charts.GREEN,
+        charts.SKY,
+        charts.BROWN,
+    )
+    return {name: palette[k] if k < len(palette) else charts.GRAY for k, name in enumerate(reasons)}
 
 
 def _steps(steps: Sequence[tuple[str, int, int]]) -> Markup:
