@@ -1,6 +1,5 @@
 """Stage filter: every bound from both sides, every tile kept as a row, refusals counted by hand."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,51 +12,18 @@ from hemera import tables
 from hemera.__main__ import main
 from hemera.config import FilterOptions, MaskOptions, TileOptions
 from hemera.config.base import flags
-from hemera.errors import ConfigError, HemeraError, SheetError, TableError
-from hemera.sheet import Pair, Sheet, units, write_rows
+from hemera.errors import ConfigError, SheetError, TableError
+from hemera.sheet import read_sheet, units, write_rows
 from hemera.stages import filter
+from tests.small_tables import digest, tile_row
 
 GOLDEN = {2: "b165ef6197ffb8d3"}
 ENGINES = ("stain", "deepliif")
 BLOCKS = 2
 
-GOOD: dict[str, Any] = {
-    "her2_x_px": 1.25,
-    "her2_y_px": -3.5,
-    "size_px": 512,
-    "mpp": 0.46,
-    "he_mpp": 0.46,
-    "her2_mpp": 0.46,
-    "registration_error_um": 12.5,
-    "registration_ncc": 0.4,
-    "registration_margin": 0.2,
-    "tissue_fraction": 0.9,
-    "her2_tissue_fraction": 0.8,
-    "he_sharpness": 150.0,
-    "her2_sharpness": 40.0,
-    "histogram_similarity": 0.6,
-    "her2_coverage_fraction": 1.0,
-    "folding_fraction": 0.0,
-    "he_offset": 512,
-    "he_length": 1000,
-    "her2_offset": 2048,
-    "her2_length": 900,
-}
-
 
 def tile(pair: str, number: int, **values: Any) -> dict[str, Any]:
-    name = f"{pair}_{512 * number:06d}_001024"
-    return {
-        "tile": name,
-        "pair": pair,
-        "x_px": 512 * number,
-        "y_px": 1024,
-        "shard": f"tile/{pair}.tar",
-        "he_sha256": hashlib.sha256(f"he {name}".encode()).hexdigest(),
-        "her2_sha256": hashlib.sha256(f"her2 {name}".encode()).hexdigest(),
-        **GOOD,
-        **values,
-    }
+    return tile_row(pair, number, y_px=1024, **values)
 
 
 def mask(row: Mapping[str, Any], engine: str, number: int) -> dict[str, Any]:
@@ -73,7 +39,7 @@ def mask(row: Mapping[str, Any], engine: str, number: int) -> dict[str, Any]:
         "shard": f"mask/{row['pair']}.tar",
         "offset": 512 * (1 + number),
         "length": 77,
-        "sha256": hashlib.sha256(f"{engine} {row['tile']}".encode()).hexdigest(),
+        "sha256": digest(f"{engine} {row['tile']}"),
     }
 
 
@@ -86,33 +52,17 @@ class Cohort:
         self.sheet = folder / "pairs.tsv"
         rows = []
         for name, cells in pairs.items():
-            ending = "png" if cells.get("dataset", "bci") == "bci" else "tif"
-            rows.append(
-                {
-                    "pair": name,
-                    "case": name,
-                    "dataset": "bci",
-                    "he": f"HE/{name}.{ending}",
-                    "her2": f"IHC/{name}.{ending}",
-                    "registered": "true" if ending == "png" else "",
-                    **cells,
-                }
-            )
+            slide = cells.get("dataset", "bci") != "bci"
+            ending = "tif" if slide else "png"
+            rows.append({
+                "pair": name, "case": name, "dataset": "bci",
+                "he": f"HE/{name}.{ending}", "her2": f"IHC/{name}.{ending}",
+                "registered": "" if slide else "true", **cells,
+            })  # fmt: skip
         self.sheet.write_text(write_rows(rows))
-        plain = tuple(
-            Pair(
-                pair=row["pair"],
-                case=row["case"],
-                dataset=row["dataset"],
-                he=Path(row["he"]),
-                her2=Path(row["her2"]),
-                registered=row["registered"] == "true",
-            )
-            for row in rows
-        )
         self.units = {
             unit: [pair.pair for pair in members]
-            for unit, members in units(Sheet(self.sheet, plain), BLOCKS).items()
+            for unit, members in units(read_sheet(self.sheet), BLOCKS).items()
         }
 
     def write(
@@ -123,35 +73,22 @@ class Cohort:
             own = [row for row in rows if row["pair"] in members]
             pairs = [
                 {
-                    "pair": name,
+                    **dict.fromkeys(tables.PAIRS.names, 9), "pair": name, "reason": None,
                     "state": "tiled" if any(row["pair"] == name for row in own) else "no_tissue",
-                    "reason": None,
                     "registration": (registrations or {}).get(name, "registered"),
-                    "tiles_grid": 9,
-                    "tiles_tissue": 8,
-                    "tiles_unreadable": 0,
-                    "tiles_written": len(own),
                 }
                 for name in members
-            ]
+            ]  # fmt: skip
             masks = [
                 mask(row, engine, number)
                 for number, row in enumerate(own)
                 for engine in reversed(ENGINES)
             ]
-            tables.write(
-                self.folder / "tile" / f"{unit}.parquet",
-                own,
-                tables.TILE,
-                tables.provenance(TileOptions()),
-            )
-            tables.write(self.folder / "tile" / f"{unit}.pairs.parquet", pairs, tables.PAIRS)
-            tables.write(
-                self.folder / "mask" / f"{unit}.parquet",
-                masks,
-                tables.MASK,
-                tables.provenance(MaskOptions()),
-            )
+            provenance = [tables.provenance(options()) for options in (TileOptions, MaskOptions)]
+            tile, mask_table = (self.folder / kind / f"{unit}.parquet" for kind in ("tile", "mask"))
+            tables.write(tile, own, tables.TILE, provenance[0])
+            tables.write(tile.with_suffix(".pairs.parquet"), pairs, tables.PAIRS)
+            tables.write(mask_table, masks, tables.MASK, provenance[1])
 
     def run(
         self, options: FilterOptions | None = None, engines: tuple[str, ...] = ENGINES
@@ -180,31 +117,6 @@ class Cohort:
 
 def reasons(table: pa.Table) -> dict[str, str | None]:
     return dict(zip(table["tile"].to_pylist(), table["reason"].to_pylist(), strict=True))
-
-
-def test_where_the_registration_is_off_a_tile_is_refused(tmp_path: Path) -> None:
-    """By its estimated error, and where shifted versions match better."""
-    cohort = Cohort(tmp_path, {"p": {}})
-    bad = "misregistered"
-    values = ((0.0, 0.3), (100.0, 0.0), (100.1, 0.2), (5.0, -0.05), (5.0, -0.06), (None, None))
-    cohort.write(
-        [
-            tile("p", n, registration_error_um=error, registration_margin=margin)
-            for n, (error, margin) in enumerate(values)
-        ],
-        {"p": "pass"},
-    )
-
-    def found(**options: Any) -> list[str | None]:
-        reasons: list[str | None] = cohort.run(FilterOptions(**options))["reason"].to_pylist()
-        return reasons
-
-    # Where nothing could be measured, nothing is known to be right.
-    assert found() == [None, None, bad, None, bad, bad]
-    assert found(registration_error_max_um=20.0) == [None, bad, bad, None, bad, bad]
-    assert found(registration_error_max_um=None) == [None, None, None, None, bad, bad]
-    off = found(registration_error_max_um=None, registration_margin_min=None)
-    assert off == [None] * 6
 
 
 @pytest.mark.parametrize("registration", ["registered", "accepted"])
@@ -371,15 +283,6 @@ def test_zero_tiles_are_an_empty_table(tmp_path: Path, caplog: pytest.LogCapture
     assert "no tile is accepted" in caplog.text
 
 
-def test_zero_accepted_tiles_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cohort = Cohort(tmp_path, {"p": {}})
-    cohort.write([tile("p", 0), tile("p", 1)])
-    table = cohort.run(FilterOptions(he_sharpness_min=1e6))
-    assert table["accepted"].to_pylist() == [False, False]
-    assert "no tile is accepted" in caplog.text
-    assert "config.yaml" in caplog.text
-
-
 def test_masks_of_other_tiles(tmp_path: Path) -> None:
     cohort = Cohort(tmp_path, {"p": {}})
     rows = [tile("p", 0), tile("p", 1)]
@@ -436,7 +339,6 @@ def test_missing_and_broken_inputs(tmp_path: Path) -> None:
     cohort.sheet.unlink()
     with pytest.raises(SheetError, match="no such sheet"):
         cohort.run()
-    assert issubclass(SheetError, HemeraError)
 
 
 def test_the_options_of_three_stages_are_kept(tmp_path: Path) -> None:
@@ -473,8 +375,7 @@ def test_golden(tmp_path: Path) -> None:
             ["tile", "dataset", "score", "registration", "accepted", "reason"]
         )
         content = [added.to_pylist(), tables.read(cohort.funnel, tables.FUNNEL).to_pylist()]
-        text = json.dumps(content)
-        digests.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+        digests.append(digest(json.dumps(content))[:16])
         if name == "two":
             assert cohort.tiles.read_bytes() == (tmp_path / "one/filter/tiles.parquet").read_bytes()
     assert set(digests) == {GOLDEN[FilterOptions.version]}, digests

@@ -1,0 +1,26 @@
+"""Rows of the table of tiles, for the tests of the stages that read it."""
+
+import hashlib
+from typing import Any
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tile_row(pair: str, number: int, *, y_px: int = 512, mpp: float = 0.46, **values: Any) -> dict:
+    """Return a row of `tables.TILE` that no filter refuses, given the values that differ."""
+    x_px = 512 * number
+    name = f"{pair}_{x_px:06d}_{y_px:06d}"
+    return {
+        "tile": name, "pair": pair, "x_px": x_px, "y_px": y_px,
+        "her2_x_px": x_px + 0.1, "her2_y_px": 1 / 3, "size_px": 512,
+        "mpp": mpp, "he_mpp": mpp, "her2_mpp": mpp,
+        "registration_error_um": 1.5, "registration_ncc": 0.4, "registration_margin": 0.2,
+        "tissue_fraction": 0.75, "her2_tissue_fraction": 0.5,
+        "he_sharpness": 100.0, "her2_sharpness": 50.0, "histogram_similarity": 0.6,
+        "her2_coverage_fraction": 1.0, "folding_fraction": 0.0, "shard": f"tile/{pair}.tar",
+        "he_offset": 512, "he_length": 100, "he_sha256": digest(f"he {name}"),
+        "her2_offset": 1024, "her2_length": 200, "her2_sha256": digest(f"her2 {name}"),
+        **values,
+    }  # fmt: skip
