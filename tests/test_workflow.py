@@ -253,6 +253,29 @@ def test_a_wrong_configuration_is_one_line_at_parse_time(
     assert all(word in line for word in words)
 
 
+def test_missing_weights_stop_the_targets_that_need_them_before_the_first_job(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(bare / "empty"))
+    untrained = {**TINY["train_segmentation"], "base_width": 64, "encoder_weights": "imagenet"}
+    write_config(bare, {**TINY, "train_segmentation": untrained})
+    assert "mask" in planned(bare, "data")
+    text = snakemake(bare, "-n", "--cores", "1", check=False)
+    assert "train_segmentation.encoder_weights" in text and "Job stats" not in text
+    write_config(
+        bare, {**TINY, "mask": {"engines": {"deepliif": {}}}, "index": {"target": "deepliif"}}
+    )
+    text = snakemake(bare, "-n", "--cores", "1", "data", check=False)
+    assert "mask.engines.deepliif.model" in text and "stain" in text
+    assert "describe" in planned(bare, "results/describe/slide_1.parquet")
+
+
+def test_the_paper_sizes_never_run_on_the_demo_by_accident(bare: Path) -> None:
+    write_config(bare, {"preset": "hemera"})
+    text = snakemake(bare, "-n", "--cores", "1", check=False)
+    assert "sheet: not set" in text and "Job stats" not in text
+
+
 def test_a_missing_image_is_named(bare: Path) -> None:
     (bare / "img/2_he.png").unlink()
     text = snakemake(bare, "-n", "--cores", "1", check=False)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hemera.config import Config, MaskOptions, TrainSegmentationOptions, load_file
+from hemera.config import Config, MaskOptions, load_file
 from hemera.config.masks import engine_modules
 from hemera.errors import HemeraError
 
@@ -66,27 +66,9 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
     free = shutil.disk_usage(".").free / 2**30
     yield "ok", f"{free:.0f} GiB free in this folder"
     yield from _mask_engines(config, gpu=gpu)
-    yield _encoder_weights(config)
-
-
-def _encoder_weights(config: Config) -> tuple[str, str]:
-    """Return whether the initial weights of SegmentationNet's encoder are there."""
-    options = config.stages["train_segmentation"]
-    assert isinstance(options, TrainSegmentationOptions)
-    if options.encoder_weights is None:
-        return "absent", "train_segmentation.encoder_weights: none; the encoder starts untrained"
-    try:
-        from hemera.networks.storage import encoder_file
-
-        path = encoder_file(options.encoder_weights)
-    except (HemeraError, ImportError) as error:
-        return "missing", str(error)
-    if path.is_file():
-        return "ok", f"ImageNet weights {path}"
-    return (
-        "missing",
-        f"train_segmentation.encoder_weights: {path} does not exist; correct the path",
-    )
+    for name, options in config.stages.items():
+        if name != "mask":
+            yield from (("missing", line) for line in options.requirements())
 
 
 def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:

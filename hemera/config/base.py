@@ -90,6 +90,10 @@ class Options(BaseModel):
         """Return the classes of the items of fields that are mappings, by dotted name."""
         return {}
 
+    def requirements(self) -> list[str]:
+        """Return what is missing on this machine to run with these options, with remedies."""
+        return []
+
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy in which the given options have other values."""
         return type(self)(**{**dict(self), **changes})

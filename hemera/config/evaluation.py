@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -43,6 +44,14 @@ class EvaluateOptions(Options):
     """Tiles per forward pass."""
     gallery_tiles: Annotated[int, Field(ge=1, le=200)] = 12
     """Tiles in the gallery of the page."""
+
+    def requirements(self) -> list[str]:
+        """Return the files of weights that are named and missing."""
+        return [
+            f"evaluate.{name}: {path} does not exist; correct the path, or remove the option"
+            for name in ("fid_weights", "lpips_weights")
+            if (path := getattr(self, name)) is not None and not Path(path).is_file()
+        ]
 
     @model_validator(mode="after")
     def _generators_are_distinct_names(self) -> Self:

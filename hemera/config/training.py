@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -326,6 +328,26 @@ class TrainSegmentationOptions(TrainingOptions):
                 "generation_branch: skip16 or generation_skips: false"
             )
         return self
+
+    def requirements(self) -> list[str]:
+        """Return the initial weights of the encoder if they are missing."""
+        if self.encoder_weights is None or self.encoder_file.is_file():
+            return []
+        return [
+            f"train_segmentation.encoder_weights: {self.encoder_file} does not exist; download it "
+            'with `python -c "from torchvision.models import resnet34; '
+            "resnet34(weights='IMAGENET1K_V1')\"`, give a file of these weights, or set null for "
+            "random weights"
+        ]
+
+    @property
+    def encoder_file(self) -> Path:
+        """File of the encoder's weights; imagenet: that in the cache of torch.hub."""
+        if self.encoder_weights not in (None, "imagenet"):
+            return Path(str(self.encoder_weights))
+        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+        folder = Path(os.environ.get("TORCH_HOME", cache)).expanduser()
+        return folder / "hub" / "checkpoints" / "resnet34-b627a593.pth"
 
     @model_validator(mode="after")
     def _weights_fit_the_width(self) -> Self:

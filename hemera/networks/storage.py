@@ -23,9 +23,6 @@ from hemera.io.faults import translated
 from hemera.networks.generation import Generator, build_generator
 from hemera.networks.segmentation import SegmentationNet
 
-IMAGENET = "resnet34-b627a593.pth"
-"""File name in torch's cache of torchvision's weights of ResNet34, IMAGENET1K_V1."""
-
 UNBUILDABLE = (
     "{}: does not describe how its network is built ({{error}}); name the file that was written "
     "beside the weights, or train again"
@@ -183,22 +180,3 @@ def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, d
         net = SegmentationNet(None if branch is None else build_generator(**branch), **model)
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
-
-
-def encoder_file(named: str) -> Path:
-    """Return the file of ResNet34's weights; see the option encoder_weights.
-
-    Raises:
-        TrainingError: when torchvision's weights are not in torch's cache.
-    """
-    if named != "imagenet":
-        return Path(named)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET
-    if not path.is_file():
-        raise TrainingError(
-            f"train_segmentation.encoder_weights: imagenet, and {path} is missing; download it "
-            "once with `python -c 'from torchvision.models import resnet34 as r; "
-            'r(weights="IMAGENET1K_V1")\'`, name a file of these weights, or set null to start '
-            "untrained"
-        )
-    return path

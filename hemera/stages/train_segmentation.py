@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from hemera.config import TrainSegmentationOptions
 from hemera.dataset.index import TileIndex, training_tiles
 from hemera.dataset.torch_dataset import TileDataset
+from hemera.errors import TrainingError
 from hemera.evaluation import metrics
 from hemera.networks import losses, storage
 from hemera.networks.segmentation import SegmentationNet
@@ -76,7 +77,9 @@ def run(
         net, model = _network(generator, generator_metadata, options, tiles.fingerprint)
         encoder_sha256 = "none"
         if options.encoder_weights is not None:
-            encoder_sha256 = load_encoder(net, storage.encoder_file(options.encoder_weights))
+            if missing := options.requirements():
+                raise TrainingError("\n".join(missing))
+            encoder_sha256 = load_encoder(net, options.encoder_file)
         compute.prepare(net, compiled=options.compile)
         seed_per_rank(compute.ranks, options.seed)
         optimiser = torch.optim.AdamW(

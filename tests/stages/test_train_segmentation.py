@@ -209,18 +209,22 @@ def test_another_generator_is_another_run(given, tmp_path):
 @pytest.mark.parametrize("named", ["file", "imagenet"])
 def test_encoder_weights_come_from_a_file_or_the_cache_of_torch(named, tmp_path, monkeypatch):
     """Nothing is downloaded: where the weights are missing, the error says how to get them."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    if named == "imagenet":
-        with pytest.raises(TrainingError, match=r"resnet34-b627a593.pth is missing; download it"):
-            storage.encoder_file("imagenet")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert torch.hub.get_dir() == str(tmp_path / "hub")
     url = torchvision.models.ResNet34_Weights.IMAGENET1K_V1.url
     path = tmp_path / "hub" / "checkpoints" / url.rsplit("/")[-1]
+    missing = OPTIONS.replace(base_width=64, encoder_weights="imagenet").requirements()
+    assert str(path) in missing[0] and "download it" in missing[0] and "null" in missing[0]
     path.parent.mkdir(parents=True)
     torch.manual_seed(3)
     theirs = torchvision.models.resnet34(weights=None).state_dict()
     torch.save(theirs, path)
     net = SegmentationNet(None)
-    given = storage.encoder_file("imagenet" if named == "imagenet" else str(path))
+    options = OPTIONS.replace(
+        base_width=64, encoder_weights="imagenet" if named == "imagenet" else str(path)
+    )
+    given = options.encoder_file
+    assert given == path and not options.requirements()
     assert train_segmentation.load_encoder(net, given) == storage.file_digest(path)
     own = net.encoder.state_dict()
     assert all(torch.equal(own[name], theirs[name]) for name in own)

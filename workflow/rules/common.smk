@@ -3,15 +3,19 @@
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
-from snakemake.logging import logger
 
-from hemera import HemeraError
+from hemera.errors import ConfigError, HemeraError
 from hemera.config import DEMO_SHEET, DEMO_VERSION, load
 from hemera.io import layout
 from hemera.sheet import digest, read_sheet, units
 
 try:
     CONFIG = load(config)
+    if CONFIG.cohort.preset != "demo" and "sheet" not in config:
+        raise ConfigError(
+            f"sheet: not set, and preset is {CONFIG.cohort.preset}; set sheet: to your sheet of "
+            "pairs, or preset: demo for the demo cohort"
+        )
     SHEET = read_sheet(Path(CONFIG.cohort.sheet))
     UNITS = units(SHEET, CONFIG.cohort.block_count)
 except HemeraError as error:
@@ -19,34 +23,24 @@ except HemeraError as error:
 
 ENGINES = list(CONFIG.stages["mask"].engines)
 
-# Now, because the first mask is made after hours of registration and tiling.
-for missing in CONFIG.stages["mask"].requirements():
-    logger.warning(f"stage mask will fail: {missing}")
-IMAGENET = Path("~/.cache/torch/hub/checkpoints/resnet34-b627a593.pth")
-if CONFIG.stages["train_segmentation"].encoder_weights == "imagenet":
-    if not IMAGENET.expanduser().is_file():
-        logger.warning(
-            f"train_segmentation.encoder_weights: imagenet, and {IMAGENET} does not exist, so "
-            "stage train_segmentation will fail unless torch has another cache; download it with "
-            "torchvision, give a file of the weights, or set null for random weights"
-        )
-
-for stage, key in (
-    ("train_segmentation", "encoder_weights"),
-    ("evaluate", "fid_weights"),
-    ("evaluate", "lpips_weights"),
-):
-    named = getattr(CONFIG.stages[stage], key)
-    if named not in (None, "imagenet") and not Path(named).is_file():
-        logger.warning(
-            f"{stage}.{key}: {named} does not exist, so stage {stage} will fail after the stages "
-            "before it; correct the path"
-        )
-
 
 wildcard_constraints:
     # A dot is only before a block's number, so that no unit matches a second suffix.
     unit=r"[A-Za-z0-9_-]+(\.[0-9]+)?",
+
+
+def requirements(stage):
+    """A function for the inputs of a rule: it returns no file, and raises where the stage needs
+    weights that are missing. Inputs are evaluated before the first job, and only for the rules of
+    the requested targets."""
+
+    def check(wildcards):
+        missing = CONFIG.stages[stage].requirements()
+        if missing:
+            raise WorkflowError("\n".join(missing))
+        return []
+
+    return check
 
 
 def needs_registration(unit):

@@ -17,6 +17,7 @@ rule evaluate:
         segmenter="results/train_segmentation/segmenter.safetensors",
         segmenter_metadata="results/train_segmentation/metadata.json",
         segmentation_history="results/train_segmentation/history.parquet",
+        requirements=requirements("evaluate"),
     output:
         tiles="results/evaluate/tiles.parquet",
         metrics="results/evaluate/metrics.parquet",

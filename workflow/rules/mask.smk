@@ -16,6 +16,7 @@ rule mask:
     input:
         tiles=layout.TILES,
         tile_shard=layout.TILE_SHARD,
+        requirements=requirements("mask"),
     output:
         shard=layout.MASK_SHARD,
         masks=layout.MASKS,

@@ -11,6 +11,7 @@ rule train_segmentation:
         index=layout.INDEX,
         generator=layout.GENERATOR.format(generator=CONFIG.cohort.preset),
         generator_metadata=layout.GENERATOR_METADATA.format(generator=CONFIG.cohort.preset),
+        requirements=requirements("train_segmentation"),
     output:
         segmenter="results/train_segmentation/segmenter.safetensors",
         metadata="results/train_segmentation/metadata.json",
