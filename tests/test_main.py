@@ -71,7 +71,7 @@ def test_help_imports_no_stage() -> None:
     subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, command, "--help")
     assert f"Usage: hemera {command}" in text
@@ -148,6 +148,9 @@ def test_the_rule_calls_run_by_its_names(stage: str) -> None:
         name.replace("_", "-"): value for name, value in parameters.items() if name != "options"
     }
     always = re.findall(r"--([a-z0-9-]+)", shell_of(stage))
+    if "files=input_flags" in text:
+        inputs = re.findall(r"^    input:\n((?:        .*\n)+)", text, re.MULTILINE)[0]
+        always += [name.replace("_", "-") for name in re.findall(r"^ {8}(\w+)=", inputs, re.M)]
     assert len(set(always)) == len(always), "a flag stands twice"
     helpers = text[: text.index(f"rule {stage}:")]
     sometimes = re.findall(r"--([a-z0-9-]+)", helpers)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hemera import tables
-from hemera.config import STAGES, FilterOptions
+from hemera.config import FilterOptions
 from hemera.errors import TableError
 
 SCHEMAS = {
@@ -67,11 +67,6 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     back = tables.read(tmp_path / "t.parquet", schema)
     assert back.schema.equals(schema)
     assert back.to_pylist() == rows
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_no_rows_keep_the_schema(tmp_path: Path, name: str) -> None:
-    schema = SCHEMAS[name]
     tables.write(tmp_path / "t.parquet", [], schema)
     back = tables.read(tmp_path / "t.parquet", schema)
     assert back.num_rows == 0
@@ -90,12 +85,6 @@ def test_an_empty_value_stands_only_where_the_schema_allows(tmp_path: Path, name
             with pytest.raises(TableError) as error:
                 tables.write(tmp_path / "t.parquet", [row], schema)
             one_line(error, "t.parquet", field.name)
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_names_are_unique(name: str) -> None:
-    names = SCHEMAS[name].names
-    assert len(set(names)) == len(names)
 
 
 def test_columns_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -191,24 +180,6 @@ def test_foreign_files(tmp_path: Path) -> None:
         tables.read(tmp_path, tables.CELLS)
 
 
-def test_a_writer_that_dies_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "t.parquet"
-    tables.write(path, [CELL], tables.CELLS)
-    before = path.read_bytes()
-
-    def dies(table: pa.Table, where: Path, **_: object) -> None:
-        Path(where).write_bytes(before[:50])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pq, "write_table", dies)
-    with pytest.raises(OSError, match="No space"):
-        tables.write(path, [CELL, CELL], tables.CELLS)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["t.parquet"]
-
-
 def test_same_rows_same_bytes(tmp_path: Path) -> None:
     rows = [example(tables.TILE, number) for number in range(500)]
     whole = pa.Table.from_pylist(rows, schema=tables.TILE)
@@ -231,45 +202,3 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
     }
     tables.write(tmp_path / "t.parquet", [CELL], tables.CELLS)
     assert tables.read_metadata(tmp_path / "t.parquet") == {}
-
-
-def test_provenance_of_every_stage_is_json() -> None:
-    for cls in STAGES.values():
-        values = json.loads(tables.provenance(cls())["options"])
-        names = set(cls.model_fields)
-        assert set(values) == {"version", *(names)}
-
-
-def test_filtered_and_index_hold_what_training_reads() -> None:
-    filtered = tables.filtered(("stain", "deepliif"))
-    assert filtered.names[: len(tables.TILE.names)] == tables.TILE.names
-    assert filtered.names[-2:] == ["accepted", "reason"]
-    for engine in ("stain", "deepliif"):
-        for name in ("cells", "positive_fraction", "shard", "offset", "length", "sha256"):
-            field = filtered.field(f"{engine}_{name}")
-            assert field.type == tables.MASK.field(name).type
-            assert field.nullable
-        assert f"{engine}_note" not in filtered.names
-        assert f"{engine}_pair" not in filtered.names
-    assert not filtered.field("accepted").nullable
-    assert filtered.field("reason").nullable
-    index = tables.index(("stain",))
-    assert set(index.names) - set(tables.filtered(("stain",)).names) == {
-        "case",
-        "split",
-        "generation_split",
-        "segmentation_split",
-    }
-    assert tables.filtered(()).names == [
-        *tables.TILE.names,
-        "dataset",
-        "score",
-        "registration",
-        "accepted",
-        "reason",
-    ]
-
-
-def test_the_mask_statistics_are_the_columns_between_engine_and_note() -> None:
-    assert tables.MASK_STATISTICS[0] == "nucleus_fraction"
-    assert tables.MASK_STATISTICS[-1] == "strong_cells"

@@ -37,19 +37,6 @@ def test_the_taps_are_those_of_the_reference():
     assert float(coarser.sum()) == pytest.approx(float(expected.sum()), abs=1e-5)
 
 
-def test_the_border_is_reflected_without_repeating_it():
-    side, middle = 0.27407, 0.45186
-    row = np.array([10.0, 20, 40, 80])
-    image = torch.from_numpy(row).float().view(1, 1, 1, 4).expand(1, 1, 3, 4)
-    for _ in range(4):
-        # Left of the first pixel lies the second, right of the last one the last but one.
-        row = middle * row + side * np.array(
-            [2 * row[1], row[0] + row[2], row[1] + row[3], 2 * row[2]]
-        )
-    _, coarser = losses.pyramid(image, 2)
-    assert coarser[0, 0].tolist() == [pytest.approx([row[0], row[2]], abs=1e-3)] * 2
-
-
 SIZES = [(16, 24, 4), (17, 23, 4), (2, 3, 2), (3, 2, 2), (5, 4, 3), (64, 33, 5), (250, 131, 4)]
 
 

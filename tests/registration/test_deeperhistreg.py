@@ -193,11 +193,3 @@ class TestParameters:
         made = nonrigid(levels=10)
         assert made["iterations"] == [100] * 7 + [200] * 3
         assert len(made["learning_rates"]) == len(made["alphas"]) == 10
-
-    def test_nothing_is_written_by_the_engine(self, configs):
-        made = engine._parameters(configs, engine.Settings("default_initial_nonrigid"), "cpu")
-        assert not made["save_final_images"]
-        assert not made["save_final_displacement_field"]
-        assert made["logging_path"] is None
-        for stage in ("preprocessing", "initial_registration", "nonrigid_registration"):
-            assert not made[f"{stage}_params"]["save_results"]

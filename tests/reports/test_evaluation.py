@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from hemera import tables
 from hemera.config import EvaluateOptions, TrainGenerationOptions, TrainSegmentationOptions
@@ -181,25 +180,6 @@ def test_perceptual_metrics_are_columns_where_they_are_measured(tmp_path: Path) 
         "−0.0013 ± 0.0002 N 1\u202f234",
     ]
     assert cells(text, "pix2pix", "generation")[4:7] == ["–"] * 3
-
-
-@pytest.mark.parametrize(
-    ("options", "one_case", "expected"),
-    [
-        ({"bootstrap_samples": 0}, False, "No intervals: evaluate.bootstrap_samples is 0."),
-        ({}, True, "No intervals: they need two test cases"),
-        ({"confidence": 0.9}, False, "90 % confidence interval, from 1\u202f000 bootstrap samples"),
-        ({}, False, "evaluate.fid_weights is not set"),
-        ({"fid_weights": "a"}, False, "FID and KID from 2,048 features"),
-        ({"lpips_weights": "a"}, False, "LPIPS with AlexNet"),
-    ],
-)
-def test_the_page_states_how_metrics_were_computed(
-    tmp_path: Path, options: dict[str, Any], one_case: bool, expected: str
-) -> None:
-    rows = [row | {"case": "bci_0"} if one_case else row for row in tile_rows()]
-    text = written(tmp_path / "evaluate.html", options=EvaluateOptions(**options), tiles=rows)
-    assert expected in text
 
 
 def test_a_network_that_a_baseline_exceeds_is_a_warning(tmp_path: Path) -> None:

@@ -165,25 +165,6 @@ def test_mirrored_slides_that_the_sheet_does_not_know_are_named() -> None:
     assert registration.warnings([]) == []
 
 
-def test_facts_of_a_registration() -> None:
-    row = certificate_row(
-        engine="deeperhistreg", engine_version="1.0.1", preset="fast", size_px=768, map="rigid",
-        attempts=["fast at 768 px: review"], mirrored=True, mirrored_by="probe",
-    )  # fmt: skip
-    assert registration.facts(row, {"seconds": 84.35, "memory_mb": 1435.9}) == [
-        ("engine", "deeperhistreg 1.0.1"),
-        ("preset", "fast"),
-        ("canvas", "768 px, its shortest side"),
-        ("map kept", "rigid"),
-        ("mirrored", "yes, found against the sheet"),
-        ("job", "1 min 24 s, 1.44 GB of memory at most, as Snakemake measured it"),
-    ]
-    own = certificate_row(engine="own", map="own", attempts=[], mirrored=False)
-    assert registration.facts(own, {}) == [("engine", registration.OWN), ("mirrored", "no")]
-    lost = certificate_row(engine="deeperhistreg", map="none", attempts=["x"], match_count=3)
-    assert ("matches", "3") in registration.facts(lost, {})
-
-
 def test_landmark_errors_in_pixels() -> None:
     row = {"error_median_um": 3.0, "error_p90_um": 4.6, "points": 5}
     found = registration.in_pixels(row, 0.5)
