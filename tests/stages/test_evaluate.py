@@ -17,6 +17,7 @@ from hemera.evaluation.image_quality import SEGMENTER
 from hemera.masks import label_format
 from hemera.networks import storage
 from hemera.stages import evaluate
+from tests.command_line import words
 from tests.small_index import write_index
 from tests.small_networks import write_generator, write_networks
 from tests.small_weights import write_alexnet, write_inception
@@ -299,13 +300,8 @@ def test_wrong_inputs_are_errors_before_anything_is_measured(given, tmp_path):
 
 
 def test_command_and_library_write_the_same_bytes(given, done, tmp_path):
-    words = ["evaluate"]
-    for name, value in {**given, **outputs(tmp_path)}.items():
-        flag = "--" + name.replace("_", "-")
-        words += [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]
-    for name, value in (SETTINGS | {"generators": "pix2pix"}).items():
-        words += ["--" + name.replace("_", "-"), str(value)]
-    assert main(words) == 0
+    options = words(SETTINGS | {"generators": "pix2pix"})
+    assert main(["evaluate", *words(given | outputs(tmp_path)), *options]) == 0
     for path, expected in zip(outputs(tmp_path).values(), outputs(done).values(), strict=True):
         # The page links to the report, which is elsewhere relative to it.
         assert path.read_bytes() == expected.read_bytes() or path.suffix == ".html"

@@ -15,6 +15,7 @@ from hemera.config.base import flags
 from hemera.errors import ConfigError, SheetError, TableError
 from hemera.sheet import read_sheet, units, write_rows
 from hemera.stages import filter
+from tests.command_line import words
 from tests.small_tables import digest, tile_row
 
 GOLDEN = {2: "b165ef6197ffb8d3"}
@@ -90,20 +91,19 @@ class Cohort:
             tables.write(tile.with_suffix(".pairs.parquet"), pairs, tables.PAIRS)
             tables.write(mask_table, masks, tables.MASK, provenance[1])
 
+    def paths(self, engines: tuple[str, ...], out: Path) -> dict[str, Any]:
+        """Return the arguments of the stage but its options."""
+        folders = {f"{kind}_folder": self.folder / kind for kind in ("tile", "mask")}
+        outputs = {"tiles": out / "tiles.parquet", "funnel": out / "funnel.parquet"}
+        inputs = {"sheet": self.sheet, "block_count": BLOCKS, "engines": engines}
+        return inputs | folders | outputs
+
     def run(
         self, options: FilterOptions | None = None, engines: tuple[str, ...] = ENGINES
     ) -> pa.Table:
         """Run the stage and return the table of all tiles."""
-        filter.run(
-            sheet=self.sheet,
-            block_count=BLOCKS,
-            tile_folder=self.folder / "tile",
-            mask_folder=self.folder / "mask",
-            engines=engines,
-            tiles=self.tiles,
-            funnel=self.funnel,
-            options=options or FilterOptions(),
-        )
+        paths = self.paths(engines, self.folder / "filter")
+        filter.run(**paths, options=options or FilterOptions())
         return tables.read(self.tiles, tables.filtered(engines))
 
     @property
@@ -353,16 +353,7 @@ def test_the_options_of_three_stages_are_kept(tmp_path: Path) -> None:
 
 def test_agreement_of_a_single_engine_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^filter\.require_agreement: 0\.5 with only one engine"):
-        filter.run(
-            sheet=tmp_path / "pairs.tsv",
-            block_count=1,
-            tile_folder=tmp_path,
-            mask_folder=tmp_path,
-            engines=("stain",),
-            tiles=tmp_path / "tiles.parquet",
-            funnel=tmp_path / "funnel.parquet",
-            options=FilterOptions(require_agreement=0.5),
-        )
+        Cohort(tmp_path, {"p": {}}).run(FilterOptions(require_agreement=0.5), ("stain",))
 
 
 def test_golden(tmp_path: Path) -> None:
@@ -385,10 +376,7 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
     cohort = wide(tmp_path)
     options = FilterOptions(he_sharpness_min=12.0, accept_review=True, histogram_datasets=())
     cohort.run(options)
-    words = ["filter", "--sheet", str(cohort.sheet), "--block-count", str(BLOCKS)]
-    words += ["--tile-folder", str(tmp_path / "tile"), "--mask-folder", str(tmp_path / "mask")]
-    words += ["--engines", *ENGINES, "--tiles", str(tmp_path / "cli" / "tiles.parquet")]
-    words += ["--funnel", str(tmp_path / "cli" / "funnel.parquet"), *flags(options)]
-    assert main(words) == 0
+    given = words(cohort.paths(ENGINES, tmp_path / "cli"))
+    assert main(["filter", *given, *flags(options)]) == 0
     for path in (cohort.tiles, cohort.funnel):
         assert (tmp_path / "cli" / path.name).read_bytes() == path.read_bytes()

@@ -18,6 +18,7 @@ from hemera.dataset.splits import PARTS
 from hemera.errors import ConfigError, LeakageError, TableError
 from hemera.sheet import write_rows
 from hemera.stages import index
+from tests.command_line import words
 from tests.small_tables import digest, tile_row
 
 GOLDEN = {1: "2257625208f8db77"}
@@ -83,7 +84,11 @@ class Made:
     ) -> None:
         """Write sheet and table, run, read."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.index, self.card = folder / "index.parquet", folder / "card.md"
+        self.paths = {
+            "sheet": folder / "pairs.tsv", "tiles": folder / "tiles.parquet", "engines": ENGINES,
+            "index": folder / "index.parquet", "card": folder / "card.md",
+        }  # fmt: skip
+        self.index, self.card = self.paths["index"], self.paths["card"]
         (folder / "pairs.tsv").write_text(write_rows(rows))
         tables.write(
             folder / "tiles.parquet",
@@ -91,14 +96,7 @@ class Made:
             tables.filtered(ENGINES),
             {**tables.provenance(provenance or FilterOptions()), "options_tile": "{}"},
         )
-        index.run(
-            sheet=folder / "pairs.tsv",
-            tiles=folder / "tiles.parquet",
-            engines=ENGINES,
-            index=self.index,
-            card=self.card,
-            options=options,
-        )
+        index.run(**self.paths, options=options)
         self.table = tables.read(self.index, tables.index(ENGINES))
         self.metadata = tables.read_metadata(self.index)
         self.fingerprint = self.metadata["fingerprint"]
@@ -347,17 +345,7 @@ def test_bad_inputs(tmp_path: Path) -> None:
     made = Made(tmp_path / "b", rows, plain(rows))
 
     def again(**changes: Any) -> None:
-        index.run(
-            **{
-                "sheet": tmp_path / "b/pairs.tsv",
-                "tiles": tmp_path / "b/tiles.parquet",
-                "engines": ENGINES,
-                "index": made.index,
-                "card": made.card,
-                "options": ALL,
-                **changes,
-            }
-        )
+        index.run(**made.paths | {"options": ALL} | changes)
 
     before = made.index.read_bytes()
     with pytest.raises(ConfigError, match=r"index\.target: deepliif is not among"):
@@ -427,10 +415,7 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
         generation_test_datasets=(),
     )
     made = Made(tmp_path, rows, plain(rows), options)
-    words = ["index", "--sheet", str(tmp_path / "pairs.tsv"), "--engines", *ENGINES]
-    words += ["--tiles", str(tmp_path / "tiles.parquet")]
-    words += ["--index", str(tmp_path / "cli" / "index.parquet")]
-    words += ["--card", str(tmp_path / "cli" / "card.md"), *flags(options)]
-    assert main(words) == 0
+    others = {name: tmp_path / "cli" / made.paths[name].name for name in ("index", "card")}
+    assert main(["index", *words(made.paths | others), *flags(options)]) == 0
     for path in (made.index, made.card):
         assert (tmp_path / "cli" / path.name).read_bytes() == path.read_bytes()

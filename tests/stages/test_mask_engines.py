@@ -21,6 +21,7 @@ from hemera.masks import label_format
 from hemera.masks.engine import Resources
 from hemera.sheet import read_sheet, units, write_rows
 from hemera.stages import filter, index, mask
+from tests.command_line import words
 from tests.small_cells import RGB, draw
 
 
@@ -99,8 +100,7 @@ def test_three_engines_from_the_configuration_to_the_index(tmp_path: Path) -> No
     }
     mask.run(**paths, options=options)
     first = paths["masks"].read_bytes()
-    words = [word for k, v in paths.items() for word in (f"--{k.replace('_', '-')}", str(v))]
-    assert main(["mask", *words, *flags(options)]) == 0
+    assert main(["mask", *words(paths), *flags(options)]) == 0
     assert paths["masks"].read_bytes() == first, "command line and library"
 
     table = tables.read(paths["masks"], tables.MASK).to_pylist()

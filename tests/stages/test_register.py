@@ -15,6 +15,7 @@ from hemera.config import RegisterOptions
 from hemera.errors import ConfigError, RegistrationError, SheetError
 from hemera.registration import deeperhistreg as engine
 from hemera.stages import register
+from tests.command_line import words
 from tests.small_registration import (
     SMALL,
     describe_pair,
@@ -98,10 +99,7 @@ def test_quality_shows_where_the_map_is_off_and_by_how_much(folder, tmp_path, mo
 
 def test_the_same_bytes_by_command_and_library(folder, tmp_path, right):
     run(folder, tmp_path / "library")
-    words = ["register"]
-    for name, value in (paths(folder, tmp_path / "command", "plain") | SMALL).items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    assert main(words) == 0
+    assert main(["register", *words(paths(folder, tmp_path / "command", "plain") | SMALL)]) == 0
     for path in (tmp_path / "library").iterdir():
         assert path.read_bytes() == (tmp_path / "command" / path.name).read_bytes()
 
@@ -179,7 +177,7 @@ class TestBadInput:
             run(folder, tmp_path)
 
     @pytest.mark.parametrize(
-        ("values", "words"),
+        ("values", "error"),
         [
             ({"tile_ok_pass": 0.2}, "register.tile_ok_pass: 0.2 is below"),
             ({"folding_pass": 0.5}, "register.folding_pass: 0.5 is above"),
@@ -187,6 +185,6 @@ class TestBadInput:
             ({"size_px": 12}, "register.size_px"),
         ],
     )
-    def test_impossible_options_are_errors(self, values, words):
-        with pytest.raises(ConfigError, match=words):
+    def test_impossible_options_are_errors(self, values, error):
+        with pytest.raises(ConfigError, match=error):
             RegisterOptions(**values)

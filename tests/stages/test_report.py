@@ -15,6 +15,7 @@ from hemera.io import layout
 from hemera.reports import data, pictures, tiles
 from hemera.sheet import read_sheet, units
 from hemera.stages import report
+from tests.command_line import words
 from tests.reports.test_pages import Page, check_page
 from tests.small_results import BLOCK_COUNT, Made, make
 
@@ -137,7 +138,7 @@ EMPTY = Made("bci_a", state="unreadable", reason="bci_a_he.png: not an image", t
 
 
 @pytest.mark.parametrize(
-    ("pairs", "words"),
+    ("pairs", "expected"),
     [
         (image_pairs(2), ["All pairs were registered on input"]),
         ([slides()[0], slides()[2]], ["Split val is empty"]),
@@ -151,11 +152,13 @@ EMPTY = Made("bci_a", state="unreadable", reason="bci_a_he.png: not an image", t
     ],
     ids=["images", "slides", "one refused", "all empty", "none accepted", "unreadable"],
 )
-def test_cohorts_that_lack_something(tmp_path: Path, pairs: list[Made], words: list[str]) -> None:
+def test_cohorts_that_lack_something(
+    tmp_path: Path, pairs: list[Made], expected: list[str]
+) -> None:
     path = write(tmp_path, pairs)
     check_page(path)
     text = path.read_text()
-    assert all(word in text for word in words)
+    assert all(word in text for word in expected)
 
 
 def test_hostile_words_are_text(tmp_path: Path) -> None:
@@ -216,8 +219,8 @@ def test_pairs_beyond_the_worst_have_pages_of_their_own(tmp_path: Path) -> None:
         alone = check_page(own)
         assert links(alone) == ["../report.html#registration"]
         assert len(alone.images) == 8
-        words = own.read_text()
-        assert "Demo sizes." in words and f"Registration of {own.stem}" in words
+        text = own.read_text()
+        assert "Demo sizes." in text and f"Registration of {own.stem}" in text
         assert own.stat().st_size < 1_000_000
     # In the page, the same card as alone, but for its heading.
     card = (folder / "wsi_f.html").read_text()
@@ -349,11 +352,9 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
     sheet = make(tmp_path, image_pairs(1) + slides()[:2])
     page = page_of(tmp_path, sheet, worst_pairs=1)
     again = tmp_path / "again" / "report.html"
-    words = ["report", "--sheet", str(sheet), "--preset", "hemera", "--worst-pairs", "1"]
-    for name, value in files(sheet, tmp_path / "results").items():
-        paths = value if isinstance(value, tuple) else (value,)
-        words += [f"--{name.replace('_', '-')}", *map(str, paths)]
-    words += ["--page", str(again), "--pairs", str(again.parent / "pairs")]
-    assert main(words) == 0
+    given = {"sheet": sheet, "preset": "hemera", "worst_pairs": 1}
+    given |= files(sheet, tmp_path / "results")
+    given |= {"page": again, "pairs": again.parent / "pairs"}
+    assert main(["report", *words(given)]) == 0
     for path in page.parent.rglob("*.html"):
         assert (again.parent / path.relative_to(page.parent)).read_bytes() == path.read_bytes()

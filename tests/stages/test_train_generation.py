@@ -2,9 +2,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,9 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hemera import tables
 from hemera.config import TrainGenerationOptions
-from hemera.config.base import flags
 from hemera.errors import ConfigError, TrainingError
 from hemera.evaluation import metrics
 from hemera.networks import losses, storage
@@ -23,6 +18,7 @@ from hemera.stages.train_generation import THRESHOLD_MIN, fit_threshold, rate_fa
 from hemera.training.checkpoint import TrainingState
 from tests.small_index import write_index
 from tests.small_networks import cpu_compute
+from tests.small_training import history, interrupted, paths, run_command, same_bytes
 
 OPTIONS = TrainGenerationOptions(
     network="unet_32", base_width=4, discriminator_width=4, crop_px=64, epochs=2,
@@ -44,15 +40,6 @@ GOLDEN = {
 """Values of the second epoch, by version: processors differ in the last bits, not in these."""
 
 
-def paths(folder: Path) -> dict[str, Path]:
-    return {
-        "checkpoints": folder / "checkpoints",
-        "generator": folder / "generator.safetensors",
-        "metadata": folder / "metadata.json",
-        "history": folder / "history.parquet",
-    }
-
-
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     return write_index(tmp_path_factory.mktemp("results"))
@@ -63,16 +50,6 @@ def finished(index, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     run(index=index, options=OPTIONS, **paths(folder))
     return folder
-
-
-def history(folder):
-    rows = tables.read(folder / "history.parquet", tables.HISTORY).to_pylist()
-    return {(row["epoch"], row["part"], row["quantity"]): row["value"] for row in rows}
-
-
-def same_bytes(one: Path, other: Path) -> bool:
-    names = ("generator.safetensors", "metadata.json", "history.parquet")
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
 def test_golden(finished):
@@ -368,20 +345,12 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_resumes(
     assert same_bytes(tmp_path, finished)
 
 
-def test_dropout_resumes_to_the_same_bits(index, tmp_path, monkeypatch):
+def test_dropout_resumes_to_the_same_bits(index, tmp_path):
     """The random state is restored from the checkpoint."""
     options = OPTIONS.replace(network="resnet_6blocks", dropout=True, checkpoint_minutes=1e-9)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(index=index, options=options, **paths(whole))
-    save = TrainingState.save
-
-    def save_and_stop(state):
-        save(state)
-        if (state.progress.epoch, state.progress.step) == (2, 1):
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TrainingState, "save", save_and_stop)
+    with interrupted(2, 1):
         run(index=index, options=options, **paths(broken))
     run(index=index, options=options, **paths(broken))
     assert same_bytes(whole, broken)
@@ -400,10 +369,5 @@ def test_compiled_networks_learn_the_same(index, finished, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_gives_the_same_bytes(index, finished, tmp_path):
-    places = {"index": index} | paths(tmp_path)
-    words = [word for name, path in places.items() for word in (f"--{name}", str(path))]
-    code = "import sys; from hemera.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "train_generation", *words, *flags(OPTIONS)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_command("train_generation", {"index": index} | paths(tmp_path), OPTIONS)
     assert same_bytes(tmp_path, finished)

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -9,17 +7,16 @@ import pytest
 import torch
 import torchvision
 
-from hemera import tables
 from hemera.config import TrainSegmentationOptions
-from hemera.config.base import flags
 from hemera.errors import ConfigError, TrainingError
 from hemera.networks import storage
 from hemera.networks.segmentation import SegmentationNet
 from hemera.stages import train_segmentation
 from hemera.stages.train_segmentation import run
-from hemera.training.checkpoint import TrainingState
+from tests import small_training
 from tests.small_index import write_index
 from tests.small_networks import MODEL, cpu_compute, write_generator
+from tests.small_training import history, interrupted, run_command, same_bytes
 
 OPTIONS = TrainSegmentationOptions(
     base_width=8, crop_px=128, epochs=2, batch_size=2, learning_rate=2e-3, device="cpu",
@@ -38,12 +35,7 @@ GOLDEN = {
 
 
 def paths(folder: Path) -> dict[str, Path]:
-    return {
-        "checkpoints": folder / "checkpoints",
-        "segmenter": folder / "segmenter.safetensors",
-        "metadata": folder / "metadata.json",
-        "history": folder / "history.parquet",
-    }
+    return small_training.paths(folder, "segmenter")
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +49,6 @@ def finished(given, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     run(**given, options=OPTIONS, **paths(folder))
     return folder
-
-
-def history(folder):
-    rows = tables.read(folder / "history.parquet", tables.HISTORY).to_pylist()
-    return {(row["epoch"], row["part"], row["quantity"]): row["value"] for row in rows}
 
 
 def test_golden(finished):
@@ -178,21 +165,12 @@ def test_every_switch_trains_and_loads_alone(given, switches, tmp_path):
     assert net(torch.rand(1, 3, 128, 256)).shape == (1, 1, 128, 256)
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path, monkeypatch):
-    save = TrainingState.save
-
-    def save_and_stop(state):
-        save(state)
-        if (state.progress.epoch, state.progress.step) == (2, 1):
-            raise KeyboardInterrupt
-
+def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path):
     often = OPTIONS.replace(checkpoint_minutes=1e-9)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TrainingState, "save", save_and_stop)
+    with interrupted(2, 1):
         run(**given, options=often, **paths(tmp_path))
     run(**given, options=OPTIONS, **paths(tmp_path))
-    for name in ("segmenter.safetensors", "metadata.json", "history.parquet"):
-        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    assert same_bytes(tmp_path, finished)
 
 
 def test_another_generator_is_another_run(given, tmp_path):
@@ -311,9 +289,4 @@ def test_narrow_networks_train_on_two_threads(tmp_path):
         batch_size=16, crop_px=64, torch_threads=2, epochs=1, sample_tiles=0,
         generation_branch="virtual_rgb_encoder",
     )  # fmt: skip
-    places = given | paths(tmp_path / "run")
-    words = [w for k, path in places.items() for w in (f"--{k.replace('_', '-')}", str(path))]
-    code = "import sys; from hemera.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "train_segmentation", *words, *flags(options)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_command("train_segmentation", given | paths(tmp_path / "run"), options)

@@ -20,6 +20,7 @@ from hemera.stages import train_generation
 from hemera.training.checkpoint import Progress, TrainingState, run_digest
 from tests.small_index import write_index
 from tests.small_networks import cpu_compute
+from tests.small_training import paths
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,15 +30,6 @@ OPTIONS = TrainGenerationOptions(
 )  # fmt: skip
 
 TILES = TrainingTiles("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
-
-
-def paths(folder: Path) -> dict[str, Path]:
-    return {
-        "checkpoints": folder / "checkpoints",
-        "generator": folder / "generator.safetensors",
-        "metadata": folder / "metadata.json",
-        "history": folder / "history.parquet",
-    }
 
 
 def make_state(folder: Path, width: int = 3) -> TrainingState:
@@ -139,7 +131,8 @@ import os, signal, sys
 from pathlib import Path
 from hemera.stages import train_generation
 from hemera.training.checkpoint import TrainingState
-from tests.training.test_checkpoint import OPTIONS, paths
+from tests.small_training import paths
+from tests.training.test_checkpoint import OPTIONS
 
 save = TrainingState.save
 
@@ -184,7 +177,8 @@ TERMINATED = """
 import sys, time
 from pathlib import Path
 from hemera.stages import train_generation
-from tests.training.test_checkpoint import OPTIONS, paths
+from tests.small_training import paths
+from tests.training.test_checkpoint import OPTIONS
 
 step = train_generation.train_step
 

@@ -11,8 +11,9 @@ from hemera.config import TrainGenerationOptions
 from hemera.errors import TrainingError
 from hemera.stages import train_generation
 from hemera.training.distributed import Ranks, process_group
+from tests.command_line import words
 from tests.small_index import write_index
-from tests.training.test_checkpoint import paths
+from tests.small_training import paths
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,24 +98,13 @@ def options_of(**changes):
     ) | changes  # fmt: skip
 
 
-def words(options: dict[str, object]) -> list[str]:
-    return [
-        word
-        for name, value in options.items()
-        for word in (f"--{name.replace('_', '-')}", str(value))
-    ]
-
-
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path):
     index = write_index(tmp_path / "results", train=4, val=3)
     one, two = tmp_path / "one", tmp_path / "two"
     train_generation.run(index=index, options=TrainGenerationOptions(**options_of()), **paths(one))
     two.mkdir()
-    places = [
-        word for name, path in ({"index": index} | paths(two)).items()
-        for word in (f"--{name}", str(path))
-    ]  # fmt: skip
+    places = words({"index": index} | paths(two))
     hemera = str(Path(sys.executable).with_name("hemera"))
     done = torchrun("--no-python", hemera, "train_generation", *places, *words(options_of(gpus=2)))
     assert done.returncode == 0, done.stderr
@@ -158,10 +148,7 @@ def test_two_processes_resume_to_the_same_bits(tmp_path):
 
     def start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         folder.mkdir(exist_ok=True)
-        places = [
-            word for name, path in ({"index": index} | paths(folder)).items()
-            for word in (f"--{name}", str(path))
-        ]  # fmt: skip
+        places = words({"index": index} | paths(folder))
         return torchrun(*command, "train_generation", *places, *words(options))
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
