@@ -1,22 +1,19 @@
 """The command line: ``hemera COMMAND`` for users, ``hemera STAGE`` for the workflow.
 
 A stage's flags are the parameters of its `run` and the options of its section. Only the requested
-command or stage is imported, and a stage only when it runs.
+command or stage is imported.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import errno
 import importlib
-import importlib.util
 import inspect
 import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -140,50 +137,26 @@ def _app(wanted: str) -> App:
 
 
 def _stage(name: str) -> Callable[..., None]:
-    """Return a function with the flags of a stage that imports and runs it.
-
-    The signature is read from the source: importing a stage may take seconds, and neither help nor
-    a wrong flag should.
-    """
-    spec = importlib.util.find_spec(f"hemera.stages.{name}")
-    assert spec is not None and spec.origin is not None
-    body = ast.parse(Path(spec.origin).read_text()).body
-    (run,) = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == "run")
-    cls = STAGES[name]
+    """Return a function with the flags of a stage that runs it."""
+    run, cls = importlib.import_module(f"hemera.stages.{name}").run, STAGES[name]
+    kind = Parameter(group=_FILES, consume_multiple=True, negative=(), show_default=False)
     files = [
-        _parameter(argument, default)
-        for argument, default in zip(run.args.kwonlyargs, run.args.kw_defaults, strict=True)
-        if argument.arg != "options"
+        parameter.replace(annotation=Annotated[parameter.annotation, kind])
+        for parameter in inspect.signature(run, eval_str=True).parameters.values()
+        if parameter.name != "options"
     ]
-    options = {f"option_{key.replace('.', '_')}": key for key in _flags(cls)}
     declared = _flags(cls)
+    options = {f"option_{key.replace('.', '_')}": key for key in declared}
 
     def stage(**values: Any) -> None:
         words = {options[name]: values.pop(name) for name in set(values) & set(options)}
-        chosen = _options(cls, {key: words[key] for key in declared if key in words})
-        importlib.import_module(f"hemera.stages.{name}").run(**values, options=chosen)
+        run(**values, options=_options(cls, {key: words[key] for key in declared if key in words}))
 
-    stage.__doc__ = ast.get_docstring(run)
+    stage.__doc__ = run.__doc__
     stage.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         files + [_option(ident, key, declared[key]) for ident, key in options.items()]
     )
     return stage
-
-
-def _parameter(argument: ast.arg, default: ast.expr | None) -> inspect.Parameter:
-    """Return a file or another parameter of a stage's `run`."""
-    annotation = (
-        eval(ast.unparse(argument.annotation), {"Path": Path}) if argument.annotation else str
-    )
-    return inspect.Parameter(
-        argument.arg,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if default is None else ast.literal_eval(default),
-        annotation=Annotated[
-            annotation,
-            Parameter(group=_FILES, consume_multiple=True, negative=(), show_default=False),
-        ],
-    )
 
 
 def _option(ident: str, name: str, key: Key) -> inspect.Parameter:
@@ -220,10 +193,7 @@ def _flags(cls: type[Options], prefix: str = "") -> dict[str, Key]:
         if not issubclass(key.type, Options):
             found[prefix + key.name] = key
             continue
-        members = {
-            name: member for name, member in cls.nested().items() if name.startswith(f"{key.name}.")
-        }
-        for name, member in (members or {key.name: key.type}).items():
+        for name, member in cls.nested().items():
             help = f"{{}}: {(member.__doc__ or '').strip()} With the defaults of all its options"
             found[prefix + name] = dataclasses.replace(key, help=help, default="none", type=dict)
             found |= _flags(member, f"{prefix}{name}.")

@@ -65,8 +65,9 @@ def test_help_of_a_stage_is_derived(
     assert set(re.findall(r" --([a-z0-9.-]+)", text)) == {name.replace("_", "-") for name in names}
 
 
-def test_help_imports_no_stage() -> None:
-    words = "from hemera.__main__ import main; import sys; main(['train_generation', '--help']);"
+@pytest.mark.parametrize("words", ["--help", "predict --help", "sheet --help", "sheet bci --help"])
+def test_help_of_commands_imports_no_heavy_library(words: str) -> None:
+    words = f"from hemera.__main__ import main; import sys; main({words.split()});"
     words += "assert not {'torch', 'numpy', 'cv2', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True, capture_output=True)
 

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -35,11 +35,6 @@ Threads = Annotated[int, Field(ge=1, le=64)]
 def paper(value: str) -> Any:
     """Return the annotation of an option with the value that the paper uses."""
     return Field(json_schema_extra={"paper": value})
-
-
-_inside = contextvars.ContextVar("inside", default=False)
-"""Whether options are being constructed: those constructed meanwhile are nested in them, and their
-faults are reported together by the outermost."""
 
 
 class Options(BaseModel):
@@ -74,16 +69,11 @@ class Options(BaseModel):
     if not TYPE_CHECKING:  # The fields remain the signature.
 
         def __init__(self, **values: Any) -> None:
-            is_nested, token = _inside.get(), _inside.set(True)
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                if is_nested:
-                    raise
                 faults = [_fault(type(self), each) for each in error.errors(include_url=False)]
                 raise ConfigError("\n".join(faults)) from None
-            finally:
-                _inside.reset(token)
 
     @classmethod
     def nested(cls) -> dict[str, type[Options]]:
@@ -97,9 +87,6 @@ class Options(BaseModel):
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy in which the given options have other values."""
         return type(self)(**{**dict(self), **changes})
-
-
-OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +122,10 @@ class Key:
         }.get(self.type, "a section")
 
 
+@functools.cache
 def keys(cls: type[Options]) -> dict[str, Key]:
     """Return what is declared about each option of a class, by name."""
-    if cls not in _KEYS:
-        _KEYS[cls] = {name: _key(name, field) for name, field in cls.model_fields.items()}
-    return _KEYS[cls]
-
-
-_KEYS: dict[type[Options], dict[str, Key]] = {}
+    return {name: _key(name, field) for name, field in cls.model_fields.items()}
 
 
 def _key(name: str, field: FieldInfo) -> Key:
@@ -204,17 +187,16 @@ def _converted_item(value: Any, key: Key) -> Any:
 
 def _fault(cls: type[Options], details: ErrorDetails) -> str:
     """Return one line for one fault: key, value found, what is valid, remedy."""
-    place = [str(step) for step in details["loc"] if isinstance(step, str)]
-    prefix = [] if cls.section == TOP else [cls.section]
-    name, kind, found = ".".join(prefix + place), details["type"], details["input"]
+    prefix = "" if cls.section == TOP else f"{cls.section}."
+    kind, found = details["type"], details["input"]
     if kind == "value_error":
-        return ".".join([*prefix, *place, str(details["ctx"]["error"])])
+        return prefix + str(details["ctx"]["error"])
+    option = str(details["loc"][0])
+    name = prefix + option
     if kind == "extra_forbidden":
-        model, _ = _declared(cls, place[:-1])
-        return f"{name}: no such key{nearest(place[-1], model.model_fields)}"
-    _, key = _declared(cls, place)
-    assert key is not None
-    is_item = not key.is_list or isinstance(details["loc"][-1], int)
+        return f"{name}: no such key{nearest(option, cls.model_fields)}"
+    key = keys(cls)[option]
+    is_item = not key.is_list or len(details["loc"]) > 1
     expected = key.expected if is_item else "a list"
     if kind == "text":
         return f"{name}: {found!r} {details['msg']}"
@@ -231,16 +213,6 @@ def _fault(cls: type[Options], details: ErrorDetails) -> str:
     return f"{name}: {found!r} is not {expected}; give {expected}"
 
 
-def _declared(cls: type[Options], place: Iterable[str]) -> tuple[type[Options], Key | None]:
-    """Return the innermost model on the way to a place, and the declaration of the last key."""
-    model, key = cls, None
-    for step in place:
-        if step in model.model_fields:
-            key = keys(model)[step]
-            model = key.type if issubclass(key.type, Options) else model
-    return model, key
-
-
 def flags(options: Options, prefix: str = "--") -> list[str]:
     """Return the options that differ from the defaults of their class as command-line words."""
     words: list[str] = []
@@ -249,9 +221,7 @@ def flags(options: Options, prefix: str = "--") -> list[str]:
         if _plain_items(value) == key.default:
             continue
         name = prefix + key.name.replace("_", "-")
-        if isinstance(value, Options):
-            words += flags(value, f"{name}.") or [name, "{}"]
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             for item, nested in value.items():
                 words += flags(nested, f"{name}.{item}.") or [f"{name}.{item}", "{}"]
         elif isinstance(value, tuple):
@@ -261,15 +231,6 @@ def flags(options: Options, prefix: str = "--") -> list[str]:
             # A word that begins with a hyphen would be read as another flag.
             words += [f"{name}={word}"] if word.startswith("-") else [name, word]
     return words
-
-
-def standalone(cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
-    """Return options validated apart from those that contain them: faults are a ConfigError."""
-    token = _inside.set(False)
-    try:
-        return cls(**{str(key): value for key, value in values.items()})
-    finally:
-        _inside.reset(token)
 
 
 def plain(options: Options) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from hemera.config.base import Count, Options, nearest, plain, standalone
+from hemera.config.base import Count, Options, nearest, plain
 from hemera.errors import ConfigError
 
 
@@ -80,7 +80,7 @@ class MaskOptions(Options):
                 made[name] = given
             elif isinstance(given, Mapping | None):
                 try:
-                    made[name] = standalone(own, given or {})
+                    made[name] = own(**{str(key): item for key, item in (given or {}).items()})
                 except ConfigError as error:
                     faults.append(str(error))
             else:

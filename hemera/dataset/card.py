@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hemera.config import IndexOptions
-from hemera.dataset.splits import PARTS
+from hemera.sheet import SPLITS
 
 NETWORKS = ("generation", "segmentation")
 
@@ -49,7 +49,7 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
     lines += ["", "## What the networks see", ""]
     rows = []
     for network in NETWORKS:
-        for part in PARTS:
+        for part in SPLITS:
             own = accepted.filter(pc.equal(accepted.column(f"{network}_split"), part))
             asked = getattr(options, f"{network}_{part}")
             cases = len(set(own.column("case").to_pylist()))

@@ -24,10 +24,10 @@ from tqdm import tqdm
 from hemera import __version__
 from hemera.dataset.index import TileIndex
 from hemera.dataset.shards import ShardReader, ShardWriter
-from hemera.dataset.splits import PARTS
 from hemera.errors import ConfigError, ShardError
 from hemera.imaging.codecs import SUFFIXES, decode, encode, suffix
 from hemera.io.threads import in_order
+from hemera.sheet import SPLITS
 
 ROW_GROUP_ROWS = 100
 """Rows of a Parquet row group, the unit that viewers read; what Hugging Face uses for images."""
@@ -114,7 +114,7 @@ def choose(
             f"{index}: {lacking} tiles without a mask of {engine}; run mask and index again"
         )
     column = rows.column("split" if network is None else f"{network}_split")
-    splits = {name: rows.filter(pc.equal(column, name)) for name in PARTS}
+    splits = {name: rows.filter(pc.equal(column, name)) for name in SPLITS}
     splits = {name: found for name, found in splits.items() if found.num_rows}
     return Selection(splits, members, index.absolute().parent.parent, metadata, description)
 

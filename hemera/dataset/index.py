@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from hemera.dataset.splits import PARTS
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.io.faults import translated
+from hemera.sheet import SPLITS
 
 FACTS = ("tile", "case", "dataset", "score", "mpp", "size_px")
 """The columns of a tile that evaluation carries into its own tables."""
@@ -90,8 +90,8 @@ class TileIndex:
             ShardError: when the index lacks a column or is damaged.
             ConfigError: when `where` is no query of its columns, or there is no such split.
         """
-        if split is not None and split not in PARTS:
-            raise ConfigError(f"split: {split!r} is unknown; choose from {', '.join(PARTS)}")
+        if split is not None and split not in SPLITS:
+            raise ConfigError(f"split: {split!r} is unknown; choose from {', '.join(SPLITS)}")
         of_network = "split" if network is None else f"{network}_split"
         conditions = [] if refused else [pc.field("accepted")]
         if split is not None:

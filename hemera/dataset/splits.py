@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from hemera.errors import LeakageError
 
-PARTS = ("train", "val", "test")
-
 
 def split_cases(
     cases: Mapping[str, tuple[str, str, str]],

@@ -20,12 +20,12 @@ from hemera import tables
 from hemera.config import IndexOptions
 from hemera.dataset.card import NETWORKS, dataset_card
 from hemera.dataset.fingerprint import fingerprint
-from hemera.dataset.splits import PARTS, check_leakage, draw, split_cases
+from hemera.dataset.splits import check_leakage, draw, split_cases
 from hemera.errors import ConfigError, LeakageError, TableError
 from hemera.io.atomic import write_text
 from hemera.masks import ENGINES
 from hemera.masks.engine import module
-from hemera.sheet import Pair, read_sheet
+from hemera.sheet import SPLITS, Pair, read_sheet
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _subset(
     result = np.full(table.num_rows, "", dtype="U5")
     train_on: tuple[str, ...] = getattr(options, f"{network}_datasets")
     shares_given: tuple[float, ...] = getattr(options, f"{network}_shares")
-    for part in PARTS:
+    for part in SPLITS:
         wanted = train_on
         shares = dict(zip(train_on, shares_given, strict=True)) if shares_given else None
         if network == "generation" and part == "test":

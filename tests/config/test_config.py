@@ -1,10 +1,10 @@
 """Options: one class for config section, flags and library; a fault is one line with a remedy."""
 
+import functools
 import importlib
 import inspect
 import math
 import shlex
-import types
 from pathlib import Path
 from typing import Any
 
@@ -241,13 +241,9 @@ def test_yaml_traps() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_flags_come_back_as_the_same_options(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    module = types.SimpleNamespace(run=lambda **values: given.update(values))
-    real = importlib.import_module
-    monkeypatch.setattr(
-        importlib,
-        "import_module",
-        lambda name: module if name == f"hemera.stages.{stage}" else real(name),
-    )
+    module = importlib.import_module(f"hemera.stages.{stage}")
+    run = functools.wraps(module.run)(lambda **values: given.update(values))
+    monkeypatch.setattr(module, "run", run)
     parameters = inspect.signature(command_line._stage(stage)).parameters.values()
     required = [each for each in parameters if each.default is inspect.Parameter.empty]
     files = [word for each in required for word in (f"--{each.name.replace('_', '-')}", "1")]

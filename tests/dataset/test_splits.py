@@ -6,8 +6,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from hemera.dataset.splits import PARTS, check_leakage, draw, split_cases
+from hemera.dataset.splits import check_leakage, draw, split_cases
 from hemera.errors import LeakageError
+from hemera.sheet import SPLITS
 
 SCORES = ("0", "1+", "2+", "3+")
 
@@ -72,7 +73,7 @@ def test_data_sets_are_drawn_by_themselves() -> None:
 
 def test_a_split_that_the_sheet_names_is_kept() -> None:
     cases = cohort(40)
-    named = {name: (*cases[name][:2], part) for name, part in zip(cases, PARTS * 3, strict=False)}
+    named = {name: (*cases[name][:2], part) for name, part in zip(cases, SPLITS * 3, strict=False)}
     splits = split({**cases, **named})
     assert {name: splits[name] for name in named} == {name: named[name][2] for name in named}
     free = {name: part for name, part in splits.items() if name not in named}

@@ -14,9 +14,8 @@ from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
 from hemera.config.base import flags
 from hemera.dataset.fingerprint import FINGERPRINTED, fingerprint
-from hemera.dataset.splits import PARTS
 from hemera.errors import ConfigError, LeakageError, TableError
-from hemera.sheet import write_rows
+from hemera.sheet import SPLITS, write_rows
 from hemera.stages import index
 from tests.command_line import words
 from tests.small_tables import digest, tile_row
@@ -25,7 +24,7 @@ GOLDEN = {1: "2257625208f8db77"}
 ENGINES = ("stain",)
 ALL = IndexOptions(
     target="stain",
-    **{f"{network}_{split}": None for network in index.NETWORKS for split in PARTS},
+    **{f"{network}_{split}": None for network in index.NETWORKS for split in SPLITS},
 )
 SCORES = ("0", "1+", "2+", "3+")
 
