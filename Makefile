@@ -5,6 +5,7 @@
 # make fix    format and apply automatic fixes
 # make bench  the benchmarks, one after the other, about an hour; writes benchmarks/RESULTS.md
 #             (ONLY="reading plan" chooses, IMAGES=folder adds those that take hours)
+# make docs   the documentation as a site in build/docs; broken links are errors
 # make lock   choose versions anew and write requirements.lock
 
 PYTHON ?= python3.11
@@ -14,7 +15,7 @@ SLOW ?=
 IMAGES ?=
 ONLY ?=
 
-.PHONY: run test check fix bench lock
+.PHONY: run test check fix bench docs lock
 .DELETE_ON_ERROR:
 
 # What the lock holds is installed without resolving: two engines pin old versions that are
@@ -50,6 +51,9 @@ fix: .venv/installed
 
 bench: .venv/installed
 	.venv/bin/python benchmarks/_run.py $(ONLY) $(if $(IMAGES),--images $(abspath $(IMAGES)))
+
+docs: .venv/installed
+	PATH="$(CURDIR)/.venv/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 lock: .venv/installed
 	.venv/bin/uv pip compile --system-certs pyproject.toml --all-extras --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet -o requirements.lock

@@ -1,0 +1,19 @@
+"""Print where the workflow is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def workflow() -> None:
+    """Print the path of the Snakefile, for a study outside of the checkout.
+
+    Example: ``snakemake --snakefile "$(hemera workflow)" --cores all`` in a directory with
+    config.yaml and the sheet.
+    """
+    package = Path(__file__).parents[1]
+    # In a wheel the workflow is inside the package, in a checkout beside it.
+    shipped = package / "workflow" / "Snakefile"
+    path = shipped if shipped.is_file() else package.parent / "Snakefile"
+    sys.stdout.write(f"{path}\n")
