@@ -30,9 +30,23 @@ COMMANDS = {
     "config": "Print the effective configuration.",
     "warp": "Transfer points, annotations, labels or a slide between the slides of a pair.",
     "predict": "Predict HER2-positive regions from an H&E slide alone.",
+    "workflow": "Print the path of the Snakefile, for a study outside of the checkout.",
     "export": "Write the accepted tiles for WebDataset, Hugging Face or pix2pix.",
 }
 """Everything that is not a stage: the public functions of ``hemera/commands/{name}.py``."""
+
+EXTRAS = {
+    **dict.fromkeys(
+        ("torch", "torchvision", "timm", "segmentation_models_pytorch", "safetensors"), "train"
+    ),
+    "tensorboard": "train",
+    "lpips": "metrics",
+    "torch_fidelity": "metrics",
+    "snakemake": "workflow",
+    "deeperhistreg": "registration",
+    "deepliif": "deepliif",
+}
+"""Extra of the package that installs each optional library."""
 
 SUBCOMMANDS = {
     "sheet": ("acrobat", "bci", "mist", "check"),
@@ -91,6 +105,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except HemeraError as error:
         for line in str(error).splitlines():
             log.error("%s", line)
+        return 1
+    except ModuleNotFoundError as error:
+        library = (error.name or "").split(".")[0]
+        if library not in EXTRAS:
+            raise
+        log.error("%s is not installed; run `pip install hemera[%s]`", library, EXTRAS[library])
         return 1
     except BrokenPipeError:
         return 1
