@@ -8,7 +8,7 @@
       RegistrationError   a registration that could not be carried out
       ShardError          a shard of tiles or masks
       TableError          a Parquet table of another shape than expected
-      EngineError         a mask engine that cannot run as asked
+      EngineError         a mask engine that cannot run as configured
       TrainingError       a training run that cannot start or go on
 
 A message reads *subject: fact; remedy*, with the bound where there is one:
@@ -29,7 +29,7 @@ class SheetError(HemeraError):
 
 
 class LeakageError(HemeraError):
-    """A case or a source image that stands in two splits."""
+    """A case or a source image that is in two splits."""
 
 
 class SlideError(HemeraError):
@@ -45,7 +45,7 @@ class ShardError(HemeraError):
 
 
 class TableError(HemeraError):
-    """A table that lacks columns or holds other types than its schema says."""
+    """A table that lacks columns, or whose types differ from its schema."""
 
 
 class EngineError(HemeraError):

@@ -105,7 +105,7 @@ def test_paths_are_relative_to_the_sheets_folder(
     assert found.landmarks == (Path("cohort/points.csv"),), "one file that serves both"
     assert found.roi == Path("cohort/roi.geojson")
     assert found.displacement == Path("cohort/field.npz")
-    assert not found.registered, "a map of one's own is judged as the engine's is"
+    assert not found.registered, "a map of one's own is assessed as the engine's is"
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def _fault(cls: type[Options], details: ErrorDetails) -> str:
     if not is_item:
         return f"{name}: {found!r} is not a list; write [a, b]"
     if kind == "literal_error":
-        return f"{name}: {found!r} is not known; choose from {', '.join(key.choices)}"
+        return f"{name}: {found!r} is unknown; choose from {', '.join(key.choices)}"
     if kind == "finite_number":
         return f"{name}: {found!r} is not finite; give a finite number"
     if kind.startswith(("greater_than", "less_than")):

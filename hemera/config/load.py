@@ -272,6 +272,6 @@ def _preset(name: str) -> Mapping[str, Any]:
     path = PRESETS / f"{name}.yaml"
     names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
     if name not in names:
-        raise ConfigError(f"preset: {name!r} is not known; choose from {', '.join(names)}")
+        raise ConfigError(f"preset: {name!r} is unknown; choose from {', '.join(names)}")
     values = yaml.safe_load(path.read_text())
     return values if isinstance(values, Mapping) else {}

@@ -49,11 +49,13 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
     lines += ["", "## What the networks see", ""]
     rows = []
     for network in NETWORKS:
-        for part in SPLITS:
-            own = accepted.filter(pc.equal(accepted.column(f"{network}_split"), part))
-            asked = getattr(options, f"{network}_{part}")
+        for split in SPLITS:
+            own = accepted.filter(pc.equal(accepted.column(f"{network}_split"), split))
+            requested = getattr(options, f"{network}_{split}")
             cases = len(set(own.column("case").to_pylist()))
-            rows.append((network, part, "all" if asked is None else asked, own.num_rows, cases))
+            rows.append(
+                (network, split, "all" if requested is None else requested, own.num_rows, cases)
+            )
     lines += _markdown(("network", "part", "asked for", "tiles", "cases"), rows)
     lines += ["", "## Why tiles were refused", ""]
     refused = table.filter(pc.invert(table.column("accepted")))

@@ -24,14 +24,14 @@ def split_cases(
     """Give every case a split.
 
     A case whose split the sheet names keeps it. The free cases of a data set are drawn, in equal
-    shares of each score, into the parts that the sheet leaves open: a data set with test cases of
-    its own gets no further ones, and likewise validation. At least one of the free cases trains.
+    fractions of each score, for the splits that the sheet leaves open: a data set with its own test
+    cases gets no further ones, and likewise validation. At least one of the free cases trains.
 
     Args:
         cases: case to (data set, score, split or empty).
         seed: of the draw.
-        val_fraction: share of a data set's free cases that go to validation.
-        test_fraction: share that go to test.
+        val_fraction: fraction of a data set's free cases that goes to validation.
+        test_fraction: fraction that goes to test.
 
     Returns:
         Case to train, val or test.
@@ -70,8 +70,8 @@ def draw(
         count: how many are wanted.
         seed: of the draw.
         purpose: makes draws for different ends independent.
-        shares: share of each data set among the drawn; None: as they come. A data set that has
-            too few leaves the others their shares, so fewer are drawn.
+        shares: relative number of tiles of each data set; None: as available. Fewer tiles are
+            drawn when a data set has too few.
 
     Returns:
         Which are drawn, shape (len(tiles),).
@@ -87,7 +87,7 @@ def draw(
     total = sum(shares.values())
     size = len(tiles) if count is None else count
     if count is None:
-        # All that the scarcest data set allows at these shares.
+        # As many as the scarcest data set allows at these shares.
         size = min(
             int(np.count_nonzero(names == name) * total / share)
             for name, share in shares.items()
@@ -105,7 +105,7 @@ def draw(
 def check_leakage(
     rows: Iterable[tuple[str, str, str, str]],
 ) -> None:
-    """Check that no case and no source image stands in two splits.
+    """Check that no case and no source image is in two splits.
 
     Args:
         rows: (case, H&E file, HER2 file, split) of every pair.
@@ -119,13 +119,13 @@ def check_leakage(
             first = seen.setdefault(key, split)
             if first != split:
                 raise LeakageError(
-                    f"{key[0]} {key[1]}: stands in {first} and in {split}; give its pairs the same "
+                    f"{key[0]} {key[1]}: is in {first} and in {split}; give its pairs the same "
                     "case in pairs.tsv"
                 )
 
 
 def _interleaved(scores: Mapping[str, str], seed: int) -> list[str]:
-    """Order cases at random, yet so that any first part holds each score in its share."""
+    """Order cases at random, with all scores evenly distributed over the order."""
     groups: dict[str, list[str]] = {}
     for case in sorted(scores, key=lambda case: _key(case, seed, "case")):
         groups.setdefault(scores[case], []).append(case)

@@ -72,8 +72,8 @@ def place_cells(
     expression = _expression(sample(latent, points), tumour, fractions, normal[0])
     # HER2 expression is visible in H&E: expressing cells are larger, paler, with nucleoli and more
     # cytoplasm. Noise keeps the relation from being exact.
-    looks = np.clip(expression + 0.35 * normal[1], 0, 4) / 4
-    long, short = _radii([spindle, lymphocyte, epithelium, tumour, fat], looks, normal[2:4])
+    atypia = np.clip(expression + 0.35 * normal[1], 0, 4) / 4
+    long, short = _radii([spindle, lymphocyte, epithelium, tumour, fat], atypia, normal[2:4])
     angle = np.select(
         [spindle, epithelium],
         [
@@ -84,12 +84,12 @@ def place_cells(
     )
     chromatin = np.select(
         [spindle, lymphocyte, epithelium, tumour],
-        [1.15, 1.55, 1.2, 1.36 - 0.58 * looks],
+        [1.15, 1.55, 1.2, 1.36 - 0.58 * atypia],
         default=1.0,
     ) * np.exp(0.13 * normal[5])
-    vesicular = np.where(tumour, np.clip(1.15 * looks + 0.08 * normal[6], 0, 1), 0.12)
-    nucleolus = np.where(tumour & (looks + 0.1 * normal[7] > 0.3), 0.55 + 0.75 * looks, 0.0)
-    cytoplasm = np.select([tumour, epithelium], [0.16 + 0.50 * looks, 0.42], default=0.2)
+    vesicular = np.where(tumour, np.clip(1.15 * atypia + 0.08 * normal[6], 0, 1), 0.12)
+    nucleolus = np.where(tumour & (atypia + 0.1 * normal[7] > 0.3), 0.55 + 0.75 * atypia, 0.0)
+    cytoplasm = np.select([tumour, epithelium], [0.16 + 0.50 * atypia, 0.42], default=0.2)
     lengths = {
         "x": points[:, 0],
         "y": points[:, 1],
@@ -197,14 +197,14 @@ def _expression(
 
 def _radii(
     kinds: list[npt.NDArray[np.bool_]],
-    looks: npt.NDArray[np.float64],
+    atypia: npt.NDArray[np.float64],
     normal: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return long and short radii of nuclei, um.
 
     `kinds` are the masks of spindle, lymphocyte, epithelium, tumour and fat.
     """
-    base = np.select(kinds, [1.75, 2.75, 3.1, 3.45 + 2.1 * looks, 1.2])
+    base = np.select(kinds, [1.75, 2.75, 3.1, 3.45 + 2.1 * atypia, 1.2])
     mean = base * np.exp(0.10 * normal[0])
     spread = np.abs(normal[1])
     ratio = np.select(

@@ -29,7 +29,7 @@ from hemera.demo.plan import (
     plan,
     sheet_text,
 )
-from hemera.demo.render import Image, Look, Renderer, rasterise
+from hemera.demo.render import Appearance, Image, Renderer, rasterise
 from hemera.demo.scanner import defocus, pen_mark, photograph
 from hemera.demo.tissue import Tissue, grow
 from hemera.errors import HemeraError
@@ -156,7 +156,7 @@ def _make_slides(folder: Path, seed: int, slide: SlidePair) -> list[tuple[float,
         moving_um=(slide.her2_size_px[0] * slide.her2_mpp, slide.her2_size_px[1] * slide.her2_mpp),
     )
     red, green, blue = rng.integers((232, 226, 230), (242, 236, 240)).tolist()
-    look = Look((red, green, blue), rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1))
+    look = Appearance((red, green, blue), rng.uniform(0.9, 1.1), rng.uniform(0.9, 1.1))
     he = renderer.draw("he", look)
     if slide.artefacts:
         he = defocus(he, (0.63 * width, 0.58 * height), (0.17 * width, 0.19 * height))
@@ -169,7 +169,7 @@ def _make_slides(folder: Path, seed: int, slide: SlidePair) -> list[tuple[float,
         other_tissue = grow(other, size_um, slide.score, whole=True)
         raster = rasterise(other_tissue, slide.he_mpp, slide.he_size_px)
         renderer = Renderer(other_tissue, raster, other)
-    look = Look((248, 247, 246), rng.uniform(0.9, 1.1), rng.uniform(0.95, 1.1), grain=0.7)
+    look = Appearance((248, 247, 246), rng.uniform(0.9, 1.1), rng.uniform(0.95, 1.1), grain=0.7)
     her2 = field.warp(
         renderer.draw("her2", look),
         slide.he_mpp,
@@ -204,11 +204,11 @@ def _make_tiles(folder: Path, seed: int, tile: TilePair) -> None:
         fixed_um=size_um,
         moving_um=size_um,
     )
-    he_look = Look((228, 216, 222), rng.uniform(0.88, 1.12), rng.uniform(0.9, 1.1), 1.0)
+    he_look = Appearance((228, 216, 222), rng.uniform(0.88, 1.12), rng.uniform(0.9, 1.1), 1.0)
     if tile.gray:
-        look = Look((180, 178, 175), rng.uniform(0.7, 0.8), rng.uniform(0.7, 0.85), 0.6, 0.75)
+        look = Appearance((180, 178, 175), rng.uniform(0.7, 0.8), rng.uniform(0.7, 0.85), 0.6, 0.75)
     else:
-        look = Look((254, 251, 249), rng.uniform(0.8, 1.0), rng.uniform(0.85, 1.05), 0.7, 0.6)
+        look = Appearance((254, 251, 249), rng.uniform(0.8, 1.0), rng.uniform(0.85, 1.05), 0.7, 0.6)
     inner = slice(margin, margin + TILE_SIDE_PX)
     he = renderer.draw("he", he_look)[inner, inner]
     # The field is about the image without its margin; the drawing begins a margin earlier.

@@ -160,7 +160,7 @@ def plan(size: str) -> Plan:
     """
     plans = {"full": _full, "small": _small}
     if size not in plans:
-        raise ConfigError(f"size: {size!r} is not known; choose from {', '.join(plans)}")
+        raise ConfigError(f"size: {size!r} is unknown; choose from {', '.join(plans)}")
     return plans[size]()
 
 

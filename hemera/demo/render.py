@@ -31,7 +31,7 @@ FAT_STEPS = 30
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Appearance:
     """Appearance of one scan: background colour, strength of the stains, grain."""
 
     background: tuple[int, int, int]
@@ -142,7 +142,7 @@ class Renderer:
         self._moods = np.dstack([tissue.loose, tissue.cleft, tissue.waves[..., 2]])
         self._bends = np.ascontiguousarray(tissue.waves[..., :2])
 
-    def draw(self, stain: str, look: Look) -> Image:
+    def draw(self, stain: str, look: Appearance) -> Image:
         """Return the section as seen under the microscope, (H, W, 3) uint8, without grain."""
         width, height = self.raster.size_px
         image = np.empty((height, width, 3), np.uint8)

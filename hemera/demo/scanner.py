@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hemera.demo.render import BAND_ROWS, TEXTURE_PX, Image, Look, ramp
+from hemera.demo.render import BAND_ROWS, TEXTURE_PX, Appearance, Image, ramp
 
 
-def photograph(image: Image, look: Look, rng: np.random.Generator) -> Image:
+def photograph(image: Image, look: Appearance, rng: np.random.Generator) -> Image:
     """Add what the camera adds: uneven light and grain, (H, W, 3) uint8."""
     height, width = image.shape[:2]
     turn = rng.uniform(0, 2 * np.pi)

@@ -104,7 +104,7 @@ def load_pair(
         ) as slide:  # fmt: skip
             found.append(PairSlide(path, slide.size_px, slide.mpp))
     he, her2 = found
-    # A map of the user's own is read where register has judged it.
+    # A map of the user's own is read where register has assessed it.
     path, certificate = (
         layout.path(pattern, results, unit=pair.pair)
         for pattern in (layout.DISPLACEMENT, layout.CERTIFICATE)

@@ -36,7 +36,7 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
     """Return the maker of the normalisation named `norm`; instance has no affine part."""
     makers = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
     if norm not in makers:
-        raise TrainingError(f"norm: {norm!r} is not known; choose from {', '.join(makers)}")
+        raise TrainingError(f"norm: {norm!r} is unknown; choose from {', '.join(makers)}")
     return makers[norm]
 
 
@@ -336,7 +336,7 @@ def build_generator(
     """
     if generator not in GENERATORS:
         raise TrainingError(
-            f"generator: {generator!r} is not known; choose from {', '.join(GENERATORS)}"
+            f"generator: {generator!r} is unknown; choose from {', '.join(GENERATORS)}"
         )
     kinds: dict[str, type[_UNet] | type[ResidualGenerationNet]] = {
         **dict.fromkeys(DEPTHS, GenerationNet),

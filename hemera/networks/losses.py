@@ -173,7 +173,7 @@ def adversarial(logits: Tensor, real: bool, mode: str = "vanilla") -> Tensor:
         return functional.binary_cross_entropy_with_logits(logits, target)
     if mode == "lsgan":
         return functional.mse_loss(logits, target)
-    raise TrainingError(f"adversarial loss: {mode!r} is not known; choose from vanilla, lsgan")
+    raise TrainingError(f"adversarial loss: {mode!r} is unknown; choose from vanilla, lsgan")
 
 
 def tversky_loss(logits: Tensor, target: Tensor, beta: float = 0.5) -> Tensor:

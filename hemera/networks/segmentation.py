@@ -185,9 +185,7 @@ class FrozenGenerationNet(nn.Module):
         """
         super().__init__()
         if branch not in BRANCHES:
-            raise TrainingError(
-                f"branch: {branch!r} is not known; choose from {', '.join(BRANCHES)}"
-            )
+            raise TrainingError(f"branch: {branch!r} is unknown; choose from {', '.join(BRANCHES)}")
         if net.generator not in BRANCHES[branch]:
             raise TrainingError(
                 f"branch {branch}: needs {', '.join(BRANCHES[branch])}, and the generator is "
@@ -246,7 +244,7 @@ class SegmentationNet(nn.Module):
         super().__init__()
         if decoder not in DECODERS:
             raise TrainingError(
-                f"decoder: {decoder!r} is not known; choose from {', '.join(DECODERS)}"
+                f"decoder: {decoder!r} is unknown; choose from {', '.join(DECODERS)}"
             )
         if generation_skips and generation is None:
             raise TrainingError(

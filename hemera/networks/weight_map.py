@@ -28,7 +28,7 @@ def weight_map(
         distance to measure: W is 1.
     """
     if mode not in ("inside", "literal", "none"):
-        raise ValueError(f"mode: {mode!r} is not known; choose from inside, literal, none")
+        raise ValueError(f"mode: {mode!r} is unknown; choose from inside, literal, none")
     if mode == "none" or not mask.any() or mask.all():
         return np.ones(mask.shape, np.float32)
     source = mask if mode == "inside" else ~mask

@@ -21,7 +21,7 @@ from hemera.registration.canvas import Canvas, Described, read_canvas, size_um
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.signals import Signals, measure
-from hemera.registration.verdict import FAIL, Verdict, judge, prefer_rigid
+from hemera.registration.verdict import FAIL, Verdict, assess, prefer_rigid
 from hemera.sheet import Pair
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def register_pair(
 
 
 def certify_own(pair: Pair, path: Path, described: Described, options: RegisterOptions) -> Result:
-    """Judge a displacement that was made elsewhere.
+    """Assess a displacement that was made elsewhere.
 
     Raises:
         RegistrationError: when the file cannot be read or contains no displacement.
@@ -149,7 +149,7 @@ def certify_own(pair: Pair, path: Path, described: Described, options: RegisterO
     mirrored = own.affine.determinant < 0
     canvas = read_canvas(pair, described, options)
     signals = _measure(own, described, canvas, mirrored)
-    verdict = judge(
+    verdict = assess(
         signals, options, match_count=None, match_fraction=None, matched=False, mirrored=mirrored
     )
     columns = {
@@ -170,7 +170,7 @@ def _attempt(
     options: RegisterOptions,
     folder: Path,
 ) -> Result:
-    """Run the engine as `attempt` says, starting with an orientation, and judge its result."""
+    """Run the engine as `attempt` says, starting with an orientation, and assess its result."""
     reduced = canvas.reduced(attempt.factor)
     if attempt.tissue_only:
         reduced = reduced.tissue_only(described)
@@ -208,7 +208,7 @@ def _attempt(
         rigid_kept = prefer_rigid(refined, signals, options.rigid_tolerance)
         if not rigid_kept:
             kept, d, signals = "nonrigid", nonrigid, refined
-    verdict = judge(
+    verdict = assess(
         signals,
         options,
         match_count=outcome.match_count,

@@ -121,7 +121,7 @@ class Verdict:
         return VERDICTS.index(self.verdict)
 
 
-def judge(
+def assess(
     signals: Signals,
     options: RegisterOptions,
     *,

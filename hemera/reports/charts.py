@@ -90,14 +90,14 @@ def bars(
     title: str,
     rows: Sequence[tuple[str, Sequence[tuple[str, str, float]], str]],
     *,
-    share: bool = False,
+    relative: bool = False,
 ) -> Markup:
     """Draw horizontal stacked bars.
 
     Args:
         title: what is counted.
         rows: (label, parts as (name, colour, value), text beside the label).
-        share: True: all bars have the same length and show fractions.
+        relative: True: all bars have the same length and show fractions.
     """
     if not rows:
         return _empty(title)
@@ -105,7 +105,7 @@ def bars(
     longest = max(totals) or 1
     axes = _rows([(label, words) for label, _, words in rows])
     for place, ((_, parts, _), total) in enumerate(zip(rows, totals, strict=True)):
-        start, scale = 0.0, (total or 1) if share else longest
+        start, scale = 0.0, (total or 1) if relative else longest
         for _, color, value in parts:
             axes.barh(place, value / scale, 0.36, left=start, color=color, lw=0)
             start += value / scale

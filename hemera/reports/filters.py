@@ -60,7 +60,7 @@ def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
                 )
                 for row in rows
             ],
-            share=True,
+            relative=True,
         ),
         "legend": legend,
         "reasons": [

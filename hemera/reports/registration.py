@@ -84,7 +84,7 @@ def certificate(
 
     Args:
         row: of `tables.CERTIFICATE`.
-        options: of register, or empty where they are not known: then nothing is judged.
+        options: of register, or empty where they are not known: then nothing is assessed.
 
     Returns:
         What was measured, and the names of what has limits and was not.

@@ -36,7 +36,7 @@ LICENCES = {
     "deeperhistreg": "registration by DeeperHistReg: GPL-3.0 or CC BY-SA 4.0 by its own two "
     "statements; its SuperPoint and SuperGlue weights are for non-commercial research",
 }
-"""What is known of the terms of data sets and of registration; mask engines state their own."""
+"""Terms of use of data sets and of registration; mask engines state their own."""
 
 VERSIONED = (
     "hemera",
@@ -69,8 +69,8 @@ def run(
         options: seeds and sizes.
 
     Raises:
-        LeakageError: when a case or a source image would stand in two splits, or a test source of
-            SegmentationNet was seen by GenerationNet.
+        LeakageError: when a case or a source image would be in two splits, or a test source of
+            SegmentationNet is a training source of GenerationNet.
         TableError: when resolutions are mixed and that is not allowed, or the table names pairs
             that the sheet lacks.
         ConfigError: when `options.target` is none of `engines`.
@@ -141,19 +141,19 @@ def _splits(pairs: Collection[Pair], options: IndexOptions) -> dict[str, str]:
 def _subset(
     table: pa.Table, split: npt.NDArray[np.str_], network: str, options: IndexOptions
 ) -> npt.NDArray[np.str_]:
-    """Draw a network's tiles of each part; an empty text for a tile it does not use."""
+    """Draw a network's tiles of each split; an empty text for a tile it does not use."""
     accepted = table.column("accepted").to_numpy(zero_copy_only=False)
     names = np.array(table.column("tile").to_pylist(), dtype=object)
     datasets = np.array(table.column("dataset").to_pylist(), dtype=str)
     result = np.full(table.num_rows, "", dtype="U5")
     train_on: tuple[str, ...] = getattr(options, f"{network}_datasets")
     shares_given: tuple[float, ...] = getattr(options, f"{network}_shares")
-    for part in SPLITS:
+    for wanted_split in SPLITS:
         wanted = train_on
         shares = dict(zip(train_on, shares_given, strict=True)) if shares_given else None
-        if network == "generation" and part == "test":
+        if network == "generation" and wanted_split == "test":
             wanted, shares = options.generation_test_datasets, None
-        pool = accepted & (split == part)
+        pool = accepted & (split == wanted_split)
         if wanted:
             pool &= np.isin(datasets, wanted)
             absent = sorted(set(wanted) - set(datasets))
@@ -162,28 +162,28 @@ def _subset(
                 log.warning(
                     "%s %s: no tile is of %s; index.%s_%s names it",
                     network,
-                    part,
+                    wanted_split,
                     ", ".join(absent),
                     network,
                     key,
                 )
         places = np.flatnonzero(pool)
-        count: int | None = getattr(options, f"{network}_{part}")
+        count: int | None = getattr(options, f"{network}_{wanted_split}")
         chosen = draw(
             names[places].tolist(),
             datasets[places].tolist(),
             count,
             seed=options.seed,
-            purpose=f"{network}/{part}",
+            purpose=f"{network}/{wanted_split}",
             shares=shares,
         )
-        result[places[chosen]] = part
+        result[places[chosen]] = wanted_split
         drawn = int(np.count_nonzero(chosen))
         if count is not None and drawn < count:
             log.warning(
-                "%s %s: %d tiles of %d asked for; the accepted tiles allow no more",
+                "%s %s: %d of %d requested tiles; the accepted tiles allow no more",
                 network,
-                part,
+                wanted_split,
                 drawn,
                 count,
             )

@@ -34,7 +34,7 @@ def run(
 ) -> None:
     """Register one pair of whole slides.
 
-    Where the sheet names a displacement, that one is judged instead of one of the engine's.
+    Where the sheet names a displacement, that one is assessed instead of one of the engine's.
     A pair that cannot be registered, or whose displacement is wrong, has a certificate with verdict
     ``fail`` and its reason, and is no error. A manual verdict in the sheet is not applied here.
 

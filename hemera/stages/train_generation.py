@@ -156,9 +156,9 @@ def _train(
             rate = options.learning_rate * rate_factor(epoch, options)
             state.set_learning_rate(rate)
             for _ in range(state.progress.step, sampler.steps):
-                parts = [next(batches) for _ in range(options.accumulate)]
-                found = train_step(parts, state, options, threshold)
-                state.add_step(found, [tile for part in parts for tile in part["tile"]])
+                micro_batches = [next(batches) for _ in range(options.accumulate)]
+                found = train_step(micro_batches, state, options, threshold)
+                state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
                 run_log.step()
                 if state.must_settle(sampler.steps, stop):
                     run_log.losses(state.settle(sampler.steps, stop))
@@ -210,15 +210,15 @@ def fit_threshold(tiles: TileDataset) -> float:
 
 
 def train_step(
-    parts: Sequence[dict[str, Any]],
+    micro_batches: Sequence[dict[str, Any]],
     state: TrainingState,
     options: TrainGenerationOptions,
     threshold: float | None,
 ) -> dict[str, Tensor]:
     """Update the discriminator, then the generator, and return the losses.
 
-    Where gradients are accumulated over several parts of a batch, those of both networks are
-    computed part by part with the weights of before the step. With one part, the generator is
+    Where gradients are accumulated over several micro-batches, those of both networks are
+    computed with the weights of before the step. With one micro-batch, the generator is
     updated against the discriminator that was updated just before.
     """
     compute, optimisers = state.compute, state.optimisers
@@ -228,7 +228,7 @@ def train_step(
     for optimiser in optimisers.values():
         optimiser.zero_grad()
     found: list[dict[str, Tensor]] = []
-    for batch in parts:
+    for batch in micro_batches:
         source = compute.to_unit(batch["he"]) * 2 - 1
         target = compute.to_unit(batch["her2"]) * 2 - 1
         weight = batch["weight"].to(compute.device)
@@ -246,8 +246,8 @@ def train_step(
             losses.adversarial(fake_logits, False, options.gan_loss)
             + losses.adversarial(real_logits, True, options.gan_loss)
         )
-        compute.backward(discriminator_loss, len(parts))
-        if len(parts) == 1:
+        compute.backward(discriminator_loss, len(micro_batches))
+        if len(micro_batches) == 1:
             compute.update(optimisers["discriminator"], discriminator)
 
         # The generator's gradient passes through the discriminator, which does not learn from it.
@@ -257,13 +257,13 @@ def train_step(
         own = generator_losses(generated.float(), target, weight, options, threshold)
         own["adversarial"] = losses.adversarial(fake_logits, True, options.gan_loss)
         total = own["adversarial"] + weigh_all(own, options)
-        compute.backward(total, len(parts))
+        compute.backward(total, len(micro_batches))
         found.append({"total": total, "discriminator": discriminator_loss, **own})
-    if len(parts) > 1:
+    if len(micro_batches) > 1:
         compute.update(optimisers["discriminator"], discriminator)
     compute.update(optimisers["generator"], generator)
     compute.scaler.update()
-    return {name: torch.stack([part[name].detach() for part in found]).mean() for name in found[0]}
+    return {name: torch.stack([each[name].detach() for each in found]).mean() for name in found[0]}
 
 
 def generator_losses(
@@ -306,8 +306,8 @@ def weigh_all(found: Mapping[str, Tensor], options: TrainGenerationOptions) -> T
 
 def weigh(levels: list[Tensor], weights: tuple[float, ...]) -> Tensor:
     """Return the weighted sum of a pyramid's levels, of each image or of all."""
-    parts = [weight * level for weight, level in zip(weights, levels, strict=True)]
-    return torch.stack(parts).sum(0)
+    terms = [weight * level for weight, level in zip(weights, levels, strict=True)]
+    return torch.stack(terms).sum(0)
 
 
 @torch.no_grad()

@@ -163,9 +163,9 @@ def _train(
     with TrainingLog.of_run(state, sampler) as run_log, catch_sigterm() as stop:
         for epoch in range(state.progress.epoch, options.epochs + 1):
             for _ in range(state.progress.step, sampler.steps):
-                parts = [next(batches) for _ in range(options.accumulate)]
-                found = train_step(parts, state, options)
-                state.add_step(found, [tile for part in parts for tile in part["tile"]])
+                micro_batches = [next(batches) for _ in range(options.accumulate)]
+                found = train_step(micro_batches, state, options)
+                state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
                 run_log.step()
                 if state.must_settle(sampler.steps, stop):
                     run_log.losses(state.settle(sampler.steps, stop))
@@ -199,19 +199,19 @@ def load_encoder(net: SegmentationNet, path: Path) -> str:
 
 
 def train_step(
-    parts: Sequence[dict[str, Any]], state: TrainingState, options: TrainSegmentationOptions
+    micro_batches: Sequence[dict[str, Any]], state: TrainingState, options: TrainSegmentationOptions
 ) -> dict[str, Tensor]:
-    """Update encoder and decoder with the parts of a batch, and return the losses."""
+    """Update encoder and decoder with the micro-batches of a step, and return the losses."""
     compute, net = state.compute, state.modules["segmenter"]
     optimiser = state.optimisers["segmenter"]
     net.train()
     optimiser.zero_grad()
     found = []
-    for batch in parts:
+    for batch in micro_batches:
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"]))
         loss = loss_of(logits, batch["positive"].to(compute.device).float(), options)
-        compute.backward(loss[0], len(parts))
+        compute.backward(loss[0], len(micro_batches))
         found.append(torch.stack(loss).detach())
     compute.update(optimiser, net)
     compute.scaler.update()

@@ -45,15 +45,14 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
 
         Args:
             count: number of tiles.
-            batch_size: tiles of a step, over all its parts and ranks.
+            batch_size: tiles of a step, over all its micro-batches and ranks.
             seed: of the shuffles.
             epochs: epochs in all.
             epoch: the first epoch, from 1.
             step: batches of it that are done.
-            drop_last: leave out a smaller last batch, as is always done with several parts or
-                ranks.
-            accumulate: parts of equal size that a batch is split into, one after the other.
-            rank: of this process, from 0: it gets its fraction of each part.
+            drop_last: leave out a smaller last batch; always with several micro-batches or ranks.
+            accumulate: micro-batches of equal size per batch.
+            rank: of this process, from 0: it gets its fraction of each.
             ranks: number of ranks.
 
         Raises:
@@ -108,18 +107,18 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
         return (self.epochs - self.epoch + 1) * self.steps - self.step
 
     def __len__(self) -> int:
-        """Return the number of parts that remain."""
+        """Return the number of micro-batches that remain."""
         return self.steps_left * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the keys of this rank of each part of each batch."""
+        """Yield the keys of this rank of each micro-batch."""
         for epoch in range(self.epoch, self.epochs + 1):
             order = np.random.default_rng((0, self.seed, epoch)).permutation(self.count)
             for step in range(self.step if epoch == self.epoch else 0, self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                parts = np.array_split(batch, self.accumulate * self.ranks)
-                for part in parts[self.rank :: self.ranks]:
-                    yield [(epoch, int(position)) for position in part]
+                micro_batches = np.array_split(batch, self.accumulate * self.ranks)
+                for own in micro_batches[self.rank :: self.ranks]:
+                    yield [(epoch, int(position)) for position in own]
 
 
 def training_loader(

@@ -163,9 +163,9 @@ class Compute:
             unit = unit.contiguous(memory_format=torch.channels_last)
         return unit
 
-    def backward(self, loss: Tensor, parts: int) -> None:
-        """Accumulate the gradient of a loss that is the mean over one of `parts` equal parts."""
-        self.scaler.scale(loss / parts if parts > 1 else loss).backward()
+    def backward(self, loss: Tensor, count: int) -> None:
+        """Accumulate the gradient of the mean loss of one of `count` equal micro-batches."""
+        self.scaler.scale(loss / count if count > 1 else loss).backward()
 
     def update(self, optimiser: torch.optim.Optimizer, module: nn.Module) -> None:
         """Average the gradients of a network over the ranks and take the optimiser's step."""

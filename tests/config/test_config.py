@@ -417,7 +417,7 @@ def test_a_preset_without_a_network_has_the_configured_size_and_its_own_method()
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"generators": ["pix3pix"]}, "'pix3pix' is not known; choose from"),
+        ({"generators": ["pix3pix"]}, "'pix3pix' is unknown; choose from"),
         ({"generators": ["pix2pix", "pix2pix"]}, "evaluate.generators: ['pix2pix', 'pix2pix']"),
         ({"generators": ["../hemera"]}, "'../hemera' is not a name of a file"),
         ({"generators": ["Hemera"]}, "'Hemera' is not a name of a file"),

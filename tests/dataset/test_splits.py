@@ -185,8 +185,8 @@ def test_all_at_given_shares_is_what_the_scarcest_allows() -> None:
 
 def test_leakage_is_raised() -> None:
     check_leakage([("c1", "1", "2", "train"), ("c1", "3", "4", "train"), ("c2", "5", "6", "val")])
-    with pytest.raises(LeakageError, match="case c1: stands in train and in val; give"):
+    with pytest.raises(LeakageError, match="case c1: is in train and in val; give"):
         check_leakage([("c1", "1", "2", "train"), ("c1", "3", "4", "val")])
     for second in (("1", "9"), ("9", "2"), ("2", "9"), ("9", "1")):
-        with pytest.raises(LeakageError, match=r"source image [12]: stands in train and in test"):
+        with pytest.raises(LeakageError, match=r"source image [12]: is in train and in test"):
             check_leakage([("c1", "1", "2", "train"), ("c2", *second, "test")])

@@ -20,7 +20,7 @@ from hemera.demo.cells import EXPRESSION, TUMOUR
 from hemera.demo.cohort import Truth
 from hemera.demo.field import Field, make_field
 from hemera.demo.plan import LANDMARKS, META, plan
-from hemera.demo.render import Look, Renderer, rasterise
+from hemera.demo.render import Appearance, Renderer, rasterise
 from hemera.demo.scanner import defocus, photograph
 from hemera.demo.tissue import grow
 from hemera.errors import ConfigError, HemeraError
@@ -118,7 +118,7 @@ def test_the_sheet_is_valid_and_its_files_are_there(cohort: Path) -> None:
 
 
 def test_an_unknown_size_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"size: 'huge' is not known; choose from full, small"):
+    with pytest.raises(ConfigError, match=r"size: 'huge' is unknown; choose from full, small"):
         sheet_text("huge")
 
 
@@ -450,7 +450,7 @@ def test_a_slide_of_another_tissue_has_no_truth_and_other_cells(tmp_path: Path) 
 def test_the_blurred_region_is_blurred_and_marked_slides_differ() -> None:
     rng = np.random.default_rng(8)
     tissue = grow(rng, (460.0, 322.0), "1+", whole=False)
-    look = Look((230, 220, 225))
+    look = Appearance((230, 220, 225))
     drawing = Renderer(tissue, rasterise(tissue, 0.92, (500, 350)), rng).draw("he", look)
     spoilt = defocus(drawing, (350.0, 175.0), (110.0, 120.0))
     assert np.array_equal(spoilt[:, :200], drawing[:, :200])

@@ -105,10 +105,10 @@ def test_a_shallow_generator_has_no_feature_volume():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(TrainingError, match=r"'' is not known; choose from unet_512.*attention"):
+    with pytest.raises(TrainingError, match=r"'' is unknown; choose from unet_512.*attention"):
         build_generator("")
     for generator in ("unet_32", "resnet_6blocks", "attention_unet_32"):
-        with pytest.raises(TrainingError, match="'layer' is not known; choose from batch, inst"):
+        with pytest.raises(TrainingError, match="'layer' is unknown; choose from batch, inst"):
             build_generator(generator, norm="layer")
 
 

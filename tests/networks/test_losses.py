@@ -190,7 +190,7 @@ def test_least_squares_by_hand():
     logits = torch.tensor([[0.5, -2.0]])
     assert float(losses.adversarial(logits, True, "lsgan")) == pytest.approx((0.25 + 9) / 2)
     assert float(losses.adversarial(logits, False, "lsgan")) == pytest.approx((0.25 + 4) / 2)
-    with pytest.raises(TrainingError, match="'wgangp' is not known; choose from vanilla, lsgan"):
+    with pytest.raises(TrainingError, match="'wgangp' is unknown; choose from vanilla, lsgan"):
         losses.adversarial(logits, True, "wgangp")
 
 

@@ -110,8 +110,8 @@ def test_wrong_sides_are_refused(small):
         ("unet_32", {"branch": "skip16"}, "branch skip16: .* the generator is unet_32;"),
         ("resnet_9blocks", {"branch": "skip16"}, "branch skip16: .* is resnet_9blocks;"),
         ("unet_512", {"branch": "attention_unet_32_bottleneck"}, "the generator is unet_512;"),
-        ("unet_128", {"branch": "skip8"}, "branch: 'skip8' is not known; choose from skip16"),
-        ("unet_128", {"decoder": "fpn"}, "decoder: 'fpn' is not known; choose from unet,"),
+        ("unet_128", {"branch": "skip8"}, "branch: 'skip8' is unknown; choose from skip16"),
+        ("unet_128", {"decoder": "fpn"}, "decoder: 'fpn' is unknown; choose from unet,"),
         (
             "unet_128", {"generation_skips": True, "branch": "virtual_rgb_encoder"},
             "virtual_rgb_encoder has no encoder maps",

@@ -224,41 +224,41 @@ class TestOwnDisplacement:
     """A displacement that was made elsewhere: no engine runs, and the certificate is the same."""
 
     @pytest.fixture
-    def judge(self, copy, tmp_path, monkeypatch):
+    def assess(self, copy, tmp_path, monkeypatch):
         monkeypatch.setattr(engine, "register", None)
 
-        def judge(d):
+        def assess(d):
             write_displacement(copy / "own.npz", d)
             return run(copy, tmp_path, "own")
 
-        return judge
+        return assess
 
-    def test_a_right_one_passes_without_matches(self, judge, tmp_path, monkeypatch):
+    def test_a_right_one_passes_without_matches(self, assess, tmp_path, monkeypatch):
         def missing(name):
             raise engine.importlib.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(engine.importlib.metadata, "version", missing)
-        row, d = judge(made(to_moving, 8.0))
+        row, d = assess(made(to_moving, 8.0))
         assert (row["verdict"], row["reason"], row["map"]) == ("pass", None, "own")
         assert (row["engine"], row["preset"], row["match_fraction"]) == ("own", None, None)
         assert row["tile_ok"] > 0.9
         assert error_um(d).max() < 0.25 * MPP
         assert tables.read(tmp_path / "own.quality.parquet", tables.QUALITY).num_rows > 20
 
-    def test_a_wrong_one_fails(self, judge):
-        row, _ = judge(made(lambda p: to_moving(p) + np.array([90, -70])))
+    def test_a_wrong_one_fails(self, assess):
+        row, _ = assess(made(lambda p: to_moving(p) + np.array([90, -70])))
         assert row["verdict"] == "fail"
         assert "tile_ok" in row["reason"]
         assert "match" not in row["reason"]
 
-    def test_one_that_mirrors_is_judged_as_such(self, judge):
-        row, _ = judge(made(lambda p: to_moving(p) * (-1, 1) + (MOVING_UM[0], 0)))
+    def test_one_that_mirrors_is_judged_as_such(self, assess):
+        row, _ = assess(made(lambda p: to_moving(p) * (-1, 1) + (MOVING_UM[0], 0)))
         assert row["mirrored"] is True
         assert row["verdict"] == "fail", "HER2 is not mirrored"
         assert row["folding_fraction"] == 0
 
-    def test_one_that_cannot_be_read_or_is_empty_is_a_verdict(self, judge, copy, tmp_path):
-        row, d = judge(dp.none())
+    def test_one_that_cannot_be_read_or_is_empty_is_a_verdict(self, assess, copy, tmp_path):
+        row, d = assess(dp.none())
         assert (row["verdict"], d.empty) == ("fail", True)
         (copy / "own.npz").write_bytes(b"nothing of the kind")
         row, d = run(copy, tmp_path, "own")

@@ -8,7 +8,7 @@ import pytest
 from hemera.config import RegisterOptions
 from hemera.registration import displacement as dp
 from hemera.registration.signals import measure, tissue
-from hemera.registration.verdict import judge
+from hemera.registration.verdict import assess
 from tests.small_registration import made
 from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_UM, MPP, sections, to_moving
 
@@ -26,7 +26,7 @@ def measured(pair, d, moving=None, **changes):
 
 
 def verdict(signals, **more):
-    found = judge(signals, RegisterOptions(), match_count=200, match_fraction=0.9, **more)
+    found = assess(signals, RegisterOptions(), match_count=200, match_fraction=0.9, **more)
     return found.verdict, found.reason
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from hemera.config import RegisterOptions
 from hemera.registration.signals import Signals
-from hemera.registration.verdict import SIGNALS, effective_verdict, judge, prefer_rigid
+from hemera.registration.verdict import SIGNALS, assess, effective_verdict, prefer_rigid
 from hemera.sheet import Pair
 from tests.registration.test_local_quality import EMPTY
 
@@ -28,10 +28,10 @@ GOOD = Signals(
 )
 
 
-def judged(options=OPTIONS, match_count=200, match_fraction=0.9, **changes):
+def assessed(options=OPTIONS, match_count=200, match_fraction=0.9, **changes):
     names = {field.name for field in dataclasses.fields(GOOD)}
     signals = {name: changes.pop(name) for name in list(changes) if name in names}
-    return judge(
+    return assess(
         dataclasses.replace(GOOD, **signals), options, match_count=match_count,
         match_fraction=match_fraction, **changes,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def judged(options=OPTIONS, match_count=200, match_fraction=0.9, **changes):
     ],
 )
 def test_each_quantity_has_its_limits(change, expected, words):
-    found = judged(**change)
+    found = assessed(**change)
     assert found.verdict == expected
     assert found.reason is None if words is None else words in found.reason
 
@@ -91,7 +91,7 @@ def test_each_quantity_has_its_limits(change, expected, words):
     ],
 )
 def test_another_attempt_is_of_no_use_for_coverage_or_the_sheet(change, expected):
-    assert judged(**change).retryable is expected
+    assert assessed(**change).retryable is expected
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def test_bars_are_as_long_as_their_counts_or_of_one_length() -> None:
         ("a", [("x", "#111111", 30.0), ("y", "#222222", 10.0)], ""),
         ("b", [("z", "#333333", 5.0)], ""),
     ]
-    for share, ratio in ((False, 8), (True, 1)):
-        found = areas(charts.bars("t", rows, share=share))
+    for relative, ratio in ((False, 8), (True, 1)):
+        found = areas(charts.bars("t", rows, relative=relative))
         assert found["#111111"] / found["#222222"] == pytest.approx(3)
         total = found["#111111"] + found["#222222"]
         assert total / found["#333333"] == pytest.approx(ratio)

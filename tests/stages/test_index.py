@@ -166,7 +166,7 @@ def test_subsets_of_a_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     made = Made(tmp_path, rows, plain(rows), options)
     assert made.parts("generation") == {"train": 11, "val": 4, "test": 16, None: 105}
     assert made.parts("segmentation") == {"train": 42, "val": 8, "test": 2, None: 84}
-    assert "generation test: 16 tiles of 9999 asked for" in caplog.text
+    assert "generation test: 16 of 9999 requested tiles" in caplog.text
     for network in ("generation", "segmentation"):
         for row in made.table.to_pylist():
             assert row[f"{network}_split"] in (None, row["split"])

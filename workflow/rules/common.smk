@@ -160,7 +160,7 @@ def map_files(wildcards):
 
 
 def own_maps(wildcards):
-    """The maps that users made elsewhere: they are judged like the engine's."""
+    """The maps that users made elsewhere: they are assessed like the engine's."""
     return [str(pair.displacement) for pair in known(wildcards) if pair.displacement]
 
 
