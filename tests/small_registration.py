@@ -5,24 +5,13 @@ import numpy as np
 from PIL import Image
 
 from hemera import tables
-from hemera.config import DescribeOptions, RegisterOptions
+from hemera.config import RegisterOptions
 from hemera.registration import deeperhistreg as engine
 from hemera.registration import displacement as dp
 from hemera.registration.displacement_files import read_displacement
-from hemera.stages import describe, register
+from hemera.stages import register
 from tests.small_sections import FIXED_UM, MOVING_UM, MPP, sections, to_moving
-
-COLUMNS = (
-    "pair",
-    "case",
-    "dataset",
-    "he",
-    "her2",
-    "mirrored",
-    "he_mpp",
-    "her2_mpp",
-    "displacement",
-)
+from tests.small_sheets import describe_unit, write_sheet
 
 SMALL = {
     "preset": "default_initial_nonrigid_fast", "size_px": 512, "levels": 5, "iterations": 60,
@@ -51,24 +40,20 @@ def write_pairs(folder):
         ("broken", "broken", "", MPP),
         ("own", "her2", "", MPP),
     ]
-    lines = ["\t".join(COLUMNS)]
-    for pair, her2, mirrored, mpp in rows:
-        own = "own.npz" if pair == "own" else ""
-        cells = (pair, "case1", "own", "he.png", f"{her2}.png", mirrored, str(MPP), str(mpp), own)
-        lines.append("\t".join(cells))
-    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    common = {"case": "case1", "dataset": "own", "he": "he.png", "he_mpp": MPP}
+    cells = [
+        {"pair": pair, "her2": f"{her2}.png", "mirrored": mirrored, "her2_mpp": mpp}
+        for pair, her2, mirrored, mpp in rows
+    ]
+    cells[-1]["displacement"] = "own.npz"
+    write_sheet(folder, cells, **common)
     for pair, *_ in rows:
         describe_pair(folder, pair)
 
 
 def describe_pair(folder, unit, out=None):
     """Describe one pair; return the table."""
-    table = (out or folder) / f"{unit}.describe.parquet"
-    describe.run(
-        sheet=folder / "pairs.tsv", unit=unit, block_count=1, images_table=table,
-        options=DescribeOptions(),
-    )  # fmt: skip
-    return table
+    return describe_unit(folder, unit, (out or folder) / f"{unit}.describe.parquet")
 
 
 def paths(folder, out, unit):

@@ -13,13 +13,12 @@ import pytest
 import tifffile
 import tiffslide
 
-from hemera import tables
 from hemera.__main__ import main
 from hemera.imaging.slide import open_slide
 from hemera.registration.displacement import Displacement, node_points, none
 from hemera.registration.displacement_files import write_displacement
-from hemera.sheet import COLUMNS
 from tests.small_geojson import rectangle, stray
+from tests.small_sheets import write_certificate, write_sheet
 from tests.small_slides import damage_tile, write_pyramid
 
 HE_MPP, HER2_MPP = 0.5, 0.44
@@ -78,19 +77,13 @@ class Cohort:
         self.write_sheet(**row)
 
     def write_sheet(self, **row):
-        cells = {
-            "pair": "p1", "case": "c1", "dataset": "acrobat", "he": "he.tif", "her2": "her2.tif",
-            **row,
-        }  # fmt: skip
-        lines = ["\t".join(COLUMNS), "\t".join(str(cells.get(name, "")) for name in COLUMNS)]
-        self.sheet.write_text("\n".join(lines) + "\n")
+        images = {"he": "he.tif", "her2": "her2.tif"}
+        write_sheet(self.folder, [row], pair="p1", case="c1", dataset="acrobat", **images)
 
     def register(self, field, verdict="pass", reason=None, engine="test"):
         folder = self.folder / "results" / "register"
         write_displacement(folder / "p1.displacement.npz", field)
-        row = dict.fromkeys(tables.CERTIFICATE.names)
-        row |= {"pair": "p1", "verdict": verdict, "reason": reason, "engine": engine}
-        tables.write(folder / "p1.parquet", [row], tables.CERTIFICATE)
+        write_certificate(folder / "p1.parquet", "p1", verdict, reason, engine)
 
     def run(self, kind, *words, pair="p1"):
         return main(

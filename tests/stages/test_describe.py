@@ -10,7 +10,7 @@ from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import SheetError
 from hemera.imaging.codecs import decode
-from hemera.stages import describe
+from tests.small_sheets import describe_unit, write_sheet
 
 OPTIONS = DescribeOptions()
 
@@ -28,26 +28,10 @@ def stained(rng, glass, colour, box, size=(640, 900)):
     return np.rint(rgb).astype(np.uint8)
 
 
-def write_sheet(folder, rows):
-    columns = ["pair", "case", "dataset", "he", "her2", "registered", "he_mpp", "her2_mpp"]
-    lines = ["\t".join(columns)]
-    for number, row in enumerate(rows):
-        row = {"case": f"c{number}", "dataset": "bci", "registered": "true", **row}
-        lines.append("\t".join(str(row.get(name, "")) for name in columns))
-    path = folder / "pairs.tsv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 def described(folder, rows, options=OPTIONS, unit="bci.000"):
-    table = folder / "describe.parquet"
-    describe.run(
-        sheet=write_sheet(folder, rows),
-        unit=unit,
-        block_count=1,
-        images_table=table,
-        options=options,
-    )
+    rows = [{"case": f"c{number}", **row} for number, row in enumerate(rows)]
+    write_sheet(folder, [{"dataset": "bci", "registered": "true", **row} for row in rows])
+    table = describe_unit(folder, unit, folder / "describe.parquet", options)
     return tables.read(table, tables.DESCRIBE).to_pylist()
 
 

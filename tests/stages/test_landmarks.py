@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from hemera import tables
-from hemera.config import DescribeOptions, LandmarksOptions
+from hemera.config import LandmarksOptions
 from hemera.errors import ConfigError, SheetError, TableError
 from hemera.registration.displacement import Displacement, node_points, none
 from hemera.registration.displacement_files import write_displacement
 from hemera.registration.landmarks import ACROBAT_COLUMNS
-from hemera.stages import describe, landmarks
+from hemera.sheet import write_rows
+from hemera.stages import landmarks
+from tests.small_sheets import describe_unit, write_sheet
 
 HE_MPP, HER2_MPP = 0.5, 0.8
 HEADER = ",".join(ACROBAT_COLUMNS)
@@ -41,10 +43,9 @@ def folder(tmp_path):
 
 
 def sheet(folder, he_landmarks, her2_landmarks):
-    (folder / "pairs.tsv").write_text(
-        "pair\tcase\tdataset\the\ther2\the_landmarks\ther2_landmarks\n"
-        f"case1\tcase1\tacrobat\t7_HE_val.tif\t7_HER2_val.tif\t{he_landmarks}\t{her2_landmarks}\n"
-    )
+    images = {"he": "7_HE_val.tif", "her2": "7_HER2_val.tif"}
+    points = {"he_landmarks": he_landmarks, "her2_landmarks": her2_landmarks}
+    write_sheet(folder, [images | points], pair="case1", case="case1", dataset="acrobat")
 
 
 def acrobat(folder, rows):
@@ -192,14 +193,19 @@ class TestPair:
 @pytest.fixture
 def cohort(tmp_path):
     """A cohort without pairs; `add` adds one."""
-    columns = "pair\tcase\tdataset\the\ther2\tregistered\the_landmarks\ther2_landmarks"
-    (tmp_path / "pairs.tsv").write_text(f"{columns}\n")
+    write_sheet(tmp_path, [])
     return tmp_path
 
 
-def add(cohort, pair, errors, initial, lines=(), *, dataset="acrobat", reason=None):
+def add_row(cohort, pair, dataset="acrobat", suffix="tif", **cells):
+    images = {"he": f"{pair}_HE.{suffix}", "her2": f"{pair}_HER2.{suffix}"}
+    row = {"pair": pair, "case": pair, "dataset": dataset, **images, **cells}
     with open(cohort / "pairs.tsv", "a") as file:
-        file.write(f"{pair}\t{pair}\t{dataset}\t{pair}_HE.tif\t{pair}_HER2.tif\t\tp.csv\tp.csv\n")
+        file.write(write_rows([row]).partition("\n")[2])
+
+
+def add(cohort, pair, errors, initial, lines=(), *, dataset="acrobat", reason=None):
+    add_row(cohort, pair, dataset, he_landmarks="p.csv", her2_landmarks="p.csv")
     rows = [
         {
             "pair": pair, "point": str(number), "error_um": error,
@@ -260,10 +266,10 @@ class TestCohort:
         assert len(predictions(cohort / "landmarks" / "cohort.predictions.csv")) == 1
 
     def test_no_pair_with_landmarks(self, cohort):
-        with open(cohort / "pairs.tsv", "a") as file:
-            file.write("a\ta\tacrobat\ta_HE.tif\ta_HER2.tif\t\t\t\n")
-            # Registered image pairs are processed in blocks, and have no table.
-            file.write("b\tb\tbci\tb_HE.png\tb_HER2.png\ttrue\tp.csv\tp.csv\n")
+        add_row(cohort, "a")
+        # Registered image pairs are processed in blocks, and have no table.
+        points = {"he_landmarks": "p.csv", "her2_landmarks": "p.csv"}
+        add_row(cohort, "b", "bci", "png", registered="true", **points)
         with pytest.raises(SheetError, match="no pair has landmarks"):
             run_cohort(cohort)
 
@@ -298,26 +304,19 @@ class TestKidney:
 
     @pytest.fixture
     def kidney(self, images, tmp_path):
+        """The folder with its sheet of one pair, and its landmarks in pixels."""
         birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"
-        slides = images / "wsi_derived"
-        columns = "pair\tcase\tdataset\the\ther2\the_landmarks\ther2_landmarks"
-        (tmp_path / "pairs.tsv").write_text(
-            f"{columns}\ncase1\tcase1\tbirl\t{slides / '0_HE_val.tif'}"
-            f"\t{slides / '0_PANCK_val.tif'}\t{birl / 'Rat-Kidney_HE.csv'}"
-            f"\t{birl / 'Rat-Kidney_PanCytokeratin.csv'}\n"
-        )
-        describe.run(
-            sheet=tmp_path / "pairs.tsv",
-            unit="case1",
-            block_count=1,
-            images_table=tmp_path / "describe.parquet",
-            options=DescribeOptions(),
-        )
+        files = [birl / f"Rat-Kidney_{name}.csv" for name in ("HE", "PanCytokeratin")]
+        slides = [images / "wsi_derived" / f"0_{name}_val.tif" for name in ("HE", "PANCK")]
+        cells = dict(zip(("he", "her2"), slides, strict=True))
+        cells |= dict(zip(("he_landmarks", "her2_landmarks"), files, strict=True))
+        row = {"pair": "case1", "case": "k", "dataset": "birl", **cells}
+        write_sheet(tmp_path, [row])
+        describe_unit(tmp_path, "case1", tmp_path / "describe.parquet")
         here, there = (
-            np.loadtxt(birl / f"Rat-Kidney_{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2))
-            for name in ("HE", "PanCytokeratin")
+            np.loadtxt(file, delimiter=",", skiprows=1, usecols=(1, 2)) for file in files
         )
-        return tmp_path, here[: len(there)], there
+        return tmp_path, here[: len(there)], there, row
 
     def affine(self, folder, matrix):
         """Write the map fixed -> moving (x, y, 1) @ matrix, in pixels."""
@@ -334,11 +333,11 @@ class TestKidney:
         return round(np.median(errors), 1), round(np.percentile(errors, 90), 1), round(fraction, 4)
 
     def test_identity(self, kidney):
-        folder, _, _ = kidney
+        folder, *_ = kidney
         assert self.figures(run(folder, displacement=None)) == (29.1, 43.5, 0.0207)
 
     def test_the_best_affine(self, kidney):
-        folder, here, there = kidney
+        folder, here, there, _ = kidney
         homogeneous = np.column_stack([here, np.ones(len(here))])
         self.affine(folder, np.linalg.lstsq(homogeneous, there, rcond=None)[0])
         found = run(folder)
@@ -350,51 +349,35 @@ class TestKidney:
             way = (line[f"predicted_{axis}_um"] - line[f"he_{axis}_um"] for axis in "xy")
             assert math.hypot(*way) == pytest.approx(line["official_error_um"])
 
-    def test_from_slides_to_the_cohort(self, images, tmp_path):
-        birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"
-        slides = images / "wsi_derived"
-        here, there = (
-            np.loadtxt(birl / f"Rat-Kidney_{name}.csv", delimiter=",", skiprows=1, usecols=(1, 2))
-            for name in ("HE", "PanCytokeratin")
-        )
-        here_um, there_um = here[: len(there)] * self.MPP, there * self.MPP
+    def test_from_slides_to_the_cohort(self, kidney):
+        folder, here, there, row = kidney
+        here_um, there_um = here * self.MPP, there * self.MPP
         lines = [
             f"0,0_HE_val.ndpi,0_PANCK_val.ndpi,{number},{x:.4f},{y:.4f},4.6,4.6,PANCK,"
             f"{here_x:.4f},{here_y:.4f}"
             for number, ((here_x, here_y), (x, y)) in enumerate(zip(here_um, there_um, strict=True))
         ]
-        (tmp_path / "points.csv").write_text("\n".join([HEADER, *lines]) + "\n")
-        plain = [birl / f"Rat-Kidney_{name}.csv" for name in ("HE", "PanCytokeratin")]
-        paths = f"birl\t{slides / '0_HE_val.tif'}\t{slides / '0_PANCK_val.tif'}"
-        (tmp_path / "pairs.tsv").write_text(
-            "pair\tcase\tdataset\the\ther2\the_landmarks\ther2_landmarks\n"
-            f"plain\tk\t{paths}\t{plain[0]}\t{plain[1]}\n"
-            f"official\tk\t{paths}\tpoints.csv\tpoints.csv\n"
-            f"failed\tk\t{paths}\tpoints.csv\tpoints.csv\n"
-        )
+        (folder / "points.csv").write_text("\n".join([HEADER, *lines]) + "\n")
+        official = row | {"he_landmarks": "points.csv", "her2_landmarks": "points.csv"}
+        pairs = {"plain": row, "official": official, "failed": official}
+        write_sheet(folder, [cells | {"pair": pair} for pair, cells in pairs.items()])
         # As if both slides had one size: HER2 is that much smaller.
         scale = np.array([1123 / 1164, 724 / 787])
         nodes = (np.stack(np.meshgrid(np.arange(118), np.arange(80)), axis=-1) + 0.5) * 46.0
         scaled = Displacement((nodes * scale - nodes).astype(np.float32), 46.0)
-        for pair in ("plain", "official", "failed"):
-            describe.run(
-                sheet=tmp_path / "pairs.tsv",
-                unit=pair,
-                block_count=1,
-                images_table=tmp_path / f"{pair}.describe.parquet",
-                options=DescribeOptions(),
-            )
-            write_displacement(tmp_path / f"{pair}.npz", none() if pair == "failed" else scaled)
+        for pair in pairs:
+            table = describe_unit(folder, pair, folder / f"{pair}.describe.parquet")
+            write_displacement(folder / f"{pair}.npz", none() if pair == "failed" else scaled)
             landmarks.run(
-                sheet=tmp_path / "pairs.tsv",
+                sheet=folder / "pairs.tsv",
                 unit=pair,
-                images_table=tmp_path / f"{pair}.describe.parquet",
-                displacement=tmp_path / f"{pair}.npz",
-                errors=tmp_path / "landmarks" / f"{pair}.parquet",
-                predictions=tmp_path / "landmarks" / f"{pair}.csv",
+                images_table=table,
+                displacement=folder / f"{pair}.npz",
+                errors=folder / "landmarks" / f"{pair}.parquet",
+                predictions=folder / "landmarks" / f"{pair}.csv",
                 options=LandmarksOptions(),
             )
-        rows = run_cohort(tmp_path)
+        rows = run_cohort(folder)
         failed, official, same = rows[:3]
         assert (failed["pair"], official["pair"], same["pair"]) == ("failed", "official", "plain")
         # The formula written out once more, without anything of HEMERA's.
@@ -412,7 +395,7 @@ class TestKidney:
             assert found["error_p90_um"] / self.MPP == pytest.approx(21.9, rel=0.1)
         assert failed["unregistered"] == 1
         assert failed["official_error_p90_um"] / self.MPP == pytest.approx(43.5, abs=0.05)
-        given = predictions(tmp_path / "landmarks" / "cohort.predictions.csv")
+        given = predictions(folder / "landmarks" / "cohort.predictions.csv")
         assert len(given) == 2 * 69, "those of the pairs with an ACROBAT file"
         assert [row["he_x"] for row in given[:69]] == [""] * 69
         found = np.array([(float(row["he_x"]), float(row["he_y"])) for row in given[69:]])

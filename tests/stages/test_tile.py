@@ -16,13 +16,10 @@ from hemera.errors import SheetError
 from hemera.imaging.codecs import decode
 from hemera.registration.displacement import Displacement, mirrored, node_points, none
 from hemera.registration.displacement_files import read_displacement, write_displacement
-from hemera.stages import describe, tile
+from hemera.stages import tile
+from tests.small_geojson import rectangle
+from tests.small_sheets import describe_unit, write_certificate, write_sheet
 from tests.small_slides import damage_tile, write_pyramid
-
-COLUMNS = (
-    "pair", "case", "dataset", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp", "roi",
-    "verdict", "displacement",
-)  # fmt: skip
 
 
 def tissue(rng, height, width, colours=((235, 190, 215), (95, 60, 140))):
@@ -43,24 +40,10 @@ class Unit:
     def __init__(self, folder, rows, unit="bci.000"):
         self.folder, self.unit = folder, unit
         self.results = folder / "results"
-        self.sheet = folder / "pairs.tsv"
-        lines = ["\t".join(COLUMNS)]
-        for row in rows:
-            row = {"case": "c", "dataset": "bci", "he_mpp": 0.5, "her2_mpp": 0.5, **row}
-            lines.append("\t".join(str(row.get(name, "")) for name in COLUMNS))
-        self.sheet.write_text("\n".join(lines) + "\n")
+        self.sheet = write_sheet(folder, rows, case="c", dataset="bci", he_mpp=0.5, her2_mpp=0.5)
         self.images_table = self.results / "describe" / f"{unit}.parquet"
         self.shard = self.results / "tile" / f"{unit}.tar"
-        self.describe(DescribeOptions())
-
-    def describe(self, options):
-        describe.run(
-            sheet=self.sheet,
-            unit=self.unit,
-            block_count=1,
-            images_table=self.images_table,
-            options=options,
-        )
+        describe_unit(folder, unit, self.images_table)
 
     def tile(self, *, workers=1, registration_quality=None, **options):
         """Run tile, with the displacement and certificate in the folder, if there are any."""
@@ -280,15 +263,14 @@ def test_only_inside_the_region_of_interest(images_of_pair):
     folder, _, _ = images_of_pair
     roi = folder / "roi.geojson"
     unit = Unit(folder, [registered("p1", roi=roi.name)])
-    roi.write_text(rectangle(0, 0, 200, 300))
+    roi.write_text(polygon(0, 0, 200, 300))
     # Columns at 0 (whole), 128 (72 of 128 px: over half) and 256 (none).
     assert {row["x_px"] for row in unit.tile()} == {0, 128}
     assert {row["x_px"] for row in unit.tile(size_px=150)} == {0}
 
 
-def rectangle(left, top, right, bottom):
-    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-    return json.dumps({"type": "Polygon", "coordinates": [ring]})
+def polygon(*corners):
+    return json.dumps({"type": "Polygon", "coordinates": [rectangle(*corners)]})
 
 
 @pytest.mark.parametrize(
@@ -296,7 +278,7 @@ def rectangle(left, top, right, bottom):
     [
         ("not json", "refused", r"^roi\.geojson: not GeoJSON"),
         (None, "refused", "no such file"),
-        (rectangle(9000, 9000, 9900, 9900), "no_tissue", "none of 6 positions with tissue"),
+        (polygon(9000, 9000, 9900, 9900), "no_tissue", "none of 6 positions with tissue"),
     ],
 )
 def test_a_region_without_tiles(images_of_pair, text, state, reason):
@@ -347,14 +329,8 @@ def slides(rng, tmp_path):
     points = node_points(Displacement(np.zeros((63, 88, 2), np.float32), 4.0))
     field = Displacement((field_at(points) - points).astype(np.float32), 4.0)
     write_displacement(tmp_path / "d.npz", field)
-    write_certificate(tmp_path / "c.parquet", "pass")
+    write_certificate(tmp_path / "c.parquet", "case1", "pass")
     return tmp_path
-
-
-def write_certificate(path, verdict, reason=None):
-    row = dict.fromkeys(tables.CERTIFICATE.names)
-    row |= {"pair": "case1", "verdict": verdict, "reason": reason, "engine": "test"}
-    tables.write(path, [row], tables.CERTIFICATE)
 
 
 def whole_slides(folder, **changes):
@@ -421,7 +397,7 @@ def test_a_tile_spread_over_the_slide_is_left_out(slides):
 def test_the_certificate_decides_unless_a_person_does(
     slides, certificate, manual, registration, tiles
 ):
-    write_certificate(slides / "c.parquet", certificate, "tiles do not match")
+    write_certificate(slides / "c.parquet", "case1", certificate, "tiles do not match")
     unit = whole_slides(slides, verdict=manual)
     assert len(unit.tile()) == tiles
     assert unit.state["registration"] == registration
@@ -429,11 +405,16 @@ def test_the_certificate_decides_unless_a_person_does(
     assert bool(unit.state["reason"]) == (not tiles)
 
 
-def test_nobody_can_accept_a_map_that_is_not_there(slides):
+@pytest.mark.parametrize(("damaged", "words"), [(False, "gave no map"), (True, "d.npz")])
+def test_a_missing_or_damaged_map_is_a_state(slides, damaged, words):
+    """Also where a person accepts it."""
     write_displacement(slides / "d.npz", none())
+    if damaged:
+        (slides / "d.npz").write_bytes(b"nothing of the kind")
     unit = whole_slides(slides, verdict="accept")
     assert unit.tile() == []
-    assert "gave no map" in unit.state["reason"]
+    assert unit.state["state"] == "refused"
+    assert words in unit.state["reason"]
 
 
 def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
@@ -464,7 +445,7 @@ def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
 def test_the_reader_chosen_for_describe_reads_here_too(slides, monkeypatch):
     unit = whole_slides(slides)
     direct = [row["he_sha256"] for row in unit.tile()]
-    unit.describe(DescribeOptions(reader="openslide"))
+    describe_unit(slides, "case1", unit.images_table, DescribeOptions(reader="openslide"))
     monkeypatch.delattr("hemera.imaging.tiff.TiffReader.read")
     assert [row["he_sha256"] for row in unit.tile()] == direct
 
@@ -476,14 +457,6 @@ def test_a_map_that_mirrors_does_not_fold(slides):
     write_displacement(slides / "d.npz", mirrored(field, HER2_SIZE[0] * HER2_MPP))
     rows = unit.tile()
     assert {row["folding_fraction"] for row in rows} == {0.0}
-
-
-def test_a_displacement_that_cannot_be_read_is_a_state(slides):
-    unit = whole_slides(slides)
-    (slides / "d.npz").write_bytes(b"nothing of the kind")
-    assert unit.tile() == []
-    assert unit.state["state"] == "refused"
-    assert "d.npz" in unit.state["reason"]
 
 
 def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
