@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from hemera.dataset.criteria import ACCEPTED, REASONS
@@ -108,43 +107,32 @@ def selection_bias(table: Frame) -> list[Bias]:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskStatistics:
-    """Masks of an engine on the tiles of a group."""
+def mask_statistics(tiles: Frame, engine: str) -> list[dict[str, Any]]:
+    """Return what the masks of an engine contain, per group of tiles.
 
-    dataset: str
-    score: str
-    positive_fractions: npt.NDArray[np.float64]
-    """Of each tile."""
-    cells_per_mm2: float
-    positive_cells: float | None
-    """Fraction of the cells; None: there is no cell."""
-    intensities: tuple[float | None, ...]
-    """Fractions of the cells by INTENSITIES."""
-    excluded_fraction: float
-    """Mean over the tiles."""
-
-
-def mask_statistics(tiles: Frame, engine: str) -> list[MaskStatistics]:
-    """Return what the masks of an engine contain, per group of tiles."""
+    Returns:
+        `dataset`, `score`; `positive_fractions` of each tile; `cells_per_mm2`; `positive_cells`
+        and `intensities`: fractions of the cells, None without a cell; `excluded_fraction`: mean
+        over the tiles.
+    """
     found = []
     for (dataset, score), own in groups(tiles[tiles[f"{engine}_positive_fraction"].notna()]):
         cells = float(own[f"{engine}_cells"].sum())
         area_mm2 = float(((own["size_px"] * own["mpp"] / 1000) ** 2).sum())
-        stained = [
+        positive, *intensities = (
             float(own[f"{engine}_{name}_cells"].sum()) / cells if cells else None
             for name in ("positive", *INTENSITIES)
-        ]
+        )
         found.append(
-            MaskStatistics(
-                dataset,
-                score,
-                own[f"{engine}_positive_fraction"].to_numpy(np.float64),
-                cells / area_mm2,
-                stained[0],
-                tuple(stained[1:]),
-                float(own[f"{engine}_excluded_fraction"].mean()),
-            )
+            {
+                "dataset": dataset,
+                "score": score,
+                "positive_fractions": own[f"{engine}_positive_fraction"].to_numpy(np.float64),
+                "cells_per_mm2": cells / area_mm2,
+                "positive_cells": positive,
+                "intensities": intensities,
+                "excluded_fraction": float(own[f"{engine}_excluded_fraction"].mean()),
+            }
         )
     return found
 
@@ -232,19 +220,6 @@ def split_counts(tiles: Frame, column: str = "split") -> Frame:
     """
     found = tiles.groupby(column).agg(tiles=("tile", "size"), cases=("case", "nunique"))
     return found.reindex(list(SPLITS), fill_value=0)
-
-
-def mismatched(cases: Sequence[str]) -> list[tuple[int, int]]:
-    """Pair each place with another one of a different case, half the list onwards."""
-    shift = len(cases) // 2
-    pairs = [(k, (k + shift) % len(cases)) for k in range(len(cases))]
-    return [(a, b) for a, b in pairs if cases[a] != cases[b]]
-
-
-def separation(true: npt.NDArray[np.float64], false: npt.NDArray[np.float64]) -> float:
-    """Return the area under the ROC curve: how often a true value exceeds a false one."""
-    difference = true[:, None] - false
-    return float(np.mean(difference > 0) + 0.5 * np.mean(difference == 0))
 
 
 def sample(groups: Sequence[str], names: Sequence[str], count: int, seed: int) -> list[int]:

@@ -23,7 +23,7 @@ __all__ = ["NETWORKS", "Cohort", "option_rows", "score_name", "score_order"]
 NETWORKS = {"generation": "GenerationNet", "segmentation": "SegmentationNet"}
 ROWS_MAX = 500
 """Rows of a table on the page; the tables on disk contain all."""
-WORST_TILES = 12
+WORST_TILES = 6
 
 STATES = {
     "tiled": "tiled",
@@ -263,16 +263,19 @@ def masks(cohort: Cohort) -> list[dict[str, Any]]:
         found = statistics.mask_statistics(cohort.accepted, engine)
         chart = charts.boxes(
             f"Positive fraction of the accepted tiles, masks of {engine}",
-            [(f"{own.dataset}, {score_name(own.score)}", own.positive_fractions) for own in found],
+            [
+                (f"{own['dataset']}, {score_name(own['score'])}", own["positive_fractions"])
+                for own in found
+            ],
             unit="HER2-positive fraction of the tile",
         )
         rows = [
             {
-                **dataclasses.asdict(own),
-                "score": score_name(own.score),
-                "tiles": len(own.positive_fractions),
-                "median": float(np.median(own.positive_fractions)),
-                "empty": float(np.mean(own.positive_fractions == 0)),
+                **own,
+                "score": score_name(own["score"]),
+                "tiles": len(own["positive_fractions"]),
+                "median": float(np.median(own["positive_fractions"])),
+                "empty": float(np.mean(own["positive_fractions"] == 0)),
             }
             for own in found
         ]

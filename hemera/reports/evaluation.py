@@ -397,17 +397,16 @@ def _examples(
         cards.append(
             {
                 "tile": example.tile,
-                "case": example.case,
-                "dataset": example.dataset,
-                "score": score_name(example.score),
+                "about": f"{example.dataset}, case {example.case}, "
+                f"score {score_name(example.score)}",
                 "label": example.label,
                 "images": addresses,
                 "values": [
                     *(
-                        (name, fixed(value, METRICS[metric].digits))
+                        (name, fixed(value, METRICS[metric].digits), False)
                         for name, metric, value in values
                     ),
-                    ("positive in truth", percent(float(example.truth.mean()))),
+                    ("positive in truth", percent(float(example.truth.mean())), False),
                 ],
             }
         )

@@ -69,15 +69,6 @@ def plural(value: int, one: str, many: str | None = None) -> str:
     return f"{count(value)} {one if value == 1 else many or one + 's'}"
 
 
-def duration(seconds: float) -> str:
-    """Return a time as hours, minutes and seconds, the two largest that count."""
-    whole = round(seconds)
-    parts = [(whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
-    while len(parts) > 1 and not parts[0][0]:
-        parts.pop(0)
-    return " ".join(f"{value} {unit}" for value, unit in parts[:2])
-
-
 def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
     """Return bytes as an address that holds them."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -15,7 +15,7 @@ from hemera.registration.displacement import Displacement, map_points
 from hemera.registration.local_quality import LocalQuality
 from hemera.registration.verdict import FAIL, SIGNALS, VERDICTS, log_scale
 from hemera.reports import pictures
-from hemera.reports.html import count, duration, number, percent, plural
+from hemera.reports.html import count, number, percent, plural
 
 RGB = npt.NDArray[np.uint8]
 
@@ -113,12 +113,11 @@ def certificate(
     return rows, missing
 
 
-def facts(row: Mapping[str, Any], cost: Mapping[str, float]) -> list[tuple[str, str]]:
+def facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return how a map came about, as names and words.
 
     Args:
         row: of `tables.CERTIFICATE`.
-        cost: `seconds` and `memory_mb` of the job, as far as they are known.
     """
     version = f" {row['engine_version']}" if row["engine_version"] else ""
     engine = OWN if row["engine"] == "own" else f"{row['engine']}{version}"
@@ -135,13 +134,6 @@ def facts(row: Mapping[str, Any], cost: Mapping[str, float]) -> list[tuple[str, 
         yes = "yes" if row["mirrored"] else "no"
         by = {"sheet": ", as the sheet says", "probe": ", found against the sheet"}
         found.append(("mirrored", yes + by.get(row["mirrored_by"] or "", "")))
-    words = []
-    if "seconds" in cost:
-        words.append(duration(cost["seconds"]))
-    if "memory_mb" in cost:
-        words.append(f"{number(cost['memory_mb'] / 1000)} GB of memory at most")
-    if words:
-        found.append(("job", f"{', '.join(words)}, as Snakemake measured it"))
     return found
 
 
@@ -149,7 +141,6 @@ def card(
     row: Mapping[str, Any],
     images: dict[str, RGB],
     local: dict[str, Any] | None,
-    cost: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return what the page shows of a pair beside its pictures.
 
@@ -157,13 +148,12 @@ def card(
         row: of `tables.CERTIFICATE`, with the `options` of register.
         images: of `views`.
         local: of `local_map`.
-        cost: as for `facts`.
     """
     signals, unmeasured = certificate(row, row["options"])
     return {
         "signals": signals,
         "unmeasured": unmeasured,
-        "facts": facts(row, cost),
+        "facts": facts(row),
         "size_px": images["he"].shape[1::-1] if "he" in images else None,
         "local": local,
     }

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from hemera.dataset import statistics
 from hemera.dataset.criteria import CRITERIA, REASONS
 from hemera.dataset.statistics import Frame
-from hemera.imaging.quality import histogram_similarity
-from hemera.reports import charts, pictures
+from hemera.reports import pictures
 from hemera.reports.data import Cohort, score_name, score_order
 from hemera.reports.filters import limit_words, reason_words
 from hemera.reports.html import fixed, number, percent
@@ -20,9 +19,8 @@ from hemera.reports.html import fixed, number, percent
 GALLERY_BYTES = 8_000_000
 DISPUTED_BYTES = 1_500_000
 """With the registrations and the tables, which have limits as well, a page is below 30 MB."""
-DISPUTED_TILES = 6
 SIDE_PX = 400
-SIMILARITY_TILES = 200
+
 
 Read = Callable[[Mapping[str, Any], str], npt.NDArray[np.uint8]]
 """Returns an image of a tile (a row of the index): `he` or `her2`, or the mask of an engine."""
@@ -64,16 +62,17 @@ def _cards(
     limits, target = cohort.options("filter"), cohort.metadata.get("mask_target", "")
     cards: list[dict[str, Any]] = []
     for row in tiles.iloc[chosen].to_dict("records"):
-        images = {name: read(row, name) for name in ("he", "her2")}
+        images = {"H&E": read(row, "he"), "HER2": read(row, "her2")}
         if isinstance(row.get(f"{target}_shard"), str):
-            images["mask"] = pictures.outlined(images["her2"], read(row, target))
+            images["HER2 with mask"] = pictures.outlined(images["HER2"], read(row, target))
         uris = album.take_all(images, SIDE_PX)
         if not uris:
             break
         cards.append(
             {
-                **{name: row[name] for name in ("tile", "dataset", "split", "case", "reason")},
-                "score": score_name(row["score"]),
+                **{name: row[name] for name in ("tile", "reason")},
+                "about": f"{row['dataset']}, score {score_name(row['score'])}, {row['split']}",
+                "label": "",
                 "images": uris,
                 "values": values(row, limits, target),
             }
@@ -84,7 +83,9 @@ def _cards(
     return {"cards": cards, "note": note}
 
 
-def values(row: Mapping[str, Any], limits: Mapping[str, Any], target: str) -> list[dict[str, Any]]:
+def values(
+    row: Mapping[str, Any], limits: Mapping[str, Any], target: str
+) -> list[tuple[str, str, bool]]:
     """Return what was measured on a tile: name, value, whether the tile was rejected by it.
 
     Args:
@@ -115,15 +116,15 @@ def values(row: Mapping[str, Any], limits: Mapping[str, Any], target: str) -> li
         ("folding_fraction", "folded", percent(row["folding_fraction"])),
     ]
     found = [
-        {"name": words, "value": value, "decides": name in deciding}
+        (words, value, name in deciding)
         for name, words, value in shown
         if name in deciding or row[name] > 0 or (row[name] <= 0 and name != "folding_fraction")
     ]
     if not np.isnan(row.get(f"{target}_cells", np.nan)):
         cells = f"{row[f'{target}_positive_cells']:.0f} of {row[f'{target}_cells']:.0f}"
         positive = percent(row[f"{target}_positive_fraction"])
-        found.append({"name": "positive", "value": positive, "decides": False})
-        found.append({"name": "positive cells", "value": cells, "decides": False})
+        found.append(("positive", positive, False))
+        found.append(("positive cells", cells, False))
     return found
 
 
@@ -136,65 +137,25 @@ def disputed(agreement: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
     """
     album = pictures.Album(DISPUTED_BYTES)
     cards: list[dict[str, Any]] = []
-    for row in agreement.get("worst", [])[:DISPUTED_TILES]:
+    for row in agreement.get("worst", []):
         her2 = read(row, "her2")
-        images = {"her2": her2}
+        images = {"HER2": her2}
         for engine in agreement["engines"]:
             images[engine] = pictures.outlined(her2, read(row, engine))
         uris = album.take_all(images, SIDE_PX)
         if not uris:
             break
-        cards.append({**row, "images": uris})
-    return cards
-
-
-def similarity(cohort: Cohort, read: Read, seed: int) -> dict[str, Any] | None:
-    """Compare the histogram similarity of true pairs with that of mismatched ones.
-
-    The H&E tiles of a sample are compared with the HER2 tile of another case; None where no two
-    cases have a tile.
-    """
-    limits = cohort.options("filter")
-    # Tiles rejected for an earlier reason were not compared.
-    compared = cohort.tiles["accepted"] | (cohort.tiles["reason"] == "unlike_histograms")
-    tiles = cohort.tiles[compared & cohort.tiles["histogram_similarity"].notna()]
-    applied = tiles[tiles["dataset"].isin(limits.get("histogram_datasets", []))]
-    tiles = applied if len(applied) else tiles
-    names, cases = tiles["tile"].tolist(), tiles["case"].tolist()
-    rows = tiles.iloc[statistics.sample(cases, names, SIMILARITY_TILES, seed)].to_dict("records")
-    bins = cohort.options("tile").get("histogram_bins", 64)
-    found = [
-        (
-            rows[a]["histogram_similarity"],
-            histogram_similarity(read(rows[a], "he"), read(rows[b], "her2"), bins),
+        cards.append(
+            {
+                "tile": row["tile"],
+                "about": f"{row['dataset']}, score {score_name(row['score'])}",
+                "label": "",
+                "images": uris,
+                "values": [
+                    ("Dice", fixed(row["dice"], 2), False),
+                    ("same sign", percent(row["sign"]), False),
+                    ("verdict", row["verdict"], False),
+                ],
+            }
         )
-        for a, b in statistics.mismatched([row["case"] for row in rows])
-    ]
-    pairs = np.array([pair for pair in found if pair[1] is not None], np.float64).reshape(-1, 2)
-    if not len(pairs):
-        return None
-    limit = limits.get("histogram_similarity_min")
-    lines = [] if limit is None else [(f"≥ {limit:g}", limit)]
-    low = min(pairs.min(), *(value for _, value in lines)) if lines else pairs.min()
-    return {
-        "pairs": len(pairs),
-        "datasets": sorted({row["dataset"] for row in rows}),
-        "applied": bool(len(applied)),
-        "medians": np.median(pairs, axis=0).tolist(),
-        "limit": limit,
-        "kept": None if limit is None else (pairs >= limit).mean(axis=0).tolist(),
-        "auc": statistics.separation(*pairs.T),
-        "charts": [
-            (
-                title,
-                charts.histogram(
-                    title, [(title, color, own)], limits=lines, unit="histogram similarity",
-                    span=(float(low), 1.0),
-                ),
-            )
-            for title, color, own in (
-                ("True pairs", charts.BLUE, pairs[:, 0]),
-                ("Mismatched pairs", charts.ORANGE, pairs[:, 1]),
-            )
-        ],
-    }  # fmt: skip
+    return cards

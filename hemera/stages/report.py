@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -52,7 +51,6 @@ def run(
     index: Path,
     page: Path,
     pairs: Path,
-    logs: Path | None = None,
     options: ReportOptions,
 ) -> None:
     """Write the page from tables and thumbnails; pixels are read only of the tiles shown.
@@ -72,7 +70,6 @@ def run(
         index: the index.
         page: the page, HTML of at most 30 MB; written last.
         pairs: folder of a page ``{pair}.html`` for each registered pair beyond those on the page.
-        logs: folder of Snakemake's logs, for the time and memory in ``register/{pair}.tsv``.
         options: sizes of the galleries.
 
     Raises:
@@ -106,13 +103,12 @@ def run(
         "headline": data.headline(cohort),
         "warnings": [*data.warnings(cohort, biases, agreement), *registration.warnings(rows)],
         "pairs": data.pair_table(cohort),
-        **_registrations(rows, registered, errors, cohort, logs, page, pairs, options.worst_pairs),
+        **_registrations(rows, registered, errors, cohort, page, pairs, options.worst_pairs),
         "landmarks": [row for row in errors if row["aggregation"] == "pair" and row["points"]],
         "cohort_errors": [row for row in errors if row["aggregation"] != "pair"],
         "filters": filters.filters(cohort, rejections),
         "biases": [data.bias_words(bias) for bias in biases],
         "quality": filters.quality(cohort),
-        "similarity": galleries.similarity(cohort, read, options.seed),
         "accepted": galleries.accepted(cohort, read, *drawn),
         "rejected": galleries.rejected(cohort, read, *drawn),
         "masks": data.masks(cohort),
@@ -219,7 +215,6 @@ def _registrations(
     files: Mapping[str, Mapping[str, Path]],
     errors: Sequence[Mapping[str, Any]],
     cohort: data.Cohort,
-    logs: Path | None,
     page: Path,
     folder: Path,
     worst: int,
@@ -236,7 +231,7 @@ def _registrations(
         name = row["pair"]
         known = {"row": row, "manual": manual[name], "landmarks": at_landmarks.get(name)}
         images, local = _pictures(row, files[name])
-        card = {**known, **registration.card(row, images, local, _cost(logs, name))}
+        card = {**known, **registration.card(row, images, local)}
         own_page = folder / f"{name}.html"
         # In order: no pair is on the page when a worse one is not.
         on_page = len(shown) == len(lines) < worst and registration.embed(card, images, album)
@@ -293,22 +288,6 @@ def _pictures(
     )
     local = registration.local_map(squares, he_um, images["he"].shape[1::-1])
     return images, local
-
-
-def _cost(logs: Path | None, unit: str) -> dict[str, float]:
-    """Return seconds and memory of a registration as Snakemake measured them, if it did."""
-    if logs is None:
-        return {}
-    found = {}
-    try:
-        text = (logs / "register" / f"{unit}.tsv").read_text(encoding="utf-8")
-        row = list(csv.DictReader(text.splitlines(), delimiter="\t"))[-1]
-        found["seconds"] = float(row["s"])
-        found["memory_mb"] = float(row["max_rss"])
-    except (OSError, ValueError, LookupError):
-        # A job that is over at once has a dash for its memory.
-        log.info("%s: no time or memory in the logs", unit)
-    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 def _relative(path: Path, page: Path) -> str:

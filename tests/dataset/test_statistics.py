@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -95,11 +94,11 @@ def test_mask_statistics_of_a_group() -> None:
         a_weak_cells=[3, 3, None], a_moderate_cells=[0, 9, None], a_strong_cells=[0, 0, None],
     )  # fmt: skip
     (found,) = statistics.mask_statistics(tiles, "a")
-    assert found.positive_fractions.tolist() == [0.1, 0.3]
-    assert found.cells_per_mm2 == pytest.approx(30 / 0.05)
-    assert found.positive_cells == 0.5
-    assert found.intensities == (0.2, 0.3, 0.0)
-    assert found.excluded_fraction == 0.25
+    assert found["positive_fractions"].tolist() == [0.1, 0.3]
+    assert found["cells_per_mm2"] == pytest.approx(30 / 0.05)
+    assert found["positive_cells"] == 0.5
+    assert found["intensities"] == [0.2, 0.3, 0.0]
+    assert found["excluded_fraction"] == 0.25
 
 
 def test_split_counts() -> None:
@@ -107,12 +106,6 @@ def test_split_counts() -> None:
         {"tile": list("xyz"), "split": ["train", "train", "test"], "case": list("aab")}
     )
     assert statistics.split_counts(tiles).to_numpy().tolist() == [[2, 1], [0, 0], [1, 1]]
-
-
-def test_mismatched_pairs_and_their_separation() -> None:
-    assert statistics.mismatched(["a", "a", "b", "b"]) == [(0, 2), (1, 3), (2, 0), (3, 1)]
-    assert statistics.mismatched(["a", "a", "a"]) == []
-    assert statistics.separation(np.array([1.0, 3.0]), np.array([1.0, 2.0])) == 0.625
 
 
 def test_samples_take_turns_and_depend_on_names_alone() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hemera.reports.html import DASH, count, duration, fixed, number, percent, plural
+from hemera.reports.html import DASH, count, fixed, number, percent, plural
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,6 @@ from hemera.reports.html import DASH, count, duration, fixed, number, percent, p
         (percent(0.5, 0), "50 %"),
         (plural(1, "tile"), "1 tile"),
         (plural(0, "tile"), "0 tiles"),
-        (duration(0.2), "0 s"),
-        (duration(59.6), "1 min 0 s"),
-        (duration(212.58), "3 min 33 s"),
-        (duration(7512), "2 h 5 min"),
     ],
 )
 def test_numbers_read_as_they_are(made: str, expected: str) -> None:

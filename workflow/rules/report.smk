@@ -40,5 +40,5 @@ rule report:
         version=CONFIG.stages["report"].version,
     shell:
         "hemera report --sheet {params.sheet:q} --preset {params.preset:q} {params.files:q}"
-        " --logs logs --page {output.page:q} --pairs {output.pairs:q} {params.options}"
+        " --page {output.page:q} --pairs {output.pairs:q} {params.options}"
         " > {log:q} 2>&1"
