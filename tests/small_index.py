@@ -1,6 +1,5 @@
 """A small index with shards for the tests of training: what is positive can be seen on H&E."""
 
-import hashlib
 from pathlib import Path
 
 import cv2
@@ -10,6 +9,7 @@ from hemera import tables
 from hemera.dataset.shards import ShardWriter
 from hemera.imaging.codecs import encode, encode_mask
 from hemera.masks import label_format
+from tests.small_tables import stored, tile_row
 
 HEIGHT, WIDTH = 128, 256
 
@@ -47,29 +47,19 @@ def write_index(results: Path, train: int = 3, val: int = 2, test: int = 2, **dr
     ):
         parts = [*["train"] * train, *["val"] * val, *["test"] * test]
         for number, part in enumerate(parts):
-            tile = f"pair{number}_000000_{number:06d}"
             he, her2, mask = draw_tile(number, **drawn)
             if part != "train" and part not in parts[:number]:
                 mask = mask & 4
-            row = {
-                "tile": tile, "pair": f"pair{number}", "x_px": 0, "y_px": number,
-                "her2_x_px": 0.0, "her2_y_px": 0.0, "size_px": WIDTH, "mpp": 0.5, "he_mpp": 0.5,
-                "her2_mpp": 0.5, "tissue_fraction": 1.0, "her2_tissue_fraction": 1.0,
-                "he_sharpness": 99.0, "her2_sharpness": 99.0, "her2_coverage_fraction": 1.0,
-                "folding_fraction": 0.0, "shard": "tile/unit.tar", "dataset": "bci",
-                "score": "3+" if number % 2 else "1+", "registration": "registered",
-                "stain_shard": "mask/unit.tar", "accepted": True, "case": f"case{number}",
-                "split": part, "generation_split": part, "segmentation_split": part,
-            }  # fmt: skip
+            row = tile_row(
+                f"pair{number}", 0, y_px=number, size_px=WIDTH, mpp=0.5,
+                registration_error_um=None, shard="tile/unit.tar", dataset="bci",
+                score="3+" if number % 2 else "1+", registration="registered",
+                stain_shard="mask/unit.tar", accepted=True, case=f"case{number}",
+                split=part, generation_split=part, segmentation_split=part,
+            )  # fmt: skip
             for stain, image in (("he", he), ("her2", her2)):
-                data = encode(image)
-                offset, length = tiles.add(f"{tile}.{stain}.jpg", data)
-                row |= {f"{stain}_offset": offset, f"{stain}_length": length}
-                row[f"{stain}_sha256"] = hashlib.sha256(data).hexdigest()
-            data = encode_mask(mask)
-            offset, length = labels.add(f"{tile}.stain.png", data)
-            row |= {"stain_offset": offset, "stain_length": length}
-            row["stain_sha256"] = hashlib.sha256(data).hexdigest()
+                row |= stored(tiles, f"{stain}_", f"{row['tile']}.{stain}.jpg", encode(image))
+            row |= stored(labels, "stain_", f"{row['tile']}.stain.png", encode_mask(mask))
             rows.append(row)
     index = results / "index" / "index.parquet"
     metadata = {"fingerprint": "f" * 64, "mask_target": "stain"}

@@ -31,6 +31,7 @@ from hemera.registration.displacement import Displacement, none
 from hemera.registration.displacement_files import write_displacement
 from hemera.sheet import Pair, read_sheet, units, write_rows
 from hemera.stages import filter, index, landmarks
+from tests.small_tables import stored, tile_row
 
 BLOCK_COUNT = 2
 SIZE_PX = 96
@@ -298,44 +299,31 @@ def _tile(
     engines: tuple[str, ...],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     seed = int.from_bytes(hashlib.sha256(f"{pair.pair}/{number}".encode()).digest()[:4])
-    mpp = 0.92 if made.slide else 0.46
-    x_px = number * SIZE_PX
-    name = f"{pair.pair}_{x_px:06d}_000000"
     he = tissue(seed, SIZE_PX, SIZE_PX, (110, 60, 150))
     her2 = tissue(seed, SIZE_PX, SIZE_PX, (125, 85, 55))
     dark = her2.min(axis=2) < 140
-    row: dict[str, Any] = {
-        "tile": name,
-        "pair": pair.pair,
-        "x_px": x_px,
-        "y_px": 0,
-        "her2_x_px": x_px + 3.5,
-        "her2_y_px": 1.25,
-        "size_px": SIZE_PX,
-        "mpp": mpp,
-        "he_mpp": mpp,
-        "her2_mpp": mpp,
-        # The last tile of a pair is glass.
-        "tissue_fraction": 0.2 if number == 3 else 0.7 + 0.01 * (seed % 20),
-        "her2_tissue_fraction": 0.8,
-        "he_sharpness": 150.0 + seed % 50,
-        "her2_sharpness": made.sharpness,
-        "histogram_similarity": histogram_similarity(he, her2),
-        "her2_coverage_fraction": 1.0,
-        "folding_fraction": 0.0,
-        "registration_error_um": 7.0 * number if made.slide else None,
-        "registration_ncc": 0.5 if made.slide else None,
-        "registration_margin": 0.2 if made.slide else None,
-        "shard": f"tile/{unit}.tar",
-    }
+    row = tile_row(
+        pair.pair,
+        number,
+        y_px=0,
+        size_px=SIZE_PX,
+        mpp=0.92 if made.slide else 0.46,
+        her2_x_px=number * SIZE_PX + 3.5,
+        her2_y_px=1.25,
+        her2_tissue_fraction=0.8,
+        # The last tile of a pair is background.
+        tissue_fraction=0.2 if number == 3 else 0.7 + 0.01 * (seed % 20),
+        he_sharpness=150.0 + seed % 50,
+        her2_sharpness=made.sharpness,
+        histogram_similarity=histogram_similarity(he, her2),
+        registration_error_um=7.0 * number if made.slide else None,
+        registration_ncc=0.5 if made.slide else None,
+        registration_margin=0.2 if made.slide else None,
+        shard=f"tile/{unit}.tar",
+    )
+    name = row["tile"]
     for stain, rgb in (("he", he), ("her2", her2)):
-        data = encode(rgb, "jpeg", 95)
-        offset, length = tile_shard.add(f"{name}.{stain}.jpg", data)
-        row |= {
-            f"{stain}_offset": offset,
-            f"{stain}_length": length,
-            f"{stain}_sha256": hashlib.sha256(data).hexdigest(),
-        }
+        row |= stored(tile_shard, f"{stain}_", f"{name}.{stain}.jpg", encode(rgb, "jpeg", 95))
     masked = []
     first = dark if made.score in ("2+", "3+") else dark & (seed % 3 == 0)
     # The second engine calls more positive to the right, so that the two agree in part.
@@ -354,8 +342,6 @@ def _tile(
             positive, label_format.POSITIVE, np.where(dark, label_format.NEGATIVE, 0)
         )
         label = label_format.pack(classes, dark, positive.astype(np.uint8))
-        data = encode_mask(label)
-        offset, length = mask_shard.add(f"{name}.{engine}.png", data)
         masked.append(
             {
                 "tile": name,
@@ -375,9 +361,7 @@ def _tile(
                 "note": None,
                 **compared,
                 "shard": f"mask/{unit}.tar",
-                "offset": offset,
-                "length": length,
-                "sha256": hashlib.sha256(data).hexdigest(),
+                **stored(mask_shard, "", f"{name}.{engine}.png", encode_mask(label)),
             }
         )
     return row, masked

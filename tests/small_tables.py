@@ -3,18 +3,29 @@
 import hashlib
 from typing import Any
 
+from hemera.dataset.shards import ShardWriter
+
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def tile_row(pair: str, number: int, *, y_px: int = 512, mpp: float = 0.46, **values: Any) -> dict:
+def stored(shard: ShardWriter, prefix: str, name: str, data: bytes) -> dict[str, Any]:
+    """Add a member to a shard; return its columns."""
+    offset, length = shard.add(name, data)
+    found = {"offset": offset, "length": length, "sha256": hashlib.sha256(data).hexdigest()}
+    return {f"{prefix}{column}": value for column, value in found.items()}
+
+
+def tile_row(
+    pair: str, number: int, *, y_px: int = 512, size_px: int = 512, mpp: float = 0.46, **values: Any
+) -> dict[str, Any]:
     """Return a row of `tables.TILE` that no filter refuses, given the values that differ."""
-    x_px = 512 * number
+    x_px = size_px * number
     name = f"{pair}_{x_px:06d}_{y_px:06d}"
     return {
         "tile": name, "pair": pair, "x_px": x_px, "y_px": y_px,
-        "her2_x_px": x_px + 0.1, "her2_y_px": 1 / 3, "size_px": 512,
+        "her2_x_px": x_px + 0.1, "her2_y_px": 1 / 3, "size_px": size_px,
         "mpp": mpp, "he_mpp": mpp, "her2_mpp": mpp,
         "registration_error_um": 1.5, "registration_ncc": 0.4, "registration_margin": 0.2,
         "tissue_fraction": 0.75, "her2_tissue_fraction": 0.5,

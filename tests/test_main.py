@@ -81,24 +81,6 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> 
         assert f"Usage: hemera {command} {function}" in shown(capsys, command, function, "--help")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_run_takes_keywords_of_known_kinds(stage: str) -> None:
-    run = importlib.import_module(f"hemera.stages.{stage}").run
-    allowed = {
-        *("Path", "Path | None", "tuple[Path, ...]", "tuple[str, ...]", "str", "str | None", "int")
-    }
-    parameters = inspect.signature(run).parameters
-    for parameter in parameters.values():
-        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, parameter
-        if parameter.name == "options":
-            assert parameter.annotation == STAGES[stage].__name__
-            assert parameter.default is inspect.Parameter.empty
-        else:
-            assert parameter.annotation in allowed, parameter
-    assert "options" in parameters
-    assert inspect.signature(run).return_annotation == "None"
-
-
 def shell_of(stage: str) -> str:
     """The shell command of a stage's (first) rule, its string literals put together."""
     text = (RULES / f"{stage}.smk").read_text()
@@ -160,15 +142,6 @@ def test_the_rule_calls_run_by_its_names(stage: str) -> None:
     assert required <= set(always) | set(sometimes), "a parameter that the rule does not give"
     for name in sometimes:
         assert str(names[name].annotation).endswith(("None", "...]")), name
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_rules_files_bear_the_parameters_names(stage: str) -> None:
-    """`--tiles {output.tiles:q}`: the flag is the name of the rule's file."""
-    for flag, _, name in re.findall(
-        r"--([a-z0-9-]+) \{(input|output)\.([a-z0-9_]+):q\}", shell_of(stage)
-    ):
-        assert flag.replace("-", "_") == name
 
 
 def test_an_error_of_the_input_is_one_line(

@@ -13,12 +13,6 @@ def test_every_published_result_has_values_a_source_and_its_comparability(networ
         assert any(float(value) > 0 for value in values.values() if value is not None)
 
 
-def test_values_are_as_printed():
-    found = {result["method"]: result for result in published.results("generation")}
-    assert found["HEMERA GenerationNet"]["ssim"] == ".355"
-    assert (found["VP-GAN"]["psnr_db"], found["VP-GAN"]["fid"]) == ("22.16", "346.37")
-
-
 def test_the_results_of_segmentation_are_not_of_one_aggregation():
     (result,) = published.results("segmentation")
     precision, recall = float(result["precision"]), float(result["recall"])

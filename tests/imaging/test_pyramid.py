@@ -155,17 +155,6 @@ def test_a_wrong_number_of_tiles_leaves_what_was_there(tmp_path, rng, size):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_fault_while_tiles_are_made_leaves_what_was_there(tmp_path, rng):
-    def tiles():
-        yield from list(whole_tiles(smooth(rng, 700, 600)))[:3]
-        raise OSError("the slide went away")
-
-    path = tmp_path / "made.tif"
-    with pytest.raises(OSError, match="went away"):
-        write_pyramid(path, tiles(), size_px=(700, 600), mpp=1.0)
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_same_tiles_give_the_same_bytes(tmp_path, rng):
     image = smooth(rng, 1300, 900)
     for name in ("a.tif", "b.tif"):

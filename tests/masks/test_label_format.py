@@ -62,13 +62,6 @@ def test_classes_without_boundary_give_it_to_the_cells() -> None:
     assert label_format.classes(np.zeros((0, 4), np.uint8), boundary=False).shape == (0, 4)
 
 
-def test_nothing_positive_is_nothing() -> None:
-    classes = np.array([[0, 3, 1], [3, 3, 1]])
-    mask = label_format.pack(classes, np.zeros((2, 3), bool), np.zeros((2, 3), int))
-    assert not label_format.positive(mask).any()
-    assert label_format.positive(np.zeros((0, 5), np.uint8)).shape == (0, 5)
-
-
 @pytest.mark.parametrize(
     ("classes", "intensity", "name"),
     [(4, 0, "classes"), (-1, 0, "classes"), (0, 4, "intensity"), (0, -1, "intensity")],
@@ -97,11 +90,3 @@ def test_contours_are_one_pixel_wide_inside_cells_and_single_between_them() -> N
 
 def test_the_edge_of_the_image_is_no_contour() -> None:
     assert not label_format.boundaries(np.ones((4, 6), np.int32)).any()
-
-
-def test_a_blank_tile_has_no_cells_and_says_why() -> None:
-    found = label_format.blank((3, 5), "blank")
-    assert found.mask.shape == (3, 5)
-    assert not found.mask.any()
-    assert len(found.cells) == 0
-    assert found.note == "blank"

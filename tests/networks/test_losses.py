@@ -90,14 +90,6 @@ def test_a_compiled_pyramid_is_the_same():
         assert torch.allclose(*gradients)
 
 
-def test_pyramid_l1_of_a_constant_difference_is_that_constant_on_every_level():
-    real = torch.rand(2, 3, 16, 24)
-    found = losses.pyramid_l1(real + 0.25, real)
-    for level in found:
-        assert level.tolist() == pytest.approx([0.25] * 2, abs=1e-6)
-    assert len(found) == 4
-
-
 def test_pyramid_l1_equals_two_weighted_pyramids_compared_image_by_image():
     torch.manual_seed(1)
     generated, real = torch.rand(2, 2, 3, 16, 24)
@@ -206,15 +198,6 @@ def test_variance_penalty_by_hand():
     three = torch.tensor([1.0, 2, 6]).view(3, 1, 1, 1)
     assert float(losses.variance_penalty(0 * three, three)) == pytest.approx(7)
     assert float(losses.variance_penalty(0 * three, three, False)) == pytest.approx(14 / 3)
-
-
-def test_variance_penalty_has_a_gradient_at_batch_two():
-    generated = torch.tensor([1.0, 4]).view(2, 1, 1, 1).requires_grad_()
-    real = torch.tensor([0.0, 1]).view(2, 1, 1, 1)
-    losses.variance_penalty(generated, real).backward()
-    # |(a - b)^2 / 2 - 1 / 2| has the slopes a - b and b - a.
-    assert generated.grad is not None
-    assert generated.grad.flatten().tolist() == pytest.approx([-3, 3])
 
 
 def test_variance_penalty_refuses_a_batch_without_variance():

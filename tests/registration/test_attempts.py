@@ -42,14 +42,6 @@ def copy(folder, tmp_path):
 
 
 class TestResult:
-    def test_the_identity_of_no_match_fails(self, folder, tmp_path, monkeypatch):
-        """Even where the slides lie right as they are."""
-        for found in (lambda p: p, to_moving):
-            in_turn(monkeypatch, given(found, matches=0, fraction=None, mirrored_matches=0))
-            row, _ = run(folder, tmp_path)
-            assert row["verdict"] == "fail"
-            assert "returned the identity" in row["reason"]
-
     def test_the_rigid_map_is_kept_where_the_nonrigid_one_is_worse(
         self, folder, tmp_path, monkeypatch
     ):
@@ -113,11 +105,6 @@ class TestMirror:
         assert (row["mirrored"], row["mirrored_by"]) == (mirrored, "probe")
         assert row["mirror_probe"] == 4.0
         assert error_um(d, mirrored).max() < 0.1 * MPP
-
-    def test_a_close_probe_is_under_review(self, folder, tmp_path, monkeypatch):
-        in_turn(monkeypatch, given(to_moving, matches=110, mirrored_matches=100))
-        row, _ = run(folder, tmp_path)
-        assert (row["verdict"], row["reason"]) == ("review", "mirror_probe 1.100, below 1.5")
 
 
 class TestCanvas:
@@ -244,12 +231,6 @@ class TestOwnDisplacement:
         assert row["tile_ok"] > 0.9
         assert error_um(d).max() < 0.25 * MPP
         assert tables.read(tmp_path / "own.quality.parquet", tables.QUALITY).num_rows > 20
-
-    def test_a_wrong_one_fails(self, assess):
-        row, _ = assess(made(lambda p: to_moving(p) + np.array([90, -70])))
-        assert row["verdict"] == "fail"
-        assert "tile_ok" in row["reason"]
-        assert "match" not in row["reason"]
 
     def test_one_that_mirrors_is_judged_as_such(self, assess):
         row, _ = assess(made(lambda p: to_moving(p) * (-1, 1) + (MOVING_UM[0], 0)))

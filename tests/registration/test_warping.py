@@ -155,12 +155,6 @@ def test_each_pixel_gets_the_label_where_the_map_leads(lattice):
         assert inside.all() == ((x_px, y_px) == (100, 60))
 
 
-def test_half_a_pixel_would_be_seen_in_labels():
-    labels = label_image(300, 200, (1.0, 1.0))
-    tile = at_1_um(labels, lambda points: points, 40, 30, 64)
-    np.testing.assert_array_equal(tile, labels[30:94, 40:104])
-
-
 def test_a_place_without_partner_costs_only_itself():
     labels = np.full((200, 300), 7, np.int32)
 

@@ -336,14 +336,6 @@ def test_options_that_want_to_run_code_do_not(
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_package_gets_the_options_that_it_would_read(model: Path) -> None:
-    models, _ = engine.import_deepliif()
-    made = engine._package_options(models, model)
-    plain = models.get_opt.__wrapped__(str(model))
-    differing = {name for name in vars(plain) if getattr(made, name) != getattr(plain, name)}
-    assert differing == {"ngf"}, "which the package sets to 64 whatever was trained"
-
-
 def test_the_environment_does_not_choose_the_model(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
