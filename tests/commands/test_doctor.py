@@ -1,6 +1,5 @@
 """hemera doctor: one line per fact, an exit code that says whether the configured graph can run."""
 
-import importlib.metadata
 import subprocess
 import sys
 import zipfile
@@ -25,10 +24,15 @@ def marks(text: str) -> dict[str, str]:
     return found
 
 
-def test_the_demo_can_run_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text("preset: demo\n")
-    assert main(["doctor", "--configfile", str(path)]) == 0
+    return path
+
+
+def test_the_demo_can_run_here(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--configfile", str(demo)]) == 0
     found = marks(capsys.readouterr().out)
     assert "missing" not in found.values()
     assert found["mask engine stain"] == "ok"
@@ -91,13 +95,11 @@ def test_a_package_that_is_not_installed_is_missing(
     assert "deepliif: the package is not installed; install requirements.lock" in text
 
 
-def test_what_cannot_be_imported_is_missing_without_a_traceback(tmp_path: Path) -> None:
+def test_what_cannot_be_imported_is_missing_without_a_traceback(demo: Path) -> None:
     """In a process of its own, where nothing has imported it."""
-    path = tmp_path / "config.yaml"
-    path.write_text("preset: demo\n")
     code = (
         "import sys; sys.modules['torch'] = None; from hemera.__main__ import main;"
-        f"sys.exit(main(['doctor', '--configfile', {str(path)!r}]))"
+        f"sys.exit(main(['doctor', '--configfile', {str(demo)!r}]))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.returncode == 1
@@ -106,47 +108,25 @@ def test_what_cannot_be_imported_is_missing_without_a_traceback(tmp_path: Path) 
     assert any("torch" in line and "install requirements.lock" in line for line in lines)
 
 
-def test_encoder_weights(tmp_path: Path) -> None:
-    def found(weights: Path) -> str:
-        config = load({"train_segmentation": {"encoder_weights": str(weights)}})
-        (mark,) = [mark for mark, line in doctor.facts(config) if str(weights) in line]
-        return mark
-
-    (tmp_path / "resnet34.pth").write_bytes(b"x")
-    assert found(tmp_path / "resnet34.pth") == "ok"
-    assert found(tmp_path / "no.pth") == "missing"
-
-
-def test_imagenet_is_looked_for_where_torch_keeps_what_it_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("given", ["imagenet", "own.pth"])
+def test_weights_of_the_encoder_are_missing_until_their_file_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    import torch
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    files = {
+        "imagenet": tmp_path / "hub" / "checkpoints" / "resnet34-b627a593.pth",
+        "own.pth": tmp_path / "own.pth",
+    }
+    weights = "imagenet" if given == "imagenet" else str(files[given])
+    config = load({"train_segmentation": {"encoder_weights": weights}})
 
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    config = load({"train_segmentation": {"encoder_weights": "imagenet"}})
-    *_, (mark, line) = doctor.facts(config)
-    assert mark == "missing"
-    assert "resnet34" in line and "download it once" in line
-    from hemera.networks.storage import IMAGENET
+    def missing() -> bool:
+        return any(str(files[given]) in line for mark, line in doctor.facts(config) if mark != "ok")
 
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / IMAGENET).write_bytes(b"x")
-    *_, (mark, line) = doctor.facts(config)
-    assert (mark, IMAGENET in line) == ("ok", True)
-
-
-def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.metadata.version
-
-    def version(package: str) -> str:
-        if package == "deeperhistreg":
-            raise importlib.metadata.PackageNotFoundError(package)
-        return real(package)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    lines = dict((line, mark) for mark, line in doctor.facts(load({"preset": "demo"})))
-    (line,) = [line for line, mark in lines.items() if mark == "missing"]
-    assert line.startswith("deeperhistreg: not installed; ")
+    assert missing()
+    files[given].parent.mkdir(parents=True, exist_ok=True)
+    files[given].write_bytes(b"x")
+    assert not missing()
 
 
 def test_a_faulty_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

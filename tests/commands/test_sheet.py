@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hemera.__main__ import main
-from hemera.sheet import COLUMNS, Sheet, read_sheet
+from hemera.sheet import COLUMNS, Sheet, read_sheet, write_rows
 
 ACROBAT_META = (
     "anon_id,set,stain,filename,vendor,model,mpp_lvl_0,mpp_lvl_1,magnification_lvl_0\n"
@@ -19,6 +19,7 @@ ACROBAT_META = (
     "92,train,HE,92_HE_train.ndpi,Hamamatsu,NanoZoomer XR,0.91,NaN,10\n"
     "92,train,HER2,92_HER2_train.ndpi,Hamamatsu,NanoZoomer XR,nan,NaN,10\n"
 )
+BCI_TRAIN = ("00000_train_1+.png", "00001_train_0.png", "00002_train_3+.png")
 LANDMARKS = (
     "anon_id,anon_filename_he,anon_filename_ihc,point_id,ihc_x,ihc_y,mpp_ihc_10X,mpp_he_10X,"
     "ihc_antibody,he_x,he_y\n"
@@ -42,12 +43,12 @@ def image(path: Path, kind: str, shade: int = 200) -> None:
     path.write_bytes(cv2.imencode(kind, pixels)[1].tobytes())
 
 
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+def errors(caplog: pytest.LogCaptureFixture, level: int = logging.ERROR) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    return errors(caplog, logging.WARNING)
 
 
 def made(kind: str, folder: Path, output: Path, *words: str) -> Sheet:
@@ -56,23 +57,11 @@ def made(kind: str, folder: Path, output: Path, *words: str) -> Sheet:
 
 
 def acrobat(folder: Path) -> Path:
-    touch(
-        folder,
-        "train/92_HE_train.tif",
-        "train/92_HER2_train.tif",
-        "train/92_ER_train.tif",
-        "train/0_HE_train.tif",
-        "train/0_HER2_train.tif",
-        "train/10_HE_train.tif",
-        "train/10_HER2_train.tif",
-        "train/7_HE_train.tif",
-        "train/7_KI67_train.tif",
-        "train/8_HER2_train.tif",
-        "valid/0_HE_val.tif",
-        "valid/0_HER2_val.tif",
-        "valid/.0_HE_val.tif.part",
-        "valid/0_HE_val.tif.md5",
-    )
+    train = ("92_HE", "92_HER2", "92_ER", "0_HE", "0_HER2", "10_HE", "10_HER2", "7_HE", "7_KI67",
+             "8_HER2")  # fmt: skip
+    touch(folder, *(f"train/{name}_train.tif" for name in train))
+    val = ("0_HE_val.tif", "0_HER2_val.tif", ".0_HE_val.tif.part", "0_HE_val.tif.md5")
+    touch(folder, *(f"valid/{name}" for name in val))
     (folder / "df_acrobat_meta.csv").write_text(ACROBAT_META)
     (folder / "valid" / "landmarks.csv").write_text(LANDMARKS)
     return folder
@@ -105,18 +94,15 @@ def test_acrobat(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "6 patients, 4 of them with H&E and HER2" in caplog.text
 
 
-def test_acrobat_with_other_suffixes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("meta", "mpps"), [(True, (0.9123456789, 0.92)), (False, (None, None))])
+def test_acrobat_with_other_suffixes_or_without_metadata(
+    tmp_path: Path, meta: bool, mpps: tuple[float | None, float | None]
+) -> None:
     touch(tmp_path, "0_HE_val.TIFF", "0_her2_VAL.tif")
-    (tmp_path / "df_acrobat_meta.csv").write_text(ACROBAT_META)
+    if meta:
+        (tmp_path / "df_acrobat_meta.csv").write_text(ACROBAT_META)
     (pair,) = made("acrobat", tmp_path, tmp_path / "pairs.tsv").pairs
-    assert (pair.he_mpp, pair.her2_mpp) == (0.9123456789, 0.92)
-
-
-def test_acrobat_without_metadata(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path, "0_HE_val.tif", "0_HER2_val.tif")
-    (pair,) = made("acrobat", tmp_path, tmp_path / "pairs.tsv").pairs
-    assert (pair.he_mpp, pair.her2_mpp) == (None, None)
-    assert any("the files' own mpp will count" in line for line in warnings(caplog))
+    assert (pair.he_mpp, pair.her2_mpp) == mpps
 
 
 def test_acrobat_metadata_with_an_impossible_mpp(
@@ -158,25 +144,11 @@ def test_no_such_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: 
 
 def test_bci(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     release = tmp_path / "BCI_dataset"
-    touch(
-        release,
-        *(
-            f"{stain}/{name}"
-            for stain in ("HE", "IHC")
-            for name in (
-                "train/00000_train_1+.png",
-                "train/00001_train_0.png",
-                "train/00002_train_3+.png",
-                "test/00000_test_2+.png",
-            )
-        ),
-        "HE/train/00009_train_1+.png",
-        "HE/train/Thumbs.db",
-        "README.txt",
-    )
+    names = [f"train/{name}" for name in BCI_TRAIN] + ["test/00000_test_2+.png"]
+    touch(release, *(f"{stain}/{name}" for stain in ("HE", "IHC") for name in names))
+    touch(release, "HE/train/00009_train_1+.png", "HE/train/Thumbs.db", "README.txt")
     sheet = made("bci", release, tmp_path / "pairs.tsv")
     rows = {pair.pair: pair for pair in sheet.pairs}
-    assert set(rows) == {"bci_train_00000", "bci_train_00001", "bci_train_00002", "bci_test_00000"}
     assert {name: (pair.split, pair.score) for name, pair in rows.items()} == {
         "bci_train_00000": ("", "1+"),
         "bci_train_00001": ("", "0"),
@@ -260,7 +232,7 @@ def test_standard_output(
 
 
 def release_of_images(folder: Path) -> Path:
-    for name in ("00000_train_1+.png", "00001_train_0.png", "00002_train_3+.png"):
+    for name in BCI_TRAIN:
         image(folder / "HE" / "train" / name, ".jpg")
         image(folder / "IHC" / "train" / name, ".png", 180)
     return folder
@@ -275,52 +247,49 @@ def test_check_of_a_good_sheet(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "1 units of work, every file opens" in caplog.text
 
 
+def give(sheet: Path, *cells: dict[str, str]) -> None:
+    """Change cells of the first rows of a sheet."""
+    header, *lines = sheet.read_text().splitlines()
+    rows = [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
+    for row, changed in zip(rows, cells, strict=False):
+        row |= changed
+    sheet.write_text(write_rows(rows))
+
+
+def assert_faults(lines: list[str], pairs: list[str], words: tuple[str, ...]) -> None:
+    for line, pair, word in zip(lines, pairs, words, strict=True):
+        assert line.startswith(f"pairs.tsv {pair}: "), line
+        assert word in line
+        assert ";" in line
+
+
 def test_check_lists_all_faults_of_the_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     release = release_of_images(tmp_path / "bci")
+    points = {"he_landmarks": "points.csv", "her2_landmarks": "points.csv"}
     sheet = made("bci", release, tmp_path / "pairs.tsv")
-    lines = (tmp_path / "pairs.tsv").read_text().splitlines()
-    place = {name: lines[0].split("\t").index(name) for name in COLUMNS}
-    cells = lines[1].split("\t")
-    cells[place["roi"]] = "roi.geojson"
-    cells[place["he_landmarks"]] = cells[place["her2_landmarks"]] = "points.csv"
-    (tmp_path / "pairs.tsv").write_text("\n".join([lines[0], "\t".join(cells), *lines[2:]]) + "\n")
+    give(tmp_path / "pairs.tsv", points | {"roi": "roi.geojson"})
     sheet.pairs[0].her2.unlink()
     sheet.pairs[1].he.write_bytes(b"")
     whole = sheet.pairs[2].her2.read_bytes()
     sheet.pairs[2].her2.write_bytes(whole[:20])
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
-    said = errors(caplog)
-    assert len(said) == 5
     names = [pair.pair for pair in sheet.pairs]
-    for line, name, word in zip(
-        said,
-        (names[0], names[0], names[0], names[1], names[2]),
-        ("her2", "points.csv", "roi.geojson", "00001_train_0.png", "00002_train_3+.png"),
-        strict=True,
-    ):
-        assert line.startswith(f"pairs.tsv {name}: "), line
-        assert word in line
-        assert ";" in line
+    words = ("her2", "points.csv", "roi.geojson", "00001_train_0.png", "00002_train_3+.png")
+    assert_faults(errors(caplog), [names[0], *names[:1] * 2, *names[1:]], words)
 
 
 def test_check_reads_what_stands_beside_the_images(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sheet = made("bci", release_of_images(tmp_path / "bci"), tmp_path / "pairs.tsv")
-    lines = (tmp_path / "pairs.tsv").read_text().splitlines()
-    given = (
+    give(
+        tmp_path / "pairs.tsv",
         {"he_landmarks": "he.csv", "her2_landmarks": "her2.csv"},
         {"roi": "roi.geojson"},
         {"displacement": "own.npz", "registered": ""},
     )
-    for number, cells in enumerate(given, 1):
-        row = lines[number].split("\t")
-        for name, value in cells.items():
-            row[lines[0].split("\t").index(name)] = value
-        lines[number] = "\t".join(row)
-    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
     ring = [[0, 0], [40, 0], [40, 30]]
     (tmp_path / "he.csv").write_text("X,Y\n1,2\n")
     (tmp_path / "her2.csv").write_text("X,Y\n3,4\n")
@@ -332,15 +301,8 @@ def test_check_reads_what_stands_beside_the_images(
     (tmp_path / "own.npz").write_bytes((tmp_path / "own.npz").read_bytes()[:-40])
     caplog.clear()
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
-    said = errors(caplog)
-    assert len(said) == 3
-    names = [pair.pair for pair in sheet.pairs]
-    for line, name, word in zip(
-        said, names, ("'four' is no number", "roi.geojson: not GeoJSON", "own.npz"), strict=True
-    ):
-        assert line.startswith(f"pairs.tsv {name}: "), line
-        assert word in line
-        assert ";" in line
+    words = ("'four' is no number", "roi.geojson: not GeoJSON", "own.npz")
+    assert_faults(errors(caplog), [pair.pair for pair in sheet.pairs], words)
 
 
 def test_check_of_a_bad_sheet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
