@@ -37,6 +37,7 @@ from hemera.imaging.tissue import find_tissue
 from hemera.imaging.tolerant import Losses, read_tiles
 from hemera.inference.blend import BAND_PX, Blend, Float, Grid, Mask
 from hemera.inference.model import RGB, Model, load_model
+from hemera.inference.options import DEFAULTS, PredictOptions
 from hemera.interop.geojson import annotation
 from hemera.interop.outlines import reduction, trace
 from hemera.io.atomic import new_folder
@@ -58,23 +59,7 @@ COLOR = (0, 190, 160)
 TINT = 0.3
 
 
-def predict(
-    slide: Path,
-    model: Path,
-    out: Path,
-    *,
-    mpp: float | None = None,
-    model_mpp: float | None = None,
-    upsample: bool = False,
-    threshold: float = 0.5,
-    min_area_um2: float = 25.0,
-    probability: bool = False,
-    device: str = "auto",
-    precision: str = "float32",
-    batch_size: int = 8,
-    torch_threads: int | None = None,
-    workers: int = 2,
-) -> Path:
+def predict(slide: Path, model: Path, out: Path, options: PredictOptions = DEFAULTS) -> Path:
     """Predict the HER2-positive regions of an H&E slide.
 
     Writes the new folder ``out/NAME``, NAME being the slide's without suffix, in one step:
@@ -85,17 +70,7 @@ def predict(
         slide: an H&E slide or image.
         model: the output of train_segmentation.
         out: where to write the folder.
-        mpp: um per pixel of the slide, where its file does not state it.
-        model_mpp: um per pixel of the model's training tiles, where its metadata does not.
-        upsample: enlarge a slide that is coarser than the model's tiles instead of refusing it.
-        threshold: probability from which a pixel is positive.
-        min_area_um2: smaller regions are left out of the GeoJSON, not of mask and areas.
-        probability: also write NAME.probability.tif, the probability from 0 to 255.
-        device: auto, cpu or cuda.
-        precision: one of `hemera.training.session.PRECISIONS`; other than float32 needs a GPU.
-        batch_size: tiles that the network takes at once.
-        torch_threads: threads of the network on a CPU; None: one per processor.
-        workers: threads that read.
+        options: of the prediction.
 
     Returns:
         The folder.
@@ -108,15 +83,11 @@ def predict(
     """
     if not slide.is_file():
         raise SlideError(f"{slide}: no such file; name a slide or an image")
-    threads = torch_threads or len(os.sched_getaffinity(0))
-    with session(seed=0, threads=threads, device=device) as place:
-        loaded = load_model(model, place, precision, model_mpp)
-        with _open(slide, mpp) as opened:
-            return predict_slide(
-                opened, loaded, out, upsample=upsample, threshold=threshold,
-                min_area_um2=min_area_um2, probability=probability, batch_size=batch_size,
-                workers=workers,
-            )  # fmt: skip
+    threads = options.torch_threads or len(os.sched_getaffinity(0))
+    with session(seed=0, threads=threads, device=options.device) as device:
+        loaded = load_model(model, device, options.precision, options.model_mpp)
+        with _open(slide, options.mpp) as opened:
+            return predict_slide(opened, loaded, out, options)
 
 
 def _open(path: Path, mpp: float | None) -> Slide:
@@ -127,38 +98,27 @@ def _open(path: Path, mpp: float | None) -> Slide:
         raise SlideError(str(error).replace(" in pairs.tsv", "")) from error
 
 
-def predict_slide(
-    slide: Slide,
-    model: Model,
-    out: Path,
-    *,
-    upsample: bool = False,
-    threshold: float = 0.5,
-    min_area_um2: float = 25.0,
-    probability: bool = False,
-    batch_size: int = 8,
-    workers: int = 2,
-) -> Path:
+def predict_slide(slide: Slide, model: Model, out: Path, options: PredictOptions) -> Path:
     """Predict on an open slide with a loaded model; see `predict`."""
-    grid = grid_of(slide, model, upsample=upsample)
+    grid = grid_of(slide, model, upsample=options.upsample)
     name = re.sub(r"(?<=.)\.ome$", "", slide.path.stem, flags=re.IGNORECASE)
     with (
         new_folder(out / name) as folder,
         tempfile.TemporaryFile(dir=folder) as spool,
         contextlib.ExitStack() as stack,
     ):
-        drawing = _Drawing(slide, model, grid, threshold)
-        bands = stack.enter_context(contextlib.closing(drawing.bands(batch_size, workers)))
-        tiles = _tiles(bands, grid, spool if probability else None)
+        drawing = _Drawing(slide, model, grid, options)
+        bands = stack.enter_context(contextlib.closing(drawing.bands()))
+        tiles = _tiles(bands, grid, spool if options.probability else None)
         _write_map(folder / f"{name}.mask.tif", tiles, slide, grid, CLASS)
-        if probability:
+        if options.probability:
             spool.seek(0)
             stored = stored_tiles(spool, (TILE_PX, TILE_PX))
             path = folder / f"{name}.probability.tif"
             _write_map(path, stored, slide, grid, f"probability of {CLASS}")
         regions = trace(drawing.mask)
         pixel_um2 = grid.mpp**2 * drawing.reduction**2
-        kept = [region for region in regions if region.area * pixel_um2 >= min_area_um2]
+        kept = [region for region in regions if region.area * pixel_um2 >= options.min_area_um2]
         features = (json.dumps(_feature(region, drawing, slide)) for region in kept)
         text = '{"type": "FeatureCollection", "features": [\n' + ",\n".join(features) + "\n]}\n"
         (folder / f"{name}.positive.geojson").write_text(text)
@@ -168,7 +128,7 @@ def predict_slide(
             "regions": {
                 "count": len(kept),
                 "area_um2": sum(region.area for region in kept) * pixel_um2,
-                "min_area_um2": float(min_area_um2),
+                "min_area_um2": float(options.min_area_um2),
                 "left_out": len(regions) - len(kept),
                 "pixel_mpp": grid.mpp * drawing.reduction,
             },
@@ -256,10 +216,10 @@ class _Pixels:
 class _Drawing:
     """A map, drawn from top to bottom, and what is counted meanwhile."""
 
-    def __init__(self, slide: Slide, model: Model, grid: Grid, threshold: float) -> None:
+    def __init__(self, slide: Slide, model: Model, grid: Grid, options: PredictOptions) -> None:
         self.grid = grid
         self._slide, self._model = slide, model
-        self._threshold = threshold
+        self._options = options
         self._tissue = Tissue(slide, grid)
         self._places = [
             (x, y)
@@ -276,13 +236,11 @@ class _Drawing:
         self.mask = np.zeros((height, width), np.bool_)
         """The positive pixels, reduced: those of which at least half is positive."""
 
-    def bands(
-        self, batch_size: int, workers: int
-    ) -> Generator[tuple[Mask, npt.NDArray[np.uint8]], None, None]:
+    def bands(self) -> Generator[tuple[Mask, npt.NDArray[np.uint8]], None, None]:
         """Yield bands of `BAND_PX` rows: what is positive, and the probability from 0 to 255."""
         blend = Blend(self.grid)
         band, count = 0, -(-self.grid.size_px[1] // BAND_PX)
-        with contextlib.closing(self._results(batch_size, workers)) as results:
+        with contextlib.closing(self._results()) as results:
             for (x, y), result in results:
                 while (band + 1) * BAND_PX <= y:
                     yield self._finish(band, blend)
@@ -300,7 +258,7 @@ class _Drawing:
         tissue = self._tissue.rows(top, len(probability))
         # Beside the tissue, the extent of the tiles would decide what is drawn.
         probability[~tissue] = 0
-        positive = (probability >= np.float32(self._threshold)) & tissue
+        positive = (probability >= np.float32(self._options.threshold)) & tissue
         self._pixels.tissue += int(np.count_nonzero(tissue))
         self._pixels.positive += int(np.count_nonzero(positive))
         self._pixels.read += int(np.count_nonzero(tissue & covered))
@@ -313,13 +271,11 @@ class _Drawing:
         self.mask[rows] = cv2.resize(whole, size, interpolation=cv2.INTER_AREA) >= 127.5
         return positive, np.rint(probability * 255).astype(np.uint8)
 
-    def _results(
-        self, batch_size: int, workers: int
-    ) -> Generator[tuple[tuple[int, int], Float | None], None, None]:
+    def _results(self) -> Generator[tuple[tuple[int, int], Float | None], None, None]:
         """Yield the probabilities of each tile; None for one that cannot be read."""
         with (
             contextlib.closing(
-                read_tiles(self._read, self._places, workers, self.losses)
+                read_tiles(self._read, self._places, self._options.workers, self.losses)
             ) as tiles,
             tqdm(
                 total=len(self._places), desc=self._slide.path.name, unit="tile", disable=None,
@@ -327,7 +283,7 @@ class _Drawing:
             ) as shown,
         ):  # fmt: skip
             ready = zip(self._places, tiles, strict=True)
-            while batch := list(itertools.islice(ready, batch_size)):
+            while batch := list(itertools.islice(ready, self._options.batch_size)):
                 read = [tile for _, tile in batch if tile is not None]
                 results = collections.deque(self._segment(np.stack(read)) if read else ())
                 for place, tile in batch:
@@ -370,7 +326,7 @@ class _Drawing:
                 "width_px": grid.size_px[0],
                 "height_px": grid.size_px[1],
                 "mpp": grid.mpp,
-                "threshold": float(self._threshold),
+                "threshold": float(self._options.threshold),
                 "tile_px": grid.tile_px,
                 "overlap_px": grid.overlap_px,
             },

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from hemera.__main__ import main
-from hemera.inference import predict
+from hemera.inference.options import PredictOptions
+from hemera.inference.whole_slide import predict
 from tests.small_networks import write_segmenter_folder
 
 
@@ -28,7 +29,12 @@ def test_command_and_library_write_the_same_bytes(tmp_path, model, image):
     words = [str(image), "--model", str(model), "--out", str(tmp_path / "a"), "--mpp", "0.4"]
     words += ["--threshold", "0.4", "--min-area-um2", "0", "--probability", "--batch-size", "3"]
     assert main(["predict", *words]) == 0
-    predict(image, model, tmp_path / "b", mpp=0.4, threshold=0.4, min_area_um2=0, probability=True)
+    predict(
+        image,
+        model,
+        tmp_path / "b",
+        PredictOptions(mpp=0.4, threshold=0.4, min_area_um2=0, probability=True),
+    )
     names = sorted(path.name for path in (tmp_path / "a" / "case").iterdir())
     assert len(names) == 5
     for name in names:

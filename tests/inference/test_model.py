@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from hemera.errors import ConfigError, SlideError, TrainingError
-from hemera.inference import predict
 from hemera.inference.model import load_model
+from hemera.inference.options import PredictOptions
+from hemera.inference.whole_slide import predict
 from hemera.networks import storage
 from tests.small_networks import write_segmenter_folder
 
@@ -42,7 +43,9 @@ def test_the_map_is_what_the_network_returns_and_in_overlaps_between_its_values(
     model = write_segmenter_folder(tmp_path / "model")
     path = tmp_path / "case.png"
     Image.fromarray(texture).save(path)
-    out = predict(path, model, tmp_path / "out", mpp=0.5, probability=True, torch_threads=1)
+    out = predict(
+        path, model, tmp_path / "out", PredictOptions(mpp=0.5, probability=True, torch_threads=1)
+    )
     assert out == tmp_path / "out" / "case"
     found = tifffile.imread(out / "case.probability.tif") / 255
     # A stride of 192, the last tile at the edge.
@@ -107,7 +110,7 @@ def test_a_real_slide_and_a_real_image(tmp_path, images):
     svs = images / "wsi" / "CMU-1-Small-Region.svs"
     (png,) = (images / "bci_pairs_1024" / "HE" / "test").glob("00820*")
     for path, size, mpp in ((svs, (2220, 2967), None), (png, (1024, 1024), 0.46)):
-        out = predict(path, model, tmp_path / "out", mpp=mpp)
+        out = predict(path, model, tmp_path / "out", PredictOptions(mpp=mpp))
         facts = json.loads((out / f"{path.stem}.json").read_text())
         with tiffslide.TiffSlide(out / f"{path.stem}.mask.tif") as mask:
             assert mask.dimensions == size

@@ -20,6 +20,7 @@ from hemera.errors import ConfigError, SlideError, TrainingError
 from hemera.imaging.slide import open_slide
 from hemera.inference import whole_slide
 from hemera.inference.model import Model
+from hemera.inference.options import PredictOptions
 from hemera.inference.whole_slide import grid_of, predict_slide
 from hemera.interop import outlines
 from tests.small_slides import damage_tile, write_pyramid
@@ -60,7 +61,7 @@ def model_of(segment=dark, tile_px=128, mpp=0.5, mpp_max=None):
 def run(path, out, model=None, mpp=None, **options):
     """Predict; return the files by kind."""
     with open_slide(path, mpp=mpp) as slide:
-        folder = predict_slide(slide, model or model_of(), out, **options)
+        folder = predict_slide(slide, model or model_of(), out, PredictOptions(**options))
     return {kind: folder / f"{folder.name}{suffix}" for kind, suffix in KINDS.items()}
 
 
@@ -426,7 +427,10 @@ def test_memory_grows_with_the_width_alone(tmp_path, monkeypatch):
         Plain.path = tmp_path / name
         tracemalloc.start()
         predict_slide(
-            Plain((width, height)), model_of(tile_px=512), tmp_path, workers=1, batch_size=2
+            Plain((width, height)),
+            model_of(tile_px=512),
+            tmp_path,
+            PredictOptions(workers=1, batch_size=2),
         )
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
