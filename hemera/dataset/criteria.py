@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hemera.registration.verdict import PASS, REVIEW
+
 ACCEPTED = "accepted"
 """What tables of counts name an accepted tile, in the place of a reason."""
 
@@ -122,7 +124,7 @@ def _missed(
     """Return which tiles miss a criterion, (N,)."""
     limit = limits[criterion.option]
     if criterion.column is None:
-        return _is_in(table, "registration", ["review"]) & (not limit)
+        return _is_in(table, "registration", [REVIEW]) & (not limit)
     if limit is None:
         return np.zeros(table.num_rows, np.bool_)
     if criterion.column == "agreement":
@@ -133,7 +135,7 @@ def _missed(
     if criterion.reason == "misregistered":
         # A registered pair has no certificate, and a pair that a person accepted was looked at. Of
         # the others, a place where nothing could be measured is not trusted.
-        certified = _is_in(table, "registration", ["pass", "review"])
+        certified = _is_in(table, "registration", [PASS, REVIEW])
         missed &= certified | np.isfinite(_column(table, "registration_error_um"))
     if criterion.reason == "unlike_histograms":
         missed &= _is_in(table, "dataset", limits["histogram_datasets"])

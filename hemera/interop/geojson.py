@@ -45,15 +45,12 @@ _DECIMALS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Transformed:
-    """A feature on the other slide.
-
-    Attributes:
-        feature: None when nothing of it has a corresponding point.
-        lost: whether some of its vertices have none.
-    """
+    """A feature on the other slide."""
 
     feature: Any
+    """None when nothing of it has a corresponding point."""
     lost: bool
+    """Whether some of its vertices have none."""
 
 
 def read_features(path: Path) -> tuple[Any, list[Any]]:

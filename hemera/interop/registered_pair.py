@@ -25,17 +25,13 @@ INVERSE_TOLERANCE_PX = 0.005
 
 @dataclasses.dataclass(frozen=True)
 class PairSlide:
-    """One slide of a pair.
-
-    Attributes:
-        path: its file.
-        size_px: (width, height) of level 0.
-        mpp: um per pixel of level 0.
-    """
+    """One slide of a pair."""
 
     path: Path
     size_px: tuple[int, int]
+    """(width, height) of level 0."""
     mpp: float
+    """Um per pixel of level 0."""
 
     @property
     def size_um(self) -> tuple[float, float]:
@@ -45,19 +41,13 @@ class PairSlide:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RegisteredPair:
-    """A pair with the map between its slides.
-
-    Attributes:
-        name: of the pair.
-        he: the fixed slide.
-        her2: the moving slide.
-        displacement: from H&E to HER2.
-    """
+    """A pair with the map between its slides."""
 
     name: str
     he: PairSlide
     her2: PairSlide
     displacement: Displacement
+    """From H&E to HER2."""
 
     def ends(self, to: str) -> tuple[PairSlide, PairSlide]:
         """Return the slide that points come from and the one they go to, `he` or `her2`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from hemera.registration.displacement import Displacement, inverse_points, map_points
 from hemera.registration.landmarks import Landmark, Point
+
+Group = list[tuple[Landmark, Point | None]]
+"""The rows of one point, with predictions."""
 
 TOLERANCE_UM = 0.01
 """Largest distance on HER2 between a landmark and its mapped prediction."""
@@ -93,35 +96,30 @@ def point_errors(
         d: from H&E to HER2; empty: there is none.
         size_um: (width, height) of the H&E slide; None: not known.
     """
-    by_point: dict[str, list[tuple[Landmark, Point | None]]] = {}
+    by_point: dict[str, Group] = {}
     for landmark, place in zip(landmarks, predicted, strict=True):
         by_point.setdefault(landmark.point, []).append((landmark, place))
     diagonal_um = None if size_um is None else math.hypot(*size_um)
     rows = []
     for point, group in by_point.items():
-        he = _mean_point(here for landmark, _ in group for here in landmark.he)
-        her2 = _mean_point(landmark.her2 for landmark, _ in group)
-        back = _mean_point(place for _, place in group)
-        error, initial = _target_errors(d, [landmark for landmark, _ in group])
-        official, official_initial = _official_errors(group, size_um)
-        rows.append(
-            {
-                "point": point,
-                "he_x_um": he[0],
-                "he_y_um": he[1],
-                "her2_x_um": her2[0],
-                "her2_y_um": her2[1],
-                "predicted_x_um": back[0],
-                "predicted_y_um": back[1],
-                "error_um": error,
-                "error_diagonal_fraction": (
-                    None if error is None or diagonal_um is None else error / diagonal_um
-                ),
-                "initial_error_um": initial,
-                "official_error_um": official,
-                "official_initial_error_um": official_initial,
-            }
+        row: dict[str, Any] = {"point": point}
+        for name, places in (
+            ("he", [here for landmark, _ in group for here in landmark.he]),
+            ("her2", [landmark.her2 for landmark, _ in group]),
+            ("predicted", [place for _, place in group]),
+        ):
+            given = [place for place in places if place is not None]
+            mean = np.mean(given, axis=0).tolist() if given else (None, None)
+            row[f"{name}_x_um"], row[f"{name}_y_um"] = mean
+        error, row["initial_error_um"] = _target_errors(d, group)
+        row["error_um"] = error
+        row["error_diagonal_fraction"] = (
+            None if error is None or diagonal_um is None else error / diagonal_um
         )
+        row["official_error_um"], row["official_initial_error_um"] = _official_errors(
+            group, size_um
+        )
+        rows.append(row)
     return rows
 
 
@@ -162,11 +160,11 @@ def _statistic(function: Callable[..., Any], values: Sequence[float | None]) -> 
     return float(function(known)) if known else None
 
 
-def _target_errors(d: Displacement, group: Sequence[Landmark]) -> tuple[float | None, float | None]:
+def _target_errors(d: Displacement, group: Group) -> tuple[float | None, float | None]:
     """Return the distance on HER2, with the displacement and with the identity."""
     both = [
         (here, landmark.her2)
-        for landmark in group
+        for landmark, _ in group
         for here in landmark.he
         if here is not None and landmark.her2 is not None
     ]
@@ -180,25 +178,17 @@ def _target_errors(d: Displacement, group: Sequence[Landmark]) -> tuple[float | 
 
 
 def _official_errors(
-    group: Sequence[tuple[Landmark, Point | None]], size_um: npt.NDArray[np.float64] | None
+    group: Group, size_um: npt.NDArray[np.float64] | None
 ) -> tuple[float, float] | tuple[None, None]:
     """Return the official error of a point, with the displacement and without.
 
     None for a point that not all annotators marked: the official evaluation leaves it out.
     """
-    found, initial = [], []
+    found = []
     for landmark, place in group:
         he = [here for here in landmark.he if here is not None]
         if landmark.her2 is None or len(he) < len(landmark.he):
             return None, None
-        found.append(official_error(place, landmark.her2, he, size_um))
-        initial.append(official_error(None, landmark.her2, he, size_um))
-    return float(np.mean(found)), float(np.mean(initial))
-
-
-def _mean_point(points: Iterable[Point | None]) -> tuple[float, float] | tuple[None, None]:
-    given = [point for point in points if point is not None]
-    if not given:
-        return None, None
-    x, y = np.mean(given, axis=0)
-    return float(x), float(y)
+        found.append([official_error(p, landmark.her2, he, size_um) for p in (place, None)])
+    with_map, without = zip(*found, strict=True)
+    return float(np.mean(with_map)), float(np.mean(without))

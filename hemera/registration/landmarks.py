@@ -144,9 +144,8 @@ def predictions_csv(landmarks: Sequence[Landmark], predicted: Sequence[Point | N
             for name, cell in landmark.cells.items()
             if not re.fullmatch(r"he_[0-9]+_[xy]", name)
         }
-        x, y = place or (math.nan, math.nan)
         kept["he_x"], kept["he_y"] = (
-            "" if place is None else f"{value / landmark.he_scale:.4f}" for value in (x, y)
+            ("", "") if place is None else (f"{um / landmark.he_scale:.4f}" for um in place)
         )
         rows.append(kept)
     return _csv_text(list(rows[0]) if rows else ACROBAT_COLUMNS, rows)

@@ -14,6 +14,7 @@ from hemera.config import STAGES
 from hemera.config import base as options_base
 from hemera.dataset import statistics
 from hemera.dataset.statistics import Bias, Frame, score_order
+from hemera.registration.verdict import REVIEW
 from hemera.reports import charts
 from hemera.reports.html import count, number, percent, plural
 from hemera.sheet import SCORES, SPLITS, Pair
@@ -123,7 +124,7 @@ def warnings(
     """
     accepted = cohort.accepted
     states = cohort.outcomes["state"].value_counts()
-    review = int((cohort.outcomes["registration"] == "review").sum())
+    review = int((cohort.outcomes["registration"] == REVIEW).sum())
     broken = int(cohort.outcomes["tiles_unreadable"].sum())
     mixture = cohort.metadata.get("mixture", "")
     overall = agreement.get("all", {}).get("verdict")

@@ -93,8 +93,12 @@ def run(
         extractors = FeatureExtractors.load(options.fid_weights, options.lpips_weights, device)
         for module in (*nets.values(), net):
             module.to(device)
-        rows, features = _measure(opened, nets, net, extractors, device, options)
-        examples = list(_examples(opened, nets, net, rows, device, options))
+        test = {
+            network: TileDataset(opened, network=network, split="test")
+            for network in ("generation", "segmentation")
+        }
+        rows, features = _measure(opened, test, nets, net, extractors, device, options)
+        examples = list(_examples(test, nets, net, rows, device, options))
     summaries = image_quality.summarise(rows, features, options)
     provenance = {
         **tables.provenance(options),
@@ -128,6 +132,7 @@ def _trained(
 
 def _measure(
     index: TileIndex,
+    test: Mapping[str, TileDataset],
     generators: Mapping[str, nn.Module],
     segmenter: nn.Module,
     extractors: FeatureExtractors,
@@ -137,10 +142,6 @@ def _measure(
     """Return the rows of all networks and the features of the generated tiles."""
     rows: Rows = []
     features: Features = {}
-    test = {
-        network: TileDataset(index, network=network, split="test")
-        for network in ("generation", "segmentation")
-    }
     for network, tiles in test.items():
         if not len(tiles):
             log.warning("no test tiles for %s: it is not evaluated", network)
@@ -158,7 +159,7 @@ def _measure(
 
 
 def _examples(
-    index: TileIndex,
+    test: Mapping[str, TileDataset],
     generators: Mapping[str, nn.Module],
     segmenter: nn.Module,
     rows: Sequence[Mapping[str, Any]],
@@ -166,16 +167,11 @@ def _examples(
     options: EvaluateOptions,
 ) -> Iterator[Example]:
     """Yield the tiles of the gallery with the outputs of all networks."""
-    networks = {row["tile"]: row["network"] for row in rows}
     facts = {row["tile"]: row for row in rows}
-    test = {
-        network: TileDataset(index, network=network, split="test")
-        for network in set(networks.values())
-    }
     for tile, label in image_quality.choose_examples(
         rows, next(iter(generators)), options.gallery_tiles
     ):
-        tiles = test[networks[tile]]
+        tiles = test[facts[tile]["network"]]
         item = tiles.stored(tiles.position(tile))
         image = item["he"][None]
         (logits,) = image_quality.predict(segmenter, image, "segmentation", device)

@@ -104,34 +104,24 @@ def _join(
     engines: Sequence[str],
 ) -> pa.Table:
     """Set beside each tile of a unit its pair's columns and its masks' statistics."""
-    pair_names = tile_table.column("pair").to_pylist()
-    registration = dict(
-        zip(
-            pair_table.column("pair").to_pylist(),
-            pair_table.column("registration").to_pylist(),
-            strict=True,
-        )
-    )
-    unknown = sorted(set(pair_names) - (set(by_name) & set(registration)))
-    if unknown:
+    names = tile_table.column("pair").to_pylist()
+    columns = (pair_table.column(name).to_pylist() for name in ("pair", "registration"))
+    registration = dict(zip(*columns, strict=True))
+    if unknown := sorted(set(names) - (by_name.keys() & registration.keys())):
         raise TableError(
             f"{unit}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet or the "
             "table of pairs lacks; run stage tile again"
         )
     table = tile_table
-    for name, values in (
-        ("dataset", [by_name[pair].dataset for pair in pair_names]),
-        ("score", [by_name[pair].score for pair in pair_names]),
-        ("registration", [registration[pair] for pair in pair_names]),
+    for column, values in (
+        ("dataset", [by_name[name].dataset for name in names]),
+        ("score", [by_name[name].score for name in names]),
+        ("registration", [registration[name] for name in names]),
     ):
-        table = table.append_column(name, pa.array(values, pa.string()))
+        table = table.append_column(column, pa.array(values, pa.string()))
     for engine in engines:
         own = mask_table.filter(pc.equal(mask_table.column("engine"), engine))
-        if (
-            not own.column("tile")
-            .combine_chunks()
-            .equals(tile_table.column("tile").combine_chunks())
-        ):
+        if own.column("tile") != tile_table.column("tile"):
             raise TableError(
                 f"{unit}: {own.num_rows} masks of {engine} beside {tile_table.num_rows} tiles, or "
                 "in another order; run stage mask again"

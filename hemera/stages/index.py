@@ -6,26 +6,25 @@ import collections
 import importlib.metadata
 import json
 import logging
-import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.config import IndexOptions
 from hemera.dataset.card import NETWORKS, dataset_card
 from hemera.dataset.fingerprint import fingerprint
-from hemera.dataset.splits import check_leakage, draw, split_cases
-from hemera.errors import ConfigError, LeakageError, TableError
+from hemera.dataset.splits import check_leakage, split_cases
+from hemera.dataset.subsets import check_subsets, draw_subset, mixed_resolutions
+from hemera.errors import ConfigError, TableError
 from hemera.io.atomic import write_text
 from hemera.masks import ENGINES
 from hemera.masks.engine import module
-from hemera.sheet import SPLITS, Pair, read_sheet
+from hemera.registration.verdict import PASS, REVIEW
+from hemera.sheet import Pair, read_sheet
 
 log = logging.getLogger(__name__)
 
@@ -91,15 +90,13 @@ def run(
         )
     cases = [pairs[name].case for name in table.column("pair").to_pylist()]
     table = table.append_column("case", pa.array(cases, pa.string()))
-    split = np.array([splits[case] for case in cases], dtype="U5")
-    table = table.append_column("split", pa.array(split, pa.string()))
-    for network in NETWORKS:
-        subset = _subset(table, split, network, options)
-        table = table.append_column(
-            f"{network}_split", pa.array(subset, pa.string(), mask=subset == "")
-        )
-    _check_networks(table)
-    mixture = _mixture(table, options)
+    table = table.append_column("split", pa.array([splits[case] for case in cases], pa.string()))
+    subsets = {network: draw_subset(table, network, options) for network in NETWORKS}
+    for network, subset in subsets.items():
+        values = pa.array(subset, pa.string(), mask=subset == "")
+        table = table.append_column(f"{network}_split", values)
+    check_subsets(np.array(cases, str), **subsets)
+    mixture = mixed_resolutions(table, options)
     mark = fingerprint(table, engines)
     metadata = {
         **{key: value for key, value in tables.read_metadata(tiles).items() if key != "options"},
@@ -110,7 +107,7 @@ def run(
         "mask_target": options.target,
         "versions": json.dumps({name: _version(name) for name in VERSIONED}),
         "licences": json.dumps(_licences(table, engines)),
-        "mixture": mixture or "",
+        "mixture": mixture,
     }
     tables.write(index, table, tables.index(engines), metadata)
     write_text(card, dataset_card(table, metadata, options))
@@ -138,108 +135,11 @@ def _splits(pairs: Collection[Pair], options: IndexOptions) -> dict[str, str]:
     return splits
 
 
-def _subset(
-    table: pa.Table, split: npt.NDArray[np.str_], network: str, options: IndexOptions
-) -> npt.NDArray[np.str_]:
-    """Draw a network's tiles of each split; an empty text for a tile it does not use."""
-    accepted = table.column("accepted").to_numpy(zero_copy_only=False)
-    names = np.array(table.column("tile").to_pylist(), dtype=object)
-    datasets = np.array(table.column("dataset").to_pylist(), dtype=str)
-    result = np.full(table.num_rows, "", dtype="U5")
-    train_on: tuple[str, ...] = getattr(options, f"{network}_datasets")
-    shares_given: tuple[float, ...] = getattr(options, f"{network}_shares")
-    for wanted_split in SPLITS:
-        wanted = train_on
-        shares = dict(zip(train_on, shares_given, strict=True)) if shares_given else None
-        if network == "generation" and wanted_split == "test":
-            wanted, shares = options.generation_test_datasets, None
-        pool = accepted & (split == wanted_split)
-        if wanted:
-            pool &= np.isin(datasets, wanted)
-            absent = sorted(set(wanted) - set(datasets))
-            if absent:
-                key = "test_datasets" if wanted is not train_on else "datasets"
-                log.warning(
-                    "%s %s: no tile is of %s; index.%s_%s names it",
-                    network,
-                    wanted_split,
-                    ", ".join(absent),
-                    network,
-                    key,
-                )
-        places = np.flatnonzero(pool)
-        count: int | None = getattr(options, f"{network}_{wanted_split}")
-        chosen = draw(
-            names[places].tolist(),
-            datasets[places].tolist(),
-            count,
-            seed=options.seed,
-            purpose=f"{network}/{wanted_split}",
-            shares=shares,
-        )
-        result[places[chosen]] = wanted_split
-        drawn = int(np.count_nonzero(chosen))
-        if count is not None and drawn < count:
-            log.warning(
-                "%s %s: %d of %d requested tiles; the accepted tiles allow no more",
-                network,
-                wanted_split,
-                drawn,
-                count,
-            )
-    return result
-
-
-def _check_networks(table: pa.Table) -> None:
-    """Check that no test source of SegmentationNet was seen by GenerationNet."""
-    seen = table.filter(
-        pc.is_in(table.column("generation_split"), value_set=pa.array(["train", "val"]))
-    )
-    tested = table.filter(pc.equal(table.column("segmentation_split"), "test"))
-    both = set(seen.column("case").to_pylist()) & set(tested.column("case").to_pylist())
-    if both:
-        raise LeakageError(
-            f"case {min(both)}: GenerationNet saw it and SegmentationNet is tested on it; this is "
-            "a fault of the draw, report it"
-        )
-
-
-def _mixture(table: pa.Table, options: IndexOptions) -> str | None:
-    """Return a warning when accepted tiles differ in resolution."""
-    accepted = table.select(["dataset", "mpp"]).filter(table.column("accepted"))
-    if not accepted.num_rows:
-        return None
-    spans = {
-        dataset: pc.min_max(
-            accepted.filter(pc.equal(accepted.column("dataset"), dataset)).column("mpp")
-        )
-        for dataset in sorted(set(accepted.column("dataset").to_pylist()))
-    }
-    low = min(span["min"].as_py() for span in spans.values())
-    high = max(span["max"].as_py() for span in spans.values())
-    if high <= low * (1 + options.mpp_tolerance):
-        return None
-    ends = {
-        dataset: dict.fromkeys(f"{span[end].as_py():.3g}" for end in ("min", "max"))
-        for dataset, span in spans.items()
-    }
-    words = ", ".join(f"{dataset} {' to '.join(mpp)}" for dataset, mpp in ends.items())
-    fact = f"tiles of different resolution are mixed ({words} um/px): a network sees two scales"
-    if not options.allow_mixed_mpp:
-        raise TableError(
-            f"index.allow_mixed_mpp: {fact}, and mixing is not allowed; set tile.mpp to "
-            f"{math.ceil(high * 1000) / 1000:g} or coarser, or allow_mixed_mpp: true"
-        )
-    log.warning("%s; tile.mpp sets one for all", fact)
-    return fact
-
-
 def _licences(table: pa.Table, engines: Sequence[str]) -> list[str]:
-    terms = [LICENCES.get(name, "") for name in sorted(set(table.column("dataset").to_pylist()))]
+    datasets = sorted(table.column("dataset").unique().to_pylist())
+    terms = [LICENCES.get(name, "") for name in datasets]
     terms += [module(name).LICENCE for name in engines if name in ENGINES]
-    if pc.any(
-        pc.is_in(table.column("registration"), value_set=pa.array(["pass", "review"]))
-    ).as_py():
+    if {PASS, REVIEW} & set(table.column("registration").to_pylist()):
         terms.append(LICENCES["deeperhistreg"])
     return [line for line in terms if line]
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hemera import tables
 from hemera.config import MaskOptions
 from hemera.dataset import shards
-from hemera.errors import ShardError, TableError
+from hemera.errors import ShardError
 from hemera.imaging import codecs
 from hemera.io.atomic import replacing
 from hemera.masks.agreement import lowest_agreements
@@ -25,8 +25,6 @@ from hemera.masks.label_format import Cells, statistics
 
 log = logging.getLogger(__name__)
 
-# Largest plausible resolution of a tile, um/px.
-_MPP_MAX = 100.0
 _COLUMNS = ("tile", "pair", "mpp", "her2_offset", "her2_length")
 
 
@@ -52,15 +50,8 @@ def run(
     Raises:
         EngineError: when an engine cannot run with its options.
         ShardError: when the tile shard does not match the table.
-        TableError: when the resolution of a tile is impossible.
     """
     rows = tables.read(tiles, tables.TILE, _COLUMNS).to_pylist()
-    for row in rows:
-        if not 0 < row["mpp"] <= _MPP_MAX:
-            raise TableError(
-                f"{tiles}: {row['tile']} has {row['mpp']:g} um/px; delete the table and run stage "
-                "tile again"
-            )
     used = options.engines if rows else {}
     engines = {name: module(name).load(own, options) for name, own in used.items()}
     states = _prepared(engines, tile_shard, rows, options.stain_tiles)

@@ -14,7 +14,7 @@ from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
 from hemera.config.base import flags
 from hemera.dataset.fingerprint import FINGERPRINTED, fingerprint
-from hemera.errors import ConfigError, LeakageError, TableError
+from hemera.errors import ConfigError, TableError
 from hemera.sheet import SPLITS, write_rows
 from hemera.stages import index
 from tests.command_line import words
@@ -319,22 +319,6 @@ def test_two_scales(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     within = [tile(alone[0], 9, mpp=0.23), *plain(alone)]
     with pytest.raises(TableError, match=r"bci 0\.23 to 0\.46"):
         Made(tmp_path / "f", alone, within, strict)
-
-
-def test_a_case_that_both_networks_meet_is_an_error(tmp_path: Path) -> None:
-    rows = pairs()
-    table = Made(tmp_path, rows, plain(rows)).table
-    case = next(row["case"] for row in table.to_pylist() if row["generation_split"] == "val")
-    tested = [
-        "test" if name == case else part
-        for name, part in zip(
-            table["case"].to_pylist(), table["segmentation_split"].to_pylist(), strict=True
-        )
-    ]
-    place = table.column_names.index("segmentation_split")
-    index._check_networks(table)
-    with pytest.raises(LeakageError, match=f"case {case}: GenerationNet saw it"):
-        index._check_networks(table.set_column(place, "segmentation_split", pa.array(tested)))
 
 
 def test_bad_inputs(tmp_path: Path) -> None:

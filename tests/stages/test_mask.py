@@ -206,17 +206,6 @@ def test_only_stain_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", code, *unit, tmp_path], check=True)
 
 
-@pytest.mark.parametrize("mpp", [0.0, -0.5, math.nan, math.inf, 5000.0])
-def test_a_resolution_that_no_tile_has_is_an_error(tmp_path: Path, mpp: float) -> None:
-    good = codecs.encode(TILES[0][2], "png")
-    unit = write_unit(tmp_path / "tile", [("odd", "a", good)], mpp)
-    with pytest.raises(
-        TableError, match=r"unit\.parquet: odd has .* um/px; .* run stage tile again"
-    ):
-        run(unit, tmp_path / "mask")
-    assert not list((tmp_path / "mask").iterdir())
-
-
 def golden_tile(seed: int, pen: bool) -> npt.NDArray[np.uint8]:
     """Return 220 x 300 px: cells on the left, brown stroma in the middle, pen or glass."""
     rng = np.random.default_rng(seed)

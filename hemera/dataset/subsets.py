@@ -1,0 +1,115 @@
+"""The tiles of each network, and whether they may be used together."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from hemera.config import IndexOptions
+from hemera.dataset.splits import draw
+from hemera.errors import LeakageError, TableError
+from hemera.sheet import SPLITS
+
+log = logging.getLogger(__name__)
+
+Names = npt.NDArray[np.str_]
+
+
+def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
+    """Draw a network's tiles of each split.
+
+    Args:
+        table: all tiles, with `split`.
+        network: generation or segmentation.
+        options: seeds, sizes and data sets.
+
+    Returns:
+        (N,), the split of each tile; an empty text for one that is not used.
+    """
+    accepted = table.column("accepted").to_numpy(zero_copy_only=False)
+    names, datasets, splits = (
+        np.array(table.column(name).to_pylist(), str) for name in ("tile", "dataset", "split")
+    )
+    result = np.full(table.num_rows, "", "U5")
+    for split in SPLITS:
+        subset, key = f"{network} {split}", f"{network}_datasets"
+        shares: tuple[float, ...] = getattr(options, f"{network}_shares")
+        if network == "generation" and split == "test":
+            key, shares = "generation_test_datasets", ()
+        wanted: tuple[str, ...] = getattr(options, key)
+        pool = accepted & (splits == split)
+        if wanted:
+            pool &= np.isin(datasets, wanted)
+        if absent := ", ".join(sorted(set(wanted) - set(datasets))):
+            log.warning("%s: no tile is of %s; index.%s names it", subset, absent, key)
+        places = np.flatnonzero(pool)
+        count: int | None = getattr(options, f"{network}_{split}")
+        chosen = draw(
+            names[places].tolist(),
+            datasets[places].tolist(),
+            count,
+            seed=options.seed,
+            purpose=f"{network}/{split}",
+            shares=dict(zip(wanted, shares, strict=True)) if shares else None,
+        )
+        result[places[chosen]] = split
+        drawn = np.count_nonzero(chosen)
+        if count is not None and drawn < count:
+            log.warning(
+                "%s: %d of %d requested tiles; the accepted tiles allow no more",
+                subset, drawn, count,
+            )  # fmt: skip
+    return result
+
+
+def check_subsets(cases: Names, generation: Names, segmentation: Names) -> None:
+    """Check that no test case of SegmentationNet was seen by GenerationNet.
+
+    Args:
+        cases: (N,), the case of each tile.
+        generation: (N,), of `draw_subset`.
+        segmentation: (N,), likewise.
+
+    Raises:
+        LeakageError: naming the case.
+    """
+    seen = cases[np.isin(generation, ("train", "val"))]
+    if both := np.intersect1d(seen, cases[segmentation == "test"]).tolist():
+        raise LeakageError(
+            f"case {both[0]}: GenerationNet saw it and SegmentationNet is tested on it; this is "
+            "a fault of the draw, report it"
+        )
+
+
+def mixed_resolutions(table: pa.Table, options: IndexOptions) -> str:
+    """Return a warning when accepted tiles differ in resolution; empty when they do not.
+
+    Raises:
+        TableError: when they do, and that is not allowed.
+    """
+    accepted = table.select(["dataset", "mpp"]).filter(table.column("accepted"))
+    grouped = accepted.group_by("dataset").aggregate([("mpp", "min"), ("mpp", "max")])
+    spans = grouped.sort_by("dataset").to_pylist()
+    high = max((span["mpp_max"] for span in spans), default=0.0)
+    low = min((span["mpp_min"] for span in spans), default=0.0)
+    if high <= low * (1 + options.mpp_tolerance):
+        return ""
+    words = []
+    for span in spans:
+        ends = dict.fromkeys(f"{span[end]:.3g}" for end in ("mpp_min", "mpp_max"))
+        words.append(f"{span['dataset']} {' to '.join(ends)}")
+    fact = (
+        f"tiles of different resolution are mixed ({', '.join(words)} um/px): a network sees two "
+        "scales"
+    )
+    if not options.allow_mixed_mpp:
+        raise TableError(
+            f"index.allow_mixed_mpp: {fact}, and mixing is not allowed; set tile.mpp to "
+            f"{math.ceil(high * 1000) / 1000:g} or coarser, or allow_mixed_mpp: true"
+        )
+    log.warning("%s; tile.mpp sets one for all", fact)
+    return fact
