@@ -7,6 +7,7 @@ No table holds a time, a path of this machine or anything else that differs betw
 
 from __future__ import annotations
 
+import collections
 import json
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -419,6 +420,16 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
             f"{path}: holds other types than expected ({_one_line(error)}); it is of another "
             "version, run its stage again"
         ) from error
+
+
+def described(
+    path: Path, columns: Sequence[str] | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the rows of a table `DESCRIBE` by pair and stain; a pair without rows has none."""
+    found: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)
+    for row in read(path, DESCRIBE, columns).to_pylist():
+        found[row["pair"]][row["stain"]] = row
+    return found
 
 
 def provenance(options: Options) -> dict[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import json
 import logging
@@ -201,18 +200,6 @@ class Tissue:
         return bool(box.any())
 
 
-@dataclasses.dataclass
-class _Pixels:
-    """Counts of pixels of a map."""
-
-    tissue: int = 0
-    positive: int = 0
-    read: int = 0
-    """Tissue that could be read."""
-    lost: int = 0
-    """Tissue or not: what cannot be read is unknown."""
-
-
 class _Drawing:
     """A map, drawn from top to bottom, and what is counted meanwhile."""
 
@@ -230,7 +217,7 @@ class _Drawing:
         if not self._places:
             log.warning("%s: no tissue found; the map is empty", slide.path.name)
         self.losses = Losses(slide.path.name, len(self._places), BAD_TILES_MAX)
-        self._pixels = _Pixels()
+        self._pixels: collections.Counter[str] = collections.Counter()
         self.reduction = reduction(grid.size_px)
         width, height = (-(-side // self.reduction) for side in grid.size_px)
         self.mask = np.zeros((height, width), np.bool_)
@@ -259,10 +246,11 @@ class _Drawing:
         # Beside the tissue, the extent of the tiles would decide what is drawn.
         probability[~tissue] = 0
         positive = (probability >= np.float32(self._options.threshold)) & tissue
-        self._pixels.tissue += int(np.count_nonzero(tissue))
-        self._pixels.positive += int(np.count_nonzero(positive))
-        self._pixels.read += int(np.count_nonzero(tissue & covered))
-        self._pixels.lost += int(np.count_nonzero(lost))
+        # What cannot be read counts whether or not it is tissue, which is not known.
+        for name, pixels in (
+            ("tissue", tissue), ("positive", positive), ("read", tissue & covered), ("lost", lost)
+        ):  # fmt: skip
+            self._pixels[name] += int(np.count_nonzero(pixels))
         factor = self.reduction
         rows = slice(top // factor, -(-(top + len(positive)) // factor))
         margins = [(0, -side % factor) for side in positive.shape]
@@ -313,7 +301,7 @@ class _Drawing:
     def facts(self) -> dict[str, Any]:
         """Return what the JSON contains about slide, map, areas and tiles."""
         slide, grid, pixels = self._slide, self.grid, self._pixels
-        pixel_um2 = grid.mpp**2
+        pixel_um2, read = grid.mpp**2, pixels["read"]
         return {
             "slide": {
                 "file": slide.path.name,
@@ -331,10 +319,10 @@ class _Drawing:
                 "overlap_px": grid.overlap_px,
             },
             "area": {
-                "tissue_um2": pixels.tissue * pixel_um2,
-                "unreadable_um2": pixels.lost * pixel_um2,
-                "positive_um2": pixels.positive * pixel_um2,
-                "positive_fraction": pixels.positive / pixels.read if pixels.read else None,
+                "tissue_um2": pixels["tissue"] * pixel_um2,
+                "unreadable_um2": pixels["lost"] * pixel_um2,
+                "positive_um2": pixels["positive"] * pixel_um2,
+                "positive_fraction": pixels["positive"] / read if read else None,
             },
             "tiles": {
                 "grid": len(grid.starts(0)) * len(grid.starts(1)),

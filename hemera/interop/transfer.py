@@ -7,8 +7,9 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -148,11 +149,8 @@ def transform_annotations(
         items, transform, tolerance_px=tolerance_px,
         step_px=pair.displacement.mpp / pair.ends(to)[0].mpp,
     )  # fmt: skip
-    shown = tqdm(
-        transformed, total=len(items), desc=pair.name, unit="feature", disable=None, leave=False
-    )
     try:
-        results = list(shown)
+        results = list(_shown(transformed, pair, len(items), "feature"))
     except ValueError as error:
         raise SheetError(
             f"{source.name}: not GeoJSON ({brief(error)}); export the annotations again"
@@ -165,9 +163,7 @@ def transform_annotations(
         )
     write_text(output, json.dumps(changed) + "\n")
     left_out = [
-        title(item, number)
-        for number, (item, result) in enumerate(zip(items, results, strict=True), 1)
-        if result.feature is None
+        title(items[k], k + 1) for k, result in enumerate(results) if result.feature is None
     ]
     log.info("%s: %d features on %s", output, len(items) - len(left_out), _NAMES[to])
     cut = sum(result.lost and result.feature is not None for result in results)
@@ -232,9 +228,7 @@ def transform_labels(
             )
             for x, y in places
         )  # fmt: skip
-        shown = tqdm(
-            tiles, total=len(places), desc=pair.name, unit="tile", disable=None, leave=False
-        )
+        shown = _shown(tiles, pair, len(places), "tile")
         write_labels(output, shown, size_px=size, dtype=labels.dtype, pixel_um=pixel_um)
     log.info("%s: %d x %d px at %.4g um/px on %s", output, *size, wanted, _NAMES[to])
 
@@ -290,9 +284,7 @@ def write_warped_slide(
                     yield empty if result is None else result[0]
 
         with contextlib.closing(tiles()) as made:
-            shown = tqdm(
-                made, total=len(places), desc=pair.name, unit="tile", disable=None, leave=False
-            )
+            shown = _shown(made, pair, len(places), "tile")
             write_pyramid(
                 output, shown, size_px=size, mpp=mpp, quality=quality,
                 name=f"{pair.name}: HER2 on H&E",
@@ -306,6 +298,11 @@ def write_warped_slide(
         "%s: %d x %d px at %.4g um/px; HER2 reaches %d of %d tiles",
         output, *size, mpp, reached, len(places),
     )  # fmt: skip
+
+
+def _shown(items: Iterable[Any], pair: RegisteredPair, total: int, unit: str) -> Iterable[Any]:
+    """Return the items with a progress bar."""
+    return tqdm(items, pair.name, total, unit=unit, disable=None, leave=False)
 
 
 def _places(size_px: tuple[int, int]) -> list[tuple[int, int]]:

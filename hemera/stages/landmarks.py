@@ -13,6 +13,7 @@ from hemera import tables
 from hemera.config import LandmarksOptions
 from hemera.errors import ConfigError, RegistrationError, SheetError, TableError
 from hemera.io.atomic import write_text
+from hemera.registration.canvas import size_um
 from hemera.registration.displacement import Displacement, none, of_registered
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.landmark_errors import (
@@ -94,11 +95,8 @@ def _run_pair(
     for path in (*pair.landmarks, *([] if displacement is None else [displacement])):
         if not path.is_file():
             raise TableError(f"{path}: no such file; run register, or name another in pairs.tsv")
-    described = {
-        row["stain"]: row
-        for row in tables.read(images_table, tables.DESCRIBE).to_pylist()
-        if row["pair"] == unit and row["mpp"] is not None
-    }
+    images = tables.described(images_table)[unit]
+    described = {stain: row for stain, row in images.items() if row["mpp"] is not None}
     he_mpp, her2_mpp = (described.get(stain, {}).get("mpp") for stain in tables.STAINS)
     landmarks, d, reason = [], none(), None
     try:
@@ -115,11 +113,8 @@ def _run_pair(
     except RegistrationError as error:
         log.warning("pair %s: %s", unit, error)
         predicted = [None] * len(landmarks)
-    he = described.get("he", {})
-    size_um = None
-    if he.get("width_px") is not None:
-        size_um = np.array([he["width_px"] * he["mpp"], he["height_px"] * he["mpp"]], np.float64)
-    rows = [{"pair": unit, **row} for row in point_errors(landmarks, predicted, d, size_um)]
+    he_um = np.array(size_um(described["he"]), np.float64) if "he" in described else None
+    rows = [{"pair": unit, **row} for row in point_errors(landmarks, predicted, d, he_um)]
     found = [row["error_um"] for row in rows if row["error_um"] is not None]
     if found:
         log.info(

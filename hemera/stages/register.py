@@ -53,11 +53,7 @@ def run(
         RegistrationError: when the engine is not installed, or the device is not available.
     """
     pair = read_sheet(sheet).pair(unit)
-    described = {
-        row["stain"]: row
-        for row in tables.read(images_table, tables.DESCRIBE).to_pylist()
-        if row["pair"] == unit
-    }
+    described = tables.described(images_table)[unit]
     row: dict[str, Any] = dict.fromkeys(tables.CERTIFICATE.names)
     row |= {"pair": unit, "verdict": FAIL, "engine": "own", "attempts": [], "map": "none"}
     content_errors: tuple[type[Exception], ...] = (SlideError, RegistrationError)

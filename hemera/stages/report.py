@@ -21,6 +21,7 @@ from hemera.dataset.shards import read_member
 from hemera.errors import ShardError, TableError
 from hemera.imaging.codecs import decode, decode_mask
 from hemera.io import layout
+from hemera.registration.canvas import size_um
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality
 from hemera.reports import data, filters, pictures, registration
@@ -29,6 +30,14 @@ from hemera.reports.html import write_page
 from hemera.sheet import read_sheet
 
 log = logging.getLogger(__name__)
+
+PATTERNS = {
+    "certificate": layout.CERTIFICATE,
+    "displacement": layout.DISPLACEMENT,
+    "quality": layout.QUALITY,
+    "images": layout.IMAGES_TABLE,
+}
+"""Files of a registered pair."""
 
 REGISTRATION_BYTES = 11_000_000
 PAIR_BYTES = 20_000_000
@@ -79,10 +88,12 @@ def run(
         RegistrationError: when a displacement cannot be read.
     """
     cohort = _read_cohort(sheet, preset, images_tables, certificates, pair_tables, funnel, index)
-    registered = {
-        unit: dict(zip(("certificate", "displacement", "quality", "images"), paths, strict=True))
-        for unit, paths in _pair_files(certificates, displacements, qualities, images_tables)
-    }
+    registered = _pair_files(
+        certificate=certificates,
+        displacement=displacements,
+        quality=qualities,
+        images=images_tables,
+    )
     errors = _landmark_errors(landmarks, cohort)
     shards = {layout.member(path): path for path in (*tile_shards, *mask_shards)}
 
@@ -159,23 +170,16 @@ def _frame(
     return pa.concat_tables([tables.read(path, schema, columns) for path in paths]).to_pandas()
 
 
-def _pair_files(
-    certificates: Sequence[Path],
-    displacements: Sequence[Path],
-    qualities: Sequence[Path],
-    images_tables: Sequence[Path],
-) -> Iterable[tuple[str, tuple[Path, ...]]]:
-    """Yield each pair registered here, and its files in this order."""
-    patterns = (layout.DISPLACEMENT, layout.QUALITY, layout.IMAGES_TABLE)
-    others = [
-        {layout.unit(path, pattern): path for path in paths}
-        for pattern, paths in zip(patterns, (displacements, qualities, images_tables), strict=True)
-    ]
-    for path in certificates:
-        unit = layout.unit(path, layout.CERTIFICATE)
-        if not all(unit in files for files in others):
+def _pair_files(**given: Sequence[Path]) -> dict[str, dict[str, Path]]:
+    """Return the files of each pair registered here, by the names of the arguments."""
+    files = {
+        name: {layout.unit(path, PATTERNS[name]): path for path in paths}
+        for name, paths in given.items()
+    }
+    for unit, path in files["certificate"].items():
+        if not all(unit in own for own in files.values()):
             raise TableError(f"{path}: give displacement, quality and images table of {unit} too")
-        yield unit, (path, *(files[unit] for files in others))
+    return {unit: {name: own[unit] for name, own in files.items()} for unit in files["certificate"]}
 
 
 def _certificates(path: Path) -> list[dict[str, Any]]:
@@ -261,8 +265,7 @@ def _pictures(
     row: Mapping[str, Any], files: Mapping[str, Path]
 ) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Any] | None]:
     """Return the pictures of a pair and its local quality, as far as its images could be read."""
-    table = tables.read(files["images"], tables.DESCRIBE).to_pylist()
-    described = {one["stain"]: one for one in table if one["pair"] == row["pair"]}
+    described = tables.described(files["images"])[row["pair"]]
     displacement = read_displacement(files["displacement"])
     squares = LocalQuality.from_columns(tables.read(files["quality"], tables.QUALITY).to_pydict())
     thumbnails = {
@@ -272,10 +275,7 @@ def _pictures(
     }
     if set(thumbnails) != set(tables.STAINS):
         return thumbnails, None
-    he_um, her2_um = (
-        (own["width_px"] * own["mpp"], own["height_px"] * own["mpp"])
-        for own in (described[stain] for stain in tables.STAINS)
-    )
+    he_um, her2_um = (size_um(described[stain]) for stain in tables.STAINS)
     images = registration.views(
         thumbnails["he"],
         thumbnails["her2"],

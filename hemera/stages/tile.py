@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -79,9 +78,7 @@ def run(
     Raises:
         SheetError: when the sheet cannot be used.
     """
-    described: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)
-    for row in tables.read(images_table, tables.DESCRIBE, DESCRIBE_COLUMNS).to_pylist():
-        described[row["pair"]][row["stain"]] = row
+    described = tables.described(images_table, DESCRIBE_COLUMNS)
     metadata = tables.provenance(options) | tables.inherited("describe", images_table)
     certificates: dict[str, dict[str, Any]] = {}
     if certificate is not None:
