@@ -1,5 +1,6 @@
 """The wheel as a user installs it: the core alone, and a study outside of the checkout."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,8 +16,15 @@ pytestmark = pytest.mark.slow
 
 
 def run(*words: object, cwd: Path | None = None) -> str:
+    # Nothing of the checkout: only what is installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [str(word) for word in words], cwd=cwd, capture_output=True, text=True, check=False
+        [str(word) for word in words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{words}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -63,11 +71,10 @@ def test_the_core_reads_slides_without_the_extras(
     )
     slide = cohort / "acrobat" / "0_HE_train.tif"
     assert run(bin / "python", "-c", code, slide, cwd=tmp_path).strip() == "(80, 120, 3)"
-    missing = subprocess.run(
-        [bin / "hemera", "train_generation", "--help"], cwd=tmp_path, capture_output=True, text=True
-    )
+    words = [bin / "hemera", "predict", slide, "--model", tmp_path]
+    missing = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert missing.returncode == 1 and "Traceback" not in missing.stderr
-    assert "hemera[train]" in missing.stderr
+    assert "pip install hemera[train]" in missing.stderr
 
 
 def test_a_study_of_image_pairs_runs_outside_of_the_checkout(
