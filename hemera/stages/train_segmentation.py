@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,14 @@ from hemera.errors import TrainingError
 from hemera.evaluation import metrics
 from hemera.networks import losses, storage
 from hemera.networks.segmentation import SegmentationNet
-from hemera.training.batches import prefetch_to_device
-from hemera.training.checkpoint import TrainingState, describe_run, run_digest
-from hemera.training.logging import image_grid
-from hemera.training.loop import run_epochs
+from hemera.training.batches import (
+    TrainingSampler,
+    prefetch_to_device,
+    training_loader,
+    validation_loader,
+)
+from hemera.training.checkpoint import TrainingState, catch_sigterm, describe_run, run_digest
+from hemera.training.logging import TrainingLog, image_grid, sample_items
 from hemera.training.session import Compute, seed_per_rank, training_session
 
 log = logging.getLogger(__name__)
@@ -103,18 +107,8 @@ def run(
             describe_run, state, options, tiles, network="segmentation", model=model,
             encoder_sha256=encoder_sha256,
         )  # fmt: skip
-        run_epochs(
-            state,
-            train,
-            val,
-            options,
-            rate=lambda _: options.learning_rate,
-            step=lambda batches: train_step(batches, state, options),
-            validate=lambda batches: validate(net, batches, compute, options),
-            score=lambda found: found["f1"],
-            draw=lambda examples: draw_samples(net, examples, compute),
-            describe=describe,
-        )
+        if state.progress.epoch <= options.epochs:
+            _train(state, train, val, options, describe)
         state.write_results(
             options.select, describe, weights=segmenter, metadata=metadata, table=history
         )
@@ -148,6 +142,44 @@ def _tiles(index: TileIndex, split: str, options: TrainSegmentationOptions) -> T
         turns=options.turn,
         seed=options.seed,
     )
+
+
+def _train(
+    state: TrainingState,
+    train: TileDataset,
+    val: TileDataset,
+    options: TrainSegmentationOptions,
+    describe: Callable[[int], dict[str, Any]],
+) -> None:
+    """Train from the state's epoch and step to the last epoch."""
+    compute, net = state.compute, state.modules["segmenter"]
+    sampler = TrainingSampler.of_run(len(train), options, state)
+    batches = prefetch_to_device(
+        training_loader(train, sampler, options.workers, compute), compute.device
+    )
+    validation = validation_loader(val, options.batch_size, options.workers, compute)
+    examples = sample_items(val, options.sample_tiles)
+    state.set_learning_rate(options.learning_rate)
+    with TrainingLog.of_run(state, sampler) as run_log, catch_sigterm() as stop:
+        for epoch in range(state.progress.epoch, options.epochs + 1):
+            for _ in range(state.progress.step, sampler.steps):
+                micro_batches = [next(batches) for _ in range(options.accumulate)]
+                found = train_step(micro_batches, state, options)
+                state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
+                run_log.step()
+                if state.must_settle(sampler.steps, stop):
+                    run_log.losses(state.settle(sampler.steps, stop))
+            state.average_statistics()
+            validated: dict[str, float] = {}
+            if epoch % options.validate_every == 0 or epoch == options.epochs:
+                validated = validate(net, validation, compute, options)
+                best = state.update_best(validated["f1"], validated)
+                state.write_weights(["last", "best"] if best else ["last"], describe(epoch))
+                if options.sample_tiles and not run_log.silent:
+                    run_log.picture(epoch, draw_samples(net, examples, compute))
+            state.progress.close_epoch(options.learning_rate, validated)
+            run_log.epoch(epoch, options.epochs, state.progress.of(epoch))
+    state.save()
 
 
 def load_encoder(net: SegmentationNet, path: Path) -> str:
