@@ -3,11 +3,9 @@
 import csv
 import hashlib
 import json
-import logging
 import math
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from hemera import tables
@@ -30,14 +28,11 @@ SHIFT = Displacement(np.full((40, 30, 2), (30.0, -40.0), np.float32), 50.0)
 @pytest.fixture
 def folder(tmp_path):
     row = dict.fromkeys(tables.DESCRIBE.names) | {"pair": "case1", "verdict": "accept"}
-    he = row | {
-        "stain": "he", "file": "7_HE_val.tif", "mpp": HE_MPP, "width_px": 3000, "height_px": 4000,
-    }  # fmt: skip
-    her2 = row | {
-        "stain": "her2", "file": "7_HER2_val.tif", "mpp": HER2_MPP, "width_px": 2000,
-        "height_px": 2600,
-    }  # fmt: skip
-    tables.write(tmp_path / "describe.parquet", [he, her2], tables.DESCRIBE)
+    he = {"stain": "he", "file": "7_HE_val.tif", "mpp": HE_MPP}
+    he |= {"width_px": 3000, "height_px": 4000}
+    her2 = {"stain": "her2", "file": "7_HER2_val.tif", "mpp": HER2_MPP}
+    her2 |= {"width_px": 2000, "height_px": 2600}
+    tables.write(tmp_path / "describe.parquet", [row | he, row | her2], tables.DESCRIBE)
     write_displacement(tmp_path / "case1.npz", SHIFT)
     return tmp_path
 
@@ -81,13 +76,11 @@ def predictions(path):
 
 
 class TestPair:
-    def test_errors_and_predictions(self, folder, caplog):
-        caplog.set_level(logging.INFO)
+    def test_errors_and_predictions(self, folder):
         acrobat(folder, [row(n, (100, 200), (130 + n, 160)) for n in range(11)])
         found = run(folder)
         assert [line["error_um"] for line in found] == pytest.approx(range(11), abs=1e-4)
         assert reason(folder) is None
-        assert "11 points, median 5.0 um, 90th percentile 9.0 um" in caplog.text
         names = [folder / "out" / f"case1.{suffix}" for suffix in ("parquet", "csv")]
         before = [path.read_bytes() for path in names]
         run(folder)
@@ -238,8 +231,7 @@ def run_cohort(cohort):
 
 
 class TestCohort:
-    def test_pairs_in_order_then_all_then_each_data_set(self, cohort, caplog):
-        caplog.set_level(logging.INFO)
+    def test_pairs_in_order_then_all_then_each_data_set(self, cohort):
         add(cohort, "b", [8], [100], dataset="mine")
         add(cohort, "a", [2], [100])
         rows = run_cohort(cohort)
@@ -249,10 +241,8 @@ class TestCohort:
         assert means[None]["error_p90_um"] == pytest.approx(5)
         assert means["acrobat"]["error_p90_um"] == pytest.approx(2)
         assert means["mine"]["official_error_p90_um"] == pytest.approx(8)
-        assert "mean over 2 pairs" in caplog.text
-        assert "official_error_p90_um 5" in caplog.text
 
-    def test_what_is_lacking_is_a_reason(self, cohort, caplog):
+    def test_what_is_lacking_is_a_reason(self, cohort):
         add(cohort, "broken", [], [], reason="p.csv: cannot be read (no text); mend it")
         add(cohort, "lost", [None], [70], reason="registration gave no map")
         add(cohort, "withheld", [None] * 3, [None] * 3, [acrobat_line(5, 1, (3, 4))])
@@ -261,8 +251,6 @@ class TestCohort:
         assert broken["reason"].startswith("p.csv: cannot be read")
         assert (lost["pairs"], lost["unregistered"]) == (1, 1)
         assert withheld["reason"] == "the H&E side of its 3 landmarks is withheld"
-        for words in ("pair broken: p.csv", "pair lost: registration gave no map"):
-            assert words in caplog.text
         assert len(predictions(cohort / "landmarks" / "cohort.predictions.csv")) == 1
 
     def test_no_pair_with_landmarks(self, cohort):
@@ -278,13 +266,6 @@ class TestCohort:
         add(cohort, "a", [2], [100])
         (cohort / "landmarks" / f"a.{suffix}").unlink()
         with pytest.raises(TableError, match=rf"a\.{suffix}: no such"):
-            run_cohort(cohort)
-
-    def test_a_table_of_another_version(self, cohort):
-        add(cohort, "a", [2], [100])
-        path = cohort / "landmarks" / "a.parquet"
-        pq.write_table(pq.read_table(path).drop_columns("official_error_um"), path)
-        with pytest.raises(TableError, match="lacks the columns official_error_um"):
             run_cohort(cohort)
 
     def test_golden(self, cohort):

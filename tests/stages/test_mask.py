@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +22,7 @@ from hemera.masks import label_format as labels
 from hemera.masks.stain import stains
 from hemera.stages import mask
 from tests.small_cells import segment
+from tests.small_tables import stored, tile_row
 
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
@@ -50,19 +50,14 @@ def write_unit(
 ) -> tuple[Path, Path]:
     """Write tile table and shard of (tile, pair, HER2 bytes); H&E is a grey tile."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    rows = []
     shard = folder / "unit.tar"
     he = codecs.encode(np.full((120, 160, 3), 200, np.uint8))
     with shards.ShardWriter(shard) as writer:
         for name, pair, her2 in tiles:
-            he_place = writer.add(f"{name}.he.jpg", he)
-            place = writer.add(f"{name}.her2.jpg", her2)
-            row: dict[str, Any] = {field.name: 0 for field in tables.TILE}
-            row |= {"tile": name, "pair": pair, "mpp": mpp, "shard": "tile/unit.tar"}
-            for stain, (offset, length) in (("he", he_place), ("her2", place)):
-                row |= {f"{stain}_offset": offset, f"{stain}_length": length}
-                row[f"{stain}_sha256"] = ""
-            rows.append(row)
+            places = stored(writer, "he_", f"{name}.he.jpg", he)
+            places |= stored(writer, "her2_", f"{name}.her2.jpg", her2)
+            rows.append(tile_row(pair, 0, mpp=mpp, tile=name, shard="tile/unit.tar", **places))
     table = folder / "unit.parquet"
     tables.write(table, rows, tables.TILE)
     return table, shard

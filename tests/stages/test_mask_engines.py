@@ -23,6 +23,7 @@ from hemera.sheet import read_sheet, units, write_rows
 from hemera.stages import filter, index, mask
 from tests.command_line import words
 from tests.small_cells import RGB, draw
+from tests.small_tables import stored, tile_row
 
 
 class ToyOptions(Options):
@@ -137,16 +138,10 @@ def write_unit(folder: Path, unit: str) -> list[dict[str, Any]]:
     with shards.ShardWriter(folder / "tile/p.tar") as writer:
         for number in range(2):
             data = codecs.encode(draw(np.full((2, 3), 0.6)).rgb, "png")
-            offset, length = writer.add(f"p_{number}.her2.png", data)
-            row: dict[str, Any] = {field.name: 0 for field in tables.TILE}
-            row |= {"tile": f"p_{number}", "pair": "p", "mpp": 0.5, "shard": "tile/p.tar"}
-            row |= {"he_sha256": "", "her2_sha256": "", "her2_offset": offset}
-            row |= {"her2_length": length, "tissue_fraction": 1, "her2_coverage_fraction": 1}
-            row |= {"he_sharpness": 99, "her2_sharpness": 99, "histogram_similarity": 1}
-            rows.append(row)
+            place = stored(writer, "her2_", f"p_{number}.her2.png", data)
+            rows.append(tile_row("p", number, mpp=0.5, **place))
     tables.write(folder / f"tile/{unit}.parquet", rows, tables.TILE)
-    counts = {field.name: 2 for field in tables.PAIRS}
-    pairs = [{**counts, "pair": "p", "state": "tiled", "reason": None}]
-    pairs[0]["registration"] = "registered"
+    pairs = [dict.fromkeys(tables.PAIRS.names, 2) | {"pair": "p", "state": "tiled"}]
+    pairs[0] |= {"reason": None, "registration": "registered"}
     tables.write(folder / f"tile/{unit}.pairs.parquet", pairs, tables.PAIRS)
     return rows

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from hemera import tables
@@ -27,6 +26,7 @@ from tests.small_registration import (
     write_pairs,
 )
 from tests.small_sections import FIXED_UM, MPP, to_moving
+from tests.small_slides import damage_tile, write_pyramid
 
 GOLDEN = "f363050a8936ee902adb7be82caa55505993ad3eeecf90486796799d977e7a2b"
 
@@ -135,17 +135,9 @@ class TestBadInput:
 
     def test_a_broken_tile_is_background(self, copy, tmp_path, right, caplog):
         image = np.asarray(Image.open(copy / "her2.png"))
-        tifffile.imwrite(
-            copy / "her2.tif", image, tile=(64, 64), photometric="rgb", compression="jpeg",
-            resolution=(1e4 / MPP, 1e4 / MPP), resolutionunit="CENTIMETER",
-        )  # fmt: skip
-        with tifffile.TiffFile(copy / "her2.tif") as file:
-            page = file.pages[0]
-            # The lower right corner, where there is no tissue.
-            place, length = page.dataoffsets[-1], page.databytecounts[-1]
-        with open(copy / "her2.tif", "r+b") as file:
-            file.seek(place)
-            file.write(bytes(length))
+        write_pyramid(copy / "her2.tif", [image], (MPP, MPP), compression="jpeg")
+        # The lower right corner, where there is no tissue.
+        damage_tile(copy / "her2.tif", -1)
         sheet = (copy / "pairs.tsv").read_text().replace("her2.png", "her2.tif")
         (copy / "pairs.tsv").write_text(sheet)
         describe_pair(copy, "plain")

@@ -34,6 +34,11 @@ def tissue(rng, height, width, colours=((235, 190, 215), (95, 60, 140))):
 HER2_COLOURS = ((225, 215, 205), (120, 70, 40))
 
 
+def cut(image, row):
+    """The place of a tile in an image of the same resolution."""
+    return image[row["y_px"] : row["y_px"] + 128, row["x_px"] : row["x_px"] + 128]
+
+
 class Unit:
     """One unit in a folder: its sheet, what describe says, and what tile makes of it."""
 
@@ -110,16 +115,15 @@ def test_registered_pairs_are_cut_not_resampled(unit, images_of_pair):
     ]
     assert rows[1]["tile"] == "p1_000128_000000"
     for row in rows:
-        x, y = row["x_px"], row["y_px"]
-        assert (unit.pixels(row, "he") == he[y : y + 128, x : x + 128]).all()
-        assert (unit.pixels(row, "her2") == her2[y : y + 128, x : x + 128]).all()
-        assert (row["her2_x_px"], row["her2_y_px"]) == (x, y)
+        assert (unit.pixels(row, "he") == cut(he, row)).all()
+        assert (unit.pixels(row, "her2") == cut(her2, row)).all()
+        assert (row["her2_x_px"], row["her2_y_px"]) == (row["x_px"], row["y_px"])
         assert (row["size_px"], row["mpp"], row["he_mpp"], row["her2_mpp"]) == (128, 0.5, 0.5, 0.5)
         assert row["her2_coverage_fraction"] == 1
         assert row["folding_fraction"] == 0
         assert row["registration_error_um"] is None
         assert row["shard"] == "tile/bci.000.tar"
-        gray = cv2.cvtColor(he[y : y + 128, x : x + 128], cv2.COLOR_RGB2GRAY)
+        gray = cv2.cvtColor(cut(he, row), cv2.COLOR_RGB2GRAY)
         assert row["he_sharpness"] == pytest.approx(cv2.Laplacian(gray, cv2.CV_64F).var())
         assert row["tissue_fraction"] > 0.95
     assert unit.state == {
@@ -137,9 +141,8 @@ def test_mirrored_pairs(images_of_pair):
     Image.fromarray(her2[:, ::-1]).save(folder / "p1.her2.png")
     unit = Unit(folder, [registered("p1", mirrored="true")])
     for row in unit.tile():
-        x, y = row["x_px"], row["y_px"]
-        assert (unit.pixels(row, "her2") == her2[y : y + 128, x : x + 128]).all()
-        assert row["her2_x_px"] == 420 - x
+        assert (unit.pixels(row, "her2") == cut(her2, row)).all()
+        assert row["her2_x_px"] == 420 - row["x_px"]
         assert row["her2_coverage_fraction"] == 1
 
 
@@ -150,9 +153,8 @@ def test_registered_images_of_unequal_mpp_meet_in_micrometres(images_of_pair, rn
     unit = Unit(folder, [registered("p1", her2_mpp=0.25)])
     expected = np.rint(fine.reshape(300, 2, 420, 2, 3).mean(axis=(1, 3)))
     for row in unit.tile():
-        x, y = row["x_px"], row["y_px"]
-        assert (row["her2_x_px"], row["her2_y_px"]) == (2 * x, 2 * y)
-        assert np.abs(unit.pixels(row, "her2") - expected[y : y + 128, x : x + 128]).max() <= 1
+        assert (row["her2_x_px"], row["her2_y_px"]) == (2 * row["x_px"], 2 * row["y_px"])
+        assert np.abs(unit.pixels(row, "her2") - cut(expected, row)).max() <= 1
 
 
 def test_a_chosen_mpp_gives_tiles_of_that_mpp(unit, images_of_pair):
@@ -373,6 +375,13 @@ def test_a_fold_is_found_in_its_tile(slides):
     assert folded == {(0, 0)}
 
 
+def test_a_map_that_mirrors_does_not_fold(slides):
+    """The sheet does not declare it: the registration may have found it."""
+    field = read_displacement(slides / "d.npz")
+    write_displacement(slides / "d.npz", mirrored(field, HER2_SIZE[0] * HER2_MPP))
+    assert {row["folding_fraction"] for row in whole_slides(slides).tile()} == {0.0}
+
+
 def test_a_tile_spread_over_the_slide_is_left_out(slides):
     unit = whole_slides(slides)
     whole = {row["tile"] for row in unit.tile(size_px=32)}
@@ -448,15 +457,6 @@ def test_the_reader_chosen_for_describe_reads_here_too(slides, monkeypatch):
     describe_unit(slides, "case1", unit.images_table, DescribeOptions(reader="openslide"))
     monkeypatch.delattr("hemera.imaging.tiff.TiffReader.read")
     assert [row["he_sha256"] for row in unit.tile()] == direct
-
-
-def test_a_map_that_mirrors_does_not_fold(slides):
-    """Whether it mirrors says the map: the registration may have found what no sheet says."""
-    unit = whole_slides(slides)
-    field = read_displacement(slides / "d.npz")
-    write_displacement(slides / "d.npz", mirrored(field, HER2_SIZE[0] * HER2_MPP))
-    rows = unit.tile()
-    assert {row["folding_fraction"] for row in rows} == {0.0}
 
 
 def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
