@@ -1,6 +1,8 @@
 """Every table: written as its schema says, read as its schema says, or an error in one line."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,11 @@ def example(schema: pa.Schema, number: int) -> dict[str, Any]:
     return row
 
 
-def one_line(error: pytest.ExceptionInfo[TableError], *words: str) -> None:
+@contextlib.contextmanager
+def refused(*words: str) -> Iterator[None]:
+    """Expect an error of one line, with a remedy."""
+    with pytest.raises(TableError) as error:
+        yield
     text = str(error.value)
     assert len(text.splitlines()) == 1, text
     assert ";" in text, f"no remedy: {text}"
@@ -82,9 +88,8 @@ def test_an_empty_value_stands_only_where_the_schema_allows(tmp_path: Path, name
             tables.write(tmp_path / "t.parquet", [row], schema)
             assert tables.read(tmp_path / "t.parquet", schema).to_pylist() == [row]
         else:
-            with pytest.raises(TableError) as error:
+            with refused("t.parquet", field.name):
                 tables.write(tmp_path / "t.parquet", [row], schema)
-            one_line(error, "t.parquet", field.name)
 
 
 def test_columns_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -109,9 +114,8 @@ def test_columns_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
     ],
 )
 def test_a_row_that_does_not_fit(tmp_path: Path, change: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(TableError) as error:
+    with refused("t.parquet", *words):
         tables.write(tmp_path / "t.parquet", [CELL, {**CELL, **change}], tables.CELLS)
-    one_line(error, "t.parquet", *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -124,14 +128,12 @@ def test_a_table_that_does_not_fit(tmp_path: Path) -> None:
         pa.array([2**40]),
         pa.array([None], pa.int32()),
     ):
-        with pytest.raises(TableError) as error:
+        with refused("t.parquet"):
             tables.write(
                 tmp_path / "t.parquet", good.set_column(place, "cell", column), tables.CELLS
             )
-        one_line(error, "t.parquet")
-    with pytest.raises(TableError) as error:
+    with refused("t.parquet", "tile"):
         tables.write(tmp_path / "t.parquet", good.drop_columns(["tile"]), tables.CELLS)
-    one_line(error, "t.parquet", "tile")
 
 
 def test_a_table_is_put_into_the_schemas_order(tmp_path: Path) -> None:
@@ -143,39 +145,32 @@ def test_a_table_is_put_into_the_schemas_order(tmp_path: Path) -> None:
 
 def test_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    with pytest.raises(TableError) as error:
+    with refused("no such table"):
         tables.read(path, tables.CELLS)
-    one_line(error, "no such table")
-    with pytest.raises(TableError) as error:
+    with refused("no such table"):
         tables.read_metadata(path)
-    one_line(error, "no such table")
     tables.write(path, [CELL], tables.CELLS)
     whole = path.read_bytes()
     for junk in (b"", b"tile,engine\na,b\n", b"PAR1" * 9, whole[:-20], whole[: len(whole) // 2]):
         path.write_bytes(junk)
-        with pytest.raises(TableError) as error:
+        with refused("not a Parquet file"):
             tables.read(path, tables.CELLS)
-        one_line(error, "not a Parquet file")
         with pytest.raises(TableError):
             tables.read_metadata(path)
     path.write_bytes(whole[:8] + b"\xff" * 60 + whole[68:])
-    with pytest.raises(TableError) as error:
+    with refused("not a Parquet file"):
         tables.read(path, tables.CELLS)
-    one_line(error, "not a Parquet file")
     pq.write_table(pa.table({"z": [1]}), path)
-    with pytest.raises(TableError) as error:
+    with refused("tile", "completeness"):
         tables.read(path, tables.CELLS)
-    one_line(error, "tile", "completeness")
     for column in (pa.array(["x"]), pa.array([[1]]), pa.array([2**40])):
         foreign = pa.Table.from_pylist([CELL]).set_column(2, "cell", column)
         pq.write_table(foreign, path)
-        with pytest.raises(TableError) as error:
+        with refused("types"):
             tables.read(path, tables.CELLS)
-        one_line(error, "types")
     pq.write_table(pa.Table.from_pylist([CELL, {**CELL, "tile": None}]), path)
-    with pytest.raises(TableError) as error:
+    with refused("empty values in tile"):
         tables.read(path, tables.CELLS, ["tile"])
-    one_line(error, "empty values in tile")
     with pytest.raises(TableError):
         tables.read(tmp_path, tables.CELLS)
 

@@ -119,9 +119,6 @@ def test_options_are_frozen_and_explained(cls: type[Options]) -> None:
         ({"tile": {"upsample": 1}}, ["tile.upsample", "true or false"]),
         ({"tile": {"codec": 5}}, ["tile.codec", "5", "jpeg, png"]),
         ({"tile": {"codec": "gif"}}, ["tile.codec", "'gif'", "jpeg, png"]),
-        ({"tile": {"size_px": 31}}, ["tile.size_px", "31", "at least 32 and at most 4096"]),
-        ({"tile": {"mpp": 0}}, ["tile.mpp", "above 0"]),
-        ({"tile": {"saturation_min": 1.0}}, ["tile.saturation_min", "below 1"]),
         ({"tile": {"mpp": math.nan}}, ["tile.mpp", "nan", "finite"]),
         ({"tile": {"mpp": "nan"}}, ["tile.mpp", "finite"]),
         ({"tile": {"mpp": "20x"}}, ["tile.mpp", "'20x'", "number"]),
@@ -261,13 +258,6 @@ def test_flags_name_what_differs_from_the_defaults() -> None:
     assert flags(FilterOptions(registration_margin_min=-0.5, histogram_datasets=())) == [
         "--histogram-datasets", "--registration-margin-min=-0.5",
     ]  # fmt: skip
-
-
-def test_a_wrong_flag_is_named_as_a_flag() -> None:
-    with pytest.raises(ConfigError, match=r"^--size-px: 5 is out of range; "):
-        command_line._options(TileOptions, {"size_px": "5"})
-    with pytest.raises(ConfigError, match=r"^--val-fraction: 0\.9 plus"):
-        command_line._options(IndexOptions, {"val_fraction": "0.9", "test_fraction": "0.5"})
 
 
 def test_preset_hemera_is_the_defaults() -> None:

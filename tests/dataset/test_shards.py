@@ -1,15 +1,12 @@
-import hashlib
 import os
 import pickle
 import re
 import tarfile
 
-import pyarrow.parquet as pq
 import pytest
 
 from hemera.dataset.shards import ShardReader, ShardWriter, read_member
 from hemera.errors import ShardError
-from tests.small_index import write_index
 
 
 def write(path, members):
@@ -81,21 +78,6 @@ def webdataset_samples(path):
             assert suffix not in samples[-1], "a name twice in a sample is an error there"
             samples[-1][suffix] = archive.extractfile(info).read()
     return samples
-
-
-def test_webdataset_reads_the_shards_of_the_stages(tmp_path):
-    """Each tile is one sample: he and her2 from the shard of tile, the mask from that of mask."""
-    index = write_index(tmp_path)
-    rows = pq.read_table(index).to_pylist()
-    tiles = webdataset_samples(tmp_path / "tile" / "unit.tar")
-    assert [sample["__key__"] for sample in tiles] == [row["tile"] for row in rows]
-    labels = webdataset_samples(tmp_path / "mask" / "unit.tar")
-    for row, sample, label in zip(rows, tiles, labels, strict=True):
-        assert set(sample) == {"__key__", "he.jpg", "her2.jpg"}
-        assert hashlib.sha256(sample["he.jpg"]).hexdigest() == row["he_sha256"]
-        assert hashlib.sha256(sample["her2.jpg"]).hexdigest() == row["her2_sha256"]
-        assert label["__key__"] == row["tile"]
-        assert hashlib.sha256(label["stain.png"]).hexdigest() == row["stain_sha256"]
 
 
 def test_a_reader_reads_every_shard_and_keeps_few_open(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 import functools
 import hashlib
-import multiprocessing
 import os
 import pickle
 import re
@@ -19,7 +18,6 @@ from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.imaging.codecs import encode, encode_mask
 from hemera.masks import label_format
 from hemera.networks.weight_map import weight_map
-from hemera.training.batches import TrainingSampler
 from tests.small_index import write_index
 
 HEIGHT, WIDTH = 20, 30
@@ -354,45 +352,6 @@ def digests(batch):
 
 
 IMAGES = ("he", "her2", "mask", "weight")
-STARTS = [
-    (0, None), (1, "fork"), (4, "fork"), pytest.param(4, "spawn", marks=pytest.mark.slow),
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def expected(index):
-    """Two epochs as one process sees them."""
-    dataset = seen(index, images=IMAGES, flips=(0, 1), turns=True)
-    return [
-        [line for batch in each for line in batch]
-        for each in two_epochs(dataset, workers=0, start=None)
-    ]
-
-
-def two_epochs(dataset, workers, start):
-    order = TrainingSampler(len(dataset), 4, seed=7, epochs=2)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=order,
-        num_workers=workers,
-        multiprocessing_context=start and multiprocessing.get_context(start),
-    )
-    batches = [digests(batch) for batch in loader]
-    return batches[: order.steps], batches[order.steps :]
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
-@pytest.mark.parametrize(("workers", "start"), STARTS)
-def test_epochs_do_not_depend_on_the_processes_that_read(index, expected, workers, start):
-    """Each row exactly once per epoch, in the same order, seen the same way."""
-    dataset = seen(index, images=IMAGES, flips=(0, 1), turns=True)
-    dataset[1, 0]  # shards are open, and OpenCV has run, before the workers start
-    found = two_epochs(dataset, workers, start)
-    assert [[line for batch in each for line in batch] for each in found] == expected
-    for each in found:
-        tiles = [line[0] for batch in each for line in batch]
-        assert sorted(tiles) == sorted(dataset.tiles)
-    assert [line[1] for line in expected[0]] != [line[1] for line in expected[1]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
