@@ -277,8 +277,8 @@ def unit_pairs(sheet: Sheet, unit: str, block_count: int) -> tuple[Pair, ...]:
 
 def digest(pairs: Iterable[Pair], stage: str) -> str:
     """Return a digest of what `stage` reads of these rows, so that a change reruns its readers."""
-    rows = [{name: _plain(getattr(pair, name)) for name in STAGE_COLUMNS[stage]} for pair in pairs]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+    rows = [{name: getattr(pair, name) for name in STAGE_COLUMNS[stage]} for pair in pairs]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def write_rows(rows: Iterable[Mapping[str, str]]) -> str:
@@ -293,10 +293,6 @@ def _unit(pair: Pair, block_count: int) -> str:
         return pair.pair
     number = int.from_bytes(hashlib.sha256(pair.pair.encode()).digest()[:8]) % block_count
     return f"{pair.dataset}.{number:03d}"
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _header_faults(header: list[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ class EvaluateOptions(Options):
     """Metrics of the generators and of SegmentationNet on the test subsets."""
 
     section: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     generators: tuple[str, ...] = ()
     """Presets whose generator is trained and evaluated besides the configured one: the method of

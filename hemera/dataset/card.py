@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hemera.config import IndexOptions
 from hemera.sheet import SPLITS
@@ -23,53 +22,32 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
         metadata: its key-value metadata.
         options: of stage index.
     """
-    accepted = table.filter(table.column("accepted"))
+    columns = ["tile", "case", "dataset", "score", "split", "reason", "accepted"]
+    tiles = table.select([*columns, *(f"{network}_split" for network in NETWORKS)]).to_pandas()
+    accepted = tiles[tiles["accepted"]]
     lines = [
         "# Dataset card",
         "",
         f"Fingerprint `{metadata['fingerprint']}`.",
         "",
-        f"{accepted.num_rows} of {table.num_rows} tiles accepted, of "
-        f"{len(set(accepted.column('case').to_pylist()))} cases.",
+        f"{len(accepted)} of {len(tiles)} tiles accepted, of {accepted['case'].nunique()} cases.",
         f"Masks by {', '.join(json.loads(metadata['mask_engines']))}; trained on "
         f"{metadata['mask_target']}.",
     ]
     if metadata["mixture"]:
         lines += ["", f"**Attention: {metadata['mixture']}.**"]
-    lines += ["", "## Accepted tiles", ""]
-    lines += _markdown(
-        ("data set", "score", "split", "tiles", "cases"),
-        [
-            (dataset, score or "not known", split, tiles, cases)
-            for dataset, score, split, tiles, cases in _grouped(
-                accepted, ["dataset", "score", "split"]
-            )
-        ],
-    )
-    lines += ["", "## What the networks see", ""]
+    lines += ["", "## Accepted tiles", "", *_counts(accepted, "split")]
     rows = []
     for network in NETWORKS:
         for split in SPLITS:
-            own = accepted.filter(pc.equal(accepted.column(f"{network}_split"), split))
+            own = accepted[accepted[f"{network}_split"] == split]
             requested = getattr(options, f"{network}_{split}")
-            cases = len(set(own.column("case").to_pylist()))
-            rows.append(
-                (network, split, "all" if requested is None else requested, own.num_rows, cases)
-            )
+            given = "all" if requested is None else requested
+            rows.append((network, split, given, len(own), own["case"].nunique()))
+    lines += ["", "## What the networks see", ""]
     lines += _markdown(("network", "part", "asked for", "tiles", "cases"), rows)
-    lines += ["", "## Why tiles were refused", ""]
-    refused = table.filter(pc.invert(table.column("accepted")))
-    lines += _markdown(
-        ("data set", "score", "reason", "tiles", "cases"),
-        [
-            (dataset, score or "not known", reason, tiles, cases)
-            for dataset, score, reason, tiles, cases in _grouped(
-                refused, ["dataset", "score", "reason"]
-            )
-        ],
-    )
-    lines += _terms(metadata)
-    return "\n".join(lines)
+    lines += ["", "## Why tiles were refused", "", *_counts(tiles[~tiles["accepted"]], "reason")]
+    return "\n".join([*lines, *_terms(metadata)])
 
 
 def _terms(metadata: Mapping[str, str]) -> list[str]:
@@ -102,14 +80,15 @@ def _terms(metadata: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _grouped(table: pa.Table, keys: list[str]) -> list[tuple[Any, ...]]:
-    """Return rows (*keys, tiles, cases), sorted."""
-    grouped = table.group_by(keys).aggregate([("tile", "count"), ("case", "count_distinct")])
-    grouped = grouped.sort_by([(key, "ascending") for key in keys])
-    columns = [
-        grouped.column(name).to_pylist() for name in (*keys, "tile_count", "case_count_distinct")
-    ]
-    return list(zip(*columns, strict=True))
+def _counts(tiles: Any, by: str) -> list[str]:
+    """Return a table of tiles and cases per data set, score and a third column."""
+    found = tiles.groupby(["dataset", "score", by]).agg(
+        tiles=("tile", "size"), cases=("case", "nunique")
+    )
+    found = found.rename({"": "not known"}, level="score").reset_index()
+    return _markdown(
+        ("data set", "score", by, "tiles", "cases"), list(found.itertuples(index=False))
+    )
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

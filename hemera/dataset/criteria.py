@@ -6,7 +6,7 @@ A new criterion is a row of `CRITERIA` and an option of stage filter.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,6 @@ ACCEPTED = "accepted"
 """What tables of counts name an accepted tile, in the place of a reason."""
 
 Mask = npt.NDArray[np.bool_]
-
-_COMPARE: dict[str, Callable[[npt.NDArray[np.float64], float], Mask]] = {
-    ">=": np.greater_equal,
-    "<=": np.less_equal,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Criterion:
 
     def missed(self, values: npt.NDArray[np.float64], limit: float) -> Mask:
         """Return which values of the column do not meet a bound."""
-        return ~_COMPARE[self.direction](values, limit)
+        return ~(values >= limit if self.direction == ">=" else values <= limit)
 
 
 CRITERIA = (

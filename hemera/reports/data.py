@@ -19,8 +19,6 @@ from hemera.reports import charts
 from hemera.reports.html import count, number, percent, plural
 from hemera.sheet import SCORES, SPLITS, Pair
 
-__all__ = ["NETWORKS", "Cohort", "option_rows", "score_name", "score_order"]
-
 NETWORKS = {"generation": "GenerationNet", "segmentation": "SegmentationNet"}
 ROWS_MAX = 500
 """Rows of a table on the page; the tables on disk contain all."""

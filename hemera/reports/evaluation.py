@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.config import EvaluateOptions
+from hemera.dataset.statistics import score_order
 from hemera.evaluation import published
 from hemera.evaluation.image_quality import IMAGE_METRICS, SEGMENTER, SET_METRICS, confusion
 from hemera.evaluation.metrics import SEGMENTATION_METRICS, scores
-from hemera.reports import charts, pictures, training
-from hemera.reports.data import NETWORKS, option_rows, score_name, score_order
+from hemera.reports import pictures, training
+from hemera.reports.data import NETWORKS, option_rows, score_name
 from hemera.reports.html import fixed, percent, plural, write_page
 from hemera.reports.training import Trained
 
@@ -141,7 +142,7 @@ def evaluation_page(
         "tested": tested,
         "headline": _headline(found, trained),
         "warnings": _warnings(found, tested, trained),
-        "networks": [_section(network, found, tiles, trained) for network in NETWORKS],
+        "networks": [_section(network, found, trained) for network in NETWORKS],
         "examples": cards,
         "examples_note": note,
         "differences": training.differences(trained),
@@ -228,12 +229,7 @@ def _warnings(
     return made
 
 
-def _section(
-    network: str,
-    found: _Found,
-    rows: Sequence[Mapping[str, Any]],
-    trained: Sequence[Trained],
-) -> dict[str, Any]:
+def _section(network: str, found: _Found, trained: Sequence[Trained]) -> dict[str, Any]:
     """Return what the page shows about GenerationNet's generators or about SegmentationNet."""
     methods = [each.name for each in trained if each.network == network]
     columns = [(metric, "") for metric in SEGMENTATION_METRICS]
@@ -254,7 +250,6 @@ def _section(
         "groups": _group_rows(found, network, methods),
         "published": published.results(network),
         "published_metrics": published.METRICS[network],
-        "histograms": _histograms(rows, methods[0]),
     }
 
 
@@ -337,34 +332,6 @@ def _group_rows(found: _Found, network: str, methods: Sequence[str]) -> dict[str
         "cases": sorted(rows["case"], key=order)[:limit],
         "cases_left": max(0, len(rows["case"]) - limit) // len(methods),
     }
-
-
-def _histograms(rows: Sequence[Mapping[str, Any]], method: str) -> list[dict[str, Any]]:
-    """Return histograms of the metrics of one network over tiles."""
-    values: dict[str, list[float]] = collections.defaultdict(list)
-    for row in rows:
-        if row["method"] != method:
-            continue
-        if method != SEGMENTER:
-            for metric in ("psnr_db", "ssim"):
-                values[metric].append(row[metric])
-        # F1 of a tile without a positive pixel in truth is 0 or 1 and nothing in between.
-        elif row["true_positive_px"] + row["false_negative_px"]:
-            values["f1"].append(scores(confusion(row))["f1"])
-    return [
-        {
-            "metric": metric,
-            "method": method,
-            "chart": charts.histogram(
-                f"{METRICS[metric].name} per tile",
-                [("tiles", charts.BLUE, np.asarray(of_tiles, np.float64))],
-                unit=METRICS[metric].name,
-                bins=30,
-                span=(0.0, 1.0) if metric != "psnr_db" and min(of_tiles) >= 0 else None,
-            ),
-        }
-        for metric, of_tiles in values.items()
-    ]
 
 
 def _examples(

@@ -81,13 +81,6 @@ def outlined(rgb: RGB, mask: npt.NDArray[np.uint8]) -> RGB:
     return drawn
 
 
-def outlined_positive(rgb: RGB, positive: npt.NDArray[np.bool_]) -> RGB:
-    """Draw the contours of a positive mask (H, W) on an image (H, W, 3)."""
-    drawn = rgb.copy()
-    _contours(drawn, positive, POSITIVE_COLOUR)
-    return drawn
-
-
 def _contours(rgb: RGB, inside: npt.NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
     found, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     thick = max(1, round(min(rgb.shape[:2]) / 256))

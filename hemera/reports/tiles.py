@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from hemera.dataset import statistics
 from hemera.dataset.criteria import CRITERIA, REASONS
-from hemera.dataset.statistics import Frame
+from hemera.dataset.statistics import Frame, score_order
 from hemera.reports import pictures
-from hemera.reports.data import Cohort, score_name, score_order
+from hemera.reports.data import Cohort, score_name
 from hemera.reports.filters import limit_words, reason_words
 from hemera.reports.html import fixed, number, percent
 
