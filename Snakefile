@@ -38,7 +38,7 @@ rule all:
     default_target: True
     input:
         layout.REPORT,
-        "results/evaluate/evaluate.html",
+        layout.EVALUATION,
         [layout.LANDMARK_COHORT] if landmark_tables() else [],
 
 

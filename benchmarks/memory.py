@@ -36,7 +36,7 @@ def write_shared(path: Path, width: int, height: int, seed: int) -> None:
         for y in range(0, 2048, TILE_PX)
         for x in range(0, 2048, TILE_PX)
     ]
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
         places = []
         for data in tiles:

@@ -1,1 +1,1 @@
-"""The dataset: shards, splits, index queries, torch dataset."""
+"""The dataset: tiling, shards, filter criteria, splits, index, torch dataset, exports."""

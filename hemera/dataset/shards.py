@@ -26,7 +26,7 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         """Create the file `path`; for an atomic write, pass a temporary name."""
-        self._file: io.BufferedWriter = open(path, "wb")  # noqa: SIM115
+        self._file: io.BufferedWriter = path.open("wb")
         self._name = path.name
         self._names: dict[str, int] = {}
 

@@ -39,7 +39,7 @@ def score_order(score: str) -> int:
 
 def groups(tiles: Frame) -> Iterator[tuple[tuple[str, str], Frame]]:
     """Yield (data set, score) and its rows, by data set and then by score."""
-    found = {key: rows for key, rows in tiles.groupby(GROUP)}
+    found = dict(list(tiles.groupby(GROUP)))
     for key in sorted(found, key=lambda key: (key[0], score_order(key[1]))):
         yield key, found[key]
 

@@ -296,7 +296,7 @@ def _open_reader(path: Path, reader: str) -> Reader:
         raise SlideError(f"{name}: no reader {reader!r}; name one of auto, {', '.join(READERS)}")
     if not path.is_file():
         raise SlideError(f"{name}: no such file {path}; correct the sheet")
-    with translated(SlideError, f"{name}: {{error}}; make it readable"), open(path, "rb") as file:
+    with translated(SlideError, f"{name}: {{error}}; make it readable"), path.open("rb") as file:
         head = file.read(16)
     if not head:
         raise SlideError(f"{name}: the file is empty; fetch it again")

@@ -1,1 +1,1 @@
-"""Formats of other software: GeoJSON, label images, outlines."""
+"""Annotations of other software, and their transfer between slides: GeoJSON, labels, outlines."""

@@ -39,7 +39,7 @@ def read_labels(path: Path, folder: Path) -> Labels:
     if not path.is_file():
         raise SlideError(f"{path}: no such file; name a label image")
     with translated(SlideError, f"{path.name}: cannot be read ({{error}}); save it again as TIFF"):
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             head = file.read(26)
         labels = _read_png(path, head) if head.startswith(_PNG) else _read_tiff(path, folder)
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.dtype.itemsize > 4:

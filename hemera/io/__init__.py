@@ -1,1 +1,1 @@
-"""Reading and writing files: atomic writes and ordered threads."""
+"""Helpers of reading and writing: atomic writes, ordered threads, layout of results, faults."""

@@ -43,6 +43,14 @@ GENERATOR = "results/train_generation/{generator}/generator.safetensors"
 GENERATOR_METADATA = "results/train_generation/{generator}/metadata.json"
 GENERATION_HISTORY = "results/train_generation/{generator}/history.parquet"
 
+SEGMENTER = "results/train_segmentation/segmenter.safetensors"
+SEGMENTER_METADATA = "results/train_segmentation/metadata.json"
+SEGMENTATION_HISTORY = "results/train_segmentation/history.parquet"
+
+EVALUATED_TILES = "results/evaluate/tiles.parquet"
+METRICS = "results/evaluate/metrics.parquet"
+EVALUATION = "results/evaluate/evaluate.html"
+
 
 def path(pattern: str, results: Path = Path(RESULTS), **wildcards: str) -> Path:
     """Return the path of an output.

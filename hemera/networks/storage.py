@@ -39,7 +39,7 @@ def file_digest(path: Path) -> str:
         translated(
             TrainingError, f"{path}: cannot be read ({{error}}); run the stage that makes it"
         ),
-        open(path, "rb") as file,
+        path.open("rb") as file,
     ):
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -161,7 +161,7 @@ def _run(request: Path, timeout_s: float) -> str | None:
     read_end, write_end = os.pipe()
     engine_log = request.with_name("engine.log")
     try:
-        with open(engine_log, "wb") as output:
+        with engine_log.open("wb") as output:
             done = subprocess.run(
                 [*_COMMAND, str(request)],
                 stdin=read_end,
@@ -204,13 +204,13 @@ def _run(request: Path, timeout_s: float) -> str | None:
 def _write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
     """Write RGB as binary PPM: lossless, and as fast as the disk."""
     height, width = rgb.shape[:2]
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(b"P6\n%d %d\n255\n" % (width, height))
         file.write(np.ascontiguousarray(rgb).data)
 
 
 def _last_lines(path: Path, count: int) -> list[str]:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65_536))
         text = file.read().decode(errors="replace")
     return [line for line in text.splitlines() if line.strip()][-count:]

@@ -28,7 +28,7 @@ def write_displacement(path: Path, d: Displacement) -> None:
     # A power of two: the rounded values end in zero bits, which compress.
     step = 2.0 ** math.floor(math.log2(d.mpp * STEP))
     rounded = (np.rint(d.vectors_um / step) * step).astype(np.float32)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, vectors_um=rounded, mpp=np.float64(d.mpp))
 
 

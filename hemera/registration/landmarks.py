@@ -253,7 +253,7 @@ def _read_plain(path: Path, mpp: float | None) -> list[Point | None]:
 
 def _read_csv(path: Path) -> list[_Row]:
     message = f"{path.name}: cannot be read ({{error}}); save it as comma-separated UTF-8 text"
-    with translated(TableError, message), open(path, encoding="utf-8-sig", newline="") as file:
+    with translated(TableError, message), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         return [
             _Row(

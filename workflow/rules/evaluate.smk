@@ -14,14 +14,14 @@ rule evaluate:
         generator_weights=of_generators(layout.GENERATOR),
         generator_metadata=of_generators(layout.GENERATOR_METADATA),
         generator_histories=of_generators(layout.GENERATION_HISTORY),
-        segmenter="results/train_segmentation/segmenter.safetensors",
-        segmenter_metadata="results/train_segmentation/metadata.json",
-        segmentation_history="results/train_segmentation/history.parquet",
+        segmenter=layout.SEGMENTER,
+        segmenter_metadata=layout.SEGMENTER_METADATA,
+        segmentation_history=layout.SEGMENTATION_HISTORY,
         requirements=requirements("evaluate"),
     output:
-        tiles="results/evaluate/tiles.parquet",
-        metrics="results/evaluate/metrics.parquet",
-        page="results/evaluate/evaluate.html",
+        tiles=layout.EVALUATED_TILES,
+        metrics=layout.METRICS,
+        page=layout.EVALUATION,
     log:
         "logs/evaluate/evaluate.log",
     benchmark:

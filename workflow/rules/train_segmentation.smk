@@ -13,9 +13,9 @@ rule train_segmentation:
         generator_metadata=layout.GENERATOR_METADATA.format(generator=CONFIG.cohort.preset),
         requirements=requirements("train_segmentation"),
     output:
-        segmenter="results/train_segmentation/segmenter.safetensors",
-        metadata="results/train_segmentation/metadata.json",
-        history="results/train_segmentation/history.parquet",
+        segmenter=layout.SEGMENTER,
+        metadata=layout.SEGMENTER_METADATA,
+        history=layout.SEGMENTATION_HISTORY,
     log:
         "logs/train_segmentation/train_segmentation.log",
     benchmark:
