@@ -1,1 +1,1 @@
-"""Images of slides: readers, color, tissue, geometry, pyramids."""
+"""Images of slides: readers, colour, tissue, geometry, pyramids."""

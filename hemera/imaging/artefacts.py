@@ -62,12 +62,12 @@ def ihc_artefacts(
     Args:
         rgb: (H, W, 3) uint8.
         mpp: its resolution, um/px.
-        background: bare glass (r, g, b), 0 to 255.
+        background: its colour (r, g, b), 0 to 255.
         vectors: (2, 3) unit vectors of haematoxylin and DAB in optical density.
         nuclear_density: haematoxylin of the slide's dark nuclei, density.
 
     Returns:
-        (H, W) bool, or None where there is none, as on nearly every tile.
+        (H, W) bool, or None without artefacts, as on nearly every tile.
     """
     density = color.optical_density(coarse(rgb, mpp), background)
     red, green, blue = cv2.split(density)
@@ -117,7 +117,7 @@ def _lines(low: npt.NDArray[np.float32], spread: npt.NDArray[np.float32]) -> Mas
 
 
 def _opened(mask: Mask, width_um: float) -> Mask:
-    """Return the parts of a mask at `COARSE_MPP` that are at least this wide."""
+    """Return the regions of a mask at `COARSE_MPP` that are at least this wide."""
     if not mask.any():
         return mask
     kernel = disc(width_um, COARSE_MPP)

@@ -25,7 +25,7 @@ _ADOBE = re.compile(rb"\xff\xee..Adobe.{6}(.)", re.DOTALL)
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's marker with colour transform 0: the channels are RGB."""
 _JPEG_HEAD = 2048
-"""Bytes of a JPEG file in which Adobe's marker is looked for."""
+"""Bytes of a JPEG file that are searched for Adobe's marker."""
 
 
 def encode(rgb: RGB, codec: str = "jpeg", quality: int = 95) -> bytes:
@@ -44,7 +44,7 @@ def encode(rgb: RGB, codec: str = "jpeg", quality: int = 95) -> bytes:
     if codec == "png":
         bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    raise ShardError(f"tile.codec: no codec {codec!r}; choose from {', '.join(SUFFIXES)}")
+    raise ShardError(f"tile.codec: {codec!r} is unknown; choose from {', '.join(SUFFIXES)}")
 
 
 def suffix(data: bytes) -> str:

@@ -2,7 +2,7 @@
 
 Frame: x to the right, y down, continuous in pixels whose edges are the integers; the centre of
 the first pixel is at 0.5. A point in micrometres is ``x_um = x_px * mpp`` with the same origin.
-A position on level 0 is rounded to whole pixels once, in `grid_positions`, and nowhere else.
+A position on level 0 is rounded to integer pixels once, in `grid_positions`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def level_downsample(
 ) -> tuple[float, float]:
     """Return by how much a level is coarser than level 0, along x and y.
 
-    A pyramid is made by whole factors, and what does not divide is dropped or padded: 787 rows
-    become 393 by a factor of 2, not 2.0025. So a whole factor that explains the size along both
-    axes is taken; otherwise the ratio of the sizes.
+    Pyramids have integer factors, and a remainder is dropped or padded: 787 rows become 393 by a
+    factor of 2, not 2.0025. So an integer factor that explains the size along both axes is used;
+    otherwise the ratio of the sizes.
     """
     ratio = max(size_px[0] / level_size_px[0], size_px[1] / level_size_px[1])
     for factor in sorted({max(1, round(ratio)), max(1, int(ratio))}):
@@ -47,7 +47,7 @@ def level_downsample(
 def best_level(downsamples: Sequence[tuple[float, float]], scale: float) -> int:
     """Return the coarsest level that is still at least as fine as `scale` level-0 pixels.
 
-    Level 0 where none is: the caller then upsamples.
+    Level 0 where no level is; the caller then upsamples.
     """
     best = 0
     for level, (fx, fy) in enumerate(downsamples):
@@ -68,7 +68,7 @@ def grid_positions(
         stride_px: distance between neighbours in level-0 pixels.
 
     Returns:
-        (N, 2) top-left corners (x, y) in whole level-0 pixels.
+        (N, 2) top-left corners (x, y) in integer level-0 pixels.
     """
     x, y = (_corners(length, side_px, stride_px) for length in (width_px, height_px))
     return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
@@ -89,7 +89,7 @@ def tissue_fraction(
     corners_px: npt.NDArray[np.int64],
     side_px: float,
 ) -> npt.NDArray[np.float64]:
-    """Return the fraction of each tile that lies in an outline, by exact area.
+    """Return the fraction of each tile inside an outline, by exact area.
 
     Args:
         outline: (H, W), covers the image from edge to edge.
@@ -130,9 +130,9 @@ def spread_lattice(
     """Interpolate a coordinate known on a coarse lattice to every pixel of a tile.
 
     Args:
-        lattice: (N, N) values at the centres of squares of `step` pixels; the first square lies
+        lattice: (N, N) values at the centres of squares of `step` pixels; the first square is
             outside the tile, left and above, and the last beyond its right and lower edge. Counted
-            from somewhere near the tile, because the result has single precision.
+            relative to a point near the tile, because the result has single precision.
         step: side of a square in pixels of the tile.
         size: side of the tile.
 
@@ -154,7 +154,7 @@ def lattice_count(step: int, size: int) -> int:
 def polygon_fraction(
     polygons: Sequence[Sequence[Points]], corners_px: npt.NDArray[np.int64], side_px: float
 ) -> npt.NDArray[np.float64]:
-    """Return the fraction of each tile that lies inside the union of polygons, by exact area.
+    """Return the fraction of each tile inside the union of polygons, by exact area.
 
     Args:
         polygons: of each, its outer ring and its holes, (M, 2) level-0 points (x, y).

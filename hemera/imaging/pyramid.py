@@ -1,7 +1,7 @@
 """Pyramidal OME-TIFFs, written tile by tile.
 
 Each level is half of the one before; a last odd row or column is dropped. The coarser levels are
-SubIFDs of the first page, where Bio-Formats, QuPath, TiffSlide and tifffile look for them, and at
+SubIFDs of the first page, where Bio-Formats, QuPath, TiffSlide and tifffile expect them, and at
 the same time the following pages of the file, where OpenSlide does.
 """
 
@@ -85,7 +85,7 @@ def write_pyramid(
         level: Iterable[Pixels] = itertools.chain([first], rest)
         with tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as writer:
             for depth, (width, height) in enumerate(sizes):
-                # Of the last level nothing is made.
+                # The last level has no next one.
                 spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
                 writer.write(
                     _halving(level, (width, height), first.shape, spool),

@@ -25,7 +25,7 @@ from hemera.io.faults import translated
 RGB = npt.NDArray[np.uint8]
 
 IMAGE_PIXELS_MAX = 178_956_970
-"""An image without tiles is kept in memory whole: half a gigabyte at this size."""
+"""An image without tiles is kept in memory: half a gigabyte at this size."""
 
 X_RESOLUTION, Y_RESOLUTION = 282, 283
 """Tags of TIFF."""
@@ -37,7 +37,7 @@ class Reader(abc.ABC):
     Attributes:
         name: tiff, openslide, tiffslide or image.
         path: the file.
-        vendor: what wrote the file, as far as known.
+        vendor: software that wrote the file, if known.
         level_sizes: (width, height) of every level, finest first.
         stated_mpp: um per pixel along x and y, as the file states it.
         stated_by: where the file states it.
@@ -146,13 +146,13 @@ class OpenSlideReader(_LibraryReader):
 
 
 class TiffSlideReader(_LibraryReader):
-    """TiffSlide: for TIFF files that OpenSlide refuses or sees only in part."""
+    """TiffSlide: for TIFF files that OpenSlide cannot read, or reads only some levels of."""
 
     name = "tiffslide"
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Its cache is not made for threads.
+        # Its cache is not thread-safe.
         self._lock = threading.Lock()
         with translated(
             SlideError,
@@ -172,7 +172,7 @@ class TiffSlideReader(_LibraryReader):
                 )
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        # It truncates location / downsample: give the first location that lands on (x, y).
+        # It truncates location / downsample: give the first location that maps to (x, y).
         downsample = self._downsamples[level]
         location = (math.ceil(x * downsample), math.ceil(y * downsample))
         with self.reading(level, x, y), self._lock:

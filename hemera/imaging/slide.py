@@ -1,8 +1,8 @@
 """Slides and images behind one class.
 
 Frame: a position is in level-0 pixels with edges at the integers, not shifted by the bounds that
-some scanners store; see `hemera.imaging.geometry`. Resolution is given in um per pixel and honoured
-exactly: a read takes the next finer level and averages over the exact area of each pixel.
+some scanners store; see `hemera.imaging.geometry`. Resolution is given in um per pixel and is
+exact: a read takes the next finer level and averages over the exact area of each pixel.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Slide:
     Attributes:
         path: the file.
         reader: tiff, openslide, tiffslide or image.
-        vendor: what wrote it, as far as the reader knows.
+        vendor: software that wrote it, if known.
         size_px: (width, height) of level 0.
         mpp: um per pixel of level 0.
         mpp_source: ``sheet``, or what in the file states it.
@@ -91,7 +91,7 @@ class Slide:
         self.close()
 
     def __reduce__(self) -> Any:
-        """Refuse to be pickled: a handle shared by processes reads wrong pixels."""
+        """Raise TypeError: a handle shared by processes reads wrong pixels."""
         raise TypeError(f"{self.path.name}: an open slide cannot be pickled; open it per process")
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class Slide:
 
         Returns:
             (H, W, 3) uint8 RGB that covers the slide from edge to edge, and its effective um per
-            pixel along x and y: sizes are whole, so they differ a little from what was wanted.
+            pixel along x and y: sizes are integers, so they differ a little from the request.
             A resolution finer than the slide's gives the slide's own. Stored tiles that cannot be
             decoded are white.
 
@@ -241,7 +241,7 @@ class Slide:
                 band, (0.0, top - y0), (step_x, step_y), (out_width, count)
             )
         if losses.count:
-            log.warning("%s; %d such places are white in its overview", losses.first, losses.count)
+            log.warning("%s; %d such regions are white in its overview", losses.first, losses.count)
         return result
 
     def _read_below(self, level: int, top: int, x: int, y: int, width: int, height: int) -> RGB:
@@ -249,7 +249,7 @@ class Slide:
 
 
 def _whole(corner: tuple[float, float], step: tuple[float, float], size: tuple[int, int]) -> bool:
-    """Return whether a region is whole pixels of its level, to a hundredth of one."""
+    """Return whether a region is integer pixels of its level, to a hundredth of one."""
     return all(
         max(abs(each - 1) * count, abs(start - round(start))) < 0.01
         for start, each, count in zip(corner, step, size, strict=True)
@@ -271,11 +271,11 @@ def open_slide(
     Args:
         path: the file.
         mpp: its resolution from the sheet, which overrides the file's.
-        reader: a key of `READERS`, or auto: the first that reads the whole file.
+        reader: a key of `READERS`, or auto: the first that reads the file completely.
         mpp_min: finest plausible resolution.
         mpp_max: coarsest plausible resolution.
         mpp_column: the column that error messages name as the remedy.
-        background: colour of the background where it is known; None: measured when needed.
+        background: colour of the background; None: measured when needed.
 
     Raises:
         SlideError: in one line, when there is no such file, no reader for it, or no resolution.
@@ -293,7 +293,7 @@ def open_slide(
 def _open_reader(path: Path, reader: str) -> Reader:
     name = path.name
     if reader not in ("auto", *READERS):
-        raise SlideError(f"{name}: no reader {reader!r}; name one of auto, {', '.join(READERS)}")
+        raise SlideError(f"{name}: reader {reader!r} is unknown; choose auto, {', '.join(READERS)}")
     if not path.is_file():
         raise SlideError(f"{name}: no such file {path}; correct the sheet")
     with translated(SlideError, f"{name}: {{error}}; make it readable"), path.open("rb") as file:
@@ -316,7 +316,7 @@ def _open_tiff(path: Path) -> Reader:
     if vendor is None and not tiff.is_tiled(path):
         return ImageReader(path)
     errors: list[SlideError] = []
-    # For other vendors OpenSlide knows what the tags do not state: overlaps, gaps, several scans.
+    # For other vendors OpenSlide reads what the tags do not state: overlaps, gaps, several scans.
     if vendor in (None, "generic-tiff", "aperio"):
         try:
             return tiff.TiffReader(path)

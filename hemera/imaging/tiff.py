@@ -81,7 +81,7 @@ class TiffReader(Reader):
                 left, top = tile_x - x, tile_y - y
                 x0, y0 = max(left, 0), max(top, 0)
                 x1, y1 = min(left + grid.width, width), min(top + grid.height, height)
-                # A tile read in part is likely to be read again, a tile read whole is not.
+                # A partially read tile is likely to be read again, a fully read one is not.
                 part = (x1 - x0) * (y1 - y0) < grid.width * grid.height
                 tile = self._tile(level, grid.index(tile_x, tile_y), x, y, keep=part)
                 result[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
@@ -116,7 +116,7 @@ class TiffReader(Reader):
             tile = grid.pixels(self._stored(grid, index), index)
         if not keep:
             return tile
-        # Shared by all that read it.
+        # Other reads return the same array.
         tile.flags.writeable = False
         with self._lock:
             if key not in self._tiles:
@@ -185,11 +185,7 @@ class _Level:
 
 
 def _pyramid(file: tifffile.TiffFile) -> list[Any]:
-    """Return the pages that are the levels, finest first.
-
-    Raises:
-        ValueError: when the first page is not tiled 8-bit RGB in a known compression.
-    """
+    """Return the pages of the levels, finest first; ValueError for pages that cannot be read."""
     first: Any = file.pages[0]
     fault = _not_direct(first)
     if fault:

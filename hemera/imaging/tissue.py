@@ -1,4 +1,4 @@
-"""Tissue outlines: which part of an image shows tissue, which background."""
+"""Tissue outlines: which pixels of an image show tissue, which background."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ be on a slide."""
 def find_tissue(
     rgb: RGB, stain: str, background: tuple[int, int, int], mpp: float, options: DescribeOptions
 ) -> tuple[Mask, float]:
-    """Outline the tissue on an image of a whole slide.
+    """Outline the tissue on an overview of a slide.
 
     H&E by saturation, IHC by optical density: haematoxylin alone is too pale for saturation.
 
     Args:
-        rgb: (H, W, 3), the whole slide.
+        rgb: (H, W, 3), the slide.
         stain: he or her2.
         background: colour of the background.
         mpp: resolution of the image, um/px.
@@ -92,7 +92,7 @@ def clean_outline(mask: Mask, *, hole_px: float, speck_px: float) -> Mask:
 
     Args:
         mask: (H, W).
-        hole_px: holes up to this area are filled; what touches the edge of the image is no hole.
+        hole_px: holes up to this area are filled; what touches the edge of the image is not a hole.
         speck_px: pieces below this area are dropped.
     """
     # Inside a frame of background, which joins all background at the edge.

@@ -1,4 +1,4 @@
-"""Reading a slide of which some places cannot be decoded: what is lost is counted and bounded."""
+"""Reading a slide with regions that cannot be decoded: losses are counted and bounded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 RGB = npt.NDArray[np.uint8]
 
 LOST_MAX = 0.10
-"""A slide of which a larger fraction cannot be decoded is refused as a whole."""
+"""A slide of which a larger fraction cannot be decoded is refused."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass
 class Losses:
-    """Counts what cannot be read, and gives up when it is too much.
+    """Counts what cannot be read, and raises SlideError when it is too much.
 
     Attributes:
         subject: the slide or pair, for the error message.
@@ -109,7 +109,7 @@ def read_region(
     """Read a region at once or, where that fails, in pieces; pieces that fail are filled.
 
     Args:
-        read: takes left, top, width and height of a part of the region, returns its pixels.
+        read: takes left, top, width and height of a piece of the region, returns its pixels.
         width: of the region.
         height: of the region.
         piece_px: side of the pieces.

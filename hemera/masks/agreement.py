@@ -31,7 +31,7 @@ def matched(first: Points, second: Points, distance: float) -> npt.NDArray[np.in
         distance: in that unit.
 
     Returns:
-        (N,): for each point of `first` the row of its partner in `second`, -1 without one.
+        (N,): for each point of `first` the row of its match in `second`, -1 without one.
     """
     result = np.full(len(first), -1, np.int64)
     if not len(first) or not len(second):
@@ -90,7 +90,7 @@ def lowest_agreements(labelled: Mapping[str, Labelled], mpp: float) -> dict[str,
     """Return for each engine its agreement with the other engine with which it agrees least.
 
     Args:
-        labelled: what each engine made of a tile; one alone has no agreement.
+        labelled: result of each engine on a tile; one alone has no agreement.
         mpp: resolution of the tile, um/px.
     """
     lowest: dict[str, Agreement] = {}

@@ -1,4 +1,4 @@
-"""What a mask engine is: a module, named in `hemera.masks.ENGINES`, that implements `EngineModule`.
+"""The interface of mask engines: modules of `hemera.masks.ENGINES` that implement `EngineModule`.
 
 The module itself is light: it is imported to check a configuration, without cv2, torch and the
 packages of the engine. What `load` needs is imported there.
@@ -44,7 +44,7 @@ class Engine(Protocol):
         """See `EngineModule.versions`."""
 
     def prepare(self, tiles: Sequence[RGB], mpp: float) -> Any:
-        """Return what the engine knows of a pair, from some of its HER2 tiles.
+        """Return the engine's state for a pair, estimated from some of its HER2 tiles.
 
         Args:
             tiles: (H, W, 3) uint8 each.

@@ -25,7 +25,7 @@ class Cells:
 
     `x_px` and `y_px` are the centroid of the nucleus in the tile (pixel edges at integers),
     `area_px` its pixels, `intensity` the DAB class 0 to 3 of the membrane around it, and
-    `completeness` the share of that membrane that is stained at all.
+    `completeness` the stained fraction of that membrane.
     """
 
     x_px: npt.NDArray[np.float32]
@@ -42,10 +42,9 @@ class Cells:
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """What an engine makes of one tile: label image (H, W) uint8, its cells, a note or None.
+    """Result of an engine for one tile: label image (H, W) uint8, its cells, a note or None.
 
-    `excluded_fraction` is the share of the tile that the engine called nothing, because pen, a
-    fold or dust lies there.
+    `excluded_fraction` is the fraction of the tile covered by pen, folds or dust.
     """
 
     mask: npt.NDArray[np.uint8]
@@ -75,7 +74,7 @@ def statistics(labelled: Labelled) -> dict[str, float | int]:
 
 
 def blank(shape: tuple[int, int], note: str | None = None) -> Labelled:
-    """Return the answer for a tile (H, W) in which there is nothing: no cell, an empty mask."""
+    """Return the result for a tile (H, W) without cells: an empty mask."""
     nothing = Cells(
         np.zeros(0, np.float32),
         np.zeros(0, np.float32),
@@ -90,8 +89,8 @@ def blank(shape: tuple[int, int], note: str | None = None) -> Labelled:
 def boundaries(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
     """Return the contours of labelled cells, (H, W) bool: one pixel wide, inside the cells.
 
-    A pixel lies on a contour when one of its four neighbours has a smaller label, 0 included:
-    so between two cells that touch, one side only is contour. The edge of the image is none.
+    A pixel is on a contour when one of its four neighbours has a smaller label, 0 included:
+    so between two cells that touch, one side only is contour; the edge of the image is not.
 
     Args:
         labels: (H, W), 0 background, cells from 1 to at most 65535.

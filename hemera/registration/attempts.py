@@ -69,7 +69,7 @@ class Result:
         return self.verdict.rank, 1.0 if tile_ok is None else -tile_ok
 
     def row(self) -> dict[str, Any]:
-        """Return the columns of `tables.CERTIFICATE` that are known."""
+        """Return the columns of `tables.CERTIFICATE` that were determined."""
         measured = {} if self.signals is None else dict(vars(self.signals))
         measured.pop("local", None)
         verdict = {"verdict": self.verdict.verdict, "reason": self.verdict.reason}
@@ -170,7 +170,7 @@ def _attempt(
     options: RegisterOptions,
     folder: Path,
 ) -> Result:
-    """Run the engine as `attempt` says, starting with an orientation, and assess its result."""
+    """Run the engine for an attempt, starting with an orientation, and assess its result."""
     reduced = canvas.reduced(attempt.factor)
     if attempt.tissue_only:
         reduced = reduced.tissue_only(described)
@@ -266,7 +266,7 @@ def _run_engine(
 
 
 def _measure(d: Displacement, described: Described, canvas: Canvas, mirrored: bool) -> Signals:
-    """Measure a displacement on the slides as they were read, whatever the engine was given."""
+    """Measure a displacement on the slides as they were read."""
     small = canvas.reduced(max(1, round(max(canvas.he.shape) / CERTIFICATE_SIDE_PX)))
     return measure(
         small.he,
@@ -294,7 +294,7 @@ def _stored(d: Displacement, tolerance_um: float, mirrored_width_um: float | Non
 
 @contextlib.contextmanager
 def _empty(folder: Path) -> Iterator[None]:
-    """Create an empty folder, whatever a killed job left there, and remove it at the end."""
+    """Create an empty folder, replacing what a killed job left, and remove it at the end."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

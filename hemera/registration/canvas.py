@@ -1,4 +1,4 @@
-"""Both slides of a pair at one resolution, as the registration engine and the certificate see them.
+"""Both slides of a pair at one resolution, for the registration engine and the certificate.
 
 Slides are described by rows of `tables.DESCRIBE`, by stain.
 """
@@ -140,7 +140,7 @@ def _tissue_only(rgb: RGB, described: Mapping[str, Any], mpp: float) -> RGB:
     outline = np.asarray(cv2.imdecode(png, cv2.IMREAD_GRAYSCALE))
     side = 2 * round(TISSUE_MARGIN * max(outline.shape)) + 1
     wide = cv2.dilate(outline, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-    # The outline covers the slide from edge to edge, the canvas up to its last whole pixel.
+    # The outline covers the slide from edge to edge, the canvas up to its last complete pixel.
     width, height = (max(1, round(side_um / mpp)) for side_um in size_um(described))
     inside = cv2.resize(wide, (width, height), interpolation=cv2.INTER_NEAREST) > 0
     inside = inside[: rgb.shape[0], : rgb.shape[1]]

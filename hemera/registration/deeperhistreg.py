@@ -1,4 +1,4 @@
-"""DeeperHistReg in its own process: two images in, two displacements or a reason out.
+"""DeeperHistReg in its own process: from two images to displacements or a reason of failure.
 
 The engine is driven step by step instead of through its `run_registration`, which discards every
 exception. It runs in a child process (``python -m hemera.registration.deeperhistreg
@@ -40,7 +40,7 @@ MATCH_RADIUS = 0.02
 
 _COMMAND = (sys.executable, "-u", "-m", "hemera.registration.deeperhistreg")
 _SETUP_ERROR = 3
-"""Exit status of the child for errors that are no property of the pair."""
+"""Exit status of the child for errors that the pair did not cause."""
 _LOG_LINES = 40
 
 
@@ -66,7 +66,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """Displacements and matches of one run, or the reason why there are none."""
+    """Displacements and matches of one run, or the reason of its failure."""
 
     nonrigid: Displacement | None = None
     """The final displacement; None also where the nonrigid stage did not run."""
@@ -120,7 +120,7 @@ def register(
     """
     if settings.preset not in CANVAS_PX:
         raise RegistrationError(
-            f"register.preset: {settings.preset} is none of {', '.join(CANVAS_PX)}; name one"
+            f"register.preset: {settings.preset} is unknown; choose from {', '.join(CANVAS_PX)}"
         )
     version()
     folder = folder.resolve()
@@ -144,7 +144,7 @@ def register(
     field = np.load(folder / "field.npy") if answer["refined"] else None
     if not (np.isfinite(answer["rigid"]).all() and (field is None or np.isfinite(field).all())):
         return Outcome(
-            reason="DeeperHistReg returned values that are no numbers; one of the slides may be "
+            reason="DeeperHistReg returned values that are not numbers; one of the slides may be "
             "blank"
         )
     # In order, because each is as large as the image: the field is released before the next.
@@ -197,7 +197,7 @@ def _run(request: Path, timeout_s: float) -> str | None:
         return f"DeeperHistReg failed ({last or 'no message'}); see the job's log"
     # Written last.
     if not request.with_name("answer.json").is_file():
-        return "DeeperHistReg ended without answer.json; see the job's log"
+        return "DeeperHistReg ended without a result; see the job's log"
     return None
 
 
@@ -243,7 +243,7 @@ def main(request: Path) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
-            _setup_error("register.device: cuda, and PyTorch sees no GPU; give cpu or auto")
+            _setup_error("register.device: cuda, but PyTorch finds no GPU; give cpu or auto")
         import cv2
         import deeperhistreg
     except ImportError as error:
@@ -309,7 +309,7 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
         loader="pil", source_resample_ratio=1.0, target_resample_ratio=1.0
     )
     parameters["preprocessing_params"].update(initial_resampling=False, save_results=False)
-    # The number of matches is in the standard output and nowhere else.
+    # The number of matches is only in the standard output.
     parameters["initial_registration_params"].update(
         device=device, cuda=device != "cpu", save_results=False, echo=True
     )
@@ -347,7 +347,7 @@ def _final_matches(path: Path) -> int:
     found = re.findall(r"^Final matches: (\d+)", path.read_text(errors="replace"), re.MULTILINE)
     if not found:
         raise RegistrationError(
-            "DeeperHistReg: no number of matches in its output; install the version in "
+            "DeeperHistReg: number of matches not found in its output; install the version in "
             "requirements.lock"
         )
     return int(found[-1])

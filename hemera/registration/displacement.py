@@ -70,7 +70,7 @@ class Displacement:
     it is extrapolated from the outermost cells up to the distance of one node, and from there with
     the slope of its affine part.
 
-    An empty displacement, of shape (0, 0, 2), stands for no map.
+    An empty displacement has the shape (0, 0, 2).
 
     Raises:
         RegistrationError: when shape, type, values or mpp are impossible.
@@ -96,7 +96,7 @@ class Displacement:
             raise RegistrationError(f"displacement: mpp {self.mpp}; it must be positive")
         if not np.isfinite(self.vectors_um).all():
             raise RegistrationError(
-                "displacement: values that are no numbers; fill them in, or register the pair again"
+                "displacement: values that are not finite; replace them, or register the pair again"
             )
 
     @property
@@ -116,7 +116,7 @@ class Displacement:
 
 
 def none() -> Displacement:
-    """Return the displacement that stands for no map."""
+    """Return an empty displacement."""
     return Displacement(np.zeros((0, 0, 2), np.float32), 1.0)
 
 
@@ -285,7 +285,7 @@ def inverse_points(
     goal = np.asarray(points_um, np.float64).reshape(-1, 2)
     tolerance = d.mpp * 1e-3 if tolerance_um is None else tolerance_um
     if abs(d.affine.determinant) < 1e-6:
-        raise RegistrationError("displacement: flattens the slide; there is no way back")
+        raise RegistrationError("displacement: maps the slide to a line; it cannot be inverted")
     back: npt.NDArray[np.float64] = np.linalg.inv(d.affine.matrix).astype(np.float64)
     best = (goal - d.affine.offset_um) @ back.T
     vectors, jacobian = _interpolate(d, best)
@@ -296,7 +296,7 @@ def inverse_points(
         open_ = np.flatnonzero(error > tolerance)
         if not len(open_):
             break
-        # Where Newton's step was damped often, the slope of the affine part is safer.
+        # Where Newton's step was damped often, the slope of the affine part is more stable.
         local = damping[open_] > 1 / 64
         solved = np.where(local[:, None, None], _inverted(jacobian[open_], back), back[None, :, :])
         step = np.einsum("nij,nj->ni", solved, residual[open_]) * damping[open_, None]
@@ -363,7 +363,7 @@ def coarsen(
             continue
         coarse = resample(d, d.mpp * factor, *size)
         if node_count_max is not None and width * height * 4 > node_count_max * factor**2:
-            # The next finer grid would be too large: this one has to do.
+            # The next finer grid would be too large.
             return coarse
         if (
             _loss_um(coarse, d, rows[::few], columns[::few]) <= tolerance_um

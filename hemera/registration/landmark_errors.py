@@ -59,7 +59,7 @@ def official_error(
         predicted: the HER2 landmark mapped to H&E, um; None: no prediction.
         her2: the landmark on HER2, um.
         he: the landmark on H&E, one per annotator, um.
-        size_um: (width, height) of the H&E slide; None: not known, nothing is moved.
+        size_um: (width, height) of the H&E slide; None: unknown, no point is moved.
     """
     place = np.array(her2 if predicted is None else predicted)
     place = np.clip(place, 0.0, np.inf if size_um is None else size_um)
@@ -94,7 +94,7 @@ def point_errors(
         landmarks: of a pair.
         predicted: see `predict`.
         d: from H&E to HER2; empty: there is none.
-        size_um: (width, height) of the H&E slide; None: not known.
+        size_um: (width, height) of the H&E slide; None: unknown.
     """
     by_point: dict[str, Group] = {}
     for landmark, place in zip(landmarks, predicted, strict=True):

@@ -33,7 +33,7 @@ Point = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Landmark:
-    """One row of a landmark file, in um; None stands for a side that is withheld."""
+    """One row of a landmark file, in um; None: a side that is withheld."""
 
     point: str
     he: tuple[Point | None, ...]
@@ -59,7 +59,7 @@ class _Row:
         try:
             value = float(text or "nan")
         except ValueError:
-            raise self.error(name, f"{text[:40]!r} is no number; correct or clear it") from None
+            raise self.error(name, f"{text[:40]!r} is not a number; correct or clear it") from None
         if abs(value) > COORDINATE_MAX:
             raise self.error(name, f"{text[:40]} is outside any slide; correct or clear it")
         return None if math.isnan(value) else value
@@ -90,7 +90,7 @@ def read_landmarks(
 
     Args:
         pair: the pair.
-        he_mpp: um per pixel of the H&E slide; None: not known.
+        he_mpp: um per pixel of the H&E slide; None: unknown.
         her2_mpp: of the HER2 slide.
         coordinates: unit of an ACROBAT file, ``um`` or ``px``; plain files are in level-0 pixels.
 
@@ -116,7 +116,7 @@ def read_landmarks(
 
 
 def check_landmarks(pair: Pair) -> None:
-    """Read the landmark files of a pair, whatever the resolutions.
+    """Read the landmark files of a pair, without regard to resolutions.
 
     Raises:
         SheetError: when the sheet gives only one of the two.

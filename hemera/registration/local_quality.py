@@ -31,7 +31,7 @@ TISSUE_MIN = 0.25
 """Least tissue fraction of a square."""
 FLAT = 0.1
 """A square is flat when the standard deviation of its haematoxylin is below this fraction of the
-median one: background contains camera noise, which correlates with nothing."""
+median one: background contains camera noise, which does not correlate."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ def measure_local_quality(
     offsets = np.arange(-reach, reach + 1) / reach
     prior = SEARCH_PRIOR * (offsets[:, None] ** 2 + offsets**2)
     shifts = np.array(directions(SHIFTS, 8, diagonal_px)).round().astype(np.int64)
-    # A square that is flat on one of the two matches nowhere: the worst values possible.
+    # A square that is flat in one of the two has no match: the worst values possible.
     ncc, best = np.zeros(len(rows)), np.ones(len(rows))
     residuals = np.tile((float(reach), 0.0), (len(rows), 1))
     squares = [
@@ -181,10 +181,7 @@ def directions(
 
 
 def _centres(length: int, half: int, step: int) -> npt.NDArray[np.int64]:
-    """Place whole squares along an axis, the last one at its end.
-
-    A slide smaller than a square has one, in its middle.
-    """
+    """Place squares along an axis, the last one at its end; a short axis has one, in its middle."""
     last = length - 1 - half
     if last <= half:
         return np.array([min(half, length - 1)], np.int64)

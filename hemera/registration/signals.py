@@ -180,7 +180,7 @@ def _covered(
 ) -> Mask:
     """Return where H&E maps onto the HER2 image, within one node of the displacement's grid."""
     within = (partners_um >= 0) & (partners_um <= np.asarray(moving_size_um))
-    # Beyond its nodes a displacement is extrapolated: as in the tiles, it covers nothing there.
+    # Beyond its nodes a displacement is extrapolated: as in the tiles, coverage is 0 there.
     rows, columns = (
         (np.arange(length) + 0.5) * mpp <= (count + 1) * d.mpp
         for length, count in zip(partners_um.shape[:2], d.vectors_um.shape[:2], strict=True)

@@ -139,8 +139,8 @@ def assess(
         signals: measured on the displacement.
         options: with the limits of pass, review and fail.
         match_count: matches behind the rigid displacement; 0: the engine returned the identity.
-        match_fraction: fraction of the matches that agree with the rigid displacement; None: there
-            is no match.
+        match_fraction: fraction of the matches that agree with the rigid displacement; None: no
+            matches.
         mirror_probe: matches of HER2 over those of its mirror image; None: not probed.
         rigid_kept: the displacement is the rigid one, because the nonrigid one was worse.
         mirrored: the displacement is meant to mirror.
@@ -193,7 +193,7 @@ def assess(
     retryable = any(reasons.values())
     compare("coverage_fraction", signals.coverage_fraction)
     if contradicts_sheet:
-        reasons[REVIEW].append("the sheet says mirrored, and HER2 matches better as it is stored")
+        reasons[REVIEW].append("mirrored in the sheet, but HER2 matches better as it is stored")
     verdict = next((grade for grade in (FAIL, REVIEW) if reasons[grade]), PASS)
     return Verdict(verdict, "; ".join(reasons.get(verdict, ())) or None, retryable)
 

@@ -47,7 +47,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device: cuda, and torch sees no GPU; set device: auto or cpu")
+        raise TrainingError("device: cuda, but PyTorch finds no GPU; set device: auto or cpu")
     return torch.device(name)
 
 

@@ -101,7 +101,7 @@ class TestMirror:
         row, d = run(folder, tmp_path, unit)
         assert [settings.probe for settings in calls] == [True, False]
         assert row["verdict"] == verdict
-        assert verdict == "pass" or "the sheet says mirrored" in row["reason"]
+        assert verdict == "pass" or "mirrored in the sheet" in row["reason"]
         assert (row["mirrored"], row["mirrored_by"]) == (mirrored, "probe")
         assert row["mirror_probe"] == 4.0
         assert error_um(d, mirrored).max() < 0.1 * MPP

@@ -101,7 +101,7 @@ class TestEndings:
             ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by signal 11"),
             ("raise MemoryError('of 9 GB')", "failed (MemoryError: of 9 GB)"),
             ("raise SystemExit(1)", "failed (no message)"),
-            ("pass", "ended without answer.json"),
+            ("pass", "ended without a result"),
             ("import time; time.sleep(60)", "took longer than 2 s"),
         ],
     )
@@ -130,7 +130,7 @@ class TestEndings:
             "moving_pad=[0, 0], match_count=9, match_fraction=1.0, refined=True)))"
         )
         monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-c", code))
-        assert "no numbers" in register(tmp_path, *pair).reason
+        assert "not numbers" in register(tmp_path, *pair).reason
 
     def test_the_child_ends_with_its_parent(self):
         code = "from hemera.registration import deeperhistreg as e; e._leave_with_parent()"

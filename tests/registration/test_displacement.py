@@ -52,7 +52,7 @@ class TestDisplacement:
             *((np.zeros((4, 5, 2), np.float32), mpp, "mpp") for mpp in (0.0, -1.0)),
             *((np.zeros((4, 5, 2), np.float32), mpp, "mpp") for mpp in (math.nan, math.inf)),
             *(
-                (np.full((4, 5, 2), bad, np.float32), 1.0, "no numbers")
+                (np.full((4, 5, 2), bad, np.float32), 1.0, "not finite")
                 for bad in (math.nan, math.inf)
             ),
         ],

@@ -100,7 +100,7 @@ class TestAcrobat:
             ),
             (
                 lines("", row(0, (1, 2), (3, 4)), row(1, ("here", 2), (3, 4))),
-                "points.csv: line 4, he_x: 'here' is no number",
+                "points.csv: line 4, he_x: 'here' is not a number",
             ),
             (lines(row(0, (1, 2), ("1e308", 4))), "line 2, ihc_x: 1e308 is outside any slide"),
             (lines(row(0, (1, "-inf"), (3, 4))), "line 2, he_y: -inf is outside any slide"),
@@ -148,7 +148,7 @@ class TestPlain:
             ("n,a,b\n1,2,3\n", "he.csv: no columns X and Y"),
             ("", "he.csv: no landmarks"),
             ("X,Y\n", "he.csv: no landmarks"),
-            ("X,Y\n1,two\n", "he.csv: line 2, y: 'two' is no number"),
+            ("X,Y\n1,two\n", "he.csv: line 2, y: 'two' is not a number"),
         ],
     )
     def test_a_file_that_is_none(self, tmp_path, text, words):

@@ -69,7 +69,7 @@ def assessed(options=OPTIONS, match_count=200, match_fraction=0.9, **changes):
         ({"mirror_probe": 0.9}, "fail", "mirror_probe 0.900, below 1"),
         ({"rigid_kept": True}, "review", "rigid map was kept"),
         ({"rigid_kept": True, "tile_ok": 0.1}, "fail", "tile_ok"),
-        ({"contradicts_sheet": True}, "review", "the sheet says mirrored"),
+        ({"contradicts_sheet": True}, "review", "mirrored in the sheet"),
         ({"tile_ok": 0.1, "lncc": 0.0}, "fail", "tile_ok 0.100, below 0.3; lncc 0.000, below 0.08"),
         ({"options": RegisterOptions(tile_ok_pass=0.95, tile_ok_fail=0.92)}, "fail", "below 0.92"),
     ],

@@ -44,7 +44,7 @@ def test_a_session_seeds_and_restores_every_setting(deterministic):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_an_error_with_a_remedy():
-    with pytest.raises(TrainingError, match=r"torch sees no GPU; set device: auto or cpu"):
+    with pytest.raises(TrainingError, match=r"PyTorch finds no GPU; set device: auto or cpu"):
         session.find_device("cuda")
     assert session.find_device("auto").type == "cpu"
 

@@ -64,7 +64,7 @@ class Options(Base):
 
 
 def requirements(options: Options) -> list[str]:
-    """Return what is missing: the package, the model directory or a part of it."""
+    """Return what is missing: the package, the model directory or files in it."""
     missing = []
     if importlib.util.find_spec("deepliif") is None:
         missing.append(f"deepliif: the package is not installed; {model_files.PACKAGE_REMEDY}")

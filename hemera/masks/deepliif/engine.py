@@ -48,7 +48,7 @@ _WINDOW_PX = 512
 _WINDOW_MPP = 0.25
 # Smallest variance of gray of a tile that DeepLIIF does not treat as empty.
 _VARIANCE_MIN = 9.0
-# Channels of the first layer where the options name none.
+# Channels of the first layer where the options do not state it.
 _WIDTH = 64
 
 
@@ -75,7 +75,7 @@ class DeepliifEngine:
         torch.set_num_threads(options.torch_threads)
         if options.device == "cuda" and not torch.cuda.is_available():
             raise EngineError(
-                "mask.engines.deepliif.device: cuda, and PyTorch finds no GPU; set auto or cpu"
+                "mask.engines.deepliif.device: cuda, but PyTorch finds no GPU; set auto or cpu"
             )
         on_gpu = options.device != "cpu" and torch.cuda.is_available()
         failure = f"{self._folder}: not a DeepLIIF model that can be loaded ({{error}}); {REMEDY}"
@@ -101,7 +101,7 @@ class DeepliifEngine:
         self._marker = f"G{names.index('Marker')}" if "Marker" in names else None
         if self._marker is None and options.marker is not None:
             raise EngineError(
-                f"mask.engines.deepliif.marker: {options.marker}, and {self._folder} has no "
+                f"mask.engines.deepliif.marker: {options.marker}, but {self._folder} has no "
                 f"modality Marker; set none, or {REMEDY}"
             )
 
@@ -113,7 +113,7 @@ class DeepliifEngine:
         """Label one HER2 tile.
 
         Class and sign are DeepLIIF's own; a boundary is the pixel around its cells. DAB intensity
-        and the membrane of every cell are measured as the engine `stain` does.
+        and the membrane of every cell are measured as in the engine `stain`.
 
         Args:
             rgb: (H, W, 3) uint8.
@@ -153,10 +153,10 @@ class DeepliifEngine:
 
         As the package's `inference`, except that a window which it visits twice (at the edge of a
         tile that its step does not divide) is inferred once. The marker is None for a model that
-        names none.
+        has none.
 
         Raises:
-            EngineError: when the networks load and cannot be run.
+            EngineError: when the networks cannot be run.
         """
         import dask
         from PIL import Image
@@ -284,9 +284,9 @@ def _package_options(package: types.ModuleType, folder: Path) -> Any:
         mock.patch.object(theirs, "read_model_params", lambda path: dict(values)),
         mock.patch.object(theirs, "eval", lambda value: value, create=True),
     ):
-        # Not the cached function, which may know another file of this name.
+        # Not the cached function, which may return another file of this name.
         made = package.get_opt.__wrapped__(str(folder))
-    # For raw networks, the package assumes 64 whatever was trained.
+    # For raw networks, the package always assumes 64.
     made.ngf = values.get("ngf", _WIDTH)
     return made
 
@@ -312,7 +312,7 @@ def _checked(folder: Path, name: str, network: Any) -> Any:
 
 @contextlib.contextmanager
 def _weights_only() -> Iterator[None]:
-    """Make PyTorch read weights without running code, whatever the environment says."""
+    """Make PyTorch read weights without running code, regardless of the environment."""
     with mock.patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}):
         os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
         yield

@@ -1,6 +1,6 @@
 """The directory of a DeepLIIF model: what it must contain, its digest, its options.
 
-Serialized networks (`G1.pt` ...) are TorchScript and run what their maker wrote: name a directory
+Serialized networks (`G1.pt` ...) are TorchScript, which can run arbitrary code: name a directory
 you trust. Raw networks (`latest_net_G1.pth` ...) are read as weights only.
 """
 
@@ -34,7 +34,7 @@ def check_model(model: str | None) -> tuple[Path, bool]:
         The directory, and whether its networks are raw rather than serialized.
 
     Raises:
-        EngineError: naming what is missing, not whole or of another model.
+        EngineError: naming what is missing, truncated or of another model.
     """
     if model is None:
         raise EngineError(
@@ -43,7 +43,7 @@ def check_model(model: str | None) -> tuple[Path, bool]:
         )
     folder = Path(model)
     if not folder.is_dir():
-        raise EngineError(f"mask.engines.deepliif.model: {folder} is no directory; {REMEDY}")
+        raise EngineError(f"mask.engines.deepliif.model: {folder} is not a directory; {REMEDY}")
     present = {path.name for path in folder.iterdir()}
     raw = not any(re.fullmatch(r"G\w+\.pt", name) for name in present) and any(
         re.fullmatch(r"\w+_net_G\w+\.pth", name) for name in present
@@ -64,7 +64,7 @@ def check_model(model: str | None) -> tuple[Path, bool]:
     _check_options(folder)
     for name in sorted(networks.values()):
         if not _is_network(folder / name, raw):
-            raise unloadable(folder, f"{name} is no network, or not whole")
+            raise unloadable(folder, f"{name} is not a network, or truncated")
     return folder, raw
 
 
@@ -97,7 +97,7 @@ def _check_options(folder: Path) -> None:
             f"it has {count} modalities; the published model has {MODALITIES}",
         ),
         (options.get("input_no", 1) == 1, "it takes more than one input image"),
-        (listed, "modalities_names is no list of names"),
+        (listed, "modalities_names is not a list of names"),
         (
             not listed or "Marker" not in names or list(names).index("Marker") == MODALITIES,
             "its modality Marker is not the last",
@@ -105,7 +105,7 @@ def _check_options(folder: Path) -> None:
         # It becomes part of the names of files.
         (
             re.fullmatch(r"\w+", str(options.get("epoch", "latest"))),
-            "epoch is no part of a file name",
+            "epoch is not valid in a file name",
         ),
     ):
         if not fits:
@@ -136,7 +136,7 @@ def check_digest(folder: Path, expected: str | None) -> str:
     found = digest(folder)
     if expected is not None and found != expected.lower():
         raise EngineError(
-            f"{folder}: its files have the SHA-256 {found}, and mask.engines.deepliif.sha256 is "
+            f"{folder}: its files have the SHA-256 {found}, but mask.engines.deepliif.sha256 is "
             f"{expected}; {REMEDY}, or correct the digest"
         )
     return found
@@ -146,7 +146,7 @@ def read_options(folder: Path) -> dict[str, Any]:
     """Read a model's options as plain values: numbers, texts, booleans, None, lists of these.
 
     Lines and defaults are split as DeepLIIF does. DeepLIIF evaluates every value as Python; here a
-    value that is no literal is a text.
+    value that is not a literal is text.
 
     Raises:
         EngineError: when the file is not text.

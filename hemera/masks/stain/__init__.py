@@ -50,12 +50,12 @@ class Options(Base):
 
 
 def requirements(options: Options) -> list[str]:
-    """Return nothing: the engine needs no file and no package of its own."""
+    """Return an empty list: the engine needs no files or packages of its own."""
     return []
 
 
 def versions(options: Options) -> dict[str, str]:
-    """Return nothing: the options say all."""
+    """Return no versions: the options determine the output."""
     return {}
 
 

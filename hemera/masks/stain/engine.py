@@ -1,4 +1,4 @@
-"""The engine `stain`: one HER2 tile labelled by what its two stains show."""
+"""The engine `stain`: one HER2 tile labelled from its two stains."""
 
 from __future__ import annotations
 

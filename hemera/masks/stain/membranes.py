@@ -1,4 +1,4 @@
-"""Membranes from DAB: which brown can be a membrane, and how it surrounds each nucleus."""
+"""Membranes from DAB: which DAB can be a membrane, and how far it surrounds each nucleus."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hemera.masks.stain.stains import Stains
 
 Float = npt.NDArray[np.float32]
 
-# Side of the window that faint brown is compared with, um.
+# Side of the window that faint DAB is compared with, um.
 _SURROUNDINGS_UM = 22.0
-# Fraction of the haematoxylin of a nucleus that chromatic aberration shows as brown at its edge.
+# Fraction of the haematoxylin of a nucleus that chromatic aberration shows as DAB at its edge.
 _FRINGE = 0.19
 # Factor on the threshold of weak staining where the colour of DAB could not be measured.
 _UNMEASURED = 1.5
@@ -35,12 +35,12 @@ def dab_classes(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Return the DAB class 0 to 3 of every pixel, and the class of what can be a membrane.
 
-    Faint brown over a wide area is what skin, stroma and a poorly rinsed section take up: it counts
-    as weak only where it exceeds its surroundings, and beside a dark nucleus the coloured fringe
-    that a lens causes there. Weak staining must also reach `options.dab_control` times the
+    Faint DAB over a wide area is background staining of skin, stroma or a poorly rinsed section:
+    it counts as weak only where it exceeds its surroundings and, beside a dark nucleus, the
+    chromatic aberration there. Weak staining must also reach `options.dab_control` times the
     background DAB of the slide, and half as much again where the colour of DAB could not be
     measured: a counterstain of another hue than the fixed vector is then separated into faint
-    brown. None of this applies to moderate and strong staining.
+    DAB. None of this applies to moderate and strong staining.
 
     Args:
         separated: (H, W, 3) densities, see `stains.separate`.
@@ -80,8 +80,8 @@ def measure_cells(
 
     The ring, from just inside the edge of a nucleus outwards, is cut into 24 sectors around its
     centroid. A sector is stained at a class when an eighth of its pixels reach it. `completeness`
-    is the fraction of sectors that are stained at all; `intensity` is the strongest class that
-    covers `options.completeness_min` of the ring, so pigment on one side makes no cell positive. A
+    is the fraction of sectors that are stained; `intensity` is the strongest class that
+    covers `options.completeness_min` of the ring, so pigment on one side is not enough. A
     cell with any intensity is positive.
 
     Args:

@@ -1,4 +1,4 @@
-"""Nuclei from haematoxylin: pixels that stand out locally, cut where nuclei touch."""
+"""Nuclei from haematoxylin: local maxima of density, separated where nuclei touch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def find_nuclei(
     A pixel of a nucleus is darker than `options.nucleus_density_min`, than a fraction of the dark
     nuclei of the pair, than the mean of its surroundings, and not much paler than the darkest pixel
     near it; so a nucleus in blue stroma is found. Touching nuclei are cut by watershed on the
-    distance from their edge. A piece that is no darker than what surrounds it is haze.
+    distance from their edge. A piece that is not darker than its surroundings is removed.
 
     Args:
         haematoxylin: (H, W) density.
@@ -126,13 +126,7 @@ def _nuclear_pixels(
 
 
 def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: float) -> Labels:
-    """Cut nuclear pixels (H, W) into numbered pieces; a component without a core has number 0.
-
-    Args:
-        inside: 1 in nuclei.
-        steps: distance to their edge, see `distance_inside`.
-        mpp: resolution, um/px.
-    """
+    """Divide nuclear pixels (H, W) into numbered pieces; components without a core have 0."""
     # Smallest distance between the cores of two nuclei, and of a core from the edge, um.
     separation_um = 5.0
     core_um = 1.0
@@ -165,7 +159,7 @@ def _plausible(
     nuclear_density: float,
     options: Options,
 ) -> Mask:
-    """Return which pieces are nuclei by their area and the contrast to what surrounds them."""
+    """Return which pieces are nuclei by their area and the contrast to their surroundings."""
     # Width of the ring around a nucleus that it is compared with, um.
     ring_um = 2.0
     count = int(pieces.max()) + 1

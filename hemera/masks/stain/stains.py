@@ -1,4 +1,4 @@
-"""Stain vectors of a pair, colour separation, and the slide's own references of density.
+"""Stain vectors of a pair, colour separation, and reference densities of the slide.
 
 A density is an optical density: log10 of background over pixel, along a stain vector of length one.
 """
@@ -52,10 +52,10 @@ _CONTROL_FRACTION_MIN = 0.05
 class Stains:
     """How one pair was stained and scanned.
 
-    `background` is bare glass (r, g, b), 0 to 255; `haematoxylin` and `dab` are unit vectors of
+    `background` is its colour (r, g, b), 0 to 255; `haematoxylin` and `dab` are unit vectors of
     density; `nuclear_density` is the haematoxylin of the pair's dark nuclei (98th percentile of
-    what is stained); `estimated` names the vectors that were measured; `background_dab` is the DAB
-    that tissue away from nuclei takes up (first quartile), 0 where there is too little such tissue.
+    stained pixels); `estimated` names the vectors that were measured; `background_dab` is the DAB
+    of tissue away from nuclei (first quartile), 0 where there is too little such tissue.
     """
 
     background: tuple[int, int, int]
@@ -80,7 +80,7 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
     tissue (800 stained pixels), or all of them have fewer than 8000 stained pixels.
 
     The background is the 99th percentile of each channel. `color.background_color` takes the
-    commonest gray of a whole picture, which in tiles without glass is stroma: with it, 45 of the
+    most frequent gray of an image, which in tiles without background is stroma: with it, 45 of the
     699 cells of the BCI tile 00001_test_2+ remain, and none of its 2+. On BCI's gray fields, the
     percentile is up to 0.02 of density above it.
 
@@ -90,7 +90,7 @@ def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
     """
     if not tiles:
         return Stains(color.WHITE)
-    # A blur before sampling: single pixels carry the noise of sensor and JPEG.
+    # A blur before sampling: single pixels contain noise of sensor and JPEG.
     samples = [
         np.asarray(cv2.blur(tile, (3, 3)), np.uint8)[::4, ::4].reshape(-1, 3) for tile in tiles
     ]
@@ -156,23 +156,14 @@ def _extremes(
 
 
 def _purified(direction: npt.NDArray[np.float64], row: int) -> npt.NDArray[np.float64]:
-    """Return a direction without what it has of the other stain: between both it is a mixture.
-
-    Args:
-        direction: unit vector.
-        row: 0 if it is to be haematoxylin, 1 for DAB.
-    """
+    """Return a direction without its part of the other stain; `row`: 0 haematoxylin, 1 DAB."""
     fixed = np.array([_unit(HAEMATOXYLIN), _unit(DAB)])
     fractions = direction @ color.unmixing_matrix(fixed)
     return _unit(direction - max(fractions[1 - row] - _IMPURITY, 0.0) * fixed[1 - row])
 
 
 def _background_dab(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float, stains: Stains) -> float:
-    """Return the DAB that tissue away from nuclei takes up: the negative control of a slide.
-
-    Stroma, fat and skin have no membranes of tumour cells. A solid tumour has nothing away from
-    nuclei, and then there is no control.
-    """
+    """Return the DAB of tissue away from nuclei, the negative control; 0 without such tissue."""
     count, found = 0, []
     for tile in tiles:
         small = coarse(tile, mpp)

@@ -31,7 +31,7 @@ def test_missing_files_are_named_with_their_source(
         (incomplete, "lacks G52.pt, train_opt.txt; unpack Zenodo record 4751737"),
         (raw, "lacks latest_net_G3.pth; "),
         (tmp_path / "empty", "lacks G1.pt, G2.pt"),
-        (tmp_path / "nowhere", "nowhere is no directory; unpack"),
+        (tmp_path / "nowhere", "nowhere is not a directory; unpack"),
     ):
         (missing,) = requirements(Options(model=str(folder)))
         assert words in missing
@@ -76,9 +76,9 @@ def test_options_are_read_as_the_package_reads_them(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ("modalities_names: ['Marker', 'IHC', 'Hema', 'DAPI', 'Lap2']", "Marker is not the last"),
-        ("modalities_names: {'Marker': 1}", "no list of names"),
-        ("modalities_names: None", "no list of names"),
-        ("epoch: ../other/latest", "epoch is no part of a file name"),
+        ("modalities_names: {'Marker': 1}", "not a list of names"),
+        ("modalities_names: None", "not a list of names"),
+        ("epoch: ../other/latest", "epoch is not valid in a file name"),
         ("modalities_no: 3", r"has 3 modalities"),
         ("input_no: 2", "more than one input image"),
         ("seg_gen: False", "has no segmentation"),
@@ -106,7 +106,7 @@ def test_files_that_are_no_networks_or_not_whole_are_refused(
     (other / "latest_net_G51.pth").unlink()
     shutil.copytree(tmp_path / "0", other / "latest_net_G51.pth")
     for folder in (cut, empty, other):
-        with pytest.raises(EngineError, match=r"\(\w*G51\.pth? is no network, or not whole\); "):
+        with pytest.raises(EngineError, match=r"\(\w*G51\.pth? is not a network, or truncated\); "):
             model_files.check_model(str(folder))
 
 
