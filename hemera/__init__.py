@@ -1,4 +1,4 @@
-"""HEMERA: from pairs of H&E and HER2 images to a trusted training set, and two networks.
+"""HEMERA: from pairs of H&E and HER2 images to a verified training set, and two networks.
 
 The stages are functions: ``from hemera.stages import tile; tile.run(...)``. What is listed here is
 light; it loads no engine and no PyTorch.

@@ -1,15 +1,15 @@
-"""Everything HEMERA raises on purpose.
+"""The exceptions of HEMERA.
 
     HemeraError
       ConfigError         config.yaml or a command's flags
       SheetError          pairs.tsv
       LeakageError        a case or a source image in two splits
       SlideError          an image or a slide
-      RegistrationError   a registration that could not be carried out
+      RegistrationError   a registration that failed
       ShardError          a shard of tiles or masks
-      TableError          a Parquet table of another shape than expected
+      TableError          a Parquet table without the expected columns
       EngineError         a mask engine that cannot run as configured
-      TrainingError       a training run that cannot start or go on
+      TrainingError       a training run that cannot start or continue
 
 A message reads *subject: fact; remedy*, with the bound where there is one:
 ``17_HE.tif: no resolution in the file; give he_mpp in pairs.tsv``.
@@ -17,11 +17,11 @@ A message reads *subject: fact; remedy*, with the bound where there is one:
 
 
 class HemeraError(Exception):
-    """The root of HEMERA's own errors: shown to users as one line, without a traceback."""
+    """The base class of HEMERA's errors: shown to users as one line, without a traceback."""
 
 
 class ConfigError(HemeraError):
-    """A key, a type or a value of the configuration that cannot be."""
+    """An invalid key, type or value of the configuration."""
 
 
 class SheetError(HemeraError):
@@ -33,15 +33,15 @@ class LeakageError(HemeraError):
 
 
 class SlideError(HemeraError):
-    """An image or a slide that cannot be opened, read or placed in space."""
+    """An image or a slide that cannot be opened or read, or without resolution."""
 
 
 class RegistrationError(HemeraError):
-    """A registration that could not be carried out."""
+    """A registration that failed."""
 
 
 class ShardError(HemeraError):
-    """A shard that is truncated, foreign or lacks a member."""
+    """A shard that is truncated, of another run, or lacks a member."""
 
 
 class TableError(HemeraError):
@@ -53,4 +53,4 @@ class EngineError(HemeraError):
 
 
 class TrainingError(HemeraError):
-    """A training run that cannot start, resume or go on."""
+    """A training run that cannot start, resume or continue."""

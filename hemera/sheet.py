@@ -172,7 +172,7 @@ STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """A whole sheet, checked."""
+    """A validated sheet."""
 
     path: Path
     pairs: tuple[Pair, ...]
@@ -307,7 +307,7 @@ def _header_faults(header: list[str]) -> Iterator[str]:
 
 
 def _fault(details: ErrorDetails) -> str:
-    """Return what is wrong with a cell, or with a row as a whole."""
+    """Return the fault of a cell, or of a row."""
     column = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "missing":
         return f"{column} is empty; give a {'path' if column in ('he', 'her2') else 'name'}"

@@ -1,8 +1,8 @@
 """The schema of every table, and reading and writing them.
 
 Suffixes name units: ``_px`` pixels, ``_um`` micrometres, ``_mpp`` micrometres per pixel,
-``_fraction`` a share between 0 and 1. ``x_px``, ``y_px`` are level-0 pixels of the slide, top-left.
-No table holds a time, a path of this machine or anything else that differs between equal runs.
+``_fraction`` a fraction, 0 to 1. ``x_px``, ``y_px`` are level-0 pixels of the slide, top-left.
+No table contains a time, an absolute path or anything else that differs between equal runs.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ DESCRIBE = pa.schema(
         pa.field("height_px", pa.int64()),
         pa.field("level_count", pa.int32()),
         pa.field("mpp", pa.float64()),
-        pa.field("mpp_source", pa.string()),  # sheet, or what in the file said so
-        pa.field("background", pa.list_(pa.uint8())),  # the colour of bare glass, RGB
-        # saturation (he) or optical density over glass (her2) from which a pixel is tissue
+        pa.field("mpp_source", pa.string()),  # sheet, or the header of the file that states it
+        pa.field("background", pa.list_(pa.uint8())),  # its colour, RGB
+        # saturation (he) or optical density over background (her2) from which a pixel is tissue
         pa.field("tissue_threshold", pa.float64()),
         pa.field("tissue_fraction", pa.float64()),
         pa.field("tissue_area_um2", pa.float64()),
         pa.field("tissue_mpp", pa.float64()),
-        pa.field("tissue", pa.binary()),  # PNG, 0 or 255, the whole image at tissue_mpp
+        pa.field("tissue", pa.binary()),  # PNG, 0 or 255, the image at tissue_mpp
         pa.field("thumbnail", pa.binary()),  # JPEG
         pa.field("thumbnail_mpp", pa.float64()),
     ]
@@ -59,7 +59,7 @@ CERTIFICATE = pa.schema(
         pa.field("engine_version", pa.string()),
         pa.field("preset", pa.string()),
         pa.field("size_px", pa.int32()),  # shortest side of the canvas
-        pa.field("attempts", pa.list_(pa.string())),  # what was tried, and what came of it
+        pa.field("attempts", pa.list_(pa.string())),  # each attempt and its result
         pa.field("map", pa.string()),  # nonrigid, rigid: which was kept; own, none
         pa.field("mirrored", pa.bool_()),  # the map mirrors
         pa.field("mirrored_by", pa.string()),  # sheet, or probe: found against the sheet
@@ -109,7 +109,7 @@ LANDMARKS = pa.schema(
         pa.field("he_y_um", pa.float64()),
         pa.field("her2_x_um", pa.float64()),
         pa.field("her2_y_um", pa.float64()),
-        pa.field("predicted_x_um", pa.float64()),  # where the map puts the HER2 side on H&E
+        pa.field("predicted_x_um", pa.float64()),  # the HER2 side mapped to H&E
         pa.field("predicted_y_um", pa.float64()),
         pa.field("error_um", pa.float64()),  # of the H&E side mapped to HER2; null: no map
         pa.field("error_diagonal_fraction", pa.float64()),  # of the H&E slide
@@ -119,7 +119,7 @@ LANDMARKS = pa.schema(
         pa.field("official_initial_error_um", pa.float64()),  # unregistered
     ]
 )
-"""landmarks: one row per point, zero rows where the file gave none; metadata `reason` says why a
+"""landmarks: one row per point, zero rows where the file gave none; metadata `reason` states why a
 table has no rows or no predictions."""
 
 LANDMARKS_COHORT = pa.schema(
@@ -130,7 +130,7 @@ LANDMARKS_COHORT = pa.schema(
         pa.field("dataset", pa.string()),  # null: of all
         pa.field("pairs", pa.int64(), False),  # that have figures
         pa.field("unregistered", pa.int64(), False),  # of these, without a map
-        pa.field("points", pa.int64(), False),  # whose two sides are known
+        pa.field("points", pa.int64(), False),  # with coordinates on both slides
         pa.field("error_median_um", pa.float64()),
         pa.field("error_p90_um", pa.float64()),
         pa.field("error_median_diagonal_fraction", pa.float64()),
@@ -154,13 +154,13 @@ TILE = pa.schema(
         pa.field("pair", pa.string(), False),
         pa.field("x_px", pa.int64(), False),
         pa.field("y_px", pa.int64(), False),
-        pa.field("her2_x_px", pa.float64(), False),  # where the tile's top-left lies on HER2
+        pa.field("her2_x_px", pa.float64(), False),  # the tile's top-left on HER2
         pa.field("her2_y_px", pa.float64(), False),
         pa.field("size_px", pa.int32(), False),
         pa.field("mpp", pa.float64(), False),  # of the tile
         pa.field("he_mpp", pa.float64(), False),  # of the image
         pa.field("her2_mpp", pa.float64(), False),
-        # estimated at the tile's centre; null: came registered, or nothing measured there
+        # estimated at the tile's centre; null: came registered, or not measured there
         pa.field("registration_error_um", pa.float64()),
         pa.field("registration_ncc", pa.float64()),  # correlation of haematoxylin in place
         pa.field("registration_margin", pa.float64()),  # the same less the best shifted version
@@ -185,7 +185,7 @@ TILE = pa.schema(
 PAIRS = pa.schema(
     [
         pa.field("pair", pa.string(), False),
-        # tiled, refused, no_tissue, unreadable: what became of the pair
+        # tiled, refused, no_tissue, unreadable
         pa.field("state", pa.string(), False),
         pa.field("reason", pa.string()),  # why it is not tiled, in words
         # registered (came so), pass, review, fail, accepted or refused by a person
@@ -196,7 +196,7 @@ PAIRS = pa.schema(
         pa.field("tiles_written", pa.int64(), False),
     ]
 )
-"""tile: one row per pair, so that an empty unit has a name for its emptiness."""
+"""tile: one row per pair, with the reason where it has no tiles."""
 
 MASK = pa.schema(
     [
@@ -208,17 +208,17 @@ MASK = pa.schema(
         pa.field("weak_fraction", pa.float64(), False),  # pixels of DAB intensity 1
         pa.field("moderate_fraction", pa.float64(), False),
         pa.field("strong_fraction", pa.float64(), False),
-        pa.field("excluded_fraction", pa.float64(), False),  # pen, folds, dust: called nothing
+        pa.field("excluded_fraction", pa.float64(), False),  # pen, folds, dust
         # With the other engine with which it agrees least; null where one ran.
         pa.field("agreement_dice", pa.float64()),  # of the positive masks
-        pa.field("agreement_sign", pa.float64()),  # share of matched cells; null: none matched
+        pa.field("agreement_sign", pa.float64()),  # fraction of matched cells; null: none matched
         pa.field("agreement_cells", pa.int64()),  # matched
         pa.field("cells", pa.int64(), False),
         pa.field("positive_cells", pa.int64(), False),
         pa.field("weak_cells", pa.int64(), False),
         pa.field("moderate_cells", pa.int64(), False),
         pa.field("strong_cells", pa.int64(), False),
-        pa.field("note", pa.string()),  # blank: the engine found nothing to look at
+        pa.field("note", pa.string()),  # blank: a tile without tissue
         pa.field("shard", pa.string(), False),
         pa.field("offset", pa.int64(), False),
         pa.field("length", pa.int64(), False),
@@ -228,7 +228,7 @@ MASK = pa.schema(
 """mask: one row per tile and engine."""
 
 MASK_STATISTICS = tuple(MASK.names[3:17])
-"""The columns of MASK that tables of tiles carry per engine, as ``{engine}_{name}``."""
+"""The columns of MASK that tables of tiles contain per engine, as ``{engine}_{name}``."""
 
 CELLS = pa.schema(
     [
@@ -240,7 +240,7 @@ CELLS = pa.schema(
         pa.field("area_px", pa.int32(), False),
         pa.field("positive", pa.bool_(), False),
         pa.field("intensity", pa.int8(), False),  # 0 to 3
-        pa.field("completeness", pa.float32()),  # stained share of the membrane ring
+        pa.field("completeness", pa.float32()),  # stained fraction of the membrane ring
     ]
 )
 """mask: one row per cell."""
@@ -248,13 +248,13 @@ CELLS = pa.schema(
 FUNNEL = pa.schema(
     [
         pa.field("dataset", pa.string(), False),
-        pa.field("score", pa.string(), False),  # empty: not known
+        pa.field("score", pa.string(), False),  # empty: unknown
         pa.field("reason", pa.string(), False),  # accepted, or the first reason for refusal
         pa.field("tiles", pa.int64(), False),
         pa.field("pairs", pa.int64(), False),
     ]
 )
-"""filter: how many tiles of each data set and score each filter took."""
+"""filter: number of tiles that each filter rejects, per data set and score."""
 
 HISTORY = pa.schema(
     [
@@ -264,7 +264,7 @@ HISTORY = pa.schema(
         pa.field("value", pa.float64(), False),
     ]
 )
-"""train_*: one row per epoch, part and quantity."""
+"""train_*: one row per epoch, split and quantity."""
 
 EVALUATION_TILES = pa.schema(
     [
@@ -301,7 +301,7 @@ METRICS = pa.schema(
         pa.field("value", pa.float64()),
         # standard deviation over tiles, for means; over random subsets, for kid
         pa.field("deviation", pa.float64()),
-        # interval from drawing cases again; null: of one case, of a set, or not asked for
+        # bootstrap interval over cases; null: of one case, of a set, or not requested
         pa.field("low", pa.float64()),
         pa.field("high", pa.float64()),
         pa.field("tiles", pa.int64(), False),
@@ -358,18 +358,18 @@ def write(
     schema: pa.Schema,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a table in one step; a reader sees the old file or the whole new one.
+    """Write a table in one step; a reader sees either the old or the complete new file.
 
     Args:
         path: where it is written.
-        rows: a table that has the schema's columns, or one mapping per row; a key that a row
-            lacks is an empty value.
-        schema: names, types and which columns hold no empty value.
-        metadata: texts kept in the file.
+        rows: a table that has the schema's columns, or one mapping per row; a missing key
+            is an empty value.
+        schema: names, types and which columns have no empty values.
+        metadata: key-value metadata of the file.
 
     Raises:
         TableError: when a row lacks a column that must not be empty, has a column that the schema
-            lacks or holds another type.
+            lacks or of another type.
     """
     try:
         if isinstance(rows, pa.Table):
@@ -389,7 +389,7 @@ def write(
 
 
 def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table and hold it to its schema.
+    """Read a table and check it against its schema.
 
     Args:
         path: a Parquet file.
@@ -397,11 +397,11 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
         columns: the columns wanted; None for all.
 
     Raises:
-        TableError: when the file is no Parquet file, lacks columns or holds other types.
+        TableError: when the file is not Parquet, lacks columns or has other types.
     """
     wanted = list(columns) if columns is not None else schema.names
-    held = _schema(path).names
-    lacking = [name for name in wanted if name not in held]
+    found = _schema(path).names
+    lacking = [name for name in wanted if name not in found]
     if lacking:
         raise TableError(
             f"{path}: lacks the columns {', '.join(lacking)}; it is of another version, "
@@ -417,7 +417,7 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
         return table.select(wanted).cast(part)
     except pa.ArrowException as error:
         raise TableError(
-            f"{path}: holds other types than expected ({_one_line(error)}); it is of another "
+            f"{path}: has other types than expected ({_one_line(error)}); it is of another "
             "version, run its stage again"
         ) from error
 
@@ -439,7 +439,7 @@ def provenance(options: Options) -> dict[str, str]:
 
 
 def inherited(stage: str, path: Path) -> dict[str, str]:
-    """Return the options that `stage` left in a table, and those it had inherited, by stage."""
+    """Return the options of `stage` in a table, and those of the stages before it, by stage."""
     metadata = read_metadata(path)
     found = {key: value for key, value in metadata.items() if key.startswith("options_")}
     if "options" in metadata:
@@ -451,7 +451,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the key-value metadata of a Parquet file.
 
     Raises:
-        TableError: when it is no Parquet file.
+        TableError: when it is not a Parquet file.
     """
     raw = _schema(path).metadata or {}
     return {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
@@ -477,7 +477,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _from_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Make a table of rows, refusing what pyarrow would drop or cut in silence."""
+    """Make a table of rows, rejecting what pyarrow would silently drop or cut."""
     names = set(schema.names)
     unknown = sorted({name for row in rows for name in row.keys() - names})
     if unknown:

@@ -57,7 +57,7 @@ def _schema(cls: type[Options]) -> dict[str, Any]:
 
 
 def text(config: Config) -> str:
-    """Return the whole configuration as YAML."""
+    """Return the configuration as YAML."""
     values = plain(config.cohort)
     for name, options in config.stages.items():
         values[name] = plain(options)

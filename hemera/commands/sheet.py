@@ -85,7 +85,7 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, str]]:
     """Yield a row per ACROBAT patient with both an H&E and a HER2 slide.
 
     Files are ``{anon_id}_{STAIN}_{split}.tif``, at any depth. The resolution is taken from
-    ``df_acrobat_meta.csv`` when it lies below `folder`. A patient is (split, anon_id), because
+    ``df_acrobat_meta.csv`` when it is below `folder`. A patient is (split, anon_id), because
     anon_id repeats across splits. The challenge's splits are for registration; the split column
     stays empty, to be drawn.
 
@@ -135,8 +135,8 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, str]]:
 def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
     """Yield a row per BCI pair ``{HE,IHC}/{train,test}/00000_train_1+.png``.
 
-    The released test split is kept. BCI names no patients, so each pair is a case of its own and
-    validation is drawn from the free ones without cutting through a source image.
+    The released test split is kept. BCI does not identify patients, so each pair is a case of its
+    own and validation is drawn from the others.
 
     Raises:
         SheetError: when there is no pair.
@@ -172,7 +172,7 @@ def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
         }
     if not count:
         raise SheetError(
-            f"{folder}: no pair HE/train/00000_train_1+.png with its twin under IHC; "
+            f"{folder}: no pair HE/train/00000_train_1+.png with its counterpart under IHC; "
             "give the directory in which BCI is unpacked"
         )
 
@@ -180,8 +180,8 @@ def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
 def mist_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
     """Yield a row per MIST HER2 pair ``HER2/TrainValAB/{train,val}{A,B}/{slide}_{x}_{y}.jpg``.
 
-    A case is the slide, named before the first underscore. Slides stand on both sides of MIST's own
-    split, so it is not kept: the split column stays empty, to be drawn by case.
+    A case is the slide, named before the first underscore. Slides occur on both sides of MIST's own
+    split, so it is not used: the split column stays empty, to be drawn by case.
 
     Raises:
         SheetError: when there is no pair.
@@ -214,7 +214,7 @@ def mist_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
             }
     if not count:
         raise SheetError(
-            f"{folder}: no pair HER2/TrainValAB/trainA/NAME with its twin in trainB; "
+            f"{folder}: no pair HER2/TrainValAB/trainA/NAME with its counterpart in trainB; "
             "give the directory in which MIST is unpacked"
         )
 
@@ -233,9 +233,7 @@ def _acrobat_resolutions(folder: Path) -> dict[str, str]:
             if row.get("filename") and value and value.lower() != "nan":
                 found[Path(row["filename"]).stem.lower()] = value
     if not found:
-        log.warning(
-            "%s: no df_acrobat_meta.csv with mpp_lvl_0; the files' own mpp will count", folder
-        )
+        log.warning("%s: no df_acrobat_meta.csv with mpp_lvl_0; the files' own mpp is used", folder)
     return found
 
 
@@ -282,7 +280,7 @@ def check(path: Path, /, *, block_count: int = 19) -> None:
 
 
 def _faults(pair: Pair) -> Iterator[str]:
-    """Yield what is wrong with the files of a pair."""
+    """Yield the faults of the files of a pair."""
     from hemera.imaging.slide import open_slide
     from hemera.interop.geojson import read_polygons
     from hemera.registration.displacement_files import read_displacement

@@ -60,8 +60,8 @@ def annotations(
 ) -> None:
     """Transform annotations or cells of QuPath to the other slide.
 
-    Names, classes and measurements are kept. Long edges get points, so that they follow the curve
-    they become.
+    Names, classes and measurements are kept. Long edges get points, so that they follow the
+    transformed curve.
 
     Args:
         source: GeoJSON in pixels of level 0.
@@ -106,7 +106,7 @@ def slide(
 ) -> None:
     """Write HER2 on the grid of H&E, as a pyramidal OME-TIFF for viewers.
 
-    Where HER2 does not reach, the result has the colour of its background.
+    Outside HER2, the result has the colour of its background.
 
     Args:
         output: the TIFF, best named NAME.ome.tif.
@@ -136,7 +136,7 @@ def _load(registered: Registered, output: Path, *read: Path) -> "RegisteredPair"
 
 
 def _check_output(output: Path, read: list[Path], sheet: Sheet) -> None:
-    """Refuse to write over a directory, a file that is read or a file of the cohort."""
+    """Raise ConfigError for an output that is a directory, an input or a file of the cohort."""
     if output.is_dir():
         raise ConfigError(f"{output}: is a directory; name a file in it")
     parent = next(parent for parent in output.absolute().parents if parent.exists())

@@ -128,8 +128,8 @@ def _missed(
         values = _column(table, criterion.column)
     missed = criterion.missed(values, limit)
     if criterion.reason == "misregistered":
-        # A registered pair has no certificate, and a pair that a person accepted was looked at. Of
-        # the others, a place where nothing could be measured is not trusted.
+        # A registered pair has no certificate, and a manually accepted pair was inspected. Of
+        # the others, a position without measurement is rejected.
         certified = _is_in(table, "registration", [PASS, REVIEW])
         missed &= certified | np.isfinite(_column(table, "registration_error_um"))
     if criterion.reason == "unlike_histograms":

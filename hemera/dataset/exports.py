@@ -106,7 +106,7 @@ def choose(
         description += "" if given is None else ", " + words.format(given)
     if not rows.num_rows:
         raise ConfigError(
-            f"{index}: no tile is left ({description}); select more, or look at the rejected tiles "
+            f"{index}: no tile is left ({description}); select more, or inspect the rejected tiles "
             "in the report and loosen the options of filter"
         )
     if masks and (lacking := rows.column(members["mask"][0]).null_count):

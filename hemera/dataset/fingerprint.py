@@ -18,7 +18,7 @@ FINGERPRINTED = (
 
 
 def fingerprint(table: pa.Table, engines: Sequence[str]) -> str:
-    """Return the SHA-256 over all tiles, sorted by id: what they are, not where they lie.
+    """Return the SHA-256 over all tiles, sorted by id: content, not location.
 
     The digest is of UTF-8 text, one JSON array and a line feed per line, as `json.dumps` writes
     them: first the names of the columns (FINGERPRINTED, then ``{engine}_sha256`` of each engine in

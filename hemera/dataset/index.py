@@ -1,4 +1,4 @@
-"""Queries of the index: which tiles of a cohort, and what is known of each.
+"""Queries of the index: selection of tiles of a cohort and their columns.
 
 The index is one Parquet file with one row per tile. Training, evaluation, exports and the torch
 dataset select their rows here.
@@ -25,7 +25,7 @@ from hemera.io.faults import translated
 from hemera.sheet import SPLITS
 
 FACTS = ("tile", "case", "dataset", "score", "mpp", "size_px")
-"""The columns of a tile that evaluation carries into its own tables."""
+"""The columns of a tile that evaluation copies into its tables."""
 
 
 class TileIndex:
@@ -41,7 +41,7 @@ class TileIndex:
         """Open the file.
 
         Raises:
-            ShardError: when it is no Parquet file.
+            ShardError: when it is not a Parquet file.
         """
         self.path = Path(path).absolute()
         with translated(ShardError, f"{path}: not an index ({{error}}); run the stage index"):
@@ -84,11 +84,11 @@ class TileIndex:
                 ``"dataset == 'bci' and he_sharpness > 40"``.
             network: generation or segmentation: the tiles drawn for it.
             split: train, val or test, of the network or, without one, of the cohort.
-            refused: include tiles that the stage filter refused.
+            refused: include rejected tiles.
 
         Raises:
             ShardError: when the index lacks a column or is damaged.
-            ConfigError: when `where` is no query of its columns, or there is no such split.
+            ConfigError: when `where` is not a query of its columns, or there is no such split.
         """
         if split is not None and split not in SPLITS:
             raise ConfigError(f"split: {split!r} is unknown; choose from {', '.join(SPLITS)}")
@@ -127,11 +127,11 @@ def _evaluate(where: str, table: pa.Table) -> npt.NDArray[np.bool_]:
     # pandas takes a quarter of a second to import, and only a query in words needs it.
     import pandas as pd
 
-    # A query may name no column at all; the rows must be there all the same.
+    # A query may name no column; the rows must exist nevertheless.
     frame = table.to_pandas() if table.num_columns else pd.DataFrame(index=range(table.num_rows))
     with translated(
         ConfigError,
-        f"where: {where!r} is no query of the index ({{error}}); it is written as for "
+        f"where: {where!r} is not a query of the index ({{error}}); it is written as for "
         "pandas.DataFrame.query, with the columns of the index",
     ):
         found = np.asarray(frame.eval(where, local_dict={}, global_dict={}))
@@ -164,7 +164,7 @@ def training_tiles(index: TileIndex, network: str, crop_px: int | None = None) -
 
     Raises:
         TrainingError: when either subset is empty, or a tile is smaller than the crop.
-        ShardError: when the file is no index.
+        ShardError: when the file is not an index.
     """
     fingerprint, engine = index.fingerprint, index.mask_target
     subsets = {split: index.facts(network, split) for split in ("train", "val")}

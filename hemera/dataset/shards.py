@@ -54,7 +54,7 @@ class ShardWriter:
             ShardError: when the shard has a member of that name.
         """
         if name in self._names:
-            raise ShardError(f"{self._name}: {name} is in it already; tile ids must be unique")
+            raise ShardError(f"{self._name}: {name} exists already; tile ids must be unique")
         self._names[name] = self._file.tell()
         info = tarfile.TarInfo(name)
         info.size = len(data)
@@ -113,7 +113,7 @@ class ShardReader:
         return _read(descriptor, path, offset, length)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when pickled."""
+        """Pickle without the open files."""
         return {**self.__dict__, "_open": collections.OrderedDict()}
 
     def __del__(self) -> None:

@@ -72,7 +72,7 @@ class Bias:
     other_fraction: float
     """Of the tiles of the other scores."""
     reason: str
-    """The reason with the largest part in the difference."""
+    """The reason with the largest contribution to the difference."""
 
 
 def selection_bias(table: Frame) -> list[Bias]:
@@ -169,7 +169,7 @@ def agreement_summary(compared: Frame) -> dict[str, object]:
     """Summarise rows of `agreement`.
 
     Dice and sign are means over the tiles in which an engine found something: two empty masks
-    agree, but show little.
+    agree, but are little evidence.
     """
     means = compared.loc[~compared["empty"].astype(bool), ["dice", "sign"]].mean()
     dice, sign = (None if np.isnan(value) else float(value) for value in means)
@@ -197,7 +197,7 @@ def score_confusion(
 
     Returns:
         Counts: rows are scores of the sheet that occur, columns the computed ones; the column with
-        the empty name counts where there is no cell.
+        the empty name counts those without cells.
     """
     names = [f"{engine}_{name}_cells" for name in INTENSITIES]
     known = tiles[tiles["score"].isin(SCORES)]

@@ -1,4 +1,4 @@
-"""Tiles of a pair of slides: where they lie, reading both stains, measuring and encoding them."""
+"""Tiles of a pair of slides: positions, reading of both stains, measurement and encoding."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UPSAMPLING_MAX = {"he": 0.01, "her2": 0.10}
 HER2 is resampled through the displacement anyway."""
 
 ROI_FRACTION_MIN = 0.5
-"""A tile belongs to the region of interest when at least this fraction of it lies inside."""
+"""A tile belongs to the region of interest when at least this fraction of it is inside."""
 
 
 class NotTiled(Exception):
@@ -154,7 +154,7 @@ class Tiling:
         if not len(corners):
             raise NotTiled(
                 "no_tissue",
-                f"roi: none of {to.tiles_tissue} positions with tissue lies inside; draw it on "
+                f"roi: none of {to.tiles_tissue} positions with tissue is inside; draw it on "
                 "level-0 pixels of the H&E slide",
             )
         return corners
@@ -211,10 +211,7 @@ class Tiling:
         )
 
     def _measure(self, he: RGB, her2: RGB) -> dict[str, float | None]:
-        """Measure tissue, sharpness and similarity.
-
-        Colours at half the resolution, at which chroma is stored anyway: a quarter of the cost.
-        """
+        """Measure tissue, sharpness and similarity; colours at half the resolution, for speed."""
         small_he, small_her2 = halved(he), halved(her2)
         tissue = saturation(small_he) > self.saturation_min * 255
         absorbing = density(small_her2, self.her2.background) > self.density_min / DENSITY_STEP

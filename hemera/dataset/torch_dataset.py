@@ -1,7 +1,7 @@
-"""The tiles of an index for PyTorch: which of them, and how a network sees them.
+"""The tiles of an index for PyTorch: selection, crops, flips and rotations.
 
 What is drawn at random follows from (seed, epoch, position) alone, so neither the number of worker
-processes nor how they start nor a resumed run changes what is seen.
+processes nor how they start nor a resumed run changes the tiles.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class TileDataset(Dataset[dict[str, Any]]):
     weight    (1, H, W)   float32  GenerationNet's weight map, in (0, 1]
     ========  ==========  =======  ================================================
 
-    The key (epoch, position) gives a tile as it is seen in that epoch: cropped, flipped and turned,
+    The key (epoch, position) gives a tile as in that epoch: cropped, flipped and turned,
     the images of a tile alike, by (seed, epoch, position). Epoch 0 is validation: the crop is
-    central, nothing is flipped or turned. A plain position takes the epoch of `set_epoch`, at
+    central, without flips and rotations. A plain position takes the epoch of `set_epoch`, at
     first 0.
     """
 
@@ -93,7 +93,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         **rows: Any,
     ) -> None:
-        """Select tiles, and how they are seen.
+        """Select tiles and their augmentation.
 
         Args:
             index: the index; shards are found from the folder above the index's own.
@@ -108,7 +108,7 @@ class TileDataset(Dataset[dict[str, Any]]):
 
         Raises:
             ShardError: when the index lacks the columns, or a selected tile its mask.
-            ConfigError: when `where` is no query of the index, or an argument is out of range.
+            ConfigError: when `where` is not a query of the index, or an argument is out of range.
         """
         index = index if isinstance(index, TileIndex) else TileIndex(index)
         known = (*STORED, *DERIVED)
@@ -130,7 +130,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         self._decoded = tuple(name for name in STORED if name in needed)
         self._locate(index, engine, rows)
         self._reader = ShardReader(index.path.parent.parent)
-        # Shared, so that persistent workers see the next epoch.
+        # Shared, so that persistent workers read the next epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def _locate(self, index: TileIndex, engine: str | None, rows: dict[str, Any]) -> None:
@@ -259,7 +259,7 @@ class TileDataset(Dataset[dict[str, Any]]):
             yield name, image
 
     def _view(self, size: tuple[int, int], epoch: int, position: int) -> _View:
-        """Draw what is seen of a tile of this size, (height, width)."""
+        """Draw the view of a tile of this size, (height, width)."""
         height, width = size
         cut_height, cut_width = self.crop_px or height, self.crop_px or width
         if cut_height > height or cut_width > width:
@@ -288,7 +288,7 @@ class TileDataset(Dataset[dict[str, Any]]):
 
 
 class _View(NamedTuple):
-    """What is seen of an image: a crop, which may be transposed, then flipped."""
+    """A view of an image: a crop, which may be transposed, then flipped."""
 
     crop: tuple[slice, slice]
     transpose: bool

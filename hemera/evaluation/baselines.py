@@ -1,7 +1,7 @@
 """Trivial baselines of virtual staining: the mean colour, and blurred H&E in the colours of HER2.
 
-Both know the colours of the training tiles and nothing of the target image. A network that is not
-better than them has learned nothing that its metric measures.
+Both use the colours of the training tiles and no information on the target image. A metric by which
+a network is not better than them shows no learning.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure_colors(index: TileIndex | Path, sigma_px: float) -> Colors:
 
     def sums(position: int) -> tuple[int, Floats]:
         if not hasattr(local, "tiles"):
-            # A reader of shards is not for several threads; a copy opens its own files.
+            # A shard reader is not thread-safe; a copy opens its own files.
             local.tiles = copy.deepcopy(tiles)
         item = local.tiles.stored(position)
         her2, soft = item["her2"], _blurred(item["he"], sigma_px)

@@ -204,7 +204,7 @@ def summarise(
                 measured = _segmentation_metrics(methods, bootstrap)
             else:
                 measured = {method: _image_metrics(of, bootstrap) for method, of in methods.items()}
-                # Of one case there are too few tiles to compare sets.
+                # One case has too few tiles to compare sets.
                 if features and not group.startswith("case="):
                     for method, of in methods.items():
                         measured[method] |= _set_metrics(of, features, options.seed)

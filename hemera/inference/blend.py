@@ -16,10 +16,10 @@ against a tile of 1024 px, the demo's is off by 0.07 in the outer 8 px, by 0.006
 0.001 from 64 px on, where neighbours of 512 px have equal weight."""
 
 BAND_PX = 128
-"""Rows that are blended at once; a row of stored tiles is a whole number of bands."""
+"""Rows that are blended at once; a multiple of it is a row of stored tiles."""
 
 DECIMALS = 5
-"""Of a probability; removes the rounding error of the blend and nothing else."""
+"""Of a probability; larger than the rounding error of the blend."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Blend:
     """
 
     def __init__(self, grid: Grid) -> None:
-        """Begin with no tile."""
+        """Start without tiles."""
         self._size_px = grid.size_px
         ramp = (1 - np.cos(np.pi * (np.arange(grid.overlap_px) + 0.5) / grid.overlap_px)) / 2
         window = np.ones(grid.tile_px)
@@ -87,7 +87,7 @@ class Blend:
         line[x : x + len(self._window)] = True
 
     def take(self, band: int) -> tuple[Float, Mask, Mask]:
-        """Return a band that no further tile reaches, and forget it.
+        """Return a band that no further tile reaches, and release it.
 
         Returns:
             The probabilities (H, width), where tiles cover the band, and where only tiles that

@@ -53,7 +53,7 @@ def load_model(
         mpp: resolution of its training tiles, where its metadata does not state it.
 
     Raises:
-        TrainingError: when there is none, it is damaged, or its resolution is not known.
+        TrainingError: when there is none, it is damaged, or its resolution is unknown.
         ConfigError: for a precision that the device does not have.
     """
     if precision != "float32" and device.type != "cuda":
@@ -68,7 +68,7 @@ def load_model(
             f"{metadata}: no resolution of the training tiles; give --model-mpp, or train again"
         )
     if own is not None and mpp is not None:
-        raise ConfigError(f"--model-mpp {mpp:g}: the model states {own:g} itself; leave it out")
+        raise ConfigError(f"--model-mpp {mpp:g}: the model's metadata states {own:g}; leave it out")
     trained_mpp = own or mpp or math.nan
     net.requires_grad_(False).to(device)
     convert_conv2d_weight_memory_format(net, torch.channels_last)
@@ -93,7 +93,7 @@ def _positive(described: Mapping[str, Any], key: str, path: Path) -> float | Non
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise TrainingError(f"{path}: {key} is {value!r}, no positive number; train again")
+        raise TrainingError(f"{path}: {key} is {value!r}, not a positive number; train again")
     return float(value)
 
 

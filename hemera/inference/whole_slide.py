@@ -2,7 +2,7 @@
 
 The map has the resolution of the model's training tiles and begins at the slide's top-left corner.
 Only tiles with tissue are read. They overlap, are blended and written row by row, so that memory
-grows with the slide's width; only the mask is kept as a whole, reduced where it is large, to trace
+grows with the slide's width; only the mask is kept completely, reduced where it is large, to trace
 its outlines.
 """
 
@@ -166,7 +166,7 @@ def grid_of(slide: Slide, model: Model, *, upsample: bool) -> Grid:
     else:
         raise SlideError(
             f"{slide.path.name}: {slide.mpp:.4g} um/px is coarser than the {wanted:.4g} that the "
-            "model was trained at; take a finer scan, or give --upsample to enlarge it"
+            "model was trained at; use a finer scan, or give --upsample to enlarge it"
         )
     width, height = (max(1, math.ceil(side * slide.mpp / mpp - 1e-6)) for side in slide.size_px)
     return Grid(mpp, mpp / slide.mpp, (width, height), model.tile_px)
@@ -243,7 +243,7 @@ class _Drawing:
         top = band * BAND_PX
         probability, covered, lost = blend.take(band)
         tissue = self._tissue.rows(top, len(probability))
-        # Beside the tissue, the extent of the tiles would decide what is drawn.
+        # Outside the tissue, the output would depend on the extent of the tiles.
         probability[~tissue] = 0
         positive = (probability >= np.float32(self._options.threshold)) & tissue
         # What cannot be read counts whether or not it is tissue, which is not known.

@@ -48,7 +48,7 @@ class Transformed:
     """A feature on the other slide."""
 
     feature: Any
-    """None when nothing of it has a corresponding point."""
+    """None without any corresponding point."""
     lost: bool
     """Whether some of its vertices have none."""
 
@@ -70,7 +70,7 @@ def read_features(path: Path) -> tuple[Any, list[Any]]:
 
 
 def read_polygons(path: Path) -> list[list[Points]]:
-    """Read the polygons of a GeoJSON file, whatever else it contains.
+    """Read the polygons of a GeoJSON file, ignoring other geometries.
 
     Returns:
         Of each polygon its outer ring and its holes, closed, (M, 2) level-0 pixels.
@@ -83,7 +83,7 @@ def read_polygons(path: Path) -> list[list[Points]]:
         message = f"{path.name}: not GeoJSON ({title(item, number)}: {{error}}); export it again"
         with translated(SheetError, message):
             shapes = list(_shapes(item).values())[:1]
-        # Parts of parts: a collection may contain a MultiPolygon.
+        # Twice: a collection may contain a MultiPolygon.
         for part in shapely.get_parts(shapely.get_parts(shapes)):
             if isinstance(part, shapely.Polygon) and not part.is_empty:
                 rings = part.exterior, *part.interiors
@@ -191,19 +191,19 @@ def _shapes(item: Any) -> dict[str, Any]:
 def _shape(geometry: Any) -> Any:
     shape = _filled(shapely.force_2d(shapely.geometry.shape(geometry)))
     if not (np.abs(shapely.get_coordinates(shape)) <= COORDINATE_MAX).all():
-        raise ValueError(f"a coordinate beyond {COORDINATE_MAX:g} is no pixel of a slide")
+        raise ValueError(f"a coordinate beyond {COORDINATE_MAX:g} is not a pixel of a slide")
     return shape
 
 
 def _filled(shape: Any) -> Any:
-    """Leave out empty parts: GEOS 3.14 crashes when it divides them."""
+    """Remove empty members: GEOS 3.14 crashes when it divides them."""
     if not hasattr(shape, "geoms"):
         return shape
     return type(shape)([_filled(part) for part in shape.geoms if not part.is_empty])
 
 
 def _rebuilt(item: Any, changed: dict[str, Any]) -> Any:
-    """Put transformed geometries into an item; None when nothing of it is left."""
+    """Put transformed geometries into an item; None when no geometry is left."""
     if "" in changed:
         return _member(item, changed[""])
     if "geometry" in changed and changed["geometry"] is None:
@@ -228,10 +228,7 @@ def _member(before: dict[str, Any], shape: Any) -> dict[str, Any] | None:
 def _transformed(
     shapes: Sequence[Any], transform: Transform, tolerance_px: float, step_px: float
 ) -> Iterator[tuple[Any, bool]]:
-    """Yield each geometry on the other slide, None where nothing is left, and whether some is lost.
-
-    One call of the map serves all their points.
-    """
+    """Yield each geometry on the other slide, None where it is lost, and whether any point is."""
     if not shapes:
         return
     # GEOS drops pieces of invalid polygons when it divides them.

@@ -1,4 +1,4 @@
-"""Label images: one channel of whole numbers, larger than memory where they are TIFF."""
+"""Label images: one channel of integers; TIFF may be larger than memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_labels(path: Path, folder: Path) -> Labels:
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.dtype.itemsize > 4:
         raise SlideError(
             f"{path.name}: shape {labels.shape} of {labels.dtype}; a label image has one channel "
-            "of whole numbers of 8, 16 or 32 bits"
+            "of integers of 8, 16 or 32 bits"
         )
     return labels
 

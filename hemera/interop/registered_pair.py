@@ -1,4 +1,4 @@
-"""A pair of slides and the map between them, as the workflow has registered it."""
+"""A pair of slides and the map between them, as registered by the workflow."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def load_pair(
         pair: of the sheet.
         results: folder of results, where register has written.
         options: bounds of plausible resolutions.
-        allow_failed: use the map whatever the verdict on it.
+        allow_failed: use the map regardless of its verdict.
 
     Raises:
         SlideError: when a slide cannot be opened.
@@ -94,7 +94,7 @@ def load_pair(
         ) as slide:  # fmt: skip
             found.append(PairSlide(path, slide.size_px, slide.mpp))
     he, her2 = found
-    # A map of the user's own is read where register has assessed it.
+    # A user's displacement is read from the output of register, which assessed it.
     path, certificate = (
         layout.path(pattern, results, unit=pair.pair)
         for pattern in (layout.DISPLACEMENT, layout.CERTIFICATE)
@@ -103,7 +103,7 @@ def load_pair(
     verdict, refusal = effective_verdict(pair, row)
     if refusal is not None and not allow_failed:
         raise RegistrationError(
-            f"pair {pair.pair}: {refusal}; look at it in the report, then set verdict to accept in "
+            f"pair {pair.pair}: {refusal}; inspect it in the report, then set verdict to accept in "
             "the sheet, or give --allow-failed-registration"
         )
     if pair.registered:

@@ -39,7 +39,7 @@ from hemera.sheet import MPP_BOUNDS
 log = logging.getLogger(__name__)
 
 BEYOND_MAX = 0.1
-"""How far outside its slide a point may lie, as a fraction of the slide's sides."""
+"""How far outside its slide a point may be, as a fraction of the slide's sides."""
 
 BAD_TILES_MAX = 0.10
 """A warped slide of which a larger fraction of the tiles cannot be read is refused."""
@@ -73,13 +73,13 @@ def transform_points(source: Path, output: Path, pair: RegisteredPair, to: str) 
     points = np.stack([_coordinates(table, name, source) for name in "xy"], axis=-1)
     given = np.isfinite(points).all(axis=1)
     begin, _ = pair.ends(to)
-    # Points transferred to this slide may lie a little beyond its edge, and are transferred back.
+    # Points transferred to this slide may be a little beyond its edge, and are transferred back.
     size_px = np.array(begin.size_px)
     near = (points >= -BEYOND_MAX * size_px) & (points <= (1 + BEYOND_MAX) * size_px)
     beyond = given & ~near.all(axis=1)
     if beyond.any():
         log.warning(
-            "%s: %d of %d points lie far outside %s, %d x %d px, and are left empty; give level-0 "
+            "%s: %d of %d points are far outside %s, %d x %d px, and are left empty; give level-0 "
             "pixels",
             source.name, beyond.sum(), given.sum(), begin.path.name, *begin.size_px,
         )  # fmt: skip
@@ -158,7 +158,7 @@ def transform_annotations(
     changed = with_features(document, iter([result.feature for result in results]))
     if changed is None:
         raise RegistrationError(
-            f"{source.name}: nothing of it has a corresponding point on {_NAMES[to]}; look at the "
+            f"{source.name}: no vertex has a corresponding point on {_NAMES[to]}; inspect the "
             "pair in the report"
         )
     write_text(output, json.dumps(changed) + "\n")
@@ -243,7 +243,7 @@ def write_warped_slide(
 ) -> None:
     """Write HER2 on the grid of H&E as a pyramidal OME-TIFF.
 
-    Where HER2 does not reach, the result has the colour of its background.
+    Outside HER2, the result has the colour of its background.
 
     Args:
         output: a TIFF.
@@ -295,7 +295,7 @@ def write_warped_slide(
             output, losses.count, len(places), losses.first,
         )  # fmt: skip
     log.info(
-        "%s: %d x %d px at %.4g um/px; HER2 reaches %d of %d tiles",
+        "%s: %d x %d px at %.4g um/px; HER2 covers %d of %d tiles",
         output, *size, mpp, reached, len(places),
     )  # fmt: skip
 
@@ -317,7 +317,7 @@ def _check_tiff(output: Path) -> None:
 
 
 def _check_mpp(mpp: float, slide: PairSlide) -> None:
-    """Refuse a resolution finer than the slide's, or coarser than that of any slide."""
+    """Raise ConfigError for a resolution finer than the slide's or coarser than any slide's."""
     coarsest = MPP_BOUNDS[1]
     if (mpp < slide.mpp and not same_mpp(mpp, slide.mpp)) or mpp > coarsest:
         raise ConfigError(

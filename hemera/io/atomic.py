@@ -1,4 +1,4 @@
-"""Atomic writing: a reader sees the old file or the whole new one."""
+"""Atomic writing: a reader sees either the old or the complete new file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hemera.errors import ConfigError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it becomes `path` when the block succeeds.
 
-    The temporary file keeps the suffix of `path`. When the block raises, it is removed and what
-    stood at `path` before stays.
+    The temporary file keeps the suffix of `path`. When the block raises, it is removed and
+    `path` is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

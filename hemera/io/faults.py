@@ -2,7 +2,7 @@
 
 A damaged file makes a decoder raise almost any class of exception. `translated` turns what a
 library raises over the content of a file into one `HemeraError`, and lets transient causes pass: a
-lack of memory or a full or unreachable disk says nothing about the file, so the job fails and can
+lack of memory or a full or unreachable disk is not a fault of the file, so the job fails and can
 be retried.
 """
 
@@ -46,7 +46,7 @@ def brief(error: BaseException) -> str:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether an error says nothing about the content of a file."""
+    """Return whether an error is not due to the content of a file."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
@@ -56,11 +56,11 @@ def is_transient(error: BaseException) -> bool:
 def translated(to: type[HemeraError], message: str) -> Iterator[None]:
     """Raise `to` in place of any exception that a library raises inside the block.
 
-    Put only calls of the library into the block: a mistake of our own would be translated too.
+    Put only calls of the library into the block: errors of this package would be translated too.
 
     Args:
         to: class of the error to raise.
-        message: its text; ``{error}`` stands for the library's message on one line.
+        message: its text; ``{error}`` is replaced by the library's message on one line.
 
     Raises:
         HemeraError: of class `to`. A `HemeraError` from inside the block passes unchanged, and so

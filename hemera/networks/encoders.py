@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 STEM_WIDTH = 64
-"""Channels of ResNet34's first map, whatever the width of its stages."""
+"""Channels of ResNet34's first map, for any width of its stages."""
 
 
 def resnet34(base_width: int = 64) -> nn.Module:
@@ -21,7 +21,7 @@ def resnet34(base_width: int = 64) -> nn.Module:
     Args:
         base_width: channels of the first stage; the others have 2, 4 and 8 times that.
     """
-    # timm takes seconds to import, and commands that train nothing do not need it.
+    # timm takes seconds to import, and most commands do not need it.
     timm: Any = importlib.import_module("timm")
     encoder: nn.Module = timm.create_model(
         "resnet34",

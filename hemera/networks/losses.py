@@ -38,7 +38,7 @@ def pyramid(images: Tensor, levels: int) -> list[Tensor]:
         levels: at least 1.
 
     Raises:
-        TrainingError: when a side of 1 px is to be blurred, which has nothing to reflect.
+        TrainingError: when a side of 1 px is to be blurred, which cannot be reflected.
     """
     steps = [images]
     for _ in range(levels - 1):
@@ -67,13 +67,13 @@ def _coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     The blur and its reflection are separable and linear: (B_h x B_w^T) replaces some forty small
     kernels a level by two products.
     """
-    # A tensor made in inference mode could not take part in a training later.
+    # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
         blur = torch.zeros(side, side, dtype=torch.float64, device="cpu")
         blur.diagonal().fill_(1 - 2 * _SIDE)
         blur.diagonal(1).fill_(_SIDE)
         blur.diagonal(-1).fill_(_SIDE)
-        # Beyond the first pixel lies the second again.
+        # Beyond the first pixel is the second again.
         blur[0, 1] = blur[-1, -2] = 2 * _SIDE
         matrix: Tensor = torch.linalg.matrix_power(blur, _BLURS)[::2]
         return matrix.to(dtype).to(device)
@@ -140,12 +140,12 @@ def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> 
     """Return the mean absolute difference of the variances over the batch (Rehmat et al. 2025).
 
     Args:
-        generated: (B, C, H, W), B at least 2. On several devices each sees its own batch alone.
+        generated: (B, C, H, W), B at least 2. On several devices each uses only its own batch.
         real: of the same shape.
         unbiased: divide by B - 1; False divides by B.
 
     Raises:
-        TrainingError: when a batch holds one image, which has no variance.
+        TrainingError: when a batch is one image, which has no variance.
     """
     count = min(generated.shape[0], real.shape[0])
     if count < 2:
@@ -200,7 +200,7 @@ def focal_cross_entropy(logits: Tensor, target: Tensor, gamma: float = 0.0) -> T
     Args:
         logits: (B, 1, H, W).
         target: (B, 1, H, W), 0 or 1.
-        gamma: how little easy pixels count; 0 is cross-entropy.
+        gamma: how strongly easy pixels are down-weighted; 0 is cross-entropy.
     """
     logits, target = logits.float(), target.float()
     if gamma == 0:

@@ -63,7 +63,7 @@ class Decoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], 1, 1)
 
     def forward(self, fused: Tensor, skips: list[Tensor]) -> Tensor:
-        """Go up from `fused`; `skips` holds the maps at 1/2 to 1/16 of the side, finest first."""
+        """Go up from `fused`; `skips` are the maps at 1/2 to 1/16 of the side, finest first."""
         x = self.bottleneck(fused)
         for level, (up, merge) in enumerate(zip(self.up, self.merge, strict=True)):
             x = up(x)
@@ -95,7 +95,7 @@ class UNetPlusPlus(nn.Module):
 
     def forward(self, fused: Tensor, skips: list[Tensor]) -> Tensor:
         """Go up from `fused`; see `Decoder.forward`."""
-        # The first entry stands for the image, which the library does not read.
+        # The first entry is the place of the image, which the library does not read.
         logits: Tensor = self.head(self.dense([fused, *skips, fused]))
         return logits
 
@@ -198,7 +198,7 @@ class FrozenGenerationNet(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode."""
+        """Keep evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
     """Return the structural similarity of each of (B, C, H, W) in [0, 1]: (B,).
 
     A uniform window of 7 px with sample covariance, as in evaluation, but in single precision on
-    the device of the images, because validation sees thousands of tiles.
+    the device of the images, because validation has thousands of tiles.
     """
     similarity: Tensor = structural_similarity(
         images,

@@ -1,6 +1,6 @@
 """Trained networks on disk: weights as safetensors, and the JSON beside them on what they are.
 
-Nothing that is read here can run code.
+No file that is read here can run code.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read_weights(
     Args:
         path: the file.
         missing: remedy when there is no such file.
-        remedy: remedy when it holds no weights.
+        remedy: remedy when it has no weights.
 
     Raises:
         TrainingError: when it cannot be read, is damaged, or would run code.
@@ -78,7 +78,7 @@ def read_weights(
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise TrainingError(
-            f"{path}: holds a {type(state).__name__}, not the weights of a network; {remedy}"
+            f"{path}: contains a {type(state).__name__}, not the weights of a network; {remedy}"
         )
     return state
 
@@ -130,7 +130,7 @@ def check_index(network: str, described: Mapping[str, Any], fingerprint: str) ->
     if own != fingerprint:
         raise TrainingError(
             f"{network}: trained on the index {own[:12]}, and this one is {fingerprint[:12]}, so "
-            "its test tiles may be training tiles; train on this index, or name the other one"
+            "its test tiles may be training tiles; train on this index, or name its own"
         )
 
 

@@ -18,14 +18,13 @@ def weight_map(
     Args:
         mask: (H, W), true on nuclei.
         mode: ``inside``: D is a nuclear pixel's distance to the nearest other pixel, 0 elsewhere,
-            so nuclei weigh most, as in the paper's prose. ``literal``: D is the distance to the
+            so nuclei weigh most, as in the paper's text. ``literal``: D is the distance to the
             nearest nuclear pixel, as equation 1 is printed, so nuclei weigh least. ``none``: W is
             1.
         renormalise_mean: divide by the mean, so that every patch has mean weight 1.
 
     Returns:
-        (H, W) in (0, 1], before the mean is divided out. A mask that is empty or full has no
-        distance to measure: W is 1.
+        (H, W) in (0, 1], before the mean is divided out. For an empty or full mask, W is 1.
     """
     if mode not in ("inside", "literal", "none"):
         raise ValueError(f"mode: {mode!r} is unknown; choose from inside, literal, none")

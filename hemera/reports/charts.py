@@ -227,7 +227,7 @@ def _svg(title: str, axes: Axes) -> Markup:
     figure = axes.get_figure(root=True)
     assert figure is not None
     for artist in figure.findobj():
-        # Nothing is drawn outside, and a clip path would be an identifier on the page.
+        # A clip path would be an identifier on the page; none is needed.
         artist.set_clip_on(False)
         if isinstance(artist, Text):
             artist.set(fontsize=12, parse_math=False)

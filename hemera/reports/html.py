@@ -1,4 +1,4 @@
-"""Filling the templates, and how numbers stand on a page."""
+"""Templates, and the format of numbers on a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hemera.io.atomic import write_text
 TEMPLATES = Path(__file__).parent / "templates"
 
 DASH = "–"
-"""Stands where there is no value."""
+"""Shown in place of a missing value."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -45,14 +45,14 @@ def fixed(value: float | None, digits: int = 3) -> str:
 
 
 def count(value: int | None) -> str:
-    """Return a whole number, its thousands apart."""
+    """Return an integer with thousands separated."""
     if value is None:
         return DASH
     return f"{value:,}".replace(",", "\u202f").replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Return a share as percent; a share that is neither none nor all never reads 0 or 100."""
+    """Return a fraction as percent; one between 0 and 1 is never shown as 0 or 100."""
     if value is None or math.isnan(value):
         return DASH
     least = 10.0**-digits
@@ -70,7 +70,7 @@ def plural(value: int, one: str, many: str | None = None) -> str:
 
 
 def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
-    """Return bytes as an address that holds them."""
+    """Return bytes as a data URL."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 

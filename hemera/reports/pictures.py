@@ -1,4 +1,4 @@
-"""Pictures for the pages: JPEGs in their addresses, contours of masks, blends of two stains."""
+"""Pictures for the pages: JPEGs as data URLs, contours of masks, blends of two stains."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ RGB = npt.NDArray[np.uint8]
 
 POSITIVE_COLOUR = (214, 0, 122)
 NEGATIVE_COLOUR = (0, 158, 115)
-"""Contours: magenta and green are told apart by almost everybody, and both stand out on brown."""
+"""Contours: magenta and green differ for colour-blind readers, and from brown."""
 
 PALE = 0.45
-"""What is left of an image's depth when it is only the ground."""
+"""Remaining contrast of an image that is a background."""
 
 
 class Album:
     """Makes pictures for a page until their bytes are used up.
 
-    A page stays below its size because pictures are asked for here, never because they turned out
-    small: `take` returns None when one does not fit any more.
+    `take` returns None when a picture does not fit any more.
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        """Begin with so many bytes, counted as they stand in the page."""
+        """Set the limit, in bytes of the page."""
         self.left_bytes = limit_bytes
 
     def take(self, rgb: RGB, side_px: int, quality: int = 82) -> str | None:
-        """Return an image, shrunk to a longest side, as a data address; None: no room is left."""
+        """Return an image, shrunk to a longest side, as a data URL; None: it does not fit."""
         pixels = np.ascontiguousarray(shrink(rgb, side_px))
         data = simplejpeg.encode_jpeg(
             pixels, quality=quality, colorspace="RGB", colorsubsampling="420"
@@ -108,7 +107,7 @@ def steps(count: int) -> list[str]:
 
 
 def paled(rgb: RGB) -> RGB:
-    """Return an image as a pale ground for what is drawn on it."""
+    """Return an image as a pale background."""
     return np.asarray(255 - (255 - rgb) * np.float32(PALE), np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What a page shows of a registration: overlays, the map of local quality, the certificate."""
+"""Registrations on a page: overlays, the map of local quality, the certificate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ERRORS_UM = (10, 25, 50, 100, 200, 400)
 """Where the colour of a square changes: the same on every card, so that pairs compare."""
 
 SQUARE = 0.72
-"""Side of a coloured square, as a share of the distance of two: the tissue shows between them."""
+"""Side of a coloured square, as a fraction of the distance of two."""
 
 OWN = "none: a map made elsewhere, which the sheet names"
 
@@ -44,9 +44,9 @@ def worst_first(row: Mapping[str, Any]) -> tuple[int, float, str]:
 
 
 def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return what a reader must know of mirrored slides: level, words, and an anchor of the page.
+    """Return the warnings about mirrored slides: level, words, and an anchor of the page.
 
-    A failed pair is left out: where nothing matches, the mirror image may match better by chance.
+    A failed pair is left out: without matches, the mirror image may match better by chance.
 
     Args:
         rows: of `tables.CERTIFICATE`.
@@ -69,8 +69,8 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
                 {
                     "level": "care",
                     "words": f"{plural(len(names), 'pair')} {words} "
-                    f"({', '.join(names[:NAMES_MAX])}{more}): it was registered so. Look, and "
-                    f"{remedy} in pairs.tsv.",
+                    f"({', '.join(names[:NAMES_MAX])}{more}): it was registered so. Inspect it "
+                    f"and {remedy} in pairs.tsv.",
                     "link": "registration",
                 }
             )
@@ -80,11 +80,11 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 def certificate(
     row: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Return the signals of a certificate: words, value, limits, and how the value stands to them.
+    """Return the signals of a certificate: words, value, limits, and verdict on the value.
 
     Args:
         row: of `tables.CERTIFICATE`.
-        options: of register, or empty where they are not known: then nothing is assessed.
+        options: of register, or empty if unknown: then values have no verdict.
 
     Returns:
         What was measured, and the names of what has limits and was not.
@@ -114,7 +114,7 @@ def certificate(
 
 
 def facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return how a map came about, as names and words.
+    """Return how a displacement was made, as names and words.
 
     Args:
         row: of `tables.CERTIFICATE`.
@@ -132,7 +132,7 @@ def facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("matches", count(row["match_count"])))
     if row["mirrored"] is not None:
         yes = "yes" if row["mirrored"] else "no"
-        by = {"sheet": ", as the sheet says", "probe": ", found against the sheet"}
+        by = {"sheet": ", as in the sheet", "probe": ", contrary to the sheet"}
         found.append(("mirrored", yes + by.get(row["mirrored_by"] or "", "")))
     return found
 
@@ -160,7 +160,7 @@ def card(
 
 
 def embed(card: dict[str, Any], images: dict[str, RGB], album: pictures.Album) -> bool:
-    """Add the pictures to a card; return False when the album has no room for them."""
+    """Add the pictures to a card; return False when they exceed the limit of the page."""
     if card["local"] is not None:
         images = {**images, "ground": pictures.paled(images["he"])}
     card["pictures"] = album.take_all(images, SIDE_PX, QUALITY)
@@ -172,7 +172,7 @@ def in_pixels(row: Mapping[str, Any], he_mpp: float | None) -> dict[str, Any]:
 
     Args:
         row: of a pair.
-        he_mpp: of the H&E slide; None: it is not known.
+        he_mpp: of the H&E slide; None: unknown.
     """
     pixels = {
         f"error_{name}_px": um / he_mpp if um is not None and he_mpp else None
@@ -190,17 +190,17 @@ def views(
     displacement: Displacement,
     rigid: Sequence[float] | None,
 ) -> dict[str, RGB]:
-    """Return the pictures of a pair: both stains, and laid over each other before and after.
+    """Return the pictures of a pair: both stains, and overlaid before and after.
 
-    Before, the slides' corners lie on each other and micrometres are kept, so a difference of
-    resolution does not count as a fault of the registration.
+    Before, the slides' corners coincide at equal um per pixel, so a difference of resolution is not
+    shown as a registration error.
 
     Args:
         he: thumbnail of H&E (H, W, 3).
         her2: thumbnail of HER2, as the slide is stored.
         he_um: (width, height) of the H&E slide.
         her2_um: the same of the HER2 slide.
-        background: colour of bare glass on HER2.
+        background: its colour on HER2.
         displacement: from H&E to HER2; an empty one gives no picture of final.
         rigid: the map before the nonrigid stage, as in `tables.CERTIFICATE`; None: no picture.
 
@@ -237,9 +237,9 @@ def local_map(
         size_px: the same of the picture.
 
     Returns:
-        `squares` as SVG in pixels of the picture; `legend` as (words, colour, share of the
-        squares); `count`, `median_um`, `p90_um`; `worse_fraction`: of squares that match at least
-        as well elsewhere, which are outlined. None where there is no square.
+        `squares` as SVG in pixels of the picture; `legend` as (words, colour, fraction of
+        the squares); `count`, `median_um`, `p90_um`; `worse_fraction`: of squares, outlined, that
+        match at least as well elsewhere. None without squares.
     """
     if not len(local.ncc):
         return None
@@ -291,7 +291,7 @@ def _sample(
     height, width = rgb.shape[:2]
     x = points_um[..., 0] / size_um[0] * width - 0.5
     y = points_um[..., 1] / size_um[1] * height - 0.5
-    # Beyond the slide is glass, not a smear of its last pixels.
+    # Beyond the slide is background, not a copy of its last pixels.
     sampled = cv2.remap(
         rgb,
         x.astype(np.float32),

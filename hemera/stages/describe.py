@@ -105,7 +105,7 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any
     if not fraction and stain == "he":
         row |= {"verdict": "refuse", "reason": f"{path.name}: no tissue found on it"}
     elif not fraction:
-        # Unstained tissue may be invisible on IHC; whether there is any, H&E shows.
+        # Unstained tissue may be invisible on IHC, but not on H&E.
         log.warning("pair %s, her2: no tissue found; the outline of H&E is used", pair.pair)
     return row
 

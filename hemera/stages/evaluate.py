@@ -2,7 +2,7 @@
 
 Reads the index, the tiles of the test subsets and the trained networks; writes metrics per tile,
 metrics per group of tiles and a page. The threshold is an option, never fitted to test tiles. A
-network without test tiles is no error: its rows are absent, and the page states it.
+network without test tiles is not an error: its rows are absent, and the page states it.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def run(
         block_count: blocks that image pairs are cut into.
         tile_folder: folder of tile's tables ``{unit}.parquet`` and ``{unit}.pairs.parquet``.
         mask_folder: folder of mask's tables ``{unit}.parquet``.
-        engines: mask engines whose statistics go along, in this order.
+        engines: mask engines whose statistics are included, in this order.
         tiles: table of all tiles, `tables.filtered`, sorted by tile.
         funnel: counts per data set, score and reason, `tables.FUNNEL`.
         options: thresholds.
@@ -62,7 +62,7 @@ def run(
         mask_table = tables.read(mask_folder / f"{unit}.parquet", tables.MASK)
         parts.append(_join(unit, tile_table, pair_table, mask_table, by_name, engines))
         for stage, folder in (("tile", tile_folder), ("mask", mask_folder)):
-            # Units differ in what they passed through: a block is not registered.
+            # Units differ in their stages: a block is not registered.
             sources = tables.inherited(stage, folder / f"{unit}.parquet") | sources
     table = pa.concat_tables(parts).sort_by("tile")
     reasons = criteria.refusals(table, options.model_dump(), engines)
@@ -103,7 +103,7 @@ def _join(
     by_name: dict[str, Pair],
     engines: Sequence[str],
 ) -> pa.Table:
-    """Set beside each tile of a unit its pair's columns and its masks' statistics."""
+    """Add to each tile of a unit its pair's columns and its masks' statistics."""
     names = tile_table.column("pair").to_pylist()
     columns = (pair_table.column(name).to_pylist() for name in ("pair", "registration"))
     registration = dict(zip(*columns, strict=True))

@@ -72,7 +72,7 @@ def run(
             SegmentationNet is a training source of GenerationNet.
         TableError: when resolutions are mixed and that is not allowed, or the table names pairs
             that the sheet lacks.
-        ConfigError: when `options.target` is none of `engines`.
+        ConfigError: when `options.target` is not in `engines`.
     """
     if options.target not in engines:
         raise ConfigError(

@@ -45,7 +45,7 @@ def run(
     The target registration error of a point: its H&E side is mapped to HER2; the error is the
     distance to the HER2 side there. ACROBAT's goes the other way, see
     `hemera.registration.landmark_errors.official_error`. Where several annotators marked a point,
-    their distances are averaged in both. A displacement is measured whatever its certificate says.
+    their distances are averaged in both. A displacement is measured regardless of its certificate.
 
     A landmark file that cannot be read does not fail the job: the table then has zero rows. A pair
     without displacement has rows without prediction and without target registration error. The
@@ -53,7 +53,7 @@ def run(
 
     In the cohort's table, ACROBAT's figures are the median (ranking of 2022), mean (2023) and
     standard deviation over pairs of the 90th percentile over points. A pair without displacement
-    counts with its unregistered coordinates in these, and not at all in the other figures.
+    counts with its unregistered coordinates in these, and not in the other figures.
 
     Args:
         sheet: the sheet of pairs.
@@ -103,7 +103,7 @@ def _run_pair(
         landmarks = read_landmarks(pair, he_mpp, her2_mpp, options.coordinates)
         d = _displacement(pair, described, displacement)
     except (TableError, RegistrationError) as error:
-        # A reason is written to a table, which contains no folder of this machine.
+        # A reason is written to a table, which contains no absolute path.
         reason = str(error)
         if displacement is not None:
             reason = reason.replace(str(displacement), displacement.name)

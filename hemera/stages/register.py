@@ -34,9 +34,9 @@ def run(
 ) -> None:
     """Register one pair of whole slides.
 
-    Where the sheet names a displacement, that one is assessed instead of one of the engine's.
+    Where the sheet names a displacement, it is assessed and the engine does not run.
     A pair that cannot be registered, or whose displacement is wrong, has a certificate with verdict
-    ``fail`` and its reason, and is no error. A manual verdict in the sheet is not applied here.
+    ``fail`` and its reason, and is not an error. A manual verdict in the sheet is not applied here.
 
     Args:
         sheet: the sheet of pairs.
@@ -60,7 +60,7 @@ def run(
     if pair.displacement is None:
         row |= {"engine": "deeperhistreg", "engine_version": deeperhistreg.version()}
         row["preset"] = options.preset
-        # A RegistrationError of the engine says nothing about the pair.
+        # A RegistrationError of the engine is not about the pair.
         content_errors = (SlideError,)
     d, squares = none(), None
     row["reason"] = _refusal(described)

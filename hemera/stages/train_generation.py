@@ -1,7 +1,7 @@
 """train_generation: GenerationNet translates H&E to HER2 (HEMERA paper, 3.1 and 4.1).
 
 Reads the index and, through it, the tiles of the subset of GenerationNet; writes the generator's
-weights, a JSON beside them and the history. Only the checkpoint holds the discriminator.
+weights, a JSON beside them and the history. Only the checkpoint contains the discriminator.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ THRESHOLD_TILES = 64
 """Training tiles from which the DAB threshold of balanced Dice is fitted."""
 
 THRESHOLD_MIN = 0.05
-"""The lowest DAB density that fit may give: below it is the noise of unstained tissue."""
+"""The lowest fitted DAB density: below it is the noise of unstained tissue."""
 
 
 def run(
@@ -191,7 +191,7 @@ def fit_threshold(tiles: TileDataset) -> float:
     """Return the DAB density between stained and unstained pixels of training tiles, by Otsu.
 
     Takes up to THRESHOLD_TILES tiles, spread evenly over the subset, and every fourth pixel of
-    them each way; the result lies between THRESHOLD_MIN and 3.
+    them each way; the result is between THRESHOLD_MIN and 3.
     """
     positions = np.unique(np.linspace(0, len(tiles) - 1, THRESHOLD_TILES).round().astype(int))
     edges = np.linspace(0, 3, 601)
@@ -250,7 +250,7 @@ def train_step(
         if len(micro_batches) == 1:
             compute.update(optimisers["discriminator"], discriminator)
 
-        # The generator's gradient passes through the discriminator, which does not learn from it.
+        # The generator's gradient passes through the discriminator, which is not updated by it.
         discriminator.requires_grad_(False)
         with compute.autocast():
             fake_logits = discriminator(torch.cat((source, fake), 1))

@@ -1,8 +1,8 @@
-"""train_segmentation: SegmentationNet finds HER2-positive pixels on H&E (HEMERA paper, 3.2).
+"""train_segmentation: SegmentationNet predicts HER2-positive pixels from H&E (HEMERA paper, 3.2).
 
-Reads the index, the tiles of the subset of SegmentationNet and the trained generator, which stays
-frozen; writes the weights of the whole network, the frozen branch included, so that they predict
-alone, a JSON beside them and the history.
+Reads the index, the tiles of the subset of SegmentationNet and the trained generator, which is
+frozen; writes the weights of the network, the frozen branch included, a JSON beside them
+and the history.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The batches of a training: their order, the processes that read them, the way to the device."""
+"""The batches of a training: their order, the processes that read them, the copy to the device."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
             ranks: number of ranks.
 
         Raises:
-            TrainingError: when the tiles do not make one whole batch and smaller ones are left out.
+            TrainingError: when the tiles do not fill one batch and smaller ones are left out.
         """
         self.count = count
         self.batch_size = batch_size
@@ -131,7 +131,7 @@ def training_loader(
 def validation_loader(
     tiles: TileDataset, batch_size: int, workers: int, compute: Compute
 ) -> DataLoader[dict[str, Any]]:
-    """Return the loader of this rank's tiles, in order, as they are seen in validation.
+    """Return the loader of this rank's tiles, in order, as in validation.
 
     It is iterated once for each validation.
     """
@@ -158,11 +158,7 @@ def _settings(compute: Compute) -> dict[str, Any]:
 
 
 def _ignore_sigterm(finished: Tensor, worker: int) -> None:
-    """Let a worker process survive a SIGTERM to the whole job until the run is over.
-
-    A cluster signals every process of a job; a worker that dies of it would end the run before its
-    checkpoint is written.
-    """
+    """Ignore SIGTERM in a worker until the run is over: it must not end before the checkpoint."""
 
     def handle(number: int, frame: object) -> None:
         if bool(finished[0]):

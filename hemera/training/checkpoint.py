@@ -1,4 +1,4 @@
-"""The state of a training: its progress, its checkpoints, the files it leaves."""
+"""The state of a training: its progress, checkpoints and outputs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from hemera.training.session import Compute, find_device
 log = logging.getLogger(__name__)
 
 UNDIGESTED = ("workers", "checkpoint_minutes", "sample_tiles", "select")
-"""Options that change nothing that is trained, so that a run resumes when they change.
+"""Options without effect on the trained weights: a run resumes when they change.
 
-`select` chooses between weights of which the checkpoint holds both.
+`select` chooses between weights that are both in the checkpoint.
 """
 
 SETTLE_STEPS = 32
@@ -44,7 +44,7 @@ def run_digest(options: TrainingOptions, tiles: TrainingTiles, **more: str) -> s
     values = options.model_dump()
     for name in UNDIGESTED:
         values.pop(name, None)
-    # auto stands for the device it finds; on a GPU the processor's threads sum up nothing.
+    # auto is the device it finds; on a GPU the CPU threads have no effect on sums.
     values["device"] = find_device(options.device).type
     if values["device"] == "cuda":
         del values["torch_threads"]
@@ -63,7 +63,7 @@ def run_digest(options: TrainingOptions, tiles: TrainingTiles, **more: str) -> s
 
 @dataclasses.dataclass
 class Progress:
-    """How far a run is, and its history: what a checkpoint stores beside the tensors."""
+    """The progress and history of a run: what a checkpoint stores beside the tensors."""
 
     epoch: int = 1
     step: int = 0  # steps done in this epoch
@@ -104,7 +104,7 @@ class Progress:
 class TrainingState:
     """The networks and optimisers of a run by name, its progress, and its folder.
 
-    `best` holds the weights of the best epoch so far of the network named by `kept`. With several
+    `best` are the weights of the best epoch so far of the network named by `kept`. With several
     ranks all call these methods, and the first one writes.
     """
 
@@ -135,7 +135,7 @@ class TrainingState:
             "best": self.best,
             # The random states of each rank: its processor's, then its GPU's.
             "random": ranks.gather([_random_state()]),
-            # Within an epoch each rank has seen other tiles.
+            # Within an epoch each rank has other tiles.
             "statistics": ranks.gather(
                 [
                     {
@@ -195,7 +195,7 @@ class TrainingState:
 
         Args:
             steps: steps of an epoch.
-            stop: whether the run was asked to stop.
+            stop: whether a stop was requested.
         """
         count = len(self._pending)
         if count == SETTLE_STEPS or self.progress.step + count == steps:
@@ -209,8 +209,8 @@ class TrainingState:
             This rank's mean losses over these steps.
 
         Raises:
-            TrainingError: when a loss is not finite, naming the tiles; when the run was asked to
-                stop, after a checkpoint.
+            TrainingError: when a loss is not finite, naming the tiles; when a stop was
+                requested, after a checkpoint.
         """
         names = list(self._pending[0][0])
         values = torch.stack(
@@ -249,7 +249,7 @@ class TrainingState:
             number, name, value, tiles = min(found, key=lambda one: one[0])
             raise TrainingError(
                 f"epoch {self.progress.epoch}, step {number}: loss {name} is {value} on the tiles "
-                f"{tiles}; look at them in the report, or lower learning_rate"
+                f"{tiles}; inspect them in the report, or lower learning_rate"
             )
 
     def set_learning_rate(self, rate: float) -> None:
@@ -264,7 +264,7 @@ class TrainingState:
             self.compute.ranks.average_statistics(module)
 
     def update_best(self, value: float, validated: Mapping[str, float]) -> bool:
-        """Keep the weights of the epoch just run when `value` is the highest so far.
+        """Keep the weights of the last epoch when `value` is the highest so far.
 
         Raises:
             TrainingError: when a validation measure is not a number.
@@ -272,7 +272,7 @@ class TrainingState:
         progress = self.progress
         if wrong := [name for name, each in validated.items() if math.isnan(each)]:
             raise TrainingError(
-                f"epoch {progress.epoch}: validation gives no number for {', '.join(wrong)}; lower "
+                f"epoch {progress.epoch}: validation is not a number for {', '.join(wrong)}; lower "
                 "learning_rate, or set precision: float32"
             )
         if not value > progress.best_value:
@@ -348,7 +348,7 @@ def describe_run(
     epoch: int,
     **more: Any,
 ) -> dict[str, Any]:
-    """Return the JSON beside the weights of an epoch; it holds no time and no path.
+    """Return the JSON beside the weights of an epoch; it contains no time and no path.
 
     Args:
         state: of the run.

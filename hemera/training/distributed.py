@@ -1,9 +1,9 @@
 """The ranks of one training, one process per GPU, and what they exchange.
 
-`torchrun` starts the processes and describes them in their environments. Every rank holds the whole
-networks, sees its fraction of each batch, and averages its gradients with the other ranks before an
-update: equal gradients on equal weights keep the weights equal. Batch norms see the tiles of their
-own rank; their running statistics are averaged before they are used.
+`torchrun` starts the processes and describes them in their environments. Every rank has a copy of
+the networks, uses its fraction of each batch, and averages its gradients with the other ranks
+before an update: equal gradients on equal weights keep the weights equal. Batch norms use the tiles
+of their own rank; their running statistics are averaged before they are used.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def process_group(wanted: int, device: torch.device) -> Iterator[Ranks]:
             if wanted > count
             else f"set gpus: {count}, or start fewer"
         )
-        raise TrainingError(f"gpus: {wanted}, and processes started: {count}; {remedy}")
+        raise TrainingError(f"gpus: {wanted}, but processes started: {count}; {remedy}")
     yield Ranks(dist.get_rank(), count) if started else Ranks()
     # Not after an error: leaving waits for the other ranks, which wait for this one. torchrun ends
     # them.
@@ -125,7 +125,7 @@ def _set_gpu() -> None:
     local = dist.get_node_local_rank(fallback_rank=0)
     if local >= torch.cuda.device_count():
         raise TrainingError(
-            f"gpus: local rank {local}, and torch sees {torch.cuda.device_count()} GPUs; set gpus "
-            "to at most that, or request more GPUs from the cluster"
+            f"gpus: local rank {local}, but PyTorch finds {torch.cuda.device_count()} GPUs; set "
+            "gpus to at most that, or request more GPUs from the cluster"
         )
     torch.cuda.set_device(local)

@@ -34,7 +34,7 @@ class TrainingLog:
             folder: of the run; the log is its ``tensorboard``, pictures go to ``samples``.
             done: steps done: what an interrupted run logged after them is discarded.
             left: steps that remain.
-            silent: write nothing, on all ranks but the first.
+            silent: do not write; for all ranks but the first.
         """
         self.folder = folder
         self.silent = silent
@@ -117,6 +117,6 @@ def image_grid(rows: Sequence[Sequence[npt.NDArray[np.uint8]]]) -> npt.NDArray[n
 
 
 def sample_items(tiles: TileDataset, wanted: int) -> list[dict[str, Any]]:
-    """Return items of a few tiles, evenly spaced, as they are seen in validation."""
+    """Return items of a few tiles, evenly spaced, as in validation."""
     positions = np.linspace(0, len(tiles) - 1, min(wanted, len(tiles))).round().astype(int)
     return [tiles[0, int(position)] for position in np.unique(positions)]

@@ -28,7 +28,7 @@ from hemera.training.distributed import Ranks, process_group
 log = logging.getLogger(__name__)
 
 DETERMINISM: Any = torch.utils.deterministic
-"""Its attributes have no types."""
+"""Module whose attributes have no type stubs."""
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -147,7 +147,7 @@ class Compute:
         """
         if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
             raise TrainingError(
-                "compile: true, and there is no C++ compiler; install g++ or set compile: false"
+                "compile: true, but there is no C++ compiler; install g++ or set compile: false"
             )
         module.to(self.device)
         if self.device.type == "cuda":
@@ -189,7 +189,7 @@ def training_session(options: TrainingOptions) -> Iterator[Compute]:
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         raise TrainingError(
-            f"{options.section}.precision: bf16, and {torch.cuda.get_device_name()} lacks it; "
+            f"{options.section}.precision: bf16, but {torch.cuda.get_device_name()} lacks it; "
             "set precision: fp16 or float32"
         )
     with (

@@ -285,7 +285,7 @@ def test_features_without_corresponding_points_are_named(wild, tmp_path, caplog)
     assert f"{len(gone)} features are left out: feature {gone[0] + 1} (mark {gone[0]})" in line
     source.write_text(json.dumps(document[gone[0]]))
     line = refused(caplog, wild, "annotations", source, output, "--to", "he")
-    assert "nothing of it has a corresponding point on H&E" in line
+    assert "no vertex has a corresponding point on H&E" in line
 
 
 @pytest.mark.parametrize(
@@ -589,7 +589,7 @@ def test_points_far_outside_their_slide_are_left_empty(cohort, tmp_path, caplog)
     assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
     empty = np.isnan(read_points(tmp_path / "out.csv"))
     assert empty.tolist() == [[False] * 2, [True] * 2, [True] * 2]
-    assert "2 of 3 points lie far outside he.tif" in " ".join(said(caplog, logging.WARNING))
+    assert "2 of 3 points are far outside he.tif" in " ".join(said(caplog, logging.WARNING))
 
 
 def test_an_output_that_cannot_be(cohort, tmp_path, caplog):

@@ -79,14 +79,14 @@ def test_the_resolution_comes_from_the_metadata_or_the_caller(tmp_path):
     mixed = write_segmenter_folder(tmp_path / "mixed", mpp=0.46, mpp_max=0.92)
     model = load_model(mixed, CPU)
     assert (model.mpp, model.mpp_max, model.tile_px) == (0.46, 0.92, 256)
-    with pytest.raises(ConfigError, match=r"the model states 0\.46 itself"):
+    with pytest.raises(ConfigError, match=r"the model's metadata states 0\.46"):
         load_model(mixed, CPU, mpp=0.46)
 
 
 @pytest.mark.parametrize("value", [-1, 0, "0.5", True, float("nan"), [0.5]])
 def test_a_resolution_in_the_metadata_that_is_none(tmp_path, value):
     broken = write_segmenter_folder(tmp_path / "broken", mpp=value)
-    with pytest.raises(TrainingError, match=r"mpp is .*, no positive number"):
+    with pytest.raises(TrainingError, match=r"mpp is .*, not a positive number"):
         load_model(broken, CPU)
 
 

@@ -87,7 +87,7 @@ def test_numbers_in_place_of_layers_and_a_lone_tensor_are_named(tmp_path):
     with pytest.raises(TrainingError, match=r"here: .*: weight is not a tensor"):
         storage.load_into(net, {"weight": 3, "bias": net.bias}, "here")
     torch.save(torch.rand(3), tmp_path / "lone.pth")
-    with pytest.raises(TrainingError, match=r"lone.pth: holds a Tensor, not the weights"):
+    with pytest.raises(TrainingError, match=r"lone.pth: contains a Tensor, not the weights"):
         storage.read_weights(tmp_path / "lone.pth")
 
 

@@ -87,7 +87,9 @@ class TestRegister:
 
     def test_an_unknown_preset_is_an_error(self, pair, tmp_path):
         settings = engine.Settings(preset="best")
-        with pytest.raises(RegistrationError, match=r"best is none of default_initial_nonrigid"):
+        with pytest.raises(
+            RegistrationError, match=r"best is unknown; choose from default_initial_nonrigid"
+        ):
             register(tmp_path, *pair, settings)
 
 

@@ -82,7 +82,7 @@ def test_one_process_alone_changes_nothing():
 def test_another_number_of_processes_is_named_with_the_command():
     with (
         pytest.raises(
-            TrainingError, match=r"gpus: 2, and processes started: 1; .*torchrun --standalone"
+            TrainingError, match=r"gpus: 2, but processes started: 1; .*torchrun --standalone"
         ),
         process_group(2, torch.device("cpu")),
     ):

@@ -1,4 +1,4 @@
-# What all rules share: the checked configuration, the units of the sheet, and the paths of each.
+# Common to all rules: the validated configuration, the units of the sheet, and the paths of each.
 
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def registration_mb(wildcards, input, attempt):
     import pyarrow.parquet as pq
 
     columns = ["width_px", "height_px", "mpp"]
-    # A FileNotFoundError, as long as describe has not run, makes Snakemake ask again later; it must
+    # A FileNotFoundError, as long as describe has not run, makes Snakemake evaluate it again later; it must
     # name the file, which pyarrow's own does not.
     with open(input.images_table, "rb") as file:
         rows = pq.read_table(file, columns=columns).to_pylist()
@@ -126,7 +126,7 @@ def registration_mb(wildcards, input, attempt):
 
 
 def gpus(stage):
-    """GPUs that a stage asks a cluster for: none when its device is the processor."""
+    """GPUs that a stage requests from a cluster: none when its device is the processor."""
     options = CONFIG.stages[stage]
     return 0 if options.device == "cpu" else getattr(options, "gpus", 1)
 
@@ -144,7 +144,7 @@ def training_mb(stage, base):
 
 
 def launcher(stage):
-    """The command before the stage's name: torchrun's where several processes share it."""
+    """The command before the stage's name: torchrun's with several processes."""
     count = CONFIG.stages[stage].gpus
     if count == 1:
         return "hemera"
@@ -152,7 +152,7 @@ def launcher(stage):
 
 
 def map_files(wildcards):
-    """The registration of a unit; nothing where it comes registered."""
+    """The registration of a unit; empty where it comes registered."""
     known(wildcards)
     if needs_registration(wildcards.unit):
         return {"displacement": layout.DISPLACEMENT.format(unit=wildcards.unit)}
@@ -160,12 +160,12 @@ def map_files(wildcards):
 
 
 def own_maps(wildcards):
-    """The maps that users made elsewhere: they are assessed like the engine's."""
+    """Displacements that users provide: they are assessed like the engine's."""
     return [str(pair.displacement) for pair in known(wildcards) if pair.displacement]
 
 
 def tile_extras(wildcards):
-    """What only some units have: a map with certificate and quality, a region of interest."""
+    """Inputs that only some units have: a map with certificate and quality, a region of interest."""
     found = map_files(wildcards)
     if needs_registration(wildcards.unit):
         found["certificate"] = layout.CERTIFICATE.format(unit=wildcards.unit)
@@ -175,7 +175,7 @@ def tile_extras(wildcards):
 
 
 def map_flags(wildcards, input):
-    """The flags for what only some units have."""
+    """The flags for inputs that only some units have."""
     return [
         word
         for name in ("displacement", "certificate", "registration_quality")
@@ -198,7 +198,7 @@ def input_flags(wildcards, input):
 
 
 def demo_folder(wildcards):
-    """Where the demo cohort lies: the folder of its sheet."""
+    """The folder of the demo cohort: that of its sheet."""
     return str(SHEET.path.parent)
 
 

@@ -1,7 +1,7 @@
 # The cheap pass that finds a bad image before anything expensive starts.
 #
 # REQUIRED INPUTS: the images of a unit
-# OUTPUTS: one row per image: size, resolution and where it came from, tissue outline, verdict
+# OUTPUTS: one row per image: size, resolution and its source, tissue outline, verdict
 
 
 rule describe:

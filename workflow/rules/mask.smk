@@ -4,7 +4,7 @@
 # REQUIRED INPUTS: table and shard of tiles
 # OUTPUTS: shard of label images, one row per tile and engine, one row per cell
 #
-# The cells of a unit are held until they are written: 0.1 GB per million of them, 5,000 tiles of 300
+# The cells of a unit stay in memory until they are written: 0.1 GB per million of them, 5,000 tiles of 300
 # cells 0.2 GB.
 
 

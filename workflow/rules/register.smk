@@ -1,6 +1,6 @@
 # Registration of HER2 onto H&E, with a certificate. A failed pair is a verdict, not a failed job.
 #
-# REQUIRED INPUTS: both slides of a pair, its descriptions; the user's own map where there is one
+# REQUIRED INPUTS: both slides of a pair, its descriptions; the user's displacement where given
 # OUTPUTS: displacement on the H&E grid in um; certificate with verdict and reason;
 #   the local quality of the map
 
@@ -23,7 +23,7 @@ rule register:
     threads: CONFIG.stages["register"].torch_threads
     resources:
         mem_mb=registration_mb,
-        # Each try may take its whole time.
+        # Each attempt may take its full time limit.
         runtime=(1 + CONFIG.stages["register"].retries) * CONFIG.stages["register"].timeout_s // 60
         + 30,
         gpu=gpus("register"),

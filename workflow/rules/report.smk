@@ -1,8 +1,8 @@
 # The page about the data, made before any training, also when nothing was accepted.
 #
 # REQUIRED INPUTS: everything up to the index
-# OUTPUTS: one self-contained HTML page; beside it a page for each registered pair that it has no
-# room for
+# OUTPUTS: one self-contained HTML page; beside it a page for each registered pair beyond those on
+# it
 
 
 rule report:

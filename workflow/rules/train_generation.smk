@@ -2,7 +2,7 @@
 # others, listed in evaluate.generators, have the method of their preset and the same budget.
 #
 # REQUIRED INPUTS: index, and the shards it points to
-# OUTPUTS: weights, metadata, history; checkpoints lie beside them, so that a killed run resumes
+# OUTPUTS: weights, metadata, history; checkpoints are beside them, so that a killed run resumes
 
 
 rule train_generation:

@@ -1,7 +1,7 @@
 # SegmentationNet: H&E to HER2-positive regions, with the frozen configured generator in its encoder.
 #
 # REQUIRED INPUTS: index, and the shards it points to; GenerationNet
-# OUTPUTS: weights, metadata, history; checkpoints lie beside them, so that a killed run resumes
+# OUTPUTS: weights, metadata, history; checkpoints are beside them, so that a killed run resumes
 
 
 rule train_segmentation:

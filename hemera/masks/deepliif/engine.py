@@ -238,7 +238,7 @@ class DeepliifEngine:
 
 
 def by_instance(network: Any) -> None:
-    """Replace, in place, every BatchNorm of a network by instance normalisation, weights kept.
+    """Replace every BatchNorm by instance normalisation with the same weights, in place.
 
     On one image both are the same formula: mean and variance over its pixels. On a batch only the
     latter separates the images.
