@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def load_model(
         raise TrainingError(f"{folder}: no such folder; name the output of train_segmentation")
     weights, metadata = folder / "segmenter.safetensors", folder / "metadata.json"
     net, described = storage.load_segmentation(weights, metadata)
-    own = _positive(described, "mpp", metadata)
+    own: float | None = described.get("mpp")
     if own is None and mpp is None:
         raise TrainingError(
             f"{metadata}: no resolution of the training tiles; give --model-mpp, or train again"
@@ -76,25 +76,15 @@ def load_model(
     return Model(
         _segment(net, device, PRECISIONS[precision]),
         # Trained on whole tiles or on crops of them, it was validated on whole ones.
-        int(_positive(described, "tile_px", metadata) or TILE_SIDE_PX),
+        described.get("tile_px") or TILE_SIDE_PX,
         trained_mpp,
-        max(_positive(described, "mpp_max", metadata) or 0.0, trained_mpp),
+        max(described.get("mpp_max") or 0.0, trained_mpp),
         {
             "weights_sha256": storage.file_digest(weights),
             "mpp": trained_mpp,
             **{name: described.get(name) for name in names},
         },
     )
-
-
-def _positive(described: Mapping[str, Any], key: str, path: Path) -> float | None:
-    """Return a positive number of the metadata; None where there is none."""
-    value = described.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise TrainingError(f"{path}: {key} is {value!r}, not a positive number; train again")
-    return float(value)
 
 
 def _segment(

@@ -70,7 +70,8 @@ def transform_points(source: Path, output: Path, pair: RegisteredPair, to: str) 
         table = pd.read_csv(
             source, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
         )
-    points = np.stack([_coordinates(table, name, source) for name in "xy"], axis=-1)
+    columns = [_column(table, name, source) for name in "xy"]
+    points = np.stack([_coordinates(table[column], source) for column in columns], axis=-1)
     given = np.isfinite(points).all(axis=1)
     begin, _ = pair.ends(to)
     # Points transferred to this slide may be a little beyond its edge, and are transferred back.
@@ -86,10 +87,8 @@ def transform_points(source: Path, output: Path, pair: RegisteredPair, to: str) 
     given &= ~beyond
     result = np.full_like(points, np.nan)
     result[given] = pair.transform_px(points[given], to)
-    for name, values in zip("xy", result.T, strict=True):
-        table[_column(table, name, source)] = [
-            "" if math.isnan(value) else f"{value:.3f}" for value in values
-        ]
+    for column, values in zip(columns, result.T, strict=True):
+        table[column] = ["" if math.isnan(value) else f"{value:.3f}" for value in values]
     write_text(output, table.to_csv(index=False, lineterminator="\n"))
     lost = int(np.isnan(result[given, 0]).sum())
     log.info("%s: %d points on %s", output, given.sum() - lost, _NAMES[to])
@@ -109,9 +108,9 @@ def _column(table: pd.DataFrame, name: str, source: Path) -> str:
     return str(found[0])
 
 
-def _coordinates(table: pd.DataFrame, name: str, source: Path) -> npt.NDArray[np.float64]:
+def _coordinates(cells: pd.Series[str], source: Path) -> npt.NDArray[np.float64]:
     """Return a column of coordinates; NaN where a cell is empty."""
-    text = table[_column(table, name, source)].fillna("").str.strip()
+    text = cells.fillna("").str.strip()
     values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64, copy=True)
     is_empty = text.str.lower().isin(["", "nan"]).to_numpy()
     wrong = np.flatnonzero(~is_empty & ~(np.abs(values) <= COORDINATE_MAX))

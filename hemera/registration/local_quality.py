@@ -170,13 +170,10 @@ def directions(
     radii: tuple[float, ...], count: int, diagonal_px: float
 ) -> list[tuple[float, float]]:
     """Return shifts in `count` directions by each radius, (dx, dy) in pixels."""
+    angles = [2 * math.pi * k / count for k in range(count)]
+    circle = [(math.cos(angle), math.sin(angle)) for angle in angles]
     return [
-        (
-            radius * diagonal_px * math.cos(2 * math.pi * k / count),
-            radius * diagonal_px * math.sin(2 * math.pi * k / count),
-        )
-        for radius in radii
-        for k in range(count)
+        (radius * diagonal_px * x, radius * diagonal_px * y) for radius in radii for x, y in circle
     ]
 
 

@@ -164,14 +164,7 @@ def _at_nodes(inside: Mask, d: Displacement, mpp: float) -> Mask:
 def _sample(values: Gray, points_px: Floats) -> Gray:
     """Sample an image bilinearly at points (h, w, 2) whose pixel edges are integers; 0 outside."""
     index = (points_px - 0.5).astype(np.float32)
-    sampled = cv2.remap(
-        values,
-        index[..., 0],
-        index[..., 1],
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=0,
-    )
+    sampled = cv2.remap(values, index[..., 0], index[..., 1], cv2.INTER_LINEAR)
     return np.asarray(sampled, np.float32)
 
 

@@ -83,13 +83,6 @@ def test_the_resolution_comes_from_the_metadata_or_the_caller(tmp_path):
         load_model(mixed, CPU, mpp=0.46)
 
 
-@pytest.mark.parametrize("value", [-1, 0, "0.5", True, float("nan"), [0.5]])
-def test_a_resolution_in_the_metadata_that_is_none(tmp_path, value):
-    broken = write_segmenter_folder(tmp_path / "broken", mpp=value)
-    with pytest.raises(TrainingError, match=r"mpp is .*, not a positive number"):
-        load_model(broken, CPU)
-
-
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(TrainingError, match="no such folder"):
         load_model(tmp_path / "none", CPU)
