@@ -79,7 +79,7 @@ def annotations(
 def labels(
     source: Path, output: Path, /, *, to: To, registered: Registered, mpp: Positive | None = None
 ) -> None:
-    """Transform a label image to the other slide: the nearest label, 0 where there is none.
+    """Transform a label image to the other slide: the nearest label, 0 without label.
 
     It covers its slide from edge to edge, at any resolution; so does the result.
 

@@ -234,7 +234,7 @@ def flags(options: Options, prefix: str = "--") -> list[str]:
 
 
 def plain(options: Options) -> dict[str, Any]:
-    """Return options as YAML and JSON hold them: lists for tuples, mappings for nested options."""
+    """Return options as plain values for YAML and JSON: lists for tuples, nested mappings."""
     return options.model_dump(mode="json")
 
 

@@ -1,4 +1,4 @@
-"""A whole configuration: presets, defaults and the checks across sections."""
+"""The configuration: presets, defaults and checks across sections."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ STAGES: dict[str, type[Options]] = {
 BUDGET = (
     *TrainingOptions.model_fields, "epochs", "decay_from_epoch", "batch_size", "learning_rate",
 )  # fmt: skip
-"""Options that all generators of one configuration share."""
+"""Options that are equal for all generators of one configuration."""
 
 SIZE = ("network", "base_width", "discriminator_width", "select")
-"""Options of train_generation that hold for a preset that does not set them."""
+"""Options of train_generation for presets that do not set them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole configuration, checked."""
+    """A validated configuration."""
 
     cohort: CohortOptions
     stages: Mapping[str, Options]

@@ -49,10 +49,10 @@ BRANCHES: dict[str, tuple[str, ...]] = {
 
 
 class TrainingOptions(Options):
-    """Options that both trainings share."""
+    """Options of both trainings."""
 
     crop_px: Annotated[int | None, Field(ge=32, le=2048), paper("512, whole")] = None
-    """Side of the random crop of a tile that is trained on, px; none: the whole tile."""
+    """Side of the random crop of a tile that is trained on, px; none: the full tile."""
     seed: Seed = 20251
     """Seed of initial weights, order of tiles and augmentation."""
     device: Device = "auto"
@@ -284,7 +284,7 @@ class TrainSegmentationOptions(TrainingOptions):
 
     @property
     def whole_batches(self) -> bool:
-        """Whether an incomplete last batch is dropped: one tile alone cannot be normalised."""
+        """Whether an incomplete last batch is dropped: a single tile cannot be normalised."""
         return self.decoder == "deeplabv3plus"
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ class Criterion:
     """One bound on one column of the table of tiles, and the reason of the tiles that miss it."""
 
     reason: str
-    """In the column `reason`; two criteria may share one."""
+    """In the column `reason`; two criteria may have the same."""
     text: str
     """The reason in words, for a page."""
     option: str

@@ -2,7 +2,7 @@
 
 A shard is uncompressed ustar with mtime 0 and no owner, so that equal tiles give equal bytes;
 ``tar`` and every WebDataset reader read it. Tables store offset and length of each member, and a
-reader fetches that range alone.
+reader fetches only that range.
 """
 
 from __future__ import annotations

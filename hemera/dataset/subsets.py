@@ -67,7 +67,7 @@ def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
 
 
 def check_subsets(cases: Names, generation: Names, segmentation: Names) -> None:
-    """Check that no test case of SegmentationNet was seen by GenerationNet.
+    """Check that no test case of SegmentationNet is a training case of GenerationNet.
 
     Args:
         cases: (N,), the case of each tile.

@@ -100,7 +100,7 @@ class TileDataset(Dataset[dict[str, Any]]):
             engine: whose masks; None for those that the index was made to train on.
             images: of he, her2, mask, positive and weight; only what they need is decoded.
             weighting: computes the weight map from mask and error, see `tile_weight`.
-            crop_px: side of the square crop; None for the whole tile.
+            crop_px: side of the square crop; None for the full tile.
             flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
             turns: whether a tile may be turned by quarters; it must be square, or cropped.
             seed: of crops, flips and turns.
@@ -115,7 +115,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         if isinstance(images, str) or not images or set(images) - set(known):
             raise ConfigError(f"images: {images!r}; give a list of {', '.join(known)}")
         if crop_px is not None and crop_px < 1:
-            raise ConfigError(f"crop_px: {crop_px}; give at least 1, or None for whole tiles")
+            raise ConfigError(f"crop_px: {crop_px}; give at least 1, or None for full tiles")
         if set(flips) - {0, 1}:
             raise ConfigError(f"flips: {tuple(flips)}; give axes, 0 and 1")
         if seed < 0:
@@ -134,7 +134,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def _locate(self, index: TileIndex, engine: str | None, rows: dict[str, Any]) -> None:
-        """Read where the images of the selected rows are, into arrays that forked workers share."""
+        """Read where the images of the selected rows are, into arrays shared by forked workers."""
         members = {name: ("shard", name) for name in self._decoded}
         if "mask" in members:
             engine = engine or index.mask_target
@@ -215,7 +215,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         }
 
     def stored(self, position: int, images: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return a tile's id and images whole, as arrays: he and her2 (H, W, 3), mask (H, W).
+        """Return a tile's id and uncropped images, as arrays: he and her2 (H, W, 3), mask (H, W).
 
         Args:
             position: of the tile.
@@ -272,12 +272,12 @@ class TileDataset(Dataset[dict[str, Any]]):
                 f"{self._name(position)}: {width} x {height} px cannot be turned by quarters; give "
                 "crop_px"
             )
-        room = (height - cut_height, width - cut_width)
-        top, left = room[0] // 2, room[1] // 2
+        margin = (height - cut_height, width - cut_width)
+        top, left = margin[0] // 2, margin[1] // 2
         transpose, flips = False, (False, False)
-        if epoch and (any(room) or self.flips or self.turns):
+        if epoch and (any(margin) or self.flips or self.turns):
             rng = np.random.default_rng((1, self.seed, epoch, position))
-            top, left = (int(rng.integers(extent + 1)) for extent in room)
+            top, left = (int(rng.integers(extent + 1)) for extent in margin)
             axes = [axis for axis in self.flips if rng.random() < 0.5]
             flips = (0 in axes, 1 in axes)
             for _ in range(int(rng.integers(4)) if self.turns else 0):

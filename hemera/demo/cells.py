@@ -178,7 +178,7 @@ def _expression(
     fractions: npt.NDArray[np.float64],
     noise: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
-    """Return the HER2 expression, 0 to 4, of each cell; its whole part is the intensity.
+    """Return the HER2 expression, 0 to 4, of each cell; its integer part is the intensity.
 
     Tumour cells are ranked by the latent field and cut at the fractions of the slide's score.
     """

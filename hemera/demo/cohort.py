@@ -69,7 +69,7 @@ class Truth:
 
     @property
     def positive_fraction(self) -> float:
-        """Share of tumour cells that HER2 stains at all; NaN without tumour."""
+        """Fraction of tumour cells stained for HER2; NaN without tumour."""
         tumour = self.cells.kind == TUMOUR
         return float((self.cells.intensity[tumour] > 0).mean()) if tumour.any() else float("nan")
 
@@ -91,7 +91,7 @@ def write_cohort(folder: Path, size: str, *, seed: int, workers: int) -> None:
     atomic.write_text(folder / META, _metadata(cohort.slides))
     atomic.write_text(folder / LANDMARKS, _landmarks(cohort.slides, points))
     sheet = folder / "pairs.tsv"
-    # The demo's own sheet is committed: it is left alone when unchanged.
+    # The demo's own sheet is committed: it is not rewritten when unchanged.
     if not sheet.is_file() or sheet.read_text() != sheet_text(size):
         atomic.write_text(sheet, sheet_text(size))
     log.info("%s: %d slide pairs, %d image pairs", folder, len(cohort.slides), len(cohort.tiles))
@@ -243,7 +243,7 @@ def _stroke(width: int, height: int) -> npt.NDArray[np.float64]:
 
 
 def _encode(image: Image, jpeg: bool) -> bytes:
-    """Return the bytes of an image: JPEG, as BCI's files in the wild, or PNG as their names say."""
+    """Return the bytes of an image: JPEG, as in some copies of BCI, or PNG as their names state."""
     bgr = np.ascontiguousarray(image[..., ::-1])
     if jpeg:
         ok, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])

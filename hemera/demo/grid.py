@@ -1,7 +1,7 @@
 """The coarse grid of the tissue: noise, distances, sampling.
 
 The same seed has to give the same bytes. The last digits of OpenCV's blur of floats depend on
-memory alignment, so smoothing here uses whole numbers or a Fourier transform.
+memory alignment, so smoothing here uses integers or a Fourier transform.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def signed_distance(inside: npt.NDArray[np.bool_]) -> Array:
     within = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     outside = cv2.distanceTransform(1 - padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # With no pixel of the other class the transform is huge: far away is far enough. Squares are
-    # whole numbers, whatever the last digit of a root; whole 64ths make the smoothing exact.
+    # integers, independent of the last digit of a root; integer 64ths make the smoothing exact.
     near, far = (np.sqrt(np.rint(np.square(np.clip(d, 0, 300)))) for d in (within, outside))
     distance = np.rint((near - far) * 64)
     smooth = distance[:, :-2] + 2 * distance[:, 1:-1] + distance[:, 2:]

@@ -143,7 +143,7 @@ class Renderer:
         self._bends = np.ascontiguousarray(tissue.waves[..., :2])
 
     def draw(self, stain: str, look: Appearance) -> Image:
-        """Return the section as seen under the microscope, (H, W, 3) uint8, without grain."""
+        """Return the image of the section, (H, W, 3) uint8, without grain."""
         width, height = self.raster.size_px
         image = np.empty((height, width, 3), np.uint8)
         jitter = _jitter(self.tissue, np.random.default_rng(self._sections[stain][2]))

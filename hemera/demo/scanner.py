@@ -15,7 +15,7 @@ def photograph(image: Image, look: Appearance, rng: np.random.Generator) -> Imag
     turn = rng.uniform(0, 2 * np.pi)
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    # 1,024 px of grain, repeated: no filter looks that far.
+    # 1,024 px of grain, repeated: no filter is that wide.
     grain = rng.standard_normal((TEXTURE_PX, TEXTURE_PX, 3), dtype=np.float32)
     grain *= np.float32(look.grain)
     result = np.empty_like(image)

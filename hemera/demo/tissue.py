@@ -153,7 +153,7 @@ def _outline(
     u, v = np.abs(x / (0.465 * size_um[0])), np.abs(y / (0.455 * size_um[1]))
     radius = u * u * np.sqrt(u) + v * v * np.sqrt(v)
     edge = np.minimum(size_um[0] / 2 - np.abs(x), size_um[1] / 2 - np.abs(y))
-    # A notch and a tear, so that no section looks like its own mirror image.
+    # A notch and a tear, so that no section equals its own mirror image.
     turn = rng.uniform(0, 2 * np.pi)
     nx, ny = 0.42 * size_um[0] * np.cos(turn), 0.42 * size_um[1] * np.sin(turn)
     notch = 1 / (1 + ((x - nx) / 380) ** 2 + ((y - ny) / 300) ** 2) ** 2

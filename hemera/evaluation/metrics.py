@@ -124,7 +124,7 @@ class Bootstrap:
 class Summary(NamedTuple):
     """A value, its standard deviation (ddof 0), its number of tiles, and its confidence interval.
 
-    None: there is no such value.
+    None: undefined.
     """
 
     value: float | None
@@ -139,7 +139,7 @@ def summarise(
     bootstrap: Bootstrap | None = None,
     kept: npt.NDArray[np.bool_] | None = None,
 ) -> Summary:
-    """Return mean and deviation of the finite values; None where there is none.
+    """Return mean and deviation of the finite values; None without finite values.
 
     Args:
         values: one per tile.

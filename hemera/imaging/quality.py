@@ -26,7 +26,7 @@ _FINE_BINS = 2048
 def sharpness(rgb: RGB, mpp: float) -> float:
     """Return the variance of the Laplacian of luminance, as it would be at `SHARPNESS_MPP`.
 
-    A tile finer than that is first averaged by the nearest whole factor; the ratio that remains is
+    A tile finer than that is first averaged by the nearest integer factor; the remaining ratio is
     raised to `SHARPNESS_EXPONENT`, measured on real sections in focus. So 0.25 um/px is measured
     at 0.5 exactly, and 0.92 is extrapolated.
 
@@ -44,7 +44,7 @@ def sharpness(rgb: RGB, mpp: float) -> float:
             (width, height),
             interpolation=cv2.INTER_AREA,
         ).astype(np.uint8, copy=False)
-    # 16 bits hold the response of the 3 x 3 kernel (at most 4 * 255) and are twice as fast as 64.
+    # 16 bits fit the response of the 3 x 3 kernel (at most 4 * 255) and are twice as fast as 64.
     _, deviation = cv2.meanStdDev(cv2.Laplacian(luminance, cv2.CV_16S))
     scale: float = math.pow(SHARPNESS_MPP / (factor * mpp), SHARPNESS_EXPONENT)
     return float(deviation[0, 0]) ** 2 * scale

@@ -42,7 +42,7 @@ def is_tiled(path: Path) -> bool:
 
 
 class TiffReader(Reader):
-    """Tiled TIFF, read tile by tile: exact at every level, whatever the sizes of the levels."""
+    """Tiled TIFF, read tile by tile: exact at every level, for any sizes of the levels."""
 
     name = "tiff"
 

@@ -58,7 +58,7 @@ def sign_agreement(first: Cells, second: Cells, mpp: float) -> tuple[float | Non
         mpp: its resolution, um/px.
 
     Returns:
-        The fraction is None where no cell matches.
+        The fraction is None without matches.
     """
     mine, other = (np.column_stack([cells.x_px, cells.y_px]) for cells in (first, second))
     at = matched(mine, other, MATCH_UM / mpp)
@@ -90,7 +90,7 @@ def lowest_agreements(labelled: Mapping[str, Labelled], mpp: float) -> dict[str,
     """Return for each engine its agreement with the other engine with which it agrees least.
 
     Args:
-        labelled: result of each engine on a tile; one alone has no agreement.
+        labelled: result of each engine on a tile; a single one has no agreement.
         mpp: resolution of the tile, um/px.
     """
     lowest: dict[str, Agreement] = {}

@@ -89,7 +89,7 @@ class EngineModule(Protocol):
 
         Args:
             options: its own.
-            shared: section `mask`, whose thresholds of DAB and membranes all engines share.
+            shared: section `mask`, whose thresholds of DAB and membranes are common to all engines.
 
         Raises:
             EngineError: when something is missing or unusable.

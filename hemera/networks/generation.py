@@ -229,7 +229,7 @@ class AttentionGenerationNet(_UNet):
         return virtual
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the maps that SegmentationNet takes from a frozen one: the way down alone.
+        """Return the maps that SegmentationNet takes from a frozen one: those of its encoder.
 
         Returns:
             The raw encoder maps at 1/2, 1/4, 1/8 and 1/16 of the side, and the raw innermost map

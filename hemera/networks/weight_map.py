@@ -1,4 +1,4 @@
-"""Weights in the losses: the weight map W (HEMERA paper, 3.1, equation 1), and of whole tiles."""
+"""Weights in the losses: the weight map W (HEMERA paper, 3.1, equation 1), and weights of tiles."""
 
 from __future__ import annotations
 

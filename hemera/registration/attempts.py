@@ -33,7 +33,7 @@ TOLERANCE_PX = 0.05
 """The displacement is stored on the coarsest grid that changes it by less, in H&E pixels."""
 
 NODES_MAX = 8192 * 12_288
-"""Most nodes stored, whatever is lost: they take 800 MB of memory."""
+"""Largest number of nodes stored: 800 MB of memory."""
 
 HALVED_PX = 1024
 """A canvas at least this large may be tried at half its size."""

@@ -101,7 +101,7 @@ class Displacement:
 
     @property
     def empty(self) -> bool:
-        """True where there is no map."""
+        """Whether there is no displacement."""
         return self.vectors_um.size == 0
 
     @functools.cached_property
@@ -152,7 +152,7 @@ def of_registered(
 
 
 def node_points(d: Displacement) -> npt.NDArray[np.float64]:
-    """Return where the nodes lie on H&E: (H, W, 2) as (x, y), um."""
+    """Return the positions of the nodes on H&E: (H, W, 2) as (x, y), um."""
     height, width = d.vectors_um.shape[:2]
     points = np.empty((height, width, 2))
     points[..., 0] = (np.arange(width) + 0.5) * d.mpp
@@ -349,7 +349,7 @@ def coarsen(
     Args:
         d: the displacement.
         tolerance_um: largest change of a mapped point.
-        node_count_max: no finer grid is returned, whatever the change.
+        node_count_max: no finer grid is returned, for any change.
     """
     if d.empty:
         return d
@@ -464,7 +464,8 @@ def from_engine_field(
     The engine pads both images to one canvas and returns, for each pixel of the canvas, the offset
     of its corresponding point on the same canvas: ``moving(p + u(p))`` matches ``fixed(p)``. In
     continuous pixels, whose edges are the integers, a fixed point X is at
-    ``(X - fixed_pad) * fixed_mpp`` um, its partner at ``(X + u(X) - moving_pad) * moving_mpp`` um.
+    ``(X - fixed_pad) * fixed_mpp`` um, its corresponding point at
+    ``(X + u(X) - moving_pad) * moving_mpp`` um.
 
     Args:
         field_px: (2, H, W), channel 0 = x, 1 = y, pixels of the canvas.

@@ -93,7 +93,7 @@ def point_errors(
     Args:
         landmarks: of a pair.
         predicted: see `predict`.
-        d: from H&E to HER2; empty: there is none.
+        d: from H&E to HER2; may be empty.
         size_um: (width, height) of the H&E slide; None: unknown.
     """
     by_point: dict[str, Group] = {}

@@ -218,7 +218,7 @@ def effective_verdict(pair: Pair, certificate: Mapping[str, Any] | None) -> tupl
 
     Args:
         pair: the pair.
-        certificate: its row of `tables.CERTIFICATE`; None: there is none.
+        certificate: its row of `tables.CERTIFICATE`, if any.
 
     Returns:
         `accepted` or `refused` (manual), `registered`, `pass`, `review` or `fail`; and the reason

@@ -82,7 +82,7 @@ def read_displaced(
             f"{width:.0f} x {height:.0f} px of HER2, more than {SPREAD_MAX} times its side of "
             f"{side_px:.0f}; correct the displacement"
         )
-    # The next finer level; where it is finer by two or more, averaged over whole pixels, so that
+    # The next finer level; where it is finer by two or more, averaged over complete pixels, so that
     # sampling skips none.
     level = best_level(her2.level_downsamples, scale)
     steps = her2.level_downsamples[level]
@@ -119,7 +119,7 @@ def _averaged(slide: Slide, level: int, box: tuple[int, int, int, int], factor: 
     if factor == 1:
         return slide.read_level(level, x0, y0, x1 - x0, y1 - y0)
     region = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-    # In strips, because a slide without levels may hold hundreds of times as many pixels there.
+    # In strips, because a slide without levels may have hundreds of times as many pixels there.
     rows = max(1, _STRIP_PX // ((x1 - x0) * factor**2))
     for top in range(y0, y1, rows):
         count = min(rows, y1 - top)

@@ -1,4 +1,4 @@
-"""Sections of the page about the data that need tables alone."""
+"""Sections of the page about the data that need only tables."""
 
 from __future__ import annotations
 

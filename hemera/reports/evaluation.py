@@ -167,7 +167,7 @@ def _tested(rows: Sequence[Mapping[str, Any]], network: str) -> dict[str, int]:
 def _best_baseline(
     found: _Found, network: str, metric: str, aggregation: str, group: str = "all"
 ) -> tuple[float, str] | None:
-    """Return value and name of the best baseline, None where there is none."""
+    """Return value and name of the best baseline, if any."""
     values = [
         (row["value"], method)
         for method in COMPARED_BASELINES[network]

@@ -1,4 +1,4 @@
-"""Decide which tiles are accepted, from tables alone: reads no pixel, drops no row."""
+"""Accept or reject tiles, from tables only: reads no pixels, drops no rows."""
 
 from __future__ import annotations
 

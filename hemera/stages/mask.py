@@ -45,7 +45,7 @@ def run(
         shard: written: ``{tile}.{engine}.png``, see `hemera.masks.label_format`.
         masks: written: one row per tile and engine.
         cells: written: one row per cell.
-        options: the engines, and the thresholds that they share.
+        options: the engines, and the thresholds that are common to them.
 
     Raises:
         EngineError: when an engine cannot run with its options.

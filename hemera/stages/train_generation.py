@@ -345,7 +345,7 @@ def validate(
     rows = torch.cat(found).tolist() if found else []
     reconstruction, psnr_db, ssim = zip(*compute.ranks.gather(rows), strict=True)
     return {
-        # An exact sum: the same whatever the order in which ranks bring their tiles.
+        # An exact sum, independent of the order of the ranks.
         "reconstruction": math.fsum(reconstruction) / len(reconstruction),
         "psnr_db": finite_mean(psnr_db),
         "ssim": finite_mean(ssim),
@@ -353,7 +353,7 @@ def validate(
 
 
 def finite_mean(values: Sequence[float]) -> float:
-    """Return the mean of the values that are not infinite; 0 where there is none."""
+    """Return the mean of the values that are not infinite; 0 without any."""
     finite = [value for value in values if not math.isinf(value)]
     return sum(finite) / len(finite) if finite else 0.0
 

@@ -22,7 +22,7 @@ from hemera.training.session import Compute
 
 
 class TrainingSampler(Sampler[list[tuple[int, int]]]):
-    """The batches of a whole run, from any step on: each epoch is one shuffle of all tiles.
+    """The batches of a run, from any step on: each epoch is one shuffle of all tiles.
 
     It is the `batch_sampler` of a loader; its keys are those of a `TileDataset`.
     """

@@ -23,7 +23,7 @@ from hemera.errors import TrainingError
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(hours=2)
-"""How long a rank waits for another, which may be writing or validating alone."""
+"""Longest wait for another rank, which may be writing or validating."""
 
 
 @dataclasses.dataclass(frozen=True)

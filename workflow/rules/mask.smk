@@ -1,5 +1,4 @@
-# Label images from the HER2 tiles. Depends on tile alone, so no threshold of a filter makes a mask
-# twice.
+# Label images from the HER2 tiles. Depends only on tile, so no threshold of filter reruns it.
 #
 # REQUIRED INPUTS: table and shard of tiles
 # OUTPUTS: shard of label images, one row per tile and engine, one row per cell
