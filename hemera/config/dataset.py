@@ -95,7 +95,7 @@ class IndexOptions(Options):
         return self
 
     @model_validator(mode="after")
-    def _each_dataset_has_one_share(self) -> Self:
+    def _each_dataset_has_one_weight(self) -> Self:
         for network in ("generation", "segmentation"):
             datasets = getattr(self, f"{network}_datasets")
             shares = getattr(self, f"{network}_shares")

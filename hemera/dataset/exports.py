@@ -205,10 +205,7 @@ def _images(tile: str, members: Mapping[str, bytes]) -> dict[str, dict[str, Any]
 
 
 def _huggingface_schema(selection: Selection) -> pa.Schema:
-    """Return the schema with the features by which `datasets` recognises images.
-
-    It uses a feature only where the field is nullable and of exactly the feature's type.
-    """
+    """Return the schema with features of `datasets`, whose fields must be nullable and exact."""
     types = next(iter(selection.splits.values())).schema
     fields = [
         pa.field("tile", pa.string()),

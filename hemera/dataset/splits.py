@@ -43,8 +43,8 @@ def split_cases(
         free = _interleaved(
             {case: score for case, (_, score, split) in own.items() if not split}, seed
         )
-        val = _share(len(free), 0.0 if "val" in named else val_fraction)
-        test = _share(len(free), 0.0 if "test" in named else test_fraction)
+        val = _rounded(len(free), 0.0 if "val" in named else val_fraction)
+        test = _rounded(len(free), 0.0 if "test" in named else test_fraction)
         # Few cases: one at least must train, and validation goes before test.
         while val + test and val + test >= len(free):
             val, test = (val - 1, test) if val > test else (val, test - 1)
@@ -137,7 +137,7 @@ def _interleaved(scores: Mapping[str, str], seed: int) -> list[str]:
     return sorted(places, key=lambda case: (places[case], _key(case, seed, "case")))
 
 
-def _share(count: int, fraction: float) -> int:
+def _rounded(count: int, fraction: float) -> int:
     return max(1, round(count * fraction)) if fraction > 0 and count else 0
 
 

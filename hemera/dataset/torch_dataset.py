@@ -301,10 +301,7 @@ _FLIP = {(True, False): 0, (False, True): 1, (True, True): -1}
 
 
 def _apply(view: _View, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return planes (C, H, W) of what a view shows of an image (H, W, C) or (H, W).
-
-    OpenCV is ten times as fast here as NumPy with its strides, and fastest on single planes.
-    """
+    """Return planes (C, H, W) of a view of an image (H, W, C) or (H, W), by OpenCV for speed."""
     image = image[view.crop]
     height, width = image.shape[:2]
     planes = np.ascontiguousarray(image)[None]

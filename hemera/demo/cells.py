@@ -200,10 +200,7 @@ def _radii(
     atypia: npt.NDArray[np.float64],
     normal: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return long and short radii of nuclei, um.
-
-    `kinds` are the masks of spindle, lymphocyte, epithelium, tumour and fat.
-    """
+    """Return long and short radii of nuclei, um; `kinds` are five masks, spindle first."""
     base = np.select(kinds, [1.75, 2.75, 3.1, 3.45 + 2.1 * atypia, 1.2])
     mean = base * np.exp(0.10 * normal[0])
     spread = np.abs(normal[1])

@@ -243,10 +243,7 @@ class AttentionGenerationNet(_UNet):
 
 
 class _Reflect(nn.Module):
-    """Pad (B, C, H, W) on all sides by reflection, the edge not repeated.
-
-    Torch's own layer does the same, but its gradient is not deterministic on a GPU.
-    """
+    """Reflection padding of (B, C, H, W), with a deterministic gradient on a GPU."""
 
     def __init__(self, by: int) -> None:
         super().__init__()

@@ -62,11 +62,7 @@ def _coarser(images: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return four blurs and the choice of every second pixel along an axis as one matrix.
-
-    The blur and its reflection are separable and linear: (B_h x B_w^T) replaces some forty small
-    kernels a level by two products.
-    """
+    """Return four blurs and the choice of every second pixel along an axis as one matrix."""
     # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
         blur = torch.zeros(side, side, dtype=torch.float64, device="cpu")

@@ -53,9 +53,8 @@ def registration_weight(error_um: float, scale_um: float | None) -> float:
 def _distance(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Return the exact distance of every true pixel to the nearest false one, 0 on false ones.
 
-    OpenCV's distances differ in the last bit from call to call, with the alignment of memory. Their
-    squares are integers, so rounding makes them exact as long as single precision represents these;
-    beyond that SciPy is used, four times as slow.
+    The squares of OpenCV's distances, which are not reproducible, are rounded to integers; beyond
+    single precision SciPy is used.
     """
     found = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     if found.max() > 1000:

@@ -354,10 +354,7 @@ def _final_matches(path: Path) -> int:
 
 
 def _match_fraction(pipeline: Any, torch: Any) -> float | None:
-    """Match H&E with the rigidly warped HER2 by SuperGlue; return the fraction that agrees.
-
-    None when SuperGlue finds no match at all.
-    """
+    """Return the fraction of SuperGlue's matches with rigidly warped HER2 that agree, if any."""
     utils = importlib.import_module("dhr_utils.utils")
     warping = importlib.import_module("dhr_utils.warping")
     paths = importlib.import_module("dhr_paths.model_paths")

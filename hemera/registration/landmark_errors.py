@@ -180,10 +180,7 @@ def _target_errors(d: Displacement, group: Group) -> tuple[float | None, float |
 def _official_errors(
     group: Group, size_um: npt.NDArray[np.float64] | None
 ) -> tuple[float, float] | tuple[None, None]:
-    """Return the official error of a point, with the displacement and without.
-
-    None for a point that not all annotators marked: the official evaluation leaves it out.
-    """
+    """Return the official error with and without displacement; None if an annotator has none."""
     found = []
     for landmark, place in group:
         he = [here for here in landmark.he if here is not None]

@@ -118,12 +118,7 @@ def run(
 def _check(
     pair: Pair, images: Mapping[str, Any], refusal: str | None, displacement: Path | None
 ) -> Displacement | None:
-    """Return the displacement of a pair that can be tiled; None where it comes registered.
-
-    Raises:
-        NotTiled: when describe or the registration refuses the pair.
-        RegistrationError: when the displacement cannot be read.
-    """
+    """Return the displacement of a pair, None where it comes registered, or raise NotTiled."""
     if set(images) != set(tables.STAINS):
         raise NotTiled("refused", "describe has no rows for the pair; run describe again")
     for row in images.values():

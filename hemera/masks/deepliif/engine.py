@@ -272,11 +272,7 @@ def is_blank(rgb: RGB) -> bool:
 
 
 def _package_options(package: types.ModuleType, folder: Path) -> Any:
-    """Return the package's options of a model, from what `read_options` found.
-
-    The package reads the file and evaluates every value twice; for this call it gets the values,
-    and its `eval` returns them unchanged.
-    """
+    """Return the package's options of a model; its `eval` of values is replaced by a lookup."""
     from deepliif import options as theirs
 
     values = read_options(folder)
@@ -292,10 +288,7 @@ def _package_options(package: types.ModuleType, folder: Path) -> Any:
 
 
 def _checked(folder: Path, name: str, network: Any) -> Any:
-    """Return a network that raises EngineError for an output that is not finite.
-
-    Such an output would otherwise become an empty mask.
-    """
+    """Return a network that raises EngineError for an output that is not finite."""
     import torch
 
     def check(module: Any, given: tuple[Any, ...], output: Any) -> None:
