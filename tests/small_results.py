@@ -344,20 +344,16 @@ def _tile(
         label = label_format.pack(classes, dark, positive.astype(np.uint8))
         masked.append(
             {
+                **dict.fromkeys(tables.MASK_STATISTICS, 0),
                 "tile": name,
                 "pair": pair.pair,
                 "engine": engine,
                 "nucleus_fraction": float(dark.mean()),
                 "positive_fraction": float(label_format.positive(label).mean()),
                 "weak_fraction": float(positive.mean()),
-                "moderate_fraction": 0.0,
-                "strong_fraction": 0.0,
-                "excluded_fraction": 0.0,
                 "cells": 12,
                 "positive_cells": 9 if positive.any() else 0,
                 "weak_cells": 9 if positive.any() else 0,
-                "moderate_cells": 0,
-                "strong_cells": 0,
                 "note": None,
                 **compared,
                 "shard": f"mask/{unit}.tar",

@@ -91,9 +91,7 @@ def numbers(dataset):
     ("arguments", "expected"),
     [
         ({}, [0, 1, 2, 4, 5, 6, 8, 9, 10]),
-        ({"refused": True}, list(range(11))),
         ({"where": "number > 3", "split": "val"}, [4, 10]),
-        ({"network": "generation", "split": "train"}, [0, 1, 2, 4]),
         ({"where": "number == 7"}, []),
     ],
 )
@@ -280,8 +278,6 @@ def test_what_cannot_be_cut_or_turned_names_tile_and_remedy(index):
         ({"crop_px": 0}, "crop_px: 0; give at least 1"),
         ({"flips": (2,)}, r"flips: \(2,\); give axes"),
         ({"seed": -1}, "seed: -1; give at least 0"),
-        ({"where": "colour == 'red'"}, "where: .*colour"),
-        ({"split": "validation"}, "split: 'validation' is unknown"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_at_once(index, arguments, words):
