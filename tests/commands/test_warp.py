@@ -445,7 +445,7 @@ def test_where_her2_does_not_reach_is_background(cohort, tmp_path, caplog):
     edge = round((HER2_SIZE[0] * HER2_MPP - 200) / HE_MPP)
     assert np.abs(pixels[:, edge + 8 :] - BACKGROUND).max() <= 2
     assert np.abs(pixels[:, : edge - 8] - BACKGROUND).sum(axis=-1).max() > 100, "blobs"
-    assert "HER2 reaches 4 of 6 tiles" in caplog.text
+    assert "HER2 covers 4 of 6 tiles" in caplog.text
 
 
 @pytest.mark.parametrize("mirror", [False, True])

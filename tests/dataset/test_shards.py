@@ -38,7 +38,7 @@ def test_members_can_be_taken_back_without_a_trace(tmp_path):
         writer.add("b", b"2" * 3000)
         writer.rewind(start)
         writer.add("b", b"4")
-        with pytest.raises(ShardError, match="a is in it already"):
+        with pytest.raises(ShardError, match="a exists already"):
             writer.add("a", b"again")
     assert (tmp_path / "rewound.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
 
