@@ -11,7 +11,7 @@ from PIL import Image
 from hemera import tables
 from hemera.__main__ import main
 from hemera.config import RegisterOptions
-from hemera.errors import ConfigError, RegistrationError, SheetError
+from hemera.errors import RegistrationError, SheetError
 from hemera.registration import deeperhistreg as engine
 from hemera.stages import register
 from tests.command_line import words
@@ -167,16 +167,3 @@ class TestBadInput:
         monkeypatch.setattr(engine.importlib.metadata, "version", missing)
         with pytest.raises(RegistrationError, match="not installed"):
             run(folder, tmp_path)
-
-    @pytest.mark.parametrize(
-        ("values", "error"),
-        [
-            ({"tile_ok_pass": 0.2}, "register.tile_ok_pass: 0.2 is below"),
-            ({"folding_pass": 0.5}, "register.folding_pass: 0.5 is above"),
-            ({"preset": "best"}, "register.preset"),
-            ({"size_px": 12}, "register.size_px"),
-        ],
-    )
-    def test_impossible_options_are_errors(self, values, error):
-        with pytest.raises(ConfigError, match=error):
-            RegisterOptions(**values)

@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from hemera.config import TrainSegmentationOptions
-from hemera.errors import ConfigError, TrainingError
+from hemera.errors import TrainingError
 from hemera.networks import storage
 from hemera.networks.segmentation import SegmentationNet
 from hemera.stages import train_segmentation
@@ -45,9 +45,21 @@ def given(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(given, tmp_path_factory):
+def train(given):
+    """Train with some inputs and options changed; return the history."""
+
+    def trained(folder, inputs=None, **changes):
+        inputs = given | (inputs or {})
+        run(**inputs, options=OPTIONS.replace(**changes), **paths(folder))
+        return history(folder)
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    run(**given, options=OPTIONS, **paths(folder))
+    train(folder)
     return folder
 
 
@@ -81,10 +93,8 @@ def test_outputs_predict_alone_and_the_branch_is_untouched(finished, given):
     assert found[1, "train", "total"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_network_learns(given, tmp_path):
-    options = OPTIONS.replace(epochs=20, learning_rate=5e-3, select="last")
-    run(**given, options=options, **paths(tmp_path))
-    found = history(tmp_path)
+def test_the_network_learns(train, tmp_path):
+    found = train(tmp_path, epochs=20, learning_rate=5e-3, select="last")
     assert found[20, "train", "total"] < 0.7 * found[1, "train", "total"]
     assert json.loads((tmp_path / "metadata.json").read_text())["epoch"] == 20
 
@@ -112,7 +122,7 @@ def test_validation_is_the_mean_over_tiles_and_pools_their_pixels(switches):
     assert found["f1"] == pytest.approx(2 * hit / (said.sum() + truth.sum()).item(), rel=1e-6)
 
 
-def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
+def test_the_best_epoch_is_written(train, tmp_path, monkeypatch):
     f1 = iter((0.3, 0.8, 0.5))
     seen = []
 
@@ -121,7 +131,7 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
         return {"total": 1.0, "f1": next(f1)}
 
     monkeypatch.setattr(train_segmentation, "validate", validate)
-    run(**given, options=OPTIONS.replace(epochs=3), **paths(tmp_path))
+    train(tmp_path, epochs=3)
     written = storage.read_weights(tmp_path / "segmenter.safetensors")
     assert all(torch.equal(written[name], seen[1][name]) for name in written)
     assert not torch.equal(written["decoder.head.weight"], seen[2]["decoder.head.weight"])
@@ -140,47 +150,44 @@ def test_the_best_epoch_is_written(given, tmp_path, monkeypatch):
     ],
     ids=lambda switches: "-".join(str(value) for value in switches.values()),
 )  # fmt: skip
-def test_every_switch_trains_and_loads_alone(given, switches, tmp_path):
-    names = {
+def test_every_switch_trains_and_loads_alone(given, train, switches, tmp_path):
+    generators = {
         "attention_unet_32_bottleneck": "attention_unet_32", "virtual_rgb_encoder": "resnet_6blocks"
     }  # fmt: skip
-    other = dict(given)
-    if name := names.get(switches.get("generation_branch", "")):
-        model = {"generator": name, "base_width": 4}
-        other |= write_generator(tmp_path / "generator", model=model)
-    options = OPTIONS.replace(epochs=1, **switches)
-    run(**other, options=options, **paths(tmp_path))
-    found = history(tmp_path)
+    branch = switches.get("generation_branch", "")
+    inputs = {}
+    if branch in generators:
+        model = {"generator": generators[branch], "base_width": 4}
+        inputs = write_generator(tmp_path / "generator", model=model)
+    found = train(tmp_path, inputs, epochs=1, **switches)
     assert 0 < found[1, "train", "total"] < 2
     assert 0 < found[1, "val", "total"] < 9
     net, described = storage.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
-    assert (net.generation is None) == (options.generation_branch == "none")
+    assert (net.generation is None) == (branch == "none")
     if net.generation is not None:
-        own = storage.read_weights(other["generator"])
+        own = storage.read_weights((given | inputs)["generator"])
         frozen = net.generation.net.state_dict()
         assert all(torch.equal(frozen[key], own[key]) for key in own), "the branch is untouched"
-    assert described["options"]["decoder"] == options.decoder
+    assert described["options"]["decoder"] == switches.get("decoder", OPTIONS.decoder)
     assert net(torch.rand(1, 3, 128, 256)).shape == (1, 1, 128, 256)
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(given, finished, tmp_path):
-    often = OPTIONS.replace(checkpoint_minutes=1e-9)
+def test_an_interrupted_run_resumes_to_the_same_bits(train, finished, tmp_path):
     with interrupted(2, 1):
-        run(**given, options=often, **paths(tmp_path))
-    run(**given, options=OPTIONS, **paths(tmp_path))
+        train(tmp_path, checkpoint_minutes=1e-9)
+    train(tmp_path)
     assert same_bytes(tmp_path, finished)
 
 
-def test_another_generator_is_another_run(given, tmp_path):
-    other, options = dict(given), OPTIONS.replace(epochs=1, sample_tiles=0)
+def test_another_generator_is_another_run(given, train, tmp_path):
     weights = storage.read_weights(given["generator"])
-    other["generator"] = tmp_path / "generator.safetensors"
+    other = tmp_path / "generator.safetensors"
     for factor, runs in ((1, 1), (1, 1), (2, 2)):
         weights["down.0.0.weight"] = weights["down.0.0.weight"] * factor
-        storage.write_weights(other["generator"], weights)
-        run(**other, options=options, **paths(tmp_path))
+        storage.write_weights(other, weights)
+        train(tmp_path, {"generator": other}, epochs=1, sample_tiles=0)
         assert len(list((tmp_path / "checkpoints").iterdir())) == runs
 
 
@@ -210,15 +217,15 @@ def test_encoder_weights_come_from_a_file_or_the_cache_of_torch(named, tmp_path,
         train_segmentation.load_encoder(net, tmp_path / "none.pth")
 
 
-def test_training_starts_from_the_weights_of_the_encoder(given, tmp_path):
+def test_training_starts_from_the_weights_of_the_encoder(train, tmp_path):
     torch.manual_seed(3)
     theirs = torchvision.models.resnet34(weights=None).state_dict()
     torch.save(theirs, tmp_path / "resnet34.pth")
-    options = OPTIONS.replace(
-        generation_branch="none", base_width=64, epochs=1, learning_rate=1e-12, crop_px=64,
+    found = train(
+        tmp_path, generation_branch="none", base_width=64, epochs=1, learning_rate=1e-12,
         encoder_weights=str(tmp_path / "resnet34.pth"), loss_lambda=1.0, weight_decay=0.0,
+        crop_px=64,
     )  # fmt: skip
-    run(**given, options=options, **paths(tmp_path))
     net, described = storage.load_segmentation(
         tmp_path / "segmenter.safetensors", tmp_path / "metadata.json"
     )
@@ -226,45 +233,23 @@ def test_training_starts_from_the_weights_of_the_encoder(given, tmp_path):
     assert described["parameters"] == described["parameters_trained"]
     assert described["encoder_sha256"] == storage.file_digest(tmp_path / "resnet34.pth")
     assert torch.allclose(net.encoder.layer3[2].conv1.weight, theirs["layer3.2.conv1.weight"])
-    found = history(tmp_path)
     assert found[1, "train", "total"] == found[1, "train", "cross_entropy"]
 
 
-def test_a_generator_that_does_not_fit_is_refused(given, tmp_path):
-    bad = given | {"generator": given["generator_metadata"]}
-    with pytest.raises(TrainingError, match=r"generator.json: damaged, or not plain weights"):
-        run(**bad, options=OPTIONS, **paths(tmp_path))
+def test_a_generator_that_does_not_fit_is_refused(given, train, tmp_path):
     other = tmp_path / "other.json"
     model = {"generator": "unet_128", "base_width": 8}
     storage.write_metadata(other, {"network": "generation", "model": model})
-    with pytest.raises(TrainingError, match=r"down.0.0.weight is \(4, 3, 4, 4\), expected \(8, 3"):
-        run(**(given | {"generator_metadata": other}), options=OPTIONS, **paths(tmp_path))
-    other = write_generator(tmp_path / "other", fingerprint="e" * 64)
-    with pytest.raises(
-        TrainingError, match="trained on the index eeeeeeeeeeee, and this one is fff"
+    foreign = write_generator(tmp_path / "other", fingerprint="e" * 64)
+    branch = "attention_unet_32_bottleneck"
+    for match, inputs, changes in (
+        ("generator.json: damaged, or not plain", {"generator": given["generator_metadata"]}, {}),
+        (r"weight is \(4, 3, 4, 4\), expected \(8, 3", {"generator_metadata": other}, {}),
+        ("trained on the index eeeeeeeeeeee, and this one is fff", foreign, {}),
+        (f"{branch}.*unet_128", {}, {"generation_branch": branch}),
     ):
-        run(**(given | other), options=OPTIONS, **paths(tmp_path))
-    options = OPTIONS.replace(generation_branch="attention_unet_32_bottleneck")
-    with pytest.raises(TrainingError, match=r"attention_unet_32_bottleneck.*unet_128"):
-        run(**given, options=options, **paths(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"crop_px": 100}, "crop_px: 100 is not a multiple of 32"),
-        ({"base_width": 33}, "base_width: 33 is odd"),
-        (
-            {"decoder": "deeplabv3plus", "batch_size": 4, "gpus": 2, "accumulate": 2},
-            "deeplabv3plus",
-        ),
-        ({"generation_branch": "none", "generation_skips": True}, "generation_skips: true"),
-        ({"base_width": 32, "encoder_weights": "a.pth"}, "encoder_weights: .*base_width 64, not"),
-    ],
-)
-def test_impossible_options_are_refused_when_parsed(values, message):
-    with pytest.raises(ConfigError, match=message):
-        TrainSegmentationOptions(**values)
+        with pytest.raises(TrainingError, match=match):
+            train(tmp_path, inputs, **changes)
 
 
 def test_pictures_show_truth_and_probability(finished):

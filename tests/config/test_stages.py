@@ -1,0 +1,41 @@
+"""Options of one stage that exclude each other."""
+
+import pytest
+
+from hemera.config import STAGES
+from hemera.errors import ConfigError
+
+GENERATION, SEGMENTATION = "train_generation", "train_segmentation"
+
+
+@pytest.mark.parametrize(
+    ("stage", "values", "message"),
+    [
+        ("register", {"tile_ok_pass": 0.2}, "register.tile_ok_pass: 0.2 is below"),
+        ("register", {"folding_pass": 0.5}, "register.folding_pass: 0.5 is above"),
+        (GENERATION, {"l1_weights": (0, 0, 0, 0)}, "l1_weights: all are 0"),
+        (GENERATION, {"crop_px": 256}, "crop_px: 256 is not a multiple of 512"),
+        (
+            GENERATION,
+            {"network": "unet_32", "crop_px": 64, "discriminator_layers": 5},
+            "need crops",
+        ),
+        (GENERATION, {"variance_weight": 25, "batch_size": 1}, "needs at least two tile"),
+        (GENERATION, {"variance_weight": 25, "batch_size": 4, "gpus": 4}, "25 .*leaves one"),
+        (GENERATION, {"batch_size": 4, "gpus": 3, "accumulate": 2}, "4 .* give a multiple of 6"),
+        (SEGMENTATION, {"crop_px": 100}, "crop_px: 100 is not a multiple of 32"),
+        (SEGMENTATION, {"base_width": 33}, "base_width: 33 is odd"),
+        (
+            SEGMENTATION,
+            {"decoder": "deeplabv3plus", "batch_size": 4, "gpus": 2, "accumulate": 2},
+            "deeplabv3plus",
+        ),
+        (SEGMENTATION, {"generation_branch": "none", "generation_skips": True}, "generation_skips"),
+        (SEGMENTATION, {"base_width": 32, "encoder_weights": "a.pth"}, "base_width 64, not"),
+    ],
+)
+def test_impossible_options_are_refused_when_parsed(
+    stage: str, values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        STAGES[stage](**values)
