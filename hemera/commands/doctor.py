@@ -73,8 +73,7 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
 
 def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
     """Yield whether the engines of stage mask can run, and what is missing for them."""
-    mask = config.stages["mask"]
-    assert isinstance(mask, MaskOptions)
+    mask = config.options(MaskOptions)
     for name, module in engine_modules().items():
         options = mask.engines.get(name) or module.Options()
         missing = module.requirements(options)

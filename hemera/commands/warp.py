@@ -129,9 +129,7 @@ def _load(registered: Registered, output: Path, *read: Path) -> "RegisteredPair"
     sheet = read_sheet(Path(config.cohort.sheet))
     pair = sheet.pair(registered.pair)
     _check_output(output, [*read, registered.configfile], sheet)
-    options = config.stages["describe"]
-    assert isinstance(options, DescribeOptions)
-    allow_failed = registered.allow_failed_registration
+    options, allow_failed = config.options(DescribeOptions), registered.allow_failed_registration
     return load_pair(pair, registered.results, options, allow_failed=allow_failed)
 
 

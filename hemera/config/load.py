@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 import yaml
 from pydantic import Field, model_validator
@@ -91,6 +91,10 @@ class Config:
     cohort: CohortOptions
     stages: Mapping[str, Options]
 
+    def options(self, cls: type[OptionsT]) -> OptionsT:
+        """Return the options of the stage with this class."""
+        return cast(OptionsT, self.stages[cls.section])
+
     def flags(self, stage: str) -> str:
         """Return the options of `stage` that differ from its defaults, quoted for a shell."""
         return shlex.join(flags(self.stages[stage]))
@@ -98,9 +102,7 @@ class Config:
     @property
     def generators(self) -> tuple[str, ...]:
         """Names of the generators that are evaluated; the configured one is the first."""
-        options = self.stages["evaluate"]
-        assert isinstance(options, EvaluateOptions)
-        return options.names(self.cohort.preset)
+        return self.options(EvaluateOptions).names(self.cohort.preset)
 
     def generator(self, name: str) -> TrainGenerationOptions:
         """Return the options by which the generator `name` is trained.
@@ -112,8 +114,7 @@ class Config:
         Raises:
             ConfigError: one line per fault; no such preset, or options that contradict each other.
         """
-        configured, tile = self.stages["train_generation"], self.stages["tile"]
-        assert isinstance(configured, TrainGenerationOptions) and isinstance(tile, TileOptions)
+        configured = self.options(TrainGenerationOptions)
         if name == self.cohort.preset:
             return configured
         own = dict(configured)
@@ -122,7 +123,9 @@ class Config:
         faults: list[str] = []
         options = _section(faults, TrainGenerationOptions, values)
         if options is not None:
-            faults += _crop_faults(options, options.divisor, tile.size_px, options.network)
+            faults += _crop_faults(
+                options, options.divisor, self.options(TileOptions).size_px, options.network
+            )
         if options is None or faults:
             lines = [line for fault in faults for line in fault.splitlines()]
             raise ConfigError("\n".join(f"generator {name}: {line}" for line in lines))
@@ -174,11 +177,9 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
         section = _section(faults, cls, given)
         if section is not None:
             stages[name] = section
-    if not faults:
-        faults += _disagreements(stages)
     if not faults and cohort is not None:
         config = Config(cohort, stages)
-        faults += config.generator_faults()
+        faults = _disagreements(config) or config.generator_faults()
         if not faults:
             return config
     lines = [line for fault in faults for line in fault.splitlines()]
@@ -194,18 +195,12 @@ def _section(faults: list[str], cls: type[OptionsT], values: Mapping[str, Any]) 
         return None
 
 
-def _disagreements(stages: Mapping[str, Options]) -> list[str]:
+def _disagreements(config: Config) -> list[str]:
     """Return the contradictions between sections."""
-    tile, mask, filter, index, generation, segmentation = (
-        stages[name]
-        for name in ("tile", "mask", "filter", "index", "train_generation", "train_segmentation")
-    )
-    assert isinstance(tile, TileOptions)
-    assert isinstance(mask, MaskOptions)
-    assert isinstance(filter, FilterOptions)
-    assert isinstance(index, IndexOptions)
-    assert isinstance(generation, TrainGenerationOptions)
-    assert isinstance(segmentation, TrainSegmentationOptions)
+    tile, mask = config.options(TileOptions), config.options(MaskOptions)
+    filter, index = config.options(FilterOptions), config.options(IndexOptions)
+    generation = config.options(TrainGenerationOptions)
+    segmentation = config.options(TrainSegmentationOptions)
     faults = []
     if index.target not in mask.engines:
         faults.append(

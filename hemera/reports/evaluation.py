@@ -345,7 +345,7 @@ def _examples(
         images |= {f"HER2, {name}": image for name, image in example.generated.items()}
         images["positive, truth"] = pictures.labelled(example.truth)
         images["positive, predicted probability"] = pictures.heat(example.probability)
-        addresses = album.take_all(images, PICTURE_SIDE_PX)
+        addresses = album.take(images, PICTURE_SIDE_PX)
         if not addresses:
             note = f"{len(cards)} of {len(examples)} tiles are shown: the page is limited to 30 MB."
             return cards, note

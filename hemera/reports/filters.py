@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,11 @@ from hemera.dataset.statistics import Frame
 from hemera.reports import charts
 from hemera.reports.data import Cohort, score_name
 from hemera.reports.html import count, percent, plural
+
+PALETTE = (
+    charts.ORANGE, charts.VERMILLION, charts.PURPLE, charts.GREEN, charts.SKY, charts.BROWN,
+)  # fmt: skip
+"""Colours of the reasons."""
 
 
 def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
@@ -26,12 +31,13 @@ def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
     grid, tissue = (int(cohort.outcomes[f"tiles_{name}"].sum()) for name in ("grid", "tissue"))
     totals, written = table.sum(), int(table.to_numpy().sum())
     reasons = [name for name in table.columns[1:] if totals[name]]
-    colors = _colors(reasons)
     steps = [("grid positions", grid, 0), ("above the tissue floor", tissue, grid - tissue)]
     steps.append(("written", written, max(0, tissue - written)))
     for name in reasons:
         steps.append((name, steps[-1][1] - int(totals[name]), int(totals[name])))
-    legend = [("accepted", charts.BLUE), *colors.items()]
+    # Gray when there are more reasons than colours.
+    palette = itertools.chain(PALETTE, itertools.repeat(charts.GRAY))
+    legend = [("accepted", charts.BLUE), *zip(reasons, palette, strict=False)]
     rows = [
         {
             "dataset": dataset,
@@ -44,7 +50,17 @@ def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
         for (dataset, score), row in table.iterrows()
     ]
     return {
-        "steps": _steps(steps),
+        "steps": charts.bars(
+            "From grid positions to accepted tiles",
+            [
+                (
+                    label,
+                    [("left", charts.BLUE, left), ("removed", charts.ORANGE, removed)],
+                    f"{count(left)} left" + (f", {count(removed)} removed" if removed else ""),
+                )
+                for label, left, removed in steps
+            ],
+        ),
         "fractions": charts.bars(
             "Tiles of each data set and score by reason",
             [
@@ -75,34 +91,6 @@ def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
         "rows": rows,
         "written": written,
     }
-
-
-def _colors(reasons: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each reason, gray when there are more reasons than colours."""
-    palette = (
-        charts.ORANGE,
-        charts.VERMILLION,
-        charts.PURPLE,
-        charts.GREEN,
-        charts.SKY,
-        charts.BROWN,
-    )
-    return {name: palette[k] if k < len(palette) else charts.GRAY for k, name in enumerate(reasons)}
-
-
-def _steps(steps: Sequence[tuple[str, int, int]]) -> Markup:
-    """Draw what is left and what was removed at each step."""
-    return charts.bars(
-        "From grid positions to accepted tiles",
-        [
-            (
-                label,
-                [("left", charts.BLUE, left), ("removed", charts.ORANGE, removed)],
-                f"{count(left)} left" + (f", {count(removed)} removed" if removed else ""),
-            )
-            for label, left, removed in steps
-        ],
-    )
 
 
 def reason_words(reason: str) -> str:

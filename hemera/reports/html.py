@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import math
 from collections.abc import Mapping
@@ -67,11 +66,6 @@ def percent(value: float | None, digits: int = 1) -> str:
 def plural(value: int, one: str, many: str | None = None) -> str:
     """Return a count with its noun."""
     return f"{count(value)} {one if value == 1 else many or one + 's'}"
-
-
-def data_uri(data: bytes, kind: str = "image/jpeg") -> str:
-    """Return bytes as a data URL."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:

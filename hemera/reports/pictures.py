@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
 from hemera.masks import label_format
-from hemera.reports.html import data_uri
 
 RGB = npt.NDArray[np.uint8]
 
@@ -21,37 +23,24 @@ PALE = 0.45
 
 
 class Album:
-    """Makes pictures for a page until their bytes are used up.
-
-    `take` returns None when a picture does not fit any more.
-    """
+    """Makes the pictures of a page up to a limit of bytes, counted as data URLs."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """Set the limit, in bytes of the page."""
         self.left_bytes = limit_bytes
 
-    def take(self, rgb: RGB, side_px: int, quality: int = 82) -> str | None:
-        """Return an image, shrunk to a longest side, as a data URL; None: it does not fit."""
-        pixels = np.ascontiguousarray(shrink(rgb, side_px))
-        data = simplejpeg.encode_jpeg(
-            pixels, quality=quality, colorspace="RGB", colorsubsampling="420"
-        )
-        address = data_uri(data)
-        if len(address) > self.left_bytes:
-            return None
-        self.left_bytes -= len(address)
-        return address
-
-    def take_all(self, images: dict[str, RGB], side_px: int, quality: int = 82) -> dict[str, str]:
-        """Return several images that belong together, or none of them."""
-        before = self.left_bytes
+    def take(self, images: Mapping[str, RGB], side_px: int, quality: int = 82) -> dict[str, str]:
+        """Return images as data URLs, shrunk to a longest side; none of them without room."""
         made = {}
         for name, rgb in images.items():
-            address = self.take(rgb, side_px, quality)
-            if address is None:
-                self.left_bytes = before
-                return {}
-            made[name] = address
+            pixels = np.ascontiguousarray(shrink(rgb, side_px))
+            data = simplejpeg.encode_jpeg(
+                pixels, quality=quality, colorspace="RGB", colorsubsampling="420"
+            )
+            made[name] = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+        size = sum(map(len, made.values()))
+        if size > self.left_bytes:
+            return {}
+        self.left_bytes -= size
         return made
 
 

@@ -163,7 +163,7 @@ def embed(card: dict[str, Any], images: dict[str, RGB], album: pictures.Album) -
     """Add the pictures to a card; return False when they exceed the limit of the page."""
     if card["local"] is not None:
         images = {**images, "ground": pictures.paled(images["he"])}
-    card["pictures"] = album.take_all(images, SIDE_PX, QUALITY)
+    card["pictures"] = album.take(images, SIDE_PX, QUALITY)
     return bool(card["pictures"]) or not images
 
 

@@ -65,7 +65,7 @@ def _cards(
         images = {"H&E": read(row, "he"), "HER2": read(row, "her2")}
         if isinstance(row.get(f"{target}_shard"), str):
             images["HER2 with mask"] = pictures.outlined(images["HER2"], read(row, target))
-        uris = album.take_all(images, SIDE_PX)
+        uris = album.take(images, SIDE_PX)
         if not uris:
             break
         cards.append(
@@ -142,7 +142,7 @@ def disputed(agreement: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
         images = {"HER2": her2}
         for engine in agreement["engines"]:
             images[engine] = pictures.outlined(her2, read(row, engine))
-        uris = album.take_all(images, SIDE_PX)
+        uris = album.take(images, SIDE_PX)
         if not uris:
             break
         cards.append(

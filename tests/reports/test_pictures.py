@@ -24,15 +24,15 @@ def test_contours_lie_on_the_cells() -> None:
 def test_album_gives_all_of_a_group_or_none_and_never_exceeds() -> None:
     rng = np.random.default_rng(1)
     noise = rng.integers(0, 255, (90, 120, 3), np.uint8)
-    one = len(pictures.Album(10**9).take(noise, 400) or "")
+    one = len(pictures.Album(10**9).take({"a": noise}, 400)["a"])
     album = pictures.Album(round(4.5 * one))
     groups = []
-    while group := album.take_all({"a": noise, "b": noise}, 400):
+    while group := album.take({"a": noise, "b": noise}, 400):
         groups.append(group)
     assert [set(group) for group in groups] == [{"a", "b"}] * 2
     assert sum(len(address) for group in groups for address in group.values()) <= 4.5 * one
     left = album.left_bytes
-    assert album.take_all({"a": noise[:8, :8], "b": noise}, 400) == {}
+    assert album.take({"a": noise[:8, :8], "b": noise}, 400) == {}
     assert album.left_bytes == left
 
 

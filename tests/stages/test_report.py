@@ -231,14 +231,14 @@ def test_pairs_that_do_not_fit_have_pages_of_their_own(
     """The rest in order: a better pair is never on the page where a worse one is not."""
     sheet = make(tmp_path, slides())
     sizes = []
-    take_all = pictures.Album.take_all
+    take = pictures.Album.take
 
     def counted(self: pictures.Album, *args: object) -> dict[str, str]:
-        made = take_all(self, *args)
+        made = take(self, *args)
         sizes.append(sum(map(len, made.values())))
         return made
 
-    monkeypatch.setattr(pictures.Album, "take_all", counted)
+    monkeypatch.setattr(pictures.Album, "take", counted)
     page_of(tmp_path, sheet)
     monkeypatch.setattr(report, "REGISTRATION_BYTES", sum(sizes[:3]) + 10)
     path = page_of(tmp_path, sheet)
