@@ -70,8 +70,7 @@ def measure(
     moving: RGB,
     d: Displacement,
     *,
-    fixed_mpp: float,
-    moving_mpp: float,
+    mpp: float,
     fixed_size_um: tuple[float, float],
     moving_size_um: tuple[float, float],
     mirrored: bool = False,
@@ -83,28 +82,25 @@ def measure(
             a side; it may be padded with white at the right and below.
         moving: (H, W, 3) RGB of the HER2 slide as it is stored.
         d: the displacement, not empty.
-        fixed_mpp: um per pixel of `fixed`.
-        moving_mpp: um per pixel of `moving`.
+        mpp: um per pixel of both.
         fixed_size_um: (width, height) of the H&E slide.
         moving_size_um: (width, height) of the HER2 slide.
         mirrored: the displacement is meant to mirror.
     """
     height, width = fixed.shape[:2]
-    diagonal_px = math.hypot(*fixed_size_um) / fixed_mpp
+    diagonal_px = math.hypot(*fixed_size_um) / mpp
     sigma = max(SMOOTHING * diagonal_px, 0.5)
     he, inside = smooth_haematoxylin(fixed, sigma), tissue(fixed, sigma)
-    nodes = _at_nodes(inside, d, fixed_mpp)
+    nodes = _at_nodes(inside, d, mpp)
     folding = folding_fraction(d, nodes, mirrored=mirrored) if nodes.any() else None
     # A margin on each side, so that shifted versions are defined up to the edge.
     margin = math.ceil(max(MARGIN_SHIFTS) * diagonal_px) + 1
-    corner_um = -margin * fixed_mpp
-    partners = map_grid(d, corner_um, corner_um, fixed_mpp, width + 2 * margin, height + 2 * margin)
-    moving_diagonal_px = diagonal_px * fixed_mpp / moving_mpp
-    her2 = smooth_haematoxylin(moving, max(SMOOTHING * moving_diagonal_px, 0.5))
-    warped = _sample(her2, partners / moving_mpp)
+    corner_um = -margin * mpp
+    partners = map_grid(d, corner_um, corner_um, mpp, width + 2 * margin, height + 2 * margin)
+    warped = _sample(smooth_haematoxylin(moving, sigma), partners / mpp)
     partners = partners[margin : margin + height, margin : margin + width]
-    covered = _covered(d, partners, fixed_mpp, moving_size_um)
-    local = measure_local_quality(he, inside & covered, warped, margin, diagonal_px, fixed_mpp)
+    covered = _covered(d, partners, mpp, moving_size_um)
+    local = measure_local_quality(he, inside & covered, warped, margin, diagonal_px, mpp)
     if not inside.any():
         return Signals(local, folding_fraction=folding)
     lncc = ncc = ncc_margin = None
@@ -112,7 +108,7 @@ def measure(
         lncc, ncc, ncc_margin = _correlations(he, warped, margin, inside, covered, diagonal_px)
     # On the pixels of the image, not on the nodes: a coarse grid may miss a small piece of tissue.
     y, x = np.nonzero(inside)
-    here_um = (np.stack([x, y], axis=-1) + 0.5) * fixed_mpp
+    here_um = (np.stack([x, y], axis=-1) + 0.5) * mpp
     lengths = np.linalg.norm(partners[y, x] - here_um, axis=1)
     affine = fit_affine(d, nodes if nodes.sum() >= 16 else None)
     measured = len(local.ncc) > 0

@@ -19,9 +19,7 @@ def pair():
 
 
 def measured(pair, d, moving=None, **changes):
-    arguments = {
-        "fixed_mpp": MPP, "moving_mpp": MPP, "fixed_size_um": FIXED_UM, "moving_size_um": MOVING_UM,
-    } | changes  # fmt: skip
+    arguments = {"mpp": MPP, "fixed_size_um": FIXED_UM, "moving_size_um": MOVING_UM} | changes
     return measure(pair[0], pair[1] if moving is None else moving, d, **arguments)
 
 
@@ -133,12 +131,6 @@ def test_a_declared_mirror_is_judged_after_the_correction(pair):
     assert signals.folding_fraction == 0
     assert verdict(signals, mirrored=True) == ("pass", None)
     assert "mirrors HER2, which is not mirrored" in verdict(signals)[1]
-
-
-def test_unequal_resolutions_give_the_same(pair):
-    double = np.repeat(np.repeat(pair[1], 2, axis=0), 2, axis=1)
-    signals = measured(pair, made(to_moving), double, moving_mpp=MPP / 2)
-    assert signals.ncc == pytest.approx(measured(pair, made(to_moving)).ncc, abs=0.03)
 
 
 class TestLocal:
