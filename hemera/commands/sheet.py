@@ -98,11 +98,7 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, str]]:
         if match is None:
             continue
         identity, stain, split = match[1], match[2].upper(), match[3].lower()
-        twin = slides[split, identity].setdefault(stain, path)
-        if twin != path:
-            raise SheetError(
-                f"{path}: {twin} has the same name; keep one of the two below {folder}"
-            )
+        _add(slides[split, identity], stain, path, folder)
     resolutions = _acrobat_resolutions(folder)
     landmarks = _acrobat_landmarks(folder)
     pairs = {key: files for key, files in slides.items() if len(files) == 2}
@@ -116,7 +112,12 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, str]]:
         len(slides),
         len(pairs),
     )
-    for (split, identity), files in sorted(pairs.items(), key=_acrobat_order):
+
+    def order(key: tuple[str, str]) -> tuple[str, int, str]:
+        return key[0], int(key[1]) if key[1].isdigit() else -1, key[1]
+
+    for split, identity in sorted(pairs, key=order):
+        files = pairs[split, identity]
         name = f"acrobat_{split}_{identity}"
         points = landmarks.get((split, identity), "")
         yield {
@@ -144,11 +145,7 @@ def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
     he_files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.parent.parent.name.upper() == "HE" and _BCI_FILE.fullmatch(path.name):
-            twin = he_files.setdefault(path.name, path)
-            if twin != path:
-                raise SheetError(
-                    f"{path}: {twin} has the same name; keep one of the two below {folder}"
-                )
+            _add(he_files, path.name, path, folder)
     count = 0
     for name, he in he_files.items():
         her2 = he.parents[2] / "IHC" / he.parent.name / name
@@ -219,9 +216,11 @@ def mist_rows(folder: Path, mpp: float) -> Iterator[dict[str, str]]:
         )
 
 
-def _acrobat_order(item: tuple[tuple[str, str], object]) -> tuple[str, int, str]:
-    (split, identity), _ = item
-    return split, int(identity) if identity.isdigit() else -1, identity
+def _add(files: dict[str, Path], key: str, path: Path, folder: Path) -> None:
+    """Add a file; raise SheetError when there is another one of its name."""
+    twin = files.setdefault(key, path)
+    if twin != path:
+        raise SheetError(f"{path}: {twin} has the same name; keep one of the two below {folder}")
 
 
 def _acrobat_resolutions(folder: Path) -> dict[str, str]:
