@@ -23,3 +23,15 @@ def stray(line, transform, ring):
             nearest = np.minimum(nearest, np.hypot(*(curve - a - at[:, None] * along).T))
         worst = max(worst, nearest.max())
     return worst
+
+
+def geometry(kind, coordinates):
+    return {"type": kind, "coordinates": coordinates}
+
+
+def feature(shape, **members):
+    return {"type": "Feature", "geometry": shape, **members}
+
+
+def collection(*shapes):
+    return {"type": "GeometryCollection", "geometries": list(shapes)}

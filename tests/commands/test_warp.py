@@ -17,7 +17,7 @@ from hemera.__main__ import main
 from hemera.imaging.slide import open_slide
 from hemera.registration.displacement import Displacement, node_points, none
 from hemera.registration.displacement_files import write_displacement
-from tests.small_geojson import rectangle, stray
+from tests.small_geojson import feature, geometry, rectangle, stray
 from tests.small_sheets import write_certificate, write_sheet
 from tests.small_slides import damage_tile, write_pyramid
 
@@ -233,24 +233,16 @@ def test_a_table_that_is_none(cohort, tmp_path, caplog, text, why):
 @pytest.mark.parametrize("to", ["he", "her2"])
 def test_annotations_follow_the_map(cohort, tmp_path, to):
     outer, hole = rectangle(70, 60, 950, 450), rectangle(400, 200, 640, 330)[::-1]
-    document = {
-        "type": "FeatureCollection",
-        "features": [
-            {
-                "type": "Feature",
-                "id": "b9c1",
-                "geometry": {"type": "Polygon", "coordinates": [outer, hole]},
-                "properties": {"objectType": "annotation", "name": "Tumour"},
-            },
-            {"type": "Feature", "geometry": {"type": "Point", "coordinates": [300, 200]}},
-        ],
-    }
+    properties = {"objectType": "annotation", "name": "Tumour"}
+    marked = feature(geometry("Polygon", [outer, hole]), id="b9c1", properties=properties)
+    features = [marked, feature(geometry("Point", [300, 200]))]
+    document = {"type": "FeatureCollection", "features": features}
     (tmp_path / "in.geojson").write_text(json.dumps(document))
     out = tmp_path / "new" / "out.geojson"
     assert cohort.run("annotations", tmp_path / "in.geojson", out, "--to", to) == 0
     result = json.loads(out.read_text())
     area, point = result["features"]
-    assert (area["id"], area["properties"]) == ("b9c1", document["features"][0]["properties"])
+    assert (area["id"], area["properties"]) == ("b9c1", properties)
 
     def truth(points):
         if to == "her2":
@@ -268,11 +260,7 @@ def test_annotations_follow_the_map(cohort, tmp_path, to):
 def test_features_without_corresponding_points_are_named(wild, tmp_path, caplog):
     points = np.random.default_rng(2).uniform((0, 0), HER2_SIZE, (60, 2)).round(1).tolist()
     document = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Point", "coordinates": point},
-            "properties": {"name": f"mark {n}"},
-        }
+        feature(geometry("Point", point), properties={"name": f"mark {n}"})
         for n, point in enumerate(points)
     ]
     source, output = tmp_path / "in.geojson", tmp_path / "out.geojson"

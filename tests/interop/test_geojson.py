@@ -18,7 +18,7 @@ from hemera.interop.geojson import (
     transform_features,
     with_features,
 )
-from tests.small_geojson import rectangle, stray
+from tests.small_geojson import collection, feature, geometry, rectangle, stray
 
 RING = [[0, 0], [200, 0], [200, 300], [0, 300], [0, 0]]
 HOLE = [[20, 30], [40, 30], [40, 60], [20, 30]]
@@ -28,17 +28,14 @@ class TestReadPolygons:
     @pytest.mark.parametrize(
         "document",
         [
-            {"type": "Polygon", "coordinates": [RING, HOLE]},
-            {"type": "MultiPolygon", "coordinates": [[RING, HOLE]]},
+            geometry("Polygon", [RING, HOLE]),
+            geometry("MultiPolygon", [[RING, HOLE]]),
             [
-                {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [RING, HOLE]}},
-                {"type": "Feature", "geometry": {"type": "Point", "coordinates": [400, 10]}},
-                {"type": "Feature", "geometry": None},
+                feature(geometry("Polygon", [RING, HOLE])),
+                feature(geometry("Point", [400, 10])),
+                feature(None),
             ],
-            {
-                "type": "GeometryCollection",
-                "geometries": [{"type": "Polygon", "coordinates": [RING, HOLE]}],
-            },
+            collection(geometry("Polygon", [RING, HOLE])),
         ],
     )
     def test_outer_ring_and_holes(self, tmp_path, document):
@@ -116,7 +113,7 @@ class TestEdges:
     @pytest.mark.parametrize("transform", [swirl, mirrored])
     def test_a_polygon_with_a_hole_follows_the_curves(self, transform):
         outer, hole = rectangle(500, 400, 5600, 3300), rectangle(2500, 1700, 3300, 2200)[::-1]
-        document = {"type": "Polygon", "coordinates": [outer, hole]}
+        document = geometry("Polygon", [outer, hole])
         result, lost = transformed(document, transform)
         assert lost == 0
         assert result["type"] == "Polygon"
@@ -129,7 +126,7 @@ class TestEdges:
         assert len(result["coordinates"][0]) < 400, "no more points than it takes"
 
     def test_a_coarser_tolerance_takes_fewer_points(self):
-        document = {"type": "LineString", "coordinates": [[0, 100], [6000, 3900]]}
+        document = geometry("LineString", [[0, 100], [6000, 3900]])
         counts = []
         for tolerance in (0.01, 0.1, 10.0):
             line = transformed(document, swirl, tolerance)[0]["coordinates"]
@@ -139,7 +136,7 @@ class TestEdges:
 
     def test_a_straight_map_adds_nothing(self):
         ring = rectangle(10, 20, 40_000, 30_000)
-        result, _ = transformed({"type": "Polygon", "coordinates": [ring]}, affine)
+        result, _ = transformed(geometry("Polygon", [ring]), affine)
         np.testing.assert_allclose(
             result["coordinates"][0], affine(np.array(ring, float)), atol=1e-3
         )
@@ -148,12 +145,12 @@ class TestEdges:
         angle = np.linspace(0, 2 * math.pi, 25)
         ring = np.stack([700 + 5 * np.cos(angle), 900 + 4 * np.sin(angle)], axis=-1)
         ring[-1] = ring[0]
-        result, _ = transformed({"type": "Polygon", "coordinates": [ring.tolist()]}, swirl)
+        result, _ = transformed(geometry("Polygon", [ring.tolist()]), swirl)
         assert len(result["coordinates"][0]) == 25
 
     def test_a_ring_left_open_is_closed(self):
         open_ring = rectangle(0, 0, 100, 60)[:-1]
-        result, _ = transformed({"type": "Polygon", "coordinates": [open_ring]}, affine)
+        result, _ = transformed(geometry("Polygon", [open_ring]), affine)
         assert len(result["coordinates"][0]) == 5
         assert result["coordinates"][0][0] == result["coordinates"][0][-1]
 
@@ -163,34 +160,26 @@ class TestMembers:
 
     def test_ids_properties_and_order_are_kept(self):
         ring = rectangle(100, 100, 130, 120)
+        members = {"plane": {"c": -1, "z": 2, "t": 0}, "isEllipse": True}
+        properties = {
+            "objectType": "cell",
+            "classification": {"name": "Tumor", "color": [200, 0, 0]},
+            "isLocked": False,
+            "measurements": {"Area": 1e-17, "count": 2**70, "none": None},
+        }
+        cell = {
+            "type": "Feature",
+            "id": "a0c1-\u00e4\ud800",
+            "bbox": [1, 2, 3, 4],
+            "geometry": geometry("Polygon", [ring]) | members,
+            "nucleusGeometry": geometry("Polygon", [rectangle(110, 105, 118, 113)]),
+            "properties": properties,
+        }
         document = {
             "type": "FeatureCollection",
             "name": "export",
             "bbox": [100, 100, 130, 120],
-            "features": [
-                {
-                    "type": "Feature",
-                    "id": "a0c1-\u00e4\ud800",
-                    "bbox": [1, 2, 3, 4],
-                    "geometry": {
-                        "type": "Polygon",
-                        "coordinates": [ring],
-                        "plane": {"c": -1, "z": 2, "t": 0},
-                        "isEllipse": True,
-                    },
-                    "nucleusGeometry": {
-                        "type": "Polygon",
-                        "coordinates": [rectangle(110, 105, 118, 113)],
-                    },
-                    "properties": {
-                        "objectType": "cell",
-                        "classification": {"name": "Tumor", "color": [200, 0, 0]},
-                        "isLocked": False,
-                        "measurements": {"Area": 1e-17, "count": 2**70, "none": None},
-                    },
-                },
-                {"type": "Feature", "geometry": None, "properties": {"name": "without a place"}},
-            ],
+            "features": [cell, feature(None, properties={"name": "without a place"})],
         }
         result, _ = transformed(document, affine)
         assert json.loads(json.dumps(result)) == result
@@ -212,20 +201,19 @@ class TestMembers:
     def test_every_type_of_geometry(self):
         ring, far = rectangle(100, 0, 110, 6), rectangle(50, 0, 60, 6)
         geometries = [
-            {"type": "Point", "coordinates": [1, 2, 77]},
-            {"type": "MultiPoint", "coordinates": [[1, 2], [3, 4]]},
-            {"type": "LineString", "coordinates": [[1, 2], [3, 4], [5, 5]]},
-            {"type": "MultiLineString", "coordinates": [[[1, 2], [3, 4]], [[5, 6], [7, 7]]]},
-            {"type": "Polygon", "coordinates": [ring]},
-            {
-                "type": "MultiPolygon",
-                "coordinates": [[far, rectangle(52, 1, 57, 5)[::-1]], [rectangle(0, 0, 3, 2)]],
-            },
-            {"type": "Polygon", "coordinates": []},
-            {"type": "Point", "coordinates": []},
+            geometry("Point", [1, 2, 77]),
+            geometry("MultiPoint", [[1, 2], [3, 4]]),
+            geometry("LineString", [[1, 2], [3, 4], [5, 5]]),
+            geometry("MultiLineString", [[[1, 2], [3, 4]], [[5, 6], [7, 7]]]),
+            geometry("Polygon", [ring]),
+            geometry(
+                "MultiPolygon", [[far, rectangle(52, 1, 57, 5)[::-1]], [rectangle(0, 0, 3, 2)]]
+            ),
+            geometry("Polygon", []),
+            geometry("Point", []),
         ]
-        nested = {"type": "GeometryCollection", "geometries": geometries}
-        document = [nested, {"type": "Feature", "properties": None, "geometry": nested}]
+        nested = collection(*geometries)
+        document = [nested, feature(nested, properties=None)]
         result, _ = transformed(document, lambda points: points + (0.5, -1.0))  # noqa: RUF005
 
         def shifted(node):
@@ -242,7 +230,7 @@ class TestMembers:
             assert transformed(document, swirl) == (document, 0)
 
     def test_more_features_than_a_batch(self):
-        document = [{"type": "Point", "coordinates": [n, 2 * n]} for n in range(4500)]
+        document = [geometry("Point", [n, 2 * n]) for n in range(4500)]
         result, _ = transformed(document, affine)
         expected = affine(np.array([item["coordinates"] for item in document], float))
         found = [item["coordinates"] for item in result]
@@ -250,7 +238,7 @@ class TestMembers:
 
     def test_a_polygon_that_crosses_itself_becomes_valid(self):
         bow = [[0, 0], [20, 10], [20, 0], [0, 10], [0, 0]]
-        document = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [bow]}}
+        document = feature(geometry("Polygon", [bow]))
         result, _ = transformed(document, affine)
         shape = shapely.geometry.shape(result["geometry"])
         assert shape.geom_type == "MultiPolygon"
@@ -259,60 +247,42 @@ class TestMembers:
         assert shape.area == pytest.approx(100 * 0.36, rel=1e-3)
 
 
+FAR_RING = rectangle(2000, 0, 2100, 50)
+
+
 class TestOutside:
     """Nothing to the right of x = 1000 has a corresponding point."""
 
     @pytest.mark.parametrize(
-        ("geometry", "left"),
+        ("given", "left"),
         [
-            ({"type": "Point", "coordinates": [1001, 5]}, None),
+            (geometry("Point", [1001, 5]), None),
+            (geometry("MultiPoint", [[1001, 5], [10, 5]]), geometry("MultiPoint", [[15, 10]])),
+            (geometry("LineString", [[999.5, 5], [1001, 5]]), None),
             (
-                {"type": "MultiPoint", "coordinates": [[1001, 5], [10, 5]]},
-                {"type": "MultiPoint", "coordinates": [[15, 10]]},
-            ),
-            ({"type": "LineString", "coordinates": [[999.5, 5], [1001, 5]]}, None),
-            (
-                {
-                    "type": "MultiLineString",
-                    "coordinates": [[[2000, 5], [2001, 5]], [[0, 0], [1, 1]]],
-                },
-                {"type": "MultiLineString", "coordinates": [[[5, 5], [6, 6]]]},
+                geometry("MultiLineString", [[[2000, 5], [2001, 5]], [[0, 0], [1, 1]]]),
+                geometry("MultiLineString", [[[5, 5], [6, 6]]]),
             ),
             (
-                {
-                    "type": "MultiPolygon",
-                    "coordinates": [
-                        [rectangle(2000, 0, 2100, 50)],
-                        [rectangle(0, 0, 10, 6)],
-                    ],
-                },
-                {"type": "Polygon", "coordinates": [rectangle(5, 5, 15, 11)]},
+                geometry("MultiPolygon", [[FAR_RING], [rectangle(0, 0, 10, 6)]]),
+                geometry("Polygon", [rectangle(5, 5, 15, 11)]),
             ),
             (
-                {
-                    "type": "GeometryCollection",
-                    "geometries": [
-                        {"type": "Point", "coordinates": [4000, 1]},
-                        {"type": "Point", "coordinates": [40, 1]},
-                    ],
-                },
-                {
-                    "type": "GeometryCollection",
-                    "geometries": [{"type": "Point", "coordinates": [45, 6]}],
-                },
+                collection(geometry("Point", [4000, 1]), geometry("Point", [40, 1])),
+                collection(geometry("Point", [45, 6])),
             ),
-            ({"type": "Polygon", "coordinates": [rectangle(2000, 0, 2100, 50)]}, None),
+            (geometry("Polygon", [FAR_RING]), None),
         ],
     )
-    def test_what_is_left(self, geometry, left):
-        feature = {"type": "Feature", "id": 7, "geometry": geometry, "properties": {}}
-        expected = [] if left is None else [{**feature, "geometry": left}]
-        assert transformed([feature], torn) == (expected, 1)
-        assert transformed(geometry, torn) == (left, 1)
+    def test_what_is_left(self, given, left):
+        whole = feature(given, id=7, properties={})
+        expected = [] if left is None else [{**whole, "geometry": left}]
+        assert transformed([whole], torn) == (expected, 1)
+        assert transformed(given, torn) == (left, 1)
 
     def test_a_polygon_keeps_the_rest(self):
         ring = [[0, 0], [1500, 0], [400, 300], [0, 300], [0, 0]]
-        result, lost = transformed({"type": "Polygon", "coordinates": [ring]}, torn)
+        result, lost = transformed(geometry("Polygon", [ring]), torn)
         assert lost == 1
         points = np.array(result["coordinates"][0])
         assert result["coordinates"][0][0] == result["coordinates"][0][-1]
@@ -322,11 +292,8 @@ class TestOutside:
         assert 1005 - 32 < points[:, 0].max() <= 1005
 
     def test_a_cell_may_lose_its_nucleus_and_not_itself(self):
-        cell = {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [rectangle(0, 0, 10, 6)]},
-            "nucleusGeometry": {"type": "Polygon", "coordinates": [rectangle(2000, 0, 2005, 3)]},
-        }
+        nucleus = geometry("Polygon", [rectangle(2000, 0, 2005, 3)])
+        cell = feature(geometry("Polygon", [rectangle(0, 0, 10, 6)]), nucleusGeometry=nucleus)
         result, lost = transformed([cell], torn)
         assert lost == 1
         assert [*result[0]] == ["type", "geometry"]
@@ -335,8 +302,7 @@ class TestOutside:
 
     def test_features_keep_their_places_when_one_is_left_out(self):
         points = [
-            {"type": "Feature", "id": n, "geometry": {"type": "Point", "coordinates": [x, 0]}}
-            for n, x in enumerate((10, 2000, 20, 3000, 30))
+            feature(geometry("Point", [x, 0]), id=n) for n, x in enumerate((10, 2000, 20, 3000, 30))
         ]
         result, _ = transformed({"type": "FeatureCollection", "features": points}, torn)
         assert [feature["id"] for feature in result["features"]] == [0, 2, 4]
@@ -348,23 +314,23 @@ class TestOutside:
         3,
         None,
         {},
-        {"type": "Feature", "geometry": 3},
+        feature(3),
         {"type": "Point"},
-        {"type": "Circle", "coordinates": [1, 2]},
+        geometry("Circle", [1, 2]),
         {"type": ["Point"], "coordinates": [1, 2]},
-        {"type": "Point", "coordinates": "12"},
-        {"type": "Point", "coordinates": [1]},
-        {"type": "Point", "coordinates": [None, 2]},
-        {"type": "Point", "coordinates": [math.nan, 2]},
-        {"type": "Point", "coordinates": [1e9, 2]},
-        {"type": "LineString", "coordinates": [[1, 2]]},
-        {"type": "Polygon", "coordinates": [[[1, 2], [3, 4]]]},
-        {"type": "Polygon", "coordinates": [[[0], [1], [2]]]},
-        {"type": "MultiPolygon", "coordinates": [[[[1, 2], [3]]]]},
+        geometry("Point", "12"),
+        geometry("Point", [1]),
+        geometry("Point", [None, 2]),
+        geometry("Point", [math.nan, 2]),
+        geometry("Point", [1e9, 2]),
+        geometry("LineString", [[1, 2]]),
+        geometry("Polygon", [[[1, 2], [3, 4]]]),
+        geometry("Polygon", [[[0], [1], [2]]]),
+        geometry("MultiPolygon", [[[[1, 2], [3]]]]),
     ],
     ids=str,
 )
 def test_a_feature_that_is_not_geojson_is_named(wrong):
-    good = {"type": "Feature", "id": "ok", "geometry": {"type": "Point", "coordinates": [1, 2]}}
+    good = feature(geometry("Point", [1, 2]), id="ok")
     with pytest.raises(ValueError, match=r"^feature 2: \S"):
         transformed([good, wrong], swirl)

@@ -17,7 +17,7 @@ from hemera.imaging.codecs import decode
 from hemera.registration.displacement import Displacement, mirrored, node_points, none
 from hemera.registration.displacement_files import read_displacement, write_displacement
 from hemera.stages import tile
-from tests.small_geojson import rectangle
+from tests.small_geojson import geometry, rectangle
 from tests.small_sheets import describe_unit, write_certificate, write_sheet
 from tests.small_slides import damage_tile, write_pyramid
 
@@ -272,7 +272,7 @@ def test_only_inside_the_region_of_interest(images_of_pair):
 
 
 def polygon(*corners):
-    return json.dumps({"type": "Polygon", "coordinates": [rectangle(*corners)]})
+    return json.dumps(geometry("Polygon", [rectangle(*corners)]))
 
 
 @pytest.mark.parametrize(
