@@ -23,7 +23,6 @@ from tests.small_networks import write_generator, write_networks
 from tests.small_weights import write_alexnet, write_inception
 
 SETTINGS = {"device": "cpu", "torch_threads": 1, "batch_size": 2, "gallery_tiles": 3}
-OPTIONS = EvaluateOptions(generators=("pix2pix",), **SETTINGS)
 GENERATION = ("demo", "pix2pix", "mean_colour", "blurred")
 SEGMENTATION = (SEGMENTER, "all_positive", "all_negative")
 
@@ -70,10 +69,19 @@ def given(tmp_path_factory):
     }
 
 
+def evaluated(given, folder, *, test=None, **changes):
+    """Evaluate into a folder, of an index with so many test tiles if that is given."""
+    if test is not None:
+        given = given | {"index": write_index(folder / "results", test=test)}
+    options = EvaluateOptions(generators=("pix2pix",), **SETTINGS | changes)
+    evaluate.run(**given, options=options, **outputs(folder))
+    return given["index"], tables.read(folder / "metrics.parquet", tables.METRICS).to_pylist()
+
+
 @pytest.fixture(scope="module")
 def done(given, tmp_path_factory):
     folder = tmp_path_factory.mktemp("done")
-    evaluate.run(**given, options=OPTIONS, **outputs(folder))
+    evaluated(given, folder)
     return folder
 
 
@@ -107,26 +115,32 @@ def test_every_test_tile_has_a_row_for_every_method(rows):
     assert len(rows) == 2 * len(expected)
 
 
+def stain(given, number, he):
+    """Return what a generator makes of H&E, (H, W, 3), uint8."""
+    generator, _ = storage.load_generation(
+        given["generator_weights"][number], given["generator_metadata"][number]
+    )
+    image = torch.from_numpy(he).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        output = generator(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
+    return ((output + 1) / 2 * 255).astype(np.uint8)
+
+
 def test_the_rows_are_of_the_outputs_of_each_network(given, rows):
     tiles = TileDataset(given["index"], network="generation", split="test")
     found = {(row["tile"], row["method"]): row for row in rows}
     segmenter, _ = storage.load_segmentation(given["segmenter"], given["segmenter_metadata"])
     for item in (tiles.stored(0), tiles.stored(1)):
-        image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
-        for name, weights, metadata in zip(
-            GENERATION[:2], given["generator_weights"], given["generator_metadata"], strict=True
-        ):
-            generator, _ = storage.load_generation(weights, metadata)
-            with torch.no_grad():
-                generated = generator(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
-            generated = ((generated + 1) / 2 * 255).astype(np.uint8)
+        for number, name in enumerate(GENERATION[:2]):
+            generated = stain(given, number, item["he"])
             row = found[item["tile"], name]
             psnr = peak_signal_noise_ratio(item["her2"], generated, data_range=255)
             assert row["psnr_db"] == pytest.approx(psnr, abs=0.01)
             ssim = structural_similarity(item["her2"], generated, channel_axis=-1, data_range=255)
             assert row["ssim"] == pytest.approx(ssim, abs=0.001)
         with torch.no_grad():
-            positive = (segmenter(image / 255)[0, 0] >= 0).numpy()
+            image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None] / 255
+            positive = (segmenter(image)[0, 0] >= 0).numpy()
         row = found[item["tile"], SEGMENTER]
         truth = label_format.positive(item["mask"])
         hits = np.count_nonzero(positive & truth)
@@ -194,9 +208,7 @@ def weights(tmp_path_factory):
 def perceived(given, weights, tmp_path_factory):
     """The same networks on four test tiles of four cases, with all perceptual metrics."""
     folder = tmp_path_factory.mktemp("perceived")
-    index = write_index(folder / "results", test=4)
-    options = EvaluateOptions(generators=("pix2pix",), **SETTINGS | {"batch_size": 3}, **weights)
-    evaluate.run(**(given | {"index": index}), options=options, **outputs(folder))
+    index, _ = evaluated(given, folder, test=4, **weights | {"batch_size": 3})
     return index, folder
 
 
@@ -205,18 +217,11 @@ def test_fid_is_of_the_features_of_the_generated_and_the_real_tiles(given, weigh
     table = tables.read(folder / "metrics.parquet", tables.METRICS).to_pylist()
     found = {(row["method"], row["group"], row["metric"]): row for row in table}
     inception = perceptual.Inception(Path(weights["fid_weights"]), torch.device("cpu"))
-    generator, _ = storage.load_generation(
-        given["generator_weights"][0], given["generator_metadata"][0]
-    )
     tiles = TileDataset(index, network="generation", split="test")
     real, generated = [], []
-    for place in range(4):
-        item = tiles.stored(place)
-        image = torch.from_numpy(item["he"]).permute(2, 0, 1)[None].float()
-        with torch.no_grad():
-            output = generator(image / 127.5 - 1)[0].permute(1, 2, 0).numpy()
+    for item in (tiles.stored(place) for place in range(4)):
         real.append(inception(item["her2"][None])[0])
-        generated.append(inception(((output + 1) / 2 * 255).astype(np.uint8)[None])[0])
+        generated.append(inception(stain(given, 0, item["he"])[None])[0])
     expected = perceptual.frechet_distance(np.stack(generated), np.stack(real))
     row = found["demo", "all", "fid"]
     assert row["value"] == pytest.approx(expected, rel=1e-3)
@@ -250,10 +255,7 @@ def test_tables_contain_options_index_and_digests_of_weights(done, perceived, we
 
 
 def test_one_tile_has_no_set_metrics_and_no_interval(given, weights, tmp_path):
-    index = write_index(tmp_path / "results", test=1)
-    options = EvaluateOptions(generators=("pix2pix",), **SETTINGS, **weights)
-    evaluate.run(**(given | {"index": index}), options=options, **outputs(tmp_path))
-    table = tables.read(tmp_path / "metrics.parquet", tables.METRICS).to_pylist()
+    _, table = evaluated(given, tmp_path, test=1, **weights)
     distances = [row for row in table if row["metric"] in ("fid", "kid")]
     assert distances
     assert all(row["value"] is None and row["tiles"] == 1 for row in distances)
@@ -261,10 +263,8 @@ def test_one_tile_has_no_set_metrics_and_no_interval(given, weights, tmp_path):
 
 
 def test_no_test_tiles_is_no_error(given, tmp_path):
-    index = write_index(tmp_path / "results", test=0)
-    evaluate.run(**(given | {"index": index}), options=OPTIONS, **outputs(tmp_path))
+    assert evaluated(given, tmp_path, test=0)[1] == []
     assert tables.read(tmp_path / "tiles.parquet", tables.EVALUATION_TILES).num_rows == 0
-    assert tables.read(tmp_path / "metrics.parquet", tables.METRICS).num_rows == 0
     assert (tmp_path / "evaluate" / "evaluate.html").exists()
 
 
@@ -276,20 +276,15 @@ def test_the_page_shows_the_images_of_every_generator(done):
 
 
 def test_wrong_inputs_are_errors_before_anything_is_measured(given, tmp_path):
-    def fails(error, match, options=OPTIONS, **changed):
+    def fails(error, match, changes=None, **inputs):
         with pytest.raises(error, match=match):
-            evaluate.run(**(given | changed), options=options, **outputs(tmp_path))
+            evaluated(given | inputs, tmp_path, **(changes or {}))
         assert not (tmp_path / "tiles.parquet").exists()
 
-    wrong = EvaluateOptions(
-        generators=("pix2pix",), fid_weights=str(given["segmenter"]), **SETTINGS
-    )
-    fails(TrainingError, r"segmenter.safetensors: .*fid_weights", options=wrong)
-    fails(
-        ConfigError,
-        "1, 2, 2 files of weights",
-        generator_weights=given["generator_weights"][:1],
-    )
+    wrong = {"fid_weights": str(given["segmenter"])}
+    fails(TrainingError, r"segmenter.safetensors: .*fid_weights", wrong)
+    few = given["generator_weights"][:1]
+    fails(ConfigError, "1, 2, 2 files of weights", generator_weights=few)
     foreign = write_generator(tmp_path, "e" * 64)
     fails(
         TrainingError,

@@ -266,13 +266,6 @@ def test_the_fingerprint_knows_no_path_version_or_option(
     assert json.loads(made.metadata["versions"])["numpy"] == "99"
 
 
-def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
-    rows = pairs()
-    first, second = (Made(tmp_path / name, rows, plain(rows)) for name in "ab")
-    assert first.index.read_bytes() == second.index.read_bytes()
-    assert first.card.read_bytes() == second.card.read_bytes()
-
-
 @pytest.mark.parametrize(
     "tiles",
     [
