@@ -424,8 +424,7 @@ def test_blobs_of_her2_lie_where_they_belong_on_he(cohort, tmp_path, words, size
     assert np.median(np.abs(error)) < 0.05
 
 
-def test_where_her2_does_not_reach_is_background(cohort, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+def test_where_her2_does_not_reach_is_background(cohort, tmp_path):
     # HER2 reaches to 567 um; H&E from 367 um on leads beyond.
     cohort.register(field_of(lambda points: points + np.array([200.0, 0.0])))
     assert cohort.run("slide", tmp_path / "out.tif") == 0
@@ -433,7 +432,6 @@ def test_where_her2_does_not_reach_is_background(cohort, tmp_path, caplog):
     edge = round((HER2_SIZE[0] * HER2_MPP - 200) / HE_MPP)
     assert np.abs(pixels[:, edge + 8 :] - BACKGROUND).max() <= 2
     assert np.abs(pixels[:, : edge - 8] - BACKGROUND).sum(axis=-1).max() > 100, "blobs"
-    assert "HER2 covers 4 of 6 tiles" in caplog.text
 
 
 @pytest.mark.parametrize("mirror", [False, True])

@@ -119,16 +119,6 @@ def reasons(table: pa.Table) -> dict[str, str | None]:
     return dict(zip(table["tile"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 
-@pytest.mark.parametrize("registration", ["registered", "accepted"])
-def test_without_a_certificate_no_place_is_the_worse_for_it(
-    tmp_path: Path, registration: str
-) -> None:
-    cohort = Cohort(tmp_path, {"p": {}})
-    missing = {"registration_error_um": None, "registration_margin": None}
-    cohort.write([tile("p", 0, **missing)], {"p": registration})
-    assert cohort.run()["reason"].to_pylist() == [None]
-
-
 def test_no_similarity_is_unlike_where_it_counts(tmp_path: Path) -> None:
     """Of a flat image there is no correlation; that counts in the named data sets alone."""
     cohort = Cohort(tmp_path, {"b": {}, "a": {"dataset": "acrobat"}})
@@ -139,20 +129,17 @@ def test_no_similarity_is_unlike_where_it_counts(tmp_path: Path) -> None:
             for number, value in enumerate((None, -0.9, 0.9))
         ]
     )
-    assert reasons(cohort.run()) == {
-        "a_000000_001024": None,
-        "a_000512_001024": None,
-        "a_001024_001024": None,
-        "b_000000_001024": "unlike_histograms",
-        "b_000512_001024": "unlike_histograms",
-        "b_001024_001024": None,
-    }
-    only = FilterOptions(histogram_datasets=("acrobat", "nowhere"))
-    assert [name for name, reason in reasons(cohort.run(only)).items() if reason] == [
-        "a_000000_001024",
-        "a_000512_001024",
-    ]
-    assert not any(reasons(cohort.run(FilterOptions(histogram_datasets=()))).values())
+    bci, acrobat = ("b_000000_001024", "b_000512_001024"), ("a_000000_001024", "a_000512_001024")
+    for options, refused in (
+        (FilterOptions(), bci),
+        (FilterOptions(histogram_datasets=("acrobat", "nowhere")), acrobat),
+        (FilterOptions(histogram_datasets=()), ()),
+    ):
+        found = reasons(cohort.run(options))
+        assert len(found) == 6
+        assert {tile: reason for tile, reason in found.items() if reason} == dict.fromkeys(
+            refused, "unlike_histograms"
+        )
 
 
 def test_the_first_reason_counts_and_tissue_stands_before_sharpness(tmp_path: Path) -> None:
@@ -182,21 +169,24 @@ def test_the_first_reason_counts_and_tissue_stands_before_sharpness(tmp_path: Pa
     ("registration", "accept_review", "reason"),
     [
         ("registered", False, None),
-        ("pass", False, None),
+        ("pass", False, "misregistered"),
         ("accepted", False, None),
         ("review", False, "registration_review"),
-        ("review", True, None),
+        ("review", True, "misregistered"),
         ("accepted", True, None),
     ],
 )
-def test_pairs_under_review(
+def test_where_nothing_was_measured_the_registration_decides(
     tmp_path: Path, registration: str, accept_review: bool, reason: str | None
 ) -> None:
+    """Without a certificate no place is the worse for it."""
     cohort = Cohort(tmp_path, {"p": {"dataset": "acrobat"}})
-    cohort.write([tile("p", 0)], {"p": registration})
+    missing = {"registration_error_um": None, "registration_margin": None}
+    cohort.write([tile("p", 0, **missing), tile("p", 1)], {"p": registration})
     table = cohort.run(FilterOptions(accept_review=accept_review))
-    assert table["reason"].to_pylist() == [reason]
-    assert table["registration"].to_pylist() == [registration]
+    measured = None if reason == "misregistered" else reason
+    assert table["reason"].to_pylist() == [reason, measured]
+    assert table["registration"].to_pylist() == [registration] * 2
 
 
 def wide(folder: Path) -> Cohort:
