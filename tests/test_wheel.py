@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_workflow import TINY
+from tests.small_workflow import TINY
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

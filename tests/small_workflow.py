@@ -1,0 +1,90 @@
+"""Working directories in which tests run Snakemake as a user would."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+TINY: dict[str, Any] = {
+    "preset": "demo",
+    "sheet": "pairs.tsv",
+    "allow_demo_sizes": True,
+    "block_count": 2,
+    "register": {
+        "preset": "default_initial_nonrigid_fast",
+        "size_px": 512,
+        "levels": 5,
+        "iterations": 60,
+    },
+    "tile": {"size_px": 256},
+    "train_generation": {
+        "network": "unet_128",
+        "base_width": 4,
+        "discriminator_width": 4,
+        "crop_px": 128,
+        "epochs": 1,
+        "decay_from_epoch": 1,
+        "workers": 0,
+    },
+    "train_segmentation": {
+        "base_width": 4,
+        "crop_px": 128,
+        "epochs": 1,
+        "batch_size": 4,
+        "workers": 0,
+    },
+    "evaluate": {"generators": ["hemera"]},
+}
+
+
+def lay_out(folder: Path, config: Mapping[str, Any]) -> None:
+    """Make a working directory of HEMERA with its own config.yaml."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("Snakefile", "workflow", "envs", "profiles"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "slurm").symlink_to("profiles/slurm")
+    write_config(folder, config)
+
+
+def write_config(folder: Path, config: Mapping[str, Any], **changes: Mapping[str, Any]) -> None:
+    values = dict(config)
+    for section, keys in changes.items():
+        values[section] = {**values.get(section, {}), **keys}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+
+
+def snakemake(folder: Path, *words: str, check: bool = True) -> str:
+    """Run Snakemake as a user would; return what it printed."""
+    environment = dict(os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", *words],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if check and done.returncode:
+        pytest.fail(f"snakemake {' '.join(words)}:\n{done.stdout[-8000:]}")
+    return done.stdout
+
+
+def planned(folder: Path, *words: str) -> dict[str, int]:
+    """Return how many jobs of each rule a dry run plans."""
+    text = snakemake(folder, "-n", "--cores", "2", *words)
+    counts = {
+        rule: int(count) for rule, count in re.findall(r"^(\w+)\s+(\d+)$", text, re.MULTILINE)
+    }
+    counts.pop("total", None)
+    counts.pop("all", None)
+    return counts
