@@ -116,7 +116,7 @@ def test_a_file_of_weights_runs_no_code(extractor, tmp_path):
     [
         (b"", "damaged, or not plain weights"),
         (b"<html>404</html>", "not plain weights"),
-        ([1, 2], "holds a list, not the weights of a network"),
+        ([1, 2], "contains a list, not the weights of a network"),
         ({}, "weights of another network"),
         ({1: torch.zeros(3)}, "weights of another network"),
         ("truncated", "damaged, or not plain weights"),

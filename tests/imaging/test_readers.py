@@ -114,7 +114,8 @@ def test_a_huge_image_without_tiles_is_refused(tmp_path):
         b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
         + struct.pack("<IiiHHIIiiII", 40, 60_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0)
     )  # fmt: skip
-    assert "exceeds limit of 178956970" in error_of(path, mpp=0.5)
+    # By Pillow or by HEMERA: libraries change the limit of Pillow.
+    assert "178956970" in error_of(path, mpp=0.5)
 
 
 def test_many_broken_reads_leave_no_file_open(rng, tmp_path):

@@ -192,7 +192,7 @@ def test_a_model_that_names_no_marker_has_cells_and_no_marker_threshold(
         file.write("\n            modalities_names: []\n")
     expected = serialized.segment(tile(), 0.5, STAINS)
     np.testing.assert_array_equal(loaded(folder).segment(tile(), 0.5, STAINS).mask, expected.mask)
-    with pytest.raises(EngineError, match=r"deepliif\.marker: 30, and .* has no modality Marker"):
+    with pytest.raises(EngineError, match=r"deepliif\.marker: 30, but .* has no modality Marker"):
         loaded(folder, marker=30)
 
 
