@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from hemera.commands import Positive
+from hemera.commands import Blocks, Positive
 from hemera.errors import HemeraError, SheetError
 from hemera.io.atomic import write_text
 from hemera.sheet import Pair, read_sheet, units, write_rows
@@ -65,6 +65,11 @@ def _write(
     folder: Path, find: Callable[[Path], Iterator[dict[str, str]]], output: Path | None
 ) -> None:
     """Write the rows found in a folder, with paths relative to the sheet."""
+    if output is not None and output.exists():
+        raise SheetError(
+            f"{output}: exists, and decisions written into it would be lost; give another --output "
+            "or remove it first"
+        )
     if not folder.is_dir():
         raise SheetError(f"{folder}: no such directory; give the one with the unpacked release")
     rows = list(find(folder))
@@ -255,7 +260,7 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, str]]:
         yield from csv.DictReader(file)
 
 
-def check(path: Path, /, *, block_count: int = 19) -> None:
+def check(path: Path, /, *, block_count: Blocks = 19) -> None:
     """Open every file of a sheet and report all faults.
 
     Args:

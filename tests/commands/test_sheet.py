@@ -321,3 +321,18 @@ def test_real_pairs(images: Path, tmp_path: Path) -> None:
         "bci_test_00820": "2+",
     }
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 0
+
+
+def test_an_existing_sheet_is_never_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sheet = tmp_path / "pairs.tsv"
+    sheet.write_text("decisions")
+    assert main(["sheet", "bci", str(tmp_path), "--output", str(sheet)]) == 1
+    assert sheet.read_text() == "decisions"
+    assert "pairs.tsv: exists" in caplog.text
+
+
+@pytest.mark.parametrize("count", ["0", "-3", "5000"])
+def test_blocks_out_of_range_are_wrong_usage(tmp_path: Path, count: str) -> None:
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv"), f"--block-count={count}"]) == 2
