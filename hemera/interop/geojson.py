@@ -18,7 +18,7 @@ import shapely
 import shapely.geometry
 
 from hemera.errors import SheetError
-from hemera.io.faults import brief, translated
+from hemera.io.faults import brief, is_transient, translated
 
 Points = npt.NDArray[np.float64]
 """(N, 2) points as (x, y)."""
@@ -166,6 +166,8 @@ def transform_features(
             try:
                 shapes.append(_shapes(item))
             except Exception as error:
+                if is_transient(error):
+                    raise
                 raise ValueError(f"{title(item, number)}: {brief(error)}") from error
         flat = [shape for own in shapes for shape in own.values()]
         results = iter(_transformed(flat, transform, tolerance_px, step_px))

@@ -29,7 +29,7 @@ class Album:
         self.left_bytes = limit_bytes
 
     def take(self, images: Mapping[str, RGB], side_px: int, quality: int = 82) -> dict[str, str]:
-        """Return images as data URLs, shrunk to a longest side; none of them without room."""
+        """Return images as data URLs, shrunk to a longest side; empty if the page is full."""
         made = {}
         for name, rgb in images.items():
             pixels = np.ascontiguousarray(shrink(rgb, side_px))

@@ -111,8 +111,8 @@ def registration_mb(wildcards, input, attempt):
     import pyarrow.parquet as pq
 
     columns = ["width_px", "height_px", "mpp"]
-    # A FileNotFoundError, as long as describe has not run, makes Snakemake evaluate it again later; it must
-    # name the file, which pyarrow's own does not.
+    # A FileNotFoundError, as long as describe has not run, makes Snakemake evaluate it again later;
+    # it must name the file, which pyarrow's own does not.
     with open(input.images_table, "rb") as file:
         rows = pq.read_table(file, columns=columns).to_pylist()
     known_sizes = [row for row in rows if all(row[name] for name in columns)]
