@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from hemera.config.base import Options
 from hemera.errors import TableError
-from hemera.io.atomic import replacing
+from hemera.files.atomic import replacing
 
 STAINS = ("he", "her2")
 

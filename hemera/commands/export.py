@@ -115,7 +115,7 @@ def _export(
 ) -> None:
     """Write the chosen tiles into a new directory and print what was written."""
     from hemera.dataset import exports
-    from hemera.io.atomic import new_folder
+    from hemera.files.atomic import new_folder
 
     chosen = dataclasses.asdict(tiles)
     selection = exports.choose(chosen.pop("index"), **chosen, engine=engine, masks=masks)

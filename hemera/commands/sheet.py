@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hemera.commands import Blocks, Positive
 from hemera.errors import HemeraError, SheetError
-from hemera.io.atomic import write_text
+from hemera.files.atomic import write_text
 from hemera.sheet import Pair, read_sheet, units, write_rows
 
 log = logging.getLogger(__name__)

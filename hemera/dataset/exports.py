@@ -25,8 +25,8 @@ from hemera import __version__
 from hemera.dataset.index import TileIndex
 from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.errors import ConfigError, ShardError
+from hemera.files.threads import in_order
 from hemera.imaging.codecs import SUFFIXES, decode, encode, suffix
-from hemera.io.threads import in_order
 from hemera.sheet import SPLITS
 
 ROW_GROUP_ROWS = 100

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from hemera.errors import ConfigError, ShardError, TrainingError
-from hemera.io.faults import translated
+from hemera.files.faults import translated
 from hemera.sheet import SPLITS
 
 FACTS = ("tile", "case", "dataset", "score", "mpp", "size_px")

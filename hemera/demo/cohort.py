@@ -33,7 +33,7 @@ from hemera.demo.render import Appearance, Image, Renderer, rasterise
 from hemera.demo.scanner import defocus, pen_mark, photograph
 from hemera.demo.tissue import Tissue, grow
 from hemera.errors import HemeraError
-from hemera.io import atomic
+from hemera.files import atomic
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.io.threads import in_order
+from hemera.files.threads import in_order
 
 RGB = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

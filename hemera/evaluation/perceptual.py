@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hemera.errors import TrainingError
 from hemera.evaluation.metrics import Summary
-from hemera.io.faults import translated
+from hemera.files.faults import translated
 from hemera.networks import storage
 
 RGB = npt.NDArray[np.uint8]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from hemera.errors import ShardError
-from hemera.io.faults import translated
+from hemera.files.faults import translated
 
 RGB = npt.NDArray[np.uint8]
 

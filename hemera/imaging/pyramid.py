@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from hemera.io.atomic import replacing
+from hemera.files.atomic import replacing
 
 Pixels = npt.NDArray[np.uint8]
 

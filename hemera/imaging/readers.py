@@ -20,7 +20,7 @@ import tiffslide
 from PIL import Image
 
 from hemera.errors import SlideError
-from hemera.io.faults import translated
+from hemera.files.faults import translated
 
 RGB = npt.NDArray[np.uint8]
 

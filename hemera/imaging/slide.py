@@ -19,6 +19,7 @@ import numpy.typing as npt
 import openslide
 
 from hemera.errors import SlideError
+from hemera.files.faults import translated
 from hemera.imaging import tiff
 from hemera.imaging.codecs import JPEG_MAGIC, PNG_MAGIC
 from hemera.imaging.color import Color, background_color
@@ -26,7 +27,6 @@ from hemera.imaging.geometry import best_level, level_downsample
 from hemera.imaging.readers import ImageReader, OpenSlideReader, Reader, TiffSlideReader
 from hemera.imaging.resample import area_resample, shift_resample
 from hemera.imaging.tolerant import LOST_MAX, Losses, read_region
-from hemera.io.faults import translated
 from hemera.sheet import MPP_BOUNDS
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ import simplejpeg
 import tifffile
 
 from hemera.errors import SlideError
+from hemera.files.faults import translated
 from hemera.imaging.codecs import StoredJpeg
 from hemera.imaging.readers import X_RESOLUTION, Y_RESOLUTION, Reader, positive_pair, quotient
-from hemera.io.faults import translated
 
 RGB = npt.NDArray[np.uint8]
 

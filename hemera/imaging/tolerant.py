@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.errors import SlideError
-from hemera.io.threads import in_order
+from hemera.files.threads import in_order
 
 log = logging.getLogger(__name__)
 

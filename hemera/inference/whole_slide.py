@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from hemera.config import DescribeOptions
 from hemera.errors import SlideError, TrainingError
+from hemera.files.atomic import new_folder
 from hemera.imaging.codecs import encode
 from hemera.imaging.pyramid import TILE_PX, stored_tiles, tile_count, write_pyramid
 from hemera.imaging.slide import Slide, open_slide
@@ -39,7 +40,6 @@ from hemera.inference.model import RGB, Model, load_model
 from hemera.inference.options import DEFAULTS, PredictOptions
 from hemera.interop.geojson import annotation
 from hemera.interop.outlines import reduction, trace
-from hemera.io.atomic import new_folder
 from hemera.networks import storage
 from hemera.training.session import session
 

@@ -18,7 +18,7 @@ import shapely
 import shapely.geometry
 
 from hemera.errors import SheetError
-from hemera.io.faults import brief, is_transient, translated
+from hemera.files.faults import brief, is_transient, translated
 
 Points = npt.NDArray[np.float64]
 """(N, 2) points as (x, y)."""

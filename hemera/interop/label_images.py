@@ -12,9 +12,9 @@ import tifffile
 from PIL import Image
 
 from hemera.errors import SlideError
+from hemera.files.atomic import replacing
+from hemera.files.faults import translated
 from hemera.imaging.pyramid import TILE_PX
-from hemera.io.atomic import replacing
-from hemera.io.faults import translated
 
 Labels = npt.NDArray[np.integer[Any]]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import RegistrationError
+from hemera.files import layout
 from hemera.imaging.slide import open_slide
-from hemera.io import layout
 from hemera.registration import displacement as fields
 from hemera.registration.displacement import Displacement, Points
 from hemera.registration.displacement_files import read_displacement

@@ -17,6 +17,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from hemera.errors import ConfigError, RegistrationError, SheetError, TableError
+from hemera.files.atomic import write_text
+from hemera.files.faults import brief, translated
 from hemera.imaging.geometry import same_mpp
 from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
 from hemera.imaging.slide import open_slide
@@ -31,8 +33,6 @@ from hemera.interop.geojson import (
 )
 from hemera.interop.label_images import TIFF_SUFFIXES, read_labels, write_labels
 from hemera.interop.registered_pair import PairSlide, RegisteredPair
-from hemera.io.atomic import write_text
-from hemera.io.faults import brief, translated
 from hemera.registration.warping import lattice_px, read_displaced, warp_labels
 from hemera.sheet import MPP_BOUNDS
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hemera.errors import TrainingError
-from hemera.io import atomic
-from hemera.io.faults import translated
+from hemera.files import atomic
+from hemera.files.faults import translated
 from hemera.networks.generation import Generator, build_generator
 from hemera.networks.segmentation import SegmentationNet
 

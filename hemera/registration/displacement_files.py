@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from hemera.errors import RegistrationError
-from hemera.io.atomic import replacing
-from hemera.io.faults import translated
+from hemera.files.atomic import replacing
+from hemera.files.faults import translated
 from hemera.registration.displacement import Displacement
 
 STEP = 1 / 256

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hemera.errors import SheetError, TableError
-from hemera.io.faults import translated
+from hemera.files.faults import translated
 from hemera.sheet import Pair
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from hemera.io.atomic import write_text
+from hemera.files.atomic import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -20,7 +20,7 @@ from hemera.dataset.fingerprint import fingerprint
 from hemera.dataset.splits import check_leakage, split_cases
 from hemera.dataset.subsets import check_subsets, draw_subset, mixed_resolutions
 from hemera.errors import ConfigError, TableError
-from hemera.io.atomic import write_text
+from hemera.files.atomic import write_text
 from hemera.masks import ENGINES
 from hemera.masks.engine import module
 from hemera.registration.verdict import PASS, REVIEW

@@ -12,7 +12,7 @@ import numpy as np
 from hemera import tables
 from hemera.config import LandmarksOptions
 from hemera.errors import ConfigError, RegistrationError, SheetError, TableError
-from hemera.io.atomic import write_text
+from hemera.files.atomic import write_text
 from hemera.registration.canvas import size_um
 from hemera.registration.displacement import Displacement, none, of_registered
 from hemera.registration.displacement_files import read_displacement

@@ -17,8 +17,8 @@ from hemera import tables
 from hemera.config import MaskOptions
 from hemera.dataset import shards
 from hemera.errors import ShardError
+from hemera.files.atomic import replacing
 from hemera.imaging import codecs
-from hemera.io.atomic import replacing
 from hemera.masks.agreement import lowest_agreements
 from hemera.masks.engine import Engine, module
 from hemera.masks.label_format import Cells, statistics

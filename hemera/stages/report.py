@@ -19,8 +19,8 @@ from hemera.config import ReportOptions
 from hemera.dataset import statistics
 from hemera.dataset.shards import read_member
 from hemera.errors import ShardError, TableError
+from hemera.files import layout
 from hemera.imaging.codecs import decode, decode_mask
-from hemera.io import layout
 from hemera.registration.canvas import size_um
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality

@@ -22,8 +22,8 @@ from hemera import tables
 from hemera.config import TrainGenerationOptions, TrainingOptions, TrainSegmentationOptions
 from hemera.dataset.index import TrainingTiles
 from hemera.errors import TrainingError
-from hemera.io import atomic
-from hemera.io.faults import translated
+from hemera.files import atomic
+from hemera.files.faults import translated
 from hemera.networks import storage
 from hemera.training.session import Compute, find_device
 

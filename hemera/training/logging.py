@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.io import atomic
+from hemera.files import atomic
 from hemera.training.batches import TrainingSampler
 from hemera.training.checkpoint import TrainingState
 

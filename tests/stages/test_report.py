@@ -11,7 +11,7 @@ import pytest
 from hemera.__main__ import main
 from hemera.config import ReportOptions
 from hemera.errors import ShardError, TableError
-from hemera.io import layout
+from hemera.files import layout
 from hemera.reports import data, pictures, tiles
 from hemera.sheet import read_sheet, units
 from hemera.stages import report

@@ -6,7 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from hemera.errors import ConfigError, HemeraError
 from hemera.config import DEMO_SHEET, DEMO_VERSION, load
-from hemera.io import layout
+from hemera.files import layout
 from hemera.sheet import digest, read_sheet, units
 
 try:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from hemera.config import MaskOptions
 from hemera.errors import EngineError
-from hemera.io.faults import translated
+from hemera.files.faults import translated
 from hemera.masks import label_format
 from hemera.masks.deepliif import Options, versions
 from hemera.masks.deepliif.model_files import (

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hemera.io.threads import AHEAD, in_order
+from hemera.files.threads import AHEAD, in_order
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

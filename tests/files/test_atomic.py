@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hemera.io.atomic import replacing, write_bytes, write_text
+from hemera.files.atomic import replacing, write_bytes, write_text
 
 
 def names(folder: Path) -> set[str]:

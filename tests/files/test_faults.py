@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from hemera.errors import SlideError, TableError
-from hemera.io.faults import brief, translated
+from hemera.files.faults import brief, translated
 
 
 def test_a_library_error_becomes_ours_with_its_message_on_one_line() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hemera.io import layout
+from hemera.files import layout
 
 
 @pytest.mark.parametrize("pattern", [layout.DISPLACEMENT, layout.CERTIFICATE, layout.PAIRS])
