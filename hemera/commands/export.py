@@ -1,4 +1,4 @@
-"""Write the accepted tiles in the formats of other programs, see `hemera.dataset.exports`."""
+"""Write the accepted tiles in the formats of other programs, see `hemera.interop.exports`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from hemera.commands import Positive, Quality, Workers
 
 if TYPE_CHECKING:
-    from hemera.dataset.exports import Selection
+    from hemera.interop.exports import Selection
 
 INDEX = Path("results/index/index.parquet")
 
@@ -53,7 +53,7 @@ def webdataset(
         engine: mask engine; by default the target of the index.
         shard_mb: largest size of a file, MB; a file contains one tile at least.
     """
-    from hemera.dataset import exports
+    from hemera.interop import exports
 
     _export(output, tiles, functools.partial(exports.write_webdataset, shard_mb=shard_mb), engine)
 
@@ -74,7 +74,7 @@ def huggingface(
         engine: mask engine; by default the target of the index.
         shard_mb: largest size of a file, MB; a file contains one tile at least.
     """
-    from hemera.dataset import exports
+    from hemera.interop import exports
 
     _export(output, tiles, functools.partial(exports.write_huggingface, shard_mb=shard_mb), engine)
 
@@ -97,7 +97,7 @@ def aligned(
         quality: JPEG quality.
         workers: threads that encode.
     """
-    from hemera.dataset import exports
+    from hemera.interop import exports
 
     def write(folder: Path, selection: Selection) -> None:
         exports.write_aligned(folder, selection, codec, quality, workers)
@@ -114,8 +114,8 @@ def _export(
     masks: bool = True,
 ) -> None:
     """Write the chosen tiles into a new directory and print what was written."""
-    from hemera.dataset import exports
     from hemera.files.atomic import new_folder
+    from hemera.interop import exports
 
     chosen = dataclasses.asdict(tiles)
     selection = exports.choose(chosen.pop("index"), **chosen, engine=engine, masks=masks)

@@ -285,8 +285,8 @@ def check(path: Path, /, *, block_count: Blocks = 19) -> None:
 
 def _faults(pair: Pair) -> Iterator[str]:
     """Yield the faults of the files of a pair."""
+    from hemera.files.geojson import read_polygons
     from hemera.imaging.slide import open_slide
-    from hemera.interop.geojson import read_polygons
     from hemera.registration.displacement_files import read_displacement
     from hemera.registration.landmarks import check_landmarks
 

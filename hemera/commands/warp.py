@@ -1,6 +1,6 @@
 """Transfer points, annotations, labels or a slide between the slides of a pair.
 
-The work is done by `hemera.interop.transfer`.
+The work is done by `hemera.registration.transfer`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from hemera.errors import ConfigError
 from hemera.sheet import Sheet, read_sheet
 
 if TYPE_CHECKING:
-    from hemera.interop.registered_pair import RegisteredPair
+    from hemera.registration.registered_pair import RegisteredPair
 
 To = Literal["he", "her2"]
 
@@ -50,7 +50,7 @@ def points(source: Path, output: Path, /, *, to: To, registered: Registered) -> 
         to: the slide of the output; the source belongs to the other.
         registered: the pair.
     """
-    from hemera.interop import transfer
+    from hemera.registration import transfer
 
     transfer.transform_points(source, output, _load(registered, output, source), to)
 
@@ -70,7 +70,7 @@ def annotations(
         registered: the pair.
         tolerance_px: how far an edge may deviate from its curve, pixels of the other slide.
     """
-    from hemera.interop import transfer
+    from hemera.registration import transfer
 
     pair = _load(registered, output, source)
     transfer.transform_annotations(source, output, pair, to, tolerance_px=tolerance_px)
@@ -90,7 +90,7 @@ def labels(
         registered: the pair.
         mpp: resolution of the result, um per pixel; by default that of the source.
     """
-    from hemera.interop import transfer
+    from hemera.registration import transfer
 
     transfer.transform_labels(source, output, _load(registered, output, source), to, mpp=mpp)
 
@@ -115,7 +115,7 @@ def slide(
         quality: quality of JPEG.
         workers: threads.
     """
-    from hemera.interop import transfer
+    from hemera.registration import transfer
 
     pair = _load(registered, output)
     transfer.write_warped_slide(output, pair, mpp=mpp, quality=quality, workers=workers)
@@ -123,7 +123,7 @@ def slide(
 
 def _load(registered: Registered, output: Path, *read: Path) -> "RegisteredPair":
     """Check the output and load the pair."""
-    from hemera.interop.registered_pair import load_pair
+    from hemera.registration.registered_pair import load_pair
 
     config = load_file(registered.configfile)
     sheet = read_sheet(Path(config.cohort.sheet))

@@ -1,1 +1,1 @@
-"""The dataset: tiling, shards, filter criteria, splits, index, torch dataset, exports."""
+"""The dataset: tiling, shards, filter criteria, splits, index, torch dataset."""

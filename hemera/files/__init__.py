@@ -1,1 +1,1 @@
-"""Helpers of reading and writing: atomic writes, ordered threads, layout of results, faults."""
+"""Helpers of reading and writing: atomic writes, ordered threads, GeoJSON, layout, faults."""

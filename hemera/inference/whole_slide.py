@@ -30,7 +30,9 @@ from tqdm import tqdm
 from hemera.config import DescribeOptions
 from hemera.errors import SlideError, TrainingError
 from hemera.files.atomic import new_folder
+from hemera.files.geojson import annotation
 from hemera.imaging.codecs import encode
+from hemera.imaging.outlines import reduction, trace
 from hemera.imaging.pyramid import TILE_PX, stored_tiles, tile_count, write_pyramid
 from hemera.imaging.slide import Slide, open_slide
 from hemera.imaging.tissue import find_tissue
@@ -38,8 +40,6 @@ from hemera.imaging.tolerant import Losses, read_tiles
 from hemera.inference.blend import BAND_PX, Blend, Float, Grid, Mask
 from hemera.inference.model import RGB, Model, load_model
 from hemera.inference.options import DEFAULTS, PredictOptions
-from hemera.interop.geojson import annotation
-from hemera.interop.outlines import reduction, trace
 from hemera.networks import storage
 from hemera.training.session import session
 

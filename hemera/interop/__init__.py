@@ -1,1 +1,1 @@
-"""Annotations of other software, and their transfer between slides: GeoJSON, labels, outlines."""
+"""The dataset in the formats of other software, and its card."""

@@ -1,1 +1,1 @@
-"""Registration of HER2 onto H&E: displacements, certificate, engine, landmarks, warping."""
+"""Registration of HER2 onto H&E: displacement, engine, certificate, landmarks, transfer."""

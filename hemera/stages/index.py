@@ -15,12 +15,12 @@ import pyarrow as pa
 
 from hemera import tables
 from hemera.config import IndexOptions
-from hemera.dataset.card import NETWORKS, dataset_card
 from hemera.dataset.fingerprint import fingerprint
 from hemera.dataset.splits import check_leakage, split_cases
 from hemera.dataset.subsets import check_subsets, draw_subset, mixed_resolutions
 from hemera.errors import ConfigError, TableError
 from hemera.files.atomic import write_text
+from hemera.interop.card import NETWORKS, dataset_card
 from hemera.masks import ENGINES
 from hemera.masks.engine import module
 from hemera.registration.verdict import PASS, REVIEW

@@ -21,10 +21,10 @@ from hemera.dataset.shards import ShardWriter
 from hemera.dataset.tiling import NotTiled, Outcome, Tile, Tiling
 from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.files.atomic import replacing
+from hemera.files.geojson import read_polygons
 from hemera.imaging.codecs import SUFFIXES
 from hemera.imaging.slide import open_slide
 from hemera.imaging.tolerant import Losses, read_tiles
-from hemera.interop.geojson import read_polygons
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality

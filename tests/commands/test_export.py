@@ -3,8 +3,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hemera.__main__ import main
-from hemera.dataset import exports
-from tests.dataset.test_exports import accepted, content, index, write
+from hemera.interop import exports
+from tests.interop.test_exports import accepted, content, index, write
 
 __all__ = ["index"]
 

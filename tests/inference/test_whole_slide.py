@@ -17,12 +17,12 @@ import tifffile
 from PIL import Image
 
 from hemera.errors import ConfigError, SlideError, TrainingError
+from hemera.imaging import outlines
 from hemera.imaging.slide import open_slide
 from hemera.inference import whole_slide
 from hemera.inference.model import Model
 from hemera.inference.options import PredictOptions
 from hemera.inference.whole_slide import grid_of, predict_slide
-from hemera.interop import outlines
 from tests.small_slides import damage_tile, write_pyramid
 
 BACKGROUND, TISSUE, DARK = (240, 242, 243), (222, 150, 190), (90, 40, 120)

@@ -7,8 +7,8 @@ import tifffile
 from PIL import Image
 
 from hemera.errors import SlideError
+from hemera.imaging.label_images import read_labels, write_labels
 from hemera.imaging.pyramid import TILE_PX, tile_count
-from hemera.interop.label_images import read_labels, write_labels
 
 TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from hemera import tables
-from hemera.dataset import exports
 from hemera.errors import ConfigError, ShardError
+from hemera.interop import exports
 from tests.dataset.test_shards import webdataset_samples
 from tests.small_index import write_index
 

@@ -12,7 +12,7 @@ import pytest
 import shapely.geometry
 
 from hemera.errors import SheetError
-from hemera.interop.geojson import (
+from hemera.files.geojson import (
     features,
     read_polygons,
     transform_features,

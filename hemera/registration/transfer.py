@@ -19,11 +19,7 @@ from tqdm import tqdm
 from hemera.errors import ConfigError, RegistrationError, SheetError, TableError
 from hemera.files.atomic import write_text
 from hemera.files.faults import brief, translated
-from hemera.imaging.geometry import same_mpp
-from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
-from hemera.imaging.slide import open_slide
-from hemera.imaging.tolerant import Losses, read_tiles
-from hemera.interop.geojson import (
+from hemera.files.geojson import (
     COORDINATE_MAX,
     Points,
     read_features,
@@ -31,8 +27,12 @@ from hemera.interop.geojson import (
     transform_features,
     with_features,
 )
-from hemera.interop.label_images import TIFF_SUFFIXES, read_labels, write_labels
-from hemera.interop.registered_pair import PairSlide, RegisteredPair
+from hemera.imaging.geometry import same_mpp
+from hemera.imaging.label_images import TIFF_SUFFIXES, read_labels, write_labels
+from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
+from hemera.imaging.slide import open_slide
+from hemera.imaging.tolerant import Losses, read_tiles
+from hemera.registration.registered_pair import PairSlide, RegisteredPair
 from hemera.registration.warping import lattice_px, read_displaced, warp_labels
 from hemera.sheet import MPP_BOUNDS
 

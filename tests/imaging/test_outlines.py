@@ -5,8 +5,8 @@ import pytest
 import shapely
 import skimage.measure
 
-from hemera.interop import outlines
-from hemera.interop.outlines import reduction, trace
+from hemera.imaging import outlines
+from hemera.imaging.outlines import reduction, trace
 
 
 def corners(ring):
