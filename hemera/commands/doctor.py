@@ -19,7 +19,6 @@ PACKAGES = (
     "torch",
     "torchvision",
     "deeperhistreg",
-    "deepliif",
     "openslide-python",
     "tiffslide",
     "opencv-python-headless",
@@ -47,7 +46,9 @@ def doctor(*, configfile: Path = Path("config.yaml")) -> int:
 def facts(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (ok | absent | missing, what); only `missing` keeps the graph from running."""
     yield "ok", f"Python {platform.python_version()}, {os.cpu_count()} processors"
-    for package in PACKAGES:
+    engines = config.options(MaskOptions).engines
+    modules = engine_modules()
+    for package in (*PACKAGES, *(p for name in engines for p in modules[name].PACKAGES)):
         try:
             yield "ok", f"{package} {importlib.metadata.version(package)}"
         except importlib.metadata.PackageNotFoundError:
@@ -72,10 +73,10 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
-    """Yield whether the engines of stage mask can run, and what is missing for them."""
-    mask = config.options(MaskOptions)
-    for name, module in engine_modules().items():
-        options = mask.engines.get(name) or module.Options()
+    """Yield whether the configured engines can run, and what is missing for them."""
+    modules = engine_modules()
+    for name, options in config.options(MaskOptions).engines.items():
+        module = modules[name]
         missing = module.requirements(options)
         if module.resources(options).gpu_only and not gpu:
             missing.append("its options require a GPU, and PyTorch finds none; set device: auto")
@@ -84,6 +85,6 @@ def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
         except HemeraError as error:
             missing.append(str(error))
         for line in missing:
-            yield "missing" if name in mask.engines else "absent", f"mask engine {name}: {line}"
+            yield "missing", f"mask engine {name}: {line}"
         if not missing:
             yield "ok", " ".join([f"mask engine {name}", *map(" ".join, versions.items())])

@@ -10,11 +10,13 @@ from hemera.errors import ConfigError
 
 
 def test_a_named_engine_runs_with_its_defaults_and_the_options_given() -> None:
-    options = load({"mask": {"engines": {"stain": None, "deepliif": {"batch": 4}}}}).stages["mask"]
+    options = load({"mask": {"engines": {"stain": None, "deepliif": {"threshold": 90}}}}).stages[
+        "mask"
+    ]
     assert isinstance(options, MaskOptions)
     assert list(options.engines) == ["deepliif", "stain"], "in the order of the dictionary"
-    assert plain(options)["engines"]["deepliif"]["batch"] == 4
-    assert flags(options) == ["--engines.deepliif.batch", "4", "--engines.stain", "{}"]
+    assert plain(options)["engines"]["deepliif"]["threshold"] == 90
+    assert flags(options) == ["--engines.deepliif.threshold", "90", "--engines.stain", "{}"]
     assert MaskOptions(engines=options.engines) == options
     assert options.resources() == {"memory_mb": 8000, "threads": 2, "gpu": 1}
     assert MaskOptions(engines={"stain": {}}).resources()["gpu"] == 0

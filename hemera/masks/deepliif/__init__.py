@@ -41,9 +41,6 @@ class Options(Base):
     """Sum of red and blue of the segmentation above which a pixel is a cell, 0 to 510."""
     size_px: Annotated[int | None, Field(ge=0)] = None
     """Cells up to this area are removed, px; none: DeepLIIF's automatic threshold."""
-    batch: Annotated[int, Field(ge=1, le=64)] = 1
-    """Windows of a tile per forward pass of unconverted networks; above 1, BatchNorm is replaced by
-    instance normalisation with the same weights, equal up to rounding."""
     marker: Annotated[int | None, Field(ge=0, le=255)] = None
     """Inferred marker intensity above which a cell is positive regardless of its class; none: not
     used."""

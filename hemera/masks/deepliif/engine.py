@@ -1,12 +1,12 @@
 """DeepLIIF's networks applied to tiles; the only module that imports its package.
 
 A tile is split into windows of the size that DeepLIIF scales to 512 px. Its BatchNorm uses the
-statistics of its batch, so windows are never batched unchanged; raw networks can be, once every
-BatchNorm is an instance normalisation with the same weights.
+statistics of its batch, so windows are never batched.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -22,6 +22,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from hemera.config import MaskOptions
 from hemera.errors import EngineError
@@ -29,10 +30,11 @@ from hemera.files.faults import translated
 from hemera.masks import label_format
 from hemera.masks.deepliif import Options, versions
 from hemera.masks.deepliif.model_files import (
+    MODALITIES,
+    OPTION_FILES,
     PACKAGE_REMEDY,
     REMEDY,
     check_model,
-    read_options,
 )
 from hemera.masks.stain.membranes import dab_classes, measure_cells
 from hemera.masks.stain.nuclei import Nuclei
@@ -41,30 +43,21 @@ from hemera.masks.stain.stains import Stains, estimate, separate
 logger = logging.getLogger(__name__)
 
 RGB = npt.NDArray[np.uint8]
-_Place = tuple[int, int]
 
 # Side of the window that DeepLIIF was trained on, px, and its resolution, um/px.
 _WINDOW_PX = 512
 _WINDOW_MPP = 0.25
-# Smallest variance of gray of a tile that DeepLIIF does not treat as empty.
-_VARIANCE_MIN = 9.0
-# Channels of the first layer where the options do not state it.
-_WIDTH = 64
 
 
 class DeepliifEngine:
     """A DeepLIIF model in memory; see `hemera.masks.engine`."""
 
     def __init__(self, options: Options, shared: MaskOptions) -> None:
-        """Load the model once.
-
-        Args:
-            options: model directory, weights of the segmentations, thresholds, device, threads.
-            shared: thresholds of DAB and membranes.
+        """Load the model.
 
         Raises:
-            EngineError: when the directory is missing or incomplete, contains something else than
-                a DeepLIIF model, or the device does not exist.
+            EngineError: when the directory is incomplete or contains something else than a DeepLIIF
+                model, or the device does not exist.
         """
         self._folder, self._raw = check_model(options.model)
         self.versions = versions(options)
@@ -79,26 +72,13 @@ class DeepliifEngine:
             )
         on_gpu = options.device != "cpu" and torch.cuda.is_available()
         failure = f"{self._folder}: not a DeepLIIF model that can be loaded ({{error}}); {REMEDY}"
-        with translated(EngineError, failure), _quiet(), _weights_only():
+        with translated(EngineError, failure), _quiet():
             self._opt = _package_options(self._package, self._folder)
             self._opt.gpu_ids = [0] if on_gpu else []
-            self._networks = self._package.init_nets(str(self._folder), self._raw, self._opt)
-        # In the package's own cached dictionary, which it requests again for every window.
-        for name, network in self._networks.items():
-            self._networks[name] = _checked(self._folder, name, network)
-        # Serialized networks cannot be altered.
-        self._batch = options.batch if self._raw else 1
-        if self._batch > 1:
-            for network in self._networks.values():
-                by_instance(network)
-        elif options.batch > 1:
-            logger.warning(
-                "mask.engines.deepliif.batch: the networks of %s are serialized and are not "
-                "batched",
-                self._folder,
-            )
-        names = list(self._opt.modalities_names)
-        self._marker = f"G{names.index('Marker')}" if "Marker" in names else None
+            # The package caches them by these arguments and requests them again for every window.
+            self._package.init_nets(str(self._folder), self._raw, self._opt)
+            has_marker = self._opt.modalities_names[MODALITIES:] == ["Marker"]
+        self._marker = f"G{MODALITIES}" if has_marker else None
         if self._marker is None and options.marker is not None:
             raise EngineError(
                 f"mask.engines.deepliif.marker: {options.marker}, but {self._folder} has no "
@@ -110,20 +90,13 @@ class DeepliifEngine:
         return estimate(tiles, mpp)
 
     def segment(self, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
-        """Label one HER2 tile.
+        """Label one HER2 tile; a tile of one colour has an empty mask and the note ``blank``.
 
         Class and sign are DeepLIIF's own; a boundary is the pixel around its cells. DAB intensity
-        and the membrane of every cell are measured as in the engine `stain`.
-
-        Args:
-            rgb: (H, W, 3) uint8.
-            mpp: its resolution, um/px; sets the magnification.
-            state: stains of its pair.
-
-        Returns:
-            An empty mask with the note ``blank`` for a tile of one colour.
+        and the membrane of every cell are measured as in the engine `stain`. `mpp` sets the
+        magnification.
         """
-        if is_blank(rgb):
+        if self._package.is_empty(Image.fromarray(rgb)):
             return label_format.blank((rgb.shape[0], rgb.shape[1]), "blank")
         seg, marker = self.infer(rgb, mpp)
         options, package = self._options, self._postprocessing
@@ -156,64 +129,41 @@ class DeepliifEngine:
         has none.
 
         Raises:
-            EngineError: when the networks cannot be run.
+            EngineError: when the networks cannot be run, or return values that are not finite.
         """
         import dask
-        from PIL import Image
 
-        size = window_px(mpp)
-        tiler = self._package.InferenceTiler(Image.fromarray(rgb), size, size // 16)
-        windows: dict[_Place, Any] = {}
-        for window in tiler:
-            windows[tiler.x, tiler.y] = window
+        package, size = self._package, window_px(mpp)
+        tiler = package.InferenceTiler(Image.fromarray(rgb), size, size // 16)
+        inferred: dict[tuple[int, int], Any] = {}
         failure = (
             f"{self._folder}: its networks cannot be run on a tile ({{error}}); {REMEDY}, or set "
             "mask.engines.deepliif.device cpu if the GPU's memory was too small"
         )
-        # One network after the other: threads of dask would each start threads of their own.
         with (
             translated(EngineError, failure),
             _quiet(),
+            # One network after the other: threads of dask would each start threads of their own.
             dask.config.set(scheduler="synchronous"),
+            # The package casts NaN to a gray level.
+            np.errstate(invalid="raise"),
         ):
-            inferred = self._inferred(windows)
-        for _ in tiler:
-            tiler.stitch(inferred[tiler.x, tiler.y])
+            for window in tiler:
+                place = tiler.x, tiler.y
+                if place not in inferred:
+                    inferred[place] = package.run_wrapper(
+                        window,
+                        package.run_dask,
+                        str(self._folder),
+                        eager_mode=self._raw,
+                        opt=self._opt,
+                        seg_only=True,
+                        seg_weights=list(self._options.seg_weights),
+                    )
+                tiler.stitch(inferred[place])
         images = tiler.results()
         seg = np.asarray(images[f"G{self._opt.mod_id_seg}"], np.uint8)
         return seg, None if self._marker is None else np.asarray(images[self._marker], np.uint8)
-
-    def _inferred(self, windows: dict[_Place, Any]) -> dict[_Place, dict[str, Any]]:
-        """Return the output images of every window (PIL images), by network."""
-        import torch
-
-        package, opt = self._package, self._opt
-        arguments: dict[str, Any] = {
-            "eager_mode": self._raw,
-            "opt": opt,
-            "seg_only": True,
-            "seg_weights": list(self._options.seg_weights),
-        }
-        result: dict[_Place, dict[str, Any]] = {}
-        batched = []
-        for place, window in windows.items():
-            if self._batch > 1 and not package.is_empty(window):
-                batched.append(place)
-            else:
-                result[place] = package.run_wrapper(
-                    window, package.run_dask, str(self._folder), **arguments
-                )
-        for start in range(0, len(batched), self._batch):
-            places = batched[start : start + self._batch]
-            side = (opt.scale_size, opt.scale_size)
-            batch = torch.cat([package.transform(windows[place].resize(side)) for place in places])
-            images = package.run_dask(batch, nets=self._networks, output_tensor=True, **arguments)
-            for row, place in enumerate(places):
-                result[place] = {
-                    name: package.tensor_to_pil(image[row : row + 1].cpu())
-                    for name, image in images.items()
-                }
-        return result
 
     def _nuclei(
         self, labels: npt.NDArray[np.uint8], found: Any
@@ -237,23 +187,6 @@ class DeepliifEngine:
         return classes, inside, number[pieces]
 
 
-def by_instance(network: Any) -> None:
-    """Replace every BatchNorm by instance normalisation with the same weights, in place.
-
-    On one image both are the same formula: mean and variance over its pixels. On a batch only the
-    latter separates the images.
-    """
-    import torch
-
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child) is torch.nn.BatchNorm2d:
-                own = torch.nn.InstanceNorm2d(child.num_features, child.eps, affine=child.affine)
-                if child.affine:
-                    own.weight, own.bias = child.weight, child.bias
-                setattr(module, name, own.train(child.training))
-
-
 def window_px(mpp: float) -> int:
     """Return the pixels that DeepLIIF scales to 512 at a resolution: 512 at 40x, 256 at 20x."""
     return max(1, round(_WINDOW_PX * _WINDOW_MPP / mpp))
@@ -264,51 +197,20 @@ def magnification(size: int) -> str:
     return "40x" if size > 384 else ("20x" if size > 192 else "10x")
 
 
-def is_blank(rgb: RGB) -> bool:
-    """Return whether DeepLIIF treats a tile as empty: gray of nearly one value."""
-    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    seen = gray[(gray != 0) & (gray != 255)]
-    return seen.size == 0 or float(np.var(seen, dtype=np.float64)) < _VARIANCE_MIN
-
-
 def _package_options(package: types.ModuleType, folder: Path) -> Any:
-    """Return the package's options of a model; its `eval` of values is replaced by a lookup."""
+    """Return the package's options of a model, whose values it would run as Python code."""
     from deepliif import options as theirs
 
-    values = read_options(folder)
-    with (
-        mock.patch.object(theirs, "read_model_params", lambda path: dict(values)),
-        mock.patch.object(theirs, "eval", lambda value: value, create=True),
-    ):
-        # Not the cached function, which may return another file of this name.
-        made = package.get_opt.__wrapped__(str(folder))
-    # For raw networks, the package always assumes 64.
-    made.ngf = values.get("ngf", _WIDTH)
+    # Not the cached function, which may return another file of this name.
+    read = package.get_opt.__wrapped__
+    with mock.patch.object(theirs, "eval", ast.literal_eval, create=True):
+        made = read(str(folder))
+        path = next(folder / name for name in OPTION_FILES if (folder / name).exists())
+        # For raw networks, the package always assumes 64.
+        made.ngf = theirs.read_model_params(path).get("ngf", made.ngf)
+    # Part of the names of files.
+    made.epoch = "latest"
     return made
-
-
-def _checked(folder: Path, name: str, network: Any) -> Any:
-    """Return a network that raises EngineError for an output that is not finite."""
-    import torch
-
-    def check(module: Any, given: tuple[Any, ...], output: Any) -> None:
-        if not bool(torch.isfinite(output).all()):
-            raise EngineError(
-                f"{folder}: the output of {name} has values that are not finite; {REMEDY}"
-            )
-
-    # TorchScript itself takes no hook.
-    checked = torch.nn.Sequential(network)
-    checked.register_forward_hook(check)
-    return checked
-
-
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """Make PyTorch read weights without running code, regardless of the environment."""
-    with mock.patch.dict(os.environ, {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}):
-        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-        yield
 
 
 def import_deepliif() -> tuple[types.ModuleType, types.ModuleType]:
