@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from hemera.config import TileOptions
 from hemera.imaging.codecs import encode
 from hemera.imaging.color import DENSITY_STEP, density, saturation
 from hemera.imaging.geometry import (
-    Points,
     grid_positions,
     polygon_fraction,
     same_mpp,
@@ -114,7 +114,7 @@ class Tiling:
         return self.mpp * self.her2.mpp / self.he.mpp if self._on_one_grid else self.mpp
 
     def positions(
-        self, outline: npt.NDArray[np.bool_], roi: Sequence[Sequence[Points]] | None, to: Outcome
+        self, outline: npt.NDArray[np.bool_], roi: Sequence[shapely.Polygon] | None, to: Outcome
     ) -> Corners:
         """Return the positions of tiles with tissue, inside the region of interest.
 

@@ -152,20 +152,19 @@ def lattice_count(step: int, size: int) -> int:
 
 
 def polygon_fraction(
-    polygons: Sequence[Sequence[Points]], corners_px: npt.NDArray[np.int64], side_px: float
+    polygons: Sequence[shapely.Polygon], corners_px: npt.NDArray[np.int64], side_px: float
 ) -> npt.NDArray[np.float64]:
     """Return the fraction of each tile inside the union of polygons, by exact area.
 
     Args:
-        polygons: of each, its outer ring and its holes, (M, 2) level-0 points (x, y).
+        polygons: level-0 pixels.
         corners_px: (N, 2) top-left corners of the tiles.
         side_px: their side.
 
     Returns:
         (N,) between 0 and 1.
     """
-    shapes = [shapely.Polygon(rings[0], rings[1:]) for rings in polygons]
-    region = shapely.union_all(shapely.make_valid(shapes))
+    region = shapely.union_all(shapely.make_valid(polygons))
     x, y = corners_px.T
     tiles = shapely.box(x, y, x + side_px, y + side_px)
     fraction: npt.NDArray[np.float64] = shapely.area(shapely.intersection(tiles, region))

@@ -16,22 +16,17 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from hemera.errors import ConfigError, RegistrationError, SheetError, TableError
+from hemera.errors import ConfigError, RegistrationError, TableError
 from hemera.files.atomic import write_text
-from hemera.files.faults import brief, translated
-from hemera.files.geojson import (
-    COORDINATE_MAX,
-    Points,
-    read_features,
-    title,
-    transform_features,
-    with_features,
-)
+from hemera.files.faults import translated
+from hemera.files.geojson import COORDINATE_MAX, read_features, with_features
 from hemera.imaging.geometry import same_mpp
 from hemera.imaging.label_images import TIFF_SUFFIXES, read_labels, write_labels
 from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
 from hemera.imaging.slide import open_slide
 from hemera.imaging.tolerant import Losses, read_tiles
+from hemera.registration.annotations import transform_features
+from hemera.registration.displacement import Points
 from hemera.registration.registered_pair import PairSlide, RegisteredPair
 from hemera.registration.warping import lattice_px, read_displaced, warp_labels
 from hemera.sheet import MPP_BOUNDS
@@ -139,22 +134,17 @@ def transform_annotations(
         SheetError: when it is not GeoJSON.
         RegistrationError: when its only feature has no corresponding points.
     """
-    document, items = read_features(source)
+    document, features = read_features(source)
 
     def transform(points_px: Points) -> Points:
         return pair.transform_px(points_px, to)
 
     transformed = transform_features(
-        items, transform, tolerance_px=tolerance_px,
+        features, transform, tolerance_px=tolerance_px,
         step_px=pair.displacement.mpp / pair.ends(to)[0].mpp,
     )  # fmt: skip
-    try:
-        results = list(_shown(transformed, pair, len(items), "feature"))
-    except ValueError as error:
-        raise SheetError(
-            f"{source.name}: not GeoJSON ({brief(error)}); export the annotations again"
-        ) from error
-    changed = with_features(document, iter([result.feature for result in results]))
+    results = list(_shown(transformed, pair, len(features), "feature"))
+    changed = with_features(document, [item for item, _ in results if item is not None])
     if changed is None:
         raise RegistrationError(
             f"{source.name}: no vertex has a corresponding point on {_NAMES[to]}; inspect the "
@@ -162,10 +152,10 @@ def transform_annotations(
         )
     write_text(output, json.dumps(changed) + "\n")
     left_out = [
-        title(items[k], k + 1) for k, result in enumerate(results) if result.feature is None
+        feature.title for feature, (item, _) in zip(features, results, strict=True) if item is None
     ]
-    log.info("%s: %d features on %s", output, len(items) - len(left_out), _NAMES[to])
-    cut = sum(result.lost and result.feature is not None for result in results)
+    log.info("%s: %d features on %s", output, len(features) - len(left_out), _NAMES[to])
+    cut = sum(lost and item is not None for item, lost in results)
     if cut:
         log.warning(
             "%s: %d features are cut where they have no corresponding points on %s",

@@ -1,311 +1,63 @@
-"""Annotations: what is read of GeoJSON, and where it lies on the other slide.
+"""Reading of GeoJSON: what is a polygon, and what is refused."""
 
-The maps are formulas, so that the curve an edge becomes can be sampled as densely as one likes.
-"""
-
-import copy
 import json
 import math
 
-import numpy as np
 import pytest
-import shapely.geometry
+import shapely
 
 from hemera.errors import SheetError
-from hemera.files.geojson import (
-    features,
-    read_polygons,
-    transform_features,
-    with_features,
-)
-from tests.small_geojson import collection, feature, geometry, rectangle, stray
+from hemera.files.geojson import read_features, read_polygons
+from tests.small_geojson import collection, feature, geometry
 
 RING = [[0, 0], [200, 0], [200, 300], [0, 300], [0, 0]]
 HOLE = [[20, 30], [40, 30], [40, 60], [20, 30]]
 
 
-class TestReadPolygons:
-    @pytest.mark.parametrize(
-        "document",
+@pytest.mark.parametrize(
+    "document",
+    [
+        geometry("Polygon", [RING, HOLE]),
+        geometry("MultiPolygon", [[RING, HOLE]]),
         [
-            geometry("Polygon", [RING, HOLE]),
-            geometry("MultiPolygon", [[RING, HOLE]]),
-            [
-                feature(geometry("Polygon", [RING, HOLE])),
-                feature(geometry("Point", [400, 10])),
-                feature(None),
-            ],
-            collection(geometry("Polygon", [RING, HOLE])),
+            feature(geometry("Polygon", [RING, HOLE])),
+            feature(geometry("Point", [400, 10])),
+            feature(None),
         ],
-    )
-    def test_outer_ring_and_holes(self, tmp_path, document):
-        path = tmp_path / "roi.geojson"
-        # With the mark that Windows puts in front.
-        path.write_text(json.dumps(document), encoding="utf-8-sig")
-        [[outer, hole]] = read_polygons(path)
-        np.testing.assert_array_equal(outer, RING)
-        np.testing.assert_array_equal(hole, HOLE)
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "not json",
-            "[" * 100_000,
-            # a ring, not a list of rings
-            '{"type": "Polygon", "coordinates": [[0, 0], [1, 1], [2, 2]]}',
-        ],
-    )
-    def test_what_is_no_geojson_is_refused(self, tmp_path, text):
-        path = tmp_path / "roi.geojson"
-        path.write_text(text)
-        with pytest.raises(SheetError, match=r"^roi\.geojson: not GeoJSON"):
-            read_polygons(path)
-
-    def test_no_polygon_is_refused(self, tmp_path):
-        path = tmp_path / "roi.geojson"
-        path.write_text('{"type": "Point", "coordinates": [1, 2]}')
-        with pytest.raises(SheetError, match="contains no polygon"):
-            read_polygons(path)
-        with pytest.raises(SheetError, match="no such file"):
-            read_polygons(tmp_path / "other.geojson")
+        collection(geometry("Polygon", [RING, HOLE])),
+    ],
+)
+def test_outer_ring_and_holes(tmp_path, document):
+    path = tmp_path / "roi.geojson"
+    # With the mark that Windows puts in front.
+    path.write_text(json.dumps(document), encoding="utf-8-sig")
+    [found] = read_polygons(path)
+    assert found.equals_exact(shapely.Polygon(RING, [HOLE]), 0)
 
 
-# Maps
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        "[" * 100_000,
+        # a ring, not a list of rings
+        '{"type": "Polygon", "coordinates": [[0, 0], [1, 1], [2, 2]]}',
+    ],
+)
+def test_what_is_no_geojson_is_refused(tmp_path, text):
+    path = tmp_path / "roi.geojson"
+    path.write_text(text)
+    with pytest.raises(SheetError, match=r"^roi\.geojson: not GeoJSON"):
+        read_polygons(path)
 
 
-def swirl(points):
-    """A turn that dies away from the middle, sheared."""
-    x, y = points[:, 0] - 3000, points[:, 1] - 2000
-    angle = 0.5 * np.exp(-(x**2 + y**2) / 1500**2)
-    turned = np.stack(
-        [np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], axis=-1
-    )
-    return turned @ np.array([[1.02, 0.0], [0.1, 0.97]]) + (3500, 1800)
-
-
-def affine(points):
-    return points @ np.array([[0.5, 0.2], [-0.3, 0.6]]) + (700, -20)
-
-
-def mirrored(points):
-    return np.array([9000.0, 0.0]) + swirl(points) * (-1, 1)
-
-
-def torn(points):
-    """Nothing to the right of x = 1000 has a corresponding point."""
-    return np.where(points[:, :1] > 1000, np.nan, points + 5.0)
-
-
-def transformed(document, transform, tolerance_px=0.1, step_px=32.0):
-    """The whole document on the other slide, as JSON, and how many features lost vertices."""
-    items = list(features(document))
-    before = copy.deepcopy(document)
-    results = list(transform_features(items, transform, tolerance_px=tolerance_px, step_px=step_px))
-    assert document == before, "what is given stays as it is"
-    lost = sum(result.lost for result in results)
-    changed = with_features(document, iter([result.feature for result in results]))
-    return json.loads(json.dumps(changed)), lost
-
-
-class TestEdges:
-    """Long edges become curves."""
-
-    @pytest.mark.parametrize("transform", [swirl, mirrored])
-    def test_a_polygon_with_a_hole_follows_the_curves(self, transform):
-        outer, hole = rectangle(500, 400, 5600, 3300), rectangle(2500, 1700, 3300, 2200)[::-1]
-        document = geometry("Polygon", [outer, hole])
-        result, lost = transformed(document, transform)
-        assert lost == 0
-        assert result["type"] == "Polygon"
-        for before, after in zip((outer, hole), result["coordinates"], strict=True):
-            assert after[0] == after[-1]
-            assert stray(before, transform, after) < 0.1
-            corners = transform(np.array(before, float))
-            nearest = [np.hypot(*(np.array(after) - corner).T).min() for corner in corners]
-            assert max(nearest) < 0.1
-        assert len(result["coordinates"][0]) < 400, "no more points than it takes"
-
-    def test_a_coarser_tolerance_takes_fewer_points(self):
-        document = geometry("LineString", [[0, 100], [6000, 3900]])
-        counts = []
-        for tolerance in (0.01, 0.1, 10.0):
-            line = transformed(document, swirl, tolerance)[0]["coordinates"]
-            assert stray(document["coordinates"], swirl, line) < tolerance
-            counts.append(len(line))
-        assert counts[0] > counts[1] > counts[2] >= 2
-
-    def test_a_straight_map_adds_nothing(self):
-        ring = rectangle(10, 20, 40_000, 30_000)
-        result, _ = transformed(geometry("Polygon", [ring]), affine)
-        np.testing.assert_allclose(
-            result["coordinates"][0], affine(np.array(ring, float)), atol=1e-3
-        )
-
-    def test_short_edges_stay_as_they_are(self):
-        angle = np.linspace(0, 2 * math.pi, 25)
-        ring = np.stack([700 + 5 * np.cos(angle), 900 + 4 * np.sin(angle)], axis=-1)
-        ring[-1] = ring[0]
-        result, _ = transformed(geometry("Polygon", [ring.tolist()]), swirl)
-        assert len(result["coordinates"][0]) == 25
-
-    def test_a_ring_left_open_is_closed(self):
-        open_ring = rectangle(0, 0, 100, 60)[:-1]
-        result, _ = transformed(geometry("Polygon", [open_ring]), affine)
-        assert len(result["coordinates"][0]) == 5
-        assert result["coordinates"][0][0] == result["coordinates"][0][-1]
-
-
-class TestMembers:
-    """What is no coordinate is kept."""
-
-    def test_ids_properties_and_order_are_kept(self):
-        ring = rectangle(100, 100, 130, 120)
-        members = {"plane": {"c": -1, "z": 2, "t": 0}, "isEllipse": True}
-        properties = {
-            "objectType": "cell",
-            "classification": {"name": "Tumor", "color": [200, 0, 0]},
-            "isLocked": False,
-            "measurements": {"Area": 1e-17, "count": 2**70, "none": None},
-        }
-        cell = {
-            "type": "Feature",
-            "id": "a0c1-\u00e4\ud800",
-            "bbox": [1, 2, 3, 4],
-            "geometry": geometry("Polygon", [ring]) | members,
-            "nucleusGeometry": geometry("Polygon", [rectangle(110, 105, 118, 113)]),
-            "properties": properties,
-        }
-        document = {
-            "type": "FeatureCollection",
-            "name": "export",
-            "bbox": [100, 100, 130, 120],
-            "features": [cell, feature(None, properties={"name": "without a place"})],
-        }
-        result, _ = transformed(document, affine)
-        assert json.loads(json.dumps(result)) == result
-        assert list(result) == ["type", "name", "features"]
-        cell, nowhere = result["features"]
-        assert nowhere == document["features"][1]
-        before = document["features"][0]
-        assert [*cell] == ["type", "id", "geometry", "nucleusGeometry", "properties"]
-        assert (cell["id"], cell["properties"]) == (before["id"], before["properties"])
-        assert cell["geometry"]["plane"] == {"c": -1, "z": 2, "t": 0}
-        assert "isEllipse" not in cell["geometry"], "QuPath would draw it into the bounding box"
-        for name in ("geometry", "nucleusGeometry"):
-            np.testing.assert_allclose(
-                cell[name]["coordinates"][0],
-                affine(np.array(before[name]["coordinates"][0], float)),
-                atol=1e-3,
-            )
-
-    def test_every_type_of_geometry(self):
-        ring, far = rectangle(100, 0, 110, 6), rectangle(50, 0, 60, 6)
-        geometries = [
-            geometry("Point", [1, 2, 77]),
-            geometry("MultiPoint", [[1, 2], [3, 4]]),
-            geometry("LineString", [[1, 2], [3, 4], [5, 5]]),
-            geometry("MultiLineString", [[[1, 2], [3, 4]], [[5, 6], [7, 7]]]),
-            geometry("Polygon", [ring]),
-            geometry(
-                "MultiPolygon", [[far, rectangle(52, 1, 57, 5)[::-1]], [rectangle(0, 0, 3, 2)]]
-            ),
-            geometry("Polygon", []),
-            geometry("Point", []),
-        ]
-        nested = collection(*geometries)
-        document = [nested, feature(nested, properties=None)]
-        result, _ = transformed(document, lambda points: points + (0.5, -1.0))  # noqa: RUF005
-
-        def shifted(node):
-            if node and isinstance(node[0], list):
-                return [shifted(item) for item in node]
-            return [node[0] + 0.5, node[1] - 1.0] if node else node
-
-        for part, before in zip(result[0]["geometries"], geometries[:-2], strict=True):
-            assert part == {**before, "coordinates": shifted(before["coordinates"])}
-        assert result[1]["geometry"] == result[0]
-
-    def test_no_feature_is_none(self):
-        for document in ({"type": "FeatureCollection", "features": []}, []):
-            assert transformed(document, swirl) == (document, 0)
-
-    def test_more_features_than_a_batch(self):
-        document = [geometry("Point", [n, 2 * n]) for n in range(4500)]
-        result, _ = transformed(document, affine)
-        expected = affine(np.array([item["coordinates"] for item in document], float))
-        found = [item["coordinates"] for item in result]
-        np.testing.assert_allclose(found, expected, atol=1e-3)
-
-    def test_a_polygon_that_crosses_itself_becomes_valid(self):
-        bow = [[0, 0], [20, 10], [20, 0], [0, 10], [0, 0]]
-        document = feature(geometry("Polygon", [bow]))
-        result, _ = transformed(document, affine)
-        shape = shapely.geometry.shape(result["geometry"])
-        assert shape.geom_type == "MultiPolygon"
-        assert shape.is_valid
-        # Two triangles of 10 x 10 / 2, scaled by the determinant.
-        assert shape.area == pytest.approx(100 * 0.36, rel=1e-3)
-
-
-FAR_RING = rectangle(2000, 0, 2100, 50)
-
-
-class TestOutside:
-    """Nothing to the right of x = 1000 has a corresponding point."""
-
-    @pytest.mark.parametrize(
-        ("given", "left"),
-        [
-            (geometry("Point", [1001, 5]), None),
-            (geometry("MultiPoint", [[1001, 5], [10, 5]]), geometry("MultiPoint", [[15, 10]])),
-            (geometry("LineString", [[999.5, 5], [1001, 5]]), None),
-            (
-                geometry("MultiLineString", [[[2000, 5], [2001, 5]], [[0, 0], [1, 1]]]),
-                geometry("MultiLineString", [[[5, 5], [6, 6]]]),
-            ),
-            (
-                geometry("MultiPolygon", [[FAR_RING], [rectangle(0, 0, 10, 6)]]),
-                geometry("Polygon", [rectangle(5, 5, 15, 11)]),
-            ),
-            (
-                collection(geometry("Point", [4000, 1]), geometry("Point", [40, 1])),
-                collection(geometry("Point", [45, 6])),
-            ),
-            (geometry("Polygon", [FAR_RING]), None),
-        ],
-    )
-    def test_what_is_left(self, given, left):
-        whole = feature(given, id=7, properties={})
-        expected = [] if left is None else [{**whole, "geometry": left}]
-        assert transformed([whole], torn) == (expected, 1)
-        assert transformed(given, torn) == (left, 1)
-
-    def test_a_polygon_keeps_the_rest(self):
-        ring = [[0, 0], [1500, 0], [400, 300], [0, 300], [0, 0]]
-        result, lost = transformed(geometry("Polygon", [ring]), torn)
-        assert lost == 1
-        points = np.array(result["coordinates"][0])
-        assert result["coordinates"][0][0] == result["coordinates"][0][-1]
-        for corner in ([5, 5], [405, 305], [5, 305]):
-            assert corner in result["coordinates"][0]
-        # The edges go on to where the map ends, to a step.
-        assert 1005 - 32 < points[:, 0].max() <= 1005
-
-    def test_a_cell_may_lose_its_nucleus_and_not_itself(self):
-        nucleus = geometry("Polygon", [rectangle(2000, 0, 2005, 3)])
-        cell = feature(geometry("Polygon", [rectangle(0, 0, 10, 6)]), nucleusGeometry=nucleus)
-        result, lost = transformed([cell], torn)
-        assert lost == 1
-        assert [*result[0]] == ["type", "geometry"]
-        cell["geometry"], cell["nucleusGeometry"] = cell["nucleusGeometry"], cell["geometry"]
-        assert transformed([cell], torn) == ([], 1)
-
-    def test_features_keep_their_places_when_one_is_left_out(self):
-        points = [
-            feature(geometry("Point", [x, 0]), id=n) for n, x in enumerate((10, 2000, 20, 3000, 30))
-        ]
-        result, _ = transformed({"type": "FeatureCollection", "features": points}, torn)
-        assert [feature["id"] for feature in result["features"]] == [0, 2, 4]
+def test_no_polygon_is_refused(tmp_path):
+    path = tmp_path / "roi.geojson"
+    path.write_text('{"type": "Point", "coordinates": [1, 2]}')
+    with pytest.raises(SheetError, match="contains no polygon"):
+        read_polygons(path)
+    with pytest.raises(SheetError, match="no such file"):
+        read_polygons(tmp_path / "other.geojson")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +82,8 @@ class TestOutside:
     ],
     ids=str,
 )
-def test_a_feature_that_is_not_geojson_is_named(wrong):
-    good = feature(geometry("Point", [1, 2]), id="ok")
-    with pytest.raises(ValueError, match=r"^feature 2: \S"):
-        transformed([good, wrong], swirl)
+def test_a_feature_that_is_not_geojson_is_named(tmp_path, wrong):
+    path = tmp_path / "roi.geojson"
+    path.write_text(json.dumps([feature(geometry("Point", [1, 2])), wrong]))
+    with pytest.raises(SheetError, match=r"^roi\.geojson: not GeoJSON \((feature 2|'\w+' object)"):
+        read_features(path)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import shapely
 
 from hemera.imaging.geometry import (
     best_level,
@@ -108,16 +109,15 @@ def test_the_lattice_follows_a_smooth_field_to_a_twentieth_of_a_pixel():
 
 
 def test_polygon_fraction_is_an_exact_area_with_holes_and_overlaps():
-    outer = np.array([[0, 0], [100, 0], [100, 60], [0, 60]], float)
-    hole = np.array([[20, 20], [40, 20], [40, 40], [20, 40]], float)
+    outer = [[0, 0], [100, 0], [100, 60], [0, 60]]
+    holed = shapely.Polygon(outer, [[[20, 20], [40, 20], [40, 40], [20, 40]]])
     corners = np.array([[0, 0], [80, 40], [20, 20], [300, 300], [90, 0]])
-    assert polygon_fraction([[outer, hole]], corners, 40) == pytest.approx(
-        [0.75, 0.25, 0.75, 0, 0.25]
-    )
+    assert polygon_fraction([holed], corners, 40) == pytest.approx([0.75, 0.25, 0.75, 0, 0.25])
     # The same area twice is that area once.
-    assert polygon_fraction([[outer], [outer]], corners, 40) == pytest.approx([1, 0.25, 1, 0, 0.25])
+    twice = [shapely.Polygon(outer)] * 2
+    assert polygon_fraction(twice, corners, 40) == pytest.approx([1, 0.25, 1, 0, 0.25])
 
 
 def test_a_ring_that_crosses_itself_encloses_both_its_loops():
-    bow = np.array([[0, 0], [40, 40], [40, 0], [0, 40]], float)
-    assert polygon_fraction([[bow]], np.array([[0, 0]]), 40) == pytest.approx(0.5)
+    bow = shapely.Polygon([[0, 0], [40, 40], [40, 0], [0, 40]])
+    assert polygon_fraction([bow], np.array([[0, 0]]), 40) == pytest.approx(0.5)
