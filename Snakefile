@@ -15,17 +15,11 @@ configfile: "config.yaml"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/demo.smk"
-include: "workflow/rules/describe.smk"
-include: "workflow/rules/register.smk"
-include: "workflow/rules/landmarks.smk"
-include: "workflow/rules/tile.smk"
-include: "workflow/rules/mask.smk"
-include: "workflow/rules/filter.smk"
-include: "workflow/rules/index.smk"
-include: "workflow/rules/report.smk"
-include: "workflow/rules/train_generation.smk"
-include: "workflow/rules/train_segmentation.smk"
-include: "workflow/rules/evaluate.smk"
+
+
+for stage in CONFIG.stages:
+
+    include: f"workflow/rules/{stage}.smk"
 
 
 localrules:
