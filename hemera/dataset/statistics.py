@@ -203,9 +203,7 @@ def score_confusion(
     known = tiles[tiles["score"].isin(SCORES)]
     cells = known.groupby([by, "score"])[[f"{engine}_cells", *names]].sum()
     cells[f"{engine}_cells"] -= cells[names].sum(axis=1)
-    computed = [
-        asco_cap_score(row, intense_fraction=intense_fraction) for row in cells.to_numpy().tolist()
-    ]
+    computed = [asco_cap_score(row, intense_fraction) for row in cells.to_numpy().tolist()]
     table = pd.crosstab(cells.index.get_level_values("score"), np.array(computed, dtype=object))
     rows = [score for score in SCORES if score in table.index]
     return table.reindex(index=rows, columns=[*SCORES, ""], fill_value=0)

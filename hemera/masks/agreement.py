@@ -23,12 +23,7 @@ Points = npt.NDArray[np.floating]
 
 
 def matched(first: Points, second: Points, distance: float) -> npt.NDArray[np.int64]:
-    """Match points that are nearest to each other and no further apart than `distance`.
-
-    Args:
-        first: (N, 2).
-        second: (M, 2), in the same unit.
-        distance: in that unit.
+    """Match points (N, 2) and (M, 2) that are nearest to each other and within `distance`.
 
     Returns:
         (N,): for each point of `first` the row of its match in `second`, -1 without one.
@@ -52,13 +47,7 @@ def dice(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
 def sign_agreement(first: Cells, second: Cells, mpp: float) -> tuple[float | None, int]:
     """Return the fraction of matched cells with the same sign, and the number of matched cells.
 
-    Args:
-        first: cells of one engine.
-        second: of the other, on the same tile.
-        mpp: its resolution, um/px.
-
-    Returns:
-        The fraction is None without matches.
+    The fraction is None without matches.
     """
     mine, other = (np.column_stack([cells.x_px, cells.y_px]) for cells in (first, second))
     at = matched(mine, other, MATCH_UM / mpp)
@@ -90,7 +79,7 @@ def lowest_agreements(labelled: Mapping[str, Labelled], mpp: float) -> dict[str,
     """Return for each engine its agreement with the other engine with which it agrees least.
 
     Args:
-        labelled: result of each engine on a tile; a single one has no agreement.
+        labelled: result of each engine on one tile; a single engine has no agreement.
         mpp: resolution of the tile, um/px.
     """
     lowest: dict[str, Agreement] = {}
@@ -112,8 +101,7 @@ def suitability(dice: float, sign: float | None) -> str:
         sign: fraction of matched cells with the same sign; None or NaN: none matched.
 
     Returns:
-        ``suitable`` when both are at least 0.7, ``unsuitable`` when one is below 0.4, else
-        ``doubtful``.
+        ``suitable``, ``doubtful`` or ``unsuitable``.
     """
     lower = dice if sign is None or math.isnan(sign) else min(dice, sign)
     if lower >= SUITABLE_MIN:

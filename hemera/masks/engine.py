@@ -44,21 +44,10 @@ class Engine(Protocol):
         """See `EngineModule.versions`."""
 
     def prepare(self, tiles: Sequence[RGB], mpp: float) -> Any:
-        """Return the engine's state for a pair, estimated from some of its HER2 tiles.
-
-        Args:
-            tiles: (H, W, 3) uint8 each.
-            mpp: their resolution, um/px.
-        """
+        """Return the engine's state for a pair, estimated from some of its HER2 tiles."""
 
     def segment(self, rgb: RGB, mpp: float, state: Any) -> Labelled:
-        """Label one HER2 tile.
-
-        Args:
-            rgb: (H, W, 3) uint8.
-            mpp: its resolution, um/px.
-            state: of its pair, from `prepare`.
-        """
+        """Label one HER2 tile (H, W, 3) of `mpp` um/px; `state` of its pair is from `prepare`."""
 
 
 class EngineModule(Protocol):
@@ -77,22 +66,18 @@ class EngineModule(Protocol):
     def versions(self, options: Any) -> dict[str, str]:
         """Return what the tables record beside the options, such as a digest of the weights.
 
-        Raises:
-            EngineError: when they are not what the options require.
+        EngineError when they are not what the options require.
         """
 
     def resources(self, options: Any) -> Resources:
         """Return what a job needs."""
 
     def load(self, options: Any, shared: MaskOptions) -> Engine:
-        """Load the engine.
+        """Load the engine; EngineError when something is missing or unusable.
 
         Args:
             options: its own.
             shared: section `mask`, whose thresholds of DAB and membranes are common to all engines.
-
-        Raises:
-            EngineError: when something is missing or unusable.
         """
 
 

@@ -11,27 +11,26 @@ from collections.abc import Sequence
 
 from hemera.sheet import SCORES
 
+FRACTION = 0.10
+"""Of the cells that must be exceeded; exactly 10 % is not enough."""
 
-def asco_cap_score(
-    counts: Sequence[float], *, fraction: float = 0.10, intense_fraction: float | None = None
-) -> str:
+
+def asco_cap_score(counts: Sequence[float], intense_fraction: float | None = None) -> str:
     """Return the HER2 score of counted cells; an empty text without any cell.
 
-    3+ when more than `fraction` of the cells are strong; else 2+ when more than `fraction` are
-    moderate or strong; else 1+ when more than `fraction` are stained at all; else 0. Exactly
-    `fraction` is not more.
+    3+ when more than `FRACTION` of the cells are strong; else 2+ when more are moderate or strong;
+    else 1+ when more are stained at all; else 0.
 
     Args:
         counts: cells of intensity 0, 1, 2 and 3.
-        fraction: 10 % in the guideline, strict.
-        intense_fraction: 2+ also when strong cells are more than this but not more than
-            `fraction`, as in the guideline of 2018; None: without that clause.
+        intense_fraction: 2+ also when strong cells are more than this fraction, as in the guideline
+            of 2018; None: without that clause.
     """
     none, weak, moderate, strong = (float(count) for count in counts)
     total = none + weak + moderate + strong
     if not total > 0:
         return ""
-    limit = fraction * total
+    limit = FRACTION * total
     if strong > limit:
         return SCORES[3]
     few_intense = intense_fraction is not None and strong > intense_fraction * total

@@ -91,9 +91,7 @@ def boundaries(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
 
     A pixel is on a contour when one of its four neighbours has a smaller label, 0 included:
     so between two cells that touch, one side only is contour; the edge of the image is not.
-
-    Args:
-        labels: (H, W), 0 background, cells from 1 to at most 65535.
+    Labels are at most 65535.
     """
     numbers = labels.astype(np.uint16)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -106,43 +104,16 @@ def pack(
     nucleus: npt.NDArray[np.bool_],
     intensity: npt.NDArray[np.integer],
 ) -> npt.NDArray[np.uint8]:
-    """Return the label image of three images of the same shape.
-
-    Args:
-        classes: (H, W), 0 background, 1 negative cell, 2 positive cell, 3 boundary.
-        nucleus: (H, W), true inside a nucleus.
-        intensity: (H, W), 0 none, 1 weak, 2 moderate, 3 strong.
-
-    Raises:
-        ValueError: when the shapes differ or a value does not fit its two bits.
-    """
-    if not classes.shape == nucleus.shape == intensity.shape:
-        raise ValueError(
-            f"classes, nucleus, intensity: shapes {classes.shape}, {nucleus.shape}, "
-            f"{intensity.shape} differ; give images of one shape"
-        )
-    for name, values in (("classes", classes), ("intensity", intensity)):
-        if values.size and (int(values.min()) < 0 or int(values.max()) > 3):
-            raise ValueError(f"{name}: values outside 0 to 3; give one of four")
+    """Return the label image (H, W) of three images; classes and intensities are from 0 to 3."""
     mask = classes.astype(np.uint8)
     mask |= nucleus.astype(np.uint8) << _NUCLEUS_SHIFT
     mask |= intensity.astype(np.uint8) << _INTENSITY_SHIFT
     return mask
 
 
-def classes(mask: npt.NDArray[np.uint8], *, boundary: bool = True) -> npt.NDArray[np.uint8]:
-    """Return the class of every pixel, (H, W) uint8: 0 to 3.
-
-    Args:
-        mask: label image.
-        boundary: false: 0 to 2, cell boundaries given to their cells. That of a positive cell is
-            as in `positive`, any other is negative.
-    """
-    labels = mask & np.uint8(3)
-    if not boundary:
-        labels[labels == BOUNDARY] = NEGATIVE
-        labels[positive(mask)] = POSITIVE
-    return labels
+def classes(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the class of every pixel, (H, W) uint8: 0 to 3."""
+    return mask & np.uint8(3)
 
 
 def nuclei(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

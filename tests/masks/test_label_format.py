@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-import pytest
 
 from hemera.masks import label_format
 
@@ -49,32 +48,6 @@ def test_positive_takes_its_boundary_by_eight_neighbours_and_no_other() -> None:
     # the other bits must not disturb the class
     mask = label_format.pack(classes, np.ones(classes.shape, bool), np.full(classes.shape, 3))
     np.testing.assert_array_equal(label_format.positive(mask), expected)
-
-
-def test_classes_without_boundary_give_it_to_the_cells() -> None:
-    labels = np.array([[0, 3, 3, 3, 0, 3], [0, 3, 1, 3, 3, 2], [0, 3, 3, 3, 0, 3]])
-    mask = label_format.pack(labels, labels == 1, np.full(labels.shape, 2))
-    before = mask.copy()
-    expected = np.array([[0, 1, 1, 1, 0, 2], [0, 1, 1, 1, 2, 2], [0, 1, 1, 1, 0, 2]])
-    np.testing.assert_array_equal(label_format.classes(mask, boundary=False), expected)
-    np.testing.assert_array_equal(label_format.classes(mask), labels)
-    np.testing.assert_array_equal(mask, before)
-    assert label_format.classes(np.zeros((0, 4), np.uint8), boundary=False).shape == (0, 4)
-
-
-@pytest.mark.parametrize(
-    ("classes", "intensity", "name"),
-    [(4, 0, "classes"), (-1, 0, "classes"), (0, 4, "intensity"), (0, -1, "intensity")],
-)
-def test_values_that_do_not_fit_are_refused(classes: int, intensity: int, name: str) -> None:
-    ground = np.ones((2, 3), int)
-    with pytest.raises(ValueError, match=f"{name}: values outside 0 to 3"):
-        label_format.pack(ground * classes, ground.astype(bool), ground * intensity)
-
-
-def test_shapes_that_differ_are_refused() -> None:
-    with pytest.raises(ValueError, match="shapes"):
-        label_format.pack(np.zeros((2, 3), int), np.zeros((3, 2), bool), np.zeros((2, 3), int))
 
 
 def test_contours_are_one_pixel_wide_inside_cells_and_single_between_them() -> None:

@@ -77,7 +77,7 @@ class DeepliifEngine:
             self._opt.gpu_ids = [0] if on_gpu else []
             # The package caches them by these arguments and requests them again for every window.
             self._package.init_nets(str(self._folder), self._raw, self._opt)
-            has_marker = self._opt.modalities_names[MODALITIES:] == ["Marker"]
+            has_marker = list(self._opt.modalities_names)[MODALITIES:] == ["Marker"]
         self._marker = f"G{MODALITIES}" if has_marker else None
         if self._marker is None and options.marker is not None:
             raise EngineError(
