@@ -269,7 +269,7 @@ def demo_cases(folder: Path) -> Iterator[Case]:
         slides = [folder / "acrobat" / f"{number}_{stain}_{stem}.tif" for stain in ("HE", "HER2")]
         images, mpps = [], []
         for path in slides:
-            with open_slide(path, mpp_min=0, mpp_max=math.inf) as slide:
+            with open_slide(path) as slide:
                 small, effective = slide.overview(mpp=4 * slide.mpp)
                 images.append(small)
                 mpps.append(effective[0])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import Parameter
 
 from hemera.commands import ConfigFile, Positive, Quality, Workers
-from hemera.config import DescribeOptions, load_file
+from hemera.config import load_file
 from hemera.errors import ConfigError
 from hemera.sheet import Sheet, read_sheet
 
@@ -129,8 +129,8 @@ def _load(registered: Registered, output: Path, *read: Path) -> "RegisteredPair"
     sheet = read_sheet(Path(config.cohort.sheet))
     pair = sheet.pair(registered.pair)
     _check_output(output, [*read, registered.configfile], sheet)
-    options, allow_failed = config.options(DescribeOptions), registered.allow_failed_registration
-    return load_pair(pair, registered.results, options, allow_failed=allow_failed)
+    allow_failed = registered.allow_failed_registration
+    return load_pair(pair, registered.results, allow_failed=allow_failed)
 
 
 def _check_output(output: Path, read: list[Path], sheet: Sheet) -> None:

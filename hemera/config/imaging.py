@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from hemera.config.base import Fraction, NonNegative, Options, Positive, paper
-from hemera.sheet import MPP_BOUNDS
 
 
 class DescribeOptions(Options):
@@ -35,17 +34,9 @@ class DescribeOptions(Options):
     """Largest hole in the tissue outline that is filled, um^2."""
     tissue_speck_um2: NonNegative = 40_000.0
     """Tissue regions below this area are removed, um^2."""
-    mpp_min: Positive = MPP_BOUNDS[0]
-    """Finest plausible resolution of a slide, um per pixel; a finer one is an error."""
-    mpp_max: Positive = MPP_BOUNDS[1]
-    """Coarsest plausible resolution of a slide, um per pixel; a coarser one is an error."""
 
     @model_validator(mode="after")
     def _ranges_are_not_empty(self) -> Self:
-        if self.mpp_min >= self.mpp_max:
-            raise ValueError(
-                f"mpp_min: {self.mpp_min} is not below mpp_max {self.mpp_max}; lower it"
-            )
         for name in ("he_saturation", "ihc_density"):
             low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
             if low > high:

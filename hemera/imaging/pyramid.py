@@ -44,23 +44,21 @@ def write_pyramid(
 ) -> None:
     """Write a pyramidal TIFF in one step: RGB as JPEG (4:4:4), one channel lossless.
 
-    Only a row of tiles is in memory; the coarser levels are stored beside `path` until level 0 is
-    complete.
+    Only a row of tiles is in memory; the coarser levels are stored beside `path` until they are
+    written.
 
     Args:
         path: the file to write.
         tiles: those of level 0 row by row, each (`TILE_PX`, `TILE_PX`, 3) or, for a label image,
             (`TILE_PX`, `TILE_PX`). Pixels beyond the edge of the image are stored, not shown.
         size_px: (width, height) of level 0.
-        mpp: its um per pixel.
+        mpp: um per pixel of level 0.
         quality: of JPEG.
         name: of the image in its OME-XML.
-
-    Raises:
-        ValueError: when the number of tiles or their shape is wrong.
     """
     rest = iter(tiles)
     first = next(rest)
+    level: Iterable[Pixels] = itertools.chain([first], rest)
     is_rgb = first.ndim == 3
     options: dict[str, Any] = {"photometric": "minisblack", "compression": "adobe_deflate"}
     if is_rgb:
@@ -82,13 +80,12 @@ def write_pyramid(
     }
     with contextlib.ExitStack() as stack:
         temporary = stack.enter_context(replacing(path))
-        level: Iterable[Pixels] = itertools.chain([first], rest)
         with tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as writer:
             for depth, (width, height) in enumerate(sizes):
                 # The last level has no next one.
                 spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
                 writer.write(
-                    _halving(level, (width, height), first.shape, spool),
+                    _halving(level, (width, height), spool),
                     shape=(height, width, *first.shape[2:]),
                     dtype=np.uint8,
                     tile=(TILE_PX, TILE_PX),
@@ -102,29 +99,24 @@ def write_pyramid(
                     **options,
                 )
                 level = stored_tiles(spool, first.shape)
-        if next(rest, None) is not None:
-            raise ValueError(f"{path.name}: more tiles than {size_px[0]} x {size_px[1]} px need")
         _chain(temporary)
 
 
 def _halving(
-    tiles: Iterable[Pixels], size_px: tuple[int, int], shape: tuple[int, ...], spool: IO[bytes]
+    tiles: Iterable[Pixels], size_px: tuple[int, int], spool: IO[bytes]
 ) -> Generator[Pixels, None, None]:
     """Yield the tiles of a level; write those of the next into a file, row by row."""
     across, down = tile_count(size_px)
     next_across, next_down = tile_count((size_px[0] // 2, size_px[1] // 2))
     half = TILE_PX // 2
-    row = np.zeros((TILE_PX, (across + 1) // 2 * TILE_PX, *shape[2:]), np.uint8)
-    source = iter(tiles)
-    for y, x in itertools.product(range(down), range(across)):
-        tile = next(source, None)
-        if tile is None or tile.shape != shape:
-            found = "none" if tile is None else f"one of shape {tile.shape}"
-            raise ValueError(f"tile {x}, {y} of {across} x {down}: expected {shape}, got {found}")
+    places = itertools.product(range(down), range(across))
+    for (y, x), tile in zip(places, tiles, strict=True):
+        if x == 0 and y % 2 == 0:
+            row = np.zeros((TILE_PX, (across + 1) // 2 * TILE_PX, *tile.shape[2:]), np.uint8)
         # One pixel of four in a label image, whose values have no mean.
         small = (
             cv2.resize(tile, (half, half), interpolation=cv2.INTER_AREA)
-            if len(shape) == 3
+            if tile.ndim == 3
             else tile[::2, ::2]
         )
         top = y % 2 * half

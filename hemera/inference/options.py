@@ -1,13 +1,14 @@
 """Options of a prediction: flags of the command and argument of the library."""
 
 import dataclasses
-import math
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-_Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
+from hemera.sheet import MPP_BOUNDS
+
+_Mpp = Annotated[float, Parameter(validator=Number(gte=MPP_BOUNDS[0], lte=MPP_BOUNDS[1]))]
 _Count = Annotated[int, Parameter(validator=Number(gte=1, lte=256))]
 
 
@@ -32,8 +33,8 @@ class PredictOptions:
         workers: threads that read.
     """
 
-    mpp: _Positive | None = None
-    model_mpp: _Positive | None = None
+    mpp: _Mpp | None = None
+    model_mpp: _Mpp | None = None
     upsample: bool = False
     threshold: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.5
     min_area_um2: Annotated[float, Parameter(validator=Number(gte=0))] = 25.0

@@ -92,9 +92,7 @@ def read_canvas(pair: Pair, described: Described, options: RegisterOptions) -> C
 
 def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:
     """Read a whole slide; pieces that cannot be decoded are background."""
-    with open_slide(
-        path, mpp=described["mpp"], reader=described["reader"], mpp_min=0, mpp_max=math.inf
-    ) as slide:
+    with open_slide(path, mpp=described["mpp"], reader=described["reader"]) as slide:
         if slide.size_px != (described["width_px"], described["height_px"]):
             raise SlideError(
                 f"{path.name}: {slide.size_px[0]} x {slide.size_px[1]} px, while describe found "

@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 
 from hemera import tables
-from hemera.config import DescribeOptions
 from hemera.errors import RegistrationError
 from hemera.files import layout
 from hemera.imaging.slide import open_slide
@@ -71,15 +70,12 @@ class RegisteredPair:
         return self.transform_um(points_px * source.mpp, to) / target.mpp
 
 
-def load_pair(
-    pair: Pair, results: Path, options: DescribeOptions, *, allow_failed: bool = False
-) -> RegisteredPair:
+def load_pair(pair: Pair, results: Path, *, allow_failed: bool = False) -> RegisteredPair:
     """Open the slides of a pair and read the map between them.
 
     Args:
         pair: of the sheet.
         results: folder of results, where register has written.
-        options: bounds of plausible resolutions.
         allow_failed: use the map regardless of its verdict.
 
     Raises:
@@ -88,10 +84,7 @@ def load_pair(
     """
     found = []
     for stain, path, mpp in (("he", pair.he, pair.he_mpp), ("her2", pair.her2, pair.her2_mpp)):
-        with open_slide(
-            path, mpp=mpp, mpp_min=options.mpp_min, mpp_max=options.mpp_max,
-            mpp_column=f"{stain}_mpp",
-        ) as slide:  # fmt: skip
+        with open_slide(path, mpp=mpp, mpp_column=f"{stain}_mpp") as slide:
             found.append(PairSlide(path, slide.size_px, slide.mpp))
     he, her2 = found
     # A user's displacement is read from the output of register, which assessed it.

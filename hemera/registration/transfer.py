@@ -254,7 +254,7 @@ def write_warped_slide(
         size = math.ceil(he.size_um[0] / mpp - 1e-6), math.ceil(he.size_um[1] / mpp - 1e-6)
     grid_mpp, places, reached = mpp, _places(size), 0
     losses = Losses(her2.path.name, len(places), BAD_TILES_MAX)
-    with open_slide(her2.path, mpp=her2.mpp, mpp_min=0, mpp_max=math.inf) as slide:
+    with open_slide(her2.path, mpp=her2.mpp) as slide:
 
         def read(place: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], float]:
             pixels, coverage, _ = read_displaced(

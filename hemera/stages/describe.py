@@ -69,8 +69,6 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any
             path,
             mpp=mpp,
             reader=options.reader,
-            mpp_min=options.mpp_min,
-            mpp_max=options.mpp_max,
             mpp_column=f"{stain}_mpp",
         ) as slide:
             width, height = slide.size_px

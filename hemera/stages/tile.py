@@ -155,8 +155,6 @@ def _tile(
                     path,
                     mpp=images[stain]["mpp"],
                     reader=images[stain]["reader"],
-                    mpp_min=0,
-                    mpp_max=math.inf,
                     mpp_column=f"{stain}_mpp",
                     background=tuple(images[stain]["background"]),
                 )

@@ -138,7 +138,6 @@ def test_options_are_frozen_and_explained(cls: type[Options]) -> None:
         ({"block_count": 0}, ["block_count", "0", "at least 1"]),
         ({"preset": "demo", "sheet": "mine.tsv"}, ["preset", "mine.tsv", "allow_demo_sizes"]),
         ({"mask": {"engines": {"stain": {}}}}, ["index.target", "deepliif", "stain"]),
-        ({"describe": {"mpp_min": 20.0}}, ["describe.mpp_min", "mpp_max"]),
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, ["index.val_fraction", "below 1"]),
         ({"index": {"generation_datasets": ["a", "a"]}}, ["index.generation_datasets", "twice"]),
         ({"filter": {"histogram_datasets": ["-x"]}}, ["histogram_datasets", "hyphen"]),

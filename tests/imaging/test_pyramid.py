@@ -104,13 +104,8 @@ def test_the_levels_are_pages_of_the_chain_and_subifds_of_the_first(tmp_path, rn
     """The chain is what OpenSlide follows, SubIFDs of the OME plane what Bio-Formats does."""
     path = tmp_path / "made.ome.tif"
     image = smooth(rng, 2100, 1300)
-    write_pyramid(
-        path,
-        whole_tiles(image),
-        size_px=(2100, 1300),
-        mpp=MPP,
-        name='<a> & "b" \u00b5',
-    )
+    name = '<a> & "b" \u00b5'
+    write_pyramid(path, whole_tiles(image), size_px=(2100, 1300), mpp=MPP, name=name)
     with tifffile.TiffFile(path) as file:
         assert file.is_bigtiff
         assert len(file.pages) == 4
@@ -121,7 +116,7 @@ def test_the_levels_are_pages_of_the_chain_and_subifds_of_the_first(tmp_path, rn
             assert page.photometric == tifffile.PHOTOMETRIC.YCBCR
             assert page.tags["YCbCrSubSampling"].value == (1, 1)
         image_ = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
-        assert image_["Name"] == '<a> & "b" \u00b5'
+        assert image_["Name"] == name
         assert image_["Pixels"]["TiffData"] == {"IFD": 0, "PlaneCount": 1}
 
 
@@ -143,14 +138,16 @@ def test_one_channel_is_kept_as_it_is_on_every_level(tmp_path, rng):
         assert slide.level_count == 3
 
 
-@pytest.mark.parametrize("size", [(1030, 600), (700, 1030), (700, 500)])
-def test_a_wrong_number_of_tiles_leaves_what_was_there(tmp_path, rng, size):
+def test_an_error_of_the_tiles_leaves_what_was_there(tmp_path, rng):
     path = tmp_path / "made.tif"
     path.write_bytes(b"as it was")
-    with pytest.raises(
-        ValueError, match=r"expected \(512, 512, 3\), got|more tiles than 700 x 500"
-    ):
-        write_pyramid(path, whole_tiles(smooth(rng, 700, 600)), size_px=size, mpp=1.0)
+
+    def broken():
+        yield from list(whole_tiles(smooth(rng, 700, 600)))[:3]
+        raise OSError("cannot be read")
+
+    with pytest.raises(OSError, match="cannot be read"):
+        write_pyramid(path, broken(), size_px=(700, 600), mpp=1.0)
     assert path.read_bytes() == b"as it was"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -158,12 +155,7 @@ def test_a_wrong_number_of_tiles_leaves_what_was_there(tmp_path, rng, size):
 def test_the_same_tiles_give_the_same_bytes(tmp_path, rng):
     image = smooth(rng, 1300, 900)
     for name in ("a.tif", "b.tif"):
-        write_pyramid(
-            tmp_path / name,
-            whole_tiles(image),
-            size_px=(1300, 900),
-            mpp=0.5,
-        )
+        write_pyramid(tmp_path / name, whole_tiles(image), size_px=(1300, 900), mpp=0.5)
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
 
 

@@ -1,5 +1,4 @@
 import logging
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -154,16 +153,15 @@ def test_a_resolution_that_is_not_a_number(rng, tmp_path, value, reader):
 
 
 @pytest.mark.parametrize(
-    ("mpp", "given", "message"),
+    ("mpp", "message"),
     [
-        ((0.5, 0.6), None, "0.5 um/px along x but 0.6 along y (tiff.XResolution)"),
-        ((350.0, 350.0), None, "outside 0.05 to 20 um/px; give he_mpp in pairs.tsv"),
-        ((0.5, 0.5), 0.001, "he_mpp 0.001 is outside"),
+        ((0.5, 0.6), "0.5 um/px along x but 0.6 along y (tiff.XResolution)"),
+        ((350.0, 350.0), "outside 0.05 to 20; give he_mpp in pairs.tsv"),
     ],
 )
-def test_implausible_resolutions(rng, tmp_path, mpp, given, message):
+def test_implausible_resolutions(rng, tmp_path, mpp, message):
     path = write_pyramid(tmp_path / "odd.tif", [picture(rng)], mpp)
-    assert message in error_of(path, mpp=given)
+    assert message in error_of(path)
     with open_slide(path, mpp=0.5) as slide:
         assert slide.mpp == 0.5
 
@@ -242,11 +240,6 @@ def test_a_broken_tile_costs_no_other_thread_its_read(rng, tmp_path, reader):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["400", "800"]
-
-
-def test_an_open_slide_is_never_pickled(pyramid):
-    with open_slide(pyramid[0]) as slide, pytest.raises(TypeError, match="open it per process"):
-        pickle.dumps(slide)
 
 
 def test_real_svs_equals_openslide(images):
