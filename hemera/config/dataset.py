@@ -65,8 +65,6 @@ class IndexOptions(Options):
     """Test tiles of GenerationNet; none: all."""
     generation_datasets: Annotated[tuple[str, ...], paper("ACROBAT and BCI")] = ()
     """Data sets on which GenerationNet is trained; empty: all."""
-    generation_shares: Annotated[tuple[NonNegative, ...], paper("not stated")] = ()
-    """Relative weight of each of generation_datasets among the tiles; empty: as available."""
     generation_test_datasets: Annotated[tuple[str, ...], paper("BCI")] = ("bci",)
     """Data sets on which GenerationNet is tested; empty: all."""
     segmentation_train: Annotated[Count | None, paper("42,000")] = 42_000
@@ -77,12 +75,8 @@ class IndexOptions(Options):
     """Test tiles of SegmentationNet; none: all."""
     segmentation_datasets: Annotated[tuple[str, ...], paper("ACROBAT and BCI")] = ()
     """Data sets on which SegmentationNet is trained and tested; empty: all."""
-    segmentation_shares: Annotated[tuple[NonNegative, ...], paper("not stated")] = ()
-    """Relative weight of each of segmentation_datasets among the tiles; empty: as available."""
     mpp_tolerance: NonNegative = 0.10
     """Largest relative difference of tile resolutions that is not reported as a mixture."""
-    allow_mixed_mpp: Annotated[bool, paper("mixed, not discussed")] = True
-    """Allow data sets of different resolution in one index; false: an error."""
 
     @model_validator(mode="after")
     def _something_is_left_for_training(self) -> Self:
@@ -92,22 +86,6 @@ class IndexOptions(Options):
                 f"val_fraction: {self.val_fraction} plus test_fraction {self.test_fraction} leaves "
                 "no tiles for training; keep the sum below 1"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _each_dataset_has_one_weight(self) -> Self:
-        for network in ("generation", "segmentation"):
-            datasets = getattr(self, f"{network}_datasets")
-            shares = getattr(self, f"{network}_shares")
-            if len(set(datasets)) != len(datasets):
-                raise ValueError(
-                    f"{network}_datasets: {list(datasets)} has a name twice; give each name once"
-                )
-            if shares and (len(shares) != len(datasets) or sum(shares) <= 0):
-                raise ValueError(
-                    f"{network}_shares: {list(shares)} does not match {network}_datasets "
-                    f"{list(datasets)}; give one number for each data set, not all 0"
-                )
         return self
 
 

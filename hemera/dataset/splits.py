@@ -30,8 +30,8 @@ def split_cases(
     Args:
         cases: case to (data set, score, split or empty).
         seed: of the draw.
-        val_fraction: fraction of a data set's free cases that goes to validation.
-        test_fraction: fraction that goes to test.
+        val_fraction: fraction of a data set's free cases.
+        test_fraction: likewise.
 
     Returns:
         Case to train, val or test.
@@ -54,57 +54,26 @@ def split_cases(
 
 
 def draw(
-    tiles: Sequence[str],
-    datasets: Sequence[str],
-    count: int | None,
-    *,
-    seed: int,
-    purpose: str,
-    shares: Mapping[str, float] | None = None,
+    tiles: Sequence[str], count: int | None, *, seed: int, purpose: str
 ) -> npt.NDArray[np.bool_]:
     """Draw `count` of `tiles` without replacement; all of them when count is None or too large.
 
     Args:
         tiles: names.
-        datasets: data set of each.
         count: how many are wanted.
         seed: of the draw.
         purpose: makes draws for different ends independent.
-        shares: relative number of tiles of each data set; None: as available. Fewer tiles are
-            drawn when a data set has too few.
 
     Returns:
         Which are drawn, shape (len(tiles),).
     """
+    keys = np.frombuffer(b"".join(_key(tile, seed, purpose) for tile in tiles), dtype=">u8")
     chosen = np.zeros(len(tiles), dtype=bool)
-    if not len(tiles):
-        return chosen
-    ranks = np.argsort(_keys(tiles, seed, purpose), kind="stable")
-    if shares is None:
-        chosen[ranks[: len(tiles) if count is None else count]] = True
-        return chosen
-    names = np.asarray(datasets)
-    total = sum(shares.values())
-    size = len(tiles) if count is None else count
-    if count is None:
-        # As many as the scarcest data set allows at these shares.
-        size = min(
-            int(np.count_nonzero(names == name) * total / share)
-            for name, share in shares.items()
-            if share
-        )
-    # The running sum is rounded, not each share, so that `size` are drawn and not one more.
-    upto = 0.0
-    for name, share in shares.items():
-        first, upto = round(size * upto / total), upto + share
-        own = ranks[names[ranks] == name]
-        chosen[own[: round(size * upto / total) - first]] = True
+    chosen[np.argsort(keys, kind="stable")[:count]] = True
     return chosen
 
 
-def check_leakage(
-    rows: Iterable[tuple[str, str, str, str]],
-) -> None:
+def check_leakage(rows: Iterable[tuple[str, str, str, str]]) -> None:
     """Check that no case and no source image is in two splits.
 
     Args:
@@ -143,7 +112,3 @@ def _rounded(count: int, fraction: float) -> int:
 
 def _key(name: str, seed: int, purpose: str) -> bytes:
     return hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()[:8]
-
-
-def _keys(names: Sequence[str], seed: int, purpose: str) -> npt.NDArray[np.uint64]:
-    return np.frombuffer(b"".join(_key(name, seed, purpose) for name in names), dtype=">u8")

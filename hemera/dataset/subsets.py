@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +10,14 @@ import pyarrow as pa
 
 from hemera.config import IndexOptions
 from hemera.dataset.splits import draw
-from hemera.errors import LeakageError, TableError
+from hemera.errors import LeakageError
 from hemera.sheet import SPLITS
 
 log = logging.getLogger(__name__)
 
 Names = npt.NDArray[np.str_]
+
+NETWORKS = ("generation", "segmentation")
 
 
 def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
@@ -24,7 +25,7 @@ def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
 
     Args:
         table: all tiles, with `split`.
-        network: generation or segmentation.
+        network: one of `NETWORKS`.
         options: seeds, sizes and data sets.
 
     Returns:
@@ -37,9 +38,8 @@ def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
     result = np.full(table.num_rows, "", "U5")
     for split in SPLITS:
         subset, key = f"{network} {split}", f"{network}_datasets"
-        shares: tuple[float, ...] = getattr(options, f"{network}_shares")
         if network == "generation" and split == "test":
-            key, shares = "generation_test_datasets", ()
+            key = "generation_test_datasets"
         wanted: tuple[str, ...] = getattr(options, key)
         pool = accepted & (splits == split)
         if wanted:
@@ -48,20 +48,13 @@ def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
             log.warning("%s: no tile is of %s; index.%s names it", subset, absent, key)
         places = np.flatnonzero(pool)
         count: int | None = getattr(options, f"{network}_{split}")
-        chosen = draw(
-            names[places].tolist(),
-            datasets[places].tolist(),
-            count,
-            seed=options.seed,
-            purpose=f"{network}/{split}",
-            shares=dict(zip(wanted, shares, strict=True)) if shares else None,
-        )
+        purpose = f"{network}/{split}"
+        chosen = draw(names[places].tolist(), count, seed=options.seed, purpose=purpose)
         result[places[chosen]] = split
-        drawn = np.count_nonzero(chosen)
-        if count is not None and drawn < count:
+        if count is not None and len(places) < count:
             log.warning(
                 "%s: %d of %d requested tiles; the accepted tiles allow no more",
-                subset, drawn, count,
+                subset, len(places), count,
             )  # fmt: skip
     return result
 
@@ -85,18 +78,14 @@ def check_subsets(cases: Names, generation: Names, segmentation: Names) -> None:
         )
 
 
-def mixed_resolutions(table: pa.Table, options: IndexOptions) -> str:
-    """Return a warning when accepted tiles differ in resolution; empty when they do not.
-
-    Raises:
-        TableError: when they do, and that is not allowed.
-    """
+def mixed_resolutions(table: pa.Table, tolerance: float) -> str:
+    """Return a warning when resolutions of accepted tiles differ by more than a fraction, or ""."""
     accepted = table.select(["dataset", "mpp"]).filter(table.column("accepted"))
     grouped = accepted.group_by("dataset").aggregate([("mpp", "min"), ("mpp", "max")])
     spans = grouped.sort_by("dataset").to_pylist()
     high = max((span["mpp_max"] for span in spans), default=0.0)
     low = min((span["mpp_min"] for span in spans), default=0.0)
-    if high <= low * (1 + options.mpp_tolerance):
+    if high <= low * (1 + tolerance):
         return ""
     words = []
     for span in spans:
@@ -106,10 +95,5 @@ def mixed_resolutions(table: pa.Table, options: IndexOptions) -> str:
         f"tiles of different resolution are mixed ({', '.join(words)} um/px): a network sees two "
         "scales"
     )
-    if not options.allow_mixed_mpp:
-        raise TableError(
-            f"index.allow_mixed_mpp: {fact}, and mixing is not allowed; set tile.mpp to "
-            f"{math.ceil(high * 1000) / 1000:g} or coarser, or allow_mixed_mpp: true"
-        )
     log.warning("%s; tile.mpp sets one for all", fact)
     return fact

@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from hemera.config import IndexOptions
+from hemera.dataset.subsets import NETWORKS
 from hemera.sheet import SPLITS
-
-NETWORKS = ("generation", "segmentation")
 
 
 def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOptions) -> str:

@@ -17,10 +17,10 @@ from hemera import tables
 from hemera.config import IndexOptions
 from hemera.dataset.fingerprint import fingerprint
 from hemera.dataset.splits import check_leakage, split_cases
-from hemera.dataset.subsets import check_subsets, draw_subset, mixed_resolutions
+from hemera.dataset.subsets import NETWORKS, check_subsets, draw_subset, mixed_resolutions
 from hemera.errors import ConfigError, TableError
 from hemera.files.atomic import write_text
-from hemera.interop.card import NETWORKS, dataset_card
+from hemera.interop.card import dataset_card
 from hemera.masks import ENGINES
 from hemera.masks.engine import module
 from hemera.registration.verdict import PASS, REVIEW
@@ -70,8 +70,7 @@ def run(
     Raises:
         LeakageError: when a case or a source image would be in two splits, or a test source of
             SegmentationNet is a training source of GenerationNet.
-        TableError: when resolutions are mixed and that is not allowed, or the table names pairs
-            that the sheet lacks.
+        TableError: when the table names pairs that the sheet lacks.
         ConfigError: when `options.target` is not in `engines`.
     """
     if options.target not in engines:
@@ -96,7 +95,7 @@ def run(
         values = pa.array(subset, pa.string(), mask=subset == "")
         table = table.append_column(f"{network}_split", values)
     check_subsets(np.array(cases, str), **subsets)
-    mixture = mixed_resolutions(table, options)
+    mixture = mixed_resolutions(table, options.mpp_tolerance)
     mark = fingerprint(table, engines)
     metadata = {
         **{key: value for key, value in tables.read_metadata(tiles).items() if key != "options"},

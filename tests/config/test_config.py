@@ -45,11 +45,6 @@ def faults(values: Any) -> list[str]:
 def changed(cls: type[Options]) -> list[Options]:
     """Options of a class in which each field in turn has another value, and None if it may."""
     base = cls()
-    if isinstance(base, IndexOptions):
-        two: Any = {"datasets": ("acrobat", "bci"), "shares": (1.0, 2.0)}
-        base = IndexOptions(
-            **{f"{net}_{key}": two[key] for net in ("generation", "segmentation") for key in two}
-        )
     if isinstance(base, TrainGenerationOptions):
         base = base.replace(batch_size=12)
     if isinstance(base, TrainSegmentationOptions):
@@ -139,9 +134,7 @@ def test_options_are_frozen_and_explained(cls: type[Options]) -> None:
         ({"preset": "demo", "sheet": "mine.tsv"}, ["preset", "mine.tsv", "allow_demo_sizes"]),
         ({"mask": {"engines": {"stain": {}}}}, ["index.target", "deepliif", "stain"]),
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, ["index.val_fraction", "below 1"]),
-        ({"index": {"generation_datasets": ["a", "a"]}}, ["index.generation_datasets", "twice"]),
         ({"filter": {"histogram_datasets": ["-x"]}}, ["histogram_datasets", "hyphen"]),
-        ({"index": {"generation_shares": [1]}}, ["index.generation_shares", "one number for each"]),
         ({"train_generation": {"epochs": 20}}, ["decay_from_epoch", "20"]),
         ({"train_generation": {"l1_weights": [1]}}, ["l1_weights", "four"]),
         ({"train_segmentation": {"base_width": 63}}, ["base_width", "63", "even"]),
@@ -195,16 +188,9 @@ def test_every_stated_bound_is_held(cls: type[Options]) -> None:
 
 
 def test_a_library_call_may_give_what_yaml_may() -> None:
-    options = IndexOptions(
-        mpp_tolerance=1, generation_datasets=["a", "b"], generation_shares=[1, 2]
-    )
+    options = IndexOptions(mpp_tolerance=1, generation_datasets=["a", "b"])
     assert type(options.mpp_tolerance) is float
-    assert options.generation_shares == (1.0, 2.0)
-    assert hash(options) == hash(
-        IndexOptions(
-            mpp_tolerance=1.0, generation_datasets=("a", "b"), generation_shares=(1.0, 2.0)
-        )
-    )
+    assert hash(options) == hash(IndexOptions(mpp_tolerance=1.0, generation_datasets=("a", "b")))
 
 
 def test_yaml_traps() -> None:

@@ -112,14 +112,12 @@ def test_an_added_case_moves_few() -> None:
 
 def test_draw_all_none_and_some() -> None:
     tiles = [f"t{number}" for number in range(100)]
-    datasets = ["a"] * 100
     for count, expected in ((None, 100), (0, 0), (30, 30), (100, 100), (500, 100)):
-        chosen = draw(tiles, datasets, count, seed=1, purpose="x")
+        chosen = draw(tiles, count, seed=1, purpose="x")
         assert chosen.dtype == bool
         assert chosen.shape == (100,)
         assert chosen.sum() == expected
-    assert draw([], [], 5, seed=1, purpose="x").shape == (0,)
-    assert draw([], [], None, seed=1, purpose="x", shares={"a": 1.0}).shape == (0,)
+    assert draw([], 5, seed=1, purpose="x").shape == (0,)
 
 
 def test_draw_ranks_by_the_documented_hash() -> None:
@@ -127,55 +125,24 @@ def test_draw_ranks_by_the_documented_hash() -> None:
     order = sorted(
         tiles, key=lambda tile: hashlib.sha256(f"7/generation/val/{tile}".encode()).digest()
     )
-    chosen = draw(tiles, ["x"] * 5, 2, seed=7, purpose="generation/val")
+    chosen = draw(tiles, 2, seed=7, purpose="generation/val")
     assert {tile for tile, taken in zip(tiles, chosen, strict=True) if taken} == set(order[:2])
 
 
 def test_draws_for_different_ends_are_independent() -> None:
     tiles = [f"t{number}" for number in range(4000)]
-    one = draw(tiles, ["a"] * 4000, 1000, seed=1, purpose="generation/train")
-    two = draw(tiles, ["a"] * 4000, 1000, seed=1, purpose="segmentation/train")
+    one = draw(tiles, 1000, seed=1, purpose="generation/train")
+    two = draw(tiles, 1000, seed=1, purpose="segmentation/train")
     assert 200 < np.count_nonzero(one & two) < 300, "about a quarter of a quarter"
 
 
 def test_added_tiles_move_few() -> None:
     tiles = [f"t{number}" for number in range(1000)]
-    before = draw(tiles, ["a"] * 1000, 300, seed=1, purpose="x")
+    before = draw(tiles, 300, seed=1, purpose="x")
     more = [*tiles, *(f"new{number}" for number in range(20))]
-    after = draw(more, ["a"] * 1020, 300, seed=1, purpose="x")
+    after = draw(more, 300, seed=1, purpose="x")
     assert np.count_nonzero(before & ~after[:1000]) <= 20
     assert not np.any(~before & after[:1000]), "nobody enters because another came"
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 10, 100, 101])
-@pytest.mark.parametrize(
-    "shares", [{"a": 0.5, "b": 0.5}, {"a": 1, "b": 1, "c": 1}, {"a": 0.1, "b": 0.7, "c": 0.2}]
-)
-def test_shares_add_up_to_the_count(count: int, shares: dict[str, float]) -> None:
-    tiles = [f"t{number}" for number in range(600)]
-    datasets = ["abc"[number % 3] for number in range(600)]
-    chosen = draw(tiles, datasets, count, seed=1, purpose="x", shares=shares)
-    assert chosen.sum() == count
-    found = collections.Counter(np.array(datasets)[chosen].tolist())
-    for name, share in shares.items():
-        assert abs(found[name] - count * share / sum(shares.values())) <= 1
-    assert set(found) <= set(shares)
-
-
-def test_a_scarce_data_set_leaves_the_others_their_shares() -> None:
-    tiles = [f"t{number}" for number in range(110)]
-    datasets = ["a"] * 10 + ["b"] * 100
-    chosen = draw(tiles, datasets, 60, seed=1, purpose="x", shares={"a": 0.5, "b": 0.5})
-    assert (chosen[:10].sum(), chosen[10:].sum()) == (10, 30)
-
-
-def test_all_at_given_shares_is_what_the_scarcest_allows() -> None:
-    tiles = [f"t{number}" for number in range(110)]
-    datasets = ["a"] * 10 + ["b"] * 100
-    chosen = draw(tiles, datasets, None, seed=1, purpose="x", shares={"a": 0.25, "b": 0.75})
-    assert (chosen[:10].sum(), chosen[10:].sum()) == (10, 30)
-    chosen = draw(tiles, datasets, None, seed=1, purpose="x", shares={"a": 0.0, "b": 2.0})
-    assert (chosen[:10].sum(), chosen[10:].sum()) == (0, 100)
 
 
 def test_leakage_is_raised() -> None:

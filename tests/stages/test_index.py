@@ -179,15 +179,11 @@ def test_the_mix_of_data_sets(tmp_path: Path) -> None:
         generation_train=20,
         generation_val=4,
         generation_datasets=("acrobat", "bci"),
-        generation_shares=(1, 3),
         segmentation_datasets=("acrobat",),
     )
     made = Made(tmp_path, rows, plain(rows), options)
-    found = collections.Counter(
-        (row["dataset"], row["generation_split"]) for row in made.table.to_pylist()
-    )
-    assert (found["acrobat", "train"], found["bci", "train"]) == (5, 15)
-    assert (found["acrobat", "val"], found["bci", "val"]) == (1, 3)
+    found = collections.Counter(row["generation_split"] for row in made.table.to_pylist())
+    assert (found["train"], found["val"]) == (20, 4)
     assert {row["dataset"] for row in made.table.to_pylist() if row["segmentation_split"]} == {
         "acrobat"
     }
@@ -293,25 +289,14 @@ def test_two_scales(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "acrobat 0.92, bci 0.46 um/px" in made.metadata["mixture"]
     assert "**Attention: tiles of different resolution" in made.card.read_text()
     assert "two scales" in caplog.text
-    rough = [{**row, "mpp": 0.92043} if row["dataset"] == "acrobat" else row for row in plain(rows)]
-    with pytest.raises(TableError) as error:
-        Made(tmp_path / "b", rows, rough, IndexOptions(target="stain", allow_mixed_mpp=False))
-    text = str(error.value)
-    assert text.startswith("index.allow_mixed_mpp: ")
-    remedy = float(text.split("tile.mpp to ")[1].split(" ")[0])
-    assert 0.92043 <= remedy < 0.93, "a finer one would need up-sampling"
-    assert not (tmp_path / "b" / "index.parquet").exists()
-    wide = IndexOptions(target="stain", allow_mixed_mpp=False, mpp_tolerance=1.0)
+    wide = IndexOptions(target="stain", mpp_tolerance=1.0)
     assert Made(tmp_path / "c", rows, plain(rows), wide).metadata["mixture"] == ""
     alone = pairs(acrobat=0)
-    assert Made(tmp_path / "d", alone, plain(alone)).metadata["mixture"] == ""
     only_bci = [*plain(alone), *(refused(row, 0) for row in rows if row["dataset"] == "acrobat")]
-    strict = IndexOptions(target="stain", allow_mixed_mpp=False)
-    made = Made(tmp_path / "e", rows, only_bci, strict)
+    made = Made(tmp_path / "e", rows, only_bci)
     assert made.metadata["mixture"] == "", "tiles that nobody trains on mix nothing"
     within = [tile(alone[0], 9, mpp=0.23), *plain(alone)]
-    with pytest.raises(TableError, match=r"bci 0\.23 to 0\.46"):
-        Made(tmp_path / "f", alone, within, strict)
+    assert "bci 0.23 to 0.46" in Made(tmp_path / "f", alone, within).metadata["mixture"]
 
 
 def test_bad_inputs(tmp_path: Path) -> None:
@@ -387,7 +372,6 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
         generation_train=15,
         segmentation_test=None,
         generation_datasets=("bci", "acrobat"),
-        generation_shares=(3, 1),
         generation_test_datasets=(),
     )
     made = Made(tmp_path, rows, plain(rows), options)
