@@ -105,8 +105,7 @@ def exactness() -> Iterator[str]:
                 fixed_size=(width, height),
                 fixed_pad=(0, 0),
                 moving_pad=(0, 0),
-                fixed_mpp=MPP * factor,
-                moving_mpp=MPP * factor,
+                mpp=MPP * factor,
             )
 
             def ideal(points: Points, factor: int = factor) -> npt.NDArray[np.float64]:

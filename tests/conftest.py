@@ -1,5 +1,6 @@
 """What all tests share: the real images, when they are given, and the small demo cohort."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,19 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         if not (folder / "pairs.tsv").is_file():  # written last
             write_cohort(folder, "small", workers=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of small sections to register, described; do not write into their folder."""
+    from tests.small_registration import write_pairs
+
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture
+def pairs_copy(pairs: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pairs, tmp_path / "pairs")
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ def write_pairs(folder):
     write_sheet(folder, cells, **common)
     for pair, *_ in rows:
         describe_pair(folder, pair)
+    return folder
 
 
 def describe_pair(folder, unit, out=None):
@@ -81,13 +82,12 @@ def run(folder, out, unit="plain", **changes):
 def given(nonrigid, rigid=None, matches=200, fraction=0.9, reason=None, mirrored_matches=20):
     """Return a stand-in for the engine; what it was given last is in its attributes."""
 
-    def found(fixed, moving, *, fixed_mpp, moving_mpp, settings, folder):
-        given.fixed, given.moving, given.settings = fixed, moving, settings
-        given.mpps = fixed_mpp, moving_mpp
+    def found(fixed, moving, mpp, settings, folder):
+        given.fixed, given.moving, given.mpp, given.settings = fixed, moving, mpp, settings
         (folder / "left behind").write_text("by the engine")
         if reason:
             return engine.Outcome(reason=reason)
-        maps = [made(function, fixed_mpp) for function in (nonrigid, rigid or nonrigid)]
+        maps = [made(function, mpp) for function in (nonrigid, rigid or nonrigid)]
         other = mirrored_matches if settings.probe else None
         return engine.Outcome(*maps, matches, other, fraction)
 
@@ -98,9 +98,9 @@ def in_turn(monkeypatch, *engines):
     """Replace the engine by one stand-in after the other; return what each was given."""
     calls = []
 
-    def register(fixed, moving, **more):
-        result = engines[len(calls)](fixed, moving, **more)
-        calls.append(more["settings"])
+    def register(fixed, moving, mpp, settings, folder):
+        result = engines[len(calls)](fixed, moving, mpp, settings, folder)
+        calls.append(settings)
         return result
 
     monkeypatch.setattr(engine, "register", register)

@@ -288,7 +288,7 @@ def _faults(pair: Pair) -> Iterator[str]:
     from hemera.files.geojson import read_polygons
     from hemera.imaging.slide import open_slide
     from hemera.registration.displacement_files import read_displacement
-    from hemera.registration.landmarks import check_landmarks
+    from hemera.registration.landmarks import read_landmarks
 
     def check_slide(path: Path, mpp: float | None, column: str) -> None:
         with open_slide(path, mpp=mpp, mpp_column=column):
@@ -297,7 +297,7 @@ def _faults(pair: Pair) -> Iterator[str]:
     checks: list[tuple[str, tuple[Path | None, ...], Callable[[], object]]] = [
         ("he", (pair.he,), lambda: check_slide(pair.he, pair.he_mpp, "he_mpp")),
         ("her2", (pair.her2,), lambda: check_slide(pair.her2, pair.her2_mpp, "her2_mpp")),
-        ("landmarks", pair.landmarks, lambda: check_landmarks(pair)),
+        ("landmarks", pair.landmarks, lambda: read_landmarks(pair, 1.0, 1.0, "um")),
         ("roi", (pair.roi,), lambda: pair.roi and read_polygons(pair.roi)),
         (
             "displacement",

@@ -19,7 +19,7 @@ from hemera.config.load import (
     load_file,
 )
 from hemera.config.masks import MaskOptions
-from hemera.config.registration import CANVAS_PX, LandmarksOptions, RegisterOptions
+from hemera.config.registration import AT_LEAST, LandmarksOptions, RegisterOptions
 from hemera.config.training import (
     GENERATORS,
     TrainGenerationOptions,
@@ -28,7 +28,7 @@ from hemera.config.training import (
 )
 
 __all__ = [
-    "CANVAS_PX",
+    "AT_LEAST",
     "DEMO_SHEET",
     "DEMO_VERSION",
     "GENERATORS",

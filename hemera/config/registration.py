@@ -8,16 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hemera.config.base import (
-    Count,
-    Device,
-    Fraction,
-    NonNegative,
-    Options,
-    Positive,
-    Threads,
-    paper,
-)
+from hemera.config.base import Device, Options, Threads, paper
 
 Preset = Literal[
     "default_initial_nonrigid",
@@ -36,6 +27,15 @@ MEMORY_MB_PER_MEGAPIXEL = 300
 """Of registration on the processor; measured, see `benchmarks/registration.py`."""
 
 
+Limits = Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]
+"""Limits of a signal of the certificate: of `pass` and of `fail`."""
+
+AT_LEAST = ("tile_ok", "lncc", "ncc_margin", "match_fraction", "mirror_probe", "coverage_fraction")
+"""Signals of which larger values are better."""
+AT_MOST = ("log_scale", "anisotropy", "folding_fraction")
+"""Signals of which smaller values are better."""
+
+
 class RegisterOptions(Options):
     """Registration of HER2 onto H&E by DeeperHistReg, and the limits of its certificate."""
 
@@ -46,7 +46,7 @@ class RegisterOptions(Options):
         "default_initial_nonrigid"
     )
     """Parameter set of DeeperHistReg."""
-    size_px: Annotated[int | None, Field(ge=128, le=16384)] = None
+    size_px: Annotated[int | None, Field(ge=128, le=8192)] = None
     """Shortest side of the common canvas of both slides during registration, px; none: that of the
     preset (4096, fast 2048, high resolution 8192)."""
     levels: Annotated[int | None, Field(ge=1, le=12)] = None
@@ -57,61 +57,42 @@ class RegisterOptions(Options):
     """Device of the registration; auto: a GPU if there is one."""
     torch_threads: Threads = 2
     """CPU threads of PyTorch; another number changes the output bytes."""
-    timeout_s: Count = 7_200
-    """Time limit of one registration attempt, s."""
     retries: Annotated[int, Field(ge=0, le=2)] = 2
     """Further attempts for a pair that does not pass: first on the masked tissue with more angles
     and scales, then with another preset as well."""
-    rigid_tolerance: Fraction = 0.02
-    """Largest loss of tile_ok that the nonrigid transform may cause; above it the rigid transform
-    is used."""
-    tile_ok_pass: Fraction = 0.60
-    """A pair passes with at least this fraction of tissue tiles whose best match is in place."""
-    tile_ok_fail: Fraction = 0.30
-    """A pair fails below this fraction of tissue tiles whose best match is in place."""
-    lncc_pass: Annotated[float, Field(ge=-1, le=1)] = 0.15
-    """A pair passes with at least this median local correlation of haematoxylin."""
-    lncc_fail: Annotated[float, Field(ge=-1, le=1)] = 0.08
-    """A pair fails below this median local correlation of haematoxylin."""
-    ncc_margin_pass: Annotated[float, Field(ge=-2, le=2)] = 0.05
-    """A pair passes when its correlation exceeds the best of 36 shifted positions by this."""
-    ncc_margin_fail: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    """A pair fails when its correlation exceeds the best of 36 shifted positions by less."""
-    match_fraction_pass: Fraction = 0.50
-    """A pair passes with at least this fraction of feature matches near the similarity transform
-    fitted to them."""
-    match_fraction_fail: Fraction = 0.25
-    """A pair fails below this fraction of feature matches near the similarity transform fitted to
-    them."""
-    mirror_probe_pass: NonNegative = 1.5
-    """A pair passes with at least this ratio of feature matches of HER2 to those of its mirror
-    image."""
-    mirror_probe_fail: NonNegative = 1.0
-    """A pair fails below this ratio of feature matches of HER2 to those of its mirror image."""
-    log_scale_max: Positive = 0.25
-    """Largest absolute logarithm of the scale of the affine transform."""
-    anisotropy_max: Annotated[float, Field(ge=1)] = 1.2
-    """Largest ratio of the two scales of the affine transform."""
-    folding_pass: Fraction = 0.005
-    """A pair passes up to this fraction of folded tissue area."""
-    folding_fail: Fraction = 0.02
-    """A pair fails above this fraction of folded tissue area."""
-    coverage_pass: Fraction = 0.90
-    """A pair passes when HER2 covers at least this fraction of the H&E tissue."""
+    tile_ok: Limits = (0.60, 0.30)
+    """Fraction of tissue squares whose best match is in place: a pair passes with at least the
+    first, fails below the second, and is for review between."""
+    lncc: Limits = (0.15, 0.08)
+    """Median local correlation of haematoxylin: passes with at least the first, fails below the
+    second."""
+    ncc_margin: Limits = (0.05, 0.0)
+    """Correlation of haematoxylin minus the best of 36 shifted positions: passes with at least the
+    first, fails below the second."""
+    match_fraction: Limits = (0.50, 0.25)
+    """Fraction of feature matches near the similarity transform fitted to them: passes with at
+    least the first, fails below the second."""
+    mirror_probe: Limits = (1.5, 1.0)
+    """Feature matches of HER2 over those of its mirror image: passes with at least the first, fails
+    below the second."""
+    coverage_fraction: Limits = (0.90, 0.0)
+    """Fraction of the H&E tissue that HER2 covers: passes with at least the first, fails below the
+    second."""
+    log_scale: Limits = (0.25, 0.25)
+    """Absolute logarithm of the scale of the affine transform: passes up to the first, fails above
+    the second."""
+    anisotropy: Limits = (1.2, 1.2)
+    """Ratio of the two scales of the affine transform: passes up to the first, fails above the
+    second."""
+    folding_fraction: Limits = (0.005, 0.02)
+    """Fraction of folded tissue area: passes up to the first, fails above the second."""
 
     @model_validator(mode="after")
     def _pass_is_stricter_than_fail(self) -> Self:
-        for name in ("tile_ok", "lncc", "ncc_margin", "match_fraction", "mirror_probe"):
-            enough, least = getattr(self, f"{name}_pass"), getattr(self, f"{name}_fail")
-            if enough < least:
-                raise ValueError(
-                    f"{name}_pass: {enough} is below {name}_fail {least}; give at least {least}"
-                )
-        if self.folding_pass > self.folding_fail:
-            raise ValueError(
-                f"folding_pass: {self.folding_pass} is above folding_fail {self.folding_fail}; "
-                f"give at most {self.folding_fail}"
-            )
+        for name in (*AT_LEAST, *AT_MOST):
+            passes, fails = getattr(self, name)
+            if passes != fails and (passes < fails) == (name in AT_LEAST):
+                raise ValueError(f"{name}: {passes} is less strict than {fails}; exchange them")
         return self
 
     @property
@@ -124,18 +105,13 @@ class RegisterOptions(Options):
 
         Args:
             sizes_um: (width, height) of both slides.
-            mpps: um per pixel of both slides.
+            mpps: their resolutions.
         """
         width_um, height_um = (max(size[k] for size in sizes_um) for k in (0, 1))
         return max(min(width_um, height_um) / self.canvas_px, *mpps)
 
     def memory_mb(self, sizes_um: Sequence[tuple[float, float]], mpps: Sequence[float]) -> int:
-        """Return the peak memory of registering these slides on the processor, MB.
-
-        Args:
-            sizes_um: (width, height) of both slides.
-            mpps: um per pixel of both slides.
-        """
+        """Return the peak memory of registration on the processor; arguments as `canvas_mpp`."""
         mpp = self.canvas_mpp(sizes_um, mpps)
         width_um, height_um = (max(size[k] for size in sizes_um) for k in (0, 1))
         megapixels = width_um * height_um / mpp**2 / 1e6

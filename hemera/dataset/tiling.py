@@ -24,7 +24,7 @@ from hemera.imaging.geometry import (
 from hemera.imaging.quality import histogram_similarity, sharpness
 from hemera.imaging.resample import halved
 from hemera.imaging.slide import Slide
-from hemera.registration.displacement import Displacement, folding_fraction
+from hemera.registration.displacement import Displacement, folding_fraction_in
 from hemera.registration.warping import read_displaced
 from hemera.sheet import Pair
 
@@ -232,7 +232,7 @@ class Tiling:
         side = self.options.size_px * self.mpp
         mirrored = self.displacement.affine.determinant < 0
         box = left, top, left + side, top + side
-        return folding_fraction(self.displacement, box_um=box, mirrored=mirrored)
+        return folding_fraction_in(self.displacement, box, mirrored=mirrored)
 
     def _read_her2(self, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
         """Return HER2 for the tile at (x, y), the fraction covered, and the corner on HER2."""

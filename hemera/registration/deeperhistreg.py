@@ -2,8 +2,7 @@
 
 The engine is driven step by step instead of through its `run_registration`, which discards every
 exception. It runs in a child process (``python -m hemera.registration.deeperhistreg
-request.json``), because importing it changes `sys.path` for good, and because an exception, a kill
-for lack of memory or a time limit must become the reason of one failed pair.
+request.json``), because importing it changes `sys.path` for good.
 
 Licences: DeeperHistReg's metadata names GPLv3, its licence file CC BY-SA 4.0; the SuperPoint and
 SuperGlue weights in it are for non-commercial research.
@@ -24,12 +23,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from hemera.config import CANVAS_PX
 from hemera.errors import RegistrationError
 from hemera.registration.displacement import Displacement, from_engine_field
 
@@ -42,6 +41,7 @@ _COMMAND = (sys.executable, "-u", "-m", "hemera.registration.deeperhistreg")
 _SETUP_ERROR = 3
 """Exit status of the child for errors that the pair did not cause."""
 _LOG_LINES = 40
+_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,6 @@ class Settings:
     iterations: int | None = None
     device: str = "auto"
     torch_threads: int = 2
-    timeout_s: float = 14_400
-    seed: int = 0
     thorough: bool = False
     """Match at more angles and sizes than the preset does."""
     probe: bool = True
@@ -95,9 +93,7 @@ def version() -> str:
 def register(
     fixed: npt.NDArray[np.uint8],
     moving: npt.NDArray[np.uint8],
-    *,
-    fixed_mpp: float,
-    moving_mpp: float,
+    mpp: float,
     settings: Settings,
     folder: Path,
 ) -> Outcome:
@@ -106,9 +102,7 @@ def register(
     Args:
         fixed: (H, W, 3) RGB of the H&E slide from its top-left corner, on white.
         moving: (H, W, 3) RGB of the HER2 slide, of any size.
-        fixed_mpp: um per pixel of `fixed`, exactly.
-        moving_mpp: um per pixel of `moving`, exactly; near `fixed_mpp`, so that the scale to be
-            found is near 1.
+        mpp: um per pixel of both.
         settings: how the engine runs.
         folder: an empty folder for the files of the child process; not cleared afterwards.
 
@@ -116,37 +110,30 @@ def register(
         The displacements from H&E to HER2 on the grid of `fixed`, or a reason.
 
     Raises:
-        RegistrationError: when the engine is not installed or the device is not available.
+        RegistrationError: when the engine is not installed, the device is not available, or the
+            process was killed: the job fails, and can be tried again with more memory.
     """
-    if settings.preset not in CANVAS_PX:
-        raise RegistrationError(
-            f"register.preset: {settings.preset} is unknown; choose from {', '.join(CANVAS_PX)}"
-        )
-    version()
     folder = folder.resolve()
-    _write_image(folder / "fixed.ppm", fixed)
-    _write_image(folder / "moving.ppm", moving)
+    Image.fromarray(fixed).save(folder / "fixed.ppm")
+    Image.fromarray(moving).save(folder / "moving.ppm")
     request = folder / "request.json"
     request.write_text(json.dumps(dataclasses.asdict(settings)))
-    reason = _run(request, settings.timeout_s)
+    reason = _run(request)
     if reason is not None:
-        for line in _last_lines(folder / "engine.log", _LOG_LINES):
-            log.info("DeeperHistReg: %s", line)
         return Outcome(reason=reason)
     answer = json.loads((folder / "answer.json").read_text())
-    geometry: dict[str, Any] = {
-        "fixed_size": (fixed.shape[1], fixed.shape[0]),
-        "fixed_pad": tuple(answer["fixed_pad"]),
-        "moving_pad": tuple(answer["moving_pad"]),
-        "fixed_mpp": fixed_mpp,
-        "moving_mpp": moving_mpp,
-    }
     field = np.load(folder / "field.npy") if answer["refined"] else None
     if not (np.isfinite(answer["rigid"]).all() and (field is None or np.isfinite(field).all())):
         return Outcome(
             reason="DeeperHistReg returned values that are not numbers; one of the slides may be "
             "blank"
         )
+    geometry: dict[str, Any] = {
+        "fixed_size": (fixed.shape[1], fixed.shape[0]),
+        "fixed_pad": tuple(answer["fixed_pad"]),
+        "moving_pad": tuple(answer["moving_pad"]),
+        "mpp": mpp,
+    }
     # In order, because each is as large as the image: the field is released before the next.
     nonrigid = None if field is None else from_engine_field(field, **geometry)
     del field
@@ -155,65 +142,44 @@ def register(
     return Outcome(nonrigid, rigid, *(answer[name] for name in counts))
 
 
-def _run(request: Path, timeout_s: float) -> str | None:
+def _run(request: Path) -> str | None:
     """Run the child process; return why it gave no result, or None."""
-    # The child ends when its standard input does, so that it never outlives a killed job.
-    read_end, write_end = os.pipe()
     engine_log = request.with_name("engine.log")
-    try:
-        with engine_log.open("wb") as output:
-            done = subprocess.run(
-                [*_COMMAND, str(request)],
-                stdin=read_end,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=Path(__file__).resolve().parents[2],
-                # Threads that wait by spinning take the processor from the threads that they wait
-                # for: twenty times the time where other jobs run.
-                env={**os.environ, "OMP_WAIT_POLICY": "passive"},
-                timeout=timeout_s,
-                check=False,
-            )
-    except subprocess.TimeoutExpired:
-        return (
-            f"DeeperHistReg took longer than {timeout_s:g} s; raise register.timeout_s, or choose "
-            "a smaller register.size_px or a GPU"
+    with (
+        engine_log.open("wb") as output,
+        subprocess.Popen(
+            [*_COMMAND, str(request)],
+            # The child ends when its standard input does, so that it never outlives a killed job.
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=Path(__file__).resolve().parents[2],
+            # Threads that wait by spinning take the processor from the threads that they wait
+            # for: twenty times the time where other jobs run.
+            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+        ) as child,
+    ):
+        status = child.wait()
+    if status == 0:
+        return None
+    last = _last_lines(engine_log)
+    for line in last:
+        log.info("DeeperHistReg: %s", line)
+    if status == _SETUP_ERROR:
+        raise RegistrationError(last[-1])
+    if status < 0:
+        raise RegistrationError(
+            f"DeeperHistReg was ended by {signal.Signals(-status).name}, most often for lack of "
+            "memory; give the job more memory or choose a smaller register.size_px"
         )
-    finally:
-        os.close(read_end)
-        os.close(write_end)
-    last = "".join(_last_lines(engine_log, 1))
-    if done.returncode == _SETUP_ERROR:
-        raise RegistrationError(last)
-    if done.returncode == -signal.SIGKILL:
-        return (
-            "DeeperHistReg was ended by SIGKILL, most often for lack of memory; give the job more "
-            "memory or choose a smaller register.size_px"
-        )
-    if done.returncode < 0:
-        name = signal.strsignal(-done.returncode) or "a signal"
-        return f"DeeperHistReg was ended by signal {-done.returncode} ({name}); see the job's log"
-    if done.returncode:
-        return f"DeeperHistReg failed ({last or 'no message'}); see the job's log"
-    # Written last.
-    if not request.with_name("answer.json").is_file():
-        return "DeeperHistReg ended without a result; see the job's log"
-    return None
+    return f"DeeperHistReg failed ({last[-1] if last else 'no message'}); see the job's log"
 
 
-def _write_image(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
-    """Write RGB as binary PPM: lossless, and as fast as the disk."""
-    height, width = rgb.shape[:2]
-    with path.open("wb") as file:
-        file.write(b"P6\n%d %d\n255\n" % (width, height))
-        file.write(np.ascontiguousarray(rgb).data)
-
-
-def _last_lines(path: Path, count: int) -> list[str]:
+def _last_lines(path: Path) -> list[str]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65_536))
         text = file.read().decode(errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-count:]
+    return [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]
 
 
 def _affine_field(theta: list[list[float]], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -237,24 +203,20 @@ def main(request: Path) -> None:
     settings = Settings(**json.loads(request.read_text()))
     folder = request.parent
     try:
-        import torch
-
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            _setup_error("register.device: cuda, but PyTorch finds no GPU; give cpu or auto")
         import cv2
         import deeperhistreg
+        import torch
     except ImportError as error:
         _setup_error(f"DeeperHistReg: cannot be imported ({error}); install requirements.lock")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        _setup_error("register.device: cuda, but PyTorch finds no GPU; give cpu or auto")
+    use_gpu = settings.device != "cpu" and torch.cuda.is_available()
     for set_threads in (torch.set_num_threads, cv2.setNumThreads):
         set_threads(settings.torch_threads)
     # OpenCV's nearest-neighbour search, behind the SIFT matches, draws random numbers too.
     for seed in (np.random.seed, torch.manual_seed, cv2.setRNGSeed):
-        seed(settings.seed)
-    device = "cuda:0" if device == "cuda" else device
-    parameters = _parameters(deeperhistreg.configs, settings, device)
+        seed(_SEED)
+    parameters = _parameters(deeperhistreg.configs, settings, "cuda:0" if use_gpu else "cpu")
     pipeline = deeperhistreg.direct_registration.DeeperHistReg_FullResolution(parameters)
     pipeline.source_path = str(folder / "moving.ppm")
     pipeline.target_path = str(folder / "fixed.ppm")
@@ -346,10 +308,7 @@ def _match_mirrored(pipeline: Any) -> None:
 def _final_matches(path: Path) -> int:
     found = re.findall(r"^Final matches: (\d+)", path.read_text(errors="replace"), re.MULTILINE)
     if not found:
-        raise RegistrationError(
-            "DeeperHistReg: number of matches not found in its output; install the version in "
-            "requirements.lock"
-        )
+        _setup_error("DeeperHistReg: no number of matches in its output; install requirements.lock")
     return int(found[-1])
 
 
@@ -400,7 +359,7 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _setup_error(message: str) -> None:
+def _setup_error(message: str) -> NoReturn:
     sys.stderr.write(message + "\n")
     raise SystemExit(_SETUP_ERROR)
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import collections
-import csv
 import dataclasses
-import io
 import logging
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
 from hemera.errors import SheetError, TableError
 from hemera.files.faults import translated
 from hemera.sheet import Pair
 
 log = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float64]
 
 ACROBAT_COLUMNS = (
     *("anon_id", "anon_filename_he", "anon_filename_ihc", "point_id", "ihc_x", "ihc_y"),
@@ -28,64 +29,31 @@ REQUIRED = ("anon_filename_he", "anon_filename_ihc", "point_id", "ihc_x", "ihc_y
 COORDINATE_MAX = 1e7
 """Larger coordinates are outside any slide, in um and in pixels."""
 
-Point = tuple[float, float]
+_ANNOTATOR = r"he_[0-9]+_[xy]"
 
 
-@dataclasses.dataclass(frozen=True)
-class Landmark:
-    """One row of a landmark file, in um; None: a side that is withheld."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Landmarks:
+    """The N landmarks of a pair, um; NaN: a side that is withheld."""
 
-    point: str
-    he: tuple[Point | None, ...]
-    """One per annotator."""
-    her2: Point | None
-    cells: Mapping[str, str] | None = None
-    """The row of an ACROBAT file; None: of another file."""
-    he_scale: float = 1.0
-    """Um per unit of its H&E coordinates."""
+    points: Sequence[str]
+    """Names; rows with the same name are annotations of one point."""
+    he: Floats
+    """(N, annotators, 2) as (x, y)."""
+    her2: Floats
+    """(N, 2)."""
+    rows: pd.DataFrame | None = None
+    """The rows of an ACROBAT file; None: of another file."""
+    he_scale: Floats | float = 1.0
+    """Um per unit of the H&E coordinates in `rows`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """One row of a CSV file; its errors name the file and the line."""
-
-    path: Path
-    line: int
-    cells: Mapping[str, str]
-
-    def number(self, name: str) -> float | None:
-        """Return a cell as a number; None where it is empty, NaN or missing."""
-        text = self.cells.get(name, "").strip()
-        try:
-            value = float(text or "nan")
-        except ValueError:
-            raise self.error(name, f"{text[:40]!r} is not a number; correct or clear it") from None
-        if abs(value) > COORDINATE_MAX:
-            raise self.error(name, f"{text[:40]} is outside any slide; correct or clear it")
-        return None if math.isnan(value) else value
-
-    def point(self, prefix: str, scale: float) -> Point | None:
-        """Return the cells `{prefix}x`, `{prefix}y` times `scale`; None where one is empty."""
-        x, y = (self.number(f"{prefix}{axis}") for axis in "xy")
-        return None if x is None or y is None else (x * scale, y * scale)
-
-    def scale(self, name: str, mpp: float | None) -> float:
-        """Return um per pixel: the cell, or `mpp` where it is empty."""
-        scale = self.number(name) or mpp
-        if scale is None or scale <= 0:
-            raise self.error(
-                name, "no resolution; give um per pixel there, or he_mpp and her2_mpp in pairs.tsv"
-            )
-        return scale
-
-    def error(self, name: str, what: str) -> TableError:
-        """Return an error about one cell."""
-        return TableError(f"{self.path.name}: line {self.line}, {name}: {what}")
+NONE = Landmarks((), np.zeros((0, 1, 2)), np.zeros((0, 2)))
 
 
 def read_landmarks(
     pair: Pair, he_mpp: float | None, her2_mpp: float | None, coordinates: str
-) -> list[Landmark]:
+) -> Landmarks:
     """Read the landmarks of a pair: one ACROBAT file, or two files with the columns X and Y.
 
     Args:
@@ -112,47 +80,30 @@ def read_landmarks(
             "pair %s: %d landmarks on H&E and %d on HER2; only the first %d of both are used",
             pair.pair, len(he), len(her2), count,
         )  # fmt: skip
-    return [Landmark(str(n + 1), (he[n],), her2[n]) for n in range(count)]
+    return Landmarks([str(n + 1) for n in range(count)], he[:count, None], her2[:count])
 
 
-def check_landmarks(pair: Pair) -> None:
-    """Read the landmark files of a pair, without regard to resolutions.
-
-    Raises:
-        SheetError: when the sheet gives only one of the two.
-        TableError: when a file cannot be read, or contains no landmarks of the pair.
-    """
-    read_landmarks(pair, 1.0, 1.0, "um")
-
-
-def predictions_csv(landmarks: Sequence[Landmark], predicted: Sequence[Point | None]) -> str:
+def predictions_csv(landmarks: Landmarks, predicted: Floats) -> str:
     """Return the rows of an ACROBAT file with predicted H&E coordinates, for submission.
 
     Args:
-        landmarks: of a pair; those of plain files are left out.
-        predicted: on H&E, um; None: no prediction, which leaves the cells empty.
+        landmarks: of a pair.
+        predicted: (N, 2) on H&E, um; NaN: no prediction, which leaves the cells empty.
 
     Returns:
-        CSV in the file's unit without the annotators' columns; the header alone for no rows.
+        CSV in the file's unit without the annotators' columns; the header alone for plain files.
     """
-    rows: list[dict[str, str]] = []
-    for landmark, place in zip(landmarks, predicted, strict=True):
-        if landmark.cells is None:
-            continue
-        kept = {
-            name: cell
-            for name, cell in landmark.cells.items()
-            if not re.fullmatch(r"he_[0-9]+_[xy]", name)
-        }
-        kept["he_x"], kept["he_y"] = (
-            ("", "") if place is None else (f"{um / landmark.he_scale:.4f}" for um in place)
-        )
-        rows.append(kept)
-    return _csv_text(list(rows[0]) if rows else ACROBAT_COLUMNS, rows)
+    if landmarks.rows is None:
+        return _csv_text(pd.DataFrame(columns=ACROBAT_COLUMNS))
+    rows = landmarks.rows.loc[:, ~landmarks.rows.columns.str.fullmatch(_ANNOTATOR)].copy()
+    for name, um in zip(("he_x", "he_y"), predicted.T, strict=True):
+        places = um / landmarks.he_scale
+        rows[name] = ["" if np.isnan(place) else f"{place:.4f}" for place in places]
+    return _csv_text(rows)
 
 
 def join_predictions(paths: Sequence[Path]) -> str:
-    """Join the predictions of all pairs below one header; warn of what ACROBAT would drop.
+    """Join the predictions of all pairs below one header.
 
     Args:
         paths: files of `predictions_csv`.
@@ -160,115 +111,108 @@ def join_predictions(paths: Sequence[Path]) -> str:
     Raises:
         TableError: when a file is missing.
     """
-    columns: dict[str, None] = {}
-    rows: list[Mapping[str, str]] = []
     for path in paths:
         if not path.is_file():
             raise TableError(f"{path}: no such file; run stage landmarks")
-        own = _read_csv(path)
-        # A file without rows has no columns of its own.
-        columns |= dict.fromkeys(own[0].cells if own else ())
-        rows += [row.cells for row in own]
-    names = tuple(columns) or ACROBAT_COLUMNS
-    blank = [
-        name
-        for name in names
-        if name not in ("he_x", "he_y")
-        and any(row.get(name, "").strip().lower() in ("", "nan") for row in rows)
-    ]
-    if blank:
-        log.warning(
-            "predictions: empty cells in %s; ACROBAT drops rows with empty cells", ", ".join(blank)
-        )
-    counts = collections.Counter(row["point_id"] for row in rows)
-    repeated = sum(count > 1 for count in counts.values())
-    if repeated:
-        log.warning(
-            "predictions: %d point_id occur in several rows; ACROBAT joins on point_id alone, so "
-            "each must be unique in the file",
-            repeated,
-        )
-    return _csv_text(names, rows)
+    tables = [_read_csv(path) for path in paths]
+    given = [table for table in tables if len(table)]
+    return _csv_text(pd.concat(given or tables[:1]).fillna(""))
 
 
 def _read_acrobat(
     pair: Pair, path: Path, he_mpp: float | None, her2_mpp: float | None, coordinates: str
-) -> list[Landmark]:
+) -> Landmarks:
     """Read an ACROBAT file; its file names end in .ndpi, while the slides are .tif."""
-    rows = _read_csv(path)
-    header = list(rows[0].cells) if rows else []
-    annotators = [
-        name.removesuffix("_x") for name in header if re.fullmatch(r"he_[0-9]+_x", name)
-    ] or ["he"]
-    needed = [*REQUIRED, *(f"{name}_{axis}" for name in annotators for axis in "xy")]
-    lacking = [name for name in needed if name not in header] if rows else []
+    table = _read_csv(path)
+    he_columns = list(table.columns[table.columns.str.fullmatch(_ANNOTATOR)]) or ["he_x", "he_y"]
+    lacking = [name for name in (*REQUIRED, *he_columns) if name not in table]
     if lacking:
         raise TableError(
             f"{path.name}: lacks the columns {', '.join(lacking)} of an ACROBAT landmark file; "
             "plain X,Y files are two, one per slide"
         )
-    names = [pair.he.stem, pair.her2.stem]
-    found: list[Landmark] = []
-    for row in rows:
-        files = (row.cells["anon_filename_he"], row.cells["anon_filename_ihc"])
-        if [Path(file).stem for file in files] != names:
-            continue
-        he_scale = her2_scale = 1.0
-        if coordinates == "px":
-            he_scale = row.scale("mpp_he_10X", he_mpp)
-            her2_scale = row.scale("mpp_ihc_10X", her2_mpp)
-        he = tuple(row.point(f"{name}_", he_scale) for name in annotators)
-        her2 = row.point("ihc_", her2_scale)
-        found.append(Landmark(row.cells["point_id"].strip(), he, her2, row.cells, he_scale))
-    if not found:
+    files = table[["anon_filename_he", "anon_filename_ihc"]].map(lambda name: Path(name).stem)
+    table = table[(files == [pair.he.stem, pair.her2.stem]).all(axis=1)]
+    if table.empty:
         raise TableError(
             f"{path.name}: no landmarks of {pair.he.name} and {pair.her2.name}; give the file that "
             "contains them in pairs.tsv, or none"
         )
-    return found
+    he = _places(path, table, he_columns)
+    her2 = _places(path, table, ["ihc_x", "ihc_y"])[:, 0]
+    points = [name.strip() for name in table["point_id"]]
+    if coordinates == "um":
+        return Landmarks(points, he, her2, table)
+    he_scale = _scale(path, table, "mpp_he_10X", he_mpp)
+    her2_scale = _scale(path, table, "mpp_ihc_10X", her2_mpp)
+    return Landmarks(
+        points, he * he_scale[:, None, None], her2 * her2_scale[:, None], table, he_scale
+    )
 
 
-def _read_plain(path: Path, mpp: float | None) -> list[Point | None]:
-    """Read a file with the columns X and Y, level-0 pixels; other columns are ignored."""
-    rows = [
-        dataclasses.replace(
-            row, cells={name.strip().lower(): cell for name, cell in row.cells.items()}
-        )
-        for row in _read_csv(path)
-    ]
-    if not rows:
-        raise TableError(f"{path.name}: no landmarks; give rows of X, Y, or name no file")
-    if not {"x", "y"} <= rows[0].cells.keys():
+def _read_plain(path: Path, mpp: float | None) -> Floats:
+    """Read a file with the columns X and Y, level-0 pixels: (N, 2) um."""
+    table = _read_csv(path).rename(columns=lambda name: name.strip().lower())
+    if not {"x", "y"} <= set(table.columns):
         raise TableError(
             f"{path.name}: no columns X and Y; give level-0 pixels under these names, or one "
             "ACROBAT file in both he_landmarks and her2_landmarks"
         )
+    if table.empty:
+        raise TableError(f"{path.name}: no landmarks; give rows of X, Y, or name no file")
     if mpp is None:
         raise TableError(
             f"{path.name}: pixels of an image without resolution; give he_mpp, her2_mpp in "
             "pairs.tsv"
         )
-    return [row.point("", mpp) for row in rows]
+    return _places(path, table, ["x", "y"])[:, 0] * mpp
 
 
-def _read_csv(path: Path) -> list[_Row]:
+def _places(path: Path, table: pd.DataFrame, columns: list[str]) -> Floats:
+    """Return points (N, columns / 2, 2); NaN in both coordinates where one is empty."""
+    places = _numbers(path, table, columns).reshape(len(table), -1, 2)
+    return np.where(np.isnan(places).any(axis=2, keepdims=True), np.nan, places)
+
+
+def _scale(path: Path, table: pd.DataFrame, column: str, mpp: float | None) -> Floats:
+    """Return um per pixel of each row: the cell, or `mpp` where it is empty."""
+    cells = _numbers(path, table.reindex(columns=[column], fill_value=""), [column])[:, 0]
+    scale = np.where(np.isnan(cells), np.nan if mpp is None else mpp, cells)
+    wrong = np.flatnonzero(~(scale > 0))
+    if len(wrong):
+        raise TableError(
+            f"{path.name}: line {table.index[wrong[0]] + 2}, {column}: no resolution; give um per "
+            "pixel there, or he_mpp and her2_mpp in pairs.tsv"
+        )
+    return scale
+
+
+def _numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> Floats:
+    """Return cells as numbers (N, columns); NaN where a cell is empty or NaN."""
+    texts = table[columns].map(str.strip)
+    values = texts.apply(pd.to_numeric, errors="coerce")
+    empty = texts.map(str.lower).isin(["", "nan"])
+    wrong = (values.isna() & ~empty) | (values.abs() > COORDINATE_MAX)
+    if wrong.to_numpy().any():
+        n, column = np.argwhere(wrong)[0]
+        raise TableError(
+            f"{path.name}: line {table.index[n] + 2}, {columns[column]}: "
+            f"{texts.iloc[n, column][:40]!r} is no coordinate on a slide; correct or clear it"
+        )
+    numbers: Floats = values.to_numpy(np.float64)
+    return numbers
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read all cells as text; a row's label is its line minus 2."""
     message = f"{path.name}: cannot be read ({{error}}); save it as comma-separated UTF-8 text"
-    with translated(TableError, message), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        return [
-            _Row(
-                path,
-                reader.line_num,
-                # A row longer than the header has its rest under None.
-                {name: cell or "" for name, cell in row.items() if isinstance(name, str)},
-            )
-            for row in reader
-        ]
+    with translated(TableError, message):
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False,
+            encoding="utf-8-sig",
+        )  # fmt: skip
+    return table.fillna("").loc[lambda table: (table != "").any(axis=1)]
 
 
-def _csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+def _csv_text(table: pd.DataFrame) -> str:
+    return str(table.to_csv(index=False, lineterminator="\n"))

@@ -110,7 +110,7 @@ def measure(
     y, x = np.nonzero(inside)
     here_um = (np.stack([x, y], axis=-1) + 0.5) * mpp
     lengths = np.linalg.norm(partners[y, x] - here_um, axis=1)
-    affine = fit_affine(d, nodes if nodes.sum() >= 16 else None)
+    affine = fit_affine(d, nodes) if nodes.sum() >= 16 else d.affine
     measured = len(local.ncc) > 0
     return Signals(
         local,

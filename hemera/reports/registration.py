@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from hemera.config import AT_LEAST
 from hemera.registration.displacement import Displacement, map_points
 from hemera.registration.local_quality import LocalQuality
-from hemera.registration.verdict import FAIL, SIGNALS, VERDICTS, log_scale
+from hemera.registration.verdict import FAIL, SIGNALS, VERDICTS, grade, log_scale
 from hemera.reports import pictures
 from hemera.reports.html import count, number, percent, plural
 
@@ -30,6 +31,9 @@ ERRORS_UM = (10, 25, 50, 100, 200, 400)
 
 SQUARE = 0.72
 """Side of a coloured square, as a fraction of the distance of two."""
+
+FRACTIONS = ("tile_ok", "match_fraction", "coverage_fraction", "folding_fraction")
+"""Signals shown in percent."""
 
 OWN = "none: a map made elsewhere, which the sheet names"
 
@@ -91,23 +95,23 @@ def certificate(
     """
     values = {**row, "log_scale": log_scale(row["scale"])}
     rows, missing = [], []
-    for name, signal in SIGNALS.items():
+    for name, words in SIGNALS.items():
         value = values[name]
         if value is None:
-            if signal.passes:
+            if name in options:
                 missing.append(name)
             continue
-        show = percent if signal.is_fraction else number
-        better, worse = ("≥", "<") if signal.at_least else ("≤", ">")
-        good, bad = (options.get(name) if name else None for name in (signal.passes, signal.fails))
+        show = percent if name in FRACTIONS else number
+        better, worse = ("≥", "<") if name in AT_LEAST else ("≤", ">")
+        good, bad = options.get(name, (None, None))
         rows.append(
             {
                 "name": name,
-                "words": signal.label,
+                "words": words,
                 "value": show(value),
                 "passes": "" if good is None else f"{better} {show(good)}",
                 "fails": "" if bad is None else f"{worse} {show(bad)}",
-                "state": signal.grade(value, options) or "none",
+                "state": grade(name, value, options) or "none",
             }
         )
     return rows, missing

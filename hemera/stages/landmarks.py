@@ -23,7 +23,12 @@ from hemera.registration.landmark_errors import (
     point_errors,
     predict,
 )
-from hemera.registration.landmarks import join_predictions, predictions_csv, read_landmarks
+from hemera.registration.landmarks import (
+    NONE,
+    join_predictions,
+    predictions_csv,
+    read_landmarks,
+)
 from hemera.sheet import Pair, read_sheet
 
 log = logging.getLogger(__name__)
@@ -98,7 +103,7 @@ def _run_pair(
     images = tables.described(images_table)[unit]
     described = {stain: row for stain, row in images.items() if row["mpp"] is not None}
     he_mpp, her2_mpp = (described.get(stain, {}).get("mpp") for stain in tables.STAINS)
-    landmarks, d, reason = [], none(), None
+    landmarks, d, reason = NONE, none(), None
     try:
         landmarks = read_landmarks(pair, he_mpp, her2_mpp, options.coordinates)
         d = _displacement(pair, described, displacement)
@@ -109,11 +114,11 @@ def _run_pair(
             reason = reason.replace(str(displacement), displacement.name)
         log.warning("pair %s: %s", unit, reason)
     try:
-        predicted = predict(d, landmarks)
+        predicted = predict(d, landmarks.her2)
     except RegistrationError as error:
         log.warning("pair %s: %s", unit, error)
-        predicted = [None] * len(landmarks)
-    he_um = np.array(size_um(described["he"]), np.float64) if "he" in described else None
+        predicted = np.full_like(landmarks.her2, np.nan)
+    he_um = size_um(described["he"]) if "he" in described else None
     rows = [{"pair": unit, **row} for row in point_errors(landmarks, predicted, d, he_um)]
     found = [row["error_um"] for row in rows if row["error_um"] is not None]
     if found:
@@ -121,10 +126,7 @@ def _run_pair(
             "pair %s: %d points, median %.1f um, 90th percentile %.1f um",
             unit, len(found), np.median(found), np.percentile(found, 90),
         )  # fmt: skip
-    lost = sum(
-        landmark.her2 is not None and place is None
-        for landmark, place in zip(landmarks, predicted, strict=True)
-    )
+    lost = int((np.isfinite(landmarks.her2) & np.isnan(predicted)).any(axis=1).sum())
     if lost and not d.empty:
         log.warning("pair %s: %d points of HER2 have no corresponding point on H&E", unit, lost)
     metadata = tables.provenance(options) | ({} if reason is None else {"reason": reason})

@@ -11,8 +11,9 @@ GENERATION, SEGMENTATION = "train_generation", "train_segmentation"
 @pytest.mark.parametrize(
     ("stage", "values", "message"),
     [
-        ("register", {"tile_ok_pass": 0.2}, "register.tile_ok_pass: 0.2 is below"),
-        ("register", {"folding_pass": 0.5}, "register.folding_pass: 0.5 is above"),
+        ("register", {"tile_ok": (0.3, 0.6)}, "register.tile_ok: 0.3 is less strict"),
+        ("register", {"tile_ok": (0.3,)}, "register.tile_ok: .* write .a, b"),
+        ("register", {"folding_fraction": (0.5, 0.1)}, "register.folding_fraction: 0.5 is less"),
         (GENERATION, {"l1_weights": (0, 0, 0, 0)}, "l1_weights: all are 0"),
         (GENERATION, {"crop_px": 256}, "crop_px: 256 is not a multiple of 512"),
         (

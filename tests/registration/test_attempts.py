@@ -1,13 +1,12 @@
 """Attempts at a registration, by engines whose results are known and by the real one."""
 
-import shutil
-
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from hemera import demo, tables
+from hemera.registration import attempts
 from hemera.registration import deeperhistreg as engine
 from hemera.registration import displacement as dp
 from hemera.registration.displacement_files import write_displacement
@@ -18,76 +17,63 @@ from tests.small_registration import (
     in_turn,
     made,
     run,
-    write_pairs,
 )
 from tests.small_sections import FIXED_PX, MOVING_UM, MPP, sections, to_moving
 
 FAST, FULL = "default_initial_nonrigid_fast", "default_initial_nonrigid"
 
 WRONG = given(lambda p: to_moving(p) + 200.0)
-KILLED = given(None, reason="ended by SIGKILL")
+BROKEN = given(None, reason="DeeperHistReg failed")
 MIRRORED = given(lambda p: p, matches=30, mirrored_matches=120, fraction=None)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    write_pairs(folder)
-    return folder
-
-
-@pytest.fixture
-def copy(folder, tmp_path):
-    return shutil.copytree(folder, tmp_path / "pairs")
 
 
 class TestResult:
     def test_the_rigid_map_is_kept_where_the_nonrigid_one_is_worse(
-        self, folder, tmp_path, monkeypatch
+        self, pairs, tmp_path, monkeypatch
     ):
         worse = given(lambda p: to_moving(p) + 60 * np.sin(p[..., ::-1] / 120), to_moving)
         in_turn(monkeypatch, worse)
-        row, d = run(folder, tmp_path)
+        row, d = run(pairs, tmp_path)
         assert (row["verdict"], row["map"]) == ("review", "rigid")
         assert error_um(d).max() < 0.1 * MPP
 
-    def test_the_rigid_map_is_in_the_certificate(self, folder, tmp_path, monkeypatch):
+    def test_the_rigid_map_is_in_the_certificate(self, pairs, tmp_path, monkeypatch):
         matrix = np.array([[0.96, 0.1], [-0.12, 1.03]])
         in_turn(monkeypatch, given(to_moving, lambda p: p @ matrix.T + (31.0, -17.0)))
-        row, _ = run(folder, tmp_path)
+        row, _ = run(pairs, tmp_path)
         assert row["map"] == "nonrigid"
         assert row["rigid"] == pytest.approx([0.96, 0.1, 31.0, -0.12, 1.03, -17.0], abs=1e-3)
 
-    def test_the_options_reach_the_engine(self, folder, tmp_path, monkeypatch):
+    def test_the_options_reach_the_engine(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, *[given(to_moving)] * 2)
-        run(folder, tmp_path, torch_threads=3, timeout_s=77, levels=None)
+        run(pairs, tmp_path, torch_threads=3, levels=None)
         assert given.settings == engine.Settings(
-            preset=FAST, levels=None, iterations=60, device="cpu", torch_threads=3, timeout_s=77,
+            preset=FAST, levels=None, iterations=60, device="cpu", torch_threads=3,
             match_fraction_min=0.25,
         )  # fmt: skip
-        row, _ = run(folder, tmp_path, tile_ok_pass=1.0, tile_ok_fail=1.0, lncc_pass=1.0)
+        row, _ = run(pairs, tmp_path, lncc=(1.0, 1.0))
         assert row["verdict"] != "pass"
 
-    def test_what_a_killed_job_left_is_cleared(self, folder, tmp_path, monkeypatch):
+    def test_what_a_killed_job_left_is_cleared(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, given(to_moving))
         stale = tmp_path / ".plain.displacement.engine"
         stale.mkdir()
         (stale / "field.npy").write_text("of another run")
-        assert run(folder, tmp_path)[0]["verdict"] == "pass"
+        assert run(pairs, tmp_path)[0]["verdict"] == "pass"
         assert not stale.exists()
 
 
 class TestMirror:
-    def test_a_declared_mirror_is_in_the_map(self, folder, tmp_path, monkeypatch):
+    def test_a_declared_mirror_is_in_the_map(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, *[given(to_moving)] * 2)
-        row, d = run(folder, tmp_path, "mirrored")
+        row, d = run(pairs, tmp_path, "mirrored")
         # The engine was given the slide without the mirror.
-        np.testing.assert_array_equal(given.moving, np.asarray(Image.open(folder / "her2.png")))
+        np.testing.assert_array_equal(given.moving, np.asarray(Image.open(pairs / "her2.png")))
         assert row["verdict"] == "pass"
         assert (row["mirrored"], row["mirrored_by"], row["mirror_probe"]) == (True, "sheet", 10.0)
         assert row["determinant"] < 0
         assert error_um(d, mirrored=True).max() < 0.1 * MPP
-        row, _ = run(folder, tmp_path, "plain")
+        row, _ = run(pairs, tmp_path, "plain")
         assert (row["mirrored"], row["mirrored_by"]) == (False, None)
 
     @pytest.mark.parametrize(
@@ -95,10 +81,10 @@ class TestMirror:
         [("undeclared", True, "pass"), ("contradicted", False, "review")],
     )
     def test_an_orientation_against_the_sheet_is_found(
-        self, folder, tmp_path, monkeypatch, unit, mirrored, verdict
+        self, pairs, tmp_path, monkeypatch, unit, mirrored, verdict
     ):
         calls = in_turn(monkeypatch, MIRRORED, given(to_moving, matches=120))
-        row, d = run(folder, tmp_path, unit)
+        row, d = run(pairs, tmp_path, unit)
         assert [settings.probe for settings in calls] == [True, False]
         assert row["verdict"] == verdict
         assert verdict == "pass" or "mirrored in the sheet" in row["reason"]
@@ -108,51 +94,51 @@ class TestMirror:
 
 
 class TestCanvas:
-    def test_both_slides_are_read_at_one_resolution(self, folder, tmp_path, monkeypatch):
+    def test_both_slides_are_read_at_one_resolution(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, *[given(to_moving)] * 3)
-        run(folder, tmp_path)
-        assert given.mpps == (MPP, MPP)
+        run(pairs, tmp_path)
+        assert given.mpp == MPP
         assert given.fixed.shape[1::-1] == FIXED_PX
         # Never finer than either of the two.
-        row, d = run(folder, tmp_path, "coarse")
-        assert given.mpps == (2 * MPP, 2 * MPP)
+        row, d = run(pairs, tmp_path, "coarse")
+        assert given.mpp == 2 * MPP
         assert given.fixed.shape == (156, 210, 3)
         assert given.moving.shape == (169, 226, 3)
         assert error_um(d).max() < 0.15 * MPP
         assert row["verdict"] in ("pass", "review")
         # As coarse as the options say: the canvas is as large as the larger of the two.
-        run(folder, tmp_path, size_px=169)
-        assert given.mpps == pytest.approx((2 * MPP, 2 * MPP))
+        run(pairs, tmp_path, size_px=169)
+        assert given.mpp == pytest.approx(2 * MPP)
 
-    def test_gray_background_is_made_white(self, folder, tmp_path, monkeypatch):
+    def test_gray_background_is_made_white(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, given(to_moving))
-        row, _ = run(folder, tmp_path, "gray")
+        row, _ = run(pairs, tmp_path, "gray")
         assert np.median(given.moving[:20]) >= 254
         assert row["verdict"] == "pass"
 
-    def test_the_second_attempt_sees_tissue_alone(self, copy, tmp_path, monkeypatch):
-        image = np.asarray(Image.open(copy / "her2.png")).copy()
+    def test_the_second_attempt_sees_tissue_alone(self, pairs_copy, tmp_path, monkeypatch):
+        image = np.asarray(Image.open(pairs_copy / "her2.png")).copy()
         # A speck far from the tissue, which describe does not outline.
         image[4:9, 4:9] = 30
-        Image.fromarray(image).save(copy / "her2.png")
+        Image.fromarray(image).save(pairs_copy / "her2.png")
         in_turn(monkeypatch, given(lambda p: p + 200.0), given(to_moving))
-        row, _ = run(copy, tmp_path, retries=1)
+        row, _ = run(pairs_copy, tmp_path, retries=1)
         assert row["verdict"] == "pass"
         assert (given.moving[:12, :12] == 255).all()
         np.testing.assert_array_equal(given.moving[150:190, 200:250], image[150:190, 200:250])
 
 
 class TestAttempts:
-    def test_a_pass_is_tried_once(self, folder, tmp_path, monkeypatch):
+    def test_a_pass_is_tried_once(self, pairs, tmp_path, monkeypatch):
         calls = in_turn(monkeypatch, given(to_moving))
-        row, _ = run(folder, tmp_path, retries=2)
+        row, _ = run(pairs, tmp_path, retries=2)
         assert len(calls) == 1
         assert row["attempts"] == [f"{FAST} at 338 px: pass"]
 
-    def test_what_fails_is_tried_again_another_way(self, folder, tmp_path, monkeypatch):
+    def test_what_fails_is_tried_again_another_way(self, pairs, tmp_path, monkeypatch):
         wrong = given(lambda p: to_moving(p) + 200.0, fraction=0.1)
         calls = in_turn(monkeypatch, wrong, wrong, given(to_moving))
-        row, d = run(folder, tmp_path, retries=2)
+        row, d = run(pairs, tmp_path, retries=2)
         assert (row["verdict"], row["preset"]) == ("pass", FULL)
         assert [(call.preset, call.thorough) for call in calls] == [
             (FAST, False), (FAST, True), (FULL, True),
@@ -162,46 +148,43 @@ class TestAttempts:
         assert row["attempts"][2] == f"{FULL} at 338 px, tissue alone: pass"
         assert error_um(d).max() < 0.1 * MPP
 
-    def test_the_best_attempt_is_kept(self, folder, tmp_path, monkeypatch):
+    def test_the_best_attempt_is_kept(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, given(to_moving, fraction=0.4), WRONG, WRONG)
-        row, d = run(folder, tmp_path, retries=2)
+        row, d = run(pairs, tmp_path, retries=2)
         assert row["verdict"] == "review"
         assert "match_fraction 0.400" in row["reason"]
         assert error_um(d).max() < 0.1 * MPP
 
-    def test_a_wrong_map_is_kept_over_none(self, folder, tmp_path, monkeypatch):
+    def test_a_wrong_map_is_kept_over_none(self, pairs, tmp_path, monkeypatch):
         """A manual verdict may override a map that is there."""
-        in_turn(monkeypatch, KILLED, WRONG, WRONG)
-        row, d = run(folder, tmp_path, retries=2)
+        in_turn(monkeypatch, BROKEN, WRONG, WRONG)
+        row, d = run(pairs, tmp_path, retries=2)
         assert (row["verdict"], row["map"]) == ("fail", "nonrigid")
         assert not d.empty
         assert len(row["attempts"]) == 3
 
-    @pytest.mark.parametrize("retries", [1, 2])
-    def test_after_a_kill_the_canvas_is_halved(self, folder, tmp_path, monkeypatch, retries):
-        calls = in_turn(monkeypatch, KILLED, given(to_moving))
-        row, d = run(folder, tmp_path, preset=FULL, size_px=300, retries=retries)
+    def test_a_large_canvas_is_halved_in_the_last_attempt(self, pairs, tmp_path, monkeypatch):
+        monkeypatch.setattr(attempts, "HALVED_PX", 300)
+        calls = in_turn(monkeypatch, BROKEN, WRONG, given(to_moving))
+        row, d = run(pairs, tmp_path, preset=FULL, size_px=300, retries=2)
         assert row["verdict"] == "pass"
-        assert [call.preset for call in calls] == [FULL, FAST]
-        assert given.mpps[0] == pytest.approx(2 * 338 / 300 * MPP)
-        assert "SIGKILL" in row["attempts"][0]
+        assert [call.preset for call in calls] == [FULL, FULL, FAST]
+        assert given.mpp == pytest.approx(2 * 338 / 300 * MPP)
         assert error_um(d).max() < 0.15 * MPP
 
-    def test_a_later_attempt_starts_from_the_orientation_found(self, folder, tmp_path, monkeypatch):
+    def test_a_later_attempt_starts_from_the_orientation_found(self, pairs, tmp_path, monkeypatch):
         wrong = given(lambda p: to_moving(p) + 200.0, matches=120)
         calls = in_turn(monkeypatch, MIRRORED, wrong, given(to_moving, matches=120))
-        row, _ = run(folder, tmp_path, "undeclared", retries=1)
+        row, _ = run(pairs, tmp_path, "undeclared", retries=1)
         assert [call.probe for call in calls] == [True, False, True]
         assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe")
-        # Both runs of an attempt share its time.
-        assert calls[1].timeout_s <= calls[0].timeout_s
 
-    def test_low_coverage_is_not_tried_again(self, copy, tmp_path, monkeypatch):
-        image = np.asarray(Image.open(copy / "her2.png"))
-        Image.fromarray(np.ascontiguousarray(image[:, :226])).save(copy / "her2.png")
-        describe_pair(copy, "plain")
+    def test_low_coverage_is_not_tried_again(self, pairs_copy, tmp_path, monkeypatch):
+        image = np.asarray(Image.open(pairs_copy / "her2.png"))
+        Image.fromarray(np.ascontiguousarray(image[:, :226])).save(pairs_copy / "her2.png")
+        describe_pair(pairs_copy, "plain")
         calls = in_turn(monkeypatch, given(to_moving))
-        row, _ = run(copy, tmp_path, retries=2)
+        row, _ = run(pairs_copy, tmp_path, retries=2)
         assert row["verdict"] == "review"
         assert row["reason"].startswith("coverage_fraction")
         assert len(calls) == 1
@@ -211,12 +194,12 @@ class TestOwnDisplacement:
     """A displacement that was made elsewhere: no engine runs, and the certificate is the same."""
 
     @pytest.fixture
-    def assess(self, copy, tmp_path, monkeypatch):
+    def assess(self, pairs_copy, tmp_path, monkeypatch):
         monkeypatch.setattr(engine, "register", None)
 
         def assess(d):
-            write_displacement(copy / "own.npz", d)
-            return run(copy, tmp_path, "own")
+            write_displacement(pairs_copy / "own.npz", d)
+            return run(pairs_copy, tmp_path, "own")
 
         return assess
 
@@ -238,11 +221,11 @@ class TestOwnDisplacement:
         assert row["verdict"] == "fail", "HER2 is not mirrored"
         assert row["folding_fraction"] == 0
 
-    def test_one_that_cannot_be_read_or_is_empty_is_a_verdict(self, assess, copy, tmp_path):
+    def test_one_that_cannot_be_read_or_is_empty_is_a_verdict(self, assess, pairs_copy, tmp_path):
         row, d = assess(dp.none())
         assert (row["verdict"], d.empty) == ("fail", True)
-        (copy / "own.npz").write_bytes(b"nothing of the kind")
-        row, d = run(copy, tmp_path, "own")
+        (pairs_copy / "own.npz").write_bytes(b"nothing of the kind")
+        row, d = run(pairs_copy, tmp_path, "own")
         assert (row["verdict"], d.empty) == ("fail", True)
         assert "own.npz" in row["reason"]
 
@@ -269,14 +252,14 @@ class TestReal:
         assert error <= 2 * described["mpp"]
         assert error <= 0.01 * initial
 
-    def test_an_undeclared_mirror_is_corrected(self, folder, tmp_path):
-        row, d = run(folder, tmp_path, "undeclared")
+    def test_an_undeclared_mirror_is_corrected(self, pairs, tmp_path):
+        row, d = run(pairs, tmp_path, "undeclared")
         assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe"), row["reason"]
         assert np.median(error_um(d, mirrored=True)) < MPP
 
-    def test_other_tissue_is_refused(self, copy, tmp_path):
-        Image.fromarray(sections(1, other_seed=2)[1]).save(copy / "her2.png")
-        row, _ = run(copy, tmp_path, levels=3, iterations=20)
+    def test_other_tissue_is_refused(self, pairs_copy, tmp_path):
+        Image.fromarray(sections(1, other_seed=2)[1]).save(pairs_copy / "her2.png")
+        row, _ = run(pairs_copy, tmp_path, levels=3, iterations=20)
         assert row["verdict"] == "fail", row
 
     def test_the_kidney_pair(self, images, tmp_path):

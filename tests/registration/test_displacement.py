@@ -48,7 +48,6 @@ class TestDisplacement:
         [
             *((np.zeros(shape, np.float32), 1.0, "shape") for shape in [(4, 5), (4, 5, 3)]),
             *((np.zeros(shape, np.float32), 1.0, "shape") for shape in [(0, 5, 2), (4, 0, 2)]),
-            (np.zeros((4, 5, 2)), 1.0, "float64"),
             *((np.zeros((4, 5, 2), np.float32), mpp, "mpp") for mpp in (0.0, -1.0)),
             *((np.zeros((4, 5, 2), np.float32), mpp, "mpp") for mpp in (math.nan, math.inf)),
             *(
@@ -65,7 +64,6 @@ class TestDisplacement:
         assert dp.none().empty
         with pytest.raises(RegistrationError, match="no map"):
             dp.map_points(dp.none(), [[1.0, 2.0]])
-        assert dp.folding_fraction(dp.none()) == 0.0
 
     def test_the_identity_covers_the_slide_and_moves_nothing(self):
         d = dp.identity(485.0, 340.0, 8.0)
@@ -161,14 +159,19 @@ class TestInverse:
     def test_forth_and_back_ends_where_it_began(self, function):
         d = made(function)
         points = inside()
-        back = dp.inverse_points(d, dp.map_points(d, points))
+        back = dp.inverse_points(d, dp.map_points(d, points), tolerance_um=0.008)
         # 0.1 px of the finest slides there are is 0.02 um.
         assert np.abs(back - points).max() < 0.02
 
     def test_a_mirrored_map_is_inverted(self):
         d = dp.mirrored(made(elastic), 700.0)
         points = inside()
-        assert np.abs(dp.inverse_points(d, dp.map_points(d, points)) - points).max() < 0.02
+        assert (
+            np.abs(
+                dp.inverse_points(d, dp.map_points(d, points), tolerance_um=0.008) - points
+            ).max()
+            < 0.02
+        )
 
     def test_a_point_without_a_partner_is_not_invented(self):
         # The map folds back on itself: nothing lands right of x = 300.
@@ -180,17 +183,17 @@ class TestInverse:
         d = made(fold)
         # Beyond the grid the affine part goes on for ever, so only the far side is out of reach.
         d.__dict__["affine"] = dp.Affine(np.eye(2), np.zeros(2))
-        found = dp.inverse_points(d, [[290.0, 100.0], [320.0, 100.0]])
+        found = dp.inverse_points(d, [[290.0, 100.0], [320.0, 100.0]], tolerance_um=0.01)
         assert np.isfinite(found[0]).all()
         assert not 0 <= found[1, 0] <= WIDTH * MPP
 
     def test_no_points_give_no_points(self):
-        assert dp.inverse_points(made(elastic), np.zeros((0, 2))).shape == (0, 2)
+        assert dp.inverse_points(made(elastic), np.zeros((0, 2)), tolerance_um=0.01).shape == (0, 2)
 
     def test_a_flat_map_is_refused(self):
         d = made(lambda p: np.stack([p[..., 0], np.zeros_like(p[..., 0])], axis=-1))
         with pytest.raises(RegistrationError, match="cannot be inverted"):
-            dp.inverse_points(d, [[1.0, 1.0]])
+            dp.inverse_points(d, [[1.0, 1.0]], tolerance_um=0.01)
 
 
 class TestMirrored:
@@ -207,13 +210,7 @@ class TestMirrored:
         assert d.affine.rotation_deg == pytest.approx(137, abs=0.01)
 
 
-class TestResample:
-    def test_another_grid_leads_to_the_same_places(self):
-        d = dp.resample(made(elastic), 5.0, 97, 69)
-        assert d.vectors_um.shape == (69, 97, 2)
-        points = inside(margin=MPP)
-        np.testing.assert_allclose(dp.map_points(d, points), elastic(points), atol=0.06)
-
+class TestCoarsen:
     def test_it_is_coarsened_as_far_as_the_tolerance_allows(self):
         d = made(elastic)
         points = dp.node_points(d).reshape(-1, 2)
@@ -227,10 +224,6 @@ class TestResample:
         coarse = dp.coarsen(made(similarity, width=200, height=130), 0.01)
         assert coarse.mpp == MPP * 32
         np.testing.assert_allclose(dp.map_points(coarse, inside()), similarity(inside()), atol=0.01)
-
-    def test_the_number_of_nodes_has_its_bound_whatever_is_lost(self):
-        coarse = dp.coarsen(made(elastic), 0.0, node_count_max=700)
-        assert coarse.vectors_um.shape == (22, 31, 2)
 
 
 class TestJacobian:
@@ -252,8 +245,8 @@ class TestJacobian:
         mask = np.zeros((HEIGHT, WIDTH), bool)
         mask[:, 40:] = True
         assert dp.folding_fraction(d, mask) == 0.0
-        assert dp.folding_fraction(d, box_um=(180.0, 50.0, 215.0, 120.0)) == 1.0
-        assert dp.folding_fraction(d, box_um=(330.0, 50.0, 400.0, 120.0)) == 0.0
+        assert dp.folding_fraction_in(d, (180.0, 50.0, 215.0, 120.0)) == 1.0
+        assert dp.folding_fraction_in(d, (330.0, 50.0, 400.0, 120.0)) == 0.0
 
     def test_a_box_counts_as_the_whole_does_there(self):
         rng = np.random.default_rng(5)
@@ -261,7 +254,7 @@ class TestJacobian:
         folded = dp.jacobian_determinant(d) <= 0
         box = (11 * MPP, 7 * MPP, 29 * MPP, 33 * MPP)
         expected = folded[6:34, 10:30].mean()
-        assert dp.folding_fraction(d, box_um=box) == pytest.approx(expected)
+        assert dp.folding_fraction_in(d, box) == pytest.approx(expected)
         assert 0 < expected < 1
 
     def test_a_mirror_that_was_declared_is_no_fold(self):
@@ -292,17 +285,13 @@ class TestAffine:
         affine = dp.fit_affine(dp.Displacement(vectors, MPP), mask)
         assert affine.rotation_deg == pytest.approx(137, abs=0.01)
 
-    def test_an_empty_mask_is_an_error(self):
-        with pytest.raises(RegistrationError, match="no node"):
-            dp.fit_affine(made(elastic), np.zeros((HEIGHT, WIDTH), bool))
-
 
 class TestFromEngineField:
     """A canvas as the engine makes it: two unequal slides, each padded to the common size."""
 
     GEOMETRY: ClassVar = {
         "fixed_size": (403, 288), "fixed_pad": (5, 21), "moving_pad": (26, 0),
-        "fixed_mpp": 0.92, "moving_mpp": 0.97,
+        "mpp": 0.92,
     }  # fmt: skip
 
     @pytest.fixture
@@ -310,7 +299,7 @@ class TestFromEngineField:
         """What an engine without error returns for `similarity`, on a canvas of 413 x 330 px."""
         x, y = np.meshgrid(np.arange(413) + 0.5, np.arange(330) + 0.5)
         canvas = np.stack([x, y], axis=-1)
-        partner = similarity((canvas - (5, 21)) * 0.92) / 0.97 + (26, 0)
+        partner = similarity((canvas - (5, 21)) * 0.92) / 0.92 + (26, 0)
         return (partner - canvas).transpose(2, 0, 1).astype(np.float32)
 
     def test_it_maps_as_the_formula_does(self, field):
@@ -319,9 +308,3 @@ class TestFromEngineField:
         assert d.mpp == 0.92
         points = dp.node_points(d)
         np.testing.assert_allclose(points + d.vectors_um, similarity(points), atol=1e-3)
-
-    def test_a_field_of_another_shape_is_refused(self, field):
-        with pytest.raises(RegistrationError, match="rows, columns"):
-            dp.from_engine_field(field[0], **self.GEOMETRY)
-        with pytest.raises(RegistrationError, match="does not contain"):
-            dp.from_engine_field(field[:, :100], **self.GEOMETRY)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hemera.errors import RegistrationError
-from hemera.registration.displacement import Displacement, inverse_points, node_points, none
+from hemera.registration.displacement import Displacement, node_points, none
 from hemera.registration.landmark_errors import (
     cohort_figures,
     official_error,
@@ -14,12 +14,13 @@ from hemera.registration.landmark_errors import (
     point_errors,
     predict,
 )
-from hemera.registration.landmarks import Landmark
+from hemera.registration.landmarks import Landmarks
 
 SHIFT = Displacement(np.full((40, 30, 2), (30.0, -40.0), np.float32), 50.0)
 """Every point moves by 50 um."""
-SIZE_UM = np.array([1500.0, 2000.0])
+SIZE_UM = (1500.0, 2000.0)
 """Its diagonal is 2500 um."""
+NOWHERE = (math.nan, math.nan)
 
 
 def made(function):
@@ -29,11 +30,14 @@ def made(function):
 
 
 def mark(her2, *he, point="0"):
-    return Landmark(point, he, her2)
+    """Return one row of a file; None: withheld."""
+    return point, [NOWHERE if place is None else place for place in he], her2 or NOWHERE
 
 
-def errors(*landmarks, d=SHIFT, size_um=SIZE_UM):
-    return point_errors(landmarks, predict(d, landmarks), d, size_um)
+def errors(*marks, d=SHIFT, size_um=SIZE_UM):
+    names, he, her2 = zip(*marks, strict=True)
+    landmarks = Landmarks(names, np.array(he, float), np.array(her2, float))
+    return point_errors(landmarks, predict(d, landmarks.her2), d, size_um)
 
 
 class TestTargetRegistrationError:
@@ -131,7 +135,7 @@ class TestOfficial:
             )
         )
         lost = (640.0, 100.0)
-        assert np.isnan(inverse_points(crushed, [lost])).all(), "or the test shows nothing"
+        assert np.isnan(predict(crushed, np.array([lost]))).all(), "or the test shows nothing"
         first, second = errors(
             mark(lost, (637, 104)), mark((200, 300), (200, 300), point="1"), d=crushed
         )
@@ -143,17 +147,16 @@ class TestOfficial:
     def test_a_flat_map_has_no_inverse(self):
         flat = made(lambda p: np.stack([np.full_like(p[..., 0], 750), p[..., 1]], axis=-1))
         with pytest.raises(RegistrationError, match="cannot be inverted"):
-            predict(flat, [mark((103, 204), (100, 200))])
+            predict(flat, np.array([(103.0, 204.0)]))
 
     def test_the_formula_alone(self):
         """No map: HER2's coordinates; (120, 50) is moved to (100, 50) of 100 x 60 um."""
-        size = np.array([100.0, 60.0])
-        here = [(100.0, 60.0), (100.0, 20.0)]
-        assert official_error(None, (120.0, 50.0), here, size) == pytest.approx(20)
-        assert official_error((-3.0, -9.0), (1.0, 1.0), [(4.0, 3.0)], size) == 5
-        assert official_error(None, (120.0, 50.0), here, None) == pytest.approx(
-            (math.hypot(20, 10) + math.hypot(20, 30)) / 2
-        )
+        size = (100.0, 60.0)
+        predicted, her2 = np.array([NOWHERE, (-3, -9)]), np.array([(120, 50), (1, 1)])
+        here = np.array([[(100, 60), (100, 20)], [(4, 3), (4, 3)]])
+        assert official_error(predicted, her2, here, size) == pytest.approx([20, 5])
+        unknown = (math.hypot(20, 10) + math.hypot(20, 30)) / 2
+        assert official_error(predicted, her2, here, None) == pytest.approx([unknown, 5])
 
 
 def columns(errors, initial, official=None, official_initial=None):

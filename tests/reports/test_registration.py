@@ -130,7 +130,7 @@ def test_certificate_judges_as_the_options_say() -> None:
     assert (found["log_scale"]["passes"], found["log_scale"]["fails"]) == ("≤ 0.25", "> 0.25")
     assert (found["coverage_fraction"]["passes"], found["coverage_fraction"]["fails"]) == (
         "≥ 90.0 %",
-        "",
+        "< 0.0 %",
     )
     unknown, _ = registration.certificate(row, {})
     assert {line["state"] for line in unknown} == {"none"}

@@ -23,9 +23,8 @@ rule register:
     threads: CONFIG.stages["register"].torch_threads
     resources:
         mem_mb=registration_mb,
-        # Each attempt may take its full time limit.
-        runtime=(1 + CONFIG.stages["register"].retries) * CONFIG.stages["register"].timeout_s // 60
-        + 30,
+        # Two hours for each attempt.
+        runtime=(1 + CONFIG.stages["register"].retries) * 120 + 30,
         gpu=gpus("register"),
     params:
         sheet=sheet_file,
