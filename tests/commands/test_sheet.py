@@ -301,7 +301,7 @@ def test_check_reads_what_stands_beside_the_images(
     (tmp_path / "own.npz").write_bytes((tmp_path / "own.npz").read_bytes()[:-40])
     caplog.clear()
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
-    words = ("'four' is not a number", "roi.geojson: not GeoJSON", "own.npz")
+    words = ("'four' is no coordinate", "roi.geojson: not GeoJSON", "own.npz")
     assert_faults(errors(caplog), [pair.pair for pair in sheet.pairs], words)
 
 
