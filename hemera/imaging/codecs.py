@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import cv2
@@ -29,30 +28,17 @@ _JPEG_HEAD = 2048
 
 
 def encode(rgb: RGB, codec: str = "jpeg", quality: int = 95) -> bytes:
-    """Encode a tile (H, W, 3) as jpeg (4:4:4) or png, which is lossless and ignores `quality`.
-
-    Raises:
-        ShardError: when there is no such codec.
-    """
+    """Encode a tile (H, W, 3) as jpeg (4:4:4) or png, which is lossless and ignores `quality`."""
     pixels = np.ascontiguousarray(rgb)
-    if codec == "jpeg":
-        return bytes(
-            simplejpeg.encode_jpeg(
-                pixels, quality=quality, colorspace="RGB", colorsubsampling="444"
-            )
-        )
     if codec == "png":
         bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    raise ShardError(f"tile.codec: {codec!r} is unknown; choose from {', '.join(SUFFIXES)}")
+    jpeg = simplejpeg.encode_jpeg(pixels, quality, colorspace="RGB", colorsubsampling="444")
+    return bytes(jpeg)
 
 
 def suffix(data: bytes) -> str:
-    """Return the file name suffix of the bytes of a tile.
-
-    Raises:
-        ShardError: when they are neither JPEG nor PNG.
-    """
+    """Return the file name suffix of the bytes of a tile; ShardError when they have no codec."""
     if data.startswith(JPEG_MAGIC):
         return SUFFIXES["jpeg"]
     if data.startswith(PNG_MAGIC):
@@ -61,11 +47,7 @@ def suffix(data: bytes) -> str:
 
 
 def decode(data: bytes) -> RGB:
-    """Decode a tile to (H, W, 3) RGB.
-
-    Raises:
-        ShardError: when the bytes are not an 8-bit RGB image in JPEG or PNG.
-    """
+    """Decode a tile to (H, W, 3) RGB; ShardError when it cannot be decoded."""
     jpeg = suffix(data) == SUFFIXES["jpeg"]
     with translated(ShardError, "tile: cannot be decoded ({error}); run the stage tile again"):
         if jpeg:
@@ -84,11 +66,7 @@ def encode_mask(mask: npt.NDArray[np.uint8]) -> bytes:
 
 
 def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode a label image to (H, W) uint8.
-
-    Raises:
-        ShardError: when the bytes are not a gray 8-bit image.
-    """
+    """Decode a label image to (H, W) uint8; ShardError when it is not a gray 8-bit image."""
     with translated(ShardError, "mask: cannot be decoded ({error}); run mask again"):
         mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if mask is None or mask.dtype != np.uint8 or mask.ndim != 2:
@@ -96,28 +74,22 @@ def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
     return np.asarray(mask, np.uint8)
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredJpeg:
-    """Makes JPEG files of the stored tiles of a TIFF page, without decoding them.
+def jpeg_file(tile: bytes, tables: bytes, *, rgb: bool) -> bytes | None:
+    """Return the JPEG file of a stored tile of a TIFF page; its pixels are kept byte by byte.
 
-    Attributes:
+    Args:
+        tile: the bytes of the tile.
         tables: quantization and Huffman tables, which a page may store once for all tiles; the
             bytes of the tag ``JPEGTables``.
         rgb: the page stores RGB, not YCbCr.
+
+    Returns:
+        None where tile and page disagree on its colours.
     """
-
-    tables: bytes
-    rgb: bool
-
-    def file(self, tile: bytes) -> bytes | None:
-        """Return the JPEG file of a stored tile; None where tile and page disagree on its colours.
-
-        The compressed pixels are kept byte by byte.
-        """
-        adobe = _ADOBE.search(tile, 0, _JPEG_HEAD)
-        if adobe and (adobe[1] == b"\0") != self.rgb:
-            return None
-        marker = _ADOBE_RGB if self.rgb and not adobe else b""
-        # Without the first and the last marker; some writers append bytes to the last.
-        tables = self.tables[2 : max(2, self.tables.rfind(b"\xff\xd9"))]
-        return b"\xff\xd8" + marker + tables + tile[2:]
+    adobe = _ADOBE.search(tile, 0, _JPEG_HEAD)
+    if adobe and (adobe[1] == b"\0") != rgb:
+        return None
+    marker = _ADOBE_RGB if rgb and not adobe else b""
+    # Without the first and the last marker; some writers append bytes to the last.
+    tables = tables[2 : max(2, tables.rfind(b"\xff\xd9"))]
+    return b"\xff\xd8" + marker + tables + tile[2:]

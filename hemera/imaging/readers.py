@@ -27,9 +27,6 @@ RGB = npt.NDArray[np.uint8]
 IMAGE_PIXELS_MAX = 178_956_970
 """An image without tiles is kept in memory: half a gigabyte at this size."""
 
-X_RESOLUTION, Y_RESOLUTION = 282, 283
-"""Tags of TIFF."""
-
 
 class Reader(abc.ABC):
     """An open file.
@@ -69,12 +66,6 @@ class Reader(abc.ABC):
             f"{self.path.name}: level {level} cannot be read at {x}, {y} ({{error}}); fetch the "
             "file again",
         )
-
-
-def quotient(value: Any) -> float:
-    """Return a rational number of TIFF; NaN where its denominator is 0."""
-    numerator, denominator = value
-    return numerator / denominator if denominator else math.nan
 
 
 def positive_pair(x: Any, y: Any) -> tuple[float, float] | None:
@@ -161,10 +152,6 @@ class TiffSlideReader(_LibraryReader):
         ):
             self._handle = tiffslide.TiffSlide(path)
             page: Any = self._handle.ts_tifffile.pages[0]
-            # The properties divide by these without a check.
-            for code in (X_RESOLUTION, Y_RESOLUTION):
-                if code in page.tags and math.isnan(quotient(page.tags[code].value)):
-                    del page.tags[code]
             self._downsamples = self._describe(self._handle)
             if page.bitspersample != 8 or page.samplesperpixel not in (3, 4):
                 raise ValueError(
@@ -239,12 +226,8 @@ def _rgb(image: Image.Image) -> RGB:
 
 
 def _image_mpp(image: Image.Image) -> tuple[tuple[float, float] | None, str]:
-    """Read the resolution; below 1000 dots to the inch it is that of a screen or a printer."""
-    dpi = image.info.get("dpi")
-    pair = positive_pair(*dpi) if isinstance(dpi, tuple) and len(dpi) == 2 else None
-    if pair is None or max(pair) < 1000:
-        return None, ""
-    return (25400 / pair[0], 25400 / pair[1]), "dpi"
+    dpi = positive_pair(*image.info.get("dpi", (None, None)))
+    return ((25400 / dpi[0], 25400 / dpi[1]), "dpi") if dpi else (None, "")
 
 
 def _on_white(pixels: npt.NDArray[Any]) -> RGB:

@@ -19,8 +19,8 @@ import tifffile
 
 from hemera.errors import SlideError
 from hemera.files.faults import translated
-from hemera.imaging.codecs import StoredJpeg
-from hemera.imaging.readers import X_RESOLUTION, Y_RESOLUTION, Reader, positive_pair, quotient
+from hemera.imaging.codecs import jpeg_file
+from hemera.imaging.readers import Reader, positive_pair
 
 RGB = npt.NDArray[np.uint8]
 
@@ -89,11 +89,10 @@ class TiffReader(Reader):
 
     def stored_jpeg(self, level: int, x: int, y: int, width: int, height: int) -> bytes | None:
         grid = self._levels[level]
-        if grid.jpeg is None or not grid.is_tile(x, y, width, height):
+        if not grid.is_jpeg or not grid.is_tile(x, y, width, height):
             return None
         with self.reading(level, x, y):
-            data = self._stored(grid, grid.index(x, y))
-        return grid.jpeg.file(data) if data else None
+            return grid.jpeg(self._stored(grid, grid.index(x, y)))
 
     def _stored(self, grid: _Level, index: int) -> bytes:
         """Return the bytes of one stored tile."""
@@ -135,30 +134,35 @@ class TiffReader(Reader):
 
 @dataclasses.dataclass(frozen=True)
 class _Level:
-    """Where the tiles of a TIFF page are stored, and how they are decoded."""
+    """Where the tiles of a TIFF page are stored, and how they are decoded.
+
+    `width` and `height` are of a tile; `across` are the tiles in a row.
+    """
 
     width: int
-    """Of a tile."""
     height: int
     across: int
-    """Tiles in a row."""
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
     decode: Callable[..., Any]
-    tables: bytes | None
-    jpeg: StoredJpeg | None
+    tables: bytes
+    is_jpeg: bool
+    is_rgb: bool
 
     @classmethod
     def of(cls, page: Any) -> Self:
-        jpeg = None
-        if page.compression == tifffile.COMPRESSION.JPEG:
-            rgb = page.photometric == tifffile.PHOTOMETRIC.RGB
-            jpeg = StoredJpeg(page.jpegtables or b"", rgb)
         width, height = int(page.tilewidth), int(page.tilelength)
         return cls(
-            width, height, -(-int(page.imagewidth) // width), page.dataoffsets,
-            page.databytecounts, page.decode, page.jpegtables, jpeg,
-        )  # fmt: skip
+            width=width,
+            height=height,
+            across=-(-int(page.imagewidth) // width),
+            offsets=page.dataoffsets,
+            counts=page.databytecounts,
+            decode=page.decode,
+            tables=page.jpegtables or b"",
+            is_jpeg=page.compression == tifffile.COMPRESSION.JPEG,
+            is_rgb=page.photometric == tifffile.PHOTOMETRIC.RGB,
+        )
 
     def is_tile(self, x: int, y: int, width: int, height: int) -> bool:
         """Return whether a region is one stored tile."""
@@ -167,18 +171,22 @@ class _Level:
     def index(self, x: int, y: int) -> int:
         return y // self.height * self.across + x // self.width
 
+    def jpeg(self, data: bytes) -> bytes | None:
+        """Return the JPEG file of a stored tile, if it is one."""
+        return jpeg_file(data, self.tables, rgb=self.is_rgb) if data and self.is_jpeg else None
+
     def pixels(self, data: bytes, index: int) -> RGB:
         """Decode the bytes of a stored tile."""
         shape = self.height, self.width, 3
         if not data:
             # A tile that was never written: background that the scanner skipped.
             return np.full(shape, 255, np.uint8)
-        jpeg = self.jpeg.file(data) if self.jpeg else None
+        jpeg = self.jpeg(data)
         if jpeg is not None:
             # Faster than tifffile by a third, and the same pixels.
             tile = np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"))
         else:
-            tile = np.asarray(self.decode(data, index, jpegtables=self.tables)[0])[0]
+            tile = np.asarray(self.decode(data, index, jpegtables=self.tables or None)[0])[0]
         if tile.shape != shape or tile.dtype != np.uint8:
             raise ValueError(f"a tile of shape {tile.shape}, {tile.dtype}, instead of {shape}")
         return np.ascontiguousarray(tile)
@@ -234,11 +242,11 @@ def _tiff_mpp(file: tifffile.TiffFile) -> tuple[tuple[float, float] | None, str]
         if "X" in values and units <= {"µm", "μm", "um"}:
             return positive_pair(values["X"], values.get("Y", values["X"])), "ome.PhysicalSizeX"
     um = {2: 25_400.0, 3: 10_000.0}.get(int(page.resolutionunit))
-    codes = (X_RESOLUTION, Y_RESOLUTION)
-    if um is None or any(code not in page.tags for code in codes):
+    ratios = (page.tags.valueof(name, default=(0, 0)) for name in ("XResolution", "YResolution"))
+    if um is None:
         return None, ""
-    per_unit = positive_pair(*(quotient(page.tags[code].value) for code in codes))
-    # Below 1000 dots to the inch, it is the resolution of a screen or a printer.
-    if per_unit is None or max(um / value for value in per_unit) > 25.4 * 20:
+    try:
+        x, y = (um / (numerator / denominator) for numerator, denominator in ratios)
+    except ZeroDivisionError:
         return None, ""
-    return (um / per_unit[0], um / per_unit[1]), "tiff.XResolution"
+    return (x, y), "tiff.XResolution"

@@ -65,6 +65,7 @@ def test_errors_are_one_line(tmp_path, model, image, caplog, words, message):
         ["--threshold", "1"],
         ["--threshold", "nan"],
         ["--min-area-um2", "-3"],
+        ["--mpp", "30"],
         ["--batch-size", "0"],
         ["--precision", "int8"],
     ],

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from hemera.errors import ShardError
-from hemera.imaging.codecs import StoredJpeg, decode, decode_mask, encode, encode_mask
+from hemera.imaging.codecs import decode, decode_mask, encode, encode_mask, jpeg_file
 
 
 def smooth(rng, height=48, width=80):
@@ -26,9 +26,7 @@ def test_jpeg_is_444_and_close(rng):
     assert len(encode(rgb, "jpeg", 50)) < len(data)
 
 
-def test_codec_errors():
-    with pytest.raises(ShardError, match="'gif' is unknown"):
-        encode(np.zeros((8, 9, 3), np.uint8), "gif")
+def test_damaged_images_are_errors():
     whole = encode(np.full((64, 90, 3), 120, np.uint8), "png")
     for data in (b"", b"GIF89a", whole[:40], b"\xff\xd8\xff" + bytes(40), b"RIFF0000WEBPVP8 "):
         with pytest.raises(ShardError):
@@ -48,9 +46,9 @@ def test_a_stored_tile_becomes_a_jpeg_file_by_the_tables_of_its_page():
     """Some writers append bytes to the tables; a tile may name its own colours."""
     marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
     tables, tile = b"\xff\xd8TABLES\xff\xd9\0\0", b"\xff\xd8SCAN\xff\xd9"
-    assert StoredJpeg(tables, rgb=False).file(tile) == b"\xff\xd8TABLESSCAN\xff\xd9"
-    assert StoredJpeg(b"", rgb=False).file(tile) == tile
-    assert StoredJpeg(b"", rgb=True).file(tile) == b"\xff\xd8" + marker + b"\0" + tile[2:]
+    assert jpeg_file(tile, tables, rgb=False) == b"\xff\xd8TABLESSCAN\xff\xd9"
+    assert jpeg_file(tile, b"", rgb=False) == tile
+    assert jpeg_file(tile, b"", rgb=True) == b"\xff\xd8" + marker + b"\0" + tile[2:]
     named = b"\xff\xd8" + marker + b"\1" + tile[2:]
-    assert StoredJpeg(b"", rgb=False).file(named) == named
-    assert StoredJpeg(b"", rgb=True).file(named) is None
+    assert jpeg_file(named, b"", rgb=False) == named
+    assert jpeg_file(named, b"", rgb=True) is None
