@@ -35,10 +35,9 @@ _LOGS = np.repeat(
 
 
 def haematoxylin(rgb: RGB) -> Float:
-    """Return the haematoxylin of an image as ``skimage.color.rgb2hed`` separates it.
+    """Return the haematoxylin of an image, (H, W), as ``skimage.color.rgb2hed`` separates it.
 
-    Returns:
-        (H, W) float32, not negative, in units of `STAIN_UNIT` optical densities.
+    It is not negative, in units of `STAIN_UNIT` optical densities.
     """
     logs = np.asarray(cv2.LUT(np.ascontiguousarray(rgb), _LOGS), np.float32)
     stain = cv2.transform(logs, HED_FROM_RGB[:, :1].T)
@@ -46,11 +45,7 @@ def haematoxylin(rgb: RGB) -> Float:
 
 
 def optical_density(rgb: RGB, background: Color = WHITE) -> Float:
-    """Return the optical density relative to the background.
-
-    Returns:
-        (H, W, 3) float32, 0 where a pixel is as bright as `background` or brighter.
-    """
+    """Return the optical density (H, W, 3), 0 where a pixel is at least as bright as background."""
     table = np.maximum(_densities(background), 0).astype(np.float32)
     return np.asarray(cv2.LUT(np.ascontiguousarray(rgb), table), np.float32)
 
@@ -58,9 +53,7 @@ def optical_density(rgb: RGB, background: Color = WHITE) -> Float:
 def unmixing_matrix(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the (3, 3) matrix from densities, as a row, to two stains and a residual.
 
-    Args:
-        vectors: (2, 3) unit vectors of the stains in optical density; the residual is along the
-            normal of both.
+    `vectors` (2, 3) are unit vectors in optical density; the residual is along their normal.
     """
     normal = np.cross(vectors[0], vectors[1])
     normal = normal / np.linalg.norm(normal)
@@ -71,10 +64,8 @@ def density(rgb: RGB, background: Color) -> RGB:
     """Return the optical density relative to the background in the channel that absorbs most.
 
     A gray haze is background where `background` is that gray; a pale counterstain is not, because
-    it absorbs in one channel more than in the others.
-
-    Returns:
-        (H, W) uint8 in steps of `DENSITY_STEP`, up to 0.51.
+    it absorbs in one channel more than in the others. The result (H, W) is uint8, in steps of
+    `DENSITY_STEP`.
     """
     steps = cv2.LUT(np.ascontiguousarray(rgb), _density_steps(background))
     red, green, blue = cv2.split(np.asarray(steps))

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
+from scipy import ndimage
 
 Points = npt.NDArray[np.float64]
 
@@ -59,16 +60,10 @@ def best_level(downsamples: Sequence[tuple[float, float]], scale: float) -> int:
 def grid_positions(
     width_px: int, height_px: int, side_px: float, stride_px: float
 ) -> npt.NDArray[np.int64]:
-    """Place square tiles on an image, row by row; none reaches over the edge.
+    """Return the top-left corners (N, 2) of square tiles on an image, row by row.
 
-    Args:
-        width_px: width of the image on level 0.
-        height_px: its height.
-        side_px: side of a tile in level-0 pixels, a fraction where the tile is resampled.
-        stride_px: distance between neighbours in level-0 pixels.
-
-    Returns:
-        (N, 2) top-left corners (x, y) in integer level-0 pixels.
+    None reaches over the edge. All lengths are level-0 pixels; `side_px` is a fraction where the
+    tile is resampled.
     """
     x, y = (_corners(length, side_px, stride_px) for length in (width_px, height_px))
     return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
@@ -89,45 +84,31 @@ def tissue_fraction(
     corners_px: npt.NDArray[np.int64],
     side_px: float,
 ) -> npt.NDArray[np.float64]:
-    """Return the fraction of each tile inside an outline, by exact area.
+    """Return the fraction (N,) of each tile inside an outline, by exact area.
 
     Args:
         outline: (H, W), covers the image from edge to edge.
         size_px: (width, height) of the image on level 0.
         corners_px: (N, 2) top-left corners (x, y) on level 0.
         side_px: side of the tiles on level 0.
-
-    Returns:
-        (N,) between 0 and 1.
     """
-    height, width = outline.shape
-    table = np.zeros((height + 1, width + 1))
-    table[1:, 1:] = np.cumsum(np.cumsum(outline, axis=0, dtype=np.int64), axis=1)
-    scale_x, scale_y = width / size_px[0], height / size_px[1]
-    left = np.clip(corners_px[:, 0] * scale_x, 0, width)
-    top = np.clip(corners_px[:, 1] * scale_y, 0, height)
-    right = np.clip((corners_px[:, 0] + side_px) * scale_x, 0, width)
-    bottom = np.clip((corners_px[:, 1] + side_px) * scale_y, 0, height)
-
     # The integral of an image constant in each pixel is bilinear between the pixels' corners.
-    def upto(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        j = np.minimum(x.astype(np.int64), width - 1)
-        i = np.minimum(y.astype(np.int64), height - 1)
-        u, v = x - j, y - i
-        upper = table[i, j] * (1 - u) + table[i, j + 1] * u
-        lower = table[i + 1, j] * (1 - u) + table[i + 1, j + 1] * u
-        result: npt.NDArray[np.float64] = upper * (1 - v) + lower * v
-        return result
-
-    inside = upto(right, bottom) - upto(left, bottom) - upto(right, top) + upto(left, top)
-    fraction: npt.NDArray[np.float64] = inside / (side_px * scale_x * side_px * scale_y)
+    integral = cv2.integral(outline.astype(np.uint8), sdepth=cv2.CV_64F)
+    scale = np.array(outline.shape[::-1]) / size_px
+    left, top = (corners_px * scale).T
+    right, bottom = ((corners_px + side_px) * scale).T
+    y = np.concatenate([bottom, bottom, top, top])
+    x = np.concatenate([right, left, right, left])
+    upto = ndimage.map_coordinates(integral, [y, x], order=1, mode="nearest").reshape(4, -1)
+    inside = upto[0] - upto[1] - upto[2] + upto[3]
+    fraction: npt.NDArray[np.float64] = inside / (side_px**2 * scale.prod())
     return fraction.clip(0.0, 1.0)
 
 
 def spread_lattice(
     lattice: npt.NDArray[np.float64], step: int, size: int
 ) -> npt.NDArray[np.float32]:
-    """Interpolate a coordinate known on a coarse lattice to every pixel of a tile.
+    """Interpolate a coordinate known on a coarse lattice to the pixel centres of a tile.
 
     Args:
         lattice: (N, N) values at the centres of squares of `step` pixels; the first square is
@@ -135,9 +116,6 @@ def spread_lattice(
             relative to a point near the tile, because the result has single precision.
         step: side of a square in pixels of the tile.
         size: side of the tile.
-
-    Returns:
-        (size, size) values at the pixel centres.
     """
     # Not cv2.remap, whose coordinates come in steps of 1/32: cv2.resize interpolates exactly.
     side = lattice.shape[0] * step
@@ -154,15 +132,9 @@ def lattice_count(step: int, size: int) -> int:
 def polygon_fraction(
     polygons: Sequence[shapely.Polygon], corners_px: npt.NDArray[np.int64], side_px: float
 ) -> npt.NDArray[np.float64]:
-    """Return the fraction of each tile inside the union of polygons, by exact area.
+    """Return the fraction (N,) of each tile inside the union of polygons, by exact area.
 
-    Args:
-        polygons: level-0 pixels.
-        corners_px: (N, 2) top-left corners of the tiles.
-        side_px: their side.
-
-    Returns:
-        (N,) between 0 and 1.
+    All in level-0 pixels; `corners_px` (N, 2) are the top-left corners of the tiles.
     """
     region = shapely.union_all(shapely.make_valid(polygons))
     x, y = corners_px.T

@@ -27,14 +27,10 @@ def sharpness(rgb: RGB, mpp: float) -> float:
     """Return the variance of the Laplacian of luminance, as it would be at `SHARPNESS_MPP`.
 
     A tile finer than that is first averaged by the nearest integer factor; the remaining ratio is
-    raised to `SHARPNESS_EXPONENT`, measured on real sections in focus. So 0.25 um/px is measured
-    at 0.5 exactly, and 0.92 is extrapolated.
-
-    Args:
-        rgb: the tile; (H, W, 3) RGB or (H, W) gray.
-        mpp: its resolution, um/px.
+    raised to `SHARPNESS_EXPONENT`. So 0.25 um/px is measured at 0.5 exactly, and 0.92 is
+    extrapolated.
     """
-    luminance = gray(rgb) if rgb.ndim == 3 else rgb
+    luminance = gray(rgb)
     factor = max(1, round(SHARPNESS_MPP / mpp))
     factor = max(1, min(factor, min(luminance.shape) // 3))
     if factor > 1:

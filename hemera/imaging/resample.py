@@ -51,9 +51,6 @@ def area_resample(
         corner: left and top edge of the region in source pixels; may be fractions.
         step: source pixels per pixel of the result along x and y, at least 1.
         size: (width, height) of the result.
-
-    Returns:
-        (height, width, 3) uint8.
     """
     (left, top), (step_x, step_y), (width, height) = corner, step, size
     edges = left, top, left + width * step_x, top + height * step_y
@@ -76,10 +73,7 @@ def area_resample(
 def shift_resample(
     rgb: RGB, corner: tuple[float, float], step: tuple[float, float], size: tuple[int, int]
 ) -> RGB:
-    """Enlarge a region by bilinear interpolation between pixel centres.
-
-    The arguments are those of `area_resample`, with steps below 1.
-    """
+    """Enlarge a region bilinearly; the arguments are those of `area_resample`, steps below 1."""
     x, y = (
         (start + (np.arange(count, dtype=np.float32) + 0.5) * each - 0.5).astype(np.float32)
         for start, each, count in zip(corner, step, size, strict=True)
@@ -88,22 +82,11 @@ def shift_resample(
 
 
 def remap(rgb: RGB, x: Float, y: Float, *, cubic: bool) -> RGB:
-    """Sample an image at pixel indices (the centre of pixel 0 is 0); its edge is repeated.
+    """Sample an image at pixel indices (H, W), 0 the centre of pixel 0; its edge is repeated.
 
-    Args:
-        rgb: the source.
-        x: (H, W) column indices.
-        y: (H, W) row indices.
-        cubic: bicubic, which keeps three quarters of the sharpness where bilinear keeps less than
-            half of it; else bilinear, which never overshoots.
+    Bicubic interpolation keeps three quarters of the sharpness, bilinear less than half of it, but
+    bilinear never overshoots.
     """
-    return np.asarray(
-        cv2.remap(
-            rgb,
-            np.ascontiguousarray(x, np.float32),
-            np.ascontiguousarray(y, np.float32),
-            cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        ),
-        np.uint8,
-    )
+    x, y = (np.ascontiguousarray(indices, np.float32) for indices in (x, y))
+    method = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
+    return np.asarray(cv2.remap(rgb, x, y, method, borderMode=cv2.BORDER_REPLICATE), np.uint8)

@@ -20,11 +20,11 @@ def structural_similarity(
     span: float,
     origin: Any = 0,
 ) -> Any:
-    """Return the map of the structural similarity of two arrays.
+    """Return the map of the structural similarity of two floating-point arrays or tensors.
 
     Args:
-        image: floating point, a NumPy array or a tensor.
-        truth: of the same kind and shape.
+        image: of any shape.
+        truth: of the same shape.
         mean: the mean of an array over the window of each place.
         ratio: of the variance to the mean square in a window: n / (n - 1) for the sample
             covariance over n pixels, 1 for the population's.

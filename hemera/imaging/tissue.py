@@ -22,16 +22,9 @@ be on a slide."""
 def find_tissue(
     rgb: RGB, stain: str, background: tuple[int, int, int], mpp: float, options: DescribeOptions
 ) -> tuple[Mask, float]:
-    """Outline the tissue on an overview of a slide.
+    """Outline the tissue on an overview of a slide, with `mpp` um/px.
 
     H&E by saturation, IHC by optical density: haematoxylin alone is too pale for saturation.
-
-    Args:
-        rgb: (H, W, 3), the slide.
-        stain: he or her2.
-        background: colour of the background.
-        mpp: resolution of the image, um/px.
-        options: bounds of the thresholds, sizes of holes and specks.
 
     Returns:
         The outline (H, W), and the threshold: saturation 0 to 1, or optical density.
@@ -56,12 +49,7 @@ def tissue_threshold(values: RGB, lowest: float, highest: float) -> float:
     """Return Otsu's threshold between background and tissue, clipped to two bounds.
 
     Otsu's method splits any image in two: where all of it is tissue, pale from dark; where all is
-    background, noise from noise. Hence the bounds.
-
-    Args:
-        values: saturation or density of an image, uint8.
-        lowest: lower bound, in units of `values`.
-        highest: upper bound.
+    background, noise from noise. Hence the bounds, in units of `values`.
     """
     counts = np.bincount(values.ravel(), minlength=256)
     return float(np.clip(otsu(counts)[0] + 0.5, lowest, highest))
@@ -70,12 +58,7 @@ def tissue_threshold(values: RGB, lowest: float, highest: float) -> float:
 def otsu(counts: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     """Return the bins after which a histogram is best divided in two (Otsu 1979).
 
-    Args:
-        counts: (N,), how many values are in each bin; the bins are equally wide.
-
-    Returns:
-        The bins with the greatest variance between the classes: one, or several where the bins
-        between the classes are empty.
+    One bin, or several where the bins between the classes are empty.
     """
     counts = counts.astype(float)
     below = np.cumsum(counts)
@@ -88,13 +71,7 @@ def otsu(counts: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 
 
 def clean_outline(mask: Mask, *, hole_px: float, speck_px: float) -> Mask:
-    """Fill small holes of a tissue mask and drop small pieces.
-
-    Args:
-        mask: (H, W).
-        hole_px: holes up to this area are filled; what touches the edge of the image is not a hole.
-        speck_px: pieces below this area are dropped.
-    """
+    """Fill holes of a mask up to an area, and drop pieces below one; a hole touches no edge."""
     # Inside a frame of background, which joins all background at the edge.
     framed = np.pad(mask, 1).astype(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - framed, connectivity=4)

@@ -27,34 +27,24 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass
 class Losses:
-    """Counts what cannot be read, and raises SlideError when it is too much.
-
-    Attributes:
-        subject: the slide or pair, for the error message.
-        total: number of tiles or pixels to read.
-        fraction_max: fraction of them that may be lost.
-        unit: what `total` counts.
-        option: the option that sets `fraction_max`, for the error message.
-        count: number of errors so far.
-        lost: number of tiles or pixels lost so far.
-        first: the first error.
-    """
+    """Counts what cannot be read, and raises SlideError when it is too much."""
 
     subject: str
+    """The slide or pair, for the error message."""
     total: int
+    """Tiles or pixels to read."""
     fraction_max: float
     unit: str = "tiles"
     option: str = ""
+    """That sets `fraction_max`, for the error message."""
     count: int = 0
+    """Errors so far."""
     lost: int = 0
+    """Tiles or pixels lost so far."""
     first: SlideError | None = None
 
     def add(self, error: SlideError, amount: int = 1) -> None:
-        """Count one error that costs `amount` tiles or pixels.
-
-        Raises:
-            SlideError: when more than `fraction_max` of `total` is lost.
-        """
+        """Count one error; SlideError when more than `fraction_max` of `total` is lost."""
         self.first = self.first or error
         self.count += 1
         self.lost += amount
@@ -71,11 +61,7 @@ def read_tiles(
 ) -> Generator[Result | None, None, None]:
     """Yield ``read(place)`` of each place in order, None where it raises a `SlideError`.
 
-    Args:
-        read: reads one tile; called in `workers` threads.
-        places: what it is called with.
-        workers: number of threads; any number gives the same results.
-        losses: where errors are counted.
+    `read` is called in threads; any number of them gives the same results.
 
     Raises:
         SlideError: when too many places are lost, see `Losses.add`.
@@ -115,9 +101,6 @@ def read_region(
         piece_px: side of the pieces.
         fill: colour of a piece that cannot be read.
         losses: where the pixels of such pieces are counted.
-
-    Returns:
-        (height, width, 3) uint8 RGB.
 
     Raises:
         SlideError: when too many pixels are lost, see `Losses.add`.
