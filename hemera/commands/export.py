@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
-from hemera.commands import Positive, Quality, Workers
+from hemera.commands import Positive, Workers
 
 if TYPE_CHECKING:
     from hemera.interop.exports import Selection
@@ -42,7 +42,6 @@ def webdataset(
     /,
     *,
     tiles: Tiles = Tiles(),
-    engine: str | None = None,
     shard_mb: Positive = 1000.0,
 ) -> None:
     """Write tar files of {tile}.he, .her2, .mask and .json for WebDataset.
@@ -50,12 +49,11 @@ def webdataset(
     Args:
         output: directory, new or empty.
         tiles: the tiles to export.
-        engine: mask engine; by default the target of the index.
         shard_mb: largest size of a file, MB; a file contains one tile at least.
     """
     from hemera.interop import exports
 
-    _export(output, tiles, functools.partial(exports.write_webdataset, shard_mb=shard_mb), engine)
+    _export(output, tiles, functools.partial(exports.write_webdataset, shard_mb=shard_mb))
 
 
 def huggingface(
@@ -63,7 +61,6 @@ def huggingface(
     /,
     *,
     tiles: Tiles = Tiles(),
-    engine: str | None = None,
     shard_mb: Positive = 1000.0,
 ) -> None:
     """Write Parquet with images, and a dataset card, for Hugging Face datasets.
@@ -71,12 +68,11 @@ def huggingface(
     Args:
         output: directory, new or empty.
         tiles: the tiles to export.
-        engine: mask engine; by default the target of the index.
         shard_mb: largest size of a file, MB; a file contains one tile at least.
     """
     from hemera.interop import exports
 
-    _export(output, tiles, functools.partial(exports.write_huggingface, shard_mb=shard_mb), engine)
+    _export(output, tiles, functools.partial(exports.write_huggingface, shard_mb=shard_mb))
 
 
 def aligned(
@@ -84,8 +80,6 @@ def aligned(
     /,
     *,
     tiles: Tiles = Tiles(),
-    codec: Literal["png", "jpeg"] = "png",
-    quality: Quality = 95,
     workers: Workers = 2,
 ) -> None:
     """Write folders of images, H&E left and HER2 right, as pix2pix reads them.
@@ -93,23 +87,17 @@ def aligned(
     Args:
         output: directory, new or empty.
         tiles: the tiles to export.
-        codec: image format; png is lossless, jpeg has a fifth of its size.
-        quality: JPEG quality.
         workers: threads that encode.
     """
     from hemera.interop import exports
 
-    def write(folder: Path, selection: Selection) -> None:
-        exports.write_aligned(folder, selection, codec, quality, workers)
-
-    _export(output, tiles, write, masks=False)
+    _export(output, tiles, functools.partial(exports.write_aligned, threads=workers), masks=False)
 
 
 def _export(
     output: Path,
     tiles: Tiles,
     write: Callable[[Path, Selection], None],
-    engine: str | None = None,
     *,
     masks: bool = True,
 ) -> None:
@@ -118,7 +106,7 @@ def _export(
     from hemera.interop import exports
 
     chosen = dataclasses.asdict(tiles)
-    selection = exports.choose(chosen.pop("index"), **chosen, engine=engine, masks=masks)
+    selection = exports.choose(chosen.pop("index"), **chosen, masks=masks)
     with new_folder(output) as folder:
         write(folder, selection)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

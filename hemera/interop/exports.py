@@ -26,7 +26,7 @@ from hemera.dataset.index import TileIndex
 from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.errors import ConfigError, ShardError
 from hemera.files.threads import in_order
-from hemera.imaging.codecs import SUFFIXES, decode, encode, suffix
+from hemera.imaging.codecs import decode, encode, suffix
 from hemera.sheet import SPLITS
 
 ROW_GROUP_ROWS = 100
@@ -43,18 +43,22 @@ _DTYPES = {pa.float64(): "float64", pa.int64(): "int64", pa.int32(): "int32", pa
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The tiles of an export."""
+    """The tiles of an export.
+
+    Attributes:
+        splits: rows of the index by split, in its order; without the splits that have no tile.
+        members: by exported name, the column of the shard and the prefix of the columns of its
+            location.
+        results: folder that shards are relative to.
+        metadata: of the index.
+        description: the selection in words.
+    """
 
     splits: dict[str, pa.Table]
-    """Rows of the index by split, in its order; without the splits that have no tile."""
     members: dict[str, tuple[str, str]]
-    """By exported name: the column of the shard, and the prefix of the columns of its location."""
     results: Path
-    """The folder that shards are relative to."""
     metadata: dict[str, str]
-    """Of the index."""
     description: str
-    """The selection in words."""
 
     @property
     def count(self) -> int:
@@ -75,27 +79,26 @@ def choose(
     where: str | None = None,
     split: str | None = None,
     network: str | None = None,
-    engine: str | None = None,
     masks: bool = True,
 ) -> Selection:
-    """Choose accepted tiles.
+    """Choose accepted tiles; the conditions are those of `TileIndex.select`.
 
     Args:
         index: the index.
-        where: a condition on its columns, see `hemera.dataset.index.TileIndex.select`.
+        where: a query of its columns.
         split: train, val or test; None for all three.
         network: generation or segmentation: the tiles of its subset, in its splits.
-        engine: mask engine; None for the one that the index was made to train on.
-        masks: whether masks are exported.
+        masks: whether the masks that the index was made to train on are exported.
 
     Raises:
         ConfigError: when no tile is selected, or `where` is not a query of the index.
         ShardError: when the index lacks columns, or a tile its mask.
     """
     opened = TileIndex(index)
-    metadata, engine = opened.metadata, engine or opened.mask_target
+    engine = opened.mask_target
     members = {"he": ("shard", "he"), "her2": ("shard", "her2")}
-    members |= {"mask": (f"{engine}_shard", engine)} if masks else {}
+    if masks:
+        members["mask"] = f"{engine}_shard", engine
     needed = ["tile", "case", "split"]
     for shard, prefix in members.values():
         needed += [shard, *(f"{prefix}_{name}" for name in _LOCATION)]
@@ -116,7 +119,7 @@ def choose(
     column = rows.column("split" if network is None else f"{network}_split")
     splits = {name: rows.filter(pc.equal(column, name)) for name in SPLITS}
     splits = {name: found for name, found in splits.items() if found.num_rows}
-    return Selection(splits, members, index.absolute().parent.parent, metadata, description)
+    return Selection(splits, members, opened.path.parent.parent, opened.metadata, description)
 
 
 def read_tiles(selection: Selection, rows: pa.Table) -> Iterator[tuple[Any, dict[str, bytes]]]:
@@ -221,15 +224,13 @@ def _huggingface_schema(selection: Selection) -> pa.Schema:
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def write_aligned(
-    folder: Path, selection: Selection, codec: str, quality: int, threads: int
-) -> None:
-    """Write ``{split}/{tile}.png`` or ``.jpg``: H&E on the left, HER2 on the right."""
+def write_aligned(folder: Path, selection: Selection, threads: int) -> None:
+    """Write ``{split}/{tile}.png``: H&E on the left, HER2 on the right."""
 
     def side_by_side(item: tuple[Any, dict[str, bytes]]) -> tuple[str, bytes]:
         row, members = item
         both = np.concatenate((decode(members["he"]), decode(members["her2"])), axis=1)
-        return row["tile"], encode(both, codec, quality)
+        return row["tile"], encode(both, "png")
 
     progress = _progress(selection)
     for split, rows in selection.splits.items():
@@ -237,13 +238,12 @@ def write_aligned(
         encoded = in_order(side_by_side, read_tiles(selection, rows), threads)
         with contextlib.closing(encoded):
             for tile, data in encoded:
-                (folder / split / f"{tile}.{SUFFIXES[codec]}").write_bytes(data)
+                (folder / split / f"{tile}.png").write_bytes(data)
                 progress.update()
-    words = "lossless PNG" if codec == "png" else f"JPEG of quality {quality}, 4:4:4"
     _write_card(
         folder,
         selection,
-        f"One image per tile, {words}: H&E (A) on the left, HER2 (B) on the right, as pix2pix "
+        "One image per tile, lossless PNG: H&E (A) on the left, HER2 (B) on the right, as pix2pix "
         "reads them with `--dataset_mode aligned`.",
     )
 

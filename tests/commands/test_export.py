@@ -72,7 +72,6 @@ def test_a_file_that_is_no_index_is_an_error(tmp_path, caplog):
     [
         ["webdataset", "out", "--shard-mb", "0"],
         ["webdataset", "out", "--codec", "png"],
-        ["aligned", "out", "--quality", "101"],
         ["aligned", "out", "--workers", "0"],
         ["aligned", "out", "--split", "validation"],
         ["tfrecord", "out"],

@@ -69,12 +69,12 @@ def content(folder):
     }
 
 
-def write(kind, index, folder, *, shard_mb=1000.0, codec="png", quality=95, threads=2, **asked):
+def write(kind, index, folder, *, shard_mb=1000.0, threads=2, **asked):
     """Export with `choose` and the writer of a format."""
     folder.mkdir()
     selection = exports.choose(index, masks=kind != "aligned", **asked)
     if kind == "aligned":
-        exports.write_aligned(folder, selection, codec, quality, threads)
+        exports.write_aligned(folder, selection, threads)
     else:
         getattr(exports, f"write_{kind}")(folder, selection, shard_mb)
     return folder
@@ -229,26 +229,12 @@ def test_pix2pix_reads_he_left_and_her2_right(index, tmp_path, threads):
                 assert np.abs(pixels.astype(int) - truth).max() <= 1
 
 
-def test_aligned_images_may_be_jpeg(index, tmp_path):
-    png, jpeg, low = (
-        write("aligned", index, tmp_path / f"{codec}{quality}", codec=codec, quality=quality)
-        for codec, quality in (("png", 95), ("jpeg", 95), ("jpeg", 40))
-    )
-    for lossless, lossy in zip(pix2pix(png, "val"), pix2pix(jpeg, "val"), strict=True):
-        assert lossless[0] == lossy[0]
-        for image, other in zip(lossless[1:], lossy[1:], strict=True):
-            assert np.abs(image.astype(int) - other).mean() < 2
-    sizes = [sum(path.stat().st_size for path in out.glob("val/*")) for out in (low, jpeg, png)]
-    assert sizes == sorted(sizes)
-    assert {path.suffix for path in jpeg.glob("*/*")} == {".jpg"}
-
-
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
         ({}, "0 2 3 4 5 6 7 8"),
         ({"network": "generation", "split": "train"}, "2 3"),
-        ({"where": "score == '3+'", "split": "val", "engine": "stain"}, "5"),
+        ({"where": "score == '3+'", "split": "val"}, "5"),
     ],
 )
 def test_accepted_tiles_are_chosen_by_query_split_and_network(index, asked, expected):
@@ -291,9 +277,7 @@ def test_bytes_that_differ_from_the_index_are_an_error(index, tmp_path):
         write("aligned", index, tmp_path / "out")
 
 
-def test_an_unknown_engine_and_a_lacking_mask_are_errors(index):
-    with pytest.raises(ShardError, match="no column deepliif_"):
-        exports.choose(index, engine="deepliif")
+def test_a_lacking_mask_is_an_error(index):
     changed(index, lambda number, row: row.update(stain_shard=None) if number == 3 else None)
     with pytest.raises(ShardError, match="1 tiles without a mask of stain; run mask"):
         exports.choose(index)
