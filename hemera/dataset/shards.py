@@ -41,14 +41,7 @@ class ShardWriter:
                 self._file.write(bytes(2 * _BLOCK + -end % _RECORD))
 
     def add(self, name: str, data: bytes) -> tuple[int, int]:
-        """Append one member.
-
-        Args:
-            name: its name in the archive.
-            data: its bytes.
-
-        Returns:
-            Offset and length of the bytes in the shard.
+        """Append one member; return offset and length of its bytes in the shard.
 
         Raises:
             ShardError: when the shard has a member of that name.
@@ -81,8 +74,7 @@ class ShardWriter:
 class ShardReader:
     """Reads members of the shards below a folder by offset; keeps up to 256 shards open.
 
-    Files are opened in the process that reads, and pickling leaves them behind, so that a reader
-    may be passed to other processes by fork or by spawn; it is not for several threads at once.
+    It may be passed to other processes by fork or by spawn; it is not for several threads at once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,15 +94,29 @@ class ShardReader:
             ShardError: when the shard is missing, truncated or not the one the offset belongs to.
         """
         path = f"{self._folder}/{shard}"
-        # A descriptor shared by a fork is harmless: pread has a position of its own.
-        descriptor = self._open.get(shard)
-        if descriptor is None:
-            descriptor = self._open[shard] = _open(path)
+        try:
+            # The header before the bytes shows whether there is a member at the offset. A
+            # descriptor shared by a fork is harmless: pread has a position of its own.
+            data = os.pread(self._descriptor(shard, path), _BLOCK + length, offset - _BLOCK)
+        except OSError as error:
+            raise ShardError(f"{path}: {error.strerror}; run the stage that writes it") from error
+        if len(data) < _BLOCK + length:
+            raise ShardError(f"{path}: ends before byte {offset + length}; run its stage again")
+        if data[257:262] != b"ustar" or data[124:136] != b"%011o\0" % length:
+            raise ShardError(
+                f"{path}: no member of {length} bytes at {offset}; table and shard are of "
+                "different runs, run the stage again"
+            )
+        return data[_BLOCK:]
+
+    def _descriptor(self, shard: str, path: str) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+        else:
+            self._open[shard] = os.open(path, os.O_RDONLY)
             if len(self._open) > _OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
-        else:
-            self._open.move_to_end(shard)
-        return _read(descriptor, path, offset, length)
+        return self._open[shard]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the open files."""
@@ -122,49 +128,5 @@ class ShardReader:
 
 
 def read_member(path: Path, offset: int, length: int) -> bytes:
-    """Read one member of a shard by its offset.
-
-    Raises:
-        ShardError: when the shard is missing, truncated or not the one the offset belongs to.
-    """
-    descriptor = _open(path)
-    try:
-        return _read(descriptor, path, offset, length)
-    finally:
-        os.close(descriptor)
-
-
-def _open(path: Path | str) -> int:
-    try:
-        return os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}; run the stage that writes it") from error
-
-
-def _read(descriptor: int, path: Path | str, offset: int, length: int) -> bytes:
-    """Read a member after its header, which shows whether there is a member at the offset."""
-    header = _read_range(descriptor, path, offset - _BLOCK, _BLOCK)
-    if header[257:262] != b"ustar" or header[124:136] != b"%011o\0" % length:
-        raise ShardError(
-            f"{path}: no member of {length} bytes at {offset}; table and shard are of different "
-            "runs, run the stage again"
-        )
-    return _read_range(descriptor, path, offset, length)
-
-
-def _read_range(descriptor: int, path: Path | str, start: int, length: int) -> bytes:
-    chunks = []
-    try:
-        while length and start >= 0:
-            chunk = os.pread(descriptor, length, start)
-            if not chunk:
-                break
-            chunks.append(chunk)
-            start += len(chunk)
-            length -= len(chunk)
-    except OSError as error:
-        raise ShardError(f"{path}: {error.strerror}; run its stage again") from error
-    if length:
-        raise ShardError(f"{path}: ends before byte {start + length}; run its stage again")
-    # For a single chunk, the usual case, join returns that chunk without a copy.
-    return b"".join(chunks)
+    """Read one member of a shard, see `ShardReader.read`."""
+    return ShardReader(path.parent).read(path.name, offset, length)
