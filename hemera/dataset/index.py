@@ -1,8 +1,4 @@
-"""Queries of the index: selection of tiles of a cohort and their columns.
-
-The index is one Parquet file with one row per tile. Training, evaluation, exports and the torch
-dataset select their rows here.
-"""
+"""Queries of the index, one Parquet file with one row per tile of a cohort."""
 
 from __future__ import annotations
 
@@ -38,11 +34,7 @@ class TileIndex:
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Open the file.
-
-        Raises:
-            ShardError: when it is not a Parquet file.
-        """
+        """Open the file; ShardError when it is not Parquet."""
         self.path = Path(path).absolute()
         with translated(ShardError, f"{path}: not an index ({{error}}); run the stage index"):
             self._data = ds.dataset([str(self.path)], format="parquet")
@@ -55,14 +47,14 @@ class TileIndex:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all tiles."""
-        return self._required("fingerprint")
+        return self._metadata("fingerprint")
 
     @property
     def mask_target(self) -> str:
         """The mask engine whose masks the index was made to train on."""
-        return self._required("mask_target")
+        return self._metadata("mask_target")
 
-    def _required(self, key: str) -> str:
+    def _metadata(self, key: str) -> str:
         if key not in self.metadata:
             raise ShardError(f"{self.path}: its metadata lacks {key}; run the stage index again")
         return self.metadata[key]
@@ -80,8 +72,7 @@ class TileIndex:
 
         Args:
             columns: the columns wanted.
-            where: a condition on the columns of the index: a pandas query, such as
-                ``"dataset == 'bci' and he_sharpness > 40"``.
+            where: a pandas query, such as ``"dataset == 'bci' and he_sharpness > 40"``.
             network: generation or segmentation: the tiles drawn for it.
             split: train, val or test, of the network or, without one, of the cohort.
             refused: include rejected tiles.
@@ -93,14 +84,12 @@ class TileIndex:
         if split is not None and split not in SPLITS:
             raise ConfigError(f"split: {split!r} is unknown; choose from {', '.join(SPLITS)}")
         of_network = "split" if network is None else f"{network}_split"
-        conditions = [] if refused else [pc.field("accepted")]
+        conditions = {} if refused else {"accepted": pc.field("accepted")}
         if split is not None:
-            conditions.append(pc.field(of_network) == split)
+            conditions[of_network] = pc.field(of_network) == split
         elif network is not None:
-            conditions.append(pc.field(of_network).is_valid())
-        read = [*columns, *["accepted"] * (not refused)]
-        read += [of_network] * (network is not None or split is not None)
-        if lacking := sorted({*read} - {*self.columns}):
+            conditions[of_network] = pc.field(of_network).is_valid()
+        if lacking := sorted({*columns, *conditions} - {*self.columns}):
             raise ShardError(
                 f"{self.path}: no column {', '.join(lacking)}; name a network and a mask engine of "
                 "this index"
@@ -110,7 +99,7 @@ class TileIndex:
         with translated(ShardError, f"{self.path}: cannot be read ({{error}}); run index again"):
             table = self._data.to_table(
                 columns=list(dict.fromkeys([*columns, *queried])),
-                filter=functools.reduce(operator.and_, conditions) if conditions else None,
+                filter=functools.reduce(operator.and_, conditions.values()) if conditions else None,
             )
         if where is not None:
             table = table.filter(pa.array(_evaluate(where, table.select(queried))))
@@ -124,17 +113,12 @@ class TileIndex:
 
 def _evaluate(where: str, table: pa.Table) -> npt.NDArray[np.bool_]:
     """Evaluate a pandas query on every row of the columns it names."""
-    # pandas takes a quarter of a second to import, and only a query in words needs it.
-    import pandas as pd
-
-    # A query may name no column; the rows must exist nevertheless.
-    frame = table.to_pandas() if table.num_columns else pd.DataFrame(index=range(table.num_rows))
     with translated(
         ConfigError,
         f"where: {where!r} is not a query of the index ({{error}}); it is written as for "
         "pandas.DataFrame.query, with the columns of the index",
     ):
-        found = np.asarray(frame.eval(where, local_dict={}, global_dict={}))
+        found = np.asarray(table.to_pandas().eval(where, local_dict={}, global_dict={}))
     if found.dtype != bool or found.shape != (table.num_rows,):
         raise ConfigError(
             f"where: {where!r} is not true or false for each tile; compare a column with a value"
@@ -167,27 +151,22 @@ def training_tiles(index: TileIndex, network: str, crop_px: int | None = None) -
         ShardError: when the file is not an index.
     """
     fingerprint, engine = index.fingerprint, index.mask_target
-    subsets = {split: index.facts(network, split) for split in ("train", "val")}
-    for split, purpose in (("train", "training"), ("val", "validation")):
-        if not subsets[split]:
+    train, val = (index.facts(network, split) for split in ("train", "val"))
+    for tiles, purpose in ((train, "training"), (val, "validation")):
+        if not tiles:
             raise TrainingError(
                 f"index: no tiles for {purpose} of {network}; at least one is needed; read the "
                 "funnel in the report, then loosen filter, add pairs, or check "
                 f"index.{network}_datasets, index.val_fraction and the sheet's splits"
             )
-    train = [*subsets["train"].values()]
-    smallest = min((*train, *subsets["val"].values()), key=lambda row: row["size_px"])
+    smallest = min((*train.values(), *val.values()), key=lambda row: row["size_px"])
     if crop_px is not None and smallest["size_px"] < crop_px:
         raise TrainingError(
             f"{smallest['tile']}: {smallest['size_px']} px is smaller than crop_px {crop_px}; give "
             "a smaller crop or none"
         )
+    mpps = [row["mpp"] for row in train.values()]
+    size_px = min(row["size_px"] for row in train.values())
     return TrainingTiles(
-        fingerprint,
-        engine,
-        tuple(subsets["train"]),
-        tuple(subsets["val"]),
-        float(np.median([row["mpp"] for row in train])),
-        max(row["mpp"] for row in train),
-        min(row["size_px"] for row in train),
+        fingerprint, engine, tuple(train), tuple(val), float(np.median(mpps)), max(mpps), size_px
     )

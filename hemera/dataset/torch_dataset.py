@@ -108,7 +108,7 @@ class TileDataset(Dataset[dict[str, Any]]):
 
         Raises:
             ShardError: when the index lacks the columns, or a selected tile its mask.
-            ConfigError: when `where` is not a query of the index, or an argument is out of range.
+            ConfigError: when `where` is not a query of the index, or images or crop_px is wrong.
         """
         index = index if isinstance(index, TileIndex) else TileIndex(index)
         known = (*STORED, *DERIVED)
@@ -116,10 +116,6 @@ class TileDataset(Dataset[dict[str, Any]]):
             raise ConfigError(f"images: {images!r}; give a list of {', '.join(known)}")
         if crop_px is not None and crop_px < 1:
             raise ConfigError(f"crop_px: {crop_px}; give at least 1, or None for full tiles")
-        if set(flips) - {0, 1}:
-            raise ConfigError(f"flips: {tuple(flips)}; give axes, 0 and 1")
-        if seed < 0:
-            raise ConfigError(f"seed: {seed}; give at least 0")
         self.images = tuple(dict.fromkeys(images))
         self.weighting = weighting
         self.crop_px = crop_px
@@ -127,7 +123,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         self.turns = turns
         self.seed = seed
         needed = {"mask" if name in DERIVED else name for name in images}
-        self._decoded = tuple(name for name in STORED if name in needed)
+        self._decoded = [name for name in STORED if name in needed]
         self._locate(index, engine, rows)
         self._reader = ShardReader(index.path.parent.parent)
         # Shared, so that persistent workers read the next epoch.
@@ -186,10 +182,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         self._epoch[0] = epoch
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Return the tensors of a tile, and its id.
-
-        Args:
-            key: (epoch, position), or a position.
+        """Return the tensors of a tile, and its id, by (epoch, position) or by position.
 
         Raises:
             IndexError: past the end.
@@ -217,13 +210,7 @@ class TileDataset(Dataset[dict[str, Any]]):
     def stored(self, position: int, images: Sequence[str] | None = None) -> dict[str, Any]:
         """Return a tile's id and uncropped images, as arrays: he and her2 (H, W, 3), mask (H, W).
 
-        Args:
-            position: of the tile.
-            images: of he, her2 and mask, those that the dataset reads; None for all of these.
-
-        Raises:
-            IndexError: past the end.
-            ShardError: when a shard has other content than the index describes.
+        `images` are of he, her2 and mask, those that the dataset reads; None for all of these.
         """
         position = self._checked(position)
         names = self._decoded if images is None else images
@@ -302,19 +289,13 @@ _FLIP = {(True, False): 0, (False, True): 1, (True, True): -1}
 
 def _apply(view: _View, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return planes (C, H, W) of a view of an image (H, W, C) or (H, W), by OpenCV for speed."""
-    image = image[view.crop]
-    height, width = image.shape[:2]
-    planes = np.ascontiguousarray(image)[None]
-    if image.ndim == 3:
-        planes = np.empty((image.shape[2], height, width), np.uint8)
-        cv2.split(image, list(planes))
-    steps: list[Callable[[Any, Any], object]] = [cv2.transpose] if view.transpose else []
+    seen: Any = image[view.crop]
+    if view.transpose:
+        seen = cv2.transpose(seen)
     if any(view.flips):
-        steps.append(lambda source, target: cv2.flip(source, _FLIP[view.flips], target))
-    for step in steps:
-        # A tile that is transposed is square.
-        results = np.empty_like(planes)
-        for source, target in zip(planes, results, strict=True):
-            step(source, target)
-        planes = results
+        seen = cv2.flip(seen, _FLIP[view.flips])
+    if seen.ndim == 2:
+        return np.ascontiguousarray(seen)[None]
+    planes = np.empty((seen.shape[2], *seen.shape[:2]), np.uint8)
+    cv2.split(seen, list(planes))
     return planes
