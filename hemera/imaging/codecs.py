@@ -17,9 +17,6 @@ RGB = npt.NDArray[np.uint8]
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
 """File name suffix of each codec of tiles."""
 
-JPEG_MAGIC = b"\xff\xd8\xff"
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-
 _ADOBE = re.compile(rb"\xff\xee..Adobe.{6}(.)", re.DOTALL)
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's marker with colour transform 0: the channels are RGB."""
@@ -39,9 +36,9 @@ def encode(rgb: RGB, codec: str = "jpeg", quality: int = 95) -> bytes:
 
 def suffix(data: bytes) -> str:
     """Return the file name suffix of the bytes of a tile; ShardError when they have no codec."""
-    if data.startswith(JPEG_MAGIC):
+    if data.startswith(b"\xff\xd8\xff"):
         return SUFFIXES["jpeg"]
-    if data.startswith(PNG_MAGIC):
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return SUFFIXES["png"]
     raise ShardError("tile: neither JPEG nor PNG; run the stage tile again")
 

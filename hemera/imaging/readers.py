@@ -108,8 +108,8 @@ class OpenSlideReader(_LibraryReader):
     def _open(self) -> openslide.OpenSlide:
         with translated(
             SlideError,
-            f"{self.path.name}: neither an image nor a slide that OpenSlide reads ({{error}}); "
-            "fetch it again or convert it to a tiled pyramidal TIFF",
+            f"{self.path.name}: OpenSlide cannot read it ({{error}}); fetch it again or convert it "
+            "to a tiled pyramidal TIFF",
         ):
             return openslide.OpenSlide(self.path)
 
@@ -180,14 +180,14 @@ class ImageReader(Reader):
         with (
             translated(
                 SlideError,
-                f"{path.name}: cannot be read as an image ({{error}}); fetch it again, or convert "
-                "it to 8-bit RGB, a large one to a tiled pyramidal TIFF",
+                f"{path.name}: cannot be read as a slide or an image ({{error}}); fetch it "
+                "again, or convert it to 8-bit RGB, a large one to a tiled pyramidal TIFF",
             ),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             data = path.read_bytes()
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=("BMP", "JPEG", "PNG", "TIFF", "WEBP"))
             width, height = image.size
             if not 0 < width * height <= IMAGE_PIXELS_MAX:
                 raise ValueError(f"{width} x {height} px, not 1 to {IMAGE_PIXELS_MAX} px")

@@ -21,7 +21,6 @@ import openslide
 from hemera.errors import SlideError
 from hemera.files.faults import translated
 from hemera.imaging import tiff
-from hemera.imaging.codecs import JPEG_MAGIC, PNG_MAGIC
 from hemera.imaging.color import Color, background_color
 from hemera.imaging.geometry import best_level, level_downsample
 from hemera.imaging.readers import ImageReader, OpenSlideReader, Reader, TiffSlideReader
@@ -262,22 +261,19 @@ def _open_reader(path: Path, reader: str) -> Reader:
     if not path.is_file():
         raise SlideError(f"{name}: no such file {path}; correct the sheet")
     with translated(SlideError, f"{name}: {{error}}; make it readable"), path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(4)
     if not head:
         raise SlideError(f"{name}: the file is empty; fetch it again")
     if reader != "auto":
         return READERS[reader](path)
-    if head.startswith(tiff.MAGIC):
-        return _open_tiff(path)
-    webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
-    if webp or head.startswith((PNG_MAGIC, JPEG_MAGIC, b"BM")):
-        return ImageReader(path)
-    return OpenSlideReader(path)
-
-
-def _open_tiff(path: Path) -> Reader:
-    """Open a TIFF directly if possible, else with the reader that finds most levels."""
     vendor = openslide.OpenSlide.detect_format(path)
+    if not head.startswith(tiff.MAGIC):
+        return OpenSlideReader(path) if vendor else ImageReader(path)
+    return _open_tiff(path, vendor)
+
+
+def _open_tiff(path: Path, vendor: str | None) -> Reader:
+    """Open a TIFF directly if possible, else with the reader that finds most levels."""
     if vendor is None and not tiff.is_tiled(path):
         return ImageReader(path)
     errors: list[SlideError] = []
@@ -295,10 +291,9 @@ def _open_tiff(path: Path) -> Reader:
             errors.append(error)
     if not found:
         raise errors[0]
-    best = max(found, key=lambda opened: len(opened.level_sizes))
-    for other in found:
-        if other is not best:
-            other.close()
+    best, *others = sorted(found, key=lambda opened: -len(opened.level_sizes))
+    for other in others:
+        other.close()
     return best
 
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import os
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -48,9 +47,6 @@ class TiffReader(Reader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._tiles: collections.OrderedDict[tuple[int, int], RGB] = collections.OrderedDict()
-        self._tile_bytes = 0
         with (
             translated(
                 SlideError,
@@ -69,22 +65,25 @@ class TiffReader(Reader):
                 (int(page.imagewidth), int(page.imagelength)) for page in pages
             )
         self._file = os.open(path, os.O_RDONLY)
+        tile_bytes = 3 * self._levels[0].width * self._levels[0].height
+        self._cached_tile = functools.lru_cache(_CACHE_BYTES // tile_bytes)(self._tile)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         grid = self._levels[level]
-        if grid.is_tile(x, y, width, height):
-            tile = self._tile(level, grid.index(x, y), x, y, keep=False)
-            return tile if tile.flags.writeable else tile.copy()
-        result = np.empty((height, width, 3), np.uint8)
-        for tile_y in range(y - y % grid.height, y + height, grid.height):
-            for tile_x in range(x - x % grid.width, x + width, grid.width):
-                left, top = tile_x - x, tile_y - y
-                x0, y0 = max(left, 0), max(top, 0)
-                x1, y1 = min(left + grid.width, width), min(top + grid.height, height)
-                # A partially read tile is likely to be read again, a fully read one is not.
-                part = (x1 - x0) * (y1 - y0) < grid.width * grid.height
-                tile = self._tile(level, grid.index(tile_x, tile_y), x, y, keep=part)
-                result[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+        with self.reading(level, x, y):
+            if grid.is_tile(x, y, width, height):
+                return self._tile(level, grid.index(x, y))
+            result = np.empty((height, width, 3), np.uint8)
+            for tile_y in range(y - y % grid.height, y + height, grid.height):
+                for tile_x in range(x - x % grid.width, x + width, grid.width):
+                    left, top = tile_x - x, tile_y - y
+                    x0, y0 = max(left, 0), max(top, 0)
+                    x1, y1 = min(left + grid.width, width), min(top + grid.height, height)
+                    # A partially read tile is likely to be read again, a fully read one is not.
+                    is_whole = (y1 - y0, x1 - x0) == (grid.height, grid.width)
+                    decode = self._tile if is_whole else self._cached_tile
+                    tile = decode(level, grid.index(tile_x, tile_y))
+                    result[y0:y1, x0:x1] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
         return result
 
     def stored_jpeg(self, level: int, x: int, y: int, width: int, height: int) -> bytes | None:
@@ -102,34 +101,16 @@ class TiffReader(Reader):
             raise ValueError(f"the file ends {count - len(data)} bytes early")
         return data
 
-    def _tile(self, level: int, index: int, x: int, y: int, *, keep: bool) -> RGB:
-        """Decode a stored tile for a read at (x, y), or take it from the cache."""
-        key = level, index
-        with self._lock:
-            found = self._tiles.get(key)
-            if found is not None:
-                self._tiles.move_to_end(key)
-                return found
-        with self.reading(level, x, y):
-            grid = self._levels[level]
-            tile = grid.pixels(self._stored(grid, index), index)
-        if not keep:
-            return tile
-        # Other reads return the same array.
-        tile.flags.writeable = False
-        with self._lock:
-            if key not in self._tiles:
-                self._tiles[key] = tile
-                self._tile_bytes += tile.nbytes
-                while self._tile_bytes > _CACHE_BYTES and len(self._tiles) > 1:
-                    self._tile_bytes -= self._tiles.popitem(last=False)[1].nbytes
-        return tile
+    def _tile(self, level: int, index: int) -> RGB:
+        """Decode a stored tile."""
+        grid = self._levels[level]
+        return grid.pixels(self._stored(grid, index), index)
 
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-        self._tiles.clear()
+        self._cached_tile.cache_clear()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ def test_files_that_are_not_images(tmp_path):
     assert "is empty" in error_of(empty)
     text = tmp_path / "text.svs"
     text.write_text("not a slide, whatever its name says")
-    assert "neither an image nor a slide" in error_of(text)
+    assert "cannot be read as a slide or an image" in error_of(text)
     folder = tmp_path / "folder.tif"
     folder.mkdir()
     error_of(folder)

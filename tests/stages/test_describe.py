@@ -111,7 +111,7 @@ def test_a_bad_image_is_a_row_and_the_others_go_on(cohort, rng):
     found = {row["pair"]: (row["verdict"], row["reason"]) for row in rows if row["stain"] == "he"}
     assert found["good"] == ("accept", None)
     assert found["blank"] == ("refuse", "blank.he.png: no tissue found on it")
-    assert found["cut"][1].startswith("cut.he.png: cannot be read as an image")
+    assert found["cut"][1].startswith("cut.he.png: cannot be read as a slide or an image")
     assert found["missing"][1].startswith("missing.he.png: no such file")
     assert found["lost"][1] == "good.he.png: no resolution in the file; give he_mpp in pairs.tsv"
     assert all("\n" not in reason for _, reason in found.values() if reason)
