@@ -28,6 +28,7 @@ from hemera.config import (
     TrainSegmentationOptions,
     load,
 )
+from hemera.files import layout
 from hemera.stages import evaluate, train_generation, train_segmentation
 
 F1_LEAST = 0.6
@@ -109,36 +110,29 @@ def main() -> None:
 
         index = given.index.resolve() if given.index else make_index(folder / "graph")
         said(f"demo cohort up to its index: {'given' if given.index else minutes()}")
-        generator = {
-            "generator": folder / "generator.safetensors",
-            "generator_metadata": folder / "generator.json",
-        }
+        generator, generator_metadata, generation_history = (
+            layout.path(pattern, folder, generator="demo")
+            for pattern in (layout.GENERATOR, layout.GENERATOR_METADATA, layout.GENERATION_HISTORY)
+        )
         train_generation.run(
-            index=index, checkpoints=folder / "checkpoints", generator=generator["generator"],
-            metadata=generator["generator_metadata"], history=folder / "generation.parquet",
-            options=generation,
+            index=index, checkpoints=folder / "checkpoints", generator=generator,
+            metadata=generator_metadata, history=generation_history, options=generation,
         )  # fmt: skip
         said(f"GenerationNet, {generation.epochs} epochs: {minutes()}")
         for branch in (segmentation.generation_branch, "none"):
-            paths = {
-                "segmenter": folder / f"{branch}.safetensors",
-                "metadata": folder / f"{branch}.json",
-                "history": folder / f"{branch}.history.parquet",
-            }
             train_segmentation.run(
-                index=index, checkpoints=folder / "checkpoints", **generator, **paths,
+                index=index, checkpoints=folder / "checkpoints", generator=generator,
+                generator_metadata=generator_metadata,
+                segmenter=layout.path(layout.SEGMENTER, folder),
+                metadata=layout.path(layout.SEGMENTER_METADATA, folder),
+                history=layout.path(layout.SEGMENTATION_HISTORY, folder),
                 options=segmentation.replace(generation_branch=branch),
             )  # fmt: skip
             took = minutes()
             measured = folder / f"{branch}.metrics.parquet"
             evaluate.run(
-                index=index,
-                generator_weights=(generator["generator"],),
-                generator_metadata=(generator["generator_metadata"],),
-                generator_histories=(folder / "generation.parquet",),
-                segmenter=paths["segmenter"], segmenter_metadata=paths["metadata"],
-                segmentation_history=paths["history"], report=folder / "report.html",
-                preset="demo", tiles=folder / f"{branch}.tiles.parquet", metrics=measured,
+                index=index, results=folder, preset="demo",
+                tiles=folder / f"{branch}.tiles.parquet", metrics=measured,
                 page=folder / f"{branch}.html", options=EvaluateOptions(torch_threads=2),
             )  # fmt: skip
             metrics = pq.read_table(measured).to_pylist()

@@ -149,6 +149,11 @@ class Pair(BaseModel):
         given = [path for path in (self.he_landmarks, self.her2_landmarks) if path is not None]
         return tuple(dict.fromkeys(given))
 
+    @property
+    def has_landmarks(self) -> bool:
+        """Whether errors at landmarks are measured: of whole slides only."""
+        return bool(self.landmarks) and not self.in_block
+
 
 COLUMNS = tuple(Pair.model_fields)
 REQUIRED = ("pair", "case", "dataset", "he", "her2")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import json
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from hemera.config.base import Options
 from hemera.errors import TableError
 from hemera.files.atomic import replacing
+from hemera.files.faults import translated
 
 STAINS = ("he", "her2")
 
@@ -228,6 +228,9 @@ MASK = pa.schema(
 """mask: one row per tile and engine."""
 
 MASK_STATISTICS = tuple(MASK.names[3:17])
+"""The columns of MASK that describe a mask."""
+
+MASK_COLUMNS = (*MASK_STATISTICS, "shard", "offset", "length", "sha256")
 """The columns of MASK that tables of tiles contain per engine, as ``{engine}_{name}``."""
 
 CELLS = pa.schema(
@@ -313,18 +316,9 @@ METRICS = pa.schema(
 def filtered(engines: Sequence[str]) -> pa.Schema:
     """Return the schema of filter's table of all tiles, with the statistics of `engines`."""
     mask = [
-        field
+        MASK.field(name).with_name(f"{engine}_{name}").with_nullable(True)
         for engine in engines
-        for field in (
-            *(
-                MASK.field(name).with_name(f"{engine}_{name}").with_nullable(True)
-                for name in MASK_STATISTICS
-            ),
-            pa.field(f"{engine}_shard", pa.string()),
-            pa.field(f"{engine}_offset", pa.int64()),
-            pa.field(f"{engine}_length", pa.int64()),
-            pa.field(f"{engine}_sha256", pa.string()),
-        )
+        for name in MASK_COLUMNS
     ]
     return pa.schema(
         [
@@ -358,31 +352,23 @@ def write(
     schema: pa.Schema,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a table in one step; a reader sees either the old or the complete new file.
+    """Write a table atomically.
 
     Args:
         path: where it is written.
-        rows: a table that has the schema's columns, or one mapping per row; a missing key
-            is an empty value.
+        rows: a table with the columns of the schema, or one mapping per row; a missing key is an
+            empty value.
         schema: names, types and which columns have no empty values.
         metadata: key-value metadata of the file.
 
     Raises:
-        TableError: when a row lacks a column that must not be empty, has a column that the schema
-            lacks or of another type.
+        TableError: when the rows do not fit the schema.
     """
-    try:
-        if isinstance(rows, pa.Table):
-            _check_empty(path, rows, schema)
-            table = rows.select(schema.names).cast(schema)
-        else:
-            table = _from_rows(path, list(rows), schema)
-            _check_empty(path, table, schema)
+    with translated(TableError, f"{path.name}: the rows do not fit the schema ({{error}})"):
+        if not isinstance(rows, pa.Table):
+            rows = pa.Table.from_pylist(list(rows), schema=schema)
+        table = rows.select(schema.names).cast(schema)
         table.validate(full=True)
-    except (pa.ArrowException, OverflowError, KeyError) as error:
-        raise TableError(
-            f"{path.name}: {_one_line(error)}; the rows do not fit the schema"
-        ) from error
     table = table.replace_schema_metadata(dict(metadata) if metadata else None)
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -393,33 +379,23 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
 
     Args:
         path: a Parquet file.
-        schema: the schema it was written with.
-        columns: the columns wanted; None for all.
+        schema: the schema with which it was written.
+        columns: the columns to read; None: all.
 
     Raises:
-        TableError: when the file is not Parquet, lacks columns or has other types.
+        TableError: when the file is missing, is not Parquet, lacks columns or has other types.
     """
-    wanted = list(columns) if columns is not None else schema.names
-    found = _schema(path).names
-    lacking = [name for name in wanted if name not in found]
+    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
+    lacking = [name for name in wanted.names if name not in _stored_schema(path).names]
     if lacking:
         raise TableError(
             f"{path}: lacks the columns {', '.join(lacking)}; it is of another version, "
             "run its stage again"
         )
-    try:
-        table = pq.read_table(path, columns=wanted, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-    part = pa.schema([schema.field(name) for name in wanted])
-    _check_empty(path, table, part)
-    try:
-        return table.select(wanted).cast(part)
-    except pa.ArrowException as error:
-        raise TableError(
-            f"{path}: has other types than expected ({_one_line(error)}); it is of another "
-            "version, run its stage again"
-        ) from error
+    with translated(TableError, f"{path}: {_UNREADABLE}"):
+        table = pq.read_table(path, columns=wanted.names, partitioning=None)
+    with translated(TableError, f"{path}: another version ({{error}}); run its stage again"):
+        return table.select(wanted.names).cast(wanted)
 
 
 def described(
@@ -453,51 +429,15 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         TableError: when it is not a Parquet file.
     """
-    raw = _schema(path).metadata or {}
+    raw = _stored_schema(path).metadata or {}
     return {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
 
 
-def _schema(path: Path) -> pa.Schema:
-    try:
+_UNREADABLE = "not a Parquet file ({error}); delete it and run its stage again"
+
+
+def _stored_schema(path: Path) -> pa.Schema:
+    if not path.exists():
+        raise TableError(f"{path}: no such table; run the stage that writes it")
+    with translated(TableError, f"{path}: {_UNREADABLE}"):
         return pq.read_schema(path)
-    except FileNotFoundError:
-        raise TableError(f"{path}: no such table; run the stage that makes it") from None
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: BaseException) -> TableError:
-    return TableError(
-        f"{path}: not a Parquet file ({_one_line(error)}); delete it and run its stage again"
-    )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _from_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Make a table of rows, rejecting what pyarrow would silently drop or cut."""
-    names = set(schema.names)
-    unknown = sorted({name for row in rows for name in row.keys() - names})
-    if unknown:
-        raise TableError(
-            f"{path.name}: rows have the columns {', '.join(unknown)}, which the schema lacks; "
-            "the rows do not fit the schema"
-        )
-    whole = [field.name for field in schema if pa.types.is_integer(field.type)]
-    for name in whole:
-        for row in rows:
-            value = row.get(name)
-            if value is not None and not isinstance(value, numbers.Integral):
-                raise TableError(
-                    f"{path.name}: {value!r} in {name} is not a whole number; the rows do not fit "
-                    "the schema"
-                )
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _check_empty(path: Path, table: pa.Table, schema: pa.Schema) -> None:
-    for field in schema:
-        if not field.nullable and table.column(field.name).null_count:
-            raise TableError(f"{path.name}: empty values in {field.name}; every row must have one")

@@ -61,13 +61,3 @@ def path(pattern: str, results: Path = Path(RESULTS), **wildcards: str) -> Path:
         wildcards: values of the pattern's names in braces.
     """
     return results / pattern.removeprefix(f"{RESULTS}/").format(**wildcards)
-
-
-def unit(path: Path, pattern: str) -> str:
-    """Return the unit in the name of a file that a pattern describes."""
-    return path.name.removesuffix(pattern.partition("{unit}")[2])
-
-
-def member(path: Path) -> str:
-    """Return how tables name a shard: relative to the folder of results."""
-    return f"{path.parent.name}/{path.name}"

@@ -1,9 +1,4 @@
-"""evaluate: generators and SegmentationNet on the test subsets, next to trivial baselines.
-
-Reads the index, the tiles of the test subsets and the trained networks; writes metrics per tile,
-metrics per group of tiles and a page. The threshold is an option, never fitted to test tiles. A
-network without test tiles is not an error: its rows are absent, and the page states it.
-"""
+"""Evaluate generators and SegmentationNet on the test subsets, next to trivial baselines."""
 
 from __future__ import annotations
 
@@ -14,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -22,10 +16,10 @@ from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.errors import ConfigError
 from hemera.evaluation import baselines, image_quality
 from hemera.evaluation.image_quality import SEGMENTER, Features, Rows
 from hemera.evaluation.perceptual import FeatureExtractors
+from hemera.files import layout
 from hemera.masks import label_format
 from hemera.networks import storage
 from hemera.reports.evaluation import Example, evaluation_page
@@ -38,55 +32,45 @@ log = logging.getLogger(__name__)
 def run(
     *,
     index: Path,
-    generator_weights: tuple[Path, ...],
-    generator_metadata: tuple[Path, ...],
-    generator_histories: tuple[Path, ...],
-    segmenter: Path,
-    segmenter_metadata: Path,
-    segmentation_history: Path,
-    report: Path,
+    results: Path = Path(layout.RESULTS),
     preset: str,
     tiles: Path,
     metrics: Path,
     page: Path,
     options: EvaluateOptions,
 ) -> None:
-    """Evaluate the networks.
+    """Evaluate generators and SegmentationNet on the test tiles of the index.
+
+    A network without test tiles has no rows.
 
     Args:
-        index: the index; its columns generation_split and segmentation_split name the test tiles.
-        generator_weights: one file for each of `options.names(preset)`, in this order.
-        generator_metadata: the JSON beside each of them.
-        generator_histories: tables of their trainings.
-        segmenter: weights of SegmentationNet, with its frozen generator.
-        segmenter_metadata: the JSON beside them.
-        segmentation_history: table of its training.
-        report: the page about the data, to which the page links.
+        index: the index; its shards are beside its folder.
+        results: folder of results, with the trained networks.
         preset: preset of the cohort, the name of the configured generator.
-        tiles: written: `tables.EVALUATION_TILES`.
-        metrics: written: `tables.METRICS`.
-        page: written: the page.
-        options: the options.
+        tiles: written: table of metrics per tile.
+        metrics: written: table of metrics per group of tiles.
+        page: written: HTML.
 
     Raises:
-        ConfigError: another number of files than of generators.
-        TrainingError: weights that do not fit; networks of another index than this one.
+        TrainingError: weights that do not fit, or networks trained on another index.
     """
     opened = TileIndex(index)
     names = options.names(preset)
-    files = generator_weights, generator_metadata, generator_histories
-    if any(len(given) != len(names) for given in files):
-        raise ConfigError(
-            f"evaluate: {', '.join(str(len(given)) for given in files)} files of weights, metadata "
-            f"and histories; give one of each for {', '.join(names)}"
-        )
     nets: dict[str, nn.Module] = {}
     trained = []
-    for name, weights, described, history in zip(names, *files, strict=True):
+    for name in names:
+        weights, described, history = (
+            layout.path(pattern, results, generator=name)
+            for pattern in (layout.GENERATOR, layout.GENERATOR_METADATA, layout.GENERATION_HISTORY)
+        )
         nets[name], found = storage.load_generation(weights, described)
         trained.append(_trained(name, "generation", found, history, opened))
-    net, found = storage.load_segmentation(segmenter, segmenter_metadata)
-    trained.append(_trained(SEGMENTER, "segmentation", found, segmentation_history, opened))
+    segmenter, described, history = (
+        layout.path(pattern, results)
+        for pattern in (layout.SEGMENTER, layout.SEGMENTER_METADATA, layout.SEGMENTATION_HISTORY)
+    )
+    net, found = storage.load_segmentation(segmenter, described)
+    trained.append(_trained(SEGMENTER, "segmentation", found, history, opened))
     with session.session(
         seed=options.seed, threads=options.torch_threads, device=options.device
     ) as device:
@@ -106,8 +90,7 @@ def run(
         "epochs": json.dumps({each.name: each.metadata.get("epoch") for each in trained}),
         **extractors.provenance(),
     }
-    tile_table = pa.Table.from_pylist(rows, schema=tables.EVALUATION_TILES)
-    tables.write(tiles, tile_table, tables.EVALUATION_TILES, provenance)
+    tables.write(tiles, rows, tables.EVALUATION_TILES, provenance)
     tables.write(metrics, summaries, tables.METRICS, provenance)
     evaluation_page(
         page,
@@ -118,7 +101,7 @@ def run(
         index_metadata=opened.metadata,
         examples=examples,
         options=options,
-        report=Path(os.path.relpath(report, page.parent)).as_posix(),
+        report=Path(os.path.relpath(layout.path(layout.REPORT, results), page.parent)).as_posix(),
     )
 
 

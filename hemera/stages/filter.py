@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from hemera import tables
 from hemera.config import FilterOptions
 from hemera.dataset import criteria
-from hemera.errors import ConfigError, TableError
+from hemera.errors import TableError
+from hemera.files import layout
 from hemera.sheet import Pair, read_sheet, units
 
 log = logging.getLogger(__name__)
@@ -23,52 +24,46 @@ def run(
     *,
     sheet: Path,
     block_count: int,
-    tile_folder: Path,
-    mask_folder: Path,
+    results: Path = Path(layout.RESULTS),
     engines: tuple[str, ...],
     tiles: Path,
     funnel: Path,
     options: FilterOptions,
 ) -> None:
-    """Join the tables of all units, accept or refuse every tile, count the refusals.
+    """Accept or reject every tile, and count the reasons.
 
     Args:
-        sheet: the sheet of pairs; gives data set and score.
-        block_count: blocks that image pairs are cut into.
-        tile_folder: folder of tile's tables ``{unit}.parquet`` and ``{unit}.pairs.parquet``.
-        mask_folder: folder of mask's tables ``{unit}.parquet``.
+        sheet: the sheet of pairs.
+        block_count: number of blocks into which image pairs are divided.
+        results: folder of results, with the tables of the stages tile and mask.
         engines: mask engines whose statistics are included, in this order.
-        tiles: table of all tiles, `tables.filtered`, sorted by tile.
-        funnel: counts per data set, score and reason, `tables.FUNNEL`.
-        options: thresholds.
+        tiles: written: table of all tiles, with the decision and its reason.
+        funnel: written: table of counts per data set, score and reason.
 
     Raises:
-        ConfigError: when agreement is required of a single engine.
         TableError: when a unit's tables of tile and mask do not list the same tiles.
     """
-    if options.require_agreement is not None and len(engines) < 2:
-        raise ConfigError(
-            f"filter.require_agreement: {options.require_agreement} with only one engine; give two "
-            "mask.engines or require_agreement: none"
-        )
-    pairs = read_sheet(sheet)
-    by_name = {pair.pair: pair for pair in pairs.pairs}
-    schema = tables.filtered(engines)
+    opened = read_sheet(sheet)
+    by_name = {pair.pair: pair for pair in opened.pairs}
     parts = []
     sources: dict[str, str] = {}
-    for unit in units(pairs, block_count):
-        tile_table = tables.read(tile_folder / f"{unit}.parquet", tables.TILE)
-        pair_table = tables.read(tile_folder / f"{unit}.pairs.parquet", tables.PAIRS)
-        mask_table = tables.read(mask_folder / f"{unit}.parquet", tables.MASK)
+    for unit in units(opened, block_count):
+        tile_path, pair_path, mask_path = (
+            layout.path(pattern, results, unit=unit)
+            for pattern in (layout.TILES, layout.PAIRS, layout.MASKS)
+        )
+        tile_table = tables.read(tile_path, tables.TILE)
+        pair_table = tables.read(pair_path, tables.PAIRS)
+        mask_table = tables.read(mask_path, tables.MASK)
         parts.append(_join(unit, tile_table, pair_table, mask_table, by_name, engines))
-        for stage, folder in (("tile", tile_folder), ("mask", mask_folder)):
-            # Units differ in their stages: a block is not registered.
-            sources = tables.inherited(stage, folder / f"{unit}.parquet") | sources
+        # Units differ in their stages: a block is not registered.
+        sources = tables.inherited("tile", tile_path) | sources
+        sources = tables.inherited("mask", mask_path) | sources
     table = pa.concat_tables(parts).sort_by("tile")
     reasons = criteria.refusals(table, options.model_dump(), engines)
     table = table.append_column("accepted", pa.array(reasons == ""))
     table = table.append_column("reason", pa.array(reasons, pa.string(), mask=reasons == ""))
-    tables.write(tiles, table, schema, {**sources, **tables.provenance(options)})
+    tables.write(tiles, table, tables.filtered(engines), {**sources, **tables.provenance(options)})
     tables.write(funnel, count(table), tables.FUNNEL)
     refused = collections.Counter(reasons.tolist())
     accepted = refused.pop("", 0)
@@ -76,10 +71,7 @@ def run(
     for name, tile_count in refused.items():
         log.info("%s: %d tiles refused", name, tile_count)
     if not accepted:
-        log.warning(
-            "no tile is accepted; see the funnel in the report, and filter's thresholds in "
-            "config.yaml"
-        )
+        log.warning("no tile is accepted; see the counts in the report")
 
 
 def count(table: pa.Table) -> pa.Table:
@@ -126,6 +118,6 @@ def _join(
                 f"{unit}: {own.num_rows} masks of {engine} beside {tile_table.num_rows} tiles, or "
                 "in another order; run stage mask again"
             )
-        for name in (*tables.MASK_STATISTICS, "shard", "offset", "length", "sha256"):
+        for name in tables.MASK_COLUMNS:
             table = table.append_column(f"{engine}_{name}", own.column(name))
     return table

@@ -12,6 +12,7 @@ import numpy as np
 from hemera import tables
 from hemera.config import LandmarksOptions
 from hemera.errors import ConfigError, RegistrationError, SheetError, TableError
+from hemera.files import layout
 from hemera.files.atomic import write_text
 from hemera.registration.canvas import size_um
 from hemera.registration.displacement import Displacement, none, of_registered
@@ -40,51 +41,36 @@ def run(
     unit: str | None = None,
     images_table: Path | None = None,
     displacement: Path | None = None,
-    folder: Path | None = None,
+    results: Path = Path(layout.RESULTS),
     errors: Path,
     predictions: Path,
     options: LandmarksOptions,
 ) -> None:
-    """Compute the errors of one pair (`unit`, `images_table`), or of the cohort (`folder`).
+    """Compute the registration error at landmarks of one pair, or the figures of the cohort.
 
-    The target registration error of a point: its H&E side is mapped to HER2; the error is the
-    distance to the HER2 side there. ACROBAT's goes the other way, see
-    `hemera.registration.landmark_errors.official_error`. Where several annotators marked a point,
-    their distances are averaged in both. A displacement is measured regardless of its certificate.
-
-    A landmark file that cannot be read does not fail the job: the table then has zero rows. A pair
-    without displacement has rows without prediction and without target registration error. The
-    reason is in the table's metadata, ``reason``.
-
-    In the cohort's table, ACROBAT's figures are the median (ranking of 2022), mean (2023) and
-    standard deviation over pairs of the 90th percentile over points. A pair without displacement
-    counts with its unregistered coordinates in these, and not in the other figures.
+    A landmark file that cannot be read does not fail the job: the table then has no rows, and the
+    reason is in its metadata. A displacement is measured regardless of its certificate.
 
     Args:
         sheet: the sheet of pairs.
-        unit: the pair; None: the cohort.
-        images_table: table `tables.DESCRIBE` of the pair: sizes and resolutions.
-        displacement: from H&E to HER2; None for a pair that comes registered.
-        folder: of the cohort: with ``{pair}.parquet`` and ``{pair}.csv`` of all pairs.
-        errors: table `tables.LANDMARKS`, one row per point; of the cohort
-            `tables.LANDMARKS_COHORT`.
-        predictions: the rows of an ACROBAT file with their H&E coordinates predicted, empty where
-            there is no prediction, in the file's unit; the header alone for other files.
-        options: settings.
+        unit: name of the pair; without it, the tables of all pairs are summarised.
+        images_table: the table of stage describe, for one pair.
+        displacement: displacement of the pair; without it, the pair is registered on input.
+        results: folder of results, with the tables of all pairs, for the cohort.
+        errors: written: table with one row per point, or one row per pair and aggregation.
+        predictions: written: CSV with the rows of an ACROBAT file, H&E coordinates predicted, in
+            the unit of the file.
 
     Raises:
-        ConfigError: when neither a pair nor the cohort is given.
-        SheetError: when the sheet has no such pair, or no landmarks for it.
+        SheetError: when the sheet has no such pair, or no landmarks.
         TableError: when a landmark file, the displacement or a pair's table is missing.
     """
-    if unit is not None and images_table is not None:
-        _run_pair(sheet, unit, images_table, displacement, errors, predictions, options)
-    elif folder is not None:
-        _run_cohort(sheet, folder, errors, predictions, options)
+    if unit is None:
+        _run_cohort(sheet, results, errors, predictions, options)
+    elif images_table is None:
+        raise ConfigError("--images-table is missing; it is needed with --unit")
     else:
-        raise ConfigError(
-            "landmarks: neither a pair nor the cohort; give --unit and --images-table, or --folder"
-        )
+        _run_pair(sheet, unit, images_table, displacement, errors, predictions, options)
 
 
 def _run_pair(
@@ -102,7 +88,7 @@ def _run_pair(
             raise TableError(f"{path}: no such file; run register, or name another in pairs.tsv")
     images = tables.described(images_table)[unit]
     described = {stain: row for stain, row in images.items() if row["mpp"] is not None}
-    he_mpp, her2_mpp = (described.get(stain, {}).get("mpp") for stain in tables.STAINS)
+    he_mpp, her2_mpp = (images[stain]["mpp"] for stain in tables.STAINS)
     landmarks, d, reason = NONE, none(), None
     try:
         landmarks = read_landmarks(pair, he_mpp, her2_mpp, options.coordinates)
@@ -137,7 +123,7 @@ def _run_pair(
 def _displacement(
     pair: Pair, described: Mapping[str, Mapping[str, Any]], path: Path | None
 ) -> Displacement:
-    """Return the displacement to measure: that of a file, or of a pair that comes registered."""
+    """Return the displacement to measure: that of a file, or of a pair registered on input."""
     if path is not None:
         d = read_displacement(path)
         if d.empty:
@@ -145,20 +131,15 @@ def _displacement(
         return d
     if len(described) < len(tables.STAINS):
         raise RegistrationError("an image without resolution; give he_mpp, her2_mpp in pairs.tsv")
-    he, her2 = described["he"], described["her2"]
-    return of_registered(
-        (he["width_px"], he["height_px"]),
-        he["mpp"],
-        (her2["width_px"], her2["height_px"]),
-        her2["mpp"],
-        mirror=pair.mirrored,
-    )
+    he, her2 = (described[stain] for stain in tables.STAINS)
+    sizes = [(row["width_px"], row["height_px"]) for row in (he, her2)]
+    return of_registered(sizes[0], he["mpp"], sizes[1], her2["mpp"], mirror=pair.mirrored)
 
 
 def _run_cohort(
-    sheet: Path, folder: Path, errors: Path, predictions: Path, options: LandmarksOptions
+    sheet: Path, results: Path, errors: Path, predictions: Path, options: LandmarksOptions
 ) -> None:
-    pairs = [pair for pair in read_sheet(sheet).pairs if pair.landmarks and not pair.in_block]
+    pairs = [pair for pair in read_sheet(sheet).pairs if pair.has_landmarks]
     if not pairs:
         raise SheetError(
             f"{sheet.name}: no pair has landmarks; give he_landmarks and her2_landmarks"
@@ -166,7 +147,7 @@ def _run_cohort(
     pairs.sort(key=lambda pair: pair.pair)
     rows: list[dict[str, Any]] = []
     for pair in pairs:
-        path = folder / f"{pair.pair}.parquet"
+        path = layout.path(layout.LANDMARK_ERRORS, results, unit=pair.pair)
         table = tables.read(path, tables.LANDMARKS)
         figures = pair_figures(table.to_pydict())
         reason = tables.read_metadata(path).get("reason")
@@ -183,9 +164,11 @@ def _run_cohort(
             "%s over %d pairs, %d of them without displacement: %s",
             row["aggregation"], row["pairs"], row["unregistered"], ", ".join(values) or "none",
         )  # fmt: skip
-    for dataset in sorted({pair.dataset for pair in pairs}):
+    datasets = sorted({pair.dataset for pair in pairs})
+    for dataset in datasets if len(datasets) > 1 else ():
         own = [row for row in rows if row["dataset"] == dataset]
         whole += [{**row, "dataset": dataset} for row in cohort_figures(own)]
-    write_text(predictions, join_predictions([folder / f"{pair.pair}.csv" for pair in pairs]))
+    files = [layout.path(layout.LANDMARK_PREDICTIONS, results, unit=pair.pair) for pair in pairs]
+    write_text(predictions, join_predictions(files))
     metadata = tables.provenance(options)
     tables.write(errors, [*rows, *whole], tables.LANDMARKS_COHORT, metadata)

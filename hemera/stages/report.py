@@ -18,7 +18,6 @@ from hemera import tables
 from hemera.config import ReportOptions
 from hemera.dataset import statistics
 from hemera.dataset.shards import read_member
-from hemera.errors import ShardError, TableError
 from hemera.files import layout
 from hemera.imaging.codecs import decode, decode_mask
 from hemera.registration.canvas import size_um
@@ -27,17 +26,9 @@ from hemera.registration.local_quality import LocalQuality
 from hemera.reports import data, filters, pictures, registration
 from hemera.reports import tiles as galleries
 from hemera.reports.html import write_page
-from hemera.sheet import read_sheet
+from hemera.sheet import read_sheet, units
 
 log = logging.getLogger(__name__)
-
-PATTERNS = {
-    "certificate": layout.CERTIFICATE,
-    "displacement": layout.DISPLACEMENT,
-    "quality": layout.QUALITY,
-    "images": layout.IMAGES_TABLE,
-}
-"""Files of a registered pair."""
 
 REGISTRATION_BYTES = 11_000_000
 PAIR_BYTES = 20_000_000
@@ -47,65 +38,49 @@ PAIR_BYTES = 20_000_000
 def run(
     *,
     sheet: Path,
+    block_count: int,
+    results: Path = Path(layout.RESULTS),
     preset: str,
-    images_tables: tuple[Path, ...],
-    certificates: tuple[Path, ...] = (),
-    displacements: tuple[Path, ...] = (),
-    qualities: tuple[Path, ...] = (),
-    landmarks: Path | None = None,
-    tile_shards: tuple[Path, ...],
-    pair_tables: tuple[Path, ...],
-    mask_shards: tuple[Path, ...],
-    funnel: Path,
-    index: Path,
     page: Path,
     pairs: Path,
     options: ReportOptions,
 ) -> None:
-    """Write the page from tables and thumbnails; pixels are read only of the tiles shown.
+    """Write the page about the data.
+
+    Reads tables and thumbnails of all stages up to index, and the pixels of the tiles shown.
 
     Args:
         sheet: the sheet of pairs.
-        preset: preset of the cohort; ``demo`` puts a banner on the page.
-        images_tables: describe's tables of all units.
-        certificates: register's tables of the pairs registered here.
-        displacements: their displacements.
-        qualities: their tables of local quality.
-        landmarks: landmarks' table of the cohort; None: no pair has landmarks.
-        tile_shards: tile's shards of all units.
-        pair_tables: tile's tables of pairs of all units.
-        mask_shards: mask's shards of all units.
-        funnel: filter's counts.
-        index: the index.
-        page: the page, HTML of at most 30 MB; written last.
-        pairs: folder of a page ``{pair}.html`` for each registered pair beyond those on the page.
-        options: sizes of the galleries.
-
-    Raises:
-        SheetError: when the sheet cannot be used.
-        TableError: when a table is missing or of another version.
-        ShardError: when a shard does not contain what the index names.
-        RegistrationError: when a displacement cannot be read.
+        block_count: number of blocks into which image pairs are divided.
+        results: folder of results.
+        preset: preset of the cohort; demo puts a banner on the page.
+        page: written: HTML of at most 30 MB.
+        pairs: written: folder with a page {pair}.html for each registered pair that is not on the
+            page.
     """
-    cohort = _read_cohort(sheet, preset, images_tables, certificates, pair_tables, funnel, index)
-    registered = _pair_files(
-        certificate=certificates,
-        displacement=displacements,
-        quality=qualities,
-        images=images_tables,
-    )
-    errors = _landmark_errors(landmarks, cohort)
-    shards = {layout.member(path): path for path in (*tile_shards, *mask_shards)}
+    cohort = _read_cohort(sheet, block_count, results, preset)
+    errors = _landmark_errors(cohort, results)
 
     def read(row: Mapping[str, Any], name: str) -> npt.NDArray[np.uint8]:
-        return _read_tile(shards, row, name)
+        is_stain = name in tables.STAINS
+        member = read_member(
+            results / row["shard" if is_stain else f"{name}_shard"],
+            int(row[f"{name}_offset"]),
+            int(row[f"{name}_length"]),
+        )
+        return decode(member) if is_stain else decode_mask(member)
 
     rejections = statistics.rejections(cohort.funnel)
     biases = statistics.selection_bias(rejections)
     agreement = data.agreement(
         statistics.agreement(cohort.accepted, cohort.engines), cohort.engines
     )
-    rows = [row for paths in registered.values() for row in _certificates(paths["certificate"])]
+    rows = [
+        row
+        for pair in cohort.pairs
+        if not pair.registered
+        for row in _certificates(layout.path(layout.CERTIFICATE, results, unit=pair.pair))
+    ]
     drawn = options.gallery_tiles, options.seed
     content = {
         "title": f"HEMERA data report: {cohort.sheet}",
@@ -114,7 +89,7 @@ def run(
         "headline": data.headline(cohort),
         "warnings": [*data.warnings(cohort, biases, agreement), *registration.warnings(rows)],
         "pairs": data.pair_table(cohort),
-        **_registrations(rows, registered, errors, cohort, page, pairs, options.worst_pairs),
+        **_registrations(rows, errors, cohort, results, page, pairs, options.worst_pairs),
         "landmarks": [row for row in errors if row["aggregation"] == "pair" and row["points"]],
         "cohort_errors": [row for row in errors if row["aggregation"] != "pair"],
         "filters": filters.filters(cohort, rejections),
@@ -135,30 +110,25 @@ def run(
     log.info("%s: %.1f MB", page.name, page.stat().st_size / 1e6)
 
 
-def _read_cohort(
-    sheet: Path,
-    preset: str,
-    images_tables: Sequence[Path],
-    certificates: Sequence[Path],
-    pair_tables: Sequence[Path],
-    funnel: Path,
-    index: Path,
-) -> data.Cohort:
+def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> data.Cohort:
+    opened = read_sheet(sheet)
+    found = units(opened, block_count)
+
+    def paths(pattern: str) -> list[Path]:
+        return [layout.path(pattern, results, unit=unit) for unit in found]
+
+    index = layout.path(layout.INDEX, results)
     metadata = tables.read_metadata(index)
-    for stage, paths in (("describe", images_tables), ("register", certificates)):
-        for path in paths[:1]:
-            own = tables.read_metadata(path).get("options", "{}")
-            metadata = {f"options_{stage}": own, **metadata}
-    schema = tables.index(json.loads(metadata.get("mask_engines", "[]")))
+    schema = tables.index(json.loads(metadata["mask_engines"]))
     columns = [name for name in schema.names if not name.endswith("_sha256")]
     plain = [name for name in tables.DESCRIBE.names if name not in ("tissue", "thumbnail")]
     return data.Cohort(
         sheet=sheet.name,
         preset=preset,
-        pairs=read_sheet(sheet).pairs,
-        outcomes=_frame(pair_tables, tables.PAIRS),
-        images=_frame(images_tables, tables.DESCRIBE, plain),
-        funnel=_frame([funnel], tables.FUNNEL),
+        pairs=opened.pairs,
+        outcomes=_frame(paths(layout.PAIRS), tables.PAIRS),
+        images=_frame(paths(layout.IMAGES_TABLE), tables.DESCRIBE, plain),
+        funnel=_frame([layout.path(layout.FUNNEL, results)], tables.FUNNEL),
         tiles=_frame([index], schema, columns),
         metadata=metadata,
     )
@@ -170,55 +140,26 @@ def _frame(
     return pa.concat_tables([tables.read(path, schema, columns) for path in paths]).to_pandas()
 
 
-def _pair_files(**given: Sequence[Path]) -> dict[str, dict[str, Path]]:
-    """Return the files of each pair registered here, by the names of the arguments."""
-    files = {
-        name: {layout.unit(path, PATTERNS[name]): path for path in paths}
-        for name, paths in given.items()
-    }
-    for unit, path in files["certificate"].items():
-        if not all(unit in own for own in files.values()):
-            raise TableError(f"{path}: give displacement, quality and images table of {unit} too")
-    return {unit: {name: own[unit] for name, own in files.items()} for unit in files["certificate"]}
-
-
 def _certificates(path: Path) -> list[dict[str, Any]]:
-    options = json.loads(tables.read_metadata(path).get("options", "{}"))
+    options = json.loads(tables.read_metadata(path)["options"])
     rows = tables.read(path, tables.CERTIFICATE).to_pylist()
     return [{**row, "options": options} for row in rows]
 
 
-def _landmark_errors(path: Path | None, cohort: data.Cohort) -> list[dict[str, Any]]:
-    """Return the rows of landmarks' table with errors in pixels; one data set is shown once."""
-    if path is None:
+def _landmark_errors(cohort: data.Cohort, results: Path) -> list[dict[str, Any]]:
+    """Return the rows of landmarks' table of the cohort, with errors in pixels too."""
+    if not any(pair.has_landmarks for pair in cohort.pairs):
         return []
-    rows = tables.read(path, tables.LANDMARKS_COHORT).to_pylist()
-    single = len({row["dataset"] for row in rows if row["dataset"]}) == 1
+    rows = tables.read(layout.path(layout.LANDMARK_COHORT, results), tables.LANDMARKS_COHORT)
     he = cohort.images[cohort.images["stain"] == "he"].set_index("pair")["mpp"]
-    return [
-        registration.in_pixels(row, he.get(row["pair"]))
-        for row in rows
-        if row["aggregation"] == "pair" or row["dataset"] is None or not single
-    ]
-
-
-def _read_tile(
-    shards: Mapping[str, Path], row: Mapping[str, Any], name: str
-) -> npt.NDArray[np.uint8]:
-    """Return a stain of a tile (a row of the index), or the label image of an engine."""
-    shard = row["shard" if name in tables.STAINS else f"{name}_shard"]
-    if shard not in shards:
-        raise ShardError(f"{shard}: the index names it, and it is not given; run index again")
-    read = decode if name in tables.STAINS else decode_mask
-    member = read_member(shards[shard], int(row[f"{name}_offset"]), int(row[f"{name}_length"]))
-    return read(member)
+    return [registration.in_pixels(row, he.get(row["pair"])) for row in rows.to_pylist()]
 
 
 def _registrations(
     rows: Sequence[Mapping[str, Any]],
-    files: Mapping[str, Mapping[str, Path]],
     errors: Sequence[Mapping[str, Any]],
     cohort: data.Cohort,
+    results: Path,
     page: Path,
     folder: Path,
     worst: int,
@@ -234,7 +175,7 @@ def _registrations(
     for row in tqdm(ordered, desc="report", unit="pair", disable=None):
         name = row["pair"]
         known = {"row": row, "manual": manual[name], "landmarks": at_landmarks.get(name)}
-        images, local = _pictures(row, files[name])
+        images, local = _pictures(row, results)
         card = {**known, **registration.card(row, images, local)}
         own_page = folder / f"{name}.html"
         # In order: no pair is on the page when a worse one is not.
@@ -262,16 +203,19 @@ def _registrations(
 
 
 def _pictures(
-    row: Mapping[str, Any], files: Mapping[str, Path]
+    row: Mapping[str, Any], results: Path
 ) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Any] | None]:
     """Return the pictures of a pair and its local quality, as far as its images could be read."""
-    described = tables.described(files["images"])[row["pair"]]
-    displacement = read_displacement(files["displacement"])
-    squares = LocalQuality.from_columns(tables.read(files["quality"], tables.QUALITY).to_pydict())
+    images_table, displacement, quality = (
+        layout.path(pattern, results, unit=row["pair"])
+        for pattern in (layout.IMAGES_TABLE, layout.DISPLACEMENT, layout.QUALITY)
+    )
+    described = tables.described(images_table)[row["pair"]]
+    squares = LocalQuality.from_columns(tables.read(quality, tables.QUALITY).to_pydict())
     thumbnails = {
         stain: decode(described[stain]["thumbnail"])
         for stain in tables.STAINS
-        if stain in described and described[stain]["thumbnail"] is not None
+        if described[stain]["thumbnail"] is not None
     }
     if set(thumbnails) != set(tables.STAINS):
         return thumbnails, None
@@ -282,7 +226,7 @@ def _pictures(
         he_um,
         her2_um,
         tuple(described["her2"]["background"] or (255, 255, 255)),
-        displacement,
+        read_displacement(displacement),
         # Where the rigid displacement was kept, it is the final one.
         row["rigid"] if row["map"] == "nonrigid" else None,
     )

@@ -50,7 +50,7 @@ def needs_registration(unit):
 
 def has_landmarks(unit):
     """Whether a unit is a whole-slide pair with landmarks."""
-    return any(pair.landmarks and not pair.in_block for pair in UNITS[unit])
+    return any(pair.has_landmarks for pair in UNITS[unit])
 
 
 def known(wildcards):
@@ -181,19 +181,6 @@ def map_flags(wildcards, input):
         for name in ("displacement", "certificate", "registration_quality")
         if name in input.keys()
         for word in (f"--{name.replace('_', '-')}", str(input[name]))
-    ]
-
-
-def input_flags(wildcards, input):
-    """A flag for each named input that is not empty, with all its files."""
-    return [
-        word
-        for name, files in input.items()
-        if files
-        for word in (
-            f"--{name.replace('_', '-')}",
-            *([files] if isinstance(files, str) else map(str, files)),
-        )
     ]
 
 

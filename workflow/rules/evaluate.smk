@@ -9,14 +9,14 @@ rule evaluate:
     input:
         of_units(layout.TILE_SHARD),
         of_units(layout.MASK_SHARD),
+        ancient(layout.REPORT),
+        of_generators(layout.GENERATOR),
+        of_generators(layout.GENERATOR_METADATA),
+        of_generators(layout.GENERATION_HISTORY),
+        layout.SEGMENTER,
+        layout.SEGMENTER_METADATA,
+        layout.SEGMENTATION_HISTORY,
         index=layout.INDEX,
-        report=ancient(layout.REPORT),
-        generator_weights=of_generators(layout.GENERATOR),
-        generator_metadata=of_generators(layout.GENERATOR_METADATA),
-        generator_histories=of_generators(layout.GENERATION_HISTORY),
-        segmenter=layout.SEGMENTER,
-        segmenter_metadata=layout.SEGMENTER_METADATA,
-        segmentation_history=layout.SEGMENTATION_HISTORY,
         requirements=requirements("evaluate"),
     output:
         tiles=layout.EVALUATED_TILES,
@@ -38,10 +38,5 @@ rule evaluate:
         options=CONFIG.flags("evaluate"),
         version=CONFIG.stages["evaluate"].version,
     shell:
-        "hemera evaluate --index {input.index:q} --generator-weights {input.generator_weights:q}"
-        " --generator-metadata {input.generator_metadata:q}"
-        " --generator-histories {input.generator_histories:q} --segmenter {input.segmenter:q}"
-        " --segmenter-metadata {input.segmenter_metadata:q}"
-        " --segmentation-history {input.segmentation_history:q} --report {input.report:q}"
-        " --preset {params.preset:q} --tiles {output.tiles:q} --metrics {output.metrics:q}"
-        " --page {output.page:q} {params.options} > {log:q} 2>&1"
+        "hemera evaluate --index {input.index:q} --preset {params.preset:q} --tiles {output.tiles:q}"
+        " --metrics {output.metrics:q} --page {output.page:q} {params.options} > {log:q} 2>&1"

@@ -31,5 +31,5 @@ rule filter:
         version=CONFIG.stages["filter"].version,
     shell:
         "hemera filter --sheet {params.sheet:q} --block-count {params.block_count}"
-        " --tile-folder results/tile --mask-folder results/mask --engines {params.engines:q}"
+        " --engines {params.engines:q}"
         " --tiles {output.tiles:q} --funnel {output.funnel:q} {params.options} > {log:q} 2>&1"

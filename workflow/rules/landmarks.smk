@@ -57,10 +57,9 @@ rule landmarks_cohort:
         runtime=15,
     params:
         sheet=sheet_file,
-        rows=digest((pair for pair in SHEET.pairs if pair.landmarks), "landmarks_cohort"),
+        rows=digest((pair for pair in SHEET.pairs if pair.has_landmarks), "landmarks_cohort"),
         options=CONFIG.flags("landmarks"),
         version=CONFIG.stages["landmarks"].version,
     shell:
-        "hemera landmarks --sheet {params.sheet:q} --folder results/landmarks"
-        " --errors {output.errors:q} --predictions {output.predictions:q} {params.options}"
-        " > {log:q} 2>&1"
+        "hemera landmarks --sheet {params.sheet:q} --errors {output.errors:q}"
+        " --predictions {output.predictions:q} {params.options} > {log:q} 2>&1"

@@ -7,16 +7,16 @@
 
 rule report:
     input:
-        images_tables=of_units(layout.IMAGES_TABLE),
-        certificates=of_units(layout.CERTIFICATE, needs_registration),
-        displacements=of_units(layout.DISPLACEMENT, needs_registration),
-        qualities=of_units(layout.QUALITY, needs_registration),
-        landmarks=[layout.LANDMARK_COHORT] if landmark_tables() else [],
-        tile_shards=of_units(layout.TILE_SHARD),
-        pair_tables=of_units(layout.PAIRS),
-        mask_shards=of_units(layout.MASK_SHARD),
-        funnel=layout.FUNNEL,
-        index=layout.INDEX,
+        of_units(layout.IMAGES_TABLE),
+        of_units(layout.CERTIFICATE, needs_registration),
+        of_units(layout.DISPLACEMENT, needs_registration),
+        of_units(layout.QUALITY, needs_registration),
+        [layout.LANDMARK_COHORT] if landmark_tables() else [],
+        of_units(layout.TILE_SHARD),
+        of_units(layout.PAIRS),
+        of_units(layout.MASK_SHARD),
+        layout.FUNNEL,
+        layout.INDEX,
     output:
         page=layout.REPORT,
         pairs=directory(layout.PAIR_PAGES),
@@ -33,12 +33,12 @@ rule report:
         runtime=120,
     params:
         sheet=sheet_file,
-        files=input_flags,
+        block_count=block_count,
         preset=CONFIG.cohort.preset,
         rows=digest(SHEET.pairs, "report"),
         options=CONFIG.flags("report"),
         version=CONFIG.stages["report"].version,
     shell:
-        "hemera report --sheet {params.sheet:q} --preset {params.preset:q} {params.files:q}"
-        " --page {output.page:q} --pairs {output.pairs:q} {params.options}"
-        " > {log:q} 2>&1"
+        "hemera report --sheet {params.sheet:q} --block-count {params.block_count}"
+        " --preset {params.preset:q} --page {output.page:q} --pairs {output.pairs:q}"
+        " {params.options} > {log:q} 2>&1"
