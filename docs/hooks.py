@@ -1,7 +1,7 @@
 """The reference of options, generated from their definitions when the documentation is built."""
 
 from hemera.config import STAGES, CohortOptions
-from hemera.config.base import keys
+from hemera.config.base import keys, range_words
 
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
@@ -25,7 +25,7 @@ def table(cls) -> list[str]:
     """Return the table of one class of options."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for key in keys(cls).values():
-        valid = ", ".join(key.choices) or key.range
+        valid = ", ".join(key.choices) or range_words(key.limits)
         notes = [key.help, f"Valid: {valid}." if valid else "", paper(key)]
         default = "per engine" if isinstance(key.default, dict) else f"`{key.default}`"
         text = " ".join(note for note in notes if note).replace("|", "\\|").replace("\n", " ")

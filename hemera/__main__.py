@@ -1,39 +1,41 @@
 """The command line: ``hemera COMMAND`` for users, ``hemera STAGE`` for the workflow.
 
 A stage's flags are the parameters of its `run` and the options of its section. Only the requested
-command or stage is imported.
+stage is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib
 import inspect
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import cyclopts
 from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.validators import Number
 
 from hemera import __version__
 from hemera.config import STAGES
-from hemera.config.base import Key, Options, keys, nearest
+from hemera.config.base import Key, Options, keys, nearest, range_words
 from hemera.errors import ConfigError, HemeraError
 
-COMMANDS = {
-    "demo": "Write the synthetic cohort with known ground truth.",
-    "sheet": "Write a sheet from a public release, or check one.",
-    "doctor": "Report what can run on this machine and what is missing.",
-    "config": "Print the effective configuration.",
-    "warp": "Transfer points, annotations, labels or a slide between the slides of a pair.",
-    "predict": "Predict HER2-positive regions from an H&E slide alone.",
-    "workflow": "Print the path of the Snakefile, for a study outside of the checkout.",
-    "export": "Write the accepted tiles for WebDataset, Hugging Face or pix2pix.",
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "demo": (),
+    "sheet": ("acrobat", "bci", "mist", "check"),
+    "doctor": (),
+    "config": (),
+    "warp": ("points", "annotations", "labels", "slide"),
+    "predict": (),
+    "workflow": (),
+    "export": ("webdataset", "huggingface", "aligned"),
 }
-"""Everything that is not a stage: the public functions of ``hemera/commands/{name}.py``."""
+"""Commands and their subcommands: the functions of ``hemera/commands/{name}.py``."""
 
 EXTRAS = {
     **dict.fromkeys(
@@ -48,12 +50,6 @@ EXTRAS = {
 }
 """Extra of the package that installs each optional library."""
 
-SUBCOMMANDS = {
-    "sheet": ("acrobat", "bci", "mist", "check"),
-    "warp": ("points", "annotations", "labels", "slide"),
-    "export": ("webdataset", "huggingface", "aligned"),
-}
-
 ABOUT = "From pairs of H&E and HER2 images to a training set and two networks."
 EXAMPLES = """\
 Examples:
@@ -65,24 +61,10 @@ Examples:
 
 log = logging.getLogger("hemera")
 
-_PLAIN: dict[str, Any] = {"help_format": "plaintext"}
 _COMMANDS = Group("Commands for users", sort_key=1)
 _STAGES = Group("Stages, called by the workflow", sort_key=2)
 _FILES = Group("Files and unit", sort_key=1)
 _OPTIONS = Group("Options, as in the section of config.yaml", sort_key=2)
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space and run the same command again; no partial file was left",
-    errno.EDQUOT: "free some of your quota and run the same command again; no partial file was "
-    "left",
-    errno.EROFS: "choose a directory on a writable file system",
-    errno.ENOENT: "check that the path exists",
-    errno.ENOTDIR: "give a directory",
-    errno.EISDIR: "give a file",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.EACCES: "check the permissions, or choose another directory",
-}
-"""What to do about an error of the file system."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -100,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
             given, exit_on_error=False, print_error=False, result_action="return_value"
         )
     except CycloptsError as error:
-        log.error("%s", " ".join(str(error).split()))
+        log.error("%s; see `hemera %s --help`", _usage(error), " ".join(error.command_chain or ()))
         return 2
     except HemeraError as error:
         for line in str(error).splitlines():
@@ -115,44 +97,62 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0)
-        if remedy is None:
+        # Of the file system: its own message names the cause.
+        if error.strerror is None:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        log.error("%s%s; %s", place, error.strerror, remedy)
+        log.error("%s", ": ".join(filter(None, (str(error.filename or ""), error.strerror))))
         return 1
     return result if isinstance(result, int) else 0
 
 
+def _usage(error: CycloptsError) -> str:
+    """Return what is wrong with the words of the command line."""
+    argument = error.argument
+    if argument is not None and isinstance(error, cyclopts.MissingArgumentError):
+        return f"{argument.name} is missing"
+    if argument is not None and isinstance(error, cyclopts.ValidationError):
+        limits: dict[str, float] = {}
+        for each in cast(tuple[Number, ...], argument.parameter.validator):
+            bounds = {"ge": each.gte, "gt": each.gt, "le": each.lte, "lt": each.lt}
+            limits |= {
+                name: float(value)
+                for name, value in bounds.items()
+                if value is not None and math.isfinite(value)
+            }
+        return (
+            f"{argument.name}: {argument.value} is out of range; give a value {range_words(limits)}"
+        )
+    return " ".join(str(error).split()).rstrip(".")
+
+
 def _app(wanted: str) -> App:
-    """Return the application, with the wanted command complete and the others as names."""
+    """Return the application: the wanted stage, or all commands and the names of all stages."""
     app = App(
         "hemera",
         help=ABOUT,
-        help_epilogue=EXAMPLES,
+        help_format="plaintext",
         version=__version__,
         suppress_keyboard_interrupt=False,
-        **_PLAIN,
     )
+    if wanted in STAGES:
+        app.command(_stage(wanted), name=wanted)
+        return app
+    app.help_epilogue = EXAMPLES
     for flag in ("--help", "--version"):
         app[flag].group = _COMMANDS
-    for number, (name, text) in enumerate(COMMANDS.items()):
-        kind: dict[str, Any] = {"sort_key": number, "help_epilogue": "", **_PLAIN}
-        if name in SUBCOMMANDS or name != wanted:
-            kind["help"] = text
-        if name not in SUBCOMMANDS:
-            app.command(f"hemera.commands.{name}:{name}", name=name, group=_COMMANDS, **kind)
+    for number, (name, functions) in enumerate(COMMANDS.items()):
+        module = importlib.import_module(f"hemera.commands.{name}")
+        kind: dict[str, Any] = {"group": _COMMANDS, "sort_key": number, "help_epilogue": ""}
+        if not functions:
+            app.command(getattr(module, name), name=name, **kind)
             continue
-        app.command(App(name, group=_COMMANDS, **kind))
-        for function in SUBCOMMANDS[name] if name == wanted else ():
-            module = importlib.import_module(f"hemera.commands.{name}")
-            app[name].command(getattr(module, function), **_PLAIN)
+        group = App(name, help=module.__doc__, **kind)
+        for function in functions:
+            group.command(getattr(module, function))
+        app.command(group)
     for number, (name, cls) in enumerate(STAGES.items()):
-        kind = {"sort_key": number, "help_epilogue": "", "group": _STAGES, **_PLAIN}
-        if name == wanted:
-            app.command(_stage(name), name=name, **kind)
-        else:
-            app.command(f"hemera.stages.{name}:run", name=name, help=cls.__doc__, **kind)
+        path = f"hemera.stages.{name}:run"
+        app.command(path, name=name, group=_STAGES, sort_key=number, help=cls.__doc__)
     return app
 
 
@@ -183,7 +183,7 @@ def _option(ident: str, name: str, key: Key) -> inspect.Parameter:
     """Return the parameter of one option; its words are converted and checked by its class."""
     shown = " ".join(map(str, key.default)) if key.is_list else key.default
     notes = [
-        f"one of {', '.join(key.choices)}" if key.choices else key.range,
+        f"one of {', '.join(key.choices)}" if key.choices else range_words(key.limits),
         f"default {str(shown).lower() if isinstance(shown, bool | None) else shown}",
         f"paper: {key.paper}" if key.paper else "",
     ]
@@ -245,6 +245,8 @@ def _options(cls: type[Options], words: dict[str, Any]) -> Options:
 
 def _value(key: Key, word: str) -> Any:
     """Return a word of the command line as the value that YAML would give."""
+    if key.optional and word in ("", "null"):
+        return None
     if key.type is bool:
         return {"true": True, "false": False}.get(word, word)
     if key.type is int and re.fullmatch(r"-?[0-9]+", word, re.ASCII):

@@ -1,18 +1,7 @@
 """The exceptions of HEMERA.
 
-    HemeraError
-      ConfigError         config.yaml or a command's flags
-      SheetError          pairs.tsv
-      LeakageError        a case or a source image in two splits
-      SlideError          an image or a slide
-      RegistrationError   a registration that failed
-      ShardError          a shard of tiles or masks
-      TableError          a Parquet table without the expected columns
-      EngineError         a mask engine that cannot run as configured
-      TrainingError       a training run that cannot start or continue
-
 A message reads *subject: fact; remedy*, with the bound where there is one:
-``17_HE.tif: no resolution in the file; give he_mpp in pairs.tsv``.
+``17_HE.tif: no resolution in the file; give he_mpp in the sheet``.
 """
 
 

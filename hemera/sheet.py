@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -28,60 +29,30 @@ from pydantic_core import ErrorDetails
 from hemera.config.base import nearest
 from hemera.errors import SheetError
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
-PATH_HOSTILE = re.compile(r"[\x00-\x1f\x7f\"'`$;|&<>*?{}\\]")
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}$"
 MPP_BOUNDS = (0.05, 20.0)
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 """Files with one plain image: registered pairs of these are processed in blocks."""
 
-
-def _name(value: str) -> str:
-    if not NAME.fullmatch(value):
-        raise ValueError(
-            f"is {value!r}; use 1 to 100 letters, digits, hyphens and underscores, no hyphen "
-            "in front"
-        )
-    return value
+_PATH_HOSTILE = re.compile(r"[\x00-\x1f\x7f\"'`$;|&<>*?{}\\]|^[-~]")
 
 
 def _path(value: str | Path, info: ValidationInfo) -> Path:
-    text = str(value)
-    if PATH_HOSTILE.search(text) or text.startswith(("-", "~")):
+    if _PATH_HOSTILE.search(str(value)):
         raise ValueError(
-            f"is {text!r}, which a shell would read as more than a path; rename the file without "
-            "quotes, braces, $ ; | & < > * ? \\ and without - or ~ in front"
+            f"{info.field_name} is {str(value)!r}, which a shell would read as more than a path; "
+            "rename the file without quotes, braces, $ ; | & < > * ? \\ and without - or ~ in front"
         )
     return Path((info.context or {}).get("folder", ""), value)
-
-
-def _boolean(value: str | bool) -> bool:
-    if str(value).lower() not in ("true", "false"):
-        raise ValueError(f"is {value!r}; write true or false, or leave it empty")
-    return str(value).lower() == "true"
-
-
-def _mpp(value: str | float | None) -> float | None:
-    low, high = MPP_BOUNDS
-    try:
-        number = None if value is None else float(value)
-    except ValueError:
-        number = 0.0
-    if number is not None and not low <= number <= high:
-        raise ValueError(
-            f"is {value!r}; give um per pixel between {low:g} and {high:g}, or leave it empty to "
-            "use the file's own"
-        )
-    return number
 
 
 Split = Literal["", "train", "val", "test"]
 Score = Literal["", "0", "1+", "2+", "3+"]
 SPLITS: tuple[str, ...] = typing.get_args(Split)[1:]
 SCORES: tuple[str, ...] = typing.get_args(Score)[1:]
-Name = Annotated[str, BeforeValidator(_name)]
+Name = Annotated[str, Field(pattern=NAME)]
 SheetPath = Annotated[Path, BeforeValidator(_path)]
-Boolean = Annotated[bool, BeforeValidator(_boolean)]
-Mpp = Annotated[float | None, BeforeValidator(_mpp)]
+Mpp = Annotated[float, Field(ge=MPP_BOUNDS[0], le=MPP_BOUNDS[1])]
 
 
 class Pair(BaseModel):
@@ -96,10 +67,10 @@ class Pair(BaseModel):
     her2: SheetPath
     split: Split = ""
     score: Score = ""
-    registered: Boolean = False
-    mirrored: Boolean = False
-    he_mpp: Mpp = None
-    her2_mpp: Mpp = None
+    registered: bool = False
+    mirrored: bool = False
+    he_mpp: Mpp | None = None
+    her2_mpp: Mpp | None = None
     he_landmarks: SheetPath | None = None
     her2_landmarks: SheetPath | None = None
     roi: SheetPath | None = None
@@ -204,52 +175,57 @@ def read_sheet(path: Path) -> Sheet:
         SheetError: one line per fault, all faults of the sheet together.
     """
     path = Path(path)
+    pairs, faults = parse_sheet(path)
+    if faults:
+        raise SheetError("\n".join(faults))
+    return Sheet(path, pairs)
+
+
+def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
+    """Return the valid rows of a sheet, and a line per fault of the others.
+
+    Raises:
+        SheetError: when the file cannot be read, or its header is wrong.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise SheetError(f"{path}: no such sheet; set sheet in config.yaml") from None
+        raise SheetError(f"{path}: no such file; give the path of a sheet of pairs") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
     # Not splitlines: it would cut a row at characters that a spreadsheet leaves inside a cell.
     lines = [
-        (number, line.split("\t"))
+        (number, [cell.strip() for cell in line.split("\t")])
         for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
-    if not lines:
-        raise SheetError(f"{path.name}: empty; give a header with {', '.join(REQUIRED)}")
-    header = [cell.strip() for cell in lines[0][1]]
-    faults = list(_header_faults(header))
+    header = lines[0][1] if lines else []
+    faults = [f"{path.name}: {fault}" for fault in _header_faults(header)]
+    if len(lines) == 1:
+        faults.append(f"{path.name}: no pairs below the header; give one row per pair")
     if faults:
-        raise SheetError("\n".join(f"{path.name}: {fault}" for fault in faults))
+        raise SheetError("\n".join(faults))
     rows: dict[int, Pair] = {}
     names: dict[str, int] = {}
     for number, cells in lines[1:]:
+        row = f"{path.name} row {number}"
         if len(cells) > len(header):
             faults.append(
-                f"row {number}: {len(cells)} cells under {len(header)} columns; separate cells by "
-                "one tab"
+                f"{row}: {len(cells)} cells under {len(header)} columns; separate cells by one tab"
             )
             continue
-        given = {
-            name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()
-        }
+        given = {name: cell for name, cell in zip(header, cells, strict=False) if cell}
         try:
             rows[number] = Pair.model_validate(given, context={"folder": path.parent})
         except ValidationError as error:
-            faults += [f"row {number}: {_fault(details)}" for details in error.errors()]
+            faults += [f"{row}: {_fault(details)}" for details in error.errors()]
         name = given.get("pair", "")
         if name and names.setdefault(name, number) != number:
             faults.append(
-                f"row {number}: pair {name!r} is already in row {names[name]}; give each pair its "
-                "own name"
+                f"{row}: pair {name!r} is already in row {names[name]}; give each pair its own name"
             )
-    faults += _common_faults(rows)
-    if not rows and not faults:
-        faults.append("no pairs below the header; give one row per pair")
-    if faults:
-        raise SheetError("\n".join(f"{path.name} {fault}" for fault in faults))
-    return Sheet(path, tuple(rows.values()))
+    faults += [f"{path.name} {fault}" for fault in _common_faults(rows)]
+    return tuple(rows.values()), faults
 
 
 def units(sheet: Sheet, block_count: int) -> dict[str, tuple[Pair, ...]]:
@@ -275,7 +251,7 @@ def unit_pairs(sheet: Sheet, unit: str, block_count: int) -> tuple[Pair, ...]:
     if not pairs:
         raise SheetError(
             f"{sheet.path.name}: no unit {unit} when image pairs are divided into {block_count} "
-            "blocks; give the name of a pair of whole slides, or a block as {{dataset}}.{{number}}"
+            "blocks; give the name of a pair of whole slides, or a block such as bci.000"
         )
     return pairs
 
@@ -313,15 +289,21 @@ def _header_faults(header: list[str]) -> Iterator[str]:
 
 def _fault(details: ErrorDetails) -> str:
     """Return the fault of a cell, or of a row."""
-    column = str(details["loc"][0]) if details["loc"] else ""
+    if details["type"] == "value_error":
+        return str(details["ctx"]["error"])
+    column = str(details["loc"][0])
     if details["type"] == "missing":
-        return f"{column} is empty; give a {'path' if column in ('he', 'her2') else 'name'}"
-    if details["type"] == "literal_error":
-        known = typing.get_args(Pair.model_fields[column].annotation)[1:]
-        return (
-            f"{column} is {details['input']!r}; choose from {', '.join(known)}, or leave it empty"
-        )
-    return f"{column} {details['ctx']['error']}".strip()
+        return f"{column} is empty; every row needs one"
+    choices = typing.get_args(Pair.model_fields[column].annotation)[1:]
+    expected = {
+        "string_pattern_mismatch": "1 to 100 letters, digits, hyphens and underscores, no hyphen "
+        "in front",
+        "literal_error": f"one of {', '.join(map(str, choices))}, or leave it empty",
+        "bool_parsing": "true or false, or leave it empty",
+    }
+    um_per_px = "um per pixel between {:g} and {:g}, or leave it empty to use the file's own"
+    remedy = expected.get(details["type"], um_per_px.format(*MPP_BOUNDS))
+    return f"{column} is {details['input']!r}; give {remedy}"
 
 
 def _common_faults(rows: Mapping[int, Pair]) -> Iterator[str]:

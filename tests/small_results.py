@@ -88,7 +88,7 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
     if any(made.landmarks for made in pairs):
         landmarks.run(
             sheet=sheet,
-            folder=results / "landmarks",
+            results=results,
             errors=results / "landmarks" / "cohort.errors.parquet",
             predictions=results / "landmarks" / "cohort.predictions.csv",
             options=LandmarksOptions(),
@@ -96,8 +96,7 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
     filter.run(
         sheet=sheet,
         block_count=BLOCK_COUNT,
-        tile_folder=results / "tile",
-        mask_folder=results / "mask",
+        results=results,
         engines=engines,
         tiles=results / "filter" / "tiles.parquet",
         funnel=results / "filter" / "funnel.parquet",

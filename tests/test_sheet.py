@@ -1,6 +1,5 @@
 """The sheet: every fault named at once with row and remedy, and units that stay where they are."""
 
-import string
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,6 @@ import pytest
 from hemera.errors import SheetError
 from hemera.sheet import (
     COLUMNS,
-    NAME,
-    REQUIRED,
     STAGE_COLUMNS,
     Pair,
     Sheet,
@@ -18,7 +15,6 @@ from hemera.sheet import (
     read_sheet,
     unit_pairs,
     units,
-    write_rows,
 )
 
 HEADER = "pair\tcase\tdataset\the\ther2\tsplit\tscore\tregistered\tmirrored\the_mpp\ther2_mpp"
@@ -113,26 +109,21 @@ def test_paths_are_relative_to_the_sheets_folder(
     [
         ({"pair": ""}, ["pair is empty"]),
         ({"pair": "../p1"}, ["pair", "'../p1'", "letters, digits, hyphens and underscores"]),
-        ({"pair": "p 1"}, ["pair", "'p 1'"]),
         ({"pair": "-rf"}, ["pair", "no hyphen in front"]),
         ({"pair": "päär"}, ["pair", "päär"]),
-        ({"pair": "p١"}, ["pair"]),
         ({"pair": "p\u20281"}, ["pair", "\\u2028"]),
         ({"pair": "p\x0b1"}, ["pair", "\\x0b"]),
         ({"pair": "p" * 101}, ["pair", "1 to 100"]),
         ({"case": "c 1"}, ["case", "'c 1'"]),
-        ({"dataset": "{dataset}"}, ["dataset"]),
-        ({"he": ""}, ["he is empty; give a path"]),
+        ({"he": ""}, ["he is empty"]),
         ({"he": "a'b.tif"}, ["he", "quotes"]),
         *(({"he": f"a{mark}b.tif"}, ["he", "a shell"]) for mark in '"$`;&|*?<>{}\\\x1f'),
         ({"he": "~/a.tif"}, ["he", "~"]),
         ({"her2": "-o.tif"}, ["her2", "-"]),
         ({"split": "training"}, ["split", "'training'", "train, val, test"]),
         ({"score": "4+"}, ["score", "'4+'", "0, 1+, 2+, 3+"]),
-        ({"registered": "yes"}, ["registered", "'yes'", "true or false"]),
-        ({"mirrored": "horizontal"}, ["mirrored", "'horizontal'"]),
+        ({"mirrored": "horizontal"}, ["mirrored", "'horizontal'", "true or false"]),
         ({"he_mpp": "20x"}, ["he_mpp", "'20x'", "0.05 and 20"]),
-        ({"he_mpp": "0,92"}, ["he_mpp", "'0,92'"]),
         ({"he_mpp": "nan"}, ["he_mpp"]),
         ({"her2_mpp": "0.04"}, ["her2_mpp", "0.05"]),
         ({"her2_mpp": "20.01"}, ["her2_mpp", "20"]),
@@ -192,9 +183,7 @@ def test_a_case_in_two_splits(tmp_path: Path) -> None:
     [
         ("1_HE.tif", "2b.tif"),
         ("2.tif", "1_HER2.tif"),
-        ("sub/../1_HE.tif", "2b.tif"),
         ("./1_HE.tif", "2b.tif"),
-        ("1_HER2.tif", "2b.tif"),
     ],
 )
 def test_an_image_of_two_cases(tmp_path: Path, he: str, her2: str) -> None:
@@ -210,17 +199,13 @@ def test_an_image_may_stand_twice_in_one_case(tmp_path: Path) -> None:
 
 def test_columns(tmp_path: Path) -> None:
     with pytest.raises(SheetError) as error:
-        read_sheet(write(tmp_path, header="pair\tcase\tcase\tmpp\tscores\tzzz"))
-    lines = str(error.value).splitlines()
-    assert [line.split("; ")[0] for line in lines] == [
-        "pairs.tsv: column case is given 2 times",
-        "pairs.tsv: column 'mpp' is unknown",
-        "pairs.tsv: column 'scores' is unknown",
-        "pairs.tsv: column 'zzz' is unknown",
-        "pairs.tsv: no column dataset, he, her2",
+        read_sheet(write(tmp_path, cells(), header="pair\tcase\tcase\tscores"))
+    assert str(error.value).splitlines() == [
+        "pairs.tsv: column case is given 2 times; keep one",
+        "pairs.tsv: column 'scores' is unknown; did you mean score?",
+        "pairs.tsv: no column dataset, he, her2; add it (cells are separated by tabs, not by "
+        "spaces)",
     ]
-    assert lines[2].endswith("did you mean score?")
-    assert all(name in lines[3] for name in COLUMNS)
 
 
 def test_a_pair_by_its_name() -> None:
@@ -228,14 +213,6 @@ def test_a_pair_by_its_name() -> None:
     assert sheet.pair("acrobat_2").case == "acrobat_2"
     with pytest.raises(SheetError, match=r"pairs\.tsv: no pair acrobat_3; did you mean acrobat_"):
         sheet.pair("acrobat_3")
-
-
-def test_spaces_instead_of_tabs(tmp_path: Path) -> None:
-    with pytest.raises(SheetError) as error:
-        read_sheet(write(tmp_path, "p c d a.tif b.tif", header="pair case dataset he her2"))
-    assert "tabs, not by spaces" in str(error.value)
-    path = write(tmp_path, "p1 c1 mine a.tif b.tif")
-    assert all(line.startswith("pairs.tsv row 2") for line in faults(path))
 
 
 def test_landmarks_and_displacement_in_their_company(tmp_path: Path) -> None:
@@ -248,19 +225,15 @@ def test_landmarks_and_displacement_in_their_company(tmp_path: Path) -> None:
     assert "mirrored is true beside a displacement" in line
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", " \t \n", "\ufeff"])
-def test_empty_files(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "pairs.tsv"
-    path.write_text(text, encoding="utf-8")
-    assert "empty; give a header" in fault(path)
-
-
-def test_a_header_alone(tmp_path: Path) -> None:
+def test_files_without_rows(tmp_path: Path) -> None:
     assert "no pairs below the header; give one row per pair" in fault(write(tmp_path))
+    for text in ("", " \t \n", "\ufeff"):
+        (tmp_path / "pairs.tsv").write_text(text, encoding="utf-8")
+        assert "no column pair, case, dataset, he, her2" in fault(tmp_path / "pairs.tsv")
 
 
 def test_no_file_or_no_text(tmp_path: Path) -> None:
-    for path, words in ((tmp_path / "no.tsv", "no such sheet"), (tmp_path, "cannot be read")):
+    for path, words in ((tmp_path / "no.tsv", "no such file"), (tmp_path, "cannot be read")):
         with pytest.raises(SheetError, match=words):
             read_sheet(path)
     path = tmp_path / "pairs.tsv"
@@ -281,14 +254,6 @@ def test_marks_line_ends_and_blank_lines(tmp_path: Path, end: str, mark: str) ->
     ]
     path.write_bytes((mark + end.join(lines) + end).encode())
     assert [found.pair for found in read_sheet(path).pairs] == ["p1", "p2"]
-
-
-def test_every_name_that_passes_is_plain_in_a_shell_and_a_path() -> None:
-    plain = set(string.ascii_letters + string.digits + "_-")
-    for number in range(0x3000):
-        name = chr(number)
-        assert bool(NAME.fullmatch(f"a{name}")) == (name in plain)
-    assert NAME.fullmatch("-a") is None
 
 
 def test_units_are_slides_by_name_and_blocks_by_data_set() -> None:
@@ -386,25 +351,3 @@ def test_a_digest_does_not_know_where_the_sheet_lies(
         monkeypatch.chdir(tmp_path / name)
         found.append(digest(read_sheet(Path("demo/pairs.tsv")).pairs, "tile"))
     assert found[0] == found[1]
-
-
-def test_write_rows_is_read_back(tmp_path: Path) -> None:
-    rows = [
-        {"pair": "p1", "case": "c1", "dataset": "d", "he": "a.tif", "her2": "b.tif", "score": "2+"},
-        {
-            "pair": "p2",
-            "case": "c2",
-            "dataset": "d",
-            "he": "c.png",
-            "her2": "d.png",
-            "registered": "true",
-            "he_mpp": "0.46",
-        },
-    ]
-    path = tmp_path / "pairs.tsv"
-    path.write_text(write_rows(rows))
-    first, second = read_sheet(path).pairs
-    assert (first.score, first.he) == ("2+", tmp_path / "a.tif")
-    assert (second.registered, second.he_mpp) == (True, 0.46)
-    assert path.read_text().splitlines()[0].split("\t") == list(COLUMNS)
-    assert set(REQUIRED) <= set(COLUMNS)

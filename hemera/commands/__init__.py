@@ -7,8 +7,16 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from hemera.errors import ConfigError
+
 ConfigFile = Annotated[Path, Parameter(name="--configfile")]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 Quality = Annotated[int, Parameter(validator=Number(gte=1, lte=100))]
 Blocks = Annotated[int, Parameter(validator=Number(gte=1, lte=4096))]
 Workers = Annotated[int, Parameter(validator=Number(gte=1, lte=256))]
+
+
+def check_new(path: Path) -> None:
+    """Raise ConfigError where there is a file already: commands never replace one."""
+    if path.exists():
+        raise ConfigError(f"{path}: exists; name another file, or remove it first")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hemera.config import (
+    PRESETS,
     STAGES,
     CohortOptions,
     Config,
@@ -18,16 +19,18 @@ from hemera.config import (
     load_file,
 )
 from hemera.config.base import Key, Options, keys, plain
+from hemera.errors import ConfigError
 
 
 def config(
     *, configfile: Path = Path("config.yaml"), template: str | None = None, schema: bool = False
 ) -> None:
-    """Print the effective configuration as YAML that is itself a valid config.yaml.
+    """Print the effective configuration, in the form of config.yaml.
 
     Args:
         configfile: the file to read.
-        template: print a config.yaml for this preset instead, with every option explained.
+        template: print a config.yaml for this preset instead, with every option explained; demo,
+            hemera, no_weights, pix2pix, pyramid_pix2pix or variance_penalized.
         schema: print the JSON schema of config.yaml instead, for editors.
     """
     if schema:
@@ -69,6 +72,9 @@ def explained(preset: str) -> str:
 
     A comment gives the default, the meaning, the paper's value and what the preset changes.
     """
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if preset not in known:
+        raise ConfigError(f"--template {preset}: unknown; choose from {', '.join(known)}")
     changed = load({"preset": preset})
     lines = [
         "# The options of HEMERA. Every key is listed with its default;",

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from hemera.commands import Workers
-from hemera.demo import write_cohort
 
 
 def demo(*, folder: Path, size: Literal["full", "small"] = "full", workers: Workers = 2) -> None:
@@ -17,4 +16,6 @@ def demo(*, folder: Path, size: Literal["full", "small"] = "full", workers: Work
         size: small: the cohort of the tests.
         workers: processes; any number writes the same bytes.
     """
+    from hemera.demo import write_cohort
+
     write_cohort(folder, size, workers=workers)

@@ -1,4 +1,4 @@
-"""Predict HER2-positive regions from an H&E slide alone, see `hemera.inference`."""
+"""Predict HER2-positive regions from an H&E slide alone."""
 
 from pathlib import Path
 
@@ -23,7 +23,6 @@ def predict(
         slide: an H&E slide or image.
         model: output of train_segmentation, such as results/train_segmentation.
         out: where to write the directory.
-        options: of the prediction.
     """
     from hemera.inference import whole_slide
 

@@ -1,7 +1,4 @@
-"""Transfer points, annotations, labels or a slide between the slides of a pair.
-
-The work is done by `hemera.registration.transfer`.
-"""
+"""Transfer points, annotations, labels or a slide between the slides of a pair."""
 
 import dataclasses
 from pathlib import Path
@@ -9,10 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
-from hemera.commands import ConfigFile, Positive, Quality, Workers
-from hemera.config import load_file
-from hemera.errors import ConfigError
-from hemera.sheet import Sheet, read_sheet
+from hemera.commands import ConfigFile, Positive, Quality, Workers, check_new
+from hemera.config import DescribeOptions, load_file
+from hemera.sheet import read_sheet
 
 if TYPE_CHECKING:
     from hemera.registration.registered_pair import RegisteredPair
@@ -46,13 +42,12 @@ def points(source: Path, output: Path, /, *, to: To, registered: Registered) -> 
 
     Args:
         source: CSV with the columns X and Y; other columns are kept.
-        output: CSV.
+        output: CSV, new.
         to: the slide of the output; the source belongs to the other.
-        registered: the pair.
     """
     from hemera.registration import transfer
 
-    transfer.transform_points(source, output, _load(registered, output, source), to)
+    transfer.transform_points(source, output, _load(registered, output), to)
 
 
 def annotations(
@@ -65,14 +60,13 @@ def annotations(
 
     Args:
         source: GeoJSON in pixels of level 0.
-        output: GeoJSON.
+        output: GeoJSON, new.
         to: the slide of the output; the source belongs to the other.
-        registered: the pair.
         tolerance_px: how far an edge may deviate from its curve, pixels of the other slide.
     """
     from hemera.registration import transfer
 
-    pair = _load(registered, output, source)
+    pair = _load(registered, output)
     transfer.transform_annotations(source, output, pair, to, tolerance_px=tolerance_px)
 
 
@@ -85,14 +79,13 @@ def labels(
 
     Args:
         source: PNG or TIFF, one channel of 8, 16 or 32 bits.
-        output: TIFF.
+        output: TIFF, new.
         to: the slide of the output; the source belongs to the other.
-        registered: the pair.
         mpp: resolution of the result, um per pixel; by default that of the source.
     """
     from hemera.registration import transfer
 
-    transfer.transform_labels(source, output, _load(registered, output, source), to, mpp=mpp)
+    transfer.transform_labels(source, output, _load(registered, output), to, mpp=mpp)
 
 
 def slide(
@@ -109,8 +102,7 @@ def slide(
     Outside HER2, the result has the colour of its background.
 
     Args:
-        output: the TIFF, best named NAME.ome.tif.
-        registered: the pair.
+        output: TIFF, new, best named NAME.ome.tif.
         mpp: resolution of the result, um per pixel; by default that of H&E.
         quality: quality of JPEG.
         workers: threads.
@@ -121,30 +113,12 @@ def slide(
     transfer.write_warped_slide(output, pair, mpp=mpp, quality=quality, workers=workers)
 
 
-def _load(registered: Registered, output: Path, *read: Path) -> "RegisteredPair":
+def _load(registered: Registered, output: Path) -> "RegisteredPair":
     """Check the output and load the pair."""
     from hemera.registration.registered_pair import load_pair
 
+    check_new(output)
     config = load_file(registered.configfile)
-    sheet = read_sheet(Path(config.cohort.sheet))
-    pair = sheet.pair(registered.pair)
-    _check_output(output, [*read, registered.configfile], sheet)
-    allow_failed = registered.allow_failed_registration
-    return load_pair(pair, registered.results, allow_failed=allow_failed)
-
-
-def _check_output(output: Path, read: list[Path], sheet: Sheet) -> None:
-    """Raise ConfigError for an output that is a directory, an input or a file of the cohort."""
-    if output.is_dir():
-        raise ConfigError(f"{output}: is a directory; name a file in it")
-    parent = next(parent for parent in output.absolute().parents if parent.exists())
-    if not parent.is_dir():
-        raise ConfigError(f"{output}: {parent} is a file; name another place")
-    if not output.exists():
-        return
-    read = [*read, sheet.path]
-    for pair in sheet.pairs:
-        read += [*pair.images, *pair.landmarks]
-        read += [path for path in (pair.roi, pair.displacement) if path is not None]
-    if any(path.exists() and output.samefile(path) for path in read):
-        raise ConfigError(f"{output}: would be written over a file of the cohort; name another")
+    pair = read_sheet(Path(config.cohort.sheet)).pair(registered.pair)
+    options, allow_failed = config.options(DescribeOptions), registered.allow_failed_registration
+    return load_pair(pair, registered.results, options, allow_failed=allow_failed)

@@ -106,12 +106,6 @@ class Key:
     """Of ``ge``, ``gt``, ``le``, ``lt``, those that apply."""
 
     @property
-    def range(self) -> str:
-        """The valid range in words; empty without limits."""
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in self.limits.items())
-
-    @property
     def expected(self) -> str:
         """The expected kind of value in words."""
         return {
@@ -120,6 +114,12 @@ class Key:
             bool: "true or false",
             str: "a text",
         }.get(self.type, "a section")
+
+
+def range_words(limits: Mapping[str, float]) -> str:
+    """Return a valid range in words; empty without limits."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in limits.items())
 
 
 @functools.cache
@@ -209,7 +209,7 @@ def _fault(cls: type[Options], details: ErrorDetails) -> str:
     if kind == "finite_number":
         return f"{name}: {found!r} is not finite; give a finite number"
     if kind.startswith(("greater_than", "less_than")):
-        return f"{name}: {found!r} is out of range; give a value {key.range}"
+        return f"{name}: {found!r} is out of range; give a value {range_words(key.limits)}"
     return f"{name}: {found!r} is not {expected}; give {expected}"
 
 

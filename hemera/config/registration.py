@@ -122,7 +122,7 @@ class LandmarksOptions(Options):
     """Target registration error at an expert's landmarks."""
 
     section: ClassVar[str] = "landmarks"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     coordinates: Literal["um", "px"] = "um"
     """Unit of the coordinates in landmark files of ACROBAT."""

@@ -133,6 +133,11 @@ def _read_acrobat(
         )
     files = table[["anon_filename_he", "anon_filename_ihc"]].map(lambda name: Path(name).stem)
     table = table[(files == [pair.he.stem, pair.her2.stem]).all(axis=1)]
+    if table.empty and (files["anon_filename_ihc"] == pair.he.stem).any():
+        raise TableError(
+            f"{path.name}: lists {pair.he.name} as the IHC slide; he and her2 are swapped in the "
+            "sheet"
+        )
     if table.empty:
         raise TableError(
             f"{path.name}: no landmarks of {pair.he.name} and {pair.her2.name}; give the file that "

@@ -11,9 +11,10 @@ from hemera import tables
 from hemera.__main__ import main
 from hemera.config import EvaluateOptions
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.errors import ConfigError, TrainingError
+from hemera.errors import TrainingError
 from hemera.evaluation import image_quality, perceptual
 from hemera.evaluation.image_quality import SEGMENTER
+from hemera.files import layout
 from hemera.masks import label_format
 from hemera.networks import storage
 from hemera.stages import evaluate
@@ -53,20 +54,12 @@ def outputs(folder):
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """Untrained networks and a second generator with half the weights of the first."""
-    folder = tmp_path_factory.mktemp("given")
-    networks = write_networks(folder)
-    other = write_generator(folder / "pix2pix")
-    state = storage.read_weights(other["generator"])
-    storage.write_weights(other["generator"], {name: value * 0.5 for name, value in state.items()})
-    return {
-        "index": write_index(folder / "results"),
-        "report": folder / "report" / "report.html",
-        "preset": "demo",
-        "generator_weights": (networks["generator"], other["generator"]),
-        "generator_metadata": (networks["generator_metadata"], other["generator_metadata"]),
-        "generator_histories": (networks["generation_history"],) * 2,
-        **{name: networks[name] for name in networks if name.startswith("segment")},
-    }
+    results = tmp_path_factory.mktemp("given")
+    write_networks(results)
+    other = write_generator(results, name="pix2pix")["generator"]
+    state = storage.read_weights(other)
+    storage.write_weights(other, {name: value * 0.5 for name, value in state.items()})
+    return {"index": write_index(results), "results": results, "preset": "demo"}
 
 
 def evaluated(given, folder, *, test=None, **changes):
@@ -115,10 +108,11 @@ def test_every_test_tile_has_a_row_for_every_method(rows):
     assert len(rows) == 2 * len(expected)
 
 
-def stain(given, number, he):
+def stain(given, name, he):
     """Return what a generator makes of H&E, (H, W, 3), uint8."""
     generator, _ = storage.load_generation(
-        given["generator_weights"][number], given["generator_metadata"][number]
+        layout.path(layout.GENERATOR, given["results"], generator=name),
+        layout.path(layout.GENERATOR_METADATA, given["results"], generator=name),
     )
     image = torch.from_numpy(he).permute(2, 0, 1)[None].float()
     with torch.no_grad():
@@ -129,10 +123,13 @@ def stain(given, number, he):
 def test_the_rows_are_of_the_outputs_of_each_network(given, rows):
     tiles = TileDataset(given["index"], network="generation", split="test")
     found = {(row["tile"], row["method"]): row for row in rows}
-    segmenter, _ = storage.load_segmentation(given["segmenter"], given["segmenter_metadata"])
+    segmenter, _ = storage.load_segmentation(
+        layout.path(layout.SEGMENTER, given["results"]),
+        layout.path(layout.SEGMENTER_METADATA, given["results"]),
+    )
     for item in (tiles.stored(0), tiles.stored(1)):
-        for number, name in enumerate(GENERATION[:2]):
-            generated = stain(given, number, item["he"])
+        for name in GENERATION[:2]:
+            generated = stain(given, name, item["he"])
             row = found[item["tile"], name]
             psnr = peak_signal_noise_ratio(item["her2"], generated, data_range=255)
             assert row["psnr_db"] == pytest.approx(psnr, abs=0.01)
@@ -221,7 +218,7 @@ def test_fid_is_of_the_features_of_the_generated_and_the_real_tiles(given, weigh
     real, generated = [], []
     for item in (tiles.stored(place) for place in range(4)):
         real.append(inception(item["her2"][None])[0])
-        generated.append(inception(stain(given, 0, item["he"])[None])[0])
+        generated.append(inception(stain(given, "demo", item["he"])[None])[0])
     expected = perceptual.frechet_distance(np.stack(generated), np.stack(real))
     row = found["demo", "all", "fid"]
     assert row["value"] == pytest.approx(expected, rel=1e-3)
@@ -281,17 +278,12 @@ def test_wrong_inputs_are_errors_before_anything_is_measured(given, tmp_path):
             evaluated(given | inputs, tmp_path, **(changes or {}))
         assert not (tmp_path / "tiles.parquet").exists()
 
-    wrong = {"fid_weights": str(given["segmenter"])}
+    wrong = {"fid_weights": str(layout.path(layout.SEGMENTER, given["results"]))}
     fails(TrainingError, r"segmenter.safetensors: .*fid_weights", wrong)
-    few = given["generator_weights"][:1]
-    fails(ConfigError, "1, 2, 2 files of weights", generator_weights=few)
-    foreign = write_generator(tmp_path, "e" * 64)
-    fails(
-        TrainingError,
-        r"pix2pix: trained on the index eeee.* ffff",
-        generator_weights=(given["generator_weights"][0], foreign["generator"]),
-        generator_metadata=(given["generator_metadata"][0], foreign["generator_metadata"]),
-    )
+    write_networks(tmp_path)
+    fails(TrainingError, r"pix2pix.*no such file", results=tmp_path)
+    write_generator(tmp_path, "e" * 64, name="pix2pix")
+    fails(TrainingError, r"pix2pix: trained on the index eeee.* ffff", results=tmp_path)
 
 
 def test_command_and_library_write_the_same_bytes(given, done, tmp_path):

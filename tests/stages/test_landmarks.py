@@ -10,7 +10,7 @@ import pytest
 
 from hemera import tables
 from hemera.config import LandmarksOptions
-from hemera.errors import ConfigError, SheetError, TableError
+from hemera.errors import SheetError, TableError
 from hemera.registration.displacement import Displacement, node_points, none
 from hemera.registration.displacement_files import write_displacement
 from hemera.registration.landmarks import ACROBAT_COLUMNS
@@ -163,8 +163,6 @@ class TestPair:
             run(folder, displacement="other.npz")
         with pytest.raises(SheetError, match="no pair another"):
             run(folder, unit="another")
-        with pytest.raises(ConfigError, match="give --unit and --images-table, or --folder"):
-            run(folder, unit=None)
         sheet(folder, "", "")
         with pytest.raises(SheetError, match="give he_landmarks and her2_landmarks"):
             run(folder)
@@ -179,7 +177,7 @@ class TestPair:
             for line in run(folder)
         ]
         digest = hashlib.sha256(json.dumps(rounded).encode()).hexdigest()
-        golden = {2: "0e3d964d49034c7419c1423797dde7732bdedb077904f47aac5b91f1960ad0da"}
+        golden = {3: "0e3d964d49034c7419c1423797dde7732bdedb077904f47aac5b91f1960ad0da"}
         assert {LandmarksOptions.version: digest} == golden
 
 
@@ -222,7 +220,7 @@ def run_cohort(cohort):
     path = cohort / "landmarks" / "cohort.errors.parquet"
     landmarks.run(
         sheet=cohort / "pairs.tsv",
-        folder=cohort / "landmarks",
+        results=cohort,
         errors=path,
         predictions=cohort / "landmarks" / "cohort.predictions.csv",
         options=LandmarksOptions(),
@@ -274,7 +272,7 @@ class TestCohort:
         text = repr([{k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
                      for row in run_cohort(cohort)])  # fmt: skip
         text += (cohort / "landmarks" / "cohort.predictions.csv").read_text()
-        golden = {2: "9f26b73e6bdf9ad854e63c99c947588823f96072d611de76769eb4bca30bc042"}
+        golden = {3: "2fc94164a66804474f4ef6323702863b44f602290221c2d7ef35768ecb4d2b23"}
         assert {LandmarksOptions.version: hashlib.sha256(text.encode()).hexdigest()} == golden
 
 

@@ -2,18 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hemera.__main__ import main
 from hemera.config import ReportOptions
 from hemera.errors import ShardError, TableError
-from hemera.files import layout
 from hemera.reports import data, pictures, tiles
-from hemera.sheet import read_sheet, units
 from hemera.stages import report
 from tests.command_line import words
 from tests.reports.test_pages import Page, check_page
@@ -52,34 +48,17 @@ def write(folder: Path, pairs: list[Made], *, preset: str = "hemera", **options:
     return page_of(folder, make(folder, pairs, engines=("stain",)), preset=preset, **options)
 
 
-def files(sheet: Path, results: Path) -> dict[str, Any]:
-    """The inputs of the stage, as the rule lists them."""
-    found = units(read_sheet(sheet), BLOCK_COUNT)
-    here = [unit for unit, pairs in found.items() if not any(pair.registered for pair in pairs)]
-
-    def paths(pattern: str, names: Iterable[str] = found) -> tuple[Path, ...]:
-        return tuple(layout.path(pattern, results, unit=unit) for unit in names)
-
-    landmarks = any(pair.landmarks and not pair.in_block for own in found.values() for pair in own)
-    return {
-        "images_tables": paths(layout.IMAGES_TABLE),
-        "certificates": paths(layout.CERTIFICATE, here),
-        "displacements": paths(layout.DISPLACEMENT, here),
-        "qualities": paths(layout.QUALITY, here),
-        "landmarks": layout.path(layout.LANDMARK_COHORT, results) if landmarks else None,
-        "tile_shards": paths(layout.TILE_SHARD),
-        "pair_tables": paths(layout.PAIRS),
-        "mask_shards": paths(layout.MASK_SHARD),
-        "funnel": layout.path(layout.FUNNEL, results),
-        "index": layout.path(layout.INDEX, results),
-    }
-
-
 def page_of(folder: Path, sheet: Path, *, preset: str = "hemera", **options: int) -> Path:
     page = folder / "results" / "report" / "report.html"
-    places = {"page": page, "pairs": page.parent / "pairs"}
-    paths = files(sheet, folder / "results") | places
-    report.run(sheet=sheet, preset=preset, **paths, options=ReportOptions(**options))
+    report.run(
+        sheet=sheet,
+        block_count=BLOCK_COUNT,
+        results=folder / "results",
+        preset=preset,
+        page=page,
+        pairs=page.parent / "pairs",
+        options=ReportOptions(**options),
+    )
     return page
 
 
@@ -323,9 +302,8 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
     sheet = make(tmp_path, image_pairs(1) + slides()[:2])
     page = page_of(tmp_path, sheet, worst_pairs=1)
     again = tmp_path / "again" / "report.html"
-    given = {"sheet": sheet, "preset": "hemera", "worst_pairs": 1}
-    given |= files(sheet, tmp_path / "results")
-    given |= {"page": again, "pairs": again.parent / "pairs"}
+    given = {"sheet": sheet, "block_count": BLOCK_COUNT, "results": tmp_path / "results"}
+    given |= {"preset": "hemera", "worst_pairs": 1, "page": again, "pairs": again.parent / "pairs"}
     assert main(["report", *words(given)]) == 0
     for path in page.parent.rglob("*.html"):
         assert (again.parent / path.relative_to(page.parent)).read_bytes() == path.read_bytes()
