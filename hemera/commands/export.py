@@ -1,4 +1,4 @@
-"""Write the accepted tiles in the formats of other programs, see `hemera.interop.exports`."""
+"""Write the accepted tiles for WebDataset, Hugging Face or pix2pix."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from hemera.commands import Positive, Workers
+from hemera.errors import ConfigError
+from hemera.files import layout
 
 if TYPE_CHECKING:
     from hemera.interop.exports import Selection
-
-INDEX = Path("results/index/index.parquet")
 
 
 @Parameter(name="*")
@@ -31,62 +31,44 @@ class Tiles:
         network: the tiles of the subset of a network, in its splits; by default all accepted tiles.
     """
 
-    index: Path = INDEX
+    index: Path = Path(layout.INDEX)
     where: str | None = None
     split: Literal["train", "val", "test"] | None = None
     network: Literal["generation", "segmentation"] | None = None
 
 
-def webdataset(
-    output: Path,
-    /,
-    *,
-    tiles: Tiles = Tiles(),
-    shard_mb: Positive = 1000.0,
-) -> None:
+ShardMb = Annotated[
+    Positive, Parameter(help="largest size of a file, MB; a file contains one tile at least.")
+]
+
+
+def webdataset(output: Path, /, *, tiles: Tiles = Tiles(), shard_mb: ShardMb = 1000.0) -> None:
     """Write tar files of {tile}.he, .her2, .mask and .json for WebDataset.
 
     Args:
         output: directory, new or empty.
-        tiles: the tiles to export.
-        shard_mb: largest size of a file, MB; a file contains one tile at least.
     """
     from hemera.interop import exports
 
     _export(output, tiles, functools.partial(exports.write_webdataset, shard_mb=shard_mb))
 
 
-def huggingface(
-    output: Path,
-    /,
-    *,
-    tiles: Tiles = Tiles(),
-    shard_mb: Positive = 1000.0,
-) -> None:
+def huggingface(output: Path, /, *, tiles: Tiles = Tiles(), shard_mb: ShardMb = 1000.0) -> None:
     """Write Parquet with images, and a dataset card, for Hugging Face datasets.
 
     Args:
         output: directory, new or empty.
-        tiles: the tiles to export.
-        shard_mb: largest size of a file, MB; a file contains one tile at least.
     """
     from hemera.interop import exports
 
     _export(output, tiles, functools.partial(exports.write_huggingface, shard_mb=shard_mb))
 
 
-def aligned(
-    output: Path,
-    /,
-    *,
-    tiles: Tiles = Tiles(),
-    workers: Workers = 2,
-) -> None:
+def aligned(output: Path, /, *, tiles: Tiles = Tiles(), workers: Workers = 2) -> None:
     """Write folders of images, H&E left and HER2 right, as pix2pix reads them.
 
     Args:
         output: directory, new or empty.
-        tiles: the tiles to export.
         workers: threads that encode.
     """
     from hemera.interop import exports
@@ -105,6 +87,8 @@ def _export(
     from hemera.files.atomic import new_folder
     from hemera.interop import exports
 
+    if not tiles.index.is_file():
+        raise ConfigError(f"{tiles.index}: no such file; give --index, or run `snakemake data`")
     chosen = dataclasses.asdict(tiles)
     selection = exports.choose(chosen.pop("index"), **chosen, masks=masks)
     with new_folder(output) as folder:

@@ -32,19 +32,15 @@ def run(
     images_table: Path,
     options: DescribeOptions,
 ) -> None:
-    """Describe both images of every pair of a unit.
+    """Describe both images of every pair of a unit: size, resolution, tissue.
 
-    An image that cannot be used is a row with verdict ``refuse`` and its reason, never an error.
+    An image that cannot be used is a row with its reason, never an error.
 
     Args:
         sheet: the sheet of pairs.
-        unit: the unit.
-        block_count: blocks that image pairs are cut into.
-        images_table: table `tables.DESCRIBE`, two rows per pair in the order of the sheet.
-        options: settings.
-
-    Raises:
-        SheetError: when the sheet cannot be used or has no such unit.
+        unit: name of a pair of whole slides, or of a block of image pairs such as bci.000.
+        block_count: number of blocks into which image pairs are divided.
+        images_table: written: table with two rows per pair.
     """
     rows: list[dict[str, Any]] = []
     for pair in unit_pairs(read_sheet(sheet), unit, block_count):

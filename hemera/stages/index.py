@@ -17,8 +17,8 @@ from hemera import tables
 from hemera.config import IndexOptions
 from hemera.dataset.fingerprint import fingerprint
 from hemera.dataset.splits import check_leakage, split_cases
-from hemera.dataset.subsets import NETWORKS, check_subsets, draw_subset, mixed_resolutions
-from hemera.errors import ConfigError, TableError
+from hemera.dataset.subsets import check_subsets, draw_subset, mixed_resolutions
+from hemera.errors import TableError
 from hemera.files.atomic import write_text
 from hemera.interop.card import dataset_card
 from hemera.masks import ENGINES
@@ -57,27 +57,21 @@ def run(
     card: Path,
     options: IndexOptions,
 ) -> None:
-    """Add case, split and subsets to filter's table; never fails on zero accepted tiles.
+    """Add case, split and subsets to the table of stage filter.
 
     Args:
-        sheet: the sheet of pairs; gives case and split.
-        tiles: filter's table of all tiles.
+        sheet: the sheet of pairs.
+        tiles: table of stage filter.
         engines: mask engines in that table.
-        index: the index, `tables.index`, with its metadata.
-        card: the dataset card, Markdown.
-        options: seeds and sizes.
+        index: written: the index, a table with one row per tile.
+        card: written: the dataset card, Markdown.
 
     Raises:
         LeakageError: when a case or a source image would be in two splits, or a test source of
             SegmentationNet is a training source of GenerationNet.
-        TableError: when the table names pairs that the sheet lacks.
-        ConfigError: when `options.target` is not in `engines`.
+        TableError: when resolutions are mixed and that is not allowed, or the table names pairs
+            that the sheet lacks.
     """
-    if options.target not in engines:
-        raise ConfigError(
-            f"index.target: {options.target} is not among the engines; choose from "
-            f"{', '.join(engines)}"
-        )
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
     table = tables.read(tiles, tables.filtered(engines))
     splits = _splits(pairs.values(), options)

@@ -1,4 +1,4 @@
-"""Stage mask: label images of the HER2 tiles of one unit, by every configured engine."""
+"""Make label images of the HER2 tiles of a unit, by every configured engine."""
 
 from __future__ import annotations
 
@@ -37,15 +37,14 @@ def run(
     cells: Path,
     options: MaskOptions,
 ) -> None:
-    """Label every tile of a unit; tables and shard keep the order of the tile table.
+    """Label every tile of a unit by every engine, in the order of the table of tiles.
 
     Args:
         tiles: the unit's table of stage tile.
         tile_shard: its shard.
-        shard: written: ``{tile}.{engine}.png``, see `hemera.masks.label_format`.
-        masks: written: one row per tile and engine.
-        cells: written: one row per cell.
-        options: the engines, and the thresholds that are common to them.
+        shard: written: tar of label images {tile}.{engine}.png.
+        masks: written: table with one row per tile and engine.
+        cells: written: table with one row per cell.
 
     Raises:
         EngineError: when an engine cannot run with its options.

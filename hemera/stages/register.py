@@ -34,22 +34,19 @@ def run(
 ) -> None:
     """Register one pair of whole slides.
 
-    Where the sheet names a displacement, it is assessed and the engine does not run.
-    A pair that cannot be registered, or whose displacement is wrong, has a certificate with verdict
-    ``fail`` and its reason, and is not an error. A manual verdict in the sheet is not applied here.
+    Where the sheet names a displacement, it is assessed and the engine does not run. A pair that
+    cannot be registered has the verdict "fail" and its reason, and is not an error.
 
     Args:
         sheet: the sheet of pairs.
-        unit: the pair.
-        images_table: table `tables.DESCRIBE` of the unit.
-        displacement: from H&E to HER2 as the slides are stored, um; empty where there is none. A
-            failed one is written as well, because a manual verdict may override it.
-        certificate: table `tables.CERTIFICATE`, one row.
-        quality: table `tables.QUALITY`: the local quality.
-        options: engine and limits.
+        unit: name of the pair.
+        images_table: the table of stage describe.
+        displacement: written: npz, displacement from H&E to HER2 as the slides are stored, um; also
+            of a failed registration, because a manual verdict may override it.
+        certificate: written: table with verdict and reason.
+        quality: written: table with the local quality.
 
     Raises:
-        SheetError: when the sheet cannot be used or has no such pair.
         RegistrationError: when the engine is not installed, or the device is not available.
     """
     pair = read_sheet(sheet).pair(unit)

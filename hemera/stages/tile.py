@@ -57,26 +57,22 @@ def run(
     workers: int = 1,
     options: TileOptions,
 ) -> None:
-    """Tile every pair of a unit.
+    """Cut and measure the tiles of every pair of a unit.
 
-    A pair that cannot be tiled is a row of `pairs` with its state and reason, never an error.
+    A pair that cannot be tiled is a row with its state and reason, never an error.
 
     Args:
         sheet: the sheet of pairs.
-        unit: the unit.
-        block_count: blocks that image pairs are cut into.
-        images_table: what describe found, `tables.DESCRIBE`.
-        displacement: from H&E to HER2; None for pairs that come registered.
-        certificate: verdict on it, `tables.CERTIFICATE`; None for pairs that come registered.
-        registration_quality: its local quality, `tables.QUALITY`; None likewise.
-        shard: tar of the tiles.
-        tiles: table `tables.TILE`, in the order of the shard.
-        pairs: table `tables.PAIRS`.
+        unit: name of a pair of whole slides, or of a block of image pairs such as bci.000.
+        block_count: number of blocks into which image pairs are divided.
+        images_table: the table of stage describe.
+        displacement: displacement of stage register; not given for pairs registered on input.
+        certificate: certificate of stage register; likewise.
+        registration_quality: local quality of stage register; likewise.
+        shard: written: tar of the tiles.
+        tiles: written: table with one row per tile, in the order of the shard.
+        pairs: written: table with one row per pair.
         workers: threads over the tiles of a pair; any number gives the same bytes.
-        options: settings.
-
-    Raises:
-        SheetError: when the sheet cannot be used.
     """
     described = tables.described(images_table, DESCRIBE_COLUMNS)
     metadata = tables.provenance(options) | tables.inherited("describe", images_table)

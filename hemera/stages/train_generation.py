@@ -1,8 +1,4 @@
-"""train_generation: GenerationNet translates H&E to HER2 (HEMERA paper, 3.1 and 4.1).
-
-Reads the index and, through it, the tiles of the subset of GenerationNet; writes the generator's
-weights, a JSON beside them and the history. Only the checkpoint contains the discriminator.
-"""
+"""Train GenerationNet, which translates H&E to HER2 (HEMERA paper, 3.1 and 4.1)."""
 
 from __future__ import annotations
 
@@ -60,10 +56,9 @@ def run(
     Args:
         index: the index; its column generation_split names the tiles.
         checkpoints: folder in which every run has a folder of its own.
-        generator: weights to write, safetensors.
-        metadata: JSON beside them to write: options, versions, fingerprint, counts.
-        history: table to write, one row per epoch, split and quantity.
-        options: the options.
+        generator: written: weights of the generator, safetensors.
+        metadata: written: JSON with options, versions, fingerprint and counts.
+        history: written: table with one row per epoch, split and quantity.
 
     Raises:
         TrainingError: an empty subset, a loss that is not finite, a checkpoint that does not fit.

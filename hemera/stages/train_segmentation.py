@@ -1,9 +1,4 @@
-"""train_segmentation: SegmentationNet predicts HER2-positive pixels from H&E (HEMERA paper, 3.2).
-
-Reads the index, the tiles of the subset of SegmentationNet and the trained generator, which is
-frozen; writes the weights of the network, the frozen branch included, a JSON beside them
-and the history.
-"""
+"""Train SegmentationNet, which predicts HER2-positive pixels from H&E (HEMERA paper, 3.2)."""
 
 from __future__ import annotations
 
@@ -58,13 +53,12 @@ def run(
 
     Args:
         index: the index; its column segmentation_split names the tiles.
-        generator: weights of GenerationNet.
-        generator_metadata: the JSON beside them.
+        generator: weights of GenerationNet, which is frozen.
+        generator_metadata: their JSON.
         checkpoints: folder in which every run has a folder of its own.
-        segmenter: weights to write, safetensors.
-        metadata: JSON beside them to write.
-        history: table to write, one row per epoch, split and quantity.
-        options: the options.
+        segmenter: written: weights of the network and of the frozen generator, safetensors.
+        metadata: written: JSON with options, versions, fingerprint and counts.
+        history: written: table with one row per epoch, split and quantity.
 
     Raises:
         TrainingError: an empty subset, a loss that is not finite, weights or a checkpoint that do

@@ -10,14 +10,8 @@ from hemera.__main__ import main
 def test_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[object] = []
     monkeypatch.setattr(
-        "hemera.commands.demo.write_cohort",
+        "hemera.demo.write_cohort",
         lambda folder, size, *, workers: given.extend((folder, size, workers)),
     )
     assert main(["demo", "--folder", str(tmp_path), "--size", "small", "--workers", "3"]) == 0
     assert given == [tmp_path, "small", 3]
-
-
-def test_wrong_usage(caplog: pytest.LogCaptureFixture) -> None:
-    assert main(["demo"]) == 2
-    assert main(["demo", "--folder", "x", "--size", "huge"]) == 2
-    assert "--size" in caplog.text

@@ -61,21 +61,7 @@ def test_an_interrupted_or_failed_export_leaves_nothing(index, tmp_path, kind, m
 
 def test_a_file_that_is_no_index_is_an_error(tmp_path, caplog):
     assert run(tmp_path / "none.parquet", "aligned", tmp_path / "out") == 1
-    assert "none.parquet: not an index" in caplog.text
+    assert "none.parquet: no such file; give --index, or run `snakemake data`" in caplog.text
     pq.write_table(pa.table({"tile": ["a"]}), tmp_path / "other.parquet")
     assert run(tmp_path / "other.parquet", "aligned", tmp_path / "out") == 1
     assert "other.parquet: its metadata lacks" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["webdataset", "out", "--shard-mb", "0"],
-        ["webdataset", "out", "--codec", "png"],
-        ["aligned", "out", "--workers", "0"],
-        ["aligned", "out", "--split", "validation"],
-        ["tfrecord", "out"],
-    ],
-)
-def test_wrong_flags_are_wrong_usage(words):
-    assert main(["export", *words]) == 2
