@@ -145,7 +145,7 @@ def test_every_rule_says_what_it_needs(stage: str) -> None:
     [
         ({"filtr": {}}, ["filtr", "did you mean filter?"]),
         ({"filter": {"tissue_fraction_min": 2}}, ["filter.tissue_fraction_min", "at most 1"]),
-        ({"sheet": "none.tsv"}, ["none.tsv", "no such sheet"]),
+        ({"sheet": "none.tsv"}, ["none.tsv", "no such file"]),
     ],
 )
 def test_a_wrong_configuration_is_one_line_at_parse_time(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from cyclopts import Parameter
 
 from hemera.commands import ConfigFile, Positive, Quality, Workers, check_new
-from hemera.config import DescribeOptions, load_file
+from hemera.config import load_file
 from hemera.sheet import read_sheet
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _load(registered: Registered, output: Path) -> "RegisteredPair":
     from hemera.registration.registered_pair import load_pair
 
     check_new(output)
-    config = load_file(registered.configfile)
-    pair = read_sheet(Path(config.cohort.sheet)).pair(registered.pair)
-    options, allow_failed = config.options(DescribeOptions), registered.allow_failed_registration
-    return load_pair(pair, registered.results, options, allow_failed=allow_failed)
+    cohort = load_file(registered.configfile).cohort
+    pair = read_sheet(Path(cohort.sheet)).pair(registered.pair)
+    allow_failed = registered.allow_failed_registration
+    return load_pair(pair, registered.results, allow_failed=allow_failed)

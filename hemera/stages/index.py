@@ -17,7 +17,7 @@ from hemera import tables
 from hemera.config import IndexOptions
 from hemera.dataset.fingerprint import fingerprint
 from hemera.dataset.splits import check_leakage, split_cases
-from hemera.dataset.subsets import check_subsets, draw_subset, mixed_resolutions
+from hemera.dataset.subsets import NETWORKS, check_subsets, draw_subset, mixed_resolutions
 from hemera.errors import TableError
 from hemera.files.atomic import write_text
 from hemera.interop.card import dataset_card
@@ -69,8 +69,7 @@ def run(
     Raises:
         LeakageError: when a case or a source image would be in two splits, or a test source of
             SegmentationNet is a training source of GenerationNet.
-        TableError: when resolutions are mixed and that is not allowed, or the table names pairs
-            that the sheet lacks.
+        TableError: when the table names pairs that the sheet lacks.
     """
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
     table = tables.read(tiles, tables.filtered(engines))

@@ -14,7 +14,7 @@ from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
 from hemera.config.base import flags
 from hemera.dataset.fingerprint import FINGERPRINTED, fingerprint
-from hemera.errors import ConfigError, TableError
+from hemera.errors import TableError
 from hemera.sheet import SPLITS, write_rows
 from hemera.stages import index
 from tests.command_line import words
@@ -309,8 +309,6 @@ def test_bad_inputs(tmp_path: Path) -> None:
         index.run(**made.paths | {"options": ALL} | changes)
 
     before = made.index.read_bytes()
-    with pytest.raises(ConfigError, match=r"index\.target: deepliif is not among"):
-        again(options=ALL.replace(target="deepliif"))
     with pytest.raises(TableError, match="lacks the columns deepliif_nucleus_fraction"):
         again(engines=("stain", "deepliif"))
     with pytest.raises(TableError, match="no such table"):
