@@ -158,11 +158,12 @@ def test_an_error_of_the_input_is_one_line(
     assert record.getMessage().endswith("no.tsv: no such file; give the path of a sheet of pairs")
     assert record.exc_info is None
     caplog.clear()
-    assert main([*words, "--seed", "-1", "--val-fraction", "x", "--allow-mixed-mpp", "yes"]) == 1
+    assert main([*words, "--seed", "-1", "--val-fraction", "x"]) == 1
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert [line.split(":")[0] for line in said] == [
-        "--seed", "--val-fraction", "--allow-mixed-mpp",
-    ]  # fmt: skip
+        "--seed",
+        "--val-fraction",
+    ]
 
 
 def test_a_real_process_says_one_line_and_no_traceback(tmp_path: Path) -> None:
