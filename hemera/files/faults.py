@@ -56,15 +56,9 @@ def is_transient(error: BaseException) -> bool:
 def translated(to: type[HemeraError], message: str) -> Iterator[None]:
     """Raise `to` in place of any exception that a library raises inside the block.
 
-    Put only calls of the library into the block: errors of this package would be translated too.
-
-    Args:
-        to: class of the error to raise.
-        message: its text; ``{error}`` is replaced by the library's message on one line.
-
-    Raises:
-        HemeraError: of class `to`. A `HemeraError` from inside the block passes unchanged, and so
-            do transient errors, see `is_transient`.
+    ``{error}`` in the message is replaced by the library's message on one line. A `HemeraError`
+    passes unchanged, and so do transient errors, see `is_transient`. Put only calls of the library
+    into the block: errors of this package would be translated too.
     """
     try:
         yield

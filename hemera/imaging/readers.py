@@ -101,7 +101,6 @@ class OpenSlideReader(_LibraryReader):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
         self._idle = [self._open()]
         self._downsamples = self._describe(self._idle[0])
 
@@ -116,24 +115,22 @@ class OpenSlideReader(_LibraryReader):
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         downsample = self._downsamples[level]
         location = (round(x * downsample), round(y * downsample))
-        with self._lock:
-            handle = self._idle.pop() if self._idle else None
-        handle = handle or self._open()
+        try:
+            handle = self._idle.pop()
+        except IndexError:
+            handle = self._open()
         try:
             with self.reading(level, x, y):
                 rgba = np.asarray(handle.read_region(location, level, (width, height)))
         except BaseException:
             handle.close()
             raise
-        with self._lock:
-            self._idle.append(handle)
+        self._idle.append(handle)
         return _on_white(rgba)
 
     def close(self) -> None:
-        with self._lock:
-            handles, self._idle = self._idle, []
-        for handle in handles:
-            handle.close()
+        while self._idle:
+            self._idle.pop().close()
 
 
 class TiffSlideReader(_LibraryReader):

@@ -210,8 +210,8 @@ class Slide:
             result[row : row + count] = area_resample(
                 band, (0.0, top - y0), (step_x, step_y), (out_width, count)
             )
-        if losses.count:
-            log.warning("%s; %d such regions are white in its overview", losses.first, losses.count)
+        if losses.lost:
+            log.warning("%s; %d px are white in its overview", losses.first, losses.lost)
         return result
 
     def _read_below(self, level: int, top: int, x: int, y: int, width: int, height: int) -> RGB:

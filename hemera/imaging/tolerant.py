@@ -37,16 +37,13 @@ class Losses:
     unit: str = "tiles"
     option: str = ""
     """That sets `fraction_max`, for the error message."""
-    count: int = 0
-    """Errors so far."""
     lost: int = 0
-    """Tiles or pixels lost so far."""
+    """Tiles or pixels so far."""
     first: SlideError | None = None
 
     def add(self, error: SlideError, amount: int = 1) -> None:
         """Count one error; SlideError when more than `fraction_max` of `total` is lost."""
         self.first = self.first or error
-        self.count += 1
         self.lost += amount
         if self.lost > self.fraction_max * self.total:
             option = f" ({self.option})" if self.option else ""

@@ -136,10 +136,10 @@ def predict_slide(slide: Slide, model: Model, out: Path, options: PredictOptions
         }
         (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
     losses, area = drawing.losses, facts["area"]
-    if losses.count:
+    if losses.lost:
         log.warning(
             "%s: %d of %d tiles cannot be read and are holes in the map, %.4g mm2; the first: %s",
-            slide.path.name, losses.count, losses.total, area["unreadable_um2"] / 1e6, losses.first,
+            slide.path.name, losses.lost, losses.total, area["unreadable_um2"] / 1e6, losses.first,
         )  # fmt: skip
     log.info(
         "%s: %.2f%% of %.4g mm2 of tissue is HER2-positive, %d regions",
@@ -327,7 +327,7 @@ class _Drawing:
             "tiles": {
                 "grid": len(grid.starts(0)) * len(grid.starts(1)),
                 "tissue": len(self._places),
-                "unreadable": self.losses.count,
+                "unreadable": self.losses.lost,
             },
         }
 

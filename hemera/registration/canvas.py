@@ -112,7 +112,7 @@ def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:
             band = _read_band(slide, top, width, min(rows, height - top), mpp, losses)
             for channel in range(3):
                 result[top : top + rows, :, channel] = white[channel][band[..., channel]]
-    if losses.count:
+    if losses.lost:
         log.warning("%s; %d px are treated as background", losses.first, losses.lost)
     return result
 

@@ -278,10 +278,10 @@ def write_warped_slide(
                 output, shown, size_px=size, mpp=mpp, quality=quality,
                 name=f"{pair.name}: HER2 on H&E",
             )  # fmt: skip
-    if losses.count:
+    if losses.lost:
         log.warning(
             "%s: %d of %d tiles cannot be read and show the background; the first: %s",
-            output, losses.count, len(places), losses.first,
+            output, losses.lost, len(places), losses.first,
         )  # fmt: skip
     log.info(
         "%s: %d x %d px at %.4g um/px; HER2 covers %d of %d tiles",

@@ -182,7 +182,7 @@ def _tile(
         try:
             rows = [_add(writer, tile, SUFFIXES[options.codec]) for tile in shown if tile]
         finally:
-            outcome.tiles_unreadable = losses.count
+            outcome.tiles_unreadable = losses.lost
     outcome.tiles_written = len(rows)
     return rows
 
