@@ -72,12 +72,7 @@ class Result:
 
 
 def plan(options: RegisterOptions, size_px: int) -> list[Attempt]:
-    """Return the attempts, each by what it changes against the one before.
-
-    Args:
-        options: preset and number of retries.
-        size_px: shortest side of the canvas.
-    """
+    """Return the attempts at a canvas with this shortest side."""
     first = Attempt(options.preset)
     second = dataclasses.replace(first, tissue_only=True)
     third = dataclasses.replace(second, preset=FULL)
@@ -91,7 +86,7 @@ def plan(options: RegisterOptions, size_px: int) -> list[Attempt]:
 def register_pair(
     pair: Pair, described: Described, options: RegisterOptions, folder: Path
 ) -> tuple[Result, list[str]]:
-    """Register a pair by DeeperHistReg until a displacement passes; return the best result.
+    """Register a pair by DeeperHistReg until a displacement passes.
 
     Args:
         pair: the pair.
@@ -157,7 +152,7 @@ def _attempt(
     options: RegisterOptions,
     folder: Path,
 ) -> Result:
-    """Run the engine for an attempt, starting with an orientation, and assess its result."""
+    """Run the engine, first with the given orientation, and assess its result."""
     reduced = canvas.reduced(attempt.factor)
     if attempt.tissue_only:
         reduced = reduced.tissue_only(described)
@@ -219,9 +214,8 @@ def _run_engine(
 ) -> tuple[deeperhistreg.Outcome, bool, int | None]:
     """Run the engine, and once more with HER2 mirrored where that matches better.
 
-    Returns:
-        The outcome; whether it is of the mirror image; how many matches the other orientation has,
-        None where it was not probed.
+    Returns the outcome, whether it is of the mirror image, and the number of matches of the other
+    orientation, if it was probed.
     """
 
     def run(mirrored: bool, probe: bool) -> deeperhistreg.Outcome:

@@ -58,20 +58,13 @@ class Canvas:
         """Return the mean of squares of `factor` pixels, padded with white at right and bottom."""
         if factor == 1:
             return self
-        return dataclasses.replace(
-            self,
-            he=_reduce(self.he, factor),
-            her2=_reduce(self.her2, factor),
-            mpp=self.mpp * factor,
-        )
+        return type(self)(_reduce(self.he, factor), _reduce(self.her2, factor), self.mpp * factor)
 
     def tissue_only(self, described: Described) -> Self:
         """Return it with everything white outside the tissue outlines and a margin."""
-        return dataclasses.replace(
-            self,
-            he=_tissue_only(self.he, described["he"], self.mpp),
-            her2=_tissue_only(self.her2, described["her2"], self.mpp),
-        )
+        he = _tissue_only(self.he, described["he"], self.mpp)
+        her2 = _tissue_only(self.her2, described["her2"], self.mpp)
+        return dataclasses.replace(self, he=he, her2=her2)
 
 
 def size_um(described: Mapping[str, Any]) -> tuple[float, float]:
@@ -101,17 +94,14 @@ def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:
         width, height = (max(1, math.ceil(n * slide.mpp / mpp - 1e-6)) for n in slide.size_px)
         # The engine pads with white; background of another colour would end in an edge, and edges
         # are what it matches.
-        white = [
-            np.clip(np.rint(np.arange(256) * 255 / max(value, 1)), 0, 255).astype(np.uint8)
-            for value in described["background"] or slide.background
-        ]
+        scaled = np.arange(256)[:, None] * 255 / np.maximum(described["background"], 1)
+        white = np.rint(scaled).clip(max=255).astype(np.uint8)[None]
         result = np.empty((height, width, 3), np.uint8)
         losses = Losses(path.name, width * height, LOST_MAX, "px")
         rows = max(16, BAND_PX // width)
         for top in range(0, height, rows):
             band = _read_band(slide, top, width, min(rows, height - top), mpp, losses)
-            for channel in range(3):
-                result[top : top + rows, :, channel] = white[channel][band[..., channel]]
+            result[top : top + rows] = cv2.LUT(band, white)
     if losses.lost:
         log.warning("%s; %d px are treated as background", losses.first, losses.lost)
     return result

@@ -81,7 +81,7 @@ class Outcome:
 
 
 def version() -> str:
-    """Return the version of DeeperHistReg that is installed."""
+    """Return the installed version of DeeperHistReg."""
     try:
         return importlib.metadata.version("deeperhistreg")
     except importlib.metadata.PackageNotFoundError:
@@ -105,9 +105,6 @@ def register(
         mpp: um per pixel of both.
         settings: how the engine runs.
         folder: an empty folder for the files of the child process; not cleared afterwards.
-
-    Returns:
-        The displacements from H&E to HER2 on the grid of `fixed`, or a reason.
 
     Raises:
         RegistrationError: when the engine is not installed, the device is not available, or the
@@ -138,8 +135,13 @@ def register(
     nonrigid = None if field is None else from_engine_field(field, **geometry)
     del field
     rigid = from_engine_field(_affine_field(answer["rigid"], answer["canvas"]), **geometry)
-    counts = ("match_count", "mirrored_match_count", "match_fraction")
-    return Outcome(nonrigid, rigid, *(answer[name] for name in counts))
+    return Outcome(
+        nonrigid,
+        rigid,
+        answer["match_count"],
+        answer["mirrored_match_count"],
+        answer["match_fraction"],
+    )
 
 
 def _run(request: Path) -> str | None:
@@ -162,24 +164,18 @@ def _run(request: Path) -> str | None:
         status = child.wait()
     if status == 0:
         return None
-    last = _last_lines(engine_log)
-    for line in last:
+    lines = [line for line in engine_log.read_text(errors="replace").splitlines() if line.strip()]
+    for line in lines[-_LOG_LINES:]:
         log.info("DeeperHistReg: %s", line)
+    last = lines[-1] if lines else "no message"
     if status == _SETUP_ERROR:
-        raise RegistrationError(last[-1])
+        raise RegistrationError(last)
     if status < 0:
         raise RegistrationError(
             f"DeeperHistReg was ended by {signal.Signals(-status).name}, most often for lack of "
             "memory; give the job more memory or choose a smaller register.size_px"
         )
-    return f"DeeperHistReg failed ({last[-1] if last else 'no message'}); see the job's log"
-
-
-def _last_lines(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65_536))
-        text = file.read().decode(errors="replace")
-    return [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]
+    return f"DeeperHistReg failed ({last}); see the job's log"
 
 
 def _affine_field(theta: list[list[float]], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

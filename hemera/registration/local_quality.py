@@ -23,9 +23,7 @@ SEARCH = 0.035
 SEARCH_PRIOR = 0.2
 """Correlation by which a match at the end of the search must exceed one in place.
 
-Without it, squares of uniform tissue match best anywhere: on a real pair with landmarks the 90th
-percentile of the estimate was then three times that of the true error; with it, estimates are
-somewhat low, and rise with the true error.
+Without it, squares of uniform tissue match best anywhere.
 """
 TISSUE_MIN = 0.25
 """Least tissue fraction of a square."""
@@ -88,14 +86,10 @@ class LocalQuality:
         return cls(np.stack([x, y], axis=-1), ncc, best, np.stack([dx, dy], axis=-1), side, step)
 
     def at(self, points_um: npt.ArrayLike) -> dict[str, Floats]:
-        """Interpolate at points of the H&E slide.
+        """Interpolate bilinearly at points (N, 2) of the H&E slide, um.
 
-        Args:
-            points_um: (N, 2) as (x, y), um on H&E.
-
-        Returns:
-            `error_um`, `ncc` and `margin` (`ncc` minus the best shifted) of each point, bilinear
-            between the squares around it; NaN outside all squares.
+        Returns `error_um`, `ncc` and `margin` (`ncc` minus the best shifted), each (N,); NaN
+        outside all squares.
         """
         points = np.asarray(points_um, np.float64).reshape(-1, 2)
         values = np.stack([self.error_um, self.ncc, self.ncc - self.best_shifted])
@@ -127,7 +121,7 @@ def measure_local_quality(
         he: (H, W) haematoxylin of H&E.
         tissue: (H, W) tissue that both stains show.
         warped: haematoxylin of HER2 on the grid of `he`, `margin_px` larger on every side.
-        margin_px: pixels.
+        margin_px: see `warped`.
         diagonal_px: of the H&E slide.
         mpp: um per pixel.
     """

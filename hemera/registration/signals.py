@@ -84,20 +84,20 @@ def measure(
         d: the displacement, not empty.
         mpp: um per pixel of both.
         fixed_size_um: (width, height) of the H&E slide.
-        moving_size_um: (width, height) of the HER2 slide.
+        moving_size_um: the same of the HER2 slide.
         mirrored: the displacement is meant to mirror.
     """
     height, width = fixed.shape[:2]
     diagonal_px = math.hypot(*fixed_size_um) / mpp
     sigma = max(SMOOTHING * diagonal_px, 0.5)
-    he, inside = smooth_haematoxylin(fixed, sigma), tissue(fixed, sigma)
+    he, inside = _smooth_haematoxylin(fixed, sigma), tissue(fixed, sigma)
     nodes = _at_nodes(inside, d, mpp)
     folding = folding_fraction(d, nodes, mirrored=mirrored) if nodes.any() else None
     # A margin on each side, so that shifted versions are defined up to the edge.
     margin = math.ceil(max(MARGIN_SHIFTS) * diagonal_px) + 1
     corner_um = -margin * mpp
     partners = map_grid(d, corner_um, corner_um, mpp, width + 2 * margin, height + 2 * margin)
-    warped = _sample(smooth_haematoxylin(moving, sigma), partners / mpp)
+    warped = _sample(_smooth_haematoxylin(moving, sigma), partners / mpp)
     partners = partners[margin : margin + height, margin : margin + width]
     covered = _covered(d, partners, mpp, moving_size_um)
     local = measure_local_quality(he, inside & covered, warped, margin, diagonal_px, mpp)
@@ -130,8 +130,7 @@ def measure(
     )
 
 
-def smooth_haematoxylin(rgb: RGB, sigma_px: float) -> Gray:
-    """Return the haematoxylin of an image, blurred: (H, W)."""
+def _smooth_haematoxylin(rgb: RGB, sigma_px: float) -> Gray:
     return np.asarray(cv2.GaussianBlur(haematoxylin(rgb), (0, 0), sigma_px), np.float32)
 
 
@@ -189,7 +188,7 @@ def _correlations(
         return warped[y : y + height, x : x + width]
 
     window = max(3, round(WINDOW * diagonal_px) | 1)
-    lncc = float(np.median(local_correlation(he, shifted(0, 0), window)[inside & covered]))
+    lncc = float(np.median(_local_correlation(he, shifted(0, 0), window)[inside & covered]))
     ncc = _correlation(he[covered], shifted(0, 0)[covered])
     best = max(
         _correlation(he[covered], shifted(dx, dy)[covered])
@@ -205,7 +204,7 @@ def _correlation(a: Gray, b: Gray) -> float:
     return float((x * y).sum()) / norm if norm > 0 else 0.0
 
 
-def local_correlation(a: Gray, b: Gray, side_px: int) -> Floats:
+def _local_correlation(a: Gray, b: Gray, side_px: int) -> Floats:
     """Correlate two images over a square around each pixel: (H, W); 0 where one is flat."""
 
     def mean(values: Floats) -> Floats:

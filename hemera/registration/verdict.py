@@ -57,10 +57,7 @@ def log_scale(scale: float | None) -> float | None:
 def grade(name: str, value: float, limits: Mapping[str, Any]) -> str | None:
     """Return pass, review or fail for the value of a signal; NaN fails.
 
-    Args:
-        name: of the signal.
-        value: its value.
-        limits: options of `register` by name; None is returned where they have none for it.
+    None where `limits`, options of `register` by name, have none for it.
     """
     if name not in limits:
         return None
@@ -98,7 +95,7 @@ def assess(
 
     Args:
         signals: measured on the displacement.
-        options: with the limits of pass and fail.
+        options: with the limits.
         mirrored: the displacement is meant to mirror.
         match_count: matches behind the rigid displacement; 0: the engine returned the identity;
             None: the displacement was made elsewhere.
@@ -162,17 +159,9 @@ def prefer_rigid(nonrigid: Signals, rigid: Signals) -> bool:
 
 
 def effective_verdict(pair: Pair, certificate: Mapping[str, Any] | None) -> tuple[str, str | None]:
-    """Return the verdict that applies to the registration of a pair.
+    """Return the verdict that applies to a pair, and the reason where it must not be used.
 
-    The manual verdict in the sheet overrides the certificate.
-
-    Args:
-        pair: the pair.
-        certificate: its row of `tables.CERTIFICATE`, if any.
-
-    Returns:
-        One of the verdicts of this module; and the reason when the registration must not be used,
-        else None.
+    The manual verdict in the sheet overrides the certificate, its row of `tables.CERTIFICATE`.
     """
     if pair.verdict == "refuse":
         return REFUSED, "refused by a person; see verdict in pairs.tsv"

@@ -46,7 +46,7 @@ def read_displaced(
         field: from H&E to HER2.
         x_px: left edge of the tile on H&E, in pixels of `grid_mpp`.
         y_px: its top edge.
-        grid_mpp: um per pixel of `x_px` and `y_px`.
+        grid_mpp: see `x_px`.
         size_px: side of the tile in pixels of `mpp`.
         mpp: resolution of the tile.
         pair: its name, for errors.
@@ -133,7 +133,6 @@ def _averaged(slide: Slide, level: int, box: tuple[int, int, int, int], factor: 
 
 
 def _background(slide: Slide, size_px: int) -> RGB:
-    """Return a tile of background."""
     return np.full((size_px, size_px, 3), slide.background, np.uint8)
 
 
@@ -172,7 +171,7 @@ def warp_labels(
         y_px: its top edge.
         size_px: side of the tile.
         pixel_um: width and height of a pixel of the tile.
-        label_um: width and height of a pixel of the labels.
+        label_um: the same of the labels.
         lattice_px: `back` is evaluated at points this far apart, and interpolated between.
 
     Returns:

@@ -71,7 +71,7 @@ def test_another_format_is_refused_with_the_one_that_is_read(tmp_path, name, con
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({"field": np.zeros(3)}, "lacks vectors_um and mpp"),
+        ({"field": np.zeros(3)}, "vectors_um is not a file in the archive"),
         ({"vectors_um": np.zeros((4, 5)), "mpp": 1.0}, "shape"),
         ({"vectors_um": np.full((5, 7, 2), np.nan), "mpp": 1.0}, "not finite"),
         ({"vectors_um": np.full((5, 7, 2), "a"), "mpp": 1.0}, "cannot be read"),
