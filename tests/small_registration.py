@@ -82,13 +82,13 @@ def run(folder, out, unit="plain", **changes):
 def given(nonrigid, rigid=None, matches=200, fraction=0.9, reason=None, mirrored_matches=20):
     """Return a stand-in for the engine; what it was given last is in its attributes."""
 
-    def found(fixed, moving, mpp, settings, folder):
-        given.fixed, given.moving, given.mpp, given.settings = fixed, moving, mpp, settings
+    def found(fixed, moving, mpp, options, folder, *, thorough, probe):
+        given.fixed, given.moving, given.mpp, given.options = fixed, moving, mpp, options
         (folder / "left behind").write_text("by the engine")
         if reason:
             return engine.Outcome(reason=reason)
         maps = [made(function, mpp) for function in (nonrigid, rigid or nonrigid)]
-        other = mirrored_matches if settings.probe else None
+        other = mirrored_matches if probe else None
         return engine.Outcome(*maps, matches, other, fraction)
 
     return found
@@ -98,9 +98,9 @@ def in_turn(monkeypatch, *engines):
     """Replace the engine by one stand-in after the other; return what each was given."""
     calls = []
 
-    def register(fixed, moving, mpp, settings, folder):
-        result = engines[len(calls)](fixed, moving, mpp, settings, folder)
-        calls.append(settings)
+    def register(fixed, moving, mpp, options, folder, **how):
+        result = engines[len(calls)](fixed, moving, mpp, options, folder, **how)
+        calls.append({"preset": options.preset, **how})
         return result
 
     monkeypatch.setattr(engine, "register", register)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from hemera.config import RegisterOptions
+from hemera.config.registration import Preset
 from hemera.errors import RegistrationError
 from hemera.registration import deeperhistreg
 from hemera.registration import displacement as fields
 from hemera.registration.canvas import Canvas, Described, read_canvas, size_um
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement
+from hemera.registration.local_quality import LocalQuality
 from hemera.registration.signals import Signals, measure
 from hemera.registration.verdict import FAIL, VERDICTS, Verdict, assess, prefer_rigid
 from hemera.sheet import Pair
@@ -32,14 +34,15 @@ TOLERANCE_PX = 0.05
 HALVED_PX = 1024
 """A canvas at least this large may be tried at half its size."""
 
-FAST, FULL = "default_initial_nonrigid_fast", "default_initial_nonrigid"
+FAST: Preset = "default_initial_nonrigid_fast"
+FULL: Preset = "default_initial_nonrigid"
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
     """How the engine is run once."""
 
-    preset: str
+    preset: Preset
     tissue_only: bool = False
     """Everything but tissue is white, and more angles and sizes are matched."""
     factor: int = 1
@@ -51,24 +54,17 @@ class Result:
     """A displacement with its certificate."""
 
     displacement: Displacement
-    verdict: Verdict
-    signals: Signals | None
-    columns: dict[str, Any]
-    """Further columns of `tables.CERTIFICATE`."""
+    row: dict[str, Any]
+    """The columns of `tables.CERTIFICATE` that were determined."""
+    local: LocalQuality | None = None
+    retryable: bool = True
+    """See `Verdict`."""
 
     @property
     def order(self) -> tuple[int, float]:
         """Smaller is better."""
-        tile_ok = None if self.signals is None else self.signals.tile_ok
-        return VERDICTS.index(self.verdict.verdict), 1.0 if tile_ok is None else -tile_ok
-
-    def row(self) -> dict[str, Any]:
-        """Return the columns of `tables.CERTIFICATE` that were determined."""
-        row = {"verdict": self.verdict.verdict, "reason": self.verdict.reason, **self.columns}
-        if self.signals is not None:
-            row |= vars(self.signals)
-            del row["local"]
-        return row
+        tile_ok = self.row.get("tile_ok")
+        return VERDICTS.index(self.row["verdict"]), 1.0 if tile_ok is None else -tile_ok
 
 
 def plan(options: RegisterOptions, size_px: int) -> list[Attempt]:
@@ -110,14 +106,14 @@ def register_pair(
         words += ", tissue alone" if attempt.tissue_only else ""
         log.info("pair %s: %s", pair.pair, words)
         result = _attempt(pair, described, canvas, attempt, mirrored, options, folder)
-        verdict = result.verdict
-        words += f": {verdict.verdict}" + (f" ({verdict.reason})" if verdict.reason else "")
+        reason = result.row["reason"]
+        words += f": {result.row['verdict']}" + (f" ({reason})" if reason else "")
         log.info("pair %s: %s", pair.pair, words)
         attempts.append(words)
         results.append(result)
-        if not verdict.retryable:
+        if not result.retryable:
             break
-        mirrored = result.columns["mirrored"]
+        mirrored = result.row["mirrored"]
     return min(results, key=lambda result: result.order), attempts
 
 
@@ -140,7 +136,16 @@ def certify_own(pair: Pair, path: Path, described: Described, options: RegisterO
         "mirrored_by": "sheet" if mirrored and pair.mirrored else None,
         "displacement_mpp": own.mpp,
     }
-    return Result(own, assess(signals, options, mirrored=mirrored), signals, columns)
+    return _certified(own, assess(signals, options, mirrored=mirrored), signals, columns)
+
+
+def _certified(
+    d: Displacement, verdict: Verdict, signals: Signals, columns: dict[str, Any]
+) -> Result:
+    measured = vars(signals).copy()
+    local = measured.pop("local")
+    row = {**columns, **measured, "verdict": verdict.verdict, "reason": verdict.reason}
+    return Result(d, row, local, verdict.retryable)
 
 
 def _attempt(
@@ -179,7 +184,7 @@ def _attempt(
         **matches,
     }
     if outcome.rigid is None:
-        return Result(fields.none(), Verdict(FAIL, outcome.reason, True), None, columns)
+        return Result(fields.none(), {**columns, "verdict": FAIL, "reason": outcome.reason})
 
     def stored(d: Displacement) -> Displacement:
         """Coarsen it; to the stored slide where its mirror image was registered."""
@@ -206,7 +211,7 @@ def _attempt(
     )
     matrix = np.column_stack([rigid.affine.matrix, rigid.affine.offset_um])
     columns |= {"map": kept, "displacement_mpp": d.mpp, "rigid": matrix.ravel().tolist()}
-    return Result(d, verdict, signals, columns)
+    return _certified(d, verdict, signals, columns)
 
 
 def _run_engine(
@@ -219,22 +224,20 @@ def _run_engine(
     """
 
     def run(mirrored: bool, probe: bool) -> deeperhistreg.Outcome:
-        settings = deeperhistreg.Settings(
-            preset=attempt.preset,
-            levels=options.levels,
-            iterations=options.iterations,
-            device=options.device,
-            torch_threads=options.torch_threads,
-            thorough=attempt.tissue_only,
-            probe=probe,
-            match_fraction_min=options.match_fraction[1],
-        )
         her2 = np.ascontiguousarray(canvas.her2[:, ::-1]) if mirrored else canvas.her2
         # A killed job may have left files.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            return deeperhistreg.register(canvas.he, her2, canvas.mpp, settings, folder)
+            return deeperhistreg.register(
+                canvas.he,
+                her2,
+                canvas.mpp,
+                options.replace(preset=attempt.preset),
+                folder,
+                thorough=attempt.tissue_only,
+                probe=probe,
+            )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

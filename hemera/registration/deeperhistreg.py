@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from hemera.config import RegisterOptions
 from hemera.errors import RegistrationError
 from hemera.registration.displacement import Displacement, from_engine_field
 
@@ -42,24 +43,6 @@ _SETUP_ERROR = 3
 """Exit status of the child for errors that the pair did not cause."""
 _LOG_LINES = 40
 _SEED = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How the engine runs; None leaves the preset's value."""
-
-    preset: str
-    levels: int | None = None
-    iterations: int | None = None
-    device: str = "auto"
-    torch_threads: int = 2
-    thorough: bool = False
-    """Match at more angles and sizes than the preset does."""
-    probe: bool = True
-    """Match the mirror image of HER2 too, and stop there when it matches better."""
-    match_fraction_min: float = 0.0
-    """The nonrigid stage does not run where a smaller fraction of matches agrees with the rigid
-    displacement."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,8 +77,11 @@ def register(
     fixed: npt.NDArray[np.uint8],
     moving: npt.NDArray[np.uint8],
     mpp: float,
-    settings: Settings,
+    options: RegisterOptions,
     folder: Path,
+    *,
+    thorough: bool = False,
+    probe: bool = True,
 ) -> Outcome:
     """Register one image onto another.
 
@@ -103,8 +89,11 @@ def register(
         fixed: (H, W, 3) RGB of the H&E slide from its top-left corner, on white.
         moving: (H, W, 3) RGB of the HER2 slide, of any size.
         mpp: um per pixel of both.
-        settings: how the engine runs.
+        options: how the engine runs. The nonrigid stage does not run where fewer matches agree than
+            the limit of `match_fraction`.
         folder: an empty folder for the files of the child process; not cleared afterwards.
+        thorough: match at more angles and sizes than the preset does.
+        probe: match the mirror image of HER2 too, and stop there when it matches better.
 
     Raises:
         RegistrationError: when the engine is not installed, the device is not available, or the
@@ -114,7 +103,8 @@ def register(
     Image.fromarray(fixed).save(folder / "fixed.ppm")
     Image.fromarray(moving).save(folder / "moving.ppm")
     request = folder / "request.json"
-    request.write_text(json.dumps(dataclasses.asdict(settings)))
+    arguments = {"options": options.model_dump(), "thorough": thorough, "probe": probe}
+    request.write_text(json.dumps(arguments))
     reason = _run(request)
     if reason is not None:
         return Outcome(reason=reason)
@@ -196,7 +186,8 @@ def _affine_field(theta: list[list[float]], shape: tuple[int, ...]) -> npt.NDArr
 def main(request: Path) -> None:
     """Register the two images beside `request` and write the answer beside them."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    settings = Settings(**json.loads(request.read_text()))
+    arguments = json.loads(request.read_text())
+    options = RegisterOptions(**arguments["options"])
     folder = request.parent
     try:
         import cv2
@@ -204,15 +195,16 @@ def main(request: Path) -> None:
         import torch
     except ImportError as error:
         _setup_error(f"DeeperHistReg: cannot be imported ({error}); install requirements.lock")
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         _setup_error("register.device: cuda, but PyTorch finds no GPU; give cpu or auto")
-    use_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    use_gpu = options.device != "cpu" and torch.cuda.is_available()
     for set_threads in (torch.set_num_threads, cv2.setNumThreads):
-        set_threads(settings.torch_threads)
+        set_threads(options.torch_threads)
     # OpenCV's nearest-neighbour search, behind the SIFT matches, draws random numbers too.
     for seed in (np.random.seed, torch.manual_seed, cv2.setRNGSeed):
         seed(_SEED)
-    parameters = _parameters(deeperhistreg.configs, settings, "cuda:0" if use_gpu else "cpu")
+    device = "cuda:0" if use_gpu else "cpu"
+    parameters = _parameters(deeperhistreg.configs, options, device, arguments["thorough"])
     pipeline = deeperhistreg.direct_registration.DeeperHistReg_FullResolution(parameters)
     pipeline.source_path = str(folder / "moving.ppm")
     pipeline.target_path = str(folder / "fixed.ppm")
@@ -224,14 +216,14 @@ def main(request: Path) -> None:
         pipeline.initial_registration()
     match_count = _final_matches(folder / "engine.log")
     mirrored_match_count = None
-    if settings.probe:
+    if arguments["probe"]:
         with torch.no_grad():
             _match_mirrored(pipeline)
         mirrored_match_count = _final_matches(folder / "engine.log")
     match_fraction = None
     if mirrored_match_count is None or mirrored_match_count <= match_count:
         match_fraction = _match_fraction(pipeline, torch)
-    refined = (match_fraction or 0.0) >= max(settings.match_fraction_min, 1e-9)
+    refined = (match_fraction or 0.0) >= max(options.match_fraction[1], 1e-9)
     if refined:
         pipeline.nonrigid_registration()
         utils = importlib.import_module("dhr_utils.utils")
@@ -252,9 +244,11 @@ def main(request: Path) -> None:
     (folder / "answer.json").write_text(json.dumps(answer))
 
 
-def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]:
+def _parameters(
+    configs: Any, options: RegisterOptions, device: str, thorough: bool
+) -> dict[str, Any]:
     """Return the preset's parameters as HEMERA runs them."""
-    parameters: dict[str, Any] = getattr(configs, settings.preset)()
+    parameters: dict[str, Any] = getattr(configs, options.preset)()
     parameters.update(
         device=device,
         case_name="pair",
@@ -271,7 +265,7 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
     parameters["initial_registration_params"].update(
         device=device, cuda=device != "cpu", save_results=False, echo=True
     )
-    if settings.thorough:
+    if thorough:
         parameters["initial_registration_params"].update(
             angle_step=60,
             registration_size=800,
@@ -281,15 +275,15 @@ def _parameters(configs: Any, settings: Settings, device: str) -> dict[str, Any]
     nonrigid = parameters["nonrigid_registration_params"]
     nonrigid.update(device=device, save_results=False, registration_size=2**31)
     levels = nonrigid["num_levels"]
-    if settings.levels is not None:
+    if options.levels is not None:
         for key in ("learning_rates", "alphas", "iterations"):
             # The preset's first levels; its last one is repeated where more are wanted.
             values = nonrigid[key]
-            nonrigid[key] = [values[min(k, len(values) - 1)] for k in range(settings.levels)]
-        levels = settings.levels
+            nonrigid[key] = [values[min(k, len(values) - 1)] for k in range(options.levels)]
+        levels = options.levels
         nonrigid.update(num_levels=levels, used_levels=levels)
-    if settings.iterations is not None:
-        nonrigid["iterations"] = [settings.iterations] * levels
+    if options.iterations is not None:
+        nonrigid["iterations"] = [options.iterations] * levels
     return parameters
 
 

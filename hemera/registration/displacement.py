@@ -73,12 +73,10 @@ class Displacement:
     Node (row i, column j) is at ((j + 0.5) * mpp, (i + 0.5) * mpp) um on H&E, and
     ``moving_um = fixed_um + d(fixed_um)``. Between nodes d is bilinear. Beyond the outermost nodes
     it is extrapolated from the outermost cells up to the distance of one node, and from there with
-    the slope of its affine part.
-
-    An empty displacement has the shape (0, 0, 2).
+    the slope of its affine part. An empty displacement has the shape (0, 0, 2).
 
     Raises:
-        RegistrationError: when shape, type, values or mpp are impossible.
+        RegistrationError: when shape, values or mpp are impossible.
     """
 
     vectors_um: npt.NDArray[np.float32]
@@ -136,14 +134,8 @@ def of_registered(
 ) -> Displacement:
     """Return the map of a pair that comes registered: equal positions in um.
 
-    Where the resolutions are equal to the accuracy of scanners, equal positions in pixels.
-
-    Args:
-        he_size_px: (width, height) of the H&E slide.
-        he_mpp: its um/px.
-        her2_size_px: (width, height) of the HER2 slide.
-        her2_mpp: its um/px.
-        mirror: HER2 is stored as the left-right mirror image.
+    Where the resolutions are equal to the accuracy of scanners, equal positions in pixels. Sizes
+    are (width, height) of the slides; `mirror`: HER2 is stored as the left-right mirror image.
     """
     width_um, height_um = (side * he_mpp for side in he_size_px)
     d = identity(width_um, height_um, max(width_um, height_um) / 16)
@@ -195,8 +187,8 @@ def map_grid(
         x_um: left edge of the grid on H&E (the first pixel's edge, not its centre).
         y_um: its top edge.
         step_um: um per pixel of the grid.
-        width: pixels along x.
-        height: pixels along y.
+        width: of the grid, px.
+        height: of the grid, px.
 
     Returns:
         (height, width, 2) as (x, y), um on HER2.
@@ -231,17 +223,11 @@ def map_tile(
 
 
 def inverse_points(d: Displacement, points_um: npt.ArrayLike, *, tolerance_um: float) -> Points:
-    """Map points of the HER2 slide back to the H&E slide.
+    """Map points (N, 2) of the HER2 slide back to the H&E slide, um.
 
     Newton's method, damped where the field bends, started from the inverse of the affine part.
-
-    Args:
-        d: the displacement.
-        points_um: (N, 2) as (x, y), um on HER2.
-        tolerance_um: largest distance of the result, mapped to HER2, from the point.
-
-    Returns:
-        (N, 2), um on H&E; NaN for a point that is not found, as within a fold.
+    The result, mapped to HER2, is within `tolerance_um` of the point; NaN where there is none, as
+    within a fold.
 
     Raises:
         RegistrationError: when there is no map, or its affine part cannot be inverted.
@@ -337,12 +323,9 @@ def jacobian_determinant(d: Displacement) -> Floats:
 def folding_fraction(
     d: Displacement, mask: npt.NDArray[np.bool_] | None = None, *, mirrored: bool = False
 ) -> float:
-    """Return the fraction of nodes at which the map folds, 0 to 1.
+    """Return the fraction of nodes, inside a mask (H, W) if given, at which the map folds.
 
-    Args:
-        d: the displacement.
-        mask: (H, W), the nodes that count, at least one; None for all.
-        mirrored: the map is meant to mirror; a fold is where it does not.
+    Where the map is meant to mirror, a fold is where it does not.
     """
     determinant = jacobian_determinant(d)
     folded = determinant >= 0 if mirrored else determinant <= 0
@@ -384,9 +367,7 @@ def from_engine_field(
         fixed_size: (width, height) of the fixed image on the canvas, without its padding.
         fixed_pad: (left, top) padding of the fixed image, pixels of the canvas.
         moving_pad: (left, top) padding of the moving image.
-        mpp: um of both slides per pixel of the canvas: the exact ratio (slide's size over the
-            image's size, times the slide's mpp), not the nominal one; it becomes the distance of
-            the displacement's nodes.
+        mpp: um of both slides per pixel of the canvas; becomes the distance of the nodes.
     """
     (left, top), (width, height) = fixed_pad, fixed_size
     field = field_px[:, top : top + height, left : left + width].astype(np.float64)

@@ -83,10 +83,10 @@ def point_errors(
     """Return the rows of `tables.LANDMARKS`, one per point, without the pair's name.
 
     Args:
-        landmarks: of a pair; several rows of one point are averaged.
+        landmarks: of a pair; rows of one point are averaged.
         predicted: see `predict`.
         d: from H&E to HER2; may be empty.
-        size_um: (width, height) of the H&E slide; None: unknown.
+        size_um: see `official_error`.
     """
     he, her2 = landmarks.he, landmarks.her2
     mapped = np.full_like(he, np.nan)

@@ -57,9 +57,9 @@ def read_landmarks(
     """Read the landmarks of a pair: one ACROBAT file, or two files with the columns X and Y.
 
     Args:
-        pair: the pair.
+        pair: of the sheet.
         he_mpp: um per pixel of the H&E slide; None: unknown.
-        her2_mpp: of the HER2 slide.
+        her2_mpp: the same of the HER2 slide.
         coordinates: unit of an ACROBAT file, ``um`` or ``px``; plain files are in level-0 pixels.
 
     Raises:
@@ -86,12 +86,8 @@ def read_landmarks(
 def predictions_csv(landmarks: Landmarks, predicted: Floats) -> str:
     """Return the rows of an ACROBAT file with predicted H&E coordinates, for submission.
 
-    Args:
-        landmarks: of a pair.
-        predicted: (N, 2) on H&E, um; NaN: no prediction, which leaves the cells empty.
-
-    Returns:
-        CSV in the file's unit without the annotators' columns; the header alone for plain files.
+    They are in the file's unit, without the annotators' columns; for plain files the header alone.
+    `predicted` is (N, 2) on H&E, um; NaN leaves the cells empty.
     """
     if landmarks.rows is None:
         return _csv_text(pd.DataFrame(columns=ACROBAT_COLUMNS))
@@ -103,10 +99,7 @@ def predictions_csv(landmarks: Landmarks, predicted: Floats) -> str:
 
 
 def join_predictions(paths: Sequence[Path]) -> str:
-    """Join the predictions of all pairs below one header.
-
-    Args:
-        paths: files of `predictions_csv`.
+    """Join files of `predictions_csv` below one header.
 
     Raises:
         TableError: when a file is missing.

@@ -43,8 +43,8 @@ class LocalQuality:
     best_shifted: Floats
     """(N,), the best correlation of the 16 shifted versions."""
     residuals_um: Floats
-    """(N, 2) as (dx, dy), um on H&E: the shift at which the stains match best; the largest shift
-    searched where one of the two is flat."""
+    """(N, 2) as (dx, dy), um on H&E: the shift at which the stains match best; the largest where
+    one of the two is flat."""
     side_um: float
     """Side of the squares."""
     step_um: float

@@ -72,9 +72,9 @@ def run(
             row["reason"] = str(error)
         else:
             d = result.displacement
-            row |= result.row()
-            if result.signals is not None:
-                squares = pa.table(result.signals.local.to_columns(unit))
+            row |= result.row
+            if result.local is not None:
+                squares = pa.table(result.local.to_columns(unit))
     log.log(
         logging.INFO if row["verdict"] == PASS else logging.WARNING,
         "pair %s: %s%s", unit, row["verdict"], f" ({row['reason']})" if row["reason"] else "",

@@ -6,11 +6,13 @@ import pytest
 from PIL import Image
 
 from hemera import demo, tables
+from hemera.config import RegisterOptions
 from hemera.registration import attempts
 from hemera.registration import deeperhistreg as engine
 from hemera.registration import displacement as dp
 from hemera.registration.displacement_files import write_displacement
 from tests.small_registration import (
+    SMALL,
     describe_pair,
     error_um,
     given,
@@ -47,10 +49,7 @@ class TestResult:
     def test_the_options_reach_the_engine(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, *[given(to_moving)] * 2)
         run(pairs, tmp_path, torch_threads=3, levels=None)
-        assert given.settings == engine.Settings(
-            preset=FAST, levels=None, iterations=60, device="cpu", torch_threads=3,
-            match_fraction_min=0.25,
-        )  # fmt: skip
+        assert given.options == RegisterOptions(**SMALL | {"torch_threads": 3, "levels": None})
         row, _ = run(pairs, tmp_path, lncc=(1.0, 1.0))
         assert row["verdict"] != "pass"
 
@@ -85,7 +84,7 @@ class TestMirror:
     ):
         calls = in_turn(monkeypatch, MIRRORED, given(to_moving, matches=120))
         row, d = run(pairs, tmp_path, unit)
-        assert [settings.probe for settings in calls] == [True, False]
+        assert [call["probe"] for call in calls] == [True, False]
         assert row["verdict"] == verdict
         assert verdict == "pass" or "mirrored in the sheet" in row["reason"]
         assert (row["mirrored"], row["mirrored_by"]) == (mirrored, "probe")
@@ -140,7 +139,7 @@ class TestAttempts:
         calls = in_turn(monkeypatch, wrong, wrong, given(to_moving))
         row, d = run(pairs, tmp_path, retries=2)
         assert (row["verdict"], row["preset"]) == ("pass", FULL)
-        assert [(call.preset, call.thorough) for call in calls] == [
+        assert [(call["preset"], call["thorough"]) for call in calls] == [
             (FAST, False), (FAST, True), (FULL, True),
         ]  # fmt: skip
         assert len(row["attempts"]) == 3
@@ -168,7 +167,7 @@ class TestAttempts:
         calls = in_turn(monkeypatch, BROKEN, WRONG, given(to_moving))
         row, d = run(pairs, tmp_path, preset=FULL, size_px=300, retries=2)
         assert row["verdict"] == "pass"
-        assert [call.preset for call in calls] == [FULL, FULL, FAST]
+        assert [call["preset"] for call in calls] == [FULL, FULL, FAST]
         assert given.mpp == pytest.approx(2 * 338 / 300 * MPP)
         assert error_um(d).max() < 0.15 * MPP
 
@@ -176,7 +175,7 @@ class TestAttempts:
         wrong = given(lambda p: to_moving(p) + 200.0, matches=120)
         calls = in_turn(monkeypatch, MIRRORED, wrong, given(to_moving, matches=120))
         row, _ = run(pairs, tmp_path, "undeclared", retries=1)
-        assert [call.probe for call in calls] == [True, False, True]
+        assert [call["probe"] for call in calls] == [True, False, True]
         assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe")
 
     def test_low_coverage_is_not_tried_again(self, pairs_copy, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The real engine on small sections, and every way in which it can end without a result."""
 
-import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -8,19 +7,20 @@ import sys
 import numpy as np
 import pytest
 
+from hemera.config import RegisterOptions
 from hemera.config.registration import CANVAS_PX
 from hemera.errors import RegistrationError
 from hemera.registration import deeperhistreg as engine
 from hemera.registration import displacement as dp
 from tests.small_sections import FIXED_PX, FIXED_UM, MPP, sections, to_moving
 
-SMALL = engine.Settings(
+SMALL = RegisterOptions(
     preset="default_initial_nonrigid_fast", levels=4, iterations=25, device="cpu", torch_threads=1
 )
 
 
-def register(folder, fixed, moving, settings=SMALL):
-    return engine.register(fixed, moving, MPP, settings, folder)
+def register(folder, fixed, moving, options=SMALL, **how):
+    return engine.register(fixed, moving, MPP, options, folder, **how)
 
 
 def points(count=500):
@@ -41,8 +41,8 @@ def pair():
 class TestRegister:
     def test_without_the_nonrigid_stage_it_finds_the_similarity(self, pair, tmp_path):
         """A small run: too few matches agree, and the mirror image is not probed."""
-        settings = dataclasses.replace(SMALL, match_fraction_min=1.01, probe=False)
-        found = register(tmp_path, *pair, settings)
+        options = SMALL.replace(match_fraction=(1.01, 1.01))
+        found = register(tmp_path, *pair, options, probe=False)
         assert (found.mirrored_match_count, found.nonrigid, found.reason) == (None, None, None)
         assert found.rigid.affine.anisotropy == pytest.approx(1, abs=1e-3)
         assert found.rigid.affine.rotation_deg == pytest.approx(11, abs=1)
@@ -79,9 +79,8 @@ class TestRegister:
 
         if torch.cuda.is_available():
             pytest.skip("there is a GPU")
-        settings = engine.Settings(preset=SMALL.preset, device="cuda")
         with pytest.raises(RegistrationError, match="no GPU"):
-            register(tmp_path, *pair, settings)
+            register(tmp_path, *pair, SMALL.replace(device="cuda"))
 
 
 class TestEndings:
@@ -151,9 +150,11 @@ class TestParameters:
 
     @pytest.mark.parametrize("preset", CANVAS_PX)
     def test_the_device_stands_in_every_place(self, configs, preset):
-        made = engine._parameters(configs, engine.Settings(preset), "cpu")
+        made = engine._parameters(configs, RegisterOptions(preset=preset), "cpu", thorough=False)
         assert "cuda" not in repr(made).replace("'cuda': False", "")
-        again = engine._parameters(configs, engine.Settings(preset), "cuda:0")
+        again = engine._parameters(
+            configs, RegisterOptions(preset=preset), "cuda:0", thorough=False
+        )
         assert repr(again).count("'device': 'cuda:0'") == 3
 
     @pytest.mark.parametrize("preset", CANVAS_PX)
@@ -165,7 +166,7 @@ class TestParameters:
     @pytest.mark.parametrize("preset", CANVAS_PX)
     def test_thorough_is_no_fewer_angles_and_larger_sizes(self, configs, preset):
         usual, thorough = (
-            engine._parameters(configs, engine.Settings(preset, thorough=more), "cpu")[
+            engine._parameters(configs, RegisterOptions(preset=preset), "cpu", thorough=more)[
                 "initial_registration_params"
             ]
             for more in (False, True)
@@ -177,8 +178,8 @@ class TestParameters:
 
     def test_levels_and_iterations(self, configs):
         def nonrigid(**changes):
-            settings = engine.Settings("default_initial_nonrigid", **changes)
-            return engine._parameters(configs, settings, "cpu")["nonrigid_registration_params"]
+            made = engine._parameters(configs, RegisterOptions(**changes), "cpu", thorough=False)
+            return made["nonrigid_registration_params"]
 
         made = nonrigid(levels=3, iterations=60)
         assert (made["num_levels"], made["used_levels"]) == (3, 3)
