@@ -115,23 +115,13 @@ def register(
             reason="DeeperHistReg returned values that are not numbers; one of the slides may be "
             "blank"
         )
-    geometry: dict[str, Any] = {
-        "fixed_size": (fixed.shape[1], fixed.shape[0]),
-        "fixed_pad": tuple(answer["fixed_pad"]),
-        "moving_pad": tuple(answer["moving_pad"]),
-        "mpp": mpp,
-    }
+    size = fixed.shape[1], fixed.shape[0]
+    geometry: dict[str, Any] = {"fixed_size": size, "mpp": mpp, **answer["padding"]}
     # In order, because each is as large as the image: the field is released before the next.
     nonrigid = None if field is None else from_engine_field(field, **geometry)
     del field
     rigid = from_engine_field(_affine_field(answer["rigid"], answer["canvas"]), **geometry)
-    return Outcome(
-        nonrigid,
-        rigid,
-        answer["match_count"],
-        answer["mirrored_match_count"],
-        answer["match_fraction"],
-    )
+    return Outcome(nonrigid, rigid, **answer["matches"])
 
 
 def _run(request: Path) -> str | None:
@@ -235,11 +225,15 @@ def main(request: Path) -> None:
         "refined": refined,
         "rigid": pipeline.initial_transform[0].detach().cpu().double().tolist(),
         "canvas": list(pipeline.pre_target.shape[2:]),
-        "moving_pad": [pads["pad_1"][1][0], pads["pad_1"][0][0]],
-        "fixed_pad": [pads["pad_2"][1][0], pads["pad_2"][0][0]],
-        "match_count": match_count,
-        "mirrored_match_count": mirrored_match_count,
-        "match_fraction": match_fraction,
+        "padding": {
+            "moving_pad": [pads["pad_1"][1][0], pads["pad_1"][0][0]],
+            "fixed_pad": [pads["pad_2"][1][0], pads["pad_2"][0][0]],
+        },
+        "matches": {
+            "match_count": match_count,
+            "mirrored_match_count": mirrored_match_count,
+            "match_fraction": match_fraction,
+        },
     }
     (folder / "answer.json").write_text(json.dumps(answer))
 

@@ -128,12 +128,6 @@ class TestCanvas:
 
 
 class TestAttempts:
-    def test_a_pass_is_tried_once(self, pairs, tmp_path, monkeypatch):
-        calls = in_turn(monkeypatch, given(to_moving))
-        row, _ = run(pairs, tmp_path, retries=2)
-        assert len(calls) == 1
-        assert row["attempts"] == [f"{FAST} at 338 px: pass"]
-
     def test_what_fails_is_tried_again_another_way(self, pairs, tmp_path, monkeypatch):
         wrong = given(lambda p: to_moving(p) + 200.0, fraction=0.1)
         calls = in_turn(monkeypatch, wrong, wrong, given(to_moving))

@@ -55,17 +55,11 @@ def test_damage_is_named_wherever_it_is(tmp_path, d):
     assert refused > len(broken) / 2
 
 
-def test_a_missing_file(tmp_path):
-    with pytest.raises(RegistrationError, match="no such file"):
-        read_displacement(tmp_path / "own.npz")
-
-
-@pytest.mark.parametrize("name", ["own.npz", "own.mha"])
 @pytest.mark.parametrize("content", [b"PK\x03\x04 rubbish", b"ObjectType = Image\n"])
-def test_another_format_is_refused_with_the_one_that_is_read(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(RegistrationError, match=rf"{name}: .*give an .npz file with vectors_um"):
-        read_displacement(tmp_path / name)
+def test_another_format_is_refused_with_the_one_that_is_read(tmp_path, content):
+    (tmp_path / "own.mha").write_bytes(content)
+    with pytest.raises(RegistrationError, match=r"own.mha: .*give an .npz file with vectors_um"):
+        read_displacement(tmp_path / "own.mha")
 
 
 @pytest.mark.parametrize(

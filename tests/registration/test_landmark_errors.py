@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from hemera.errors import RegistrationError
 from hemera.registration.displacement import Displacement, node_points, none
 from hemera.registration.landmark_errors import (
     cohort_figures,
@@ -78,19 +77,15 @@ class TestTargetRegistrationError:
 class TestOfficial:
     """The distance on H&E, from the predicted place of HER2's point to the marked one."""
 
-    def test_the_prediction_is_the_inverse(self):
-        # HER2 (133, 164) comes from (103, 204); H&E was marked at (100, 200).
-        (found,) = errors(mark((133, 164), (100, 200)))
-        predicted = found["predicted_x_um"], found["predicted_y_um"]
-        assert predicted == pytest.approx((103, 204), abs=1e-3)
-        assert found["official_error_um"] == pytest.approx(5, abs=1e-3)
-        assert found["official_initial_error_um"] == pytest.approx(math.hypot(33, 36))
-
     def test_where_the_map_scales_it_is_not_the_error_on_her2(self):
         # On HER2 (200, 400) and (206, 408) are 10 um apart; on H&E (100, 200), (103, 204): 5.
         (found,) = errors(mark((206, 408), (100, 200)), d=made(lambda p: p * 2))
         assert found["error_um"] == pytest.approx(10, abs=1e-2)
+        assert (found["predicted_x_um"], found["predicted_y_um"]) == pytest.approx(
+            (103, 204), abs=0.01
+        )
         assert found["official_error_um"] == pytest.approx(5, abs=1e-2)
+        assert found["official_initial_error_um"] == pytest.approx(math.hypot(106, 208))
 
     @pytest.mark.parametrize("in_columns", [True, False])
     def test_two_annotators_in_columns_or_rows(self, in_columns):
@@ -144,11 +139,6 @@ class TestOfficial:
         assert first["error_um"] is not None
         assert second["official_error_um"] == pytest.approx(0, abs=0.1)
 
-    def test_a_flat_map_has_no_inverse(self):
-        flat = made(lambda p: np.stack([np.full_like(p[..., 0], 750), p[..., 1]], axis=-1))
-        with pytest.raises(RegistrationError, match="cannot be inverted"):
-            predict(flat, np.array([(103.0, 204.0)]))
-
     def test_the_formula_alone(self):
         """No map: HER2's coordinates; (120, 50) is moved to (100, 50) of 100 x 60 um."""
         size = (100.0, 60.0)
@@ -184,11 +174,6 @@ class TestFigures:
                 "official_initial_error_p90_um": 9, "official_initial_error_mean_um": 9,
             }
         )  # fmt: skip
-
-    def test_points_that_not_all_annotators_marked_are_not_in_the_official_figure(self):
-        found = pair_figures(columns([1, 9], [50, 50], [1, None], [50, None]))
-        assert (found["points"], found["official_error_p90_um"]) == (2, 1)
-        assert found["error_p90_um"] == pytest.approx(8.2)
 
     def test_of_the_cohort(self):
         """90th percentiles 2, 8, 20: median 8, mean 10, deviation sqrt(56) with n below."""

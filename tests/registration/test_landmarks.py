@@ -161,10 +161,6 @@ class TestPlain:
         with pytest.raises(TableError, match=words):
             read(tmp_path, (text, "X,Y\n1,2\n"))
 
-    def test_an_image_without_resolution(self, tmp_path):
-        with pytest.raises(TableError, match="without resolution"):
-            read(tmp_path, ("X,Y\n1,2\n", "X,Y\n1,2\n"), mpps=(HE_MPP, None))
-
 
 def test_a_pair_without_landmarks(tmp_path):
     with pytest.raises(SheetError, match="give he_landmarks and her2_landmarks"):

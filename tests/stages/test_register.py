@@ -24,7 +24,7 @@ from tests.small_registration import (
     paths,
     run,
 )
-from tests.small_sections import FIXED_UM, MPP, to_moving
+from tests.small_sections import MPP, to_moving
 from tests.small_slides import damage_tile, write_pyramid
 
 GOLDEN = "f363050a8936ee902adb7be82caa55505993ad3eeecf90486796799d977e7a2b"
@@ -37,8 +37,9 @@ def right(monkeypatch):
 
 
 def test_a_right_map_passes_and_is_written_in_um(pairs, tmp_path, right):
-    row, d = run(pairs, tmp_path)
+    row, d = run(pairs, tmp_path, retries=2)
     assert (row["verdict"], row["reason"], row["map"]) == ("pass", None, "nonrigid")
+    assert row["attempts"] == ["default_initial_nonrigid_fast at 338 px: pass"]
     assert row["match_count"] == 200
     assert row["tile_ok"] > 0.9
     assert row["displacement_mpp"] == d.mpp
@@ -46,6 +47,10 @@ def test_a_right_map_passes_and_is_written_in_um(pairs, tmp_path, right):
     assert error_um(d).max() < 0.1 * MPP
     names = {"plain.displacement.npz", "plain.parquet", "plain.quality.parquet"}
     assert {path.name for path in tmp_path.iterdir()} == names
+    squares = tables.read(tmp_path / "plain.quality.parquet", tables.QUALITY).to_pandas()
+    lengths = np.hypot(squares.residual_x_um, squares.residual_y_um)
+    assert row["error_median_um"] == pytest.approx(lengths.median())
+    assert row["tile_ok"] == pytest.approx((squares.ncc > squares.best_shifted_ncc).mean())
 
 
 def test_a_wrong_map_fails_and_is_written_all_the_same(pairs, tmp_path, monkeypatch):
@@ -64,24 +69,6 @@ def test_a_reason_of_the_engine_is_a_verdict(pairs, tmp_path, monkeypatch):
     assert d.empty
     assert row["tile_ok"] is None
     assert tables.read(tmp_path / "plain.quality.parquet", tables.QUALITY).num_rows == 0
-
-
-def test_quality_shows_where_the_map_is_off_and_by_how_much(pairs, tmp_path, monkeypatch):
-    shift = (40.0, 16.0)
-    partly = given(lambda p: to_moving(p + np.where(p[..., :1] > FIXED_UM[0] / 2, shift, 0.0)))
-    in_turn(monkeypatch, partly)
-    row, _ = run(pairs, tmp_path)
-    squares = tables.read(tmp_path / "plain.quality.parquet", tables.QUALITY).to_pandas()
-    assert (squares.pair == "plain").all()
-    right = squares[squares.x_um > FIXED_UM[0] / 2 + squares.side_um]
-    left = squares[squares.x_um < FIXED_UM[0] / 2 - squares.side_um]
-    assert min(len(left), len(right)) > 10
-    assert right.residual_x_um.median() == pytest.approx(-40, abs=MPP)
-    assert right.residual_y_um.median() == pytest.approx(-16, abs=MPP)
-    assert left.residual_x_um.abs().median() < MPP
-    lengths = np.hypot(squares.residual_x_um, squares.residual_y_um)
-    assert row["error_median_um"] == pytest.approx(lengths.median())
-    assert row["tile_ok"] == pytest.approx((squares.ncc > squares.best_shifted_ncc).mean())
 
 
 def test_the_same_bytes_by_command_and_library(pairs, tmp_path, right):
