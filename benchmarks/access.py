@@ -23,6 +23,7 @@ from _synthetic import ratio, texture
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
+from hemera.config import TrainSegmentationOptions
 from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.imaging.codecs import decode, decode_mask, encode, encode_mask
@@ -160,7 +161,8 @@ def loading(index: Path) -> None:
     folder = Folder(index.parent.parent / "png")
 
     def ours(workers: int) -> DataLoader[dict[str, Any]]:
-        sampler = TrainingSampler(len(tiles), BATCH, seed=0, epochs=1)
+        options = TrainSegmentationOptions(batch_size=BATCH, epochs=1)
+        sampler = TrainingSampler(len(tiles), options)
         return DataLoader(tiles, batch_sampler=sampler, num_workers=workers)
 
     def theirs(workers: int) -> DataLoader[dict[str, Any]]:

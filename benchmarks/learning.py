@@ -93,11 +93,8 @@ def main() -> None:
         epochs=given.generation_epochs,
         decay_from_epoch=given.generation_epochs // 2,
         torch_threads=2,
-        sample_tiles=0,
     )
-    segmentation = segmentation.replace(
-        epochs=given.segmentation_epochs, torch_threads=2, sample_tiles=0
-    )
+    segmentation = segmentation.replace(epochs=given.segmentation_epochs, torch_threads=2)
     goals: list[bool] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

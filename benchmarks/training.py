@@ -228,7 +228,7 @@ class Contest:
             self.index, images=self.images, crop_px=self.crop_px,
             flips=(1,), seed=0,
         )  # fmt: skip
-        sampler = TrainingSampler(len(tiles), self.batch, seed=0, epochs=10_000, drop_last=True)
+        sampler = TrainingSampler(len(tiles), options.replace(epochs=10_000))
         batches = prefetch_to_device(
             training_loader(tiles, sampler, self.workers, compute), self.device
         )
@@ -236,7 +236,8 @@ class Contest:
         for module in modules.values():
             compute.prepare(module, compiled=options.compile)
         optimisers = self.optimisers(modules, fused=True)
-        state = TrainingState(Path("unused"), modules, optimisers, "unused", 60, compute)
+        unused: Any = None
+        state = TrainingState(Path("unused"), options, unused, compute, modules, optimisers, {})
         if self.network == "generation":
 
             def step(batch: dict[str, Any]) -> object:

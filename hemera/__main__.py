@@ -184,7 +184,7 @@ def _option(ident: str, name: str, key: Key) -> inspect.Parameter:
     shown = " ".join(map(str, key.default)) if key.is_list else key.default
     notes = [
         f"one of {', '.join(key.choices)}" if key.choices else range_words(key.limits),
-        f"default {str(shown).lower() if isinstance(shown, bool | None) else shown}",
+        f"default {'null' if shown is None else str(shown).lower() if key.type is bool else shown}",
         f"paper: {key.paper}" if key.paper else "",
     ]
     return inspect.Parameter(

@@ -70,42 +70,44 @@ def text(config: Config) -> str:
 def explained(preset: str) -> str:
     """Return a config.yaml with `preset` and every option in a comment.
 
-    A comment gives the default, the meaning, the paper's value and what the preset changes.
+    A comment gives the default, the meaning, the paper's value and the value of the preset.
     """
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if preset not in known:
         raise ConfigError(f"--template {preset}: unknown; choose from {', '.join(known)}")
     changed = load({"preset": preset})
     lines = [
-        "# The options of HEMERA. Every key is listed with its default;",
-        "# remove the # to change it. `hemera config` prints the effective configuration.",
+        "# The options of HEMERA. Every key is listed with its default; remove the # before a key",
+        "# to change it. `hemera config` prints the effective configuration. Presets:",
         "#",
-        "# preset hemera: the paper's values, which are the defaults.",
-        "# preset demo: toy sizes for the demo cohort, for two processors and ten minutes.",
+        "# no_weights: the paper's sizes; needs no downloaded weights.",
+        "# hemera: the paper's method; needs DeepLIIF's and ImageNet's weights, and tests on BCI.",
+        "# demo: toy sizes for the demo cohort, for two processors and ten minutes.",
         f"preset: {preset}",
         "",
     ]
     for key in keys(CohortOptions).values():
         if key.name != "preset":
-            lines += _explained(key, changed.cohort, indent="")
+            lines += _explained(key, changed.cohort, preset, indent="#")
     for name, cls in STAGES.items():
         lines += ["", f"# {(cls.__doc__ or '').strip()}", f"{name}:"]
         for key in keys(cls).values():
             if not isinstance(key.default, Mapping):
-                lines += _explained(key, changed.stages[name], indent="  ")
+                lines += _explained(key, changed.stages[name], preset, indent="  #")
                 continue
             in_force = getattr(changed.stages[name], key.name)
-            notes = [key.help, f"paper: {key.paper}", f"this preset: {', '.join(in_force)}"]
-            lines.append(_commented(f"  # {key.name}:", notes))
+            notes = [key.help, f"paper: {key.paper}", f"preset {preset}: {', '.join(in_force)}"]
+            lines.append(_commented(f"  #{key.name}:", notes))
             for dotted, nested in cls.nested().items():
                 item = dotted.removeprefix(f"{key.name}.")
-                lines.append(_commented(f"  #   {item}:", [(nested.__doc__ or "").strip()]))
+                lines.append(_commented(f"  #  {item}:", [(nested.__doc__ or "").strip()]))
                 for inner in keys(nested).values():
-                    lines += _explained(inner, in_force.get(item, nested()), indent="  #     ")
+                    options = in_force.get(item, nested())
+                    lines += _explained(inner, options, preset, indent="  #    ")
     return "\n".join(lines) + "\n"
 
 
-def _explained(key: Key, changed: Options, indent: str) -> list[str]:
+def _explained(key: Key, changed: Options, preset: str, indent: str) -> list[str]:
     """Return the line of one option: its key commented out, then its meaning."""
     notes = [key.help]
     if key.choices:
@@ -114,10 +116,8 @@ def _explained(key: Key, changed: Options, indent: str) -> list[str]:
         notes.append(f"paper: {key.paper}")
     value = getattr(changed, key.name)
     if value != key.default:
-        notes.append(f"this preset: {_yaml(value)}")
-    # Keys of a nested section are behind the # of the section.
-    sign = "" if "#" in indent else "# "
-    return [_commented(f"{indent}{sign}{key.name}: {_yaml(key.default)}", notes)]
+        notes.append(f"preset {preset}: {_yaml(value)}")
+    return [_commented(f"{indent}{key.name}: {_yaml(key.default)}", notes)]
 
 
 def _commented(line: str, notes: list[str]) -> str:

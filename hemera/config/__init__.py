@@ -1,7 +1,7 @@
 """One Options model per stage: config section, command-line flags and library argument.
 
-A default is the paper's value where the paper gives one (preset ``hemera``); `hemera/presets/`
-contains the values that another preset changes. A model has a `version`, incremented whenever the
+A default is the paper's value where the paper gives one; `hemera/presets/` contains the values that
+a preset changes. A model has a `version`, incremented whenever the
 same options give another output: Snakemake does not detect edits inside a package.
 """
 
@@ -15,8 +15,10 @@ from hemera.config.load import (
     STAGES,
     CohortOptions,
     Config,
+    check_datasets,
     load,
     load_file,
+    read_yaml,
 )
 from hemera.config.masks import MaskOptions
 from hemera.config.registration import AT_LEAST, LandmarksOptions, RegisterOptions
@@ -48,6 +50,8 @@ __all__ = [
     "TrainGenerationOptions",
     "TrainSegmentationOptions",
     "TrainingOptions",
+    "check_datasets",
     "load",
     "load_file",
+    "read_yaml",
 ]

@@ -41,7 +41,8 @@ class Options(BaseModel):
     """Options of one stage: a section of config.yaml, a command's flags and a library argument.
 
     Types are strict, except that whole numbers are accepted as floats, lists as tuples, the text
-    "none" as None, and a text such as ``2e-4``, which YAML 1.1 does not read as a number, as float.
+    "null" or "none" as None, and a text such as ``2e-4``, which YAML 1.1 does not read as a number,
+    as float.
 
     A contradiction between options is an after-validator that raises ValueError; its message begins
     with the name of the option.
@@ -163,7 +164,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def _converted(value: Any, key: Key) -> Any:
-    if key.optional and value == "none":
+    if key.optional and value in ("null", "none"):
         return None
     if key.is_list and isinstance(value, list | tuple):
         return tuple(_converted_item(item, key) for item in value)
@@ -247,7 +248,7 @@ def _plain_items(value: Any) -> Any:
 
 def _word(value: object) -> str:
     if value is None:
-        return "none"
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hemera.config.base import Fraction, NonNegative, Options, Positive, paper
+from hemera.config.base import Fraction, Options, Positive, paper
 
 
 class DescribeOptions(Options):
@@ -17,8 +17,6 @@ class DescribeOptions(Options):
     reader: Literal["auto", "tiff", "openslide", "tiffslide", "image"] = "auto"
     """Library that reads the slides, in every stage; auto: direct reading of tiled TIFF where
     possible, else OpenSlide, else TiffSlide."""
-    thumbnail_side_px: Annotated[int, Field(ge=128, le=4096)] = 1024
-    """Longest side of a thumbnail, px."""
     tissue_mpp: Annotated[float, Field(gt=0, le=64)] = 8.0
     """Resolution at which tissue is segmented, um per pixel."""
     he_saturation_min: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -30,10 +28,6 @@ class DescribeOptions(Options):
     """Lower clip of Otsu's threshold on the optical density of IHC above the background."""
     ihc_density_max: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Upper clip of Otsu's threshold on the optical density of IHC above the background."""
-    tissue_hole_um2: NonNegative = 40_000.0
-    """Largest hole in the tissue outline that is filled, um^2."""
-    tissue_speck_um2: NonNegative = 40_000.0
-    """Tissue regions below this area are removed, um^2."""
 
     @model_validator(mode="after")
     def _ranges_are_not_empty(self) -> Self:
@@ -53,9 +47,9 @@ class TileOptions(Options):
     size_px: Annotated[int, Field(ge=32, le=4096), paper("512")] = 512
     """Side of a tile, px."""
     mpp: Annotated[Positive | None, paper("not stated")] = None
-    """Resolution of the tiles, um per pixel; none: the native resolution of the H&E image."""
+    """Resolution of the tiles, um per pixel; null: the native resolution of the H&E image."""
     stride_px: Annotated[int | None, Field(ge=16, le=4096)] = None
-    """Distance between the origins of adjacent tiles, px; none: size_px, without overlap."""
+    """Distance between the origins of adjacent tiles, px; null: size_px, without overlap."""
     upsample: bool = False
     """Allow a tile resolution finer than the native resolution of an image."""
     tissue_floor: Fraction = 0.05
@@ -71,7 +65,5 @@ class TileOptions(Options):
     """Lowest HSV saturation of a tissue pixel in an H&E tile, 0 to 1."""
     density_min: Annotated[float, Field(ge=0, le=0.5)] = 0.03
     """Lowest optical density above the background of a tissue pixel in an IHC tile."""
-    histogram_bins: Annotated[int, Field(ge=8, le=256)] = 64
-    """Bins of the haematoxylin histograms that are compared between stains."""
     bad_tiles_max: Fraction = 0.10
     """Largest fraction of unreadable tiles; a pair with more is refused."""

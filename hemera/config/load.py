@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
@@ -51,8 +51,8 @@ class CohortOptions(Options):
     def _demo_sizes_are_for_the_demo(self) -> Self:
         if self.preset == "demo" and self.sheet != DEMO_SHEET and not self.allow_demo_sizes:
             raise ValueError(
-                f"preset: demo trains toy networks, and sheet is {self.sheet}; set preset: hemera "
-                "for the paper's sizes, or allow_demo_sizes: true to try the workflow"
+                f"preset: demo trains toy networks, and sheet is {self.sheet}; set preset: "
+                "no_weights or hemera, or allow_demo_sizes: true to try the workflow"
             )
         return self
 
@@ -75,12 +75,10 @@ STAGES: dict[str, type[Options]] = {
 }
 """Options class of every stage, in the order of the graph."""
 
-BUDGET = (
-    *TrainingOptions.model_fields, "epochs", "decay_from_epoch", "batch_size", "learning_rate",
-)  # fmt: skip
+BUDGET = (*TrainingOptions.model_fields, "decay_from_epoch")
 """Options that are equal for all generators of one configuration."""
 
-SIZE = ("network", "base_width", "discriminator_width", "select")
+SIZE = ("network", "base_width", "discriminator_width")
 """Options of train_generation for presets that do not set them."""
 
 
@@ -118,28 +116,15 @@ class Config:
         if name == self.cohort.preset:
             return configured
         own = dict(configured)
-        method = dict(_preset(name).get("train_generation") or {})
+        method = dict(_preset(name, "evaluate.generators").get("train_generation") or {})
         values = {key: own[key] for key in SIZE} | method | {key: own[key] for key in BUDGET}
         faults: list[str] = []
         options = _section(faults, TrainGenerationOptions, values)
         if options is not None:
-            faults += _crop_faults(
-                options, options.divisor, self.options(TileOptions).size_px, options.network
-            )
+            faults += _crop_faults(options, options.divisor, self.options(TileOptions).size_px)
         if options is None or faults:
-            lines = [line for fault in faults for line in fault.splitlines()]
-            raise ConfigError("\n".join(f"generator {name}: {line}" for line in lines))
+            raise ConfigError(_lines(f"evaluate.generators: {name}: ", faults))
         return options
-
-    def generator_faults(self) -> list[str]:
-        """Return why generators of section evaluate cannot be trained."""
-        faults = []
-        for name in self.generators:
-            try:
-                self.generator(name)
-            except ConfigError as error:
-                faults.append(str(error))
-        return faults
 
     def generator_flags(self, name: str) -> str:
         """Return the options of a generator as flags, quoted for a shell."""
@@ -162,7 +147,7 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
     preset: Mapping[str, Any] = {}
     if isinstance(values.get("preset", "hemera"), str):
         try:
-            preset = _preset(values.get("preset", "hemera"))
+            preset = _preset(values.get("preset", "hemera"), "preset")
         except ConfigError as error:
             faults.append(str(error))
     merged = {**preset, **values}
@@ -179,11 +164,19 @@ def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
             stages[name] = section
     if not faults and cohort is not None:
         config = Config(cohort, stages)
-        faults = _disagreements(config) or config.generator_faults()
+        faults = _disagreements(config)
+        for generator in () if faults else config.generators:
+            try:
+                config.generator(generator)
+            except ConfigError as error:
+                faults.append(str(error))
         if not faults:
             return config
-    lines = [line for fault in faults for line in fault.splitlines()]
-    raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
+    raise ConfigError(_lines(f"{source}: ", faults))
+
+
+def _lines(prefix: str, faults: list[str]) -> str:
+    return "\n".join(prefix + line for fault in faults for line in fault.splitlines())
 
 
 def _section(faults: list[str], cls: type[OptionsT], values: Mapping[str, Any]) -> OptionsT | None:
@@ -210,13 +203,13 @@ def _disagreements(config: Config) -> list[str]:
     if filter.require_agreement is not None and len(mask.engines) < 2:
         faults.append(
             f"filter.require_agreement: {filter.require_agreement} with only one engine; give two "
-            "mask.engines or require_agreement: none"
+            "mask.engines or require_agreement: null"
         )
     # SegmentationNet passes its input to GenerationNet too, unless it has no such branch.
     branch = segmentation.generation_branch
     both = 32 if branch == "none" else max(32, generation.divisor)
-    for options, divisor in ((generation, generation.divisor), (segmentation, both)):
-        faults += _crop_faults(options, divisor, tile.size_px, generation.network)
+    faults += _crop_faults(generation, generation.divisor, tile.size_px)
+    faults += _crop_faults(segmentation, both, tile.size_px)
     fits = BRANCHES.get(branch, tuple(GENERATORS))
     if generation.network not in fits:
         faults.append(
@@ -227,7 +220,7 @@ def _disagreements(config: Config) -> list[str]:
     return faults
 
 
-def _crop_faults(options: TrainingOptions, divisor: int, tile_px: int, network: str) -> list[str]:
+def _crop_faults(options: TrainingOptions, divisor: int, tile_px: int) -> list[str]:
     """Return why crops, which are trained on, or tiles, which are evaluated, do not fit."""
     crop_px = options.crop_px
     if crop_px is not None and crop_px > tile_px:
@@ -237,11 +230,33 @@ def _crop_faults(options: TrainingOptions, divisor: int, tile_px: int, network: 
         ]
     if (crop_px or 0) % divisor or tile_px % divisor:
         return [
-            f"{options.section}.crop_px: {crop_px or 'none'}, with tile.size_px {tile_px}: both "
-            f"must be multiples of {divisor}, by which train_generation.network {network} or the "
-            "encoder downsamples; give multiples, or a shallower network"
+            f"{options.section}.crop_px: {crop_px or 'null'}, with tile.size_px {tile_px}: both "
+            f"must be multiples of {divisor}, by which the networks downsample; give multiples, "
+            "or a shallower train_generation.network"
         ]
     return []
+
+
+def check_datasets(config: Config, sheet: str, datasets: Collection[str]) -> None:
+    """Check that the data sets that options name are in the sheet.
+
+    A name in an option's default is accepted: it applies to the sheets that have this data set.
+
+    Raises:
+        ConfigError: one line per option.
+    """
+    faults = []
+    for stage, options in config.stages.items():
+        for name in (name for name in type(options).model_fields if name.endswith("_datasets")):
+            known = {*datasets, *type(options).model_fields[name].default}
+            if unknown := [each for each in getattr(options, name) if each not in known]:
+                faults.append(
+                    f"{stage}.{name}: {', '.join(unknown)}: no such data set in {sheet}, which has "
+                    f"{', '.join(sorted(datasets))}; name one of these, or set {stage}.{name}: [] "
+                    "for all"
+                )
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 def load_file(path: Path) -> Config:
@@ -250,23 +265,50 @@ def load_file(path: Path) -> Config:
     Raises:
         ConfigError: also when the file is absent, unreadable or not YAML.
     """
+    return load(read_yaml(path), source=str(path))
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """Read a configuration file, in which a repeated key is an error.
+
+    Raises:
+        ConfigError: when the file is absent, unreadable, not YAML, or repeats a key.
+    """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), _UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; give the path of a config file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: no keys; begin with `preset: hemera`")
-    return load(values, source=str(path))
+        raise ConfigError(f"{path}: no keys; begin with `preset: no_weights`")
+    return values
 
 
-def _preset(name: str) -> Mapping[str, Any]:
-    path = PRESETS / f"{name}.yaml"
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a repeated key is an error; the last one wins in the library."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in first:
+                raise ConfigError(
+                    f"line {line}: {key.value} is also in line {first[key.value]}; keep one of them"
+                )
+            first[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _preset(name: str, option: str) -> Mapping[str, Any]:
     names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
     if name not in names:
-        raise ConfigError(f"preset: {name!r} is unknown; choose from {', '.join(names)}")
-    values = yaml.safe_load(path.read_text())
-    return values if isinstance(values, Mapping) else {}
+        raise ConfigError(f"{option}: {name!r} is unknown; choose from {', '.join(names)}")
+    values: Mapping[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+    return values

@@ -47,12 +47,12 @@ class RegisterOptions(Options):
     )
     """Parameter set of DeeperHistReg."""
     size_px: Annotated[int | None, Field(ge=128, le=8192)] = None
-    """Shortest side of the common canvas of both slides during registration, px; none: that of the
+    """Shortest side of the common canvas of both slides during registration, px; null: that of the
     preset (4096, fast 2048, high resolution 8192)."""
     levels: Annotated[int | None, Field(ge=1, le=12)] = None
-    """Levels of the image pyramid of nonrigid registration; none: those of the preset."""
+    """Levels of the image pyramid of nonrigid registration; null: those of the preset."""
     iterations: Annotated[int | None, Field(ge=1, le=2000)] = None
-    """Iterations per pyramid level of nonrigid registration; none: those of the preset."""
+    """Iterations per pyramid level of nonrigid registration; null: those of the preset."""
     device: Device = "auto"
     """Device of the registration; auto: a GPU if there is one."""
     torch_threads: Threads = 2

@@ -29,6 +29,7 @@ Network = Literal[
     "resnet_6blocks",
     "attention_unet_32",
 ]
+Select = Literal["last", "best"]
 GENERATORS: dict[str, int] = {
     "unet_512": 512,
     "unet_256": 256,
@@ -49,10 +50,14 @@ BRANCHES: dict[str, tuple[str, ...]] = {
 
 
 class TrainingOptions(Options):
-    """Options of both trainings."""
+    """Options of both trainings; the first four have their defaults in each."""
 
+    epochs: Count
+    batch_size: Count
+    learning_rate: Positive
+    select: Select
     crop_px: Annotated[int | None, Field(ge=32, le=2048), paper("512, whole")] = None
-    """Side of the random crop of a tile that is trained on, px; none: the full tile."""
+    """Side of the random crop of a tile that is trained on, px; null: the full tile."""
     seed: Seed = 20251
     """Seed of initial weights, order of tiles and augmentation."""
     device: Device = "auto"
@@ -69,33 +74,37 @@ class TrainingOptions(Options):
     compile: bool = False
     """Compile the networks with torch.compile: minutes at the start, faster steps."""
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs for data-parallel training by torchrun (processes with device cpu); batch normalisation,
-    Dice and variance are computed per GPU; an incomplete last batch is dropped."""
+    """Number of GPUs (with device cpu: processes) among which each batch is divided. Batch
+    normalisation, Dice and variance are computed per GPU. Above 1, an incomplete last batch is
+    dropped."""
     accumulate: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Gradient accumulation steps per optimiser step, to save memory; Dice and variance are
-    computed per micro-batch, the generator is trained against the discriminator before its update,
-    and an incomplete last batch is dropped."""
-    validate_every: Count = 1
-    """Epochs between two validations; the last epoch is always validated."""
-    sample_tiles: Annotated[int, Field(ge=0, le=64)] = 4
-    """Validation tiles whose predictions are saved as images at each validation."""
+    """Number of parts into which each batch is divided to save memory; their gradients are
+    accumulated. Batch normalisation, Dice and variance are computed per part, and the generator is
+    trained before the discriminator is updated. Above 1, an incomplete last batch is dropped."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     """Processes per GPU that read and decode tiles."""
     checkpoint_minutes: Positive = 10.0
     """Longest time between two checkpoints, minutes."""
 
     @property
-    def micro_batches(self) -> int:
-        """Number of equal pieces that a batch is divided into: GPUs times accumulation steps."""
-        return self.gpus * self.accumulate
+    def whole_batches(self) -> bool:
+        """Whether an incomplete last batch is dropped, because one tile alone is not enough."""
+        return False
 
-    def check_division(self, batch_size: int) -> None:
-        """Raise ValueError unless a batch can be divided into equal micro-batches."""
-        if batch_size % self.micro_batches:
+    @model_validator(mode="after")
+    def _batch_can_be_divided(self) -> Self:
+        parts = self.gpus * self.accumulate
+        if self.batch_size % parts:
             raise ValueError(
-                f"batch_size: {batch_size} is not a multiple of gpus {self.gpus} times accumulate "
-                f"{self.accumulate}; give a multiple of {self.micro_batches}"
+                f"batch_size: {self.batch_size} is not a multiple of gpus {self.gpus} times "
+                f"accumulate {self.accumulate}; give a multiple of {parts}"
             )
+        if self.whole_batches and self.batch_size == parts:
+            raise ValueError(
+                f"batch_size: {self.batch_size} leaves one tile per GPU and accumulation step, and "
+                "variance_weight and decoder deeplabv3plus need two; give a larger batch_size"
+            )
+        return self
 
 
 class TrainGenerationOptions(TrainingOptions):
@@ -114,8 +123,6 @@ class TrainGenerationOptions(TrainingOptions):
     """Dropout with rate 0.5 in the generator during training."""
     discriminator_width: Annotated[int, Field(ge=4, le=256)] = 64
     """Filters of the first layer of the PatchGAN discriminator."""
-    discriminator_layers: Annotated[int, Field(ge=1, le=5)] = 3
-    """Layers of stride 2 of the PatchGAN discriminator."""
     epochs: Annotated[Count, paper("100")] = 100
     """Training epochs of GenerationNet."""
     decay_from_epoch: Annotated[int, Field(ge=0), paper("50")] = 50
@@ -127,10 +134,6 @@ class TrainGenerationOptions(TrainingOptions):
     """Tiles per optimiser step of GenerationNet."""
     learning_rate: Annotated[Positive, paper("2e-4")] = 2e-4
     """Learning rate of Adam for generator and discriminator."""
-    beta1: Annotated[float, Field(ge=0, lt=1), paper("0.5")] = 0.5
-    """Beta1 of Adam."""
-    beta2: Annotated[float, Field(ge=0, lt=1), paper("0.999")] = 0.999
-    """Beta2 of Adam."""
     l1_weights: Annotated[tuple[NonNegative, ...], paper("1, 25, 25, 25")] = (1.0, 25.0, 25.0, 25.0)
     """Weights of the L1 loss at the four levels of the image pyramid, finest first."""
     weight_map: Annotated[
@@ -146,9 +149,6 @@ class TrainGenerationOptions(TrainingOptions):
     """Apply the distance weights to the adversarial loss as well."""
     renormalise_mean: bool = False
     """Divide the distance weights by their mean."""
-    registration_scale_um: Annotated[Positive | None, paper("not used")] = None
-    """Estimated registration error at which the loss of a tile has weight 0.5, um; none: all tiles
-    have the same weight."""
     dice_source: Annotated[
         Literal["dab", "intensity", "none"], paper("balanced Dice, undefined")
     ] = "dab"
@@ -159,7 +159,7 @@ class TrainGenerationOptions(TrainingOptions):
     dice_slope: Positive = 20.0
     """Slope of the sigmoid of the soft DAB mask, per unit of optical density."""
     dice_threshold: Annotated[float | None, Field(gt=0, le=3)] = None
-    """DAB optical density at the centre of the soft DAB mask; none: estimated from training
+    """DAB optical density at the centre of the soft DAB mask; null: estimated from training
     tiles."""
     variance_weight: Annotated[NonNegative, paper("not used; its own paper does not state it")] = (
         0.0
@@ -170,44 +170,24 @@ class TrainGenerationOptions(TrainingOptions):
     """Divisor of the variance loss: unbiased: n - 1; biased: n."""
     flip: bool = True
     """Augment by random horizontal flips of tile pairs."""
-    select: Annotated[Literal["last", "best"], paper("not stated; pix2pix keeps the last")] = "last"
+    select: Annotated[Select, paper("not stated; pix2pix keeps the last")] = "last"
     """Epoch whose generator is kept; best: lowest reconstruction loss on validation tiles."""
 
     @property
     def divisor(self) -> int:
-        """What the side of an input must be a multiple of, because the network downsamples it."""
+        """What the side of an input must be a multiple of."""
         return GENERATORS[self.network]
 
     @property
     def whole_batches(self) -> bool:
-        """Whether an incomplete last batch is dropped: a variance needs more than one tile."""
+        """A variance needs more than one tile."""
         return self.variance_weight > 0
-
-    @model_validator(mode="after")
-    def _batch_can_be_divided(self) -> Self:
-        self.check_division(self.batch_size)
-        return self
-
-    @model_validator(mode="after")
-    def _variance_needs_two_tiles(self) -> Self:
-        if self.variance_weight > 0 and self.batch_size // self.micro_batches < 2:
-            raise ValueError(
-                f"variance_weight: {self.variance_weight:g} needs at least two tiles per GPU and "
-                f"accumulation step, and batch_size {self.batch_size} leaves one; give a larger "
-                "batch_size or variance_weight: 0"
-            )
-        return self
 
     @model_validator(mode="after")
     def _four_levels_have_weights(self) -> Self:
         if len(self.l1_weights) != 4:
             raise ValueError(
                 f"l1_weights: {len(self.l1_weights)} weights; give four, finest level first"
-            )
-        if not any(self.l1_weights):
-            raise ValueError(
-                "l1_weights: all are 0, and the best epoch is chosen by this loss; give at least "
-                "one above 0"
             )
         return self
 
@@ -220,28 +200,12 @@ class TrainGenerationOptions(TrainingOptions):
             )
         return self
 
-    @model_validator(mode="after")
-    def _crop_fits_the_networks(self) -> Self:
-        if self.crop_px is not None and self.crop_px % self.divisor:
-            raise ValueError(
-                f"crop_px: {self.crop_px} is not a multiple of {self.divisor}, by which "
-                f"{self.network} downsamples; give a multiple, or a shallower network"
-            )
-        smallest_px = 3 * 2**self.discriminator_layers
-        if self.crop_px is not None and self.crop_px < smallest_px:
-            raise ValueError(
-                f"discriminator_layers: {self.discriminator_layers} need crops of at least "
-                f"{smallest_px} px, and crop_px is {self.crop_px}; give fewer layers or a larger "
-                "crop"
-            )
-        return self
-
 
 class TrainSegmentationOptions(TrainingOptions):
     """SegmentationNet (sections 3.2 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_segmentation"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     generation_branch: Annotated[
         Literal["skip16", "attention_unet_32_bottleneck", "virtual_rgb_encoder", "none"],
@@ -259,7 +223,7 @@ class TrainSegmentationOptions(TrainingOptions):
     """Architecture of the decoder."""
     encoder_weights: Annotated[str | None, paper("ImageNet")] = "imagenet"
     """Initial weights of the ResNet34 encoder: imagenet: those of torchvision in the cache of
-    torch.hub; else a file of them; none: random."""
+    torch.hub; else a file of them; null: random."""
     epochs: Annotated[Count, paper("300")] = 300
     """Training epochs of SegmentationNet."""
     batch_size: Annotated[Count, paper("16")] = 16
@@ -270,55 +234,15 @@ class TrainSegmentationOptions(TrainingOptions):
     """Weight decay of AdamW."""
     loss_lambda: Annotated[Fraction, paper("not stated; section 4.1: cross-entropy alone")] = 0.5
     """Weight of cross-entropy; Dice has 1 - loss_lambda."""
-    focal_gamma: Annotated[float, Field(ge=0, le=5), paper("0")] = 0.0
-    """Gamma of the focal loss; 0: plain cross-entropy."""
-    tversky_beta: Annotated[float, Field(gt=0, lt=1), paper("0.5")] = 0.5
-    """Weight of false negatives in the Tversky loss, false positives have 1 - beta; 0.5: Dice;
-    above 0.5 favours recall."""
     flip: bool = True
     """Augment by random horizontal and vertical flips."""
-    turn: Annotated[bool, paper("not stated")] = False
-    """Augment by random rotations by multiples of 90 degrees."""
-    select: Annotated[Literal["last", "best"], paper("not stated")] = "best"
+    select: Annotated[Select, paper("not stated")] = "best"
     """Epoch whose weights are kept; best: highest pooled F1 on validation tiles, threshold 0.5."""
 
     @property
     def whole_batches(self) -> bool:
-        """Whether an incomplete last batch is dropped: a single tile cannot be normalised."""
+        """Its globally pooled features are normalised over the batch."""
         return self.decoder == "deeplabv3plus"
-
-    @model_validator(mode="after")
-    def _batch_can_be_divided(self) -> Self:
-        self.check_division(self.batch_size)
-        return self
-
-    @model_validator(mode="after")
-    def _global_pooling_needs_two_tiles(self) -> Self:
-        if self.whole_batches and self.batch_size // self.micro_batches < 2:
-            raise ValueError(
-                f"decoder: deeplabv3plus normalises globally pooled features and needs at least "
-                f"two tiles per GPU and accumulation step, and batch_size {self.batch_size} leaves "
-                "one; give a larger batch_size or another decoder"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _base_width_is_even(self) -> Self:
-        if self.base_width % 2:
-            raise ValueError(
-                f"base_width: {self.base_width} is odd, and the decoder ends with half as many "
-                "filters; give an even number"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _crop_fits_the_encoder(self) -> Self:
-        if self.crop_px is not None and self.crop_px % 32:
-            raise ValueError(
-                f"crop_px: {self.crop_px} is not a multiple of 32, by which the encoder "
-                "downsamples; give a multiple of 32"
-            )
-        return self
 
     @model_validator(mode="after")
     def _skips_belong_to_skip16(self) -> Self:

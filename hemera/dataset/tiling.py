@@ -220,9 +220,7 @@ class Tiling:
             "her2_tissue_fraction": cv2.countNonZero(absorbing.view(np.uint8)) / tissue.size,
             "he_sharpness": sharpness(he, self.mpp),
             "her2_sharpness": sharpness(her2, self.mpp),
-            "histogram_similarity": histogram_similarity(
-                small_he, small_her2, self.options.histogram_bins
-            ),
+            "histogram_similarity": histogram_similarity(small_he, small_her2),
         }
 
     def _folding(self, x: int, y: int) -> float:

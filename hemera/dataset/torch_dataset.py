@@ -6,7 +6,6 @@ processes nor how they start nor a resumed run changes the tiles.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +23,11 @@ from hemera.dataset.shards import ShardReader
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.imaging.codecs import decode, decode_mask
 from hemera.masks import label_format
-from hemera.networks.weight_map import registration_weight, weight_map
+from hemera.networks.weight_map import weight_map
 
 STORED = ("he", "her2", "mask")
 DERIVED = ("positive", "weight")
 """Computed from the mask."""
-
-ERROR = "registration_error_um"
 
 MASK_SOURCES = {"nuclei": label_format.nuclei, "her2_positive": label_format.positive}
 """The pixels that the weight map measures distances to, by name."""
@@ -38,28 +35,23 @@ MASK_SOURCES = {"nuclei": label_format.nuclei, "her2_positive": label_format.pos
 
 def tile_weight(
     mask: npt.NDArray[np.uint8],
-    error_um: float = math.nan,
     *,
     mode: str = "inside",
     source: str = "nuclei",
     renormalise_mean: bool = False,
-    scale_um: float | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return GenerationNet's weight map of a tile (HEMERA paper, 3.1, equation 1).
 
     Args:
         mask: (H, W), the label image.
-        error_um: estimated error of the registration at the tile; NaN: unknown.
         mode: inside, literal or none, see `hemera.networks.weight_map.weight_map`.
         source: a name of `MASK_SOURCES`.
         renormalise_mean: divide by the mean, so that every tile has mean weight 1.
-        scale_um: error at which a tile has half its weight; None: the error has no effect.
 
     Returns:
         (H, W), float32.
     """
-    weight = weight_map(MASK_SOURCES[source](mask), mode, renormalise_mean=renormalise_mean)
-    return weight * np.float32(registration_weight(error_um, scale_um))
+    return weight_map(MASK_SOURCES[source](mask), mode, renormalise_mean=renormalise_mean)
 
 
 class TileDataset(Dataset[dict[str, Any]]):
@@ -99,7 +91,7 @@ class TileDataset(Dataset[dict[str, Any]]):
             index: the index; shards are found from the folder above the index's own.
             engine: whose masks; None for those that the index was made to train on.
             images: of he, her2, mask, positive and weight; only what they need is decoded.
-            weighting: computes the weight map from mask and error, see `tile_weight`.
+            weighting: computes the weight map from the mask, see `tile_weight`.
             crop_px: side of the square crop; None for the full tile.
             flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
             turns: whether a tile may be turned by quarters; it must be square, or cropped.
@@ -139,8 +131,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         offsets, lengths = (
             [f"{prefix}_{of}" for _, prefix in members.values()] for of in ("offset", "length")
         )
-        error = [ERROR] if "weight" in self.images and ERROR in index.columns else []
-        columns = dict.fromkeys(["tile", *shards, *offsets, *lengths, *error])
+        columns = dict.fromkeys(["tile", *shards, *offsets, *lengths])
         table = index.select(list(columns), **rows)
         if lacking := table.column(shards[-1]).null_count:
             raise ShardError(
@@ -153,9 +144,6 @@ class TileDataset(Dataset[dict[str, Any]]):
             np.stack([table.column(name).to_numpy().astype(kind) for name in names], axis=1)
             for names, kind in ((offsets, np.int64), (lengths, np.int32))
         )
-        self._errors_um = [
-            table.column(name).cast(pa.float64()).to_numpy().astype(np.float64) for name in error
-        ]
 
     @property
     def tiles(self) -> list[str]:
@@ -200,8 +188,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         if "positive" in self.images:
             seen["positive"] = label_format.positive(seen["mask"][0])[None]
         if "weight" in self.images:
-            error_um = float(self._errors_um[0][position]) if self._errors_um else math.nan
-            seen["weight"] = self.weighting(seen["mask"][0], error_um)[None]
+            seen["weight"] = self.weighting(seen["mask"][0])[None]
         return {
             "tile": self._name(position),
             **{name: torch.from_numpy(seen[name]) for name in self.images},

@@ -27,6 +27,9 @@ Floats = npt.NDArray[np.float64]
 
 BASELINES = ("mean_colour", "blurred")
 
+BLUR_SIGMA_PX = 8.0
+"""Standard deviation of the Gaussian blur."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Colors:
@@ -38,11 +41,9 @@ class Colors:
     blurred_std: Floats
 
 
-def images(he: RGB, colors: Colors, sigma_px: float) -> dict[str, RGB]:
+def images(he: RGB, colors: Colors) -> dict[str, RGB]:
     """Return the images (H, W, 3) of `BASELINES` for an H&E tile (H, W, 3)."""
-    standardised = (_blurred(he, sigma_px) - colors.blurred_mean) / np.maximum(
-        colors.blurred_std, 1e-6
-    )
+    standardised = (_blurred(he) - colors.blurred_mean) / np.maximum(colors.blurred_std, 1e-6)
     found = {
         "mean_colour": np.broadcast_to(colors.her2_mean, he.shape),
         "blurred": standardised * colors.her2_std + colors.her2_mean,
@@ -50,7 +51,7 @@ def images(he: RGB, colors: Colors, sigma_px: float) -> dict[str, RGB]:
     return {name: np.clip(np.rint(image), 0, 255).astype(np.uint8) for name, image in found.items()}
 
 
-def measure_colors(index: TileIndex | Path, sigma_px: float) -> Colors:
+def measure_colors(index: TileIndex | Path) -> Colors:
     """Measure the colours of HER2 and of blurred H&E over GenerationNet's training tiles."""
     tiles = TileDataset(index, network="generation", split="train", images=("he", "her2"))
     local = threading.local()
@@ -60,7 +61,7 @@ def measure_colors(index: TileIndex | Path, sigma_px: float) -> Colors:
             # A shard reader is not thread-safe; a copy opens its own files.
             local.tiles = copy.deepcopy(tiles)
         item = local.tiles.stored(position)
-        her2, soft = item["her2"], _blurred(item["he"], sigma_px)
+        her2, soft = item["her2"], _blurred(item["he"])
         powers = (her2, np.square(her2, dtype=np.float32), soft, np.square(soft))
         found = np.array([cv2.sumElems(values)[:3] for values in powers])
         return her2.shape[0] * her2.shape[1], found.reshape(2, 2, 3)
@@ -78,5 +79,5 @@ def measure_colors(index: TileIndex | Path, sigma_px: float) -> Colors:
     return Colors(mean[0], std[0], mean[1], std[1])
 
 
-def _blurred(image: RGB, sigma_px: float) -> npt.NDArray[np.float32]:
-    return np.asarray(cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigma_px), np.float32)
+def _blurred(image: RGB) -> npt.NDArray[np.float32]:
+    return np.asarray(cv2.GaussianBlur(image.astype(np.float32), (0, 0), BLUR_SIGMA_PX), np.float32)

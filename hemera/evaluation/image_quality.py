@@ -106,7 +106,7 @@ def evaluate_generators(
         colors: of the training tiles.
         extractors: networks of the perceptual metrics.
         device: of the generators.
-        options: batch_size and blur_sigma_px.
+        options: batch_size.
 
     Returns:
         Rows of `tables.EVALUATION_TILES`, and the features, none without InceptionV3.
@@ -116,7 +116,7 @@ def evaluate_generators(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for item, outputs in predict_tiles(nets, tiles, "generation", device, options.batch_size):
             images = {name: to_image(output) for name, output in outputs.items()}
-            images |= baselines.images(item["he"], colors, options.blur_sigma_px)
+            images |= baselines.images(item["he"], colors)
             real = item["her2"]
             measured = pool.map(functools.partial(_pixel_metrics, real=real), images.values())
             stacked = np.stack([*images.values(), real])
@@ -156,7 +156,7 @@ def evaluate_segmenter(
         tiles: the tiles, H&E and mask.
         facts: tile, case, dataset and score by tile.
         device: of the network.
-        options: batch_size and threshold.
+        options: batch_size.
 
     Returns:
         Rows of `tables.EVALUATION_TILES`.
@@ -166,7 +166,7 @@ def evaluate_segmenter(
     for item, outputs in predict_tiles(nets, tiles, "segmentation", device, options.batch_size):
         truth = label_format.positive(item["mask"])
         predictions = {
-            SEGMENTER: to_probability(outputs[SEGMENTER]) >= options.threshold,
+            SEGMENTER: to_probability(outputs[SEGMENTER]) >= metrics.THRESHOLD,
             "all_positive": np.ones_like(truth),
             "all_negative": np.zeros_like(truth),
         }
@@ -185,7 +185,7 @@ def summarise(
     Args:
         rows: of `tables.EVALUATION_TILES`.
         features: of the same tiles; empty: no FID and KID.
-        options: bootstrap_samples, confidence and seed.
+        options: bootstrap_samples and seed.
     """
     found: Rows = []
     for network in ("generation", "segmentation"):
@@ -197,7 +197,7 @@ def summarise(
             bootstrap = Bootstrap(
                 [row["case"] for row in next(iter(methods.values()))],
                 samples=options.bootstrap_samples,
-                confidence=options.confidence,
+                confidence=0.95,
                 seed=options.seed,
             )
             if network == "segmentation":

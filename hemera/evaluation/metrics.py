@@ -22,6 +22,9 @@ Floats = npt.NDArray[np.float64]
 
 RANGE = 255.0
 
+THRESHOLD = 0.5
+"""Probability from which a pixel is positive; never fitted to test tiles."""
+
 SEGMENTATION_METRICS = ("precision", "recall", "f1", "iou")
 
 

@@ -18,6 +18,7 @@ SHARPNESS_EXPONENT = 2.0
 """How the variance of the Laplacian grows with um/px around 0.5: 1.5 to 2.4 on sections in focus
 (0 for noise, 4 for an image blurred by the optics)."""
 
+HISTOGRAM_BINS = 64
 SIMILARITY_RANGE = 4.0
 """Histograms of similarity reach this many standard deviations to either side."""
 _FINE_BINS = 2048
@@ -46,7 +47,7 @@ def sharpness(rgb: RGB, mpp: float) -> float:
     return float(deviation[0, 0]) ** 2 * scale
 
 
-def histogram_similarity(he: RGB, her2: RGB, bins: int = 64) -> float | None:
+def histogram_similarity(he: RGB, her2: RGB) -> float | None:
     """Return the correlation of the haematoxylin histograms of two stains.
 
     Each is centred on its median and divided by its standard deviation, so that brightness and
@@ -55,7 +56,7 @@ def histogram_similarity(he: RGB, her2: RGB, bins: int = 64) -> float | None:
     Returns:
         -1 to 1, or None where one of the two is constant.
     """
-    first, second = (_centred_histogram(rgb, bins) for rgb in (he, her2))
+    first, second = (_centred_histogram(rgb) for rgb in (he, her2))
     if first is None or second is None:
         return None
     first, second = first - first.mean(), second - second.mean()
@@ -63,8 +64,8 @@ def histogram_similarity(he: RGB, her2: RGB, bins: int = 64) -> float | None:
     return float(first @ second) / norm if norm else None
 
 
-def _centred_histogram(rgb: RGB, bins: int) -> npt.NDArray[np.float64] | None:
-    """Count haematoxylin in `bins` over `SIMILARITY_RANGE` deviations around its median."""
+def _centred_histogram(rgb: RGB) -> npt.NDArray[np.float64] | None:
+    """Count haematoxylin in bins over `SIMILARITY_RANGE` deviations around its median."""
     stain = haematoxylin(rgb)
     _, spread = cv2.meanStdDev(stain)
     deviation = float(spread[0, 0])
@@ -82,7 +83,7 @@ def _centred_histogram(rgb: RGB, bins: int) -> npt.NDArray[np.float64] | None:
     place = int(np.searchsorted(cumulative, half))
     inside = (half - cumulative[place - 1]) / counts[place] - 0.5 if place else 0.0
     scaled = (values - (values[place] + inside * width)) / deviation
-    index = np.floor((scaled / SIMILARITY_RANGE + 1) * bins / 2).astype(np.int64)
-    kept = (index >= 0) & (index < bins)
-    counted = np.bincount(index[kept], weights=counts[kept], minlength=bins)
+    index = np.floor((scaled / SIMILARITY_RANGE + 1) * HISTOGRAM_BINS / 2).astype(np.int64)
+    kept = (index >= 0) & (index < HISTOGRAM_BINS)
+    counted = np.bincount(index[kept], weights=counts[kept], minlength=HISTOGRAM_BINS)
     return counted.astype(np.float64)

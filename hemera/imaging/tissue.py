@@ -14,6 +14,9 @@ from hemera.imaging.color import DENSITY_STEP, density, saturation
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
+PIECE_UM2 = 40_000.0
+"""Largest hole that is filled, largest speck that is removed, um^2."""
+
 PIECE_FRACTION_MAX = 0.01
 """Holes and specks are at most this fraction of the image: a BCI image is smaller than a hole may
 be on a slide."""
@@ -39,8 +42,8 @@ def find_tissue(
     largest = PIECE_FRACTION_MAX * values.size
     tissue = clean_outline(
         values > threshold,
-        hole_px=min(options.tissue_hole_um2 / mpp**2, largest),
-        speck_px=min(options.tissue_speck_um2 / mpp**2, largest),
+        hole_px=min(PIECE_UM2 / mpp**2, largest),
+        speck_px=min(PIECE_UM2 / mpp**2, largest),
     )
     return tissue, threshold * unit
 

@@ -46,7 +46,7 @@ from hemera.training.session import session
 log = logging.getLogger(__name__)
 
 MPP_TOLERANCE = 0.10
-"""Resolutions that differ by no more are the same to the network, as in `index.mpp_tolerance`."""
+"""Resolutions that differ by no more are the same to the network."""
 
 BAD_TILES_MAX = 0.10
 """A slide of which a larger fraction of the tiles cannot be read is refused."""

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hemera.errors import TrainingError
-from hemera.networks.generation import norm_layer
+from hemera.networks.generation import NORMS
 
 
 class PatchGAN(nn.Module):
     """Conditional discriminator: (B, in_channels, H, W) in [-1, 1] to logits (B, 1, h, w).
 
     Convolutions are 4x4 with padding 1: `layers` of stride 2, then two of stride 1. At 512 px and
-    three layers h = w = 62.
+    three layers h = w = 62. A logit above 0 means real.
     """
 
     def __init__(
-        self,
-        in_channels: int = 6,
-        width: int = 64,
-        layers: int = 3,
-        norm: str = "batch",
+        self, in_channels: int = 6, width: int = 64, layers: int = 3, norm: str = "batch"
     ) -> None:
         """Build the layers.
 
@@ -31,8 +26,6 @@ class PatchGAN(nn.Module):
             norm: batch or instance.
         """
         super().__init__()
-        self.layers = layers
-        make_norm = norm_layer(norm)
         bias = norm == "instance"
         parts: list[nn.Module] = [
             nn.Conv2d(in_channels, width, 4, 2, 1),
@@ -44,20 +37,13 @@ class PatchGAN(nn.Module):
             stride = 2 if layer < layers else 1
             parts += [
                 nn.Conv2d(above, channels, 4, stride, 1, bias=bias),
-                make_norm(channels),
+                NORMS[norm](channels),
                 nn.LeakyReLU(0.2, True),
             ]
         parts.append(nn.Conv2d(channels, 1, 4, 1, 1))
         self.model = nn.Sequential(*parts)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Return one logit per patch: above 0 means real."""
-        bound = 3 * 2**self.layers
-        side = min(pair.shape[-2:])
-        if side < bound:
-            raise TrainingError(
-                f"PatchGAN: side {side} px is below {bound}, which {self.layers} layers need; give "
-                "larger tiles or crops, or fewer train_generation.discriminator_layers"
-            )
+        """Return one logit per patch."""
         logits: Tensor = self.model(pair)
         return logits

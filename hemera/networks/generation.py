@@ -32,12 +32,11 @@ FEATURE_LEVEL = 4
 """The level, from 0, whose output has 1/32 of the input's side: 16 x 16 at 512."""
 
 
-def norm_layer(norm: str) -> Callable[[int], nn.Module]:
-    """Return the maker of the normalisation named `norm`; instance has no affine part."""
-    makers = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
-    if norm not in makers:
-        raise TrainingError(f"norm: {norm!r} is unknown; choose from {', '.join(makers)}")
-    return makers[norm]
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,
+}
+"""The normalisations; instance has no affine part."""
 
 
 def initialise(module: nn.Module) -> None:
@@ -58,15 +57,13 @@ class Generator(nn.Module):
     Attributes:
         generator: its name in `GENERATORS`.
         step: divisor of H and W.
-        smallest: the least H and W.
     """
 
-    def __init__(self, generator: str, smallest: int) -> None:
+    def __init__(self, generator: str) -> None:
         """Set the attributes."""
         super().__init__()
         self.generator = generator
         self.step = GENERATORS[generator]
-        self.smallest = smallest
 
     def check_sides(self, image: Tensor) -> None:
         """Raise TrainingError when the sides of (B, C, H, W) do not fit the generator."""
@@ -75,11 +72,6 @@ class Generator(nn.Module):
                 raise TrainingError(
                     f"{self.generator}: {name} {side} px is not a multiple of {self.step}; give "
                     f"tiles or crops of a multiple of {self.step} px, or a generator of less depth"
-                )
-            if side < self.smallest:
-                raise TrainingError(
-                    f"{self.generator}: {name} {side} px is below {self.smallest} px; give larger "
-                    "tiles or crops"
                 )
 
 
@@ -90,9 +82,8 @@ class _UNet(Generator):
         self, generator: str, base_width: int = 32, norm: str = "batch", dropout: bool = False
     ) -> None:
         """Build the levels, 1, 2, 4, 8, 8, ... times `base_width` wide; see `build_generator`."""
-        super().__init__(generator, GENERATORS[generator])
+        super().__init__(generator)
         self.depth = DEPTHS[generator]
-        make_norm = norm_layer(norm)
         bias = norm == "instance"
         self.widths: tuple[int, ...] = tuple(
             base_width * min(2**level, 8) for level in range(self.depth)
@@ -104,12 +95,12 @@ class _UNet(Generator):
             above = 3 if outermost else self.widths[level - 1]
             down: list[nn.Module] = [nn.Conv2d(above, width, 4, 2, 1, bias=bias)]
             if not (outermost or innermost):
-                down.append(make_norm(width))
+                down.append(NORMS[norm](width))
             # The skip and the level below, except at the innermost level.
             below = width if innermost else 2 * width
             up: list[nn.Module] = [
                 nn.ConvTranspose2d(below, above, 4, 2, 1, bias=bias or outermost),
-                nn.Tanh() if outermost else make_norm(above),
+                nn.Tanh() if outermost else NORMS[norm](above),
             ]
             # The levels between two of the full width, as in the reference.
             if dropout and 4 <= level < self.depth - 1:
@@ -123,17 +114,7 @@ class GenerationNet(_UNet):
 
     @property
     def feature_width(self) -> int:
-        """Channels of the volume that `features` returns.
-
-        Raises:
-            TrainingError: when the network ends above or at that level.
-        """
-        if self.depth <= FEATURE_LEVEL + 1:
-            raise TrainingError(
-                f"{self.generator}: its {self.depth} levels end at 1/32 of the input's side, of "
-                "which branch skip16 needs encoder and decoder maps; train unet_128 or deeper, or "
-                "set another train_segmentation.generation_branch"
-            )
+        """Channels of the volume that `features` returns."""
         return 2 * self.widths[FEATURE_LEVEL]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -149,7 +130,6 @@ class GenerationNet(_UNet):
             1/32: the activated encoder map beside the normalised decoder map, `feature_width`
             channels. At 512 px and base width 32 that is 512 x 16 x 16.
         """
-        _ = self.feature_width
         skips, x = self._encode(image)
         x = self._decode(skips, x, FEATURE_LEVEL + 1)
         return skips[:FEATURE_LEVEL], torch.cat((skips[FEATURE_LEVEL], x), 1)
@@ -175,11 +155,10 @@ class GenerationNet(_UNet):
         return x
 
 
-class Gate(nn.Module):
+class _Gate(nn.Module):
     """Additive attention: weighs a skip by itself and the map below it. Always with batch norm."""
 
     def __init__(self, skip: int, gating: int) -> None:
-        """Build the layers for a skip of `skip` channels and a map below it of `gating`."""
         super().__init__()
         self.theta = nn.Conv2d(skip, skip, 2, 2, bias=False)
         self.phi = nn.Conv2d(gating, skip, 1)
@@ -187,7 +166,6 @@ class Gate(nn.Module):
         self.out = nn.Sequential(nn.Conv2d(skip, skip, 1), nn.BatchNorm2d(skip))
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
-        """Return the gated skip; `gating` has half its side."""
         attention = torch.sigmoid(self.psi(functional.relu(self.theta(skip) + self.phi(gating))))
         attention = functional.interpolate(attention, scale_factor=2.0, mode="bilinear")
         gated: Tensor = self.out(attention * skip)
@@ -207,7 +185,7 @@ class AttentionGenerationNet(_UNet):
         """Build the levels, of which none has dropout, and the gates; see `build_generator`."""
         super().__init__(generator, *arguments, **options)
         self.gates = nn.ModuleList(
-            Gate(skip, 2 * below)
+            _Gate(skip, 2 * below)
             for skip, below in zip(self.widths[:3], self.widths[1:4], strict=True)
         )
 
@@ -255,27 +233,24 @@ class _Reflect(nn.Module):
         return torch.cat((x[..., 1 : by + 1].flip(-1), x, x[..., -by - 1 : -1].flip(-1)), -1)
 
 
-class ResidualBlock(nn.Module):
+class _ResidualBlock(nn.Module):
     """Two reflected 3x3 convolutions with norm, ReLU between them, added to their input."""
 
     def __init__(self, width: int, norm: str, dropout: bool) -> None:
-        """Build the layers; dropout follows the ReLU."""
         super().__init__()
-        make_norm = norm_layer(norm)
         bias = norm == "instance"
         self.model = nn.Sequential(
             _Reflect(1),
             nn.Conv2d(width, width, 3, bias=bias),
-            make_norm(width),
+            NORMS[norm](width),
             nn.ReLU(True),
             *([nn.Dropout(0.5)] if dropout else []),
             _Reflect(1),
             nn.Conv2d(width, width, 3, bias=bias),
-            make_norm(width),
+            NORMS[norm](width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` and what the block adds."""
         total: Tensor = x + self.model(x)
         return total
 
@@ -287,13 +262,11 @@ class ResidualGenerationNet(Generator):
         self, generator: str, base_width: int = 32, norm: str = "batch", dropout: bool = False
     ) -> None:
         """Build the layers; the blocks are four times `base_width` wide; see `build_generator`."""
-        # The blocks reflect a quarter of the side by one pixel.
-        super().__init__(generator, 8)
-        make_norm = norm_layer(norm)
+        super().__init__(generator)
         bias = norm == "instance"
 
         def normed(convolution: nn.Module, width: int) -> list[nn.Module]:
-            return [convolution, make_norm(width), nn.ReLU(True)]
+            return [convolution, NORMS[norm](width), nn.ReLU(True)]
 
         one, two, four = base_width, 2 * base_width, 4 * base_width
         self.model = nn.Sequential(
@@ -301,7 +274,7 @@ class ResidualGenerationNet(Generator):
             *normed(nn.Conv2d(3, one, 7, bias=bias), one),
             *normed(nn.Conv2d(one, two, 3, 2, 1, bias=bias), two),
             *normed(nn.Conv2d(two, four, 3, 2, 1, bias=bias), four),
-            *(ResidualBlock(four, norm, dropout) for _ in range(BLOCKS[generator])),
+            *(_ResidualBlock(four, norm, dropout) for _ in range(BLOCKS[generator])),
             *normed(nn.ConvTranspose2d(four, two, 3, 2, 1, 1, bias=bias), two),
             *normed(nn.ConvTranspose2d(two, one, 3, 2, 1, 1, bias=bias), one),
             _Reflect(3),
@@ -327,14 +300,7 @@ def build_generator(
         norm: batch or instance.
         dropout: drop half of the inner maps while training, where the public code does: U-Nets
             between their inner levels, residual generators in each block.
-
-    Raises:
-        TrainingError: when there is no such generator or norm.
     """
-    if generator not in GENERATORS:
-        raise TrainingError(
-            f"generator: {generator!r} is unknown; choose from {', '.join(GENERATORS)}"
-        )
     kinds: dict[str, type[_UNet] | type[ResidualGenerationNet]] = {
         **dict.fromkeys(DEPTHS, GenerationNet),
         **dict.fromkeys(BLOCKS, ResidualGenerationNet),

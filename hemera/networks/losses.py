@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hemera.errors import TrainingError
 from hemera.imaging.color import RGB_FROM_HED
 
 EPSILON = 1e-6
@@ -28,32 +27,18 @@ _DAB: list[float] = torch.linalg.inv(torch.from_numpy(RGB_FROM_HED))[:, 2].tolis
 
 
 def pyramid(images: Tensor, levels: int) -> list[Tensor]:
-    """Return `images` and `levels` - 1 coarser ones: four blurs, then every second pixel.
+    """Return `images` (B, C, H, W) and `levels` - 1 coarser ones.
 
-    A blur is by a 3x3 Gaussian of sigma 1; beyond the border the image is reflected without its
-    edge.
-
-    Args:
-        images: (B, C, H, W), float32 or float64.
-        levels: at least 1.
-
-    Raises:
-        TrainingError: when a side of 1 px is to be blurred, which cannot be reflected.
+    A coarser one is blurred four times and has every second pixel. A blur is by a 3x3 Gaussian of
+    sigma 1; beyond the border the image is reflected without its edge.
     """
     steps = [images]
     for _ in range(levels - 1):
-        height, width = steps[-1].shape[-2:]
-        if min(height, width) < 2:
-            raise TrainingError(
-                f"pyramid: level {len(steps)} of {levels} is {width} x {height} px and cannot be "
-                "halved; give larger tiles or fewer levels"
-            )
         steps.append(_coarser(steps[-1]))
     return steps
 
 
 def _coarser(images: Tensor) -> Tensor:
-    """Return the next level of the pyramid of (B, C, H, W)."""
     rows, columns = (_coarsening(side, images.device, images.dtype) for side in images.shape[-2:])
     # In the precision of the images, also under autocast.
     with torch.autocast(images.device.type, enabled=False):
@@ -78,19 +63,10 @@ def _coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 def pyramid_l1(
     generated: Tensor, real: Tensor, weight_map: Tensor | None = None, levels: int = 4
 ) -> list[Tensor]:
-    """Return each image's mean absolute difference on each level of the pyramid, finest first.
+    """Return each image's mean absolute difference (B,) on each level of the pyramid, finest first.
 
     The pyramid is that of the weighted difference: blurring is linear, so this equals two pyramids
     compared level by level.
-
-    Args:
-        generated: (B, C, H, W).
-        real: of the same shape.
-        weight_map: (B, 1, H, W).
-        levels: as of `pyramid`.
-
-    Returns:
-        One tensor (B,) a level.
     """
     difference = generated.float() - real.float()
     if weight_map is not None:
@@ -139,16 +115,7 @@ def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> 
         generated: (B, C, H, W), B at least 2. On several devices each uses only its own batch.
         real: of the same shape.
         unbiased: divide by B - 1; False divides by B.
-
-    Raises:
-        TrainingError: when a batch is one image, which has no variance.
     """
-    count = min(generated.shape[0], real.shape[0])
-    if count < 2:
-        raise TrainingError(
-            f"variance penalty: a batch of {count} has no variance; give batches of at least 2 "
-            "tiles on every device, or no variance penalty"
-        )
     first, second = (
         images.float().var(0, correction=int(unbiased)) for images in (real, generated)
     )
@@ -165,65 +132,27 @@ def adversarial(logits: Tensor, real: bool, mode: str = "vanilla") -> Tensor:
     """
     logits = logits.float()
     target = torch.full_like(logits, float(real))
-    if mode == "vanilla":
-        return functional.binary_cross_entropy_with_logits(logits, target)
     if mode == "lsgan":
         return functional.mse_loss(logits, target)
-    raise TrainingError(f"adversarial loss: {mode!r} is unknown; choose from vanilla, lsgan")
-
-
-def tversky_loss(logits: Tensor, target: Tensor, beta: float = 0.5) -> Tensor:
-    """Return 1 minus the soft Tversky index of a batch, its pixels pooled: 0 when both are empty.
-
-    Args:
-        logits: (B, 1, H, W).
-        target: (B, 1, H, W), 0 or 1.
-        beta: weight of false negatives; that of false positives is 1 - beta. 0.5 is Dice; more
-            favours recall.
-    """
-    probability, target = torch.sigmoid(logits.float()), target.float()
-    both = 2 * (probability * target).sum()
-    # TP + beta FN + (1 - beta) FP, twice, with FN = target - TP and FP = probability - TP.
-    size = 2 * ((1 - beta) * probability.sum() + beta * target.sum())
-    return 1 - (both + EPSILON) / (size + EPSILON)
-
-
-def focal_cross_entropy(logits: Tensor, target: Tensor, gamma: float = 0.0) -> Tensor:
-    """Return the mean of (1 - p)^gamma times cross-entropy, p the probability of the truth.
-
-    Lin et al. 2017, without their class weight.
-
-    Args:
-        logits: (B, 1, H, W).
-        target: (B, 1, H, W), 0 or 1.
-        gamma: how strongly easy pixels are down-weighted; 0 is cross-entropy.
-    """
-    logits, target = logits.float(), target.float()
-    if gamma == 0:
-        return functional.binary_cross_entropy_with_logits(logits, target)
-    signed = (2 * target - 1) * logits
-    # As a logarithm, because a power of 0 has no gradient below 1.
-    weight = torch.exp(gamma * functional.logsigmoid(-signed))
-    return -(weight * functional.logsigmoid(signed)).mean()
+    return functional.binary_cross_entropy_with_logits(logits, target)
 
 
 def segmentation_loss(
-    logits: Tensor,
-    target: Tensor,
-    fraction: float,
-    *,
-    focal_gamma: float = 0.0,
-    tversky_beta: float = 0.5,
+    logits: Tensor, target: Tensor, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return fraction * cross-entropy + (1 - fraction) * (1 - Dice), and its two terms.
+
+    Dice is that of the probabilities, the pixels of the batch pooled; its loss is 0 when prediction
+    and target are empty.
 
     Args:
         logits: (B, 1, H, W).
         target: (B, 1, H, W), 0 or 1.
         fraction: the paper's lambda; 1 is cross-entropy alone, as in its section 4.1.
-        focal_gamma: of `focal_cross_entropy`; 0 in the paper.
-        tversky_beta: of `tversky_loss`; 0.5 in the paper.
     """
-    cross_entropy = focal_cross_entropy(logits, target, focal_gamma)
-    overlap = tversky_loss(logits, target, tversky_beta)
+    logits, target = logits.float(), target.float()
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits, target)
+    probability = torch.sigmoid(logits)
+    both = 2 * (probability * target).sum()
+    overlap = 1 - (both + EPSILON) / (probability.sum() + target.sum() + EPSILON)
     return fraction * cross_entropy + (1 - fraction) * overlap, cross_entropy, overlap

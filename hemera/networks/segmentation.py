@@ -12,8 +12,11 @@ channels by convolutions and pooling that train: the only reading that fits ever
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,77 +77,59 @@ class Decoder(nn.Module):
         return logits
 
 
-class UNetPlusPlus(nn.Module):
-    """U-Net++'s decoder of segmentation_models_pytorch, and a 1x1 convolution to a logit.
+class LibraryDecoder(nn.Module):
+    """Decoder and head of a network of segmentation_models_pytorch on a ResNet34.
 
-    Its deepest map is the fused volume, without a bottleneck; its widths at base width 64 are the
-    library's own, 256 to 16. The library offers decoders only with its own encoders in its public
-    interface, hence the imports of its modules here and below.
+    Maps to which the generator's are concatenated are reduced to the encoder's widths by 1x1
+    convolutions, because the library builds a decoder for its encoder only. DeepLabV3+ takes the
+    maps at 1/4 and at 1/16 of the side: here the fused volume at 1/32, enlarged twofold, so that
+    the encoder stays undilated.
     """
 
-    def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
+    def __init__(self, name: str, fused: int, skips: tuple[int, ...], base_width: int) -> None:
         """Build the layers; see `Decoder`."""
-        from segmentation_models_pytorch.base.initialization import initialize_decoder
-        from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
-
         super().__init__()
-        widths = tuple(max(1, 4 * base_width // 2**level) for level in range(5))
-        self.dense = UnetPlusPlusDecoder((3, *skips, fused), widths)
-        initialize_decoder(self.dense)
-        self.head = nn.Conv2d(widths[-1], 1, 1)
+        smp: Any = importlib.import_module("segmentation_models_pytorch")
+        widths = resnet34_widths(base_width)
+        channels: Any = 4 * base_width
+        if name == "unetplusplus":
+            channels = [max(1, 4 * base_width // 2**level) for level in range(5)]
+        model = smp.create_model(
+            name, "tu-resnet34", None, channels=widths[1:], decoder_channels=channels
+        )
+        self.decoder, self.head = model.decoder, model.segmentation_head
+        self.enlarge = 2 if name == "deeplabv3plus" else 1
+        used = (1, 4) if name == "deeplabv3plus" else range(5)
+        given = (*skips, fused)
+        self.reduce = nn.ModuleDict(
+            {
+                str(level): nn.Conv2d(given[level], widths[level], 1)
+                for level in used
+                if given[level] != widths[level]
+            }
+        )
 
     def forward(self, fused: Tensor, skips: list[Tensor]) -> Tensor:
         """Go up from `fused`; see `Decoder.forward`."""
+        maps = [*skips, fused]
+        for level, convolution in self.reduce.items():
+            maps[int(level)] = convolution(maps[int(level)])
+        if self.enlarge > 1:
+            maps[4] = functional.interpolate(maps[4], scale_factor=2.0, mode="bilinear")
         # The first entry is the place of the image, which the library does not read.
-        logits: Tensor = self.head(self.dense([fused, *skips, fused]))
+        logits: Tensor = self.head(self.decoder([fused, *maps]))
         return logits
 
 
-class DeepLabV3Plus(nn.Module):
-    """DeepLabV3+'s decoder of segmentation_models_pytorch, and a 1x1 convolution to a logit.
-
-    It takes a map at 1/16 of the side: the fused volume at 1/32, enlarged twofold, beside the
-    encoder's map at 1/16, so that the encoder stays undilated. The atrous rates are 6, 12 and 18,
-    those of its paper at 1/16. The logits at 1/4 are enlarged bilinearly.
-    """
-
-    def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
-        """Build the layers; see `Decoder`."""
-        from segmentation_models_pytorch.base.initialization import initialize_decoder
-        from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
-
-        super().__init__()
-        width = 4 * base_width
-        self.atrous = DeepLabV3PlusDecoder(
-            (3, *skips[:3], fused + skips[3]),
-            encoder_depth=4,
-            out_channels=width,
-            atrous_rates=(6, 12, 18),
-            output_stride=16,
-            aspp_separable=True,
-            aspp_dropout=0.5,
-        )
-        initialize_decoder(self.atrous)
-        self.head = nn.Conv2d(width, 1, 1)
-
-    def forward(self, fused: Tensor, skips: list[Tensor]) -> Tensor:
-        """Go up from `fused`; see `Decoder.forward`."""
-        if self.training and fused.shape[0] == 1:
-            raise TrainingError(
-                "deeplabv3plus: a batch of one tile, which cannot be normalised after pooling the "
-                "whole image; train on batches of at least 2 tiles, the last one included"
-            )
-        deepest = functional.interpolate(fused, scale_factor=2.0, mode="bilinear")
-        deepest = torch.cat((deepest, skips[3]), 1)
-        logits = self.head(self.atrous([fused, *skips[:3], deepest]))
-        return functional.interpolate(logits, scale_factor=4.0, mode="bilinear")
-
-
-DECODERS = {"unet": Decoder, "unetplusplus": UNetPlusPlus, "deeplabv3plus": DeepLabV3Plus}
+DECODERS: dict[str, Callable[[int, tuple[int, ...], int], nn.Module]] = {
+    "unet": Decoder,
+    "unetplusplus": functools.partial(LibraryDecoder, "unetplusplus"),
+    "deeplabv3plus": functools.partial(LibraryDecoder, "deeplabv3plus"),
+}
 """The decoders by name; the paper's is unet."""
 
 
-class VirtualEncoder(nn.Module):
+class _VirtualEncoder(nn.Module):
     """Virtual HER2 (B, 3, H, W) in [-1, 1] to 8 * base_width channels at 1/32 of the side.
 
     Five times a 3x3 convolution, batch norm, ReLU and a halving by maximum, as wide as the encoder
@@ -152,7 +137,6 @@ class VirtualEncoder(nn.Module):
     """
 
     def __init__(self, base_width: int) -> None:
-        """Build the layers."""
         super().__init__()
         self.width = 8 * base_width
         layers: list[nn.Module] = []
@@ -166,7 +150,6 @@ class VirtualEncoder(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, virtual: Tensor) -> Tensor:
-        """Return the map at 1/32."""
         volume: Tensor = self.model(virtual)
         return volume
 
@@ -177,15 +160,9 @@ class FrozenGenerationNet(nn.Module):
     Its batch norms use their running statistics, so its features do not depend on the batch.
     """
 
-    def __init__(self, net: Generator, branch: str = "skip16") -> None:
-        """Freeze `net` for good.
-
-        Raises:
-            TrainingError: when there is no such branch, or not of that generator.
-        """
+    def __init__(self, net: Generator, branch: str) -> None:
+        """Freeze `net`; raise TrainingError when it has no such branch."""
         super().__init__()
-        if branch not in BRANCHES:
-            raise TrainingError(f"branch: {branch!r} is unknown; choose from {', '.join(BRANCHES)}")
         if net.generator not in BRANCHES[branch]:
             raise TrainingError(
                 f"branch {branch}: needs {', '.join(BRANCHES[branch])}, and the generator is "
@@ -233,45 +210,29 @@ class SegmentationNet(nn.Module):
 
         Args:
             generation: a trained generator, frozen from here on; None for the ablation without.
-            generation_skips: give its encoder maps to the decoder too.
+            generation_skips: give its encoder maps to the decoder too; for branch skip16.
             base_width: filters of the encoder's first stage; 64 is ResNet34.
             branch: a name of `BRANCHES`: the features taken from `generation`, if there is one.
             decoder: a name of `DECODERS`.
 
         Raises:
-            TrainingError: when generator, branch, skips and decoder do not fit each other.
+            TrainingError: when generator and branch do not fit each other.
         """
         super().__init__()
-        if decoder not in DECODERS:
-            raise TrainingError(
-                f"decoder: {decoder!r} is unknown; choose from {', '.join(DECODERS)}"
-            )
-        if generation_skips and generation is None:
-            raise TrainingError(
-                "generation_skips: true without a GenerationNet; give one or set "
-                "generation_skips: false"
-            )
-        if generation_skips and branch == "virtual_rgb_encoder":
-            raise TrainingError(
-                "generation_skips: branch virtual_rgb_encoder has no encoder maps; choose branch "
-                "skip16 or set generation_skips: false"
-            )
         frozen = None if generation is None else FrozenGenerationNet(generation, branch)
         self.generation_skips = generation_skips
         self.step = 32 if generation is None else max(32, generation.step)
         self.encoder = resnet34(base_width)
         *skips, fused = resnet34_widths(base_width)
-        self.virtual_encoder: VirtualEncoder | None = None
-        if isinstance(generation, GenerationNet | AttentionGenerationNet) and (
-            branch != "virtual_rgb_encoder"
-        ):
+        self.virtual_encoder: _VirtualEncoder | None = None
+        if generation is not None and branch == "virtual_rgb_encoder":
+            self.virtual_encoder = _VirtualEncoder(base_width)
+            fused += self.virtual_encoder.width
+        elif isinstance(generation, GenerationNet | AttentionGenerationNet):
             fused += generation.feature_width
             if generation_skips:
                 pairs = zip(skips, generation.widths[:FEATURE_LEVEL], strict=True)
                 skips = [own + other for own, other in pairs]
-        elif generation is not None:
-            self.virtual_encoder = VirtualEncoder(base_width)
-            fused += self.virtual_encoder.width
         self.decoder = DECODERS[decoder](fused, tuple(skips), base_width)
         self.generation = frozen
         shape = (1, 3, 1, 1)
@@ -281,16 +242,11 @@ class SegmentationNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
         for side, name in zip(image.shape[-2:], ("height", "width"), strict=True):
-            if side % 32 or side == 0:
+            if side % 32:
                 raise TrainingError(
                     f"SegmentationNet: {name} {side} px is not a multiple of 32; give tiles or "
                     "crops of a multiple of 32 px"
                 )
-        if self.training and image[:, 0].numel() == 32 * 32:
-            raise TrainingError(
-                "SegmentationNet: one tile of 32 px cannot be normalised; train on larger tiles or "
-                "crops, or on batches of at least 2 tiles"
-            )
         *skips, fused = self.encoder((image - self.mean) / self.std)
         if self.generation is not None:
             maps, volume = self.generation(image)

@@ -1,8 +1,6 @@
-"""Weights in the losses: the weight map W (HEMERA paper, 3.1, equation 1), and weights of tiles."""
+"""The weight map W of the losses of GenerationNet (HEMERA paper, 3.1, equation 1)."""
 
 from __future__ import annotations
-
-import math
 
 import cv2
 import numpy as np
@@ -26,8 +24,6 @@ def weight_map(
     Returns:
         (H, W) in (0, 1], before the mean is divided out. For an empty or full mask, W is 1.
     """
-    if mode not in ("inside", "literal", "none"):
-        raise ValueError(f"mode: {mode!r} is unknown; choose from inside, literal, none")
     if mode == "none" or not mask.any() or mask.all():
         return np.ones(mask.shape, np.float32)
     source = mask if mode == "inside" else ~mask
@@ -36,18 +32,6 @@ def weight_map(
     if renormalise_mean:
         weights = weights / weights.mean()
     return np.asarray(weights, np.float32)
-
-
-def registration_weight(error_um: float, scale_um: float | None) -> float:
-    """Return the weight of a tile by its registration error: 1 / (1 + (error / scale)^2).
-
-    Args:
-        error_um: estimated error of the registration at the tile; NaN: unknown, weight 1.
-        scale_um: error at which the weight is half; None: all tiles have weight 1.
-    """
-    if scale_um is None or math.isnan(error_um):
-        return 1.0
-    return 1 / (1 + (error_um / scale_um) ** 2)
 
 
 def _distance(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

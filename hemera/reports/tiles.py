@@ -20,23 +20,24 @@ GALLERY_BYTES = 8_000_000
 DISPUTED_BYTES = 1_500_000
 """With the registrations and the tables, which have limits as well, a page is below 30 MB."""
 SIDE_PX = 400
+GALLERY_SEED = 20251
 
 
 Read = Callable[[Mapping[str, Any], str], npt.NDArray[np.uint8]]
 """Returns an image of a tile (a row of the index): `he` or `her2`, or the mask of an engine."""
 
 
-def accepted(cohort: Cohort, read: Read, count: int, seed: int) -> dict[str, Any]:
+def accepted(cohort: Cohort, read: Read, count: int) -> dict[str, Any]:
     """Return cards of accepted tiles, data sets and scores in turn, and a note on their number."""
     tiles = cohort.accepted
     groups = [f"{row.dataset}/{score_order(row.score)}" for row in tiles.itertuples()]
-    return _cards(cohort, tiles, groups, read, count, seed)
+    return _cards(cohort, tiles, groups, read, count)
 
 
-def rejected(cohort: Cohort, read: Read, count: int, seed: int) -> dict[str, Any]:
+def rejected(cohort: Cohort, read: Read, count: int) -> dict[str, Any]:
     """Return cards of rejected tiles by reason, reasons in turn, and a note on their number."""
     tiles = cohort.tiles[~cohort.tiles["accepted"]]
-    found = _cards(cohort, tiles, tiles["reason"].tolist(), read, count, seed)
+    found = _cards(cohort, tiles, tiles["reason"].tolist(), read, count)
     totals = tiles["reason"].value_counts()
     order = [name for name in REASONS if name in totals]
     return {
@@ -55,9 +56,9 @@ def rejected(cohort: Cohort, read: Read, count: int, seed: int) -> dict[str, Any
 
 
 def _cards(
-    cohort: Cohort, tiles: Frame, groups: Sequence[str], read: Read, count: int, seed: int
+    cohort: Cohort, tiles: Frame, groups: Sequence[str], read: Read, count: int
 ) -> dict[str, Any]:
-    chosen = statistics.sample(groups, tiles["tile"].tolist(), count, seed)
+    chosen = statistics.sample(groups, tiles["tile"].tolist(), count, GALLERY_SEED)
     album = pictures.Album(GALLERY_BYTES)
     limits, target = cohort.options("filter"), cohort.metadata.get("mask_target", "")
     cards: list[dict[str, Any]] = []

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 EXTENT_MISMATCH_MAX = 0.02
 """Largest relative difference in extent of images that come registered."""
 
+THUMBNAIL_PX = 1024
+"""Longest side of a thumbnail."""
+
 
 def run(
     *,
@@ -92,7 +95,7 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any
             }
             if not pair.in_block:
                 # A report shows registrations on it; the pairs of a block are not registered.
-                thumbnail, (thumbnail_mpp, _) = slide.overview(side_px=options.thumbnail_side_px)
+                thumbnail, (thumbnail_mpp, _) = slide.overview(side_px=THUMBNAIL_PX)
                 row |= {"thumbnail": encode(thumbnail, "jpeg", 85), "thumbnail_mpp": thumbnail_mpp}
     except SlideError as error:
         return row | {"verdict": "refuse", "reason": str(error)}

@@ -129,7 +129,7 @@ def _measure(
         if not len(tiles):
             log.warning("no test tiles for %s: it is not evaluated", network)
     if len(test["generation"]):
-        colors = baselines.measure_colors(index, options.blur_sigma_px)
+        colors = baselines.measure_colors(index)
         facts = index.facts("generation", "test")
         rows, features = image_quality.evaluate_generators(
             generators, test["generation"], facts, colors, extractors, device, options

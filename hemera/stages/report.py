@@ -81,7 +81,6 @@ def run(
         if not pair.registered
         for row in _certificates(layout.path(layout.CERTIFICATE, results, unit=pair.pair))
     ]
-    drawn = options.gallery_tiles, options.seed
     content = {
         "title": f"HEMERA data report: {cohort.sheet}",
         "preset": preset,
@@ -95,8 +94,8 @@ def run(
         "filters": filters.filters(cohort, rejections),
         "biases": [data.bias_words(bias) for bias in biases],
         "quality": filters.quality(cohort),
-        "accepted": galleries.accepted(cohort, read, *drawn),
-        "rejected": galleries.rejected(cohort, read, *drawn),
+        "accepted": galleries.accepted(cohort, read, options.gallery_tiles),
+        "rejected": galleries.rejected(cohort, read, options.gallery_tiles),
         "masks": data.masks(cohort),
         "agreement": agreement,
         "disputed": galleries.disputed(agreement, read),

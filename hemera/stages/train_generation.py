@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,14 @@ from hemera.training.batches import (
     training_loader,
     validation_loader,
 )
-from hemera.training.checkpoint import TrainingState, catch_sigterm, describe_run, run_digest
+from hemera.training.checkpoint import TrainingState, catch_sigterm, run_digest
 from hemera.training.logging import TrainingLog, image_grid, sample_items
 from hemera.training.session import Compute, seed_per_rank, training_session
 
 log = logging.getLogger(__name__)
+
+ADAM_BETAS = (0.5, 0.999)
+"""Of both optimisers (HEMERA paper, 4.1)."""
 
 THRESHOLD_TILES = 64
 """Training tiles from which the DAB threshold of balanced Dice is fitted."""
@@ -59,9 +62,6 @@ def run(
         generator: written: weights of the generator, safetensors.
         metadata: written: JSON with options, versions, fingerprint and counts.
         history: written: table with one row per epoch, split and quantity.
-
-    Raises:
-        TrainingError: an empty subset, a loss that is not finite, a checkpoint that does not fit.
     """
     opened = TileIndex(index)
     tiles = training_tiles(opened, "generation", options.crop_px)
@@ -75,40 +75,29 @@ def run(
         train, val = (_tiles(opened, split, options) for split in ("train", "val"))
         modules = {
             "generator": build_generator(**model),
-            "discriminator": PatchGAN(
-                6, options.discriminator_width, options.discriminator_layers, options.norm
-            ),
+            "discriminator": PatchGAN(width=options.discriminator_width, norm=options.norm),
         }
         for module in modules.values():
             initialise(module)
             compute.prepare(module, compiled=options.compile)
         seed_per_rank(compute.ranks, options.seed)
-        adam = functools.partial(
-            torch.optim.Adam, lr=options.learning_rate, betas=(options.beta1, options.beta2),
-            fused=True,
-        )  # fmt: skip
-        state = TrainingState(
-            checkpoints / run_digest(options, tiles),
-            modules,
-            {name: adam(module.parameters()) for name, module in modules.items()},
-            kept="generator",
-            minutes=options.checkpoint_minutes,
-            compute=compute,
-        )
-        state.resume()
+        optimisers: dict[str, torch.optim.Optimizer] = {
+            name: torch.optim.Adam(
+                module.parameters(), lr=options.learning_rate, betas=ADAM_BETAS, fused=True
+            )
+            for name, module in modules.items()
+        }
         threshold = options.dice_threshold
         if threshold is None and options.dice_source == "dab":
             threshold = fit_threshold(train)
             log.info("balanced Dice: DAB density %.3f, fitted on training tiles", threshold)
-        describe = functools.partial(
-            describe_run, state, options, tiles, network="generation", model=model,
-            dice_threshold=threshold,
-        )  # fmt: skip
+        described = {"network": "generation", "model": model, "dice_threshold": threshold}
+        folder = checkpoints / run_digest(options, tiles)
+        state = TrainingState(folder, options, tiles, compute, modules, optimisers, described)
+        state.resume()
         if state.progress.epoch <= options.epochs:
-            _train(state, train, val, options, threshold, describe)
-        state.write_results(
-            options.select, describe, weights=generator, metadata=metadata, table=history
-        )
+            _train(state, train, val, options, threshold)
+        state.write_results(weights=generator, metadata=metadata, table=history)
 
 
 def _tiles(index: TileIndex, split: str, options: TrainGenerationOptions) -> TileDataset:
@@ -122,7 +111,6 @@ def _tiles(index: TileIndex, split: str, options: TrainGenerationOptions) -> Til
             mode=options.weight_map,
             source=options.mask_source,
             renormalise_mean=options.renormalise_mean,
-            scale_um=options.registration_scale_um,
         ),
         crop_px=options.crop_px,
         flips=(1,) if options.flip else (),
@@ -136,21 +124,24 @@ def _train(
     val: TileDataset,
     options: TrainGenerationOptions,
     threshold: float | None,
-    describe: Callable[[int], dict[str, Any]],
 ) -> None:
     """Train from the state's epoch and step to the last epoch."""
-    compute, net = state.compute, state.modules["generator"]
-    sampler = TrainingSampler.of_run(len(train), options, state)
+    compute, progress, net = state.compute, state.progress, state.result
+    sampler = TrainingSampler(len(train), options, compute.ranks, progress.epoch, progress.step)
     batches = prefetch_to_device(
         training_loader(train, sampler, options.workers, compute), compute.device
     )
     validation = validation_loader(val, options.batch_size, options.workers, compute)
-    examples = sample_items(val, options.sample_tiles)
-    with TrainingLog.of_run(state, sampler) as run_log, catch_sigterm() as stop:
-        for epoch in range(state.progress.epoch, options.epochs + 1):
+    examples = sample_items(val)
+    total, silent = options.epochs * sampler.steps, not compute.ranks.first
+    with (
+        TrainingLog(state.folder, sampler.steps_done, total, silent=silent) as run_log,
+        catch_sigterm() as stop,
+    ):
+        for epoch in range(progress.epoch, options.epochs + 1):
             rate = options.learning_rate * rate_factor(epoch, options)
             state.set_learning_rate(rate)
-            for _ in range(state.progress.step, sampler.steps):
+            for _ in range(progress.step, sampler.steps):
                 micro_batches = [next(batches) for _ in range(options.accumulate)]
                 found = train_step(micro_batches, state, options, threshold)
                 state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
@@ -158,15 +149,11 @@ def _train(
                 if state.must_settle(sampler.steps, stop):
                     run_log.losses(state.settle(sampler.steps, stop))
             state.average_statistics()
-            validated: dict[str, float] = {}
-            if epoch % options.validate_every == 0 or epoch == options.epochs:
-                validated = validate(net, validation, compute, options)
-                best = state.update_best(-validated["reconstruction"], validated)
-                state.write_weights(["last", "best"] if best else ["last"], describe(epoch))
-                if options.sample_tiles and not run_log.silent:
-                    run_log.picture(epoch, draw_samples(net, examples, compute))
-            state.progress.close_epoch(rate, validated)
-            run_log.epoch(epoch, options.epochs, state.progress.of(epoch))
+            validated = validate(net, validation, compute, options)
+            if not silent:
+                run_log.picture(epoch, draw_samples(net, examples, compute))
+            values = state.end_epoch(rate, validated, -validated["reconstruction"])
+            run_log.epoch(epoch, options.epochs, values)
     state.save()
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,11 @@ from hemera.training.batches import (
     training_loader,
     validation_loader,
 )
-from hemera.training.checkpoint import TrainingState, catch_sigterm, describe_run, run_digest
+from hemera.training.checkpoint import TrainingState, catch_sigterm, run_digest
 from hemera.training.logging import TrainingLog, image_grid, sample_items
 from hemera.training.session import Compute, seed_per_rank, training_session
 
 log = logging.getLogger(__name__)
-
-THRESHOLD = 0.5
-"""Probability from which a pixel counts as positive in validation; never tuned."""
 
 
 def run(
@@ -59,10 +55,6 @@ def run(
         segmenter: written: weights of the network and of the frozen generator, safetensors.
         metadata: written: JSON with options, versions, fingerprint and counts.
         history: written: table with one row per epoch, split and quantity.
-
-    Raises:
-        TrainingError: an empty subset, a loss that is not finite, weights or a checkpoint that do
-            not fit, a GenerationNet of another index.
     """
     opened = TileIndex(index)
     tiles = training_tiles(opened, "segmentation", options.crop_px)
@@ -82,30 +74,18 @@ def run(
             weight_decay=options.weight_decay,
             fused=True,
         )
-        digest = run_digest(
-            options,
-            tiles,
-            generator="none" if net.generation is None else storage.file_digest(generator),
-            encoder=encoder_sha256,
+        generator_sha256 = "none" if net.generation is None else storage.file_digest(generator)
+        folder = checkpoints / run_digest(
+            options, tiles, generator=generator_sha256, encoder=encoder_sha256
         )
+        described = {"network": "segmentation", "model": model, "encoder_sha256": encoder_sha256}
         state = TrainingState(
-            checkpoints / digest,
-            {"segmenter": net},
-            {"segmenter": optimiser},
-            kept="segmenter",
-            minutes=options.checkpoint_minutes,
-            compute=compute,
+            folder, options, tiles, compute, {"segmenter": net}, {"segmenter": optimiser}, described
         )
         state.resume()
-        describe = functools.partial(
-            describe_run, state, options, tiles, network="segmentation", model=model,
-            encoder_sha256=encoder_sha256,
-        )  # fmt: skip
         if state.progress.epoch <= options.epochs:
-            _train(state, train, val, options, describe)
-        state.write_results(
-            options.select, describe, weights=segmenter, metadata=metadata, table=history
-        )
+            _train(state, train, val, options)
+        state.write_results(weights=segmenter, metadata=metadata, table=history)
 
 
 def _network(
@@ -133,30 +113,28 @@ def _tiles(index: TileIndex, split: str, options: TrainSegmentationOptions) -> T
         images=("he", "positive"),
         crop_px=options.crop_px,
         flips=(0, 1) if options.flip else (),
-        turns=options.turn,
         seed=options.seed,
     )
 
 
 def _train(
-    state: TrainingState,
-    train: TileDataset,
-    val: TileDataset,
-    options: TrainSegmentationOptions,
-    describe: Callable[[int], dict[str, Any]],
+    state: TrainingState, train: TileDataset, val: TileDataset, options: TrainSegmentationOptions
 ) -> None:
     """Train from the state's epoch and step to the last epoch."""
-    compute, net = state.compute, state.modules["segmenter"]
-    sampler = TrainingSampler.of_run(len(train), options, state)
+    compute, progress, net = state.compute, state.progress, state.result
+    sampler = TrainingSampler(len(train), options, compute.ranks, progress.epoch, progress.step)
     batches = prefetch_to_device(
         training_loader(train, sampler, options.workers, compute), compute.device
     )
     validation = validation_loader(val, options.batch_size, options.workers, compute)
-    examples = sample_items(val, options.sample_tiles)
-    state.set_learning_rate(options.learning_rate)
-    with TrainingLog.of_run(state, sampler) as run_log, catch_sigterm() as stop:
-        for epoch in range(state.progress.epoch, options.epochs + 1):
-            for _ in range(state.progress.step, sampler.steps):
+    examples = sample_items(val)
+    total, silent = options.epochs * sampler.steps, not compute.ranks.first
+    with (
+        TrainingLog(state.folder, sampler.steps_done, total, silent=silent) as run_log,
+        catch_sigterm() as stop,
+    ):
+        for epoch in range(progress.epoch, options.epochs + 1):
+            for _ in range(progress.step, sampler.steps):
                 micro_batches = [next(batches) for _ in range(options.accumulate)]
                 found = train_step(micro_batches, state, options)
                 state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
@@ -164,15 +142,11 @@ def _train(
                 if state.must_settle(sampler.steps, stop):
                     run_log.losses(state.settle(sampler.steps, stop))
             state.average_statistics()
-            validated: dict[str, float] = {}
-            if epoch % options.validate_every == 0 or epoch == options.epochs:
-                validated = validate(net, validation, compute, options)
-                best = state.update_best(validated["f1"], validated)
-                state.write_weights(["last", "best"] if best else ["last"], describe(epoch))
-                if options.sample_tiles and not run_log.silent:
-                    run_log.picture(epoch, draw_samples(net, examples, compute))
-            state.progress.close_epoch(options.learning_rate, validated)
-            run_log.epoch(epoch, options.epochs, state.progress.of(epoch))
+            validated = validate(net, validation, compute, options)
+            if not silent:
+                run_log.picture(epoch, draw_samples(net, examples, compute))
+            values = state.end_epoch(options.learning_rate, validated, validated["f1"])
+            run_log.epoch(epoch, options.epochs, values)
     state.save()
 
 
@@ -204,26 +178,14 @@ def train_step(
     for batch in micro_batches:
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"]))
-        loss = loss_of(logits, batch["positive"].to(compute.device).float(), options)
+        truth = batch["positive"].to(compute.device)
+        loss = losses.segmentation_loss(logits, truth, options.loss_lambda)
         compute.backward(loss[0], len(micro_batches))
         found.append(torch.stack(loss).detach())
     compute.update(optimiser, net)
     compute.scaler.update()
     means = torch.stack(found).mean(0)
     return dict(zip(("total", "cross_entropy", "dice"), means, strict=True))
-
-
-def loss_of(
-    logits: Tensor, truth: Tensor, options: TrainSegmentationOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of the options, and its two terms."""
-    return losses.segmentation_loss(
-        logits.float(),
-        truth,
-        options.loss_lambda,
-        focal_gamma=options.focal_gamma,
-        tversky_beta=options.tversky_beta,
-    )
 
 
 @torch.no_grad()
@@ -235,15 +197,17 @@ def validate(
 ) -> dict[str, float]:
     """Return the loss and the four pooled metrics at 0.5 over the validation tiles."""
     net.eval()
-    per_tile = torch.vmap(lambda logits, truth: loss_of(logits, truth, options)[0])
+    per_tile = torch.vmap(
+        lambda logits, truth: losses.segmentation_loss(logits, truth, options.loss_lambda)[0]
+    )
     totals: list[Tensor] = []
     counts: list[Tensor] = []
     for batch in prefetch_to_device(batches, compute.device):
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"])).float()
         truth = batch["positive"]
-        predicted = torch.sigmoid(logits) >= THRESHOLD
-        totals.append(per_tile(logits, truth.float()))
+        predicted = torch.sigmoid(logits) >= metrics.THRESHOLD
+        totals.append(per_tile(logits, truth))
         counts.append(torch.stack(
             [(own & real).flatten(1).sum(1)
              for own in (predicted, ~predicted) for real in (truth, ~truth)], 1,

@@ -7,22 +7,22 @@ import math
 import os
 import signal
 from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from hemera.config import TrainGenerationOptions, TrainSegmentationOptions
+from hemera.config import TrainingOptions
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import HemeraError, TrainingError
-from hemera.training.checkpoint import TrainingState
+from hemera.training.distributed import SINGLE, Ranks
 from hemera.training.session import Compute
 
 
 class TrainingSampler(Sampler[list[tuple[int, int]]]):
-    """The batches of a run, from any step on: each epoch is one shuffle of all tiles.
+    """The batches that a run has left: each epoch is one shuffle of all tiles.
 
     It is the `batch_sampler` of a loader; its keys are those of a `TileDataset`.
     """
@@ -30,70 +30,33 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
     def __init__(
         self,
         count: int,
-        batch_size: int,
-        *,
-        seed: int,
-        epochs: int,
+        options: TrainingOptions,
+        ranks: Ranks = SINGLE,
         epoch: int = 1,
         step: int = 0,
-        drop_last: bool = False,
-        accumulate: int = 1,
-        rank: int = 0,
-        ranks: int = 1,
     ) -> None:
-        """Order `count` tiles, beginning with batch `step`, from 0, of `epoch`.
+        """Order `count` tiles, beginning with batch `step`, from 0, of `epoch`, from 1.
 
-        Args:
-            count: number of tiles.
-            batch_size: tiles of a step, over all its micro-batches and ranks.
-            seed: of the shuffles.
-            epochs: epochs in all.
-            epoch: the first epoch, from 1.
-            step: batches of it that are done.
-            drop_last: leave out a smaller last batch; always with several micro-batches or ranks.
-            accumulate: micro-batches of equal size per batch.
-            rank: of this process, from 0: it gets its fraction of each.
-            ranks: number of ranks.
+        Each micro-batch is divided among the ranks. An incomplete last batch is dropped where it
+        cannot be divided, or where options.whole_batches.
 
         Raises:
-            TrainingError: when the tiles do not fill one batch and smaller ones are left out.
+            TrainingError: when the tiles do not fill one batch and incomplete ones are dropped.
         """
         self.count = count
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epochs = epochs
+        self.batch_size = options.batch_size
+        self.seed = options.seed
+        self.epochs = options.epochs
         self.epoch = epoch
         self.step = step
-        self.drop_last = drop_last or accumulate * ranks > 1
-        self.accumulate = accumulate
-        self.rank = rank
+        self.accumulate = options.accumulate
         self.ranks = ranks
-        if self.drop_last and count < batch_size:
+        self.drop_last = options.whole_batches or self.accumulate * ranks.count > 1
+        if self.drop_last and count < self.batch_size:
             raise TrainingError(
-                f"batch_size: {batch_size} tiles make a step and there are {count}; give a smaller "
-                "batch or more tiles"
+                f"batch_size: {self.batch_size} tiles make a step and there are {count}; give a "
+                "smaller batch or more tiles"
             )
-
-    @classmethod
-    def of_run(
-        cls,
-        count: int,
-        options: TrainGenerationOptions | TrainSegmentationOptions,
-        state: TrainingState,
-    ) -> Self:
-        """Return the sampler of the steps that a run has left."""
-        return cls(
-            count,
-            options.batch_size,
-            seed=options.seed,
-            epochs=options.epochs,
-            epoch=state.progress.epoch,
-            step=state.progress.step,
-            drop_last=options.whole_batches,
-            accumulate=options.accumulate,
-            rank=state.compute.ranks.rank,
-            ranks=state.compute.ranks.count,
-        )
 
     @property
     def steps(self) -> int:
@@ -102,13 +65,13 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
         return math.floor(batches) if self.drop_last else math.ceil(batches)
 
     @property
-    def steps_left(self) -> int:
-        """Batches that remain."""
-        return (self.epochs - self.epoch + 1) * self.steps - self.step
+    def steps_done(self) -> int:
+        """Batches before the first one of these."""
+        return (self.epoch - 1) * self.steps + self.step
 
     def __len__(self) -> int:
         """Return the number of micro-batches that remain."""
-        return self.steps_left * self.accumulate
+        return (self.epochs * self.steps - self.steps_done) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the keys of this rank of each micro-batch."""
@@ -116,8 +79,8 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
             order = np.random.default_rng((0, self.seed, epoch)).permutation(self.count)
             for step in range(self.step if epoch == self.epoch else 0, self.steps):
                 batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                micro_batches = np.array_split(batch, self.accumulate * self.ranks)
-                for own in micro_batches[self.rank :: self.ranks]:
+                micro_batches = np.array_split(batch, self.accumulate * self.ranks.count)
+                for own in micro_batches[self.ranks.rank :: self.ranks.count]:
                     yield [(epoch, int(position)) for position in own]
 
 

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hemera import tables
-from hemera.config import TrainGenerationOptions, TrainingOptions, TrainSegmentationOptions
+from hemera.config import TrainingOptions
 from hemera.dataset.index import TrainingTiles
 from hemera.errors import TrainingError
 from hemera.files import atomic
@@ -29,7 +29,7 @@ from hemera.training.session import Compute, find_device
 
 log = logging.getLogger(__name__)
 
-UNDIGESTED = ("workers", "checkpoint_minutes", "sample_tiles", "select")
+UNDIGESTED = ("workers", "checkpoint_minutes", "select")
 """Options without effect on the trained weights: a run resumes when they change.
 
 `select` chooses between weights that are both in the checkpoint.
@@ -80,44 +80,43 @@ class Progress:
         self.seen += tiles
         self.step += 1
 
-    def close_epoch(self, rate: float, validated: Mapping[str, float]) -> None:
-        """Append the epoch to the history and begin the next."""
+    def close_epoch(self, rate: float, validated: Mapping[str, float]) -> dict[str, float]:
+        """Append the epoch to the history, begin the next, and return its values by split/name."""
         means = {name: total / self.seen for name, total in self.sums.items()}
-        for split, values in (
-            ("train", {**means, "learning_rate": rate}), ("val", validated)
-        ):  # fmt: skip
-            self.history += [(self.epoch, split, name, value) for name, value in values.items()]
+        values = {"train": {**means, "learning_rate": rate}, "val": validated}
+        rows = [(split, name, each) for split in values for name, each in values[split].items()]
+        self.history += [(self.epoch, *row) for row in rows]
         self.epoch += 1
         self.step = self.seen = 0
         self.sums = {}
-
-    def of(self, epoch: int) -> dict[str, float]:
-        """Return the values of an epoch by split/quantity."""
-        return {
-            f"{split}/{name}": value
-            for number, split, name, value in self.history
-            if number == epoch
-        }
+        return {f"{split}/{name}": value for split, name, value in rows}
 
 
 @dataclasses.dataclass
 class TrainingState:
-    """The networks and optimisers of a run by name, its progress, and its folder.
+    """A run: its folder, networks and optimisers by name, and progress.
 
-    `best` are the weights of the best epoch so far of the network named by `kept`. With several
-    ranks all call these methods, and the first one writes.
+    The first network is the one whose weights are the result; `best` are those of its best epoch
+    so far. `described` are entries of the JSON beside the weights. With several ranks all call
+    these methods, and the first one writes.
     """
 
     folder: Path
+    options: TrainingOptions
+    tiles: TrainingTiles
+    compute: Compute
     modules: dict[str, nn.Module]
     optimisers: dict[str, torch.optim.Optimizer]
-    kept: str
-    minutes: float
-    compute: Compute
+    described: dict[str, Any]
     progress: Progress = dataclasses.field(default_factory=Progress)
     best: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     _pending: list[tuple[dict[str, Tensor], list[str]]] = dataclasses.field(default_factory=list)
     _saved_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network whose weights are the result."""
+        return next(iter(self.modules.values()))
 
     @property
     def path(self) -> Path:
@@ -150,16 +149,15 @@ class TrainingState:
                 torch.save(state, temporary)
         self._saved_at = time.monotonic()
 
-    def resume(self) -> bool:
+    def resume(self) -> None:
         """Load the checkpoint, if there is one.
 
         Raises:
             TrainingError: when it is damaged or of other networks.
         """
         if not self.path.exists():
-            others = sum(path.is_dir() for path in self.folder.parent.glob("*"))
-            log.info("a new run, %s; runs of other options beside it: %d", self.folder, others)
-            return False
+            log.info("a new run, %s", self.folder)
+            return
         state = storage.read_weights(self.path, remedy="delete it to begin this run again")
         with translated(
             TrainingError,
@@ -182,7 +180,6 @@ class TrainingState:
             if gpu and torch.cuda.is_initialized():
                 torch.cuda.set_rng_state(gpu[0])
         log.info("resumed at epoch %d, step %d", self.progress.epoch, self.progress.step)
-        return True
 
     def add_step(self, losses: dict[str, Tensor], tiles: list[str]) -> None:
         """Add a step's losses, means over this rank's tiles; they are read by `settle`."""
@@ -191,11 +188,8 @@ class TrainingState:
     def must_settle(self, steps: int, stop: threading.Event) -> bool:
         """Return whether losses are to be read now: often enough, and before a checkpoint.
 
-        Several ranks, which then wait for each other, do so at fixed steps only.
-
-        Args:
-            steps: steps of an epoch.
-            stop: whether a stop was requested.
+        Several ranks, which then wait for each other, do so at fixed steps only. An epoch has so
+        many `steps`; `stop` is set when a stop was requested.
         """
         count = len(self._pending)
         if count == SETTLE_STEPS or self.progress.step + count == steps:
@@ -233,7 +227,7 @@ class TrainingState:
         return dict(zip(names, values.mean(0).tolist(), strict=True))
 
     def _checkpoint_due(self) -> bool:
-        return time.monotonic() - self._saved_at >= self.minutes * 60
+        return time.monotonic() - self._saved_at >= self.options.checkpoint_minutes * 60
 
     def _check_finite(self, names: list[str], values: Tensor) -> None:
         bad = [
@@ -263,8 +257,16 @@ class TrainingState:
         for module in self.modules.values():
             self.compute.ranks.average_statistics(module)
 
-    def update_best(self, value: float, validated: Mapping[str, float]) -> bool:
-        """Keep the weights of the last epoch when `value` is the highest so far.
+    def end_epoch(self, rate: float, validated: dict[str, float], score: float) -> dict[str, float]:
+        """Store the weights of the last epoch, which is the best with the highest score so far.
+
+        Args:
+            rate: its learning rate.
+            validated: its validation measures.
+            score: the one by which epochs are compared.
+
+        Returns:
+            The values of the epoch by split/name.
 
         Raises:
             TrainingError: when a validation measure is not a number.
@@ -275,51 +277,53 @@ class TrainingState:
                 f"epoch {progress.epoch}: validation is not a number for {', '.join(wrong)}; lower "
                 "learning_rate, or set precision: float32"
             )
-        if not value > progress.best_value:
-            return False
-        progress.best_value, progress.best_epoch = value, progress.epoch
-        self.best = {
-            name: tensor.detach().cpu().clone()
-            for name, tensor in self.modules[self.kept].state_dict().items()
-        }
-        return True
-
-    def write_weights(self, names: list[str], metadata: Mapping[str, Any]) -> None:
-        """Write the present weights and their JSON into the folder under each of the names."""
+        state = self.result.state_dict()
+        names = ["last"]
+        if score > progress.best_value:
+            names.append("best")
+            progress.best_value, progress.best_epoch = score, progress.epoch
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         if self.compute.ranks.first:
-            state = self.modules[self.kept].state_dict()
             for name in names:
                 storage.write_weights(self.folder / f"{name}.safetensors", state)
-                storage.write_metadata(self.folder / f"{name}.json", metadata)
+                storage.write_metadata(self.folder / f"{name}.json", self.describe(progress.epoch))
+        return progress.close_epoch(rate, validated)
 
-    def write_results(
-        self,
-        selected: str,
-        describe: Callable[[int], dict[str, Any]],
-        *,
-        weights: Path,
-        metadata: Path,
-        table: Path,
-    ) -> None:
-        """Write the outputs of the stage, by the first rank.
-
-        Args:
-            selected: last or best: the epoch whose weights are written.
-            describe: returns the JSON beside the weights of an epoch.
-            weights: written, safetensors.
-            metadata: written, JSON.
-            table: written, `tables.HISTORY`.
-        """
+    def write_results(self, *, weights: Path, metadata: Path, table: Path) -> None:
+        """Write the outputs of the stage: the weights of the selected epoch, JSON and history."""
         if not self.compute.ranks.first:
             return
-        best = selected == "best"
-        module = self.modules[self.kept]
-        storage.write_weights(weights, self.best if best else module.state_dict())
+        best = self.options.select == "best"
+        storage.write_weights(weights, self.best if best else self.result.state_dict())
         last_epoch = self.progress.epoch - 1
-        storage.write_metadata(metadata, describe(self.progress.best_epoch if best else last_epoch))
+        storage.write_metadata(
+            metadata, self.describe(self.progress.best_epoch if best else last_epoch)
+        )
         names = tables.HISTORY.names
         rows = [dict(zip(names, entry, strict=True)) for entry in self.progress.history]
         tables.write(table, rows, tables.HISTORY)
+
+    def describe(self, epoch: int) -> dict[str, Any]:
+        """Return the JSON beside the weights of an epoch; it contains no time and no path."""
+        options, tiles = self.options, self.tiles
+        parameters = list(self.result.parameters())
+        return {
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
+            "options": options.model_dump(),
+            "options_version": options.version,
+            "seed": options.seed,
+            "index_fingerprint": tiles.fingerprint,
+            "mask_engine": tiles.engine,
+            "mpp": tiles.mpp,
+            "mpp_max": tiles.mpp_max,
+            "tile_px": options.crop_px or tiles.size_px,
+            "tiles": {"train": len(tiles.train), "val": len(tiles.val)},
+            "epoch": epoch,
+            "best_epoch": self.progress.best_epoch,
+            "versions": storage.versions(),
+            **self.described,
+        }
 
 
 def _random_state() -> list[Tensor]:
@@ -339,39 +343,3 @@ def catch_sigterm() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def describe_run(
-    state: TrainingState,
-    options: TrainGenerationOptions | TrainSegmentationOptions,
-    tiles: TrainingTiles,
-    epoch: int,
-    **more: Any,
-) -> dict[str, Any]:
-    """Return the JSON beside the weights of an epoch; it contains no time and no path.
-
-    Args:
-        state: of the run.
-        options: of the stage.
-        tiles: of the run.
-        epoch: whose weights they are.
-        more: further entries: network (generation or segmentation) and model, its arguments.
-    """
-    parameters = list(state.modules[state.kept].parameters())
-    return {
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
-        "options": options.model_dump(),
-        "options_version": options.version,
-        "seed": options.seed,
-        "index_fingerprint": tiles.fingerprint,
-        "mask_engine": tiles.engine,
-        "mpp": tiles.mpp,
-        "mpp_max": tiles.mpp_max,
-        "tile_px": options.crop_px or tiles.size_px,
-        "tiles": {"train": len(tiles.train), "val": len(tiles.val)},
-        "epoch": epoch,
-        "best_epoch": state.progress.best_epoch,
-        "versions": storage.versions(),
-        **more,
-    }

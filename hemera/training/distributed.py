@@ -88,6 +88,10 @@ class Ranks:
             tensor.copy_(mean.view_as(tensor))
 
 
+SINGLE = Ranks()
+"""A process alone."""
+
+
 @contextlib.contextmanager
 def process_group(wanted: int, device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun started, and leave the group afterwards.

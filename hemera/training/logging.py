@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,24 +16,22 @@ from tqdm import tqdm
 
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.files import atomic
-from hemera.training.batches import TrainingSampler
-from hemera.training.checkpoint import TrainingState
 
 log = logging.getLogger(__name__)
 
 GAP_PX = 4
 
 
-class TrainingLog:
-    """TensorBoard's log, the pictures and the progress bar of a run; a context manager."""
+class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
+    """TensorBoard's log, the pictures and the progress bar of a run."""
 
-    def __init__(self, folder: Path, done: int, left: int, *, silent: bool = False) -> None:
+    def __init__(self, folder: Path, done: int, total: int, *, silent: bool = False) -> None:
         """Open the log.
 
         Args:
             folder: of the run; the log is its ``tensorboard``, pictures go to ``samples``.
             done: steps done: what an interrupted run logged after them is discarded.
-            left: steps that remain.
+            total: steps of the run.
             silent: do not write; for all ranks but the first.
         """
         self.folder = folder
@@ -41,29 +39,13 @@ class TrainingLog:
         self._done = done
         self._started = time.monotonic()
         self._epochs = 0
-        self._bar = tqdm(total=left, unit="step", disable=True if silent else None)
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=True if silent else None)
         if not silent:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
-    @classmethod
-    def of_run(cls, state: TrainingState, sampler: TrainingSampler) -> Self:
-        """Open the log of the steps that a run has left."""
-        done = (sampler.epoch - 1) * sampler.steps + sampler.step
-        silent = not state.compute.ranks.first
-        return cls(state.folder, done, sampler.steps_left, silent=silent)
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the log."""
         self._bar.close()
         if not self.silent:
@@ -116,7 +98,7 @@ def image_grid(rows: Sequence[Sequence[npt.NDArray[np.uint8]]]) -> npt.NDArray[n
     return grid[:-GAP_PX, :-GAP_PX]
 
 
-def sample_items(tiles: TileDataset, wanted: int) -> list[dict[str, Any]]:
-    """Return items of a few tiles, evenly spaced, as in validation."""
-    positions = np.linspace(0, len(tiles) - 1, min(wanted, len(tiles))).round().astype(int)
+def sample_items(tiles: TileDataset) -> list[dict[str, Any]]:
+    """Return items of four tiles, evenly spaced, as in validation."""
+    positions = np.linspace(0, len(tiles) - 1, min(4, len(tiles))).round().astype(int)
     return [tiles[0, int(position)] for position in np.unique(positions)]

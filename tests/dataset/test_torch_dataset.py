@@ -159,17 +159,12 @@ def test_only_what_is_needed_is_read(index, tmp_path):
         TileDataset(bare, engine="stain", images=["mask"])
 
 
-def test_weights_follow_options_and_registration(index):
-    """1 / (1 + (10 / 10)^2) and 1 / (1 + (30 / 10)^2) of the map; the first has no estimate."""
-
-    def weights(position, **options):
-        weighting = functools.partial(tile_weight, **options)
-        dataset = everything(index, images=["weight"], weighting=weighting)
-        return dataset[position]["weight"][0].numpy()
-
-    ratios = [float((weights(i, scale_um=10.0) / weights(i)).mean()) for i in (0, 1, 3)]
-    assert ratios == pytest.approx([1, 0.5, 0.1])
-    found = weights(5, mode="literal", source="her2_positive", renormalise_mean=True)
+def test_weights_follow_options(index):
+    weighting = functools.partial(
+        tile_weight, mode="literal", source="her2_positive", renormalise_mean=True
+    )
+    dataset = everything(index, images=["weight"], weighting=weighting)
+    found = dataset[5]["weight"][0].numpy()
     expected = weight_map(label_format.positive(drawn(5)[2]), "literal", renormalise_mean=True)
     assert (found == expected).all()
     assert found.mean() == pytest.approx(1)

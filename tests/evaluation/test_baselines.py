@@ -15,9 +15,9 @@ def test_baselines_by_formula():
         np.array([200.4, 100.6, 50]), np.array([10.0, 0, 30]),
         np.array([120.0, 130, 140]), np.array([5.0, 6, 7]),
     )  # fmt: skip
-    found = baselines.images(he, colors, 3)
+    found = baselines.images(he, colors)
     assert np.unique(found["mean_colour"].reshape(-1, 3), axis=0).tolist() == [[200, 101, 50]]
-    soft = cv2.GaussianBlur(he.astype(float), (0, 0), 3)
+    soft = cv2.GaussianBlur(he.astype(float), (0, 0), 8)
     expected = np.rint((soft[..., 2] - 140) / 7 * 30 + 50).clip(0, 255)
     assert (found["blurred"][..., 2] == expected).all()
     assert (found["blurred"][..., 1] == 101).all(), "HER2's channel does not vary"
@@ -27,12 +27,12 @@ def test_baselines_by_formula():
 def test_colors_are_those_of_all_training_pixels(tmp_path, monkeypatch, threads):
     index = write_index(tmp_path, train=7, height=48, width=80)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    found = baselines.measure_colors(index, 2.5)
+    found = baselines.measure_colors(index)
     tiles = TileDataset(index, network="generation", split="train")
     items = [tiles.stored(place) for place in range(len(tiles))]
     her2 = np.concatenate([item["her2"].reshape(-1, 3) for item in items]).astype(float)
     soft = np.concatenate(
-        [cv2.GaussianBlur(item["he"].astype(float), (0, 0), 2.5).reshape(-1, 3) for item in items]
+        [cv2.GaussianBlur(item["he"].astype(float), (0, 0), 8).reshape(-1, 3) for item in items]
     )
     for values, mean, std in (
         (her2, found.her2_mean, found.her2_std),

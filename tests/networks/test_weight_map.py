@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hemera.networks.weight_map import registration_weight, weight_map
+from hemera.networks.weight_map import weight_map
 
 
 @pytest.fixture
@@ -69,16 +69,3 @@ def test_none_weighs_one_and_the_mean_can_be_divided_out(nucleus):
     weights = weight_map(nucleus, "inside", renormalise_mean=True)
     assert weights.mean() == pytest.approx(1, abs=1e-6)
     assert weights[3, 3] == pytest.approx(3 * weights[0, 0], rel=1e-5)
-
-
-def test_an_unknown_mode_is_refused(nucleus):
-    with pytest.raises(ValueError, match="choose from inside, literal, none"):
-        weight_map(nucleus, "outside")
-
-
-def test_a_tile_counts_half_where_its_error_is_the_scale() -> None:
-    assert registration_weight(20.0, 20.0) == 0.5
-    assert registration_weight(0.0, 20.0) == 1
-    assert registration_weight(60.0, 20.0) == pytest.approx(0.1)
-    assert registration_weight(float("nan"), 20.0) == 1
-    assert registration_weight(500.0, None) == 1

@@ -85,10 +85,6 @@ def test_a_pair_to_register_has_thumbnails(cohort):
         assert shown.shape == (640, 900, 3)
         assert row["thumbnail_mpp"] == 1.0
         assert shown[300, 500].mean() < shown[50, 50].mean() - 5
-    options = DescribeOptions(thumbnail_side_px=450)
-    for row in described(cohort, [pair("good", registered="")], options, unit="good"):
-        assert decode(row["thumbnail"]).shape == (320, 450, 3)
-        assert row["thumbnail_mpp"] == 2.0
 
 
 def test_a_bad_image_is_a_row_and_the_others_go_on(cohort, rng):

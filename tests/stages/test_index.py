@@ -24,6 +24,7 @@ GOLDEN = {1: "2257625208f8db77"}
 ENGINES = ("stain",)
 ALL = IndexOptions(
     target="stain",
+    generation_test_datasets=("bci",),
     **{f"{network}_{split}": None for network in index.NETWORKS for split in SPLITS},
 )
 SCORES = ("0", "1+", "2+", "3+")
@@ -159,6 +160,7 @@ def test_subsets_of_a_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         generation_train=11,
         generation_val=4,
         generation_test=9999,
+        generation_test_datasets=("bci",),
         segmentation_train=42,
         segmentation_val=8,
         segmentation_test=2,
@@ -176,17 +178,16 @@ def test_the_mix_of_data_sets(tmp_path: Path) -> None:
     rows = pairs()
     options = IndexOptions(
         target="stain",
-        generation_train=20,
-        generation_val=4,
-        generation_datasets=("acrobat", "bci"),
+        generation_datasets=("bci",),
         segmentation_datasets=("acrobat",),
     )
     made = Made(tmp_path, rows, plain(rows), options)
-    found = collections.Counter(row["generation_split"] for row in made.table.to_pylist())
-    assert (found["train"], found["val"]) == (20, 4)
-    assert {row["dataset"] for row in made.table.to_pylist() if row["segmentation_split"]} == {
-        "acrobat"
-    }
+    rows_of = made.table.to_pylist()
+    trained = {row["dataset"] for row in rows_of if row["generation_split"] in ("train", "val")}
+    assert trained == {"bci"}
+    tested = {row["dataset"] for row in rows_of if row["generation_split"] == "test"}
+    assert tested == {"acrobat", "bci"}, "by default all data sets of the test split"
+    assert {row["dataset"] for row in rows_of if row["segmentation_split"]} == {"acrobat"}
 
 
 def written_by_hand(made: Made) -> str:
@@ -355,7 +356,11 @@ def test_golden(tmp_path: Path) -> None:
     """Fails when what index adds changes and `IndexOptions.version` does not: raise it then."""
     rows = pairs()
     options = IndexOptions(
-        target="stain", generation_train=15, segmentation_train=20, segmentation_val=5
+        target="stain",
+        generation_train=15,
+        generation_test_datasets=("bci",),
+        segmentation_train=20,
+        segmentation_val=5,
     )
     made = Made(tmp_path, rows, [*plain(rows), refused(rows[0], 9)], options)
     added = made.table.select(["tile", "case", "split", "generation_split", "segmentation_split"])
@@ -370,7 +375,7 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
         generation_train=15,
         segmentation_test=None,
         generation_datasets=("bci", "acrobat"),
-        generation_test_datasets=(),
+        generation_test_datasets=("bci",),
     )
     made = Made(tmp_path, rows, plain(rows), options)
     others = {name: tmp_path / "cli" / made.paths[name].name for name in ("index", "card")}

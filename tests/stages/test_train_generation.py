@@ -149,12 +149,6 @@ def test_every_switch_trains(train, tmp_path):
     assert (weights[0] - weights[1]).abs().max() > 5e-4, "one trains at its rate, the other at none"
 
 
-def test_validation_can_be_rarer_and_follows_the_last_epoch(train, tmp_path):
-    found = train(tmp_path, epochs=5, validate_every=3, sample_tiles=0)
-    assert {key[0] for key in found if key[1] == "val"} == {3, 5}
-    assert not list(tmp_path.glob("checkpoints/*/samples"))
-
-
 def test_tiles_that_the_network_cannot_halve_are_refused(train, tmp_path):
     with pytest.raises(TrainingError, match="unet_256: height 128 px is not a multiple of 256"):
         train(tmp_path, network="unet_256", crop_px=None)
@@ -212,7 +206,8 @@ def state_of(folder, options, rate=0.1, precision=torch.float32):
         "discriminator": train_generation.PatchGAN(6, 4, 2, options.norm),
     }
     optimisers = {k: torch.optim.SGD(m.parameters(), rate) for k, m in modules.items()}
-    return TrainingState(folder, modules, optimisers, "generator", 60, cpu_compute(precision))
+    compute = cpu_compute(precision)
+    return TrainingState(folder, options, None, compute, modules, optimisers, {})
 
 
 def gradients(state, name):

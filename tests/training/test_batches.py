@@ -1,15 +1,33 @@
 import pytest
 import torch
 
+from hemera.config import TrainSegmentationOptions
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import TrainingError
 from hemera.training.batches import TrainingSampler, training_loader, validation_loader
+from hemera.training.distributed import SINGLE, Ranks
 from tests.small_index import write_index
 from tests.small_networks import cpu_compute
 
 
+def sampler_of(
+    count: int,
+    batch_size: int,
+    epochs: int,
+    *,
+    accumulate: int = 1,
+    ranks: Ranks = SINGLE,
+    epoch: int = 1,
+    step: int = 0,
+) -> TrainingSampler:
+    options = TrainSegmentationOptions(
+        batch_size=batch_size, epochs=epochs, accumulate=accumulate, seed=3
+    )
+    return TrainingSampler(count, options, ranks, epoch, step)
+
+
 def test_every_epoch_sees_every_tile_once_in_another_order():
-    sampler = TrainingSampler(5, 2, seed=3, epochs=4)
+    sampler = sampler_of(5, 2, 4)
     batches = list(sampler)
     assert len(batches) == len(sampler) == 12
     epochs = [[key for batch in batches[i : i + 3] for key in batch] for i in range(0, 12, 3)]
@@ -20,19 +38,19 @@ def test_every_epoch_sees_every_tile_once_in_another_order():
 
 
 def test_a_sampler_begins_at_any_step():
-    whole = list(TrainingSampler(5, 2, seed=3, epochs=4))
-    rest = TrainingSampler(5, 2, seed=3, epochs=4, epoch=2, step=2)
+    whole = list(sampler_of(5, 2, 4))
+    rest = sampler_of(5, 2, 4, epoch=2, step=2)
     assert list(rest) == whole[5:]
     assert len(rest) == 7
-    assert list(TrainingSampler(5, 2, seed=3, epochs=4, epoch=5)) == []
+    assert list(sampler_of(5, 2, 4, epoch=5)) == []
 
 
 def test_parts_and_ranks_divide_the_batches_of_a_single_rank():
     """All parts together are the batches of one rank, without the smaller last one."""
-    whole = list(TrainingSampler(14, 4, seed=3, epochs=2))
+    whole = list(sampler_of(14, 4, 2))
     assert [len(batch) for batch in whole[:4]] == [4, 4, 4, 2]
-    divided = {"seed": 3, "epochs": 2, "accumulate": 2, "ranks": 2}
-    samplers = [TrainingSampler(14, 4, rank=rank, **divided) for rank in (0, 1)]
+    ranks = [Ranks(rank, 2) for rank in (0, 1)]
+    samplers = [sampler_of(14, 4, 2, ranks=each, accumulate=2) for each in ranks]
     assert [(sampler.steps, len(sampler)) for sampler in samplers] == [(3, 12)] * 2
     parts = [list(sampler) for sampler in samplers]
     assert all(len(part) == 1 for of_rank in parts for part in of_rank)
@@ -41,13 +59,13 @@ def test_parts_and_ranks_divide_the_batches_of_a_single_rank():
         for at in range(0, 12, 2)
     ]
     assert together == [sorted(batch) for batch in whole if len(batch) == 4]
-    assert list(TrainingSampler(14, 4, rank=1, step=2, **divided)) == parts[1][4:]
+    assert list(sampler_of(14, 4, 2, ranks=ranks[1], step=2, accumulate=2)) == parts[1][4:]
 
 
 def test_fewer_tiles_than_a_whole_batch():
     with pytest.raises(TrainingError, match=r"batch_size: 4 tiles make a step and there are 3;"):
-        TrainingSampler(3, 4, seed=0, epochs=1, drop_last=True)
-    assert TrainingSampler(3, 4, seed=0, epochs=1).steps == 1
+        sampler_of(3, 4, 1, accumulate=2)
+    assert sampler_of(3, 4, 1).steps == 1
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(tmp_path):
@@ -58,7 +76,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(tmp_path):
     )  # fmt: skip
 
     def read(workers):
-        sampler = TrainingSampler(5, 2, seed=3, epochs=2)
+        sampler = sampler_of(5, 2, 2)
         return list(training_loader(tiles, sampler, workers, cpu_compute()))
 
     torch.manual_seed(1)

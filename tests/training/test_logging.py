@@ -33,7 +33,7 @@ def test_tensorboard_reads_losses_epochs_and_pictures(tmp_path):
 
 def test_what_an_interrupted_run_logged_after_its_checkpoint_is_discarded(tmp_path):
     for done, value in ((0, 1.0), (10, 5.0)):
-        with TrainingLog(tmp_path, done, 20 - done) as log:
+        with TrainingLog(tmp_path, done, 20) as log:
             for step in range(done + 1, 21):
                 log.step()
                 if step % 5 == 0:

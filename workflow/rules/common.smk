@@ -5,11 +5,14 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from hemera.errors import ConfigError, HemeraError
-from hemera.config import DEMO_SHEET, DEMO_VERSION, load
+from hemera.config import DEMO_SHEET, DEMO_VERSION, check_datasets, load, read_yaml
 from hemera.files import layout
 from hemera.sheet import digest, read_sheet, units
 
 try:
+    # Snakemake itself lets the last of two equal keys win.
+    for path in workflow.configfiles:
+        read_yaml(Path(path))
     CONFIG = load(config)
     if CONFIG.cohort.preset != "demo" and "sheet" not in config:
         raise ConfigError(
@@ -17,6 +20,7 @@ try:
             "pairs, or preset: demo for the demo cohort"
         )
     SHEET = read_sheet(Path(CONFIG.cohort.sheet))
+    check_datasets(CONFIG, CONFIG.cohort.sheet, {pair.dataset for pair in SHEET.pairs})
     UNITS = units(SHEET, CONFIG.cohort.block_count)
 except HemeraError as error:
     raise WorkflowError(str(error))
@@ -30,14 +34,14 @@ wildcard_constraints:
 
 
 def requirements(stage):
-    """A function for the inputs of a rule: it returns no file, and raises where the stage needs
-    weights that are missing. Inputs are evaluated before the first job, and only for the rules of
-    the requested targets."""
+    """A function for the inputs of a rule: it returns no file, and ends the run where the stage
+    needs weights that are missing. Inputs are evaluated before the first job, and only for the rules
+    of the requested targets. Of any other exception Snakemake would print a traceback."""
 
     def check(wildcards):
         missing = CONFIG.stages[stage].requirements()
         if missing:
-            raise WorkflowError("\n".join(missing))
+            raise SystemExit("\n".join(["", *missing]))
         return []
 
     return check

@@ -34,15 +34,15 @@ class Options(Base):
     """Directory of the DeepLIIF model (Zenodo record 4751737); required, never downloaded."""
     sha256: str | None = None
     """Expected SHA-256 of the model files; a mismatch is an error that prints the actual digest;
-    none: not checked."""
+    null: not checked."""
     seg_weights: tuple[Fraction, ...] = (0.2, 0.2, 0.2, 0.2, 0.2)
     """Weights of the five segmentations (IHC, haematoxylin, DAPI, Lap2, marker), sum 1."""
     threshold: Annotated[int, Field(ge=0, le=510)] = 120
     """Sum of red and blue of the segmentation above which a pixel is a cell, 0 to 510."""
     size_px: Annotated[int | None, Field(ge=0)] = None
-    """Cells up to this area are removed, px; none: DeepLIIF's automatic threshold."""
+    """Cells up to this area are removed, px; null: DeepLIIF's automatic threshold."""
     marker: Annotated[int | None, Field(ge=0, le=255)] = None
-    """Inferred marker intensity above which a cell is positive regardless of its class; none: not
+    """Inferred marker intensity above which a cell is positive regardless of its class; null: not
     used."""
     device: Device = "auto"
     """Device; auto: a GPU if there is one."""
