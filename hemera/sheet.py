@@ -6,6 +6,7 @@ Light on purpose: Snakemake imports this module each time it parses the workflow
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -161,7 +162,10 @@ class Sheet:
         """
         known = {pair.pair: pair for pair in self.pairs}
         if name not in known:
-            raise SheetError(f"{self.path.name}: no pair {name}{nearest(name, known)}")
+            similar = difflib.get_close_matches(name, known, n=5, cutoff=0)
+            raise SheetError(
+                f"{self.path.name}: no pair {name}; the most similar are {', '.join(similar)}"
+            )
         return known[name]
 
 

@@ -211,7 +211,7 @@ def test_columns(tmp_path: Path) -> None:
 def test_a_pair_by_its_name() -> None:
     sheet = Sheet(Path("pairs.tsv"), (pair("acrobat_1"), pair("acrobat_2")))
     assert sheet.pair("acrobat_2").case == "acrobat_2"
-    with pytest.raises(SheetError, match=r"pairs\.tsv: no pair acrobat_3; did you mean acrobat_"):
+    with pytest.raises(SheetError, match=r"pairs\.tsv: no pair acrobat_3; .* acrobat_1"):
         sheet.pair("acrobat_3")
 
 

@@ -500,7 +500,7 @@ def points(tmp_path):
 
 
 def test_a_pair_that_the_sheet_lacks(cohort, points, caplog):
-    assert "no pair p2; known are p1" in refused(caplog, cohort, *points, pair="p2")
+    assert "no pair p2; the most similar are p1" in refused(caplog, cohort, *points, pair="p2")
 
 
 def test_a_pair_that_is_not_registered_yet(cohort, points, caplog):
