@@ -89,7 +89,7 @@ def check_leakage(rows: Iterable[tuple[str, str, str, str]]) -> None:
             if first != split:
                 raise LeakageError(
                     f"{key[0]} {key[1]}: is in {first} and in {split}; give its pairs the same "
-                    "case in pairs.tsv"
+                    "case in the sheet"
                 )
 
 

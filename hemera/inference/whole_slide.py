@@ -94,7 +94,7 @@ def _open(path: Path, mpp: float | None) -> Slide:
         return open_slide(path, mpp=mpp, mpp_column="--mpp")
     except SlideError as error:
         # There is no sheet here.
-        raise SlideError(str(error).replace(" in pairs.tsv", "")) from error
+        raise SlideError(str(error).replace(" in the sheet", "")) from error
 
 
 def predict_slide(slide: Slide, model: Model, out: Path, options: PredictOptions) -> Path:

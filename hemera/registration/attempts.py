@@ -126,7 +126,7 @@ def certify_own(pair: Pair, path: Path, described: Described, options: RegisterO
     """
     own = read_displacement(path)
     if own.empty:
-        raise RegistrationError(f"{path.name}: an empty displacement; name another in pairs.tsv")
+        raise RegistrationError(f"{path.name}: an empty displacement; name another in the sheet")
     mirrored = own.affine.determinant < 0
     canvas = read_canvas(pair, described, options)
     signals = _measure(own, described, canvas, mirrored)

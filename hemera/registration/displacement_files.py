@@ -36,7 +36,7 @@ def read_displacement(path: Path) -> Displacement:
             are not those of a displacement.
     """
     if not path.is_file():
-        raise RegistrationError(f"{path}: no such file; run register, or name another in pairs.tsv")
+        raise RegistrationError(f"{path}: no such file; run register, or name another in the sheet")
     message = f"{path.name}: cannot be read as a displacement ({{error}}); give {CONTENT}"
     with translated(RegistrationError, message):
         if not zipfile.is_zipfile(path):

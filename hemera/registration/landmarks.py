@@ -68,7 +68,7 @@ def read_landmarks(
     """
     if pair.he_landmarks is None or pair.her2_landmarks is None:
         raise SheetError(
-            f"pair {pair.pair}: no landmarks; give he_landmarks and her2_landmarks in pairs.tsv"
+            f"pair {pair.pair}: no landmarks; give he_landmarks and her2_landmarks in the sheet"
         )
     if pair.he_landmarks == pair.her2_landmarks:
         return _read_acrobat(pair, pair.he_landmarks, he_mpp, her2_mpp, coordinates)
@@ -134,7 +134,7 @@ def _read_acrobat(
     if table.empty:
         raise TableError(
             f"{path.name}: no landmarks of {pair.he.name} and {pair.her2.name}; give the file that "
-            "contains them in pairs.tsv, or none"
+            "contains them in the sheet, or none"
         )
     he = _places(path, table, he_columns)
     her2 = _places(path, table, ["ihc_x", "ihc_y"])[:, 0]
@@ -161,7 +161,7 @@ def _read_plain(path: Path, mpp: float | None) -> Floats:
     if mpp is None:
         raise TableError(
             f"{path.name}: pixels of an image without resolution; give he_mpp, her2_mpp in "
-            "pairs.tsv"
+            "the sheet"
         )
     return _places(path, table, ["x", "y"])[:, 0] * mpp
 
@@ -180,7 +180,7 @@ def _scale(path: Path, table: pd.DataFrame, column: str, mpp: float | None) -> F
     if len(wrong):
         raise TableError(
             f"{path.name}: line {table.index[wrong[0]] + 2}, {column}: no resolution; give um per "
-            "pixel there, or he_mpp and her2_mpp in pairs.tsv"
+            "pixel there, or he_mpp and her2_mpp in the sheet"
         )
     return scale
 

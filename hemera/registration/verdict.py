@@ -164,7 +164,7 @@ def effective_verdict(pair: Pair, certificate: Mapping[str, Any] | None) -> tupl
     The manual verdict in the sheet overrides the certificate, its row of `tables.CERTIFICATE`.
     """
     if pair.verdict == "refuse":
-        return REFUSED, "refused by a person; see verdict in pairs.tsv"
+        return REFUSED, "refused by a person; see verdict in the sheet"
     if pair.verdict == "accept":
         return ACCEPTED, None
     if pair.registered:

@@ -117,5 +117,5 @@ def _extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> st
     shown = " and ".join(f"{width:.0f} x {height:.0f}" for width, height in extents)
     return (
         f"{he['file']}, {her2['file']}: {shown} um, yet registered; at most "
-        f"{EXTENT_MISMATCH_MAX:.0%} apart: correct he_mpp, her2_mpp or registered in pairs.tsv"
+        f"{EXTENT_MISMATCH_MAX:.0%} apart: correct he_mpp, her2_mpp or registered in the sheet"
     )

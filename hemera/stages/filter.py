@@ -99,11 +99,6 @@ def _join(
     names = tile_table.column("pair").to_pylist()
     columns = (pair_table.column(name).to_pylist() for name in ("pair", "registration"))
     registration = dict(zip(*columns, strict=True))
-    if unknown := sorted(set(names) - (by_name.keys() & registration.keys())):
-        raise TableError(
-            f"{unit}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet or the "
-            "table of pairs lacks; run stage tile again"
-        )
     table = tile_table
     for column, values in (
         ("dataset", [by_name[name].dataset for name in names]),

@@ -18,7 +18,6 @@ from hemera.config import IndexOptions
 from hemera.dataset.fingerprint import fingerprint
 from hemera.dataset.splits import check_leakage, split_cases
 from hemera.dataset.subsets import NETWORKS, check_subsets, draw_subset, mixed_resolutions
-from hemera.errors import TableError
 from hemera.files.atomic import write_text
 from hemera.interop.card import dataset_card
 from hemera.masks import ENGINES
@@ -69,17 +68,10 @@ def run(
     Raises:
         LeakageError: when a case or a source image would be in two splits, or a test source of
             SegmentationNet is a training source of GenerationNet.
-        TableError: when the table names pairs that the sheet lacks.
     """
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
     table = tables.read(tiles, tables.filtered(engines))
     splits = _splits(pairs.values(), options)
-    unknown = sorted(set(table.column("pair").unique().to_pylist()) - set(pairs))
-    if unknown:
-        raise TableError(
-            f"{tiles}: its tiles name the pairs {', '.join(unknown[:5])}, which the sheet lacks; "
-            "run stage filter again"
-        )
     cases = [pairs[name].case for name in table.column("pair").to_pylist()]
     table = table.append_column("case", pa.array(cases, pa.string()))
     table = table.append_column("split", pa.array([splits[case] for case in cases], pa.string()))

@@ -85,7 +85,7 @@ def _run_pair(
     pair = read_sheet(sheet).pair(unit)
     for path in (*pair.landmarks, *([] if displacement is None else [displacement])):
         if not path.is_file():
-            raise TableError(f"{path}: no such file; run register, or name another in pairs.tsv")
+            raise TableError(f"{path}: no such file; run register, or name another in the sheet")
     images = tables.described(images_table)[unit]
     described = {stain: row for stain, row in images.items() if row["mpp"] is not None}
     he_mpp, her2_mpp = (images[stain]["mpp"] for stain in tables.STAINS)
@@ -130,7 +130,7 @@ def _displacement(
             raise RegistrationError("registration gave no map; see the pair's certificate")
         return d
     if len(described) < len(tables.STAINS):
-        raise RegistrationError("an image without resolution; give he_mpp, her2_mpp in pairs.tsv")
+        raise RegistrationError("an image without resolution; give he_mpp, her2_mpp in the sheet")
     he, her2 = (described[stain] for stain in tables.STAINS)
     sizes = [(row["width_px"], row["height_px"]) for row in (he, her2)]
     return of_registered(sizes[0], he["mpp"], sizes[1], her2["mpp"], mirror=pair.mirrored)

@@ -87,11 +87,5 @@ def run(
 
 def _refusal(described: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Return why the pair cannot be registered, from what describe found."""
-    reasons = []
-    for stain in tables.STAINS:
-        row = described.get(stain)
-        if row is None:
-            reasons.append(f"{stain}: not described; run describe")
-        elif row["verdict"] != "accept":
-            reasons.append(row["reason"] or f"{stain}: refused by describe")
+    reasons = [row["reason"] for row in described.values() if row["verdict"] != "accept"]
     return "; ".join(dict.fromkeys(reasons)) or None

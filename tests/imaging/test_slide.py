@@ -133,7 +133,7 @@ def test_the_sheet_overrides_the_file_with_a_warning(pyramid, caplog):
 
 def test_no_resolution(rng, tmp_path):
     path = write_pyramid(tmp_path / "17_HE.tif", [picture(rng)], None)
-    assert error_of(path) == "17_HE.tif: no resolution in the file; give he_mpp in pairs.tsv"
+    assert error_of(path) == "17_HE.tif: no resolution in the file; give he_mpp in the sheet"
     assert "give her2_mpp" in error_of(path, mpp_column="her2_mpp")
     with open_slide(path, mpp=0.5) as slide:
         assert slide.mpp == 0.5
@@ -153,7 +153,7 @@ def test_a_resolution_that_is_not_a_number(rng, tmp_path, value, reader):
     ("mpp", "message"),
     [
         ((0.5, 0.6), "0.5 um/px along x but 0.6 along y (tiff.XResolution)"),
-        ((350.0, 350.0), "outside 0.05 to 20; give he_mpp in pairs.tsv"),
+        ((350.0, 350.0), "outside 0.05 to 20; give he_mpp in the sheet"),
     ],
 )
 def test_implausible_resolutions(rng, tmp_path, mpp, message):

@@ -109,7 +109,7 @@ def test_a_bad_image_is_a_row_and_the_others_go_on(cohort, rng):
     assert found["blank"] == ("refuse", "blank.he.png: no tissue found on it")
     assert found["cut"][1].startswith("cut.he.png: cannot be read as a slide or an image")
     assert found["missing"][1].startswith("missing.he.png: no such file")
-    assert found["lost"][1] == "good.he.png: no resolution in the file; give he_mpp in pairs.tsv"
+    assert found["lost"][1] == "good.he.png: no resolution in the file; give he_mpp in the sheet"
     assert all("\n" not in reason for _, reason in found.values() if reason)
     assert len(rows) == 10
     assert all(row["verdict"] == "accept" for row in rows if row["stain"] == "her2")

@@ -293,39 +293,6 @@ def test_masks_of_other_tiles(tmp_path: Path) -> None:
         assert not cohort.tiles.exists()
 
 
-def test_tiles_of_a_pair_that_nobody_knows(tmp_path: Path) -> None:
-    cohort = Cohort(tmp_path, {"p": {}})
-    cohort.write([tile("p", 0)])
-    (unit,) = cohort.units
-    tables.write(tmp_path / "tile" / f"{unit}.parquet", [tile("gone", 0)], tables.TILE)
-    tables.write(
-        tmp_path / "mask" / f"{unit}.parquet",
-        [mask(tile("gone", 0), engine, 0) for engine in ENGINES],
-        tables.MASK,
-    )
-    with pytest.raises(TableError, match=r"gone.*run stage tile again"):
-        cohort.run()
-
-
-def test_missing_and_broken_inputs(tmp_path: Path) -> None:
-    cohort = Cohort(tmp_path, {"p": {}})
-    cohort.write([tile("p", 0)])
-    (unit,) = cohort.units
-    for path in (
-        tmp_path / "tile" / f"{unit}.parquet",
-        tmp_path / "tile" / f"{unit}.pairs.parquet",
-        tmp_path / "mask" / f"{unit}.parquet",
-    ):
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-9])
-        with pytest.raises(TableError, match="not a Parquet file"):
-            cohort.run()
-        path.unlink()
-        with pytest.raises(TableError, match="no such table"):
-            cohort.run()
-        path.write_bytes(whole)
-
-
 def test_the_options_of_three_stages_are_kept(tmp_path: Path) -> None:
     cohort = wide(tmp_path)
     cohort.run(FilterOptions(he_sharpness_min=31.0))

@@ -14,7 +14,6 @@ from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
 from hemera.config.base import flags
 from hemera.dataset.fingerprint import FINGERPRINTED, fingerprint
-from hemera.errors import TableError
 from hemera.sheet import SPLITS, write_rows
 from hemera.stages import index
 from tests.command_line import words
@@ -300,25 +299,6 @@ def test_two_scales(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "bci 0.23 to 0.46" in Made(tmp_path / "f", alone, within).metadata["mixture"]
 
 
-def test_bad_inputs(tmp_path: Path) -> None:
-    rows = pairs()
-    with pytest.raises(TableError, match="name the pairs slide9, which the sheet lacks"):
-        Made(tmp_path / "a", rows[:-1], plain(rows))
-    made = Made(tmp_path / "b", rows, plain(rows))
-
-    def again(**changes: Any) -> None:
-        index.run(**made.paths | {"options": ALL} | changes)
-
-    before = made.index.read_bytes()
-    with pytest.raises(TableError, match="lacks the columns deepliif_nucleus_fraction"):
-        again(engines=("stain", "deepliif"))
-    with pytest.raises(TableError, match="no such table"):
-        again(tiles=tmp_path / "nothing.parquet")
-    with pytest.raises(TableError, match="not a Parquet file"):
-        again(tiles=tmp_path / "b/pairs.tsv")
-    assert made.index.read_bytes() == before
-
-
 def test_metadata_and_card(tmp_path: Path) -> None:
     rows = pairs()
     made = Made(tmp_path, rows, [*plain(rows), refused(rows[0], 9, "blurred_he")])
@@ -341,15 +321,6 @@ def test_metadata_and_card(tmp_path: Path) -> None:
     for name in ("Leakage", "Terms", "Made by", "Options"):
         assert f"## {name}" in card
     assert str(tmp_path) not in card
-
-
-def test_columns_of_the_filter_are_untouched(tmp_path: Path) -> None:
-    rows = pairs()
-    made = Made(tmp_path, rows, plain(rows))
-    given = tables.read(tmp_path / "tiles.parquet", tables.filtered(ENGINES))
-    assert made.table.select(given.column_names).equals(given)
-    cases = {row["pair"]: row["case"] for row in rows}
-    assert made.table["case"].to_pylist() == [cases[name] for name in given["pair"].to_pylist()]
 
 
 def test_golden(tmp_path: Path) -> None:

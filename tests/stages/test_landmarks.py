@@ -259,13 +259,6 @@ class TestCohort:
         with pytest.raises(SheetError, match="no pair has landmarks"):
             run_cohort(cohort)
 
-    @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-    def test_a_missing_file_is_named(self, cohort, suffix):
-        add(cohort, "a", [2], [100])
-        (cohort / "landmarks" / f"a.{suffix}").unlink()
-        with pytest.raises(TableError, match=rf"a\.{suffix}: no such"):
-            run_cohort(cohort)
-
     def test_golden(self, cohort):
         add(cohort, "a", [10, 1, 3, 2], [20, 40, 60, 80], [acrobat_line(5, 1, (3, 4))])
         add(cohort, "b", [None], [70], [acrobat_line(7, 2, ("", ""))], reason="no map")

@@ -128,12 +128,6 @@ class TestBadInput:
             register.run(**named, options=RegisterOptions())
         assert not list(tmp_path.iterdir())
 
-    def test_a_table_without_the_pair_is_a_verdict(self, pairs, tmp_path):
-        tables.write(tmp_path / "empty.parquet", [], tables.DESCRIBE)
-        row, _ = run(pairs, tmp_path, images_table=tmp_path / "empty.parquet")
-        assert row["verdict"] == "fail"
-        assert "not described" in row["reason"]
-
     def test_an_engine_that_is_not_installed_is_an_error(self, pairs, tmp_path, monkeypatch):
         def missing(name):
             raise engine.importlib.metadata.PackageNotFoundError(name)
