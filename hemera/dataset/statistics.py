@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,18 +32,6 @@ fraction of the other scores of its data set, and it has that many tiles."""
 SUITABILITIES = ("suitable", "doubtful", "unsuitable")
 
 
-def score_order(score: str) -> int:
-    """Return the position of a score among the others; an unknown one is last."""
-    return SCORES.index(score) if score in SCORES else len(SCORES)
-
-
-def groups(tiles: Frame) -> Iterator[tuple[tuple[str, str], Frame]]:
-    """Yield (data set, score) and its rows, by data set and then by score."""
-    found = dict(list(tiles.groupby(GROUP)))
-    for key in sorted(found, key=lambda key: (key[0], score_order(key[1]))):
-        yield key, found[key]
-
-
 def rejections(counts: Frame) -> Frame:
     """Return the number of tiles per group (rows) and reason (columns).
 
@@ -54,11 +42,9 @@ def rejections(counts: Frame) -> Frame:
         The first column is `accepted`; reasons follow in the order in which they are applied.
     """
     table = counts.pivot_table("tiles", GROUP, "reason", "sum", fill_value=0)
-    known = [name for name in REASONS if name in table]
-    others = sorted(set(table.columns) - {ACCEPTED, *known})
-    table = table.reindex(columns=[ACCEPTED, *known, *others], fill_value=0)
-    order = sorted(table.index, key=lambda key: (key[0], score_order(key[1])))
-    return table.reindex(pd.MultiIndex.from_tuples(order, names=GROUP) if order else table.index)
+    return table.reindex(
+        columns=[ACCEPTED, *(name for name in REASONS if name in table)], fill_value=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +73,7 @@ def selection_bias(table: Frame) -> list[Bias]:
     found = []
     for dataset, rows in table.groupby(level="dataset"):
         own = rows.droplevel("dataset")
-        own = own[(own.sum(axis=1) >= BIAS_TILES_MIN) & (own.index != "")].iloc[::-1]
+        own = own[(own.sum(axis=1) >= BIAS_TILES_MIN) & own.index.isin(SCORES)].iloc[::-1]
         while len(own) > 1:
             rest = own.sum() - own
             fractions, others = (part.div(part.sum(axis=1), axis=0) for part in (own, rest))
@@ -107,80 +93,74 @@ def selection_bias(table: Frame) -> list[Bias]:
     return found
 
 
-def mask_statistics(tiles: Frame, engine: str) -> list[dict[str, Any]]:
-    """Return what the masks of an engine contain, per group of tiles.
+def mask_statistics(tiles: Frame, engine: str) -> Frame:
+    """Return what the masks of an engine contain, a row per group of tiles.
 
     Returns:
-        `dataset`, `score`; `positive_fractions` of each tile; `cells_per_mm2`; `positive_cells`
-        and `intensities`: fractions of the cells, None without a cell; `excluded_fraction`: mean
-        over the tiles.
+        `tiles`; `median` of the positive fraction, and `empty`, the fraction of tiles without a
+        positive pixel; `cells_per_mm2`; `positive`, `weak`, `moderate` and `strong` fractions of
+        the cells, NaN without a cell; `excluded`, the mean fraction of a tile.
     """
-    found = []
-    for (dataset, score), own in groups(tiles[tiles[f"{engine}_positive_fraction"].notna()]):
-        cells = float(own[f"{engine}_cells"].sum())
-        area_mm2 = float(((own["size_px"] * own["mpp"] / 1000) ** 2).sum())
-        positive, *intensities = (
-            float(own[f"{engine}_{name}_cells"].sum()) / cells if cells else None
-            for name in ("positive", *INTENSITIES)
-        )
-        found.append(
-            {
-                "dataset": dataset,
-                "score": score,
-                "positive_fractions": own[f"{engine}_positive_fraction"].to_numpy(np.float64),
-                "cells_per_mm2": cells / area_mm2,
-                "positive_cells": positive,
-                "intensities": intensities,
-                "excluded_fraction": float(own[f"{engine}_excluded_fraction"].mean()),
-            }
-        )
+    tiles = tiles[tiles[f"{engine}_positive_fraction"].notna()]
+    tiles = tiles.assign(
+        area_mm2=(tiles["size_px"] * tiles["mpp"] / 1000) ** 2,
+        is_empty=tiles[f"{engine}_positive_fraction"] == 0,
+    )
+    groups = tiles.groupby(GROUP)
+    found = groups.agg(
+        tiles=("tile", "size"),
+        median=(f"{engine}_positive_fraction", "median"),
+        empty=("is_empty", "mean"),
+        excluded=(f"{engine}_excluded_fraction", "mean"),
+    )
+    cells = groups[f"{engine}_cells"].sum()
+    found["cells_per_mm2"] = cells / groups["area_mm2"].sum()
+    for name in ("positive", *INTENSITIES):
+        found[name] = groups[f"{engine}_{name}_cells"].sum() / cells
     return found
 
 
 def agreement(tiles: Frame, engines: Sequence[str]) -> Frame:
-    """Compare the masks of two engines tile by tile.
+    """Return the agreement of each mask engine with the one with which it agrees least.
+
+    Two engines have the same agreement: it is listed for the first.
 
     Returns:
-        The tiles that were compared, least agreement first, with the columns of `tiles` and:
-        `dice`, `sign` (fraction of matched cells of the same sign), `empty` (neither engine found
-        a positive pixel), `first` and `second` (positive fraction), `verdict`.
+        A row per tile and engine that was compared, least agreement first: the columns of `tiles`,
+        `engine`, `dice`, `sign` (fraction of matched cells of the same sign), `empty` (no engine
+        found a positive pixel), `verdict`.
     """
-    if len(engines) < 2:
-        return tiles.iloc[:0]
-    first, second = engines[:2]
-    found = tiles.assign(
-        dice=tiles[f"{first}_agreement_dice"],
-        sign=tiles[f"{first}_agreement_sign"],
-        first=tiles[f"{first}_positive_fraction"],
-        second=tiles[f"{second}_positive_fraction"],
+    fractions = tiles[[f"{engine}_positive_fraction" for engine in engines]]
+    found = pd.concat(
+        tiles.assign(
+            engine=engine,
+            dice=tiles[f"{engine}_agreement_dice"].astype(float),
+            sign=tiles[f"{engine}_agreement_sign"].astype(float),
+            empty=(fractions == 0).all(axis=1),
+        )
+        for engine in (engines[:1] if len(engines) == 2 else engines)
     )
     found = found[found["dice"].notna()]
-    found = found.assign(
-        empty=(found["first"] == 0) & (found["second"] == 0),
-        least=found[["dice", "sign"]].min(axis=1),
-        verdict=[
-            suitability(dice, sign) for dice, sign in zip(found["dice"], found["sign"], strict=True)
-        ],
-    )
-    return found.sort_values(["least", "tile"])
+    found["least"] = found[["dice", "sign"]].min(axis=1)
+    found["verdict"] = [suitability(row.dice, row.sign) for row in found.itertuples()]
+    return found.sort_values(["least", "tile", "engine"])
 
 
-def agreement_summary(compared: Frame) -> dict[str, object]:
-    """Summarise rows of `agreement`.
+def agreement_summary(compared: Frame) -> dict[str, Any]:
+    """Summarise rows of `agreement` of one engine.
 
-    Dice and sign are means over the tiles in which an engine found something: two empty masks
-    agree, but are little evidence.
+    Dice and sign are means over the tiles in which an engine found something: empty masks agree,
+    but are little evidence.
     """
-    means = compared.loc[~compared["empty"].astype(bool), ["dice", "sign"]].mean()
-    dice, sign = (None if np.isnan(value) else float(value) for value in means)
-    counts = compared["verdict"].value_counts()
+    dice, sign = compared.loc[~compared["empty"], ["dice", "sign"]].mean()
+    counts = compared["verdict"].value_counts().reindex(SUITABILITIES, fill_value=0)
     return {
         "tiles": len(compared),
-        "empty": int(compared["empty"].sum()),
+        "empty": compared["empty"].sum(),
         "dice": dice,
         "sign": sign,
-        "verdict": None if dice is None else suitability(dice, sign),
-        **{name: int(counts.get(name, 0)) for name in SUITABILITIES},
+        "verdict": "" if np.isnan(dice) else suitability(dice, sign),
+        **counts,
     }
 
 

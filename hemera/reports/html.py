@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
+from hemera.config import STAGES
+from hemera.config import base as options_base
 from hemera.files.atomic import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 DASH = "–"
-"""Shown in place of a missing value."""
+"""Shown in place of a missing value: None or NaN."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -24,9 +28,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return DASH
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    if value == int(value) and abs(value) < 1e15:
-        return count(int(value))
-    if abs(value) >= 10**digits:
+    if value == int(value) or abs(value) >= 10**digits:
         return count(round(value))
     text = f"{value:.{digits}g}"
     if "e" in text and abs(value) >= 1e-6:
@@ -36,18 +38,16 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def fixed(value: float | None, digits: int = 3) -> str:
     """Return a number with so many digits behind the point, for columns that are compared."""
-    if value is None or math.isnan(value):
-        return DASH
-    if math.isinf(value):
+    if value is None or not math.isfinite(value):
         return number(value)
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def count(value: int | None) -> str:
+def count(value: float | None) -> str:
     """Return an integer with thousands separated."""
-    if value is None:
+    if value is None or math.isnan(value):
         return DASH
-    return f"{value:,}".replace(",", "\u202f").replace("-", "−")
+    return f"{int(value):,}".replace(",", "\u202f").replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -63,9 +63,9 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{shown:.{digits}f} %"
 
 
-def plural(value: int, one: str, many: str | None = None) -> str:
+def plural(value: int, noun: str) -> str:
     """Return a count with its noun."""
-    return f"{count(value)} {one if value == 1 else many or one + 's'}"
+    return f"{count(value)} {noun if value == 1 else noun + 's'}"
 
 
 def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
@@ -88,6 +88,20 @@ def _environment() -> jinja2.Environment:
         "fixed": fixed,
         "count": count,
         "percent": percent,
+        "json": json.dumps,
     }
-    environment.globals |= {"plural": plural, "DASH": DASH}
+    environment.tests["known"] = pd.notna
+    environment.globals |= {"plural": plural, "DASH": DASH, "option_rows": _option_rows}
     return environment
+
+
+def _option_rows(
+    stage: str, values: Mapping[str, Any]
+) -> list[tuple[options_base.Key, str, str | None]]:
+    """Return each option of a stage: declaration, value, and default unless it is the value."""
+    declared = options_base.keys(STAGES[stage])
+    rows = []
+    for key in (declared[name] for name in values if name in declared):
+        value, default = json.dumps(values[key.name]), json.dumps(key.default)
+        rows.append((key, value, None if value == default else default))
+    return rows
