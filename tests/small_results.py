@@ -327,8 +327,10 @@ def _tile(
     first = dark if made.score in ("2+", "3+") else dark & (seed % 3 == 0)
     # The second engine calls more positive to the right, so that the two agree in part.
     second = dark & (np.arange(SIZE_PX) > SIZE_PX * (seed % 7) / 7)
-    compared: dict[str, Any] = {}
-    if len(engines) == 2:
+    compared: dict[str, Any] = dict.fromkeys(
+        ("agreement_dice", "agreement_sign", "agreement_cells")
+    )
+    if len(engines) > 1:
         compared = {
             "agreement_dice": 2
             * float((first & second).sum())
@@ -336,7 +338,7 @@ def _tile(
             "agreement_sign": float((first == second)[dark].mean()),
             "agreement_cells": 12,
         }
-    for engine, positive in zip(engines, (first, second), strict=False):
+    for engine, positive in zip(engines, (first, second, first), strict=False):
         classes = np.where(
             positive, label_format.POSITIVE, np.where(dark, label_format.NEGATIVE, 0)
         )

@@ -7,7 +7,6 @@ their text is legible on a narrow screen and in print, and a title for screen re
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from hemera.dataset.statistics import Frame
 from hemera.reports.html import TEMPLATES, number
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def histogram(
 
 def bars(
     title: str,
-    rows: Sequence[tuple[str, Sequence[tuple[str, str, float]], str]],
+    rows: Frame,
+    colors: Mapping[str, str],
+    texts: Sequence[str],
     *,
     relative: bool = False,
 ) -> Markup:
@@ -96,19 +98,19 @@ def bars(
 
     Args:
         title: what is counted.
-        rows: (label, parts as (name, colour, value), text beside the label).
+        rows: a bar per row, labelled by the index; a part per column.
+        colors: of the columns.
+        texts: beside the label of each row.
         relative: True: all bars have the same length and show fractions.
     """
-    if not rows:
+    if not len(rows):
         return _empty(title)
-    totals = [sum(value for _, _, value in parts) for _, parts, _ in rows]
-    longest = max(totals) or 1
-    axes = _rows([(label, words) for label, _, words in rows])
-    for place, ((_, parts, _), total) in enumerate(zip(rows, totals, strict=True)):
-        start, scale = 0.0, (total or 1) if relative else longest
-        for _, color, value in parts:
-            axes.barh(place, value / scale, 0.36, left=start, color=color, lw=0)
-            start += value / scale
+    totals = rows.sum(axis=1)
+    widths = rows.div(totals if relative else totals.max() or 1, axis="index")
+    starts = widths.cumsum(axis=1) - widths
+    axes = _rows(list(zip(rows.index, texts, strict=True)))
+    for name, color in colors.items():
+        axes.barh(range(len(rows)), widths[name], 0.36, left=starts[name], color=color, lw=0)
     axes.set(xlim=(0, 1))
     axes.axis("off")
     return _svg(title, axes)
@@ -141,38 +143,29 @@ def boxes(title: str, rows: Sequence[tuple[str, Values]], *, unit: str = "") -> 
     return _svg(title, axes)
 
 
-def curves(
-    title: str,
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    mark: tuple[str, float] | None = None,
-) -> Markup:
+def curves(title: str, series: Frame, kept: int | None) -> Markup:
     """Draw lines over the epochs; they differ in colour and in their dashes.
 
     Args:
         title: what is drawn.
-        series: (epoch, value) of each line.
-        mark: name and epoch of a vertical line.
+        series: a line per column, the index is the epoch; values that are not finite are left out.
+        kept: epoch of a vertical line, that of the weights.
     """
-    lines = {
-        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-        for name, points in series.items()
-    }
-    if not any(lines.values()):
-        return _empty(title)
     from matplotlib.ticker import MaxNLocator
 
+    lines = {name: line[np.isfinite(line)] for name, line in series.items()}
+    if not any(len(line) for line in lines.values()):
+        return _empty(title)
     axes = _axes(230, left=56, bottom=40, top=28)
-    for (name, points), (color, dashes) in zip(lines.items(), LINES, strict=False):
-        if len(points) == 1:
-            ((x, y),) = points
-            points = [(x - 0.5, y), (x + 0.5, y)]
-        x_y = zip(*points, strict=True) if points else ((), ())
-        axes.plot(*x_y, color=color, ls=dashes, label=name)
+    for (name, line), (color, dashes) in zip(lines.items(), LINES, strict=False):
+        # A single epoch is a short line.
+        ends = (-0.5, 0.5) if len(line) == 1 else (0,)
+        x = np.add.outer(line.index, ends).ravel()
+        axes.plot(x, np.repeat(line, len(ends)), color=color, ls=dashes, label=name)
     axes.margins(x=0)
     low, high = axes.get_xlim()
-    if mark is not None and low <= mark[1] <= high:
-        axes.axvline(mark[1], color=COLORS["quiet"], ls=":", lw=1, label=mark[0])
+    if kept is not None and low <= kept <= high:
+        axes.axvline(kept, color=COLORS["quiet"], ls=":", lw=1, label="kept")
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.grid(axis="y")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemera.config import STAGES
 from hemera.dataset import statistics
 from hemera.dataset.statistics import GROUP, Frame
 from hemera.reports import charts
@@ -62,25 +63,35 @@ class Cohort:
         return dict(json.loads(self.metadata.get(f"options_{stage}", "{}")))
 
 
-def content(cohort: Cohort) -> dict[str, Any]:
-    """Return what the page shows of pairs, masks, splits and provenance."""
+def content(cohort: Cohort, compared: Frame, intense_fraction: float | None) -> dict[str, Any]:
+    """Return what the page shows of pairs, masks, splits and provenance.
+
+    Args:
+        cohort: all tables.
+        compared: of `statistics.agreement`.
+        intense_fraction: as for `asco_cap_score`.
+    """
     pairs = _pairs(cohort)
     listed = pairs[~pairs["in_block"] | (pairs["state"] != "tiled")]
     accepted = cohort.accepted
     return {
         "cohort": cohort,
-        "accepted_tiles": accepted,
+        "preset": cohort.preset,
         "states": cohort.outcomes["state"].value_counts().reindex(STATES, fill_value=0),
         "pairs": listed[:ROWS_MAX],
         "pairs_left": max(0, len(listed) - ROWS_MAX),
         "images": {(row.pair, row.stain): row for row in cohort.images.itertuples()},
         "blocks": _blocks(pairs[pairs["in_block"]]),
         "masks": {engine: _masks(cohort, engine) for engine in cohort.engines},
+        "agreements": _agreements(compared),
+        "confusions": _confusions(cohort, intense_fraction),
+        "intense_fraction": intense_fraction,
         "splits": _splits(accepted),
         "networks": NETWORKS,
         "subsets": {
             network: statistics.split_counts(accepted, f"{network}_split") for network in NETWORKS
         },
+        "stages": STAGES,
         "versions": json.loads(cohort.metadata.get("versions", "{}")),
         "licences": json.loads(cohort.metadata.get("licences", "[]")),
     }
@@ -121,22 +132,33 @@ def _masks(cohort: Cohort, engine: str) -> dict[str, Any]:
     }
 
 
-def confusions(cohort: Cohort, intense_fraction: float | None) -> list[dict[str, Any]]:
+def _agreements(compared: Frame) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """Return engine, data set, score and summary, for each group and for all tiles of an engine."""
+    found = []
+    for engine, own in compared.groupby("engine", sort=False):
+        for (dataset, score), group in own.groupby(GROUP):
+            found.append((engine, dataset, score, statistics.agreement_summary(group)))
+        found.append((engine, "all", "", statistics.agreement_summary(own)))
+    return found
+
+
+def _confusions(cohort: Cohort, intense_fraction: float | None) -> list[dict[str, Any]]:
     """Return per engine, by case and by tile, the score of its cells against that of the sheet."""
     made = []
     for engine in cohort.engines:
         for by in ("case", "tile"):
             table = statistics.score_confusion(cohort.accepted, engine, by, intense_fraction)
             known = table[list(SCORES)].reindex(list(SCORES), fill_value=0).to_numpy()
-            right = np.trace(known)
+            total, right = known.sum(), np.trace(known)
+            near = right + np.trace(known, 1) + np.trace(known, -1)
             made.append(
                 {
                     "engine": engine,
                     "by": by,
                     "table": table,
-                    "total": known.sum(),
-                    "right": right,
-                    "near": right + np.trace(known, 1) + np.trace(known, -1),
+                    "total": total,
+                    "right": right / total if total else np.nan,
+                    "near": near / total if total else np.nan,
                 }
             )
     return [item for item in made if len(item["table"])]

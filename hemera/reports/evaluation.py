@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
+from hemera import tables
 from hemera.config import EvaluateOptions
-from hemera.dataset.statistics import score_order
+from hemera.dataset.statistics import Frame
 from hemera.evaluation import published
-from hemera.evaluation.image_quality import IMAGE_METRICS, SEGMENTER, SET_METRICS, confusion
-from hemera.evaluation.metrics import SEGMENTATION_METRICS, scores
-from hemera.reports import pictures, training
-from hemera.reports.data import NETWORKS, option_rows, score_name
-from hemera.reports.html import fixed, percent, plural, write_page
+from hemera.evaluation.image_quality import COUNTS, SEGMENTER
+from hemera.evaluation.metrics import rates
+from hemera.reports import pictures
+from hemera.reports.data import NETWORKS
+from hemera.reports.html import write_page
 from hemera.reports.training import Trained
 
 RGB = npt.NDArray[np.uint8]
@@ -58,7 +58,7 @@ BASELINES = {
     "all_negative": "no pixel positive",
     "best_constant": "the better of both constants",
 }
-COMPARED_BASELINES = {"generation": ("mean_colour", "blurred"), "segmentation": ("best_constant",)}
+COMPARED_BASELINES = ("mean_colour", "blurred", "best_constant")
 """Baselines that a network should exceed."""
 AGGREGATIONS = {
     "pooled": "all pixels of all tiles together",
@@ -95,11 +95,6 @@ class Example:
     """(H, W), SegmentationNet's, 0 to 1."""
 
 
-_Key = tuple[str, str, str, str, str]
-"""Network, method, group, metric, aggregation."""
-_Found = Mapping[_Key, Mapping[str, Any]]
-
-
 def evaluation_page(
     path: Path,
     *,
@@ -125,12 +120,9 @@ def evaluation_page(
         options: the options of evaluate.
         report: relative link from the page to the page about the data.
     """
-    found = {
-        (row["network"], row["method"], row["group"], row["metric"], row["aggregation"]): row
-        for row in metrics
-    }
-    tested = {network: _tested(tiles, network) for network in NETWORKS}
-    cards, note = _examples(examples, tiles)
+    table = _compared(pd.DataFrame(metrics, columns=tables.METRICS.names))
+    rows = pd.DataFrame(tiles, columns=tables.EVALUATION_TILES.names)
+    tested = rows.groupby("network")[["tile", "case"]].nunique()
     content = {
         "title": "HEMERA: evaluation of the networks",
         "preset": preset,
@@ -139,205 +131,71 @@ def evaluation_page(
         "names": NETWORKS,
         "labels": BASELINES | {each.name: each.label for each in trained},
         "aggregations": AGGREGATIONS,
-        "tested": tested,
-        "headline": _headline(found, trained),
-        "warnings": _warnings(found, tested, trained),
-        "networks": [_section(network, found, trained) for network in NETWORKS],
-        "examples": cards,
-        "examples_note": note,
-        "differences": training.differences(trained),
-        "trained": [training.summary(each) for each in trained],
+        "headline": HEADLINE,
+        "found": {(*row.Index, row.method): row for row in table.itertuples()},
+        "tested": tested.reindex(list(NETWORKS), fill_value=0),
+        "sections": {network: _section(network, table, trained) for network in NETWORKS},
+        "cards": _cards(examples, rows),
+        "examples": len(examples),
+        "trained": trained,
         "settings": options,
-        "options": option_rows("evaluate", options.model_dump()),
-        "fingerprint": index_metadata.get("fingerprint", ""),
-        "target": index_metadata.get("mask_target", ""),
+        "index": index_metadata,
         "licences": json.loads(index_metadata.get("licences", "[]")),
     }
     write_page(path, "evaluate.html", content)
 
 
-def _tested(rows: Sequence[Mapping[str, Any]], network: str) -> dict[str, int]:
-    own = [row for row in rows if row["network"] == network]
-    return {
-        "tiles": len({row["tile"] for row in own}),
-        "cases": len({row["case"] for row in own}),
-    }
+def _compared(table: Frame) -> Frame:
+    """Return the metrics by network, group, metric and aggregation, with a comparison.
+
+    `best` marks the best of several methods; `baseline` and `baseline_value` are the best baseline.
+    """
+    key = ["network", "group", "metric", "aggregation"]
+    table["group"] = table["group"].replace("score=", "score=unknown")
+    table = table.astype({"value": float}).set_index(key)
+    higher = table.index.get_level_values("metric").map(
+        lambda name: 1 if name not in METRICS or METRICS[name].higher else -1
+    )
+    quality = table["value"] * higher
+    groups = quality.groupby(level=key)
+    best = (quality == groups.transform("max")) & (groups.transform("count") > 1)
+    baselines = table[table["method"].isin(COMPARED_BASELINES)].sort_values(["value", "method"])
+    baselines = baselines.dropna(subset="value")
+    baselines = baselines[~baselines.index.duplicated(keep="last")]
+    compared = baselines["method"].rename("baseline"), baselines["value"].rename("baseline_value")
+    return table.assign(best=best).join(list(compared))
 
 
-def _best_baseline(
-    found: _Found, network: str, metric: str, aggregation: str, group: str = "all"
-) -> tuple[float, str] | None:
-    """Return value and name of the best baseline, if any."""
-    values = [
-        (row["value"], method)
-        for method in COMPARED_BASELINES[network]
-        if (row := found.get((network, method, group, metric, aggregation)))
-        and row["value"] is not None
-    ]
-    return max(values, default=None)
-
-
-def _headline(found: _Found, trained: Sequence[Trained]) -> list[dict[str, Any]]:
-    """Return the first generator's and SegmentationNet's headline metrics."""
-    methods = {each.network: each.name for each in reversed(trained)}
-    return [
-        {
-            "metric": metric,
-            "network": network,
-            "method": methods[network],
-            "pooled": aggregation == "pooled",
-            "row": found.get((network, methods[network], "all", metric, aggregation)),
-            "baseline": _best_baseline(found, network, metric, aggregation),
-        }
-        for network, metric, aggregation in HEADLINE
-    ]
-
-
-def _warnings(
-    found: _Found, tested: Mapping[str, Mapping[str, int]], trained: Sequence[Trained]
-) -> list[dict[str, str]]:
-    made = [
-        {
-            "level": "stop",
-            "words": f"{name} was not evaluated: its test split has no tile; see the splits on the "
-            "page about the data.",
-            "link": "",
-        }
-        for network, name in NETWORKS.items()
-        if not tested[network]["tiles"]
-    ]
-    for each in trained:
-        for network, metric, aggregation in HEADLINE:
-            row = found.get((each.network, each.name, "all", metric, aggregation))
-            baseline = _best_baseline(found, network, metric, aggregation)
-            if network != each.network or row is None or baseline is None:
-                continue
-            name, digits, _ = METRICS[metric]
-            if row["value"] is not None and row["value"] <= baseline[0]:
-                words = (
-                    f"{each.label}: {name} {fixed(row['value'], digits)} does not exceed the "
-                    f"trivial baseline ({BASELINES[baseline[1]]}: {fixed(baseline[0], digits)})."
-                )
-                made.append({"level": "care", "words": words, "link": each.network})
-        infinite = found.get((each.network, each.name, "all", "psnr_infinite", "count"))
-        if infinite is not None and infinite["value"]:
-            words = (
-                f"{each.label}: {plural(int(infinite['value']), 'tile')} equal to the real one, "
-                "without a finite PSNR and not in its mean."
-            )
-            made.append({"level": "care", "words": words, "link": each.network})
-    return made
-
-
-def _section(network: str, found: _Found, trained: Sequence[Trained]) -> dict[str, Any]:
-    """Return what the page shows about GenerationNet's generators or about SegmentationNet."""
+def _section(network: str, table: Frame, trained: Sequence[Trained]) -> dict[str, Any]:
+    """Return the methods, metrics and groups that a section of the page shows, in order."""
+    by, aggregation = ("ssim", "mean") if network == "generation" else ("f1", "pooled")
+    own = table[table.index.get_level_values("network") == network].reset_index()
     methods = [each.name for each in trained if each.network == network]
-    columns = [(metric, "") for metric in SEGMENTATION_METRICS]
-    if network == "generation":
-        columns = [(metric, "mean") for metric in IMAGE_METRICS]
-        columns += [(metric, "set") for metric in SET_METRICS]
-        # LPIPS, FID and KID are measured where weights are named.
-        columns = [
-            (metric, aggregation)
-            for metric, aggregation in columns
-            if metric in IMAGE_METRICS[:3]
-            or (network, methods[0], "all", metric, aggregation) in found
-        ]
+    present = set(own["metric"])
+    first = own[(own["method"] == methods[0]) & (own["metric"] == by)]
+    first = first[first["aggregation"] == aggregation].sort_values(
+        ["value", "group"], na_position="first"
+    )
+    is_case = first["group"].str.startswith("case=")
+    is_group = ~is_case & (first["group"] != "all")
     return {
-        "key": network,
-        "columns": [metric for metric, _ in columns],
-        "rows": _method_rows(found, network, methods, columns),
-        "groups": _group_rows(found, network, methods),
+        "methods": methods,
+        "baselines": [name for name in BASELINES if name in set(own["method"])],
+        "columns": [name for name in METRICS if name in present],
+        "by": by,
+        "aggregation": aggregation,
+        "groups": sorted(first["group"][is_group]),
+        "cases": first["group"][is_case].tolist()[:CASES_MAX],
+        "cases_left": max(0, int(is_case.sum()) - CASES_MAX),
         "published": published.results(network),
         "published_metrics": published.METRICS[network],
     }
 
 
-def _method_rows(
-    found: _Found, network: str, methods: Sequence[str], columns: Sequence[tuple[str, str]]
-) -> list[dict[str, Any]]:
-    """Return the rows of a network's table: each method, and for masks each aggregation."""
-    made = []
-    present = {key[1] for key in found if key[0] == network and key[2] == "all"}
-    for aggregation in ("mean",) if network == "generation" else AGGREGATIONS:
-        rows = {
-            method: [
-                found.get((network, method, "all", metric, own or aggregation))
-                for metric, own in columns
-            ]
-            for method in (*methods, *BASELINES)
-            if method in present
-        }
-        best = [
-            _best([cells[place] for cells in rows.values()], METRICS[metric].higher)
-            for place, (metric, _) in enumerate(columns)
-        ]
-        made += [
-            {
-                "own": method in methods,
-                "method": method,
-                "aggregation": aggregation,
-                "cells": cells,
-                "best": [
-                    cell is not None and cell["value"] == value
-                    for cell, value in zip(cells, best, strict=True)
-                ],
-                "tiles": max(cell["tiles"] for cell in cells if cell is not None),
-            }
-            for method, cells in rows.items()
-        ]
-    return made
-
-
-def _best(cells: Sequence[Mapping[str, Any] | None], higher: bool) -> float:
-    """Return the best value of a column, NaN where fewer than two methods have one."""
-    values = [cell["value"] for cell in cells if cell is not None and cell["value"] is not None]
-    if len(values) < 2:
-        return math.nan
-    return float(max(values) if higher else min(values))
-
-
-def _group_rows(found: _Found, network: str, methods: Sequence[str]) -> dict[str, Any]:
-    """Return the networks' metrics per data set, score and case, with the best baseline."""
-    metric, aggregation = ("ssim", "mean") if network == "generation" else ("f1", "pooled")
-    shown = ("psnr_db", "ssim") if network == "generation" else SEGMENTATION_METRICS
-    groups = sorted(
-        {key[2] for key in found if key[0] == network and "=" in key[2]},
-        key=lambda group: (score_order(group.removeprefix("score=")), group),
-    )
-    rows: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for group in groups:
-        kind, _, name = group.partition("=")
-        rows[kind] += [
-            {
-                "kind": "data set" if kind == "dataset" else kind,
-                "name": score_name(name) if kind == "score" else name,
-                "method": method,
-                "tiles": found[network, method, group, metric, aggregation]["tiles"],
-                "cells": [found.get((network, method, group, m, aggregation)) for m in shown],
-                "baseline": _best_baseline(found, network, metric, aggregation, group),
-            }
-            for method in methods
-        ]
-
-    def order(row: Mapping[str, Any]) -> tuple[float, str]:
-        value = found[network, methods[0], f"case={row['name']}", metric, aggregation]["value"]
-        return value or 0.0, row["name"]
-
-    limit = CASES_MAX * len(methods)
-    return {
-        "columns": shown,
-        "by": metric,
-        "rows": rows["dataset"] + rows["score"],
-        "cases": sorted(rows["case"], key=order)[:limit],
-        "cases_left": max(0, len(rows["case"]) - limit) // len(methods),
-    }
-
-
-def _examples(
-    examples: Sequence[Example], rows: Sequence[Mapping[str, Any]]
-) -> tuple[list[dict[str, Any]], str]:
-    """Return the cards of the gallery up to the limit of bytes, and a note when it is reached."""
+def _cards(examples: Sequence[Example], rows: Frame) -> list[dict[str, Any]]:
+    """Return the cards of the gallery up to the limit of bytes."""
+    segmented = rows[rows["method"] == SEGMENTER]
+    segmented = segmented.assign(**rates(segmented[list(COUNTS)].to_numpy(float)))
     album = pictures.Album(PICTURE_BYTES)
     cards: list[dict[str, Any]] = []
     for example in examples:
@@ -347,34 +205,14 @@ def _examples(
         images["positive, predicted probability"] = pictures.heat(example.probability)
         addresses = album.take(images, PICTURE_SIDE_PX)
         if not addresses:
-            note = f"{len(cards)} of {len(examples)} tiles are shown: the page is limited to 30 MB."
-            return cards, note
-        values = []
-        for row in rows:
-            if row["tile"] == example.tile and row["method"] in example.generated:
-                values += [
-                    (f"{METRICS[metric].name}, {row['method']}", metric, row[metric])
-                    for metric in ("psnr_db", "ssim")
-                ]
-            elif row["tile"] == example.tile and row["method"] == SEGMENTER:
-                of_tile = scores(confusion(row))
-                values += [
-                    (METRICS[metric].name, metric, of_tile[metric]) for metric in ("f1", "iou")
-                ]
+            break
+        own = rows[(rows["tile"] == example.tile) & rows["method"].isin(example.generated)]
         cards.append(
             {
-                "tile": example.tile,
-                "about": f"{example.dataset}, case {example.case}, "
-                f"score {score_name(example.score)}",
-                "label": example.label,
+                "example": example,
                 "images": addresses,
-                "values": [
-                    *(
-                        (name, fixed(value, METRICS[metric].digits), False)
-                        for name, metric, value in values
-                    ),
-                    ("positive in truth", percent(float(example.truth.mean())), False),
-                ],
+                "generated": own,
+                "segmented": segmented[segmented["tile"] == example.tile],
             }
         )
-    return cards, ""
+    return cards

@@ -7,12 +7,13 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
-from hemera.dataset.criteria import CRITERIA, MEASURES, REASONS
+from hemera.dataset.criteria import ACCEPTED, CRITERIA, MEASURES, REASONS
 from hemera.dataset.statistics import Frame
 from hemera.reports import charts
-from hemera.reports.data import Cohort, score_name
+from hemera.reports.data import Cohort
 from hemera.reports.html import count, percent, plural
 
 PALETTE = (
@@ -28,109 +29,99 @@ def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
         cohort: all tables.
         table: of `statistics.rejections`.
     """
-    grid, tissue = (int(cohort.outcomes[f"tiles_{name}"].sum()) for name in ("grid", "tissue"))
-    totals, written = table.sum(), int(table.to_numpy().sum())
-    reasons = [name for name in table.columns[1:] if totals[name]]
-    steps = [("grid positions", grid, 0), ("above the tissue floor", tissue, grid - tissue)]
-    steps.append(("written", written, max(0, tissue - written)))
-    for name in reasons:
-        steps.append((name, steps[-1][1] - int(totals[name]), int(totals[name])))
+    totals = table.sum()
+    reasons = [name for name in table.columns if name != ACCEPTED and totals[name]]
     # Gray when there are more reasons than colours.
-    palette = itertools.chain(PALETTE, itertools.repeat(charts.GRAY))
-    legend = [("accepted", charts.BLUE), *zip(reasons, palette, strict=False)]
-    rows = [
-        {
-            "dataset": dataset,
-            "score": score_name(score),
-            "tiles": int(row.sum()),
-            "accepted": int(row["accepted"]),
-            "rate": row["accepted"] / row.sum(),
-            "rejected": [int(row[name]) for name in reasons],
-        }
-        for (dataset, score), row in table.iterrows()
-    ]
+    palette = itertools.chain((charts.BLUE, *PALETTE), itertools.repeat(charts.GRAY))
+    colors = dict(zip([ACCEPTED, *reasons], palette, strict=False))
+    rates = table[ACCEPTED] / table.sum(axis=1)
     return {
-        "steps": charts.bars(
-            "From grid positions to accepted tiles",
-            [
-                (
-                    label,
-                    [("left", charts.BLUE, left), ("removed", charts.ORANGE, removed)],
-                    f"{count(left)} left" + (f", {count(removed)} removed" if removed else ""),
-                )
-                for label, left, removed in steps
-            ],
-        ),
+        "steps": _steps(cohort, totals[reasons], totals.sum()),
         "fractions": charts.bars(
             "Tiles of each data set and score by reason",
+            table[list(colors)].set_axis([", ".join(key) for key in table.index]),
+            colors,
             [
-                (
-                    f"{row['dataset']}, {row['score']}",
-                    [
-                        (name, color, n)
-                        for (name, color), n in zip(
-                            legend, (row["accepted"], *row["rejected"]), strict=True
-                        )
-                    ],
-                    f"{percent(row['rate'])} of {plural(row['tiles'], 'tile')}",
-                )
-                for row in rows
+                f"{percent(rate)} of {plural(tiles, 'tile')}"
+                for rate, tiles in zip(rates, table.sum(axis=1), strict=True)
             ],
             relative=True,
         ),
-        "legend": legend,
-        "reasons": [
-            {
-                "name": name,
-                "words": reason_words(name),
-                "limit": limit_words(name, cohort),
-                "tiles": int(totals[name]),
+        "colors": colors,
+        "reasons": {
+            name: {
+                "words": REASONS[name].text,
+                "limit": _limits(name, cohort),
+                "tiles": totals[name],
             }
             for name in reasons
-        ],
-        "rows": rows,
-        "written": written,
+        },
+        "table": table,
     }
 
 
-def reason_words(reason: str) -> str:
-    """Return a reason in words."""
-    return REASONS[reason].text if reason in REASONS else ""
+def _steps(cohort: Cohort, totals: Frame, written: int) -> Markup:
+    """Draw the tiles that are left after each step, from grid positions to accepted tiles."""
+    grid, tissue = (cohort.outcomes[f"tiles_{name}"].sum() for name in ("grid", "tissue"))
+    left = pd.concat(
+        [
+            pd.Series(
+                {"grid positions": grid, "above the tissue floor": tissue, "written": written}
+            ),
+            written - totals.cumsum(),
+        ]
+    )
+    steps = pd.DataFrame({"left": left, "removed": -left.diff().fillna(0).clip(upper=0)})
+    steps = steps.astype(int)
+    return charts.bars(
+        "From grid positions to accepted tiles",
+        steps,
+        {"left": charts.BLUE, "removed": charts.ORANGE},
+        [
+            f"{count(left)} left" + (f", {count(removed)} removed" if removed else "")
+            for left, removed in steps.to_numpy()
+        ],
+    )
 
 
-def limit_words(reason: str, cohort: Cohort) -> str:
+def _limits(reason: str, cohort: Cohort) -> str:
     """Return the keys and values in config.yaml that a reason depends on."""
     limits = cohort.options("filter")
     return ", ".join(
         f"filter.{criterion.option}: {json.dumps(limits[criterion.option])}"
         for criterion in CRITERIA
-        if criterion.reason == reason and limits.get(criterion.option) is not None
+        if criterion.reason == reason and limits[criterion.option] is not None
     )
 
 
 def quality(cohort: Cohort) -> list[tuple[str, Markup]]:
     """Return a histogram of each measure with the limit of its filter, as (title, chart)."""
     limits = cohort.options("filter")
-    accepted = cohort.tiles["accepted"].to_numpy(bool)
+    tiles = cohort.tiles
     made = []
     for measure, (title, unit) in MEASURES.items():
-        values = cohort.tiles[measure].to_numpy(np.float64, na_value=np.nan)
+        values = tiles[measure].to_numpy(np.float64, na_value=np.nan)
         if not np.isfinite(values).any():
             continue
-        rejected, lines = np.zeros(len(values), bool), []
+        group = pd.Series("rejected for another reason", tiles.index)
+        group[tiles["accepted"]] = "accepted"
+        lines = []
         for criterion in CRITERIA:
-            limit = limits.get(criterion.option)
-            if criterion.column == measure and limit is not None:
-                own = (cohort.tiles["reason"] == criterion.reason).to_numpy(bool)
-                rejected |= own & criterion.missed(values, limit)
-                sign = "≥" if criterion.direction == ">=" else "≤"
-                lines.append((f"{sign} {limit:g}", float(limit)))
+            if criterion.column != measure or limits[criterion.option] is None:
+                continue
+            limit = float(limits[criterion.option])
+            missed = criterion.missed(values, limit)
+            group[(tiles["reason"] == criterion.reason) & missed] = "rejected by this measure"
+            lines.append((f"{'≥' if criterion.direction == '>=' else '≤'} {limit:g}", limit))
         chart = charts.histogram(
             title,
             [
-                ("accepted", charts.BLUE, values[accepted]),
-                ("rejected for another reason", charts.GRAY, values[~accepted & ~rejected]),
-                ("rejected by this measure", charts.ORANGE, values[rejected]),
+                (name, color, values[group == name])
+                for name, color in (
+                    ("accepted", charts.BLUE),
+                    ("rejected for another reason", charts.GRAY),
+                    ("rejected by this measure", charts.ORANGE),
+                )
             ],
             limits=lines,
             unit=unit,

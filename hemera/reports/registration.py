@@ -9,14 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
+import pandas as pd
 
 from hemera.config import AT_LEAST
+from hemera.dataset.statistics import Frame
 from hemera.registration.displacement import Displacement, map_points
 from hemera.registration.local_quality import LocalQuality
 from hemera.registration.verdict import FAIL, SIGNALS, VERDICTS, grade, log_scale
 from hemera.reports import pictures
-from hemera.reports.html import count, number, percent, plural
 
 RGB = npt.NDArray[np.uint8]
 
@@ -29,16 +29,25 @@ QUALITY = 75
 ERRORS_UM = (10, 25, 50, 100, 200, 400)
 """Where the colour of a square changes: the same on every card, so that pairs compare."""
 
+ERROR_CLASSES = tuple(
+    zip(
+        (
+            f"up to {ERRORS_UM[0]} µm",
+            *(f"{low} to {high}" for low, high in itertools.pairwise(ERRORS_UM)),
+            f"above {ERRORS_UM[-1]}",
+        ),
+        pictures.steps(len(ERRORS_UM) + 1),
+        strict=True,
+    )
+)
+"""Name and colour of each class of squares."""
+
 SQUARE = 0.72
 """Side of a coloured square, as a fraction of the distance of two."""
 
+
 FRACTIONS = ("tile_ok", "match_fraction", "coverage_fraction", "folding_fraction")
 """Signals shown in percent."""
-
-OWN = "none: a map made elsewhere, which the sheet names"
-
-NAMES_MAX = 5
-"""Pairs that a warning names."""
 
 
 def worst_first(row: Mapping[str, Any]) -> tuple[int, float, str]:
@@ -47,142 +56,71 @@ def worst_first(row: Mapping[str, Any]) -> tuple[int, float, str]:
     return -VERDICTS.index(row["verdict"]), -1.0 if tile_ok is None else tile_ok, row["pair"]
 
 
-def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Return the warnings about mirrored slides: level, words, and an anchor of the page.
+def signals(row: Mapping[str, Any], limits: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the signals of a certificate: name, words, value, its grade and its limits.
+
+    Args:
+        row: of `tables.CERTIFICATE`.
+        limits: options of register by name.
+    """
+    values = {**row, "log_scale": log_scale(row["scale"])}
+    return [
+        {
+            "name": name,
+            "words": words,
+            "value": values[name],
+            "grade": None if values[name] is None else grade(name, values[name], limits),
+            "limits": limits.get(name),
+            "signs": ("≥", "<") if name in AT_LEAST else ("≤", ">"),
+            "is_fraction": name in FRACTIONS,
+        }
+        for name, words in SIGNALS.items()
+    ]
+
+
+def mirrored(rows: Sequence[Mapping[str, Any]]) -> dict[bool, list[str]]:
+    """Return the pairs whose HER2 slide is mirrored against the sheet (True), or is not (False).
 
     A failed pair is left out: without matches, the mirror image may match better by chance.
 
     Args:
         rows: of `tables.CERTIFICATE`.
     """
-    found = []
-    for mirrored, words, remedy in (
-        (True, "whose HER2 slide turned out to be mirrored", "write mirrored: true"),
-        (False, "declared mirrored whose HER2 slide matches as it is stored", "clear mirrored"),
-    ):
-        names = [
-            row["pair"]
-            for row in rows
-            if row["mirrored_by"] == "probe"
-            and row["mirrored"] is mirrored
-            and row["verdict"] != FAIL
-        ]
-        if names:
-            more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
-            found.append(
-                {
-                    "level": "care",
-                    "words": f"{plural(len(names), 'pair')} {words} "
-                    f"({', '.join(names[:NAMES_MAX])}{more}): it was registered so. Inspect it "
-                    f"and {remedy} in pairs.tsv.",
-                    "link": "registration",
-                }
-            )
-    return found
-
-
-def certificate(
-    row: Mapping[str, Any], options: Mapping[str, Any]
-) -> tuple[list[dict[str, str]], list[str]]:
-    """Return the signals of a certificate: words, value, limits, and verdict on the value.
-
-    Args:
-        row: of `tables.CERTIFICATE`.
-        options: of register, or empty if unknown: then values have no verdict.
-
-    Returns:
-        What was measured, and the names of what has limits and was not.
-    """
-    values = {**row, "log_scale": log_scale(row["scale"])}
-    rows, missing = [], []
-    for name, words in SIGNALS.items():
-        value = values[name]
-        if value is None:
-            if name in options:
-                missing.append(name)
-            continue
-        show = percent if name in FRACTIONS else number
-        better, worse = ("≥", "<") if name in AT_LEAST else ("≤", ">")
-        good, bad = options.get(name, (None, None))
-        rows.append(
-            {
-                "name": name,
-                "words": words,
-                "value": show(value),
-                "passes": "" if good is None else f"{better} {show(good)}",
-                "fails": "" if bad is None else f"{worse} {show(bad)}",
-                "state": grade(name, value, options) or "none",
-            }
-        )
-    return rows, missing
-
-
-def facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return how a displacement was made, as names and words.
-
-    Args:
-        row: of `tables.CERTIFICATE`.
-    """
-    version = f" {row['engine_version']}" if row["engine_version"] else ""
-    engine = OWN if row["engine"] == "own" else f"{row['engine']}{version}"
-    found = [("engine", engine)]
-    if row["attempts"]:
-        found.append(("preset", row["preset"] or ""))
-    if row["size_px"] is not None:
-        found.append(("canvas", f"{number(row['size_px'])} px, its shortest side"))
-    if row["map"] in ("rigid", "nonrigid"):
-        found.append(("map kept", row["map"]))
-    elif row["match_count"] is not None:
-        found.append(("matches", count(row["match_count"])))
-    if row["mirrored"] is not None:
-        yes = "yes" if row["mirrored"] else "no"
-        by = {"sheet": ", as in the sheet", "probe": ", contrary to the sheet"}
-        found.append(("mirrored", yes + by.get(row["mirrored_by"] or "", "")))
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for row in rows:
+        if row["mirrored_by"] == "probe" and row["verdict"] != FAIL:
+            found[row["mirrored"]].append(row["pair"])
     return found
 
 
 def card(
     row: Mapping[str, Any],
     images: dict[str, RGB],
-    local: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Return what the page shows of a pair beside its pictures.
+    local: Frame | None,
+    album: pictures.Album,
+) -> dict[str, Any] | None:
+    """Return what the page shows of a pair; None when its pictures exceed the album's limit.
 
     Args:
         row: of `tables.CERTIFICATE`, with the `options` of register.
         images: of `views`.
-        local: of `local_map`.
+        local: of `local_squares`; None: not drawn.
+        album: of the page.
     """
-    signals, unmeasured = certificate(row, row["options"])
-    return {
-        "signals": signals,
-        "unmeasured": unmeasured,
-        "facts": facts(row),
-        "size_px": images["he"].shape[1::-1] if "he" in images else None,
-        "local": local,
-    }
-
-
-def embed(card: dict[str, Any], images: dict[str, RGB], album: pictures.Album) -> bool:
-    """Add the pictures to a card; return False when they exceed the limit of the page."""
-    if card["local"] is not None:
+    drawn = local is not None and len(local) > 0
+    if drawn:
         images = {**images, "ground": pictures.paled(images["he"])}
-    card["pictures"] = album.take(images, SIDE_PX, QUALITY)
-    return bool(card["pictures"]) or not images
-
-
-def in_pixels(row: Mapping[str, Any], he_mpp: float | None) -> dict[str, Any]:
-    """Return a pair's row of `tables.LANDMARKS_COHORT` with errors in pixels of H&E added.
-
-    Args:
-        row: of a pair.
-        he_mpp: of the H&E slide; None: unknown.
-    """
-    pixels = {
-        f"error_{name}_px": um / he_mpp if um is not None and he_mpp else None
-        for name, um in (("median", row["error_median_um"]), ("p90", row["error_p90_um"]))
+    taken = album.take(images, SIDE_PX, QUALITY)
+    if images and not taken:
+        return None
+    return {
+        "row": row,
+        "signals": signals(row, row["options"]),
+        "pictures": taken,
+        "size_px": images["he"].shape[1::-1] if "he" in images else None,
+        "squares": local if drawn else None,
+        "classes": ERROR_CLASSES,
     }
-    return {**row, **pixels}
 
 
 def views(
@@ -230,59 +168,28 @@ def views(
     return made
 
 
-def local_map(
+def local_squares(
     local: LocalQuality, he_um: tuple[float, float], size_px: tuple[int, int]
-) -> dict[str, Any] | None:
-    """Draw the squares of local quality over a picture of H&E, coloured by their estimated error.
+) -> Frame:
+    """Return the squares of local quality over a picture of H&E.
 
     Args:
-        local: of a map.
+        local: of a displacement.
         he_um: (width, height) of the H&E slide.
         size_px: the same of the picture.
 
     Returns:
-        `squares` as SVG in pixels of the picture; `legend` as (words, colour, fraction of
-        the squares); `count`, `median_um`, `p90_um`; `worse_fraction`: of squares, outlined, that
-        match at least as well elsewhere. None without squares.
+        A row per square: `x`, `y`, `width`, `height` in pixels of the picture; `error_um`, and its
+        class `kind`, an index of `ERROR_CLASSES`; `worse`: matches at least as well elsewhere.
     """
-    if not len(local.ncc):
-        return None
     scale = np.array(size_px) / he_um
-    side = SQUARE * local.step_um * scale
-    corners = local.centres_um * scale - side / 2
-    error = local.error_um
-    classes = np.searchsorted(ERRORS_UM, error)
-    colours = pictures.steps(len(ERRORS_UM) + 1)
-
-    def path(which: npt.NDArray[np.bool_], look: str) -> Markup:
-        box = f"h{side[0]:.1f}v{side[1]:.1f}h-{side[0]:.1f}z"
-        moves = "".join(f"M{x:.1f} {y:.1f}{box}" for x, y in corners[which])
-        return Markup('<path d="{}" {}/>').format(moves, Markup(look))
-
-    drawn = [
-        path(classes == k, f'fill="{colour}"')
-        for k, colour in enumerate(colours)
-        if np.any(classes == k)
-    ]
-    if not local.ok.all():
-        drawn.append(path(~local.ok, 'class="worse"'))
-    bounds = [number(value) for value in ERRORS_UM]
-    words = [
-        f"up to {bounds[0]} µm",
-        *(f"{low} to {high}" for low, high in itertools.pairwise(bounds)),
-        f"above {bounds[-1]}",
-    ]
-    return {
-        "squares": Markup("").join(drawn),
-        "legend": [
-            (text, colour, float(np.mean(classes == k)))
-            for k, (text, colour) in enumerate(zip(words, colours, strict=True))
-        ],
-        "count": len(local.ncc),
-        "median_um": float(np.median(error)),
-        "p90_um": float(np.percentile(error, 90)),
-        "worse_fraction": float(np.mean(~local.ok)),
-    }
+    width, height = SQUARE * local.step_um * scale
+    x, y = (local.centres_um * scale - (width / 2, height / 2)).T
+    kind = np.searchsorted(ERRORS_UM, local.error_um)
+    return pd.DataFrame(
+        {"x": x, "y": y, "width": width, "height": height, "error_um": local.error_um,
+         "kind": kind, "worse": ~local.ok}
+    )  # fmt: skip
 
 
 def _sample(

@@ -9,154 +9,87 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.dataset import statistics
-from hemera.dataset.criteria import CRITERIA, REASONS
-from hemera.dataset.statistics import Frame, score_order
+from hemera.dataset.criteria import CRITERIA, MEASURES, REASONS
+from hemera.dataset.statistics import Frame
 from hemera.reports import pictures
-from hemera.reports.data import Cohort, score_name
-from hemera.reports.filters import limit_words, reason_words
-from hemera.reports.html import fixed, number, percent
+from hemera.reports.data import Cohort
 
 GALLERY_BYTES = 8_000_000
 DISPUTED_BYTES = 1_500_000
 """With the registrations and the tables, which have limits as well, a page is below 30 MB."""
+DISPUTED_TILES = 6
 SIDE_PX = 400
 GALLERY_SEED = 20251
-
+MASK_MEASURES = ("cells", "positive_cells", "positive_fraction")
 
 Read = Callable[[Mapping[str, Any], str], npt.NDArray[np.uint8]]
 """Returns an image of a tile (a row of the index): `he` or `her2`, or the mask of an engine."""
 
 
 def accepted(cohort: Cohort, read: Read, count: int) -> dict[str, Any]:
-    """Return cards of accepted tiles, data sets and scores in turn, and a note on their number."""
+    """Return cards of accepted tiles, data sets and scores in turn."""
     tiles = cohort.accepted
-    groups = [f"{row.dataset}/{score_order(row.score)}" for row in tiles.itertuples()]
-    return _cards(cohort, tiles, groups, read, count)
+    return _cards(cohort, tiles, tiles["dataset"] + "/" + tiles["score"], read, count)
 
 
 def rejected(cohort: Cohort, read: Read, count: int) -> dict[str, Any]:
-    """Return cards of rejected tiles by reason, reasons in turn, and a note on their number."""
+    """Return cards of rejected tiles, reasons in turn, with the number of tiles by reason."""
     tiles = cohort.tiles[~cohort.tiles["accepted"]]
-    found = _cards(cohort, tiles, tiles["reason"].tolist(), read, count)
     totals = tiles["reason"].value_counts()
-    order = [name for name in REASONS if name in totals]
-    return {
-        "note": found["note"],
-        "groups": [
-            {
-                "reason": reason,
-                "words": reason_words(reason),
-                "limit": limit_words(reason, cohort),
-                "tiles": int(totals[reason]),
-                "cards": [card for card in found["cards"] if card["reason"] == reason],
-            }
-            for reason in [*order, *sorted(set(totals.index) - set(order))]
-        ],
-    }
+    found = _cards(cohort, tiles, tiles["reason"], read, count)
+    return {**found, "totals": {name: totals[name] for name in REASONS if name in totals}}
 
 
-def _cards(
-    cohort: Cohort, tiles: Frame, groups: Sequence[str], read: Read, count: int
-) -> dict[str, Any]:
-    chosen = statistics.sample(groups, tiles["tile"].tolist(), count, GALLERY_SEED)
+def _cards(cohort: Cohort, tiles: Frame, groups: Frame, read: Read, count: int) -> dict[str, Any]:
+    """Return `drawn`, the number of tiles drawn, and `cards` of those that fit on the page."""
+    chosen = statistics.sample(groups.tolist(), tiles["tile"].tolist(), count, GALLERY_SEED)
     album = pictures.Album(GALLERY_BYTES)
-    limits, target = cohort.options("filter"), cohort.metadata.get("mask_target", "")
+    limits, target = cohort.options("filter"), cohort.target
     cards: list[dict[str, Any]] = []
     for row in tiles.iloc[chosen].to_dict("records"):
         images = {"H&E": read(row, "he"), "HER2": read(row, "her2")}
-        if isinstance(row.get(f"{target}_shard"), str):
+        if isinstance(row[f"{target}_shard"], str):
             images["HER2 with mask"] = pictures.outlined(images["HER2"], read(row, target))
         uris = album.take(images, SIDE_PX)
         if not uris:
             break
-        cards.append(
-            {
-                **{name: row[name] for name in ("tile", "reason")},
-                "about": f"{row['dataset']}, score {score_name(row['score'])}, {row['split']}",
-                "label": "",
-                "images": uris,
-                "values": values(row, limits, target),
-            }
-        )
-    note = ""
-    if len(cards) < len(chosen):
-        note = f"{len(cards)} of {len(chosen)} drawn tiles are shown; the page is limited to 30 MB."
-    return {"cards": cards, "note": note}
+        mask = {name: row[f"{target}_{name}"] for name in MASK_MEASURES}
+        cards.append({**row, "images": uris, "mask": mask, "deciding": deciding(row, limits)})
+    return {"cards": cards, "drawn": len(chosen)}
 
 
-def values(
-    row: Mapping[str, Any], limits: Mapping[str, Any], target: str
-) -> list[tuple[str, str, bool]]:
-    """Return what was measured on a tile: name, value, whether the tile was rejected by it.
+def deciding(row: Mapping[str, Any], limits: Mapping[str, Any]) -> set[str]:
+    """Return the measures that rejected a tile: two can have the same reason.
 
     Args:
         row: of the index.
         limits: options of filter.
-        target: the mask engine whose cells are shown.
     """
-    deciding = {
+    return {
         criterion.column
         for criterion in CRITERIA
         if criterion.reason == row["reason"]
-        and (value := row.get(criterion.column or "")) is not None
-        and (limit := limits.get(criterion.option)) is not None
-        and criterion.missed(np.array(value), limit)
+        and criterion.column in MEASURES
+        and limits[criterion.option] is not None
+        and criterion.missed(np.array(row[criterion.column]), limits[criterion.option])
     }
-    shown = [
-        ("tissue_fraction", "tissue", percent(row["tissue_fraction"], 0)),
-        ("her2_coverage_fraction", "HER2 coverage", percent(row["her2_coverage_fraction"], 0)),
-        ("he_sharpness", "sharpness H&E", number(row["he_sharpness"])),
-        ("her2_sharpness", "sharpness HER2", number(row["her2_sharpness"])),
-        ("histogram_similarity", "similarity", fixed(row["histogram_similarity"], 2)),
-        (
-            "registration_error_um",
-            "registration error",
-            f"{number(row['registration_error_um'])} µm",
-        ),
-        ("registration_margin", "registration margin", fixed(row["registration_margin"], 3)),
-        ("folding_fraction", "folded", percent(row["folding_fraction"])),
-    ]
-    found = [
-        (words, value, name in deciding)
-        for name, words, value in shown
-        if name in deciding or row[name] > 0 or (row[name] <= 0 and name != "folding_fraction")
-    ]
-    if not np.isnan(row.get(f"{target}_cells", np.nan)):
-        cells = f"{row[f'{target}_positive_cells']:.0f} of {row[f'{target}_cells']:.0f}"
-        positive = percent(row[f"{target}_positive_fraction"])
-        found.append(("positive", positive, False))
-        found.append(("positive cells", cells, False))
-    return found
 
 
-def disputed(agreement: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
-    """Return the tiles with the least agreement of two engines, with the contours of both.
+def disputed(compared: Frame, engines: Sequence[str], read: Read) -> list[dict[str, Any]]:
+    """Return cards of the tiles with the least agreement, with the contours of all engines.
 
     Args:
-        agreement: of `data.agreement`.
+        compared: of `statistics.agreement`.
+        engines: all engines.
         read: reads a tile.
     """
     album = pictures.Album(DISPUTED_BYTES)
     cards: list[dict[str, Any]] = []
-    for row in agreement.get("worst", []):
+    worst = compared.drop_duplicates("tile").head(DISPUTED_TILES)
+    for row in worst.to_dict("records"):
         her2 = read(row, "her2")
-        images = {"HER2": her2}
-        for engine in agreement["engines"]:
-            images[engine] = pictures.outlined(her2, read(row, engine))
-        uris = album.take(images, SIDE_PX)
-        if not uris:
-            break
-        cards.append(
-            {
-                "tile": row["tile"],
-                "about": f"{row['dataset']}, score {score_name(row['score'])}",
-                "label": "",
-                "images": uris,
-                "values": [
-                    ("Dice", fixed(row["dice"], 2), False),
-                    ("same sign", percent(row["sign"]), False),
-                    ("verdict", row["verdict"], False),
-                ],
-            }
-        )
+        masks = {engine: pictures.outlined(her2, read(row, engine)) for engine in engines}
+        uris = album.take({"HER2": her2, **masks}, SIDE_PX)
+        if uris:
+            cards.append({**row, "images": uris})
     return cards

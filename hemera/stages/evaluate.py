@@ -110,7 +110,7 @@ def _trained(
 ) -> Trained:
     """Return the description of a network that was trained on this index."""
     storage.check_index(name, metadata, index.fingerprint)
-    return Trained(name, network, metadata, tables.read(history, tables.HISTORY))
+    return Trained(name, network, metadata, tables.read(history, tables.HISTORY).to_pandas())
 
 
 def _measure(

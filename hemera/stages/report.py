@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ from hemera import tables
 from hemera.config import ReportOptions
 from hemera.dataset import statistics
 from hemera.dataset.shards import read_member
+from hemera.dataset.statistics import Frame
 from hemera.files import layout
 from hemera.imaging.codecs import decode, decode_mask
 from hemera.registration.canvas import size_um
@@ -59,7 +61,6 @@ def run(
             page.
     """
     cohort = _read_cohort(sheet, block_count, results, preset)
-    errors = _landmark_errors(cohort, results)
 
     def read(row: Mapping[str, Any], name: str) -> npt.NDArray[np.uint8]:
         is_stain = name in tables.STAINS
@@ -71,39 +72,19 @@ def run(
         return decode(member) if is_stain else decode_mask(member)
 
     rejections = statistics.rejections(cohort.funnel)
-    biases = statistics.selection_bias(rejections)
-    agreement = data.agreement(
-        statistics.agreement(cohort.accepted, cohort.engines), cohort.engines
-    )
-    rows = [
-        row
-        for pair in cohort.pairs
-        if not pair.registered
-        for row in _certificates(layout.path(layout.CERTIFICATE, results, unit=pair.pair))
-    ]
+    compared = statistics.agreement(cohort.accepted, cohort.engines)
+    errors = _landmark_errors(cohort, results)
     content = {
         "title": f"HEMERA data report: {cohort.sheet}",
-        "preset": preset,
-        "sheet": cohort.sheet,
-        "headline": data.headline(cohort),
-        "warnings": [*data.warnings(cohort, biases, agreement), *registration.warnings(rows)],
-        "pairs": data.pair_table(cohort),
-        **_registrations(rows, errors, cohort, results, page, pairs, options.worst_pairs),
-        "landmarks": [row for row in errors if row["aggregation"] == "pair" and row["points"]],
-        "cohort_errors": [row for row in errors if row["aggregation"] != "pair"],
+        **data.content(cohort, compared, options.intense_share),
+        **_registrations(errors, cohort, results, page, pairs, options.worst_pairs),
+        "errors": errors,
         "filters": filters.filters(cohort, rejections),
-        "biases": [data.bias_words(bias) for bias in biases],
+        "biases": statistics.selection_bias(rejections),
         "quality": filters.quality(cohort),
         "accepted": galleries.accepted(cohort, read, options.gallery_tiles),
         "rejected": galleries.rejected(cohort, read, options.gallery_tiles),
-        "masks": data.masks(cohort),
-        "agreement": agreement,
-        "disputed": galleries.disputed(agreement, read),
-        "confusions": data.confusions(cohort, options.intense_share),
-        "intense_fraction": options.intense_share,
-        "splits": data.splits(cohort),
-        "provenance": data.provenance(cohort),
-        "target": cohort.metadata.get("mask_target", ""),
+        "disputed": galleries.disputed(compared, cohort.engines, read),
     }
     write_page(page, "report.html", content)
     log.info("%s: %.1f MB", page.name, page.stat().st_size / 1e6)
@@ -121,41 +102,62 @@ def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> d
     schema = tables.index(json.loads(metadata["mask_engines"]))
     columns = [name for name in schema.names if not name.endswith("_sha256")]
     plain = [name for name in tables.DESCRIBE.names if name not in ("tissue", "thumbnail")]
+    names = [
+        "pair",
+        "case",
+        "dataset",
+        "score",
+        "verdict",
+        "registered",
+        "in_block",
+        "has_landmarks",
+    ]
+    pairs = [[getattr(pair, name) for name in names] for pair in opened.pairs]
     return data.Cohort(
         sheet=sheet.name,
         preset=preset,
-        pairs=opened.pairs,
+        pairs=_named(pd.DataFrame(pairs, columns=names)),
         outcomes=_frame(paths(layout.PAIRS), tables.PAIRS),
         images=_frame(paths(layout.IMAGES_TABLE), tables.DESCRIBE, plain),
-        funnel=_frame([layout.path(layout.FUNNEL, results)], tables.FUNNEL),
-        tiles=_frame([index], schema, columns),
+        funnel=_named(_frame([layout.path(layout.FUNNEL, results)], tables.FUNNEL)),
+        tiles=_named(_frame([index], schema, columns)),
         metadata=metadata,
     )
 
 
-def _frame(
-    paths: Iterable[Path], schema: pa.Schema, columns: Sequence[str] | None = None
-) -> statistics.Frame:
+def _frame(paths: Iterable[Path], schema: pa.Schema, columns: Sequence[str] | None = None) -> Frame:
     return pa.concat_tables([tables.read(path, schema, columns) for path in paths]).to_pandas()
 
 
-def _certificates(path: Path) -> list[dict[str, Any]]:
-    options = json.loads(tables.read_metadata(path)["options"])
-    rows = tables.read(path, tables.CERTIFICATE).to_pylist()
-    return [{**row, "options": options} for row in rows]
+def _named(frame: Frame) -> Frame:
+    """Name the score of pairs that have none; this name is sorted after the others."""
+    return frame.assign(score=frame["score"].replace("", "unknown"))
+
+
+def _certificates(cohort: data.Cohort, results: Path) -> list[dict[str, Any]]:
+    """Return the certificates of the pairs registered here, each with the options of register."""
+    rows = []
+    for pair in cohort.pairs["pair"][~cohort.pairs["registered"]]:
+        path = layout.path(layout.CERTIFICATE, results, unit=pair)
+        (row,) = tables.read(path, tables.CERTIFICATE).to_pylist()
+        rows.append({**row, "options": json.loads(tables.read_metadata(path)["options"])})
+    return rows
 
 
 def _landmark_errors(cohort: data.Cohort, results: Path) -> list[dict[str, Any]]:
     """Return the rows of landmarks' table of the cohort, with errors in pixels too."""
-    if not any(pair.has_landmarks for pair in cohort.pairs):
+    if not cohort.pairs["has_landmarks"].any():
         return []
-    rows = tables.read(layout.path(layout.LANDMARK_COHORT, results), tables.LANDMARKS_COHORT)
+    path = layout.path(layout.LANDMARK_COHORT, results)
+    rows = tables.read(path, tables.LANDMARKS_COHORT).to_pandas().fillna({"dataset": "all"})
     he = cohort.images[cohort.images["stain"] == "he"].set_index("pair")["mpp"]
-    return [registration.in_pixels(row, he.get(row["pair"])) for row in rows.to_pylist()]
+    for name in ("median", "p90"):
+        rows[f"error_{name}_px"] = rows[f"error_{name}_um"] / rows["pair"].map(he)
+    found: list[dict[str, Any]] = rows.to_dict("records")
+    return found
 
 
 def _registrations(
-    rows: Sequence[Mapping[str, Any]],
     errors: Sequence[Mapping[str, Any]],
     cohort: data.Cohort,
     results: Path,
@@ -164,7 +166,8 @@ def _registrations(
     worst: int,
 ) -> dict[str, Any]:
     """Write the pages of pairs beyond the worst; return the page's content on registrations."""
-    manual = {pair.pair: pair.verdict for pair in cohort.pairs}
+    rows = _certificates(cohort, results)
+    verdicts = cohort.pairs.set_index("pair")["verdict"]
     at_landmarks = {row["pair"]: row for row in errors if row["aggregation"] == "pair"}
     folder.mkdir(parents=True, exist_ok=True)
     album = pictures.Album(REGISTRATION_BYTES)
@@ -173,37 +176,44 @@ def _registrations(
     ordered = sorted(rows, key=registration.worst_first)
     for row in tqdm(ordered, desc="report", unit="pair", disable=None):
         name = row["pair"]
-        known = {"row": row, "manual": manual[name], "landmarks": at_landmarks.get(name)}
-        images, local = _pictures(row, results)
-        card = {**known, **registration.card(row, images, local)}
+        known = {
+            "row": row,
+            "manual": verdicts[name],
+            "landmarks": at_landmarks.get(name),
+        }
+        drawn = _pictures(row, results)
         own_page = folder / f"{name}.html"
         # In order: no pair is on the page when a worse one is not.
-        on_page = len(shown) == len(lines) < worst and registration.embed(card, images, album)
-        if on_page:
-            shown.append(card)
+        fits = len(shown) == len(lines) < worst
+        card = registration.card(row, *drawn, album) if fits else None
+        if card is not None:
+            shown.append(known | card)
             own_page.unlink(missing_ok=True)
+            link = f"#pair-{name}"
         else:
-            registration.embed(card, images, pictures.Album(PAIR_BYTES))
+            card = registration.card(row, *drawn, pictures.Album(PAIR_BYTES)) or {}
             content = {
                 "title": f"HEMERA: registration of {name}",
+                "cohort": cohort,
                 "preset": cohort.preset,
-                "sheet": cohort.sheet,
                 "report": _relative(page, own_page),
-                "item": card,
+                "item": known | card,
             }
             write_page(own_page, "pair.html", content)
-        lines.append({**known, "link": f"#pair-{name}" if on_page else _relative(own_page, page)})
+            link = _relative(own_page, page)
+        lines.append({**known, "link": link})
     return {
         "registrations": shown,
         "registered": lines[: data.ROWS_MAX],
-        "registered_more": max(0, len(lines) - data.ROWS_MAX),
+        "registered_left": max(0, len(lines) - data.ROWS_MAX),
+        "mirrored": registration.mirrored(rows),
         "pages": _relative(folder, page) if len(lines) > len(shown) else "",
     }
 
 
 def _pictures(
     row: Mapping[str, Any], results: Path
-) -> tuple[dict[str, npt.NDArray[np.uint8]], dict[str, Any] | None]:
+) -> tuple[dict[str, npt.NDArray[np.uint8]], Frame | None]:
     """Return the pictures of a pair and its local quality, as far as its images could be read."""
     images_table, displacement, quality = (
         layout.path(pattern, results, unit=row["pair"])
@@ -229,8 +239,7 @@ def _pictures(
         # Where the rigid displacement was kept, it is the final one.
         row["rigid"] if row["map"] == "nonrigid" else None,
     )
-    local = registration.local_map(squares, he_um, images["he"].shape[1::-1])
-    return images, local
+    return images, registration.local_squares(squares, he_um, images["he"].shape[1::-1])
 
 
 def _relative(path: Path, page: Path) -> str:

@@ -22,13 +22,14 @@ def two_engines(**columns: list[Any]) -> pd.DataFrame:
 def test_rejections_are_in_the_order_of_filters_and_scores() -> None:
     table = statistics.rejections(
         counts(
-            ("bci", "", "accepted", 1), ("bci", "3+", "blurred_he", 2), ("bci", "0", "accepted", 3),
-            ("bci", "0", "low_tissue", 4), ("bci", "0", "unheard_of", 5),
+            ("bci", "unknown", "accepted", 1),
+            ("bci", "3+", "blurred_he", 2), ("bci", "0", "accepted", 3),
+            ("bci", "0", "low_tissue", 4),
         )
     )  # fmt: skip
-    assert list(table.columns) == ["accepted", "low_tissue", "blurred_he", "unheard_of"]
-    assert list(table.index) == [("bci", "0"), ("bci", "3+"), ("bci", "")]
-    assert table.to_numpy().tolist() == [[3, 4, 0, 5], [0, 0, 2, 0], [1, 0, 0, 0]]
+    assert list(table.columns) == ["accepted", "low_tissue", "blurred_he"]
+    assert list(table.index) == [("bci", "0"), ("bci", "3+"), ("bci", "unknown")]
+    assert table.to_numpy().tolist() == [[3, 4, 0], [0, 0, 2], [1, 0, 0]]
     assert statistics.rejections(counts()).shape == (0, 1)
 
 
@@ -45,24 +46,38 @@ def test_selection_bias_names_one_score_and_its_reason() -> None:
     assert statistics.selection_bias(table) == [Bias("bci", "3+", 0.5, 0.89, "blurred_her2")]
 
 
-def test_agreement_is_a_mean_over_tiles_that_are_not_empty_to_both() -> None:
-    tiles = two_engines(
-        tile=["t1", "t2", "t3", "t4"],
-        score=["0", "3+", "3+", "3+"],
-        a_agreement_dice=[1.0, 0.9, 0.5, None],
-        a_agreement_sign=[None, 0.8, 0.3, None],
-        a_positive_fraction=[0.0, 0.4, 0.2, 0.3],
-        b_positive_fraction=[0.0, 0.5, 0.6, 0.3],
-    )
+TWO_ENGINES: dict[str, list[Any]] = {
+    "tile": ["t1", "t2", "t3", "t4"],
+    "score": ["0", "3+", "3+", "3+"],
+    "a_agreement_dice": [1.0, 0.9, 0.5, None],
+    "a_agreement_sign": [None, 0.8, 0.3, None],
+    "a_positive_fraction": [0.0, 0.4, 0.2, 0.3],
+    "b_agreement_dice": [1.0, 0.9, 0.5, None],
+    "b_agreement_sign": [None, 0.8, 0.3, None],
+    "b_positive_fraction": [0.0, 0.5, 0.6, 0.3],
+}
+
+
+def test_agreement_is_a_mean_over_tiles_that_are_not_empty() -> None:
+    tiles = two_engines(**TWO_ENGINES)
     found = statistics.agreement(tiles, ["a", "b"])
     assert found["tile"].tolist() == ["t3", "t2", "t1"], "least agreement first"
     assert found["verdict"].tolist() == ["unsuitable", "suitable", "suitable"]
-    low, high = (statistics.agreement_summary(own) for _, own in statistics.groups(found))
-    assert (low["tiles"], low["empty"], low["dice"], low["verdict"]) == (1, 1, None, None)
+    low, high = (statistics.agreement_summary(own) for _, own in found.groupby("score"))
+    assert (low["tiles"], low["empty"], low["verdict"]) == (1, 1, "")
     assert (high["tiles"], high["empty"], high["verdict"]) == (2, 0, "doubtful")
     assert (high["dice"], high["sign"]) == (pytest.approx(0.7), pytest.approx(0.55))
     assert (high["suitable"], high["doubtful"], high["unsuitable"]) == (1, 0, 1)
-    assert not len(statistics.agreement(tiles, ["a"]))
+
+
+def test_each_of_three_engines_is_compared_and_a_single_one_is_not() -> None:
+    third = {"c_agreement_dice": [0.2, 0.9, 0.5, None], "c_agreement_sign": [None] * 4}
+    tiles = two_engines(**TWO_ENGINES, **third, c_positive_fraction=[0.1, 0.4, 0.2, 0.0])
+    found = statistics.agreement(tiles, ["a", "b", "c"])
+    assert found["engine"].value_counts().to_dict() == {"a": 3, "b": 3, "c": 3}
+    assert found.iloc[0][["tile", "engine", "dice", "empty"]].tolist() == ["t1", "c", 0.2, False]
+    alone = tiles.assign(a_agreement_dice=None, a_agreement_sign=None)
+    assert statistics.agreement(alone, ["a"]).empty
 
 
 def test_the_cells_of_a_case_are_added_before_they_are_scored() -> None:
@@ -93,12 +108,10 @@ def test_mask_statistics_of_a_group() -> None:
         a_cells=[10, 20, None], a_positive_cells=[3, 12, None],
         a_weak_cells=[3, 3, None], a_moderate_cells=[0, 9, None], a_strong_cells=[0, 0, None],
     )  # fmt: skip
-    (found,) = statistics.mask_statistics(tiles, "a")
-    assert found["positive_fractions"].tolist() == [0.1, 0.3]
-    assert found["cells_per_mm2"] == pytest.approx(30 / 0.05)
-    assert found["positive_cells"] == 0.5
-    assert found["intensities"] == [0.2, 0.3, 0.0]
-    assert found["excluded_fraction"] == 0.25
+    found = statistics.mask_statistics(tiles, "a").loc["bci", "2+"]
+    expected = {"tiles": 2, "median": 0.2, "empty": 0, "cells_per_mm2": 30 / 0.05, "excluded": 0.25}
+    expected |= {"positive": 0.5, "weak": 0.2, "moderate": 0.3, "strong": 0}
+    assert found.to_dict() == pytest.approx(expected)
 
 
 def test_split_counts() -> None:

@@ -1,8 +1,10 @@
 """Charts: areas and places follow the values; text is escaped."""
 
+import collections
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hemera.reports import charts
@@ -10,10 +12,10 @@ from hemera.reports import charts
 
 def areas(chart: str) -> dict[str, float]:
     """Areas of the filled shapes of a chart, by colour."""
-    found = {}
+    found: dict[str, float] = collections.Counter()
     for path, color in re.findall(r'<path d="([^"]+)" style="fill: (#\w+)', chart):
         x, y = np.array([float(n) for n in re.findall(r"[\d.]+", path)]).reshape(-1, 2).T
-        found[color] = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+        found[color] += abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
     return found
 
 
@@ -31,12 +33,11 @@ def test_histogram_draws_each_group_to_its_count() -> None:
 
 
 def test_bars_are_as_long_as_their_counts_or_of_one_length() -> None:
-    rows = [
-        ("a", [("x", "#111111", 30.0), ("y", "#222222", 10.0)], ""),
-        ("b", [("z", "#333333", 5.0)], ""),
-    ]
+    rows = pd.DataFrame({"x": [30, 0], "y": [10, 0], "z": [0, 5]}, index=["a", "b"])
+    colors = {"x": "#111111", "y": "#222222", "z": "#333333"}
     for relative, ratio in ((False, 8), (True, 1)):
-        found = areas(charts.bars("t", rows, relative=relative))
+        chart = charts.bars("t", rows, colors, ["", ""], relative=relative)
+        found = areas(chart)
         assert found["#111111"] / found["#222222"] == pytest.approx(3)
         total = found["#111111"] + found["#222222"]
         assert total / found["#333333"] == pytest.approx(ratio)

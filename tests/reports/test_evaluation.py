@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
+import pandas as pd
 
 from hemera import tables
 from hemera.config import EvaluateOptions, TrainGenerationOptions, TrainSegmentationOptions
@@ -62,14 +62,14 @@ def tile_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def history(*names: str) -> pa.Table:
+def history(*names: str) -> pd.DataFrame:
     rows = [
         {"epoch": k, "part": part, "quantity": name, "value": 3 / k + (0.2 if part == "val" else 0)}
         for k in range(1, 9)
         for name in names
         for part in ("train", "val")
     ]
-    return pa.Table.from_pylist(rows, schema=tables.HISTORY)
+    return pd.DataFrame(rows, columns=tables.HISTORY.names)
 
 
 def example(name: str, **changed: Any) -> Example:
@@ -155,10 +155,8 @@ def test_curves_options_and_images_of_every_network_are_shown(tmp_path: Path) ->
     text = written(tmp_path / "evaluate.html")
     assert text.count("<svg") == 4 + 1 + 2
     assert text.count("<img") == 3 * 6
-    differences = text[
-        text.index("Options in which the generators differ") : text.index('<dl class="facts"')
-    ]
-    assert re.findall(r"<tr><td><code>(\w+)</code>", differences) == ["weight_map"]
+    changed = re.findall(r'<tr class="own"><td><code>(\w+)</code>', text)
+    assert changed == ["weight_map", "epochs"]
     assert "<dt>PSNR, dB, pix2pix</dt><dd>17.00</dd>" in text
 
 
@@ -192,10 +190,9 @@ def test_a_network_that_a_baseline_exceeds_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_page_without_test_tiles(tmp_path: Path) -> None:
-    empty = [Trained(each.name, each.network, {}, tables.HISTORY.empty_table()) for each in TRAINED]
+    empty = [Trained(each.name, each.network, {}, history()) for each in TRAINED]
     text = written(
-        tmp_path / "evaluate.html", metrics=[], tiles=[], trained=empty, index_metadata={},
-        examples=[],
+        tmp_path / "evaluate.html", metrics=[], tiles=[], trained=empty, examples=[],
     )  # fmt: skip
     assert "SegmentationNet was not evaluated: its test split has no tile" in text
 
@@ -209,7 +206,11 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         metrics=metric_rows() + [row | {"group": f"case={hostile}"} for row in cases],
         trained=[Trained("hemera", "generation", {}, history(hostile)), *TRAINED[1:]],
         examples=[example(hostile, case=hostile, dataset=hostile, score=hostile, label=hostile)],
-        index_metadata={"licences": json.dumps([hostile]), "mask_target": hostile},
+        index_metadata={
+            "licences": json.dumps([hostile]),
+            "mask_target": hostile,
+            "fingerprint": hostile,
+        },
     )
     assert "<script" not in text
 

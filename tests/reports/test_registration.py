@@ -2,6 +2,7 @@
 
 import json
 import re
+from html import unescape
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hemera import tables
 from hemera.config import RegisterOptions
 from hemera.registration.displacement import Displacement, none
 from hemera.registration.local_quality import LocalQuality
-from hemera.reports import pictures, registration
+from hemera.reports import html, pictures, registration
 from tests.small_results import tissue
 
 
@@ -72,68 +73,55 @@ def quality_of(rows: list[tuple[float, float, float, float, float]]) -> LocalQua
     )
 
 
-def test_squares_lie_where_they_were_measured_in_the_colour_of_their_error() -> None:
+def test_squares_lie_where_they_were_measured_in_the_class_of_their_error() -> None:
     """On a slide of 2000 x 1000 um drawn at 400 x 300 px, so that a swapped axis shows."""
     local = quality_of(
         [(500.0, 100.0, 0.5, 0.2, -10.0), (1000.0, 900.0, 0.1, 0.4, 120.0),
-         (1500.0, 900.0, 0.3, 0.3, 9.0), (200.0, 500.0, 0.5, 0.2, 1.0)]
+         (1500.0, 900.0, 0.3, 0.3, 9.0)]
     )  # fmt: skip
-    made = registration.local_map(local, (2000.0, 1000.0), (400, 300))
-    assert made is not None
-    colours = pictures.steps(7)
+    found = registration.local_squares(local, (2000.0, 1000.0), (400, 300))
     # 0.2 px/um along x and 0.3 along y; a square is drawn at 0.72 of 50 um: 7.2 x 10.8 px.
-    found = dict(re.findall(r'<path d="([^"]+)" (?:fill|class)="([^"]+)"', str(made["squares"])))
-    box = "h7.2v10.8h-7.2z"
-    assert found == {
-        f"M96.4 24.6{box}M296.4 264.6{box}M36.4 144.6{box}": colours[0],
-        f"M196.4 264.6{box}": colours[4],
-        # As good elsewhere as in place counts as worse.
-        f"M196.4 264.6{box}M296.4 264.6{box}": "worse",
-    }
-    assert [share for _, _, share in made["legend"]] == [0.75, 0, 0, 0, 0.25, 0, 0]
-    assert made["legend"][0][0] == "up to 10 µm" and made["legend"][4][0] == "100 to 200"
-    assert (made["count"], made["worse_fraction"]) == (4, 0.5)
-    assert made["median_um"] == pytest.approx(9.5)
-    assert made["p90_um"] == pytest.approx(10 + 0.7 * 110)
+    expected = [[96.4, 24.6, 7.2, 10.8], [196.4, 264.6, 7.2, 10.8], [296.4, 264.6, 7.2, 10.8]]
+    assert found[["x", "y", "width", "height"]].to_numpy() == pytest.approx(np.array(expected))
+    assert found["error_um"].tolist() == [10, 120, 9]
+    names = [registration.ERROR_CLASSES[kind][0] for kind in found["kind"]]
+    assert names == ["up to 10 µm", "100 to 200", "up to 10 µm"]
+    # As good elsewhere as in place counts as worse.
+    assert found["worse"].tolist() == [False, True, True]
 
 
-def test_no_square_is_no_map() -> None:
+def test_no_square_is_no_picture_of_squares() -> None:
     empty = LocalQuality.from_columns({name: [] for name in tables.QUALITY.names})
-    assert registration.local_map(empty, (2000.0, 1000.0), (400, 300)) is None
+    squares = registration.local_squares(empty, (2000.0, 1000.0), (400, 300))
+    images = {"he": tissue(1, 60, 90, (90, 60, 120))}
+    album = pictures.Album(10**6)
+    card = registration.card(certificate_row(options={}), images, squares, album)
+    assert card is not None
+    assert card["squares"] is None and "ground" not in card["pictures"]
+    assert (
+        registration.card(certificate_row(options={}), images, squares, pictures.Album(10)) is None
+    )
 
 
 def certificate_row(**values: Any) -> dict[str, Any]:
     return {**dict.fromkeys(tables.CERTIFICATE.names), "pair": "a", "verdict": "pass", **values}
 
 
-def test_certificate_judges_as_the_options_say() -> None:
-    row = certificate_row(
-        tile_ok=0.29, lncc=0.1, ncc_margin=0.2, scale=1 / 1.5, folding_fraction=0.004,
-        coverage_fraction=0.5, match_count=7, mirror_probe=1.2, error_median_um=31.0,
-    )  # fmt: skip
-    options = json.loads(tables.provenance(RegisterOptions())["options"])
-    lines, missing = registration.certificate(row, options)
-    found = {line["name"]: line for line in lines}
-    assert {name: line["state"] for name, line in found.items()} == {
-        "tile_ok": "fail",  # below 0.30
-        "lncc": "review",  # between 0.08 and 0.15
-        "ncc_margin": "pass",
-        "mirror_probe": "review",  # between 1 and 1.5
-        "log_scale": "fail",  # |log 1/1.5| = 0.405, over 0.25
-        "folding_fraction": "pass",
-        "coverage_fraction": "review",
-        "match_count": "none",
-        "error_median_um": "none",
+def test_the_certificate_shows_values_limits_and_grades() -> None:
+    row = certificate_row(tile_ok=0.29, scale=1 / 1.5, match_count=7, mirror_probe=1.2)
+    limits = json.loads(tables.provenance(RegisterOptions())["options"])
+    item = {"signals": registration.signals(row, limits)}
+    template: Any = html._environment().get_template("registration.html").module
+    made = str(template.certificate(item))
+    found = {
+        name: [unescape(re.sub("<[^>]+>", "", cell)) for cell in re.findall("<td.*?</td>", line)]
+        for name, line in re.findall("<tr><td><code>(.*?)</code>.*?</td>(.*?)</tr>", made)
     }
-    assert missing == ["match_fraction", "anisotropy"]
-    assert (found["tile_ok"]["passes"], found["tile_ok"]["fails"]) == ("≥ 60.0 %", "< 30.0 %")
-    assert (found["log_scale"]["passes"], found["log_scale"]["fails"]) == ("≤ 0.25", "> 0.25")
-    assert (found["coverage_fraction"]["passes"], found["coverage_fraction"]["fails"]) == (
-        "≥ 90.0 %",
-        "< 0.0 %",
-    )
-    unknown, _ = registration.certificate(row, {})
-    assert {line["state"] for line in unknown} == {"none"}
+    assert found["tile_ok"] == ["29.0 %", "fail", "≥ 60.0 %", "< 30.0 %"]
+    assert found["match_count"] == ["7", "", "", ""]
+    assert found["mirror_probe"] == ["1.2", "review", "≥ 1.5", "< 1"]
+    assert found["log_scale"] == ["0.405", "fail", "≤ 0.25", "> 0.25"]
+    assert "Not measured: lncc, ncc_margin, match_fraction, coverage_fraction," in made
 
 
 def test_worst_first() -> None:
@@ -148,28 +136,14 @@ def test_worst_first() -> None:
 
 
 def test_mirrored_slides_that_the_sheet_does_not_know_are_named() -> None:
-    found = registration.warnings(
-        [certificate_row(pair=f"m{k}", mirrored=True, mirrored_by="probe") for k in range(7)]
-        + [
+    probe = {"mirrored_by": "probe"}
+    found = registration.mirrored(
+        [
+            certificate_row(pair="m", mirrored=True, **probe),
             certificate_row(pair="known", mirrored=True, mirrored_by="sheet"),
-            certificate_row(pair="wrong", mirrored=True, mirrored_by="probe", verdict="fail"),
-            certificate_row(pair="back", mirrored=False, mirrored_by="probe", verdict="review"),
+            certificate_row(pair="wrong", mirrored=True, verdict="fail", **probe),
+            certificate_row(pair="back", mirrored=False, verdict="review", **probe),
             certificate_row(pair="plain", mirrored=False),
         ]
     )
-    first, second = (item["words"] for item in found)
-    assert "7 pairs" in first and "(m0, m1, m2, m3, m4 and 2 more)" in first
-    assert "write mirrored: true" in first
-    assert second.startswith("1 pair declared mirrored") and "(back)" in second
-    assert not any(name in first + second for name in ("known", "wrong", "plain"))
-    assert registration.warnings([]) == []
-
-
-def test_landmark_errors_in_pixels() -> None:
-    row = {"error_median_um": 3.0, "error_p90_um": 4.6, "points": 5}
-    found = registration.in_pixels(row, 0.5)
-    assert (found["error_median_px"], found["error_p90_px"]) == (6.0, pytest.approx(9.2))
-    assert found["points"] == 5
-    assert registration.in_pixels(row, None)["error_median_px"] is None
-    lacking = registration.in_pixels({"error_median_um": None, "error_p90_um": None}, 0.5)
-    assert lacking["error_p90_px"] is None
+    assert found == {True: ["m"], False: ["back"]}

@@ -18,7 +18,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {7: "9c30f5b3dbbce13e"}
+GOLDEN = {8: "584e1c49378169a3"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -95,19 +95,16 @@ def test_a_cohort_of_both_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error_um", "margin", "bold"),
-    [(70.9, -0.094, ["registration margin"]), (170.9, 0.1, ["registration error"])],
+    ("error_um", "margin", "expected"),
+    [(70.9, -0.094, {"registration_margin"}), (170.9, 0.1, {"registration_error_um"})],
 )
 def test_a_tile_shows_the_measure_that_rejected_it(
-    error_um: float, margin: float, bold: list[str]
+    error_um: float, margin: float, expected: set[str]
 ) -> None:
     """Two measures have the reason `misregistered`."""
-    row = dict.fromkeys(("tissue_fraction", "her2_coverage_fraction", "he_sharpness"), 0.9)
-    row |= dict.fromkeys(("her2_sharpness", "histogram_similarity", "folding_fraction"), 0.9)
-    row |= {"registration_error_um": error_um, "registration_margin": margin}
+    row = {"registration_error_um": error_um, "registration_margin": margin}
     limits = {"registration_error_max_um": 100.0, "registration_margin_min": -0.05}
-    found = tiles.values({**row, "reason": "misregistered"}, limits, "stain")
-    assert [name for name, _, decides in found if decides] == bold
+    assert tiles.deciding({**row, "reason": "misregistered"}, limits) == expected
 
 
 REFUSED = slides()[1]
@@ -166,6 +163,16 @@ def test_the_tiles_with_the_least_agreement_are_shown_with_both_masks(tmp_path: 
     assert len(set(found[:3])) == 3
     assert "Low agreement of the mask engines" in text[: text.index('id="pairs"')]
     assert "Low agreement" not in write(tmp_path / "one", image_pairs(1)).read_text()
+
+
+def test_the_agreement_of_every_engine_is_shown(tmp_path: Path) -> None:
+    sheet = make(tmp_path, image_pairs(1), engines=("stain", "deepliif", "third"))
+    masks = section(page_of(tmp_path, sheet).read_text(), "masks")
+    table = masks.partition("<h3>Agreement of the engines")[2].partition("</table>")[0]
+    for engine in ("stain", "deepliif", "third"):
+        assert table.count(f"<td><code>{engine}</code></td>") == len(SCORES) + 1
+    gallery = masks.partition("<h4>Least agreement")[2].partition("<h3>")[0]
+    assert gallery.count("<img") == 6 * 4
 
 
 def test_a_full_page_leaves_tiles_out_and_notes_it(
