@@ -192,11 +192,6 @@ def test_an_image_of_two_cases(tmp_path: Path, he: str, her2: str) -> None:
     assert "case c2 here and to c1 in row 2" in line
 
 
-def test_an_image_may_stand_twice_in_one_case(tmp_path: Path) -> None:
-    path = write(tmp_path, cells(), cells(pair="p2", her2="other.tif"))
-    assert len(read_sheet(path).pairs) == 2
-
-
 def test_columns(tmp_path: Path) -> None:
     with pytest.raises(SheetError) as error:
         read_sheet(write(tmp_path, cells(), header="pair\tcase\tcase\tscores"))
@@ -285,14 +280,6 @@ def test_units_are_slides_by_name_and_blocks_by_data_set() -> None:
         unit_pairs(sheet, "bci.003", 3)
 
 
-def test_blocks_are_of_like_size() -> None:
-    sheet = Sheet(Path("p"), tuple(pair(f"bci_train_{number:05d}") for number in range(3896)))
-    sizes = [len(unit) for unit in units(sheet, 19).values()]
-    assert len(sizes) == 19
-    assert max(sizes) < 1.3 * 3896 / 19
-    assert min(sizes) > 0.7 * 3896 / 19
-
-
 @pytest.mark.parametrize("place", [0, 17, 60])
 def test_an_added_pair_changes_one_block(place: int) -> None:
     pairs = [pair(f"b{number}") for number in range(60)]
@@ -337,17 +324,3 @@ def test_a_digest_changes_with_its_stages_columns_alone() -> None:
             changed = digest([base.model_copy(update={name: value})], stage) != before
             assert changed == (name in columns), (stage, name)
         assert digest([base, pair("z")], stage) != before
-
-
-def test_a_digest_does_not_know_where_the_sheet_lies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same relative sheet in another working copy asks for no rerun."""
-    found = []
-    for name in ("one", "two"):
-        folder = tmp_path / name / "demo"
-        folder.mkdir(parents=True)
-        write(folder, cells())
-        monkeypatch.chdir(tmp_path / name)
-        found.append(digest(read_sheet(Path("demo/pairs.tsv")).pairs, "tile"))
-    assert found[0] == found[1]
