@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from hemera import tables
 from hemera.config import EvaluateOptions
+from hemera.dataset.statistics import Frame
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.evaluation import baselines, metrics, perceptual
 from hemera.evaluation.metrics import Bootstrap, Confusion, Summary
@@ -39,15 +42,14 @@ SEGMENTER = "segmenter"
 CONSTANTS = ("all_positive", "all_negative")
 REAL = "real"
 
+CONFIDENCE = 0.95
+"""Level of the confidence intervals."""
+
 
 def predict(net: nn.Module, images: RGB, network: str, device: torch.device) -> Tensor:
     """Return the output (B, C, H, W) of a network, on the CPU, for H&E tiles (B, H, W, 3).
 
-    Args:
-        net: the network.
-        images: the tiles, of one size.
-        network: generation, whose input is in [-1, 1], or segmentation, in [0, 1].
-        device: of the network.
+    The input of network ``generation`` is in [-1, 1], that of ``segmentation`` in [0, 1].
     """
     with torch.inference_mode():
         unit = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 255
@@ -97,16 +99,11 @@ def evaluate_generators(
     device: torch.device,
     options: EvaluateOptions,
 ) -> tuple[Rows, Features]:
-    """Measure the images of generators and of the trivial baselines.
+    """Measure the images of generators, by name, and of the trivial baselines.
 
     Args:
-        nets: generators by name.
-        tiles: the tiles, H&E and HER2.
         facts: tile, case, dataset and score by tile.
         colors: of the training tiles.
-        extractors: networks of the perceptual metrics.
-        device: of the generators.
-        options: batch_size.
 
     Returns:
         Rows of `tables.EVALUATION_TILES`, and the features, none without InceptionV3.
@@ -149,17 +146,9 @@ def evaluate_segmenter(
     device: torch.device,
     options: EvaluateOptions,
 ) -> Rows:
-    """Count the pixels of SegmentationNet and of both constant predictions.
+    """Return rows of `tables.EVALUATION_TILES`: SegmentationNet and both constant predictions.
 
-    Args:
-        net: the network.
-        tiles: the tiles, H&E and mask.
-        facts: tile, case, dataset and score by tile.
-        device: of the network.
-        options: batch_size.
-
-    Returns:
-        Rows of `tables.EVALUATION_TILES`.
+    `facts` are tile, case, dataset and score by tile.
     """
     rows: Rows = []
     nets = {SEGMENTER: net}
@@ -185,41 +174,39 @@ def summarise(
     Args:
         rows: of `tables.EVALUATION_TILES`.
         features: of the same tiles; empty: no FID and KID.
-        options: bootstrap_samples and seed.
     """
+    table = pd.DataFrame(rows, columns=tables.EVALUATION_TILES.names)
+    table = table.astype(dict.fromkeys(IMAGE_METRICS, float))
     found: Rows = []
-    for network in ("generation", "segmentation"):
-        for group, members in _groups([row for row in rows if row["network"] == network]):
-            methods: dict[str, list[Mapping[str, Any]]] = {}
-            for row in members:
-                methods.setdefault(row["method"], []).append(row)
-            # Every method has the same tiles in the same order.
-            bootstrap = Bootstrap(
-                [row["case"] for row in next(iter(methods.values()))],
-                samples=options.bootstrap_samples,
-                confidence=0.95,
-                seed=options.seed,
-            )
-            if network == "segmentation":
-                measured = _segmentation_metrics(methods, bootstrap)
-            else:
-                measured = {method: _image_metrics(of, bootstrap) for method, of in methods.items()}
-                # One case has too few tiles to compare sets.
-                if features and not group.startswith("case="):
-                    for method, of in methods.items():
-                        measured[method] |= _set_metrics(of, features, options.seed)
-            found += [
-                {
-                    "network": network,
-                    "method": method,
-                    "group": group,
-                    "metric": metric,
-                    "aggregation": aggregation,
-                    **summary._asdict(),
-                }
-                for method, values in measured.items()
-                for (metric, aggregation), summary in values.items()
-            ]
+    for (network, group), members in _groups(table):
+        methods = dict(list(members.groupby("method", sort=False)))
+        # Every method has the same tiles in the same order.
+        bootstrap = Bootstrap(
+            next(iter(methods.values()))["case"],
+            samples=options.bootstrap_samples,
+            confidence=CONFIDENCE,
+            seed=options.seed,
+        )
+        if network == "segmentation":
+            measured = _segmentation_metrics(methods, bootstrap)
+        else:
+            measured = {method: _image_metrics(own, bootstrap) for method, own in methods.items()}
+            # One case has too few tiles to compare sets.
+            if features and not group.startswith("case="):
+                for method, own in methods.items():
+                    measured[method] |= _set_metrics(own, features, options.seed)
+        found += [
+            {
+                "network": network,
+                "method": method,
+                "group": group,
+                "metric": metric,
+                "aggregation": aggregation,
+                **summary._asdict(),
+            }
+            for method, values in measured.items()
+            for (metric, aggregation), summary in values.items()
+        ]
     return found
 
 
@@ -227,62 +214,53 @@ _Summaries = dict[tuple[str, str], Summary]
 """By metric and aggregation."""
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Return the groups of rows by name: all, dataset=..., score=..., case=...; none if no row."""
-    groups: list[tuple[str, list[Mapping[str, Any]]]] = []
-    if rows:
-        groups.append(("all", list(rows)))
-    for key in ("dataset", "score", "case"):
-        members: dict[str, list[Mapping[str, Any]]] = {}
-        for row in rows:
-            members.setdefault(row[key], []).append(row)
-        groups += [(f"{key}={value}", members[value]) for value in sorted(members)]
-    return groups
+def _groups(table: Frame) -> Iterator[tuple[tuple[str, str], Frame]]:
+    """Yield (network, group) and its tiles; groups are all, dataset=..., score=..., case=...."""
+    for network, own in table.groupby("network"):
+        yield (network, "all"), own
+        for key in ("dataset", "score", "case"):
+            for value, members in own.groupby(key):
+                yield (network, f"{key}={value}"), members
 
 
-def _image_metrics(rows: Sequence[Mapping[str, Any]], bootstrap: Bootstrap) -> _Summaries:
+def _image_metrics(tiles: Frame, bootstrap: Bootstrap) -> _Summaries:
     found = {
-        (metric, "mean"): metrics.summarise((row[metric] for row in rows), bootstrap)
+        (metric, "mean"): metrics.summarise(tiles[metric], bootstrap)
         for metric in IMAGE_METRICS
-        if rows[0].get(metric) is not None
+        if tiles[metric].notna().any()
     }
-    infinite = sum(math.isinf(row["psnr_db"]) for row in rows)
-    found["psnr_infinite", "count"] = Summary(float(infinite), None, len(rows))
+    infinite = float(np.isinf(tiles["psnr_db"]).sum())
+    found["psnr_infinite", "count"] = Summary(infinite, None, len(tiles))
     return found
 
 
-def _set_metrics(rows: Sequence[Mapping[str, Any]], features: Features, seed: int) -> _Summaries:
+def _set_metrics(tiles: Frame, features: Features, seed: int) -> _Summaries:
     """Return FID and KID of one method's tiles; without a value for fewer than two tiles."""
-    generated = np.stack([features[row["tile"]][row["method"]] for row in rows])
-    real = np.stack([features[row["tile"]][REAL] for row in rows])
+    (method,) = tiles["method"].unique()
+    generated = np.stack([features[tile][method] for tile in tiles["tile"]])
+    real = np.stack([features[tile][REAL] for tile in tiles["tile"]])
     return {
-        ("fid", "set"): Summary(perceptual.frechet_distance(generated, real), None, len(rows)),
+        ("fid", "set"): Summary(perceptual.frechet_distance(generated, real), None, len(tiles)),
         ("kid", "set"): perceptual.kernel_distance(generated, real, seed=seed),
     }
 
 
 def _segmentation_metrics(
-    methods: Mapping[str, Sequence[Mapping[str, Any]]], bootstrap: Bootstrap
+    methods: Mapping[str, Frame], bootstrap: Bootstrap
 ) -> dict[str, _Summaries]:
     measured = {
-        method: metrics.aggregate([confusion(row) for row in rows], bootstrap)
-        for method, rows in methods.items()
+        method: metrics.aggregate(tiles[list(COUNTS)].to_numpy(np.int64), bootstrap)
+        for method, tiles in methods.items()
     }
-    if set(CONSTANTS) <= set(measured):
-        measured["best_constant"] = {
-            key: max((measured[method][key] for method in CONSTANTS), key=_order)
-            for key in measured[CONSTANTS[0]]
-        }
+    measured["best_constant"] = {
+        key: max((measured[method][key] for method in CONSTANTS), key=_order)
+        for key in measured[CONSTANTS[0]]
+    }
     return measured
 
 
 def _order(summary: Summary) -> float:
     return -math.inf if summary.value is None else summary.value
-
-
-def confusion(row: Mapping[str, Any]) -> Confusion:
-    """Return the counts of a row of `tables.EVALUATION_TILES`."""
-    return Confusion(*(row[name] for name in COUNTS))
 
 
 def choose_examples(
@@ -301,9 +279,9 @@ def choose_examples(
     order: dict[str, tuple[float, str]] = {}
     for row in rows:
         if row["method"] == SEGMENTER:
-            count = confusion(row)
-            f1 = metrics.scores(count)["f1"]
-            empty = count.true_positive + count.false_positive + count.false_negative == 0
+            counts = np.array([row[name] for name in COUNTS])
+            f1 = float(metrics.rates(counts)["f1"])
+            empty = not counts[:3].any()
             order[row["tile"]] = (-1.0, "no positive pixel") if empty else (f1, f"F1 {f1:.3f}")
         elif row["method"] == generator:
             order.setdefault(row["tile"], (row["ssim"], f"SSIM {row['ssim']:.3f}"))

@@ -83,14 +83,7 @@ class Bootstrap:
     """
 
     def __init__(self, cases: Sequence[str], *, samples: int, confidence: float, seed: int) -> None:
-        """Draw the samples.
-
-        Args:
-            cases: the case of each tile, T of them.
-            samples: number of samples; 0: no intervals.
-            confidence: confidence level of the intervals.
-            seed: of the samples.
-        """
+        """Draw samples, 0: no intervals, of the cases of T tiles."""
         places: dict[str, int] = {}
         self._case = np.array([places.setdefault(case, len(places)) for case in cases], np.intp)
         self._count = len(places)
@@ -171,13 +164,7 @@ class Confusion(NamedTuple):
 
 
 def confusion(predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Confusion:
-    """Count the pixels of one tile.
-
-    Raises:
-        ValueError: when the shapes differ.
-    """
-    if predicted.shape != truth.shape:
-        raise ValueError(f"confusion: shapes {predicted.shape} and {truth.shape} differ")
+    """Count the pixels of one tile, (H, W)."""
     hits, positive, real = (
         int(np.count_nonzero(mask)) for mask in (predicted & truth, predicted, truth)
     )
@@ -208,7 +195,7 @@ def scores(count: Confusion) -> dict[str, float]:
 
 
 def aggregate(
-    counts: Iterable[Confusion], bootstrap: Bootstrap | None = None
+    counts: npt.NDArray[np.int64], bootstrap: Bootstrap | None = None
 ) -> dict[tuple[str, str], Summary]:
     """Return the four metrics in three aggregations, by (metric, aggregation).
 
@@ -216,23 +203,19 @@ def aggregate(
     together. ``mean_nonempty``: over the tiles whose truth is not empty.
 
     Args:
-        counts: one per tile.
+        counts: (T, 4), a confusion per tile.
         bootstrap: of the cases of these tiles; None: no intervals.
     """
-    table = np.array(list(counts), np.int64).reshape(-1, 4)
-    per_tile = rates(table)
-    nonempty = table[:, 0] + table[:, 2] > 0
-    whole = rates(table.sum(0))
+    per_tile = rates(counts)
+    nonempty = counts[:, 0] + counts[:, 2] > 0
+    whole = rates(counts.sum(0))
     found = {}
     for metric in SEGMENTATION_METRICS:
+        low, high = None, None
+        if bootstrap is not None:
+            low, high = bootstrap.interval(counts, functools.partial(_rate, metric))
         found[metric, "mean"] = summarise(per_tile[metric], bootstrap)
-        pooled = Summary(None, None, 0)
-        if len(table):
-            low, high = None, None
-            if bootstrap is not None:
-                low, high = bootstrap.interval(table, functools.partial(_rate, metric))
-            pooled = Summary(float(whole[metric]), None, len(table), low, high)
-        found[metric, "pooled"] = pooled
+        found[metric, "pooled"] = Summary(float(whole[metric]), None, len(counts), low, high)
         found[metric, "mean_nonempty"] = summarise(per_tile[metric], bootstrap, nonempty)
     return found
 

@@ -183,42 +183,36 @@ def frechet_distance(
 
 
 def kernel_distance(
-    features: npt.NDArray[np.floating],
-    truth: npt.NDArray[np.floating],
-    *,
-    seed: int,
-    subsets: int = KID_SUBSETS,
-    subset_size: int = KID_SUBSET_SIZE,
+    features: npt.NDArray[np.floating], truth: npt.NDArray[np.floating], *, seed: int
 ) -> Summary:
     """Return the squared kernel distance of two sets of features: KID for Inception's.
 
     The unbiased estimate with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), which may be
-    negative; of more than `subset_size` images its mean and deviation over random subsets.
+    negative; of more than `KID_SUBSET_SIZE` images its mean and deviation over random subsets.
 
     Args:
         features: (N, D), of generated images.
-        truth: (M, D), of the real ones.
+        truth: (N, D), of the real ones.
         seed: of the subsets.
-        subsets: number of subsets.
-        subset_size: images in a subset.
 
     Returns:
-        No value where one of them has fewer than two rows.
+        No value for fewer than two images.
     """
-    fewest = min(len(features), len(truth))
-    if fewest < 2:
-        return Summary(None, None, fewest)
-    if fewest <= subset_size:
-        return Summary(_mmd(features, truth), None, fewest)
-    rng = np.random.default_rng(seed)
-    found = [
-        _mmd(
-            features[rng.choice(len(features), subset_size, replace=False)],
-            truth[rng.choice(len(truth), subset_size, replace=False)],
-        )
-        for _ in range(subsets)
-    ]
-    return Summary(float(np.mean(found)), float(np.std(found)), fewest)
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    count = len(features)
+    if count < 2:
+        return Summary(None, None, count)
+    has_subsets = count > KID_SUBSET_SIZE
+    found = kid_features_to_metric(
+        *(torch.from_numpy(given.astype(np.float64)) for given in (features, truth)),
+        kid_subsets=KID_SUBSETS if has_subsets else 1,
+        kid_subset_size=min(count, KID_SUBSET_SIZE),
+        rng_seed=seed,
+        verbose=False,
+    )
+    deviation = found["kernel_inception_distance_std"] if has_subsets else None
+    return Summary(found["kernel_inception_distance_mean"], deviation, count)
 
 
 def _gaussian(features: npt.NDArray[np.floating]) -> tuple[Floats, Floats]:
@@ -229,17 +223,3 @@ def _gaussian(features: npt.NDArray[np.floating]) -> tuple[Floats, Floats]:
     if len(root) > root.shape[1]:
         root = np.linalg.qr(root, mode="r")
     return mean, root
-
-
-def _mmd(features: npt.NDArray[np.floating], truth: npt.NDArray[np.floating]) -> float:
-    """Return the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3."""
-    x, y = np.asarray(features, np.float64), np.asarray(truth, np.float64)
-
-    def kernel(a: Floats, b: Floats) -> Floats:
-        return np.asarray((a @ b.T / a.shape[1] + 1) ** 3, np.float64)
-
-    def within(a: Floats) -> float:
-        values = kernel(a, a)
-        return float(values.sum() - np.trace(values)) / (len(a) * (len(a) - 1))
-
-    return within(x) + within(y) - 2 * float(kernel(x, y).mean())

@@ -50,11 +50,8 @@ def histogram(
     """Draw stacked histograms; values beyond the 99.5th percentile count in the last bin.
 
     Args:
-        title: what is measured.
         groups: (name, colour, values), from the bottom up; values that are not finite are left out.
         limits: (name, value) of vertical lines.
-        unit: label of the axis.
-        bins: number of bins.
         span: both ends of the axis; None: from the values.
     """
     finite = [values[np.isfinite(values)] for _, _, values in groups]
@@ -97,7 +94,6 @@ def bars(
     """Draw horizontal stacked bars.
 
     Args:
-        title: what is counted.
         rows: a bar per row, labelled by the index; a part per column.
         colors: of the columns.
         texts: beside the label of each row.
@@ -147,7 +143,6 @@ def curves(title: str, series: Frame, kept: int | None) -> Markup:
     """Draw lines over the epochs; they differ in colour and in their dashes.
 
     Args:
-        title: what is drawn.
         series: a line per column, the index is the epoch; values that are not finite are left out.
         kept: epoch of a vertical line, that of the weights.
     """

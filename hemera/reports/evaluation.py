@@ -110,14 +110,11 @@ def evaluation_page(
     """Write the page.
 
     Args:
-        path: the page.
         preset: preset of the cohort; ``demo`` puts a banner on the page.
         metrics: rows of `tables.METRICS`; none of a network that has no test tile.
         tiles: rows of `tables.EVALUATION_TILES`.
         trained: the networks: the configured generator, other generators, SegmentationNet.
         index_metadata: the key-value metadata of the index.
-        examples: tiles shown, in this order.
-        options: the options of evaluate.
         report: relative link from the page to the page about the data.
     """
     table = _compared(pd.DataFrame(metrics, columns=tables.METRICS.names))

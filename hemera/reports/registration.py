@@ -142,7 +142,7 @@ def views(
         her2: thumbnail of HER2, as the slide is stored.
         he_um: (width, height) of the H&E slide.
         her2_um: the same of the HER2 slide.
-        background: its colour on HER2.
+        background: colour of HER2 without tissue.
         displacement: from H&E to HER2; an empty one gives no picture of final.
         rigid: the map before the nonrigid stage, as in `tables.CERTIFICATE`; None: no picture.
 
