@@ -23,10 +23,6 @@ def fingerprint(table: pa.Table, engines: Sequence[str]) -> str:
     The digest is of UTF-8 text, one JSON array and a line feed per line, as `json.dumps` writes
     them: first the names of the columns (FINGERPRINTED, then ``{engine}_sha256`` of each engine in
     the order given), then each tile's values in these columns.
-
-    Args:
-        table: an index.
-        engines: mask engines whose members' digests count.
     """
     names = [*FINGERPRINTED, *(f"{engine}_sha256" for engine in engines)]
     ordered = table.select(names).sort_by("tile")

@@ -74,13 +74,10 @@ def draw(
 
 
 def check_leakage(rows: Iterable[tuple[str, str, str, str]]) -> None:
-    """Check that no case and no source image is in two splits.
+    """Check that no case and no source image is in two splits; raise LeakageError otherwise.
 
     Args:
         rows: (case, H&E file, HER2 file, split) of every pair.
-
-    Raises:
-        LeakageError: naming the first of them and the remedy.
     """
     seen: dict[tuple[str, str], str] = {}
     for case, he, her2, split in rows:

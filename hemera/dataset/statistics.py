@@ -6,7 +6,6 @@ Functions take the index, or stage filter's counts, as data frames with the colu
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -33,13 +32,9 @@ SUITABILITIES = ("suitable", "doubtful", "unsuitable")
 
 
 def rejections(counts: Frame) -> Frame:
-    """Return the number of tiles per group (rows) and reason (columns).
+    """Return the number of tiles per group (rows) and reason (columns), of a `tables.FUNNEL`.
 
-    Args:
-        counts: `tables.FUNNEL`.
-
-    Returns:
-        The first column is `accepted`; reasons follow in the order in which they are applied.
+    The first column is `accepted`; reasons follow in the order in which they are applied.
     """
     table = counts.pivot_table("tiles", GROUP, "reason", "sum", fill_value=0)
     return table.reindex(
@@ -49,26 +44,24 @@ def rejections(counts: Frame) -> Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """A score whose tiles are accepted more or less often than the others of its data set."""
+    """A score whose tiles are accepted more or less often than the others of its data set.
+
+    `fraction` of its tiles and `other_fraction` of those of the other scores are accepted; `reason`
+    has the largest contribution to the difference.
+    """
 
     dataset: str
     score: str
     fraction: float
-    """Of its tiles that is accepted."""
     other_fraction: float
-    """Of the tiles of the other scores."""
     reason: str
-    """The reason with the largest contribution to the difference."""
 
 
 def selection_bias(table: Frame) -> list[Bias]:
-    """Return the scores that the filters select against, or for.
+    """Return the scores that the filters select against, or for, from `rejections`.
 
     Of each data set, the score with the largest difference from the others is named and then left
     out, so that a score is not named because of another one.
-
-    Args:
-        table: of `rejections`.
     """
     found = []
     for dataset, rows in table.groupby(level="dataset"):
@@ -170,7 +163,7 @@ def score_confusion(
     """Compare the score of the sheet with the ASCO/CAP score of an engine's cells.
 
     Args:
-        tiles: the tiles counted; those without a score are left out.
+        tiles: those without a score are left out.
         engine: a mask engine.
         by: `tile`, or `case`: the cells of all its tiles are added first.
         intense_fraction: as for `asco_cap_score`.
@@ -190,40 +183,19 @@ def score_confusion(
 
 
 def split_counts(tiles: Frame, column: str = "split") -> Frame:
-    """Return the tiles and cases per split, (train, val, test) by (`tiles`, `cases`).
-
-    Args:
-        tiles: the tiles counted.
-        column: with the split: `split`, or ``{network}_split``.
-    """
+    """Return the tiles and cases per split, (train, val, test) by (`tiles`, `cases`)."""
     found = tiles.groupby(column).agg(tiles=("tile", "size"), cases=("case", "nunique"))
     return found.reindex(list(SPLITS), fill_value=0)
 
 
 def sample(groups: Sequence[str], names: Sequence[str], count: int, seed: int) -> list[int]:
-    """Draw places by a hash of seed and name, one of each group in turn.
+    """Draw at most `count` places by a hash of seed and name, one of each group in turn.
 
-    The draw depends on names alone, so that few change when others are added.
-
-    Args:
-        groups: group of each place.
-        names: name of each place.
-        count: how many at most.
-        seed: of the draw.
-
-    Returns:
-        Places, ordered by group and then by name.
+    The draw depends on names alone, so that few change when others are added. The places are
+    ordered by group and then by name.
     """
-
-    def rank(place: int) -> tuple[bytes, str]:
-        name = names[place]
-        return hashlib.sha256(f"{seed}/report/{name}".encode()).digest(), name
-
-    turns: collections.Counter[str] = collections.Counter()
-    drawn = []
-    for place in sorted(range(len(names)), key=rank):
-        group = groups[place]
-        drawn.append((turns[group], group, place))
-        turns[group] += 1
-    taken = [place for _, _, place in sorted(drawn)[:count]]
-    return sorted(taken, key=lambda place: (groups[place], names[place]))
+    keys = [hashlib.sha256(f"{seed}/report/{name}".encode()).digest() for name in names]
+    places = pd.DataFrame({"group": groups, "name": names, "key": keys}).sort_values("key")
+    places["turn"] = places.groupby("group").cumcount()
+    drawn = places.sort_values(["turn", "group"])[:count]
+    return drawn.sort_values(["group", "name"]).index.tolist()

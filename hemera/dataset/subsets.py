@@ -23,13 +23,8 @@ NETWORKS = ("generation", "segmentation")
 def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
     """Draw a network's tiles of each split.
 
-    Args:
-        table: all tiles, with `split`.
-        network: one of `NETWORKS`.
-        options: seeds, sizes and data sets.
-
     Returns:
-        (N,), the split of each tile; an empty text for one that is not used.
+        (N,), the split of each row of the table; an empty text for one that is not used.
     """
     accepted = table.column("accepted").to_numpy(zero_copy_only=False)
     names, datasets, splits = (
@@ -60,15 +55,12 @@ def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
 
 
 def check_subsets(cases: Names, generation: Names, segmentation: Names) -> None:
-    """Check that no test case of SegmentationNet is a training case of GenerationNet.
+    """Check that GenerationNet has seen no test case of SegmentationNet; LeakageError otherwise.
 
     Args:
         cases: (N,), the case of each tile.
         generation: (N,), of `draw_subset`.
         segmentation: (N,), likewise.
-
-    Raises:
-        LeakageError: naming the case.
     """
     seen = cases[np.isin(generation, ("train", "val"))]
     if both := np.intersect1d(seen, cases[segmentation == "test"]).tolist():

@@ -14,13 +14,7 @@ from hemera.sheet import SPLITS
 
 
 def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOptions) -> str:
-    """Return the dataset card, Markdown.
-
-    Args:
-        table: the index.
-        metadata: its key-value metadata.
-        options: of stage index.
-    """
+    """Return the dataset card of an index with its metadata, Markdown."""
     columns = ["tile", "case", "dataset", "score", "split", "reason", "accepted"]
     tiles = table.select([*columns, *(f"{network}_split" for network in NETWORKS)]).to_pandas()
     accepted = tiles[tiles["accepted"]]
