@@ -66,11 +66,8 @@ def write_segmenter_folder(results: Path, **metadata: object) -> Path:
     weights["decoder.head.weight"] *= 3000
     storage.write_weights(paths["segmenter"], weights)
     described = json.loads(paths["segmenter_metadata"].read_text())
-    described |= {"mpp": 0.5, "tile_px": 256, **metadata}
-    storage.write_metadata(
-        paths["segmenter_metadata"],
-        {key: value for key, value in described.items() if value is not None},
-    )
+    described |= {"mpp": 0.5, "mpp_max": 0.5, "tile_px": 256, **metadata}
+    storage.write_metadata(paths["segmenter_metadata"], described)
     return paths["segmenter"].parent
 
 

@@ -300,7 +300,7 @@ def _open_tiff(path: Path, vendor: str | None) -> Reader:
 def _resolution(reader: Reader, given: float | None, column: str) -> tuple[float, str]:
     """Return the resolution of a file and where it comes from: the sheet, or the file itself."""
     name, stated_by = reader.path.name, reader.stated_by
-    remedy = f"give {column} in the sheet"
+    remedy = f"give {column}" + ("" if column.startswith("--") else " in the sheet")
     low, high = MPP_BOUNDS
     x, y = reader.stated_mpp or (math.nan, math.nan)
     stated = math.sqrt(x * y)

@@ -19,8 +19,6 @@ class PredictOptions:
 
     Args:
         mpp: resolution of the slide, um per pixel, where its file does not state it.
-        model_mpp: resolution of the tiles the model was trained on, um per pixel, where its
-            metadata does not state it.
         upsample: enlarge a slide that is coarser than the model's tiles instead of refusing it.
         threshold: probability from which a pixel is positive.
         min_area_um2: smaller regions are left out of the GeoJSON, not of mask and areas; the
@@ -29,12 +27,10 @@ class PredictOptions:
         device: where the network runs; auto is the GPU where there is one.
         precision: of the network; all but float32 need a GPU.
         batch_size: tiles that the network takes at once.
-        torch_threads: threads of the network on a CPU; by default one per processor.
         workers: threads that read.
     """
 
     mpp: _Mpp | None = None
-    model_mpp: _Mpp | None = None
     upsample: bool = False
     threshold: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.5
     min_area_um2: Annotated[float, Parameter(validator=Number(gte=0))] = 25.0
@@ -42,7 +38,6 @@ class PredictOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
     batch_size: _Count = 8
-    torch_threads: _Count | None = None
     workers: _Count = 2
 
 

@@ -80,21 +80,13 @@ def predict(slide: Path, model: Path, out: Path, options: PredictOptions = DEFAU
         TrainingError: when the model cannot be loaded or returns values that are not finite.
         ConfigError: when the options do not fit, or the folder exists.
     """
-    if not slide.is_file():
-        raise SlideError(f"{slide}: no such file; name a slide or an image")
-    threads = options.torch_threads or len(os.sched_getaffinity(0))
-    with session(seed=0, threads=threads, device=options.device) as device:
-        loaded = load_model(model, device, options.precision, options.model_mpp)
-        with _open(slide, options.mpp) as opened:
-            return predict_slide(opened, loaded, out, options)
-
-
-def _open(path: Path, mpp: float | None) -> Slide:
-    try:
-        return open_slide(path, mpp=mpp, mpp_column="--mpp")
-    except SlideError as error:
-        # There is no sheet here.
-        raise SlideError(str(error).replace(" in the sheet", "")) from error
+    threads = len(os.sched_getaffinity(0))
+    with (
+        open_slide(slide, mpp=options.mpp, mpp_column="--mpp") as opened,
+        session(seed=0, threads=threads, device=options.device) as device,
+    ):
+        loaded = load_model(model, device, options.precision)
+        return predict_slide(opened, loaded, out, options)
 
 
 def predict_slide(slide: Slide, model: Model, out: Path, options: PredictOptions) -> Path:
@@ -374,9 +366,7 @@ def _overlay(slide: Slide, mask: Mask, grid: Grid) -> RGB:
     height, width = view.shape[:2]
     fraction = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     weight = TINT * fraction[..., None]
-    tinted: RGB = np.rint(view * (1 - weight) + np.array(COLOR, np.float32) * weight).astype(
-        np.uint8
-    )
+    tinted: RGB = (view + weight * (np.array(COLOR, np.float32) - view) + 0.5).astype(np.uint8)
     inside = (fraction >= 0.5).astype(np.uint8)
     found, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(tinted, found, -1, COLOR, 1 + (max(tinted.shape) > 1024))

@@ -10,7 +10,7 @@ import tiffslide
 import torch
 from PIL import Image
 
-from hemera.errors import ConfigError, SlideError, TrainingError
+from hemera.errors import SlideError, TrainingError
 from hemera.inference.model import load_model
 from hemera.inference.options import PredictOptions
 from hemera.inference.whole_slide import predict
@@ -43,9 +43,7 @@ def test_the_map_is_what_the_network_returns_and_in_overlaps_between_its_values(
     model = write_segmenter_folder(tmp_path / "model")
     path = tmp_path / "case.png"
     Image.fromarray(texture).save(path)
-    out = predict(
-        path, model, tmp_path / "out", PredictOptions(mpp=0.5, probability=True, torch_threads=1)
-    )
+    out = predict(path, model, tmp_path / "out", PredictOptions(mpp=0.5, probability=True))
     assert out == tmp_path / "out" / "case"
     found = tifffile.imread(out / "case.probability.tif") / 255
     # A stride of 192, the last tile at the edge.
@@ -70,17 +68,10 @@ def test_the_map_is_what_the_network_returns_and_in_overlaps_between_its_values(
     assert facts["area"]["positive_um2"] == pytest.approx(np.count_nonzero(mask) / 4)
 
 
-def test_the_resolution_comes_from_the_metadata_or_the_caller(tmp_path):
-    old = write_segmenter_folder(tmp_path / "old", mpp=None, tile_px=None)
-    with pytest.raises(TrainingError, match="give --model-mpp"):
-        load_model(old, CPU)
-    model = load_model(old, CPU, mpp=0.46)
-    assert (model.mpp, model.mpp_max, model.tile_px) == (0.46, 0.46, 512)
+def test_the_resolution_comes_from_the_metadata(tmp_path):
     mixed = write_segmenter_folder(tmp_path / "mixed", mpp=0.46, mpp_max=0.92)
     model = load_model(mixed, CPU)
     assert (model.mpp, model.mpp_max, model.tile_px) == (0.46, 0.92, 256)
-    with pytest.raises(ConfigError, match=r"the model's metadata states 0\.46"):
-        load_model(mixed, CPU, mpp=0.46)
 
 
 def test_a_folder_without_a_model(tmp_path):
