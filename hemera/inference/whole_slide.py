@@ -365,9 +365,9 @@ def _overlay(slide: Slide, mask: Mask, grid: Grid) -> RGB:
     view, _ = slide.overview(side_px=min(OVERVIEW_SIDE_PX, max(grid.size_px)))
     height, width = view.shape[:2]
     fraction = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    weight = TINT * fraction[..., None]
-    tinted: RGB = (view + weight * (np.array(COLOR, np.float32) - view) + 0.5).astype(np.uint8)
+    color = np.full_like(view, COLOR)
+    tinted: Any = cv2.blendLinear(view, color, 1 - TINT * fraction, TINT * fraction)
     inside = (fraction >= 0.5).astype(np.uint8)
     found, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(tinted, found, -1, COLOR, 1 + (max(tinted.shape) > 1024))
-    return tinted
+    return np.asarray(tinted, np.uint8)
