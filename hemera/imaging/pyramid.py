@@ -85,7 +85,7 @@ def write_pyramid(
                 # The last level has no next one.
                 spool = stack.enter_context(tempfile.TemporaryFile(dir=path.parent))
                 writer.write(
-                    _halving(level, (width, height), spool),
+                    _halving(level, (width, height), first.shape[2:], spool),
                     shape=(height, width, *first.shape[2:]),
                     dtype=np.uint8,
                     tile=(TILE_PX, TILE_PX),
@@ -99,20 +99,22 @@ def write_pyramid(
                     **options,
                 )
                 level = stored_tiles(spool, first.shape)
+        # Ends the caller's generator, which frees its memory.
+        if next(rest, None) is not None:
+            raise ValueError(f"{path.name}: more tiles than {size_px[0]} x {size_px[1]} px need")
         _chain(temporary)
 
 
 def _halving(
-    tiles: Iterable[Pixels], size_px: tuple[int, int], spool: IO[bytes]
+    tiles: Iterable[Pixels], size_px: tuple[int, int], channels: tuple[int, ...], spool: IO[bytes]
 ) -> Generator[Pixels, None, None]:
     """Yield the tiles of a level; write those of the next into a file, row by row."""
     across, down = tile_count(size_px)
     next_across, next_down = tile_count((size_px[0] // 2, size_px[1] // 2))
     half = TILE_PX // 2
+    row = np.zeros((TILE_PX, (across + 1) // 2 * TILE_PX, *channels), np.uint8)
     places = itertools.product(range(down), range(across))
     for (y, x), tile in zip(places, tiles, strict=True):
-        if x == 0 and y % 2 == 0:
-            row = np.zeros((TILE_PX, (across + 1) // 2 * TILE_PX, *tile.shape[2:]), np.uint8)
         # One pixel of four in a label image, whose values have no mean.
         small = (
             cv2.resize(tile, (half, half), interpolation=cv2.INTER_AREA)
