@@ -19,7 +19,7 @@ from hemera.registration.canvas import Canvas, Described, read_canvas, size_um
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality
-from hemera.registration.signals import Signals, measure
+from hemera.registration.signals import measure
 from hemera.registration.verdict import FAIL, VERDICTS, Verdict, assess, prefer_rigid
 from hemera.sheet import Pair
 
@@ -129,22 +129,21 @@ def certify_own(pair: Pair, path: Path, described: Described, options: RegisterO
         raise RegistrationError(f"{path.name}: an empty displacement; name another in the sheet")
     mirrored = own.affine.determinant < 0
     canvas = read_canvas(pair, described, options)
-    signals = _measure(own, described, canvas, mirrored)
-    columns = {
+    signals, local = _measure(own, described, canvas, mirrored)
+    row = {
         "map": "own",
         "mirrored": mirrored,
         "mirrored_by": "sheet" if mirrored and pair.mirrored else None,
         "displacement_mpp": own.mpp,
+        **signals,
     }
-    return _certified(own, assess(signals, options, mirrored=mirrored), signals, columns)
+    return _certified(own, row, local, assess(row, options))
 
 
 def _certified(
-    d: Displacement, verdict: Verdict, signals: Signals, columns: dict[str, Any]
+    d: Displacement, row: dict[str, Any], local: LocalQuality, verdict: Verdict
 ) -> Result:
-    measured = vars(signals).copy()
-    local = measured.pop("local")
-    row = {**columns, **measured, "verdict": verdict.verdict, "reason": verdict.reason}
+    row = {**row, "verdict": verdict.verdict, "reason": verdict.reason}
     return Result(d, row, local, verdict.retryable)
 
 
@@ -170,48 +169,39 @@ def _attempt(
         mirrored_by = "probe"
         orientation = "mirrored" if mirrored else "as it is stored"
         log.info("pair %s: HER2 matches better %s, against the sheet", pair.pair, orientation)
-    matches: dict[str, Any] = {
-        "match_count": outcome.match_count,
-        "match_fraction": outcome.match_fraction,
-        "mirror_probe": probe,
-    }
-    columns = {
+    row: dict[str, Any] = {
         "preset": attempt.preset,
         "size_px": reduced.size_px,
         "mirrored": mirrored,
         "mirrored_by": mirrored_by,
-        "map": "none",
-        **matches,
+        "match_count": outcome.match_count,
+        "match_fraction": outcome.match_fraction,
+        "mirror_probe": probe,
     }
     if outcome.rigid is None:
-        return Result(fields.none(), {**columns, "verdict": FAIL, "reason": outcome.reason})
+        row |= {"map": "none", "verdict": FAIL, "reason": outcome.reason}
+        return Result(fields.none(), row)
 
     def stored(d: Displacement) -> Displacement:
         """Coarsen it; to the stored slide where its mirror image was registered."""
         coarse = fields.coarsen(d, TOLERANCE_PX * described["he"]["mpp"])
         return fields.mirrored(coarse, reduced.her2.shape[1] * reduced.mpp) if mirrored else coarse
 
-    rigid = stored(outcome.rigid)
-    kept, d = "rigid", rigid
-    signals = _measure(rigid, described, canvas, mirrored)
+    d = rigid = stored(outcome.rigid)
+    signals, local = _measure(rigid, described, canvas, mirrored)
+    row["map"] = "rigid"
     rigid_kept = False
     if outcome.nonrigid is not None:
         nonrigid = stored(outcome.nonrigid)
-        refined = _measure(nonrigid, described, canvas, mirrored)
-        rigid_kept = prefer_rigid(refined, signals)
+        refined, refined_local = _measure(nonrigid, described, canvas, mirrored)
+        rigid_kept = prefer_rigid(refined.get("tile_ok"), signals.get("tile_ok"))
         if not rigid_kept:
-            kept, d, signals = "nonrigid", nonrigid, refined
-    verdict = assess(
-        signals,
-        options,
-        mirrored=mirrored,
-        rigid_kept=rigid_kept,
-        contradicts_sheet=pair.mirrored and not mirrored,
-        **matches,
-    )
+            row["map"], d, signals, local = "nonrigid", nonrigid, refined, refined_local
     matrix = np.column_stack([rigid.affine.matrix, rigid.affine.offset_um])
-    columns |= {"map": kept, "displacement_mpp": d.mpp, "rigid": matrix.ravel().tolist()}
-    return _certified(d, verdict, signals, columns)
+    row |= {**signals, "displacement_mpp": d.mpp, "rigid": matrix.ravel().tolist()}
+    contradicts_sheet = pair.mirrored and not mirrored
+    verdict = assess(row, options, rigid_kept=rigid_kept, contradicts_sheet=contradicts_sheet)
+    return _certified(d, row, local, verdict)
 
 
 def _run_engine(
@@ -248,7 +238,9 @@ def _run_engine(
     return run(not mirrored, probe=False), not mirrored, count
 
 
-def _measure(d: Displacement, described: Described, canvas: Canvas, mirrored: bool) -> Signals:
+def _measure(
+    d: Displacement, described: Described, canvas: Canvas, mirrored: bool
+) -> tuple[dict[str, float | None], LocalQuality]:
     """Measure a displacement on the slides as they were read."""
     small = canvas.reduced(max(1, round(max(canvas.he.shape) / CERTIFICATE_SIDE_PX)))
     return measure(

@@ -6,7 +6,6 @@ They do not depend on what the registration engine reports about its own result.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import cv2
@@ -35,36 +34,6 @@ TISSUE_DENSITY_MIN = 0.04
 """Least optical density of tissue: Otsu's threshold of a blank slide is that of its noise."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Signals:
-    """What is measured on a displacement; None where there is no tissue to measure it on."""
-
-    local: LocalQuality
-    tile_ok: float | None = None
-    """Fraction of tissue squares in which no shifted version matches better; chance: 1/17."""
-    lncc: float | None = None
-    """Median local correlation of haematoxylin over tissue."""
-    ncc: float | None = None
-    """Correlation of haematoxylin over the image."""
-    ncc_margin: float | None = None
-    """The same minus the best of 36 shifts."""
-    rotation_deg: float | None = None
-    scale: float | None = None
-    anisotropy: float | None = None
-    determinant: float | None = None
-    """Of the affine part over tissue, on the slides in um; negative where it mirrors."""
-    folding_fraction: float | None = None
-    """Fraction of tissue over which the displacement folds."""
-    coverage_fraction: float | None = None
-    """Fraction of H&E tissue that maps onto the HER2 image."""
-    displacement_median_um: float | None = None
-    """Median length of the displacement over tissue."""
-    error_median_um: float | None = None
-    """Median of the estimated local errors."""
-    error_p90_um: float | None = None
-    """Their 90th percentile."""
-
-
 def measure(
     fixed: RGB,
     moving: RGB,
@@ -74,7 +43,7 @@ def measure(
     fixed_size_um: tuple[float, float],
     moving_size_um: tuple[float, float],
     mirrored: bool = False,
-) -> Signals:
+) -> tuple[dict[str, float | None], LocalQuality]:
     """Measure a displacement on two images.
 
     Args:
@@ -86,13 +55,19 @@ def measure(
         fixed_size_um: (width, height) of the H&E slide.
         moving_size_um: the same of the HER2 slide.
         mirrored: the displacement is meant to mirror.
+
+    Returns:
+        Columns of `tables.CERTIFICATE`, without those that cannot be measured for lack of tissue,
+        and the local quality. `tile_ok` is the fraction of squares in which no shifted version
+        matches better, by chance 1/17; `lncc` the median local correlation of haematoxylin; `ncc`
+        that over the image; `ncc_margin` the same minus the best of 36 shifts. Scale, rotation and
+        determinant are of the affine part over tissue, on the slides in um.
     """
     height, width = fixed.shape[:2]
     diagonal_px = math.hypot(*fixed_size_um) / mpp
     sigma = max(SMOOTHING * diagonal_px, 0.5)
     he, inside = _smooth_haematoxylin(fixed, sigma), tissue(fixed, sigma)
     nodes = _at_nodes(inside, d, mpp)
-    folding = folding_fraction(d, nodes, mirrored=mirrored) if nodes.any() else None
     # A margin on each side, so that shifted versions are defined up to the edge.
     margin = math.ceil(max(MARGIN_SHIFTS) * diagonal_px) + 1
     corner_um = -margin * mpp
@@ -101,33 +76,31 @@ def measure(
     partners = partners[margin : margin + height, margin : margin + width]
     covered = _covered(d, partners, mpp, moving_size_um)
     local = measure_local_quality(he, inside & covered, warped, margin, diagonal_px, mpp)
-    if not inside.any():
-        return Signals(local, folding_fraction=folding)
-    lncc = ncc = ncc_margin = None
+    signals: dict[str, float | None] = {}
+    if len(local.ncc):
+        signals["tile_ok"] = float(local.ok.mean())
+        signals["error_median_um"] = float(np.median(local.error_um))
+        signals["error_p90_um"] = float(np.percentile(local.error_um, 90))
     if (inside & covered).any():
-        lncc, ncc, ncc_margin = _correlations(he, warped, margin, inside, covered, diagonal_px)
-    # On the pixels of the image, not on the nodes: a coarse grid may miss a small piece of tissue.
-    y, x = np.nonzero(inside)
-    here_um = (np.stack([x, y], axis=-1) + 0.5) * mpp
-    lengths = np.linalg.norm(partners[y, x] - here_um, axis=1)
-    affine = fit_affine(d, nodes) if nodes.sum() >= 16 else d.affine
-    measured = len(local.ncc) > 0
-    return Signals(
-        local,
-        tile_ok=float(local.ok.mean()) if measured else None,
-        lncc=lncc,
-        ncc=ncc,
-        ncc_margin=ncc_margin,
-        rotation_deg=affine.rotation_deg,
-        scale=affine.scale,
-        anisotropy=affine.anisotropy,
-        determinant=affine.determinant,
-        folding_fraction=folding,
-        coverage_fraction=float(covered[inside].mean()),
-        displacement_median_um=float(np.median(lengths)),
-        error_median_um=float(np.median(local.error_um)) if measured else None,
-        error_p90_um=float(np.percentile(local.error_um, 90)) if measured else None,
-    )
+        signals |= _correlations(he, warped, margin, inside, covered, diagonal_px)
+    if nodes.any():
+        signals["folding_fraction"] = folding_fraction(d, nodes, mirrored=mirrored)
+    if inside.any():
+        affine = fit_affine(d, nodes) if nodes.sum() >= 16 else d.affine
+        # On the pixels of the image: a coarse grid may have no node on a small piece of tissue.
+        y, x = np.nonzero(inside)
+        here_um = (np.stack([x, y], axis=-1) + 0.5) * mpp
+        signals |= {
+            "rotation_deg": affine.rotation_deg,
+            "scale": affine.scale,
+            "anisotropy": affine.anisotropy,
+            "determinant": affine.determinant,
+            "coverage_fraction": float(covered[inside].mean()),
+            "displacement_median_um": float(
+                np.median(np.linalg.norm(partners[y, x] - here_um, axis=1))
+            ),
+        }
+    return signals, local
 
 
 def _smooth_haematoxylin(rgb: RGB, sigma_px: float) -> Gray:
@@ -179,8 +152,8 @@ def _covered(
 
 def _correlations(
     he: Gray, warped: Gray, margin: int, inside: Mask, covered: Mask, diagonal_px: float
-) -> tuple[float, float, float]:
-    """Return `lncc`, `ncc` and `ncc_margin`; see `Signals`."""
+) -> dict[str, float]:
+    """Return `lncc`, `ncc` and `ncc_margin`; see `measure`."""
     height, width = he.shape
 
     def shifted(dx: float, dy: float) -> Gray:
@@ -194,7 +167,7 @@ def _correlations(
         _correlation(he[covered], shifted(dx, dy)[covered])
         for dx, dy in directions(MARGIN_SHIFTS, 12, diagonal_px)
     )
-    return lncc, ncc, ncc - best
+    return {"lncc": lncc, "ncc": ncc, "ncc_margin": ncc - best}
 
 
 def _correlation(a: Gray, b: Gray) -> float:

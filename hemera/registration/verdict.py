@@ -9,7 +9,6 @@ from typing import Any
 
 from hemera.config import AT_LEAST, RegisterOptions
 from hemera.registration import local_quality
-from hemera.registration.signals import Signals
 from hemera.sheet import Pair
 
 PASS, REVIEW, FAIL = VERDICTS = ("pass", "review", "fail")
@@ -81,33 +80,24 @@ class Verdict:
 
 
 def assess(
-    signals: Signals,
+    row: Mapping[str, Any],
     options: RegisterOptions,
     *,
-    mirrored: bool = False,
-    match_count: int | None = None,
-    match_fraction: float | None = None,
-    mirror_probe: float | None = None,
     rigid_kept: bool = False,
     contradicts_sheet: bool = False,
 ) -> Verdict:
     """Return the verdict on a displacement.
 
     Args:
-        signals: measured on the displacement.
+        row: columns of `tables.CERTIFICATE`, as far as they could be determined.
         options: with the limits.
-        mirrored: the displacement is meant to mirror.
-        match_count: matches behind the rigid displacement; 0: the engine returned the identity;
-            None: the displacement was made elsewhere.
-        match_fraction: fraction of the matches that agree with the rigid displacement; None: no
-            matches.
-        mirror_probe: matches of HER2 over those of its mirror image; None: not probed.
         rigid_kept: the displacement is the rigid one, because the nonrigid one was worse.
         contradicts_sheet: the sheet declares a mirror image, and HER2 matched better as stored.
     """
     reasons: dict[str, list[str]] = {FAIL: [], REVIEW: []}
 
-    def compare(name: str, value: float | None) -> None:
+    def compare(name: str) -> None:
+        value = log_scale(row.get("scale")) if name == "log_scale" else row.get(name)
         if value is None:
             if name in _REQUIRED:
                 reasons[FAIL].append(f"{name} unknown: {_REQUIRED[name]}")
@@ -119,43 +109,44 @@ def assess(
             side = "below" if name in AT_LEAST else "above"
             reasons[graded].append(f"{name} {value:.{digits}f}, {side} {limit:g}")
 
+    # Without matches, the displacement was made elsewhere.
+    match_count = row.get("match_count")
     if match_count == 0:
         reasons[FAIL].append(
             "the engine found no match between the slides and returned the identity"
         )
-    elif match_count is not None and match_fraction is None:
+    elif match_count is not None and row["match_fraction"] is None:
         reasons[FAIL].append(
             "match_fraction unknown: no match could be made between the mapped slides"
         )
     else:
-        compare("match_fraction", match_fraction)
-    for name in ("tile_ok", "lncc", "ncc_margin"):
-        compare(name, getattr(signals, name))
-    compare("mirror_probe", mirror_probe)
-    if signals.determinant is not None and (signals.determinant < 0) != mirrored:
+        compare("match_fraction")
+    for name in ("tile_ok", "lncc", "ncc_margin", "mirror_probe"):
+        compare(name)
+    determinant = row.get("determinant")
+    if determinant is not None and (determinant < 0) != row["mirrored"]:
         reasons[FAIL].append(
             "the map mirrors HER2, which is not mirrored"
-            if signals.determinant < 0
+            if determinant < 0
             else "the map does not mirror HER2, which is mirrored"
         )
-    compare("log_scale", log_scale(signals.scale))
-    compare("anisotropy", signals.anisotropy)
-    compare("folding_fraction", signals.folding_fraction)
+    for name in ("log_scale", "anisotropy", "folding_fraction"):
+        compare(name)
     if rigid_kept:
         reasons[REVIEW].append("the rigid map was kept, because the nonrigid one lowered tile_ok")
     retryable = any(reasons.values())
-    compare("coverage_fraction", signals.coverage_fraction)
+    compare("coverage_fraction")
     if contradicts_sheet:
         reasons[REVIEW].append("mirrored in the sheet, but HER2 matches better as it is stored")
     verdict = next((grade for grade in (FAIL, REVIEW) if reasons[grade]), PASS)
     return Verdict(verdict, "; ".join(reasons.get(verdict, ())) or None, retryable)
 
 
-def prefer_rigid(nonrigid: Signals, rigid: Signals) -> bool:
+def prefer_rigid(nonrigid: float | None, rigid: float | None) -> bool:
     """Return whether the nonrigid stage lowered `tile_ok`, so that the rigid result is kept."""
-    if nonrigid.tile_ok is None or rigid.tile_ok is None:
+    if nonrigid is None or rigid is None:
         return False
-    return nonrigid.tile_ok < rigid.tile_ok - RIGID_TOLERANCE
+    return nonrigid < rigid - RIGID_TOLERANCE
 
 
 def effective_verdict(pair: Pair, certificate: Mapping[str, Any] | None) -> tuple[str, str | None]:
