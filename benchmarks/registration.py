@@ -116,9 +116,8 @@ def exactness() -> Iterator[str]:
                 for y in range(0, FIXED_PX[1] - TILE_PX, TILE_PX):
                     for x in range(0, FIXED_PX[0] - TILE_PX, TILE_PX):
                         tile, coverage, _ = read_displaced(
-                            slide, d, x, y, grid_mpp=MPP, size_px=TILE_PX, mpp=MPP,
-                            pair="benchmark",
-                        )  # fmt: skip
+                            slide, d, x * MPP, y * MPP, size_px=TILE_PX, mpp=MPP
+                        )
                         if coverage == 1:
                             ours.append(beside(tile, ideal, np.array([x, y])).ravel())
             vips = warping.pyvips.Image.new_from_memory(moving.data, *MOVING_PX, 3, "uchar")

@@ -1,5 +1,7 @@
 """A folder of small pairs to register, and stand-ins for the engine whose results are known."""
 
+import math
+
 import cv2
 import numpy as np
 from PIL import Image
@@ -10,6 +12,7 @@ from hemera.registration import deeperhistreg as engine
 from hemera.registration import displacement as dp
 from hemera.registration.displacement_files import read_displacement
 from hemera.stages import register
+from tests.small_displacements import field_of
 from tests.small_sections import FIXED_UM, MOVING_UM, MPP, sections, to_moving
 from tests.small_sheets import describe_unit, write_sheet
 
@@ -109,8 +112,8 @@ def in_turn(monkeypatch, *engines):
 
 def made(function, mpp=MPP):
     """Return the displacement that maps each node to function(node)."""
-    nodes = dp.node_points(dp.identity(*FIXED_UM, mpp))
-    return dp.Displacement((function(nodes) - nodes).astype(np.float32), mpp)
+    width, height = (math.ceil(side / mpp) for side in FIXED_UM)
+    return field_of(function, width, height, mpp)
 
 
 def error_um(d, mirrored=False):

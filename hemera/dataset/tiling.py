@@ -239,12 +239,10 @@ class Tiling:
         return read_displaced(
             self.her2,
             self.displacement,
-            x,
-            y,
-            grid_mpp=self.he.mpp,
+            x * self.he.mpp,
+            y * self.he.mpp,
             size_px=self.options.size_px,
             mpp=self.mpp,
-            pair=self.pair.pair,
         )
 
     def _read_registered(self, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:

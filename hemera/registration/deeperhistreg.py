@@ -31,6 +31,7 @@ from PIL import Image
 
 from hemera.config import RegisterOptions
 from hemera.errors import RegistrationError
+from hemera.files.faults import translated
 from hemera.registration.displacement import Displacement, from_engine_field
 
 log = logging.getLogger(__name__)
@@ -65,12 +66,8 @@ class Outcome:
 
 def version() -> str:
     """Return the installed version of DeeperHistReg."""
-    try:
+    with translated(RegistrationError, "DeeperHistReg: not installed; install requirements.lock"):
         return importlib.metadata.version("deeperhistreg")
-    except importlib.metadata.PackageNotFoundError:
-        raise RegistrationError(
-            "DeeperHistReg: not installed; install what requirements.lock lists"
-        ) from None
 
 
 def register(

@@ -171,10 +171,8 @@ def _correlations(
 
 
 def _correlation(a: Gray, b: Gray) -> float:
-    x = a.astype(np.float64) - a.mean(dtype=np.float64)
-    y = b.astype(np.float64) - b.mean(dtype=np.float64)
-    norm = math.sqrt(float((x * x).sum()) * float((y * y).sum()))
-    return float((x * y).sum()) / norm if norm > 0 else 0.0
+    is_flat = np.ptp(a) == 0 or np.ptp(b) == 0
+    return 0.0 if is_flat else float(np.corrcoef(a, b)[0, 1])
 
 
 def _local_correlation(a: Gray, b: Gray, side_px: int) -> Floats:

@@ -257,10 +257,10 @@ def write_warped_slide(
     with open_slide(her2.path, mpp=her2.mpp) as slide:
 
         def read(place: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], float]:
+            left_um, top_um = place[0] * grid_mpp, place[1] * grid_mpp
             pixels, coverage, _ = read_displaced(
-                slide, pair.displacement, *place, grid_mpp=grid_mpp, size_px=TILE_PX, mpp=grid_mpp,
-                pair=pair.name,
-            )  # fmt: skip
+                slide, pair.displacement, left_um, top_um, size_px=TILE_PX, mpp=grid_mpp
+            )
             return pixels, coverage
 
         def tiles() -> Generator[npt.NDArray[np.uint8], None, None]:

@@ -31,25 +31,21 @@ _STRIP_PX = 16_000_000
 def read_displaced(
     her2: Slide,
     field: Displacement,
-    x_px: int,
-    y_px: int,
+    left_um: float,
+    top_um: float,
     *,
-    grid_mpp: float,
     size_px: int,
     mpp: float,
-    pair: str,
 ) -> tuple[RGB, float, tuple[float, float]]:
     """Read HER2 for a square tile of the H&E grid: one region, remapped once.
 
     Args:
         her2: the slide.
         field: from H&E to HER2.
-        x_px: left edge of the tile on H&E, in pixels of `grid_mpp`.
-        y_px: its top edge.
-        grid_mpp: see `x_px`.
+        left_um: left edge of the tile on H&E.
+        top_um: its top edge.
         size_px: side of the tile in pixels of `mpp`.
         mpp: resolution of the tile.
-        pair: its name, for errors.
 
     Returns:
         (size, size, 3) pixels, with the slide's background outside HER2; the fraction of the tile
@@ -60,7 +56,6 @@ def read_displaced(
         SlideError: when the pixels cannot be decoded, or the displacement spreads the tile over
             more than `SPREAD_MAX` times its side.
     """
-    left_um, top_um = x_px * grid_mpp, y_px * grid_mpp
     origin, at = fields.map_tile(field, left_um, top_um, mpp, size_px)
     origin, at = origin / her2.mpp, at / np.float32(her2.mpp)
     first = fields.map_points(field, [[left_um, top_um]])[0] / her2.mpp
@@ -72,13 +67,13 @@ def read_displaced(
     outside = bool((low < 0).any() or (high > her2.size_px).any())
     low, high = np.maximum(low, 0), np.minimum(high, her2.size_px)
     if (low >= high).any():
-        return _background(her2, size_px), 0.0, corner
+        return np.full((size_px, size_px, 3), her2.background, np.uint8), 0.0, corner
     # Larger regions do not fit into memory either.
     side_px = size_px * mpp / her2.mpp
     width, height = (high - low).tolist()
     if max(width, height) > SPREAD_MAX * side_px:
         raise SlideError(
-            f"pair {pair}: the displacement spreads the tile at {x_px}, {y_px} over "
+            f"the displacement spreads the tile at {left_um:.0f}, {top_um:.0f} um over "
             f"{width:.0f} x {height:.0f} px of HER2, more than {SPREAD_MAX} times its side of "
             f"{side_px:.0f}; correct the displacement"
         )
@@ -102,8 +97,6 @@ def read_displaced(
             & (rows < her2.size_px[1] / unit[1] - 0.5 - y0)
         )
         coverage = cv2.countNonZero(within.view(np.uint8)) / within.size
-        if not coverage:
-            return _background(her2, size_px), 0.0, corner
     # Far from its nodes a displacement is extrapolated.
     coverage = min(coverage, _spanned(field, left_um, top_um, size_px * mpp))
     region = _averaged(her2, level, (x0, y0, x1, y1), factor)
@@ -130,10 +123,6 @@ def _averaged(slide: Slide, level: int, box: tuple[int, int, int, int], factor: 
             strip, (x1 - x0, count), interpolation=cv2.INTER_AREA
         )
     return region
-
-
-def _background(slide: Slide, size_px: int) -> RGB:
-    return np.full((size_px, size_px, 3), slide.background, np.uint8)
 
 
 def _spanned(field: Displacement, left_um: float, top_um: float, side_um: float) -> float:

@@ -14,8 +14,9 @@ import tiffslide
 
 from hemera.__main__ import main
 from hemera.imaging.slide import open_slide
-from hemera.registration.displacement import Displacement, node_points, none
+from hemera.registration.displacement import Displacement, none
 from hemera.registration.displacement_files import write_displacement
+from tests.small_displacements import field_of
 from tests.small_geojson import feature, geometry, rectangle, stray
 from tests.small_sheets import write_certificate, write_sheet
 from tests.small_slides import damage_tile, write_pyramid
@@ -42,12 +43,6 @@ def to_he(points_um):
         points = points + 0.7 * (goal - to_her2(points))
     assert np.abs(to_her2(points) - goal).max() < 1e-9
     return points
-
-
-def field_of(function, mpp=4.0):
-    width, height = (math.ceil(side * HE_MPP / mpp) for side in HE_SIZE)
-    nodes = node_points(Displacement(np.zeros((height, width, 2), np.float32), mpp))
-    return Displacement((function(nodes) - nodes).astype(np.float32), mpp)
 
 
 MARKS_UM = np.array([[x, y] for x in range(45, 480, 62) for y in range(38, 230, 41)], float)

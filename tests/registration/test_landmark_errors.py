@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hemera.registration.displacement import Displacement, node_points, none
+from hemera.registration.displacement import Displacement
 from hemera.registration.landmark_errors import (
     cohort_figures,
     official_error,
@@ -14,18 +14,13 @@ from hemera.registration.landmark_errors import (
     predict,
 )
 from hemera.registration.landmarks import Landmarks
+from tests.small_displacements import field_of
 
 SHIFT = Displacement(np.full((40, 30, 2), (30.0, -40.0), np.float32), 50.0)
 """Every point moves by 50 um."""
 SIZE_UM = (1500.0, 2000.0)
 """Its diagonal is 2500 um."""
 NOWHERE = (math.nan, math.nan)
-
-
-def made(function):
-    """Return the displacement that maps each node to function(node)."""
-    nodes = node_points(SHIFT)
-    return Displacement((function(nodes) - nodes).astype(np.float32), SHIFT.mpp)
 
 
 def mark(her2, *he, point="0"):
@@ -51,12 +46,6 @@ class TestTargetRegistrationError:
         assert (first["he_x_um"], first["her2_y_um"]) == (100, 164)
         assert (second["point"], second["error_um"]) == ("1", pytest.approx(0, abs=1e-6))
 
-    def test_distances_of_several_annotators_are_averaged(self):
-        # 6 and 2 um on opposite sides: the mean of the points would be 2 um off.
-        (found,) = errors(mark((136, 160), (100, 200)), mark((128, 160), (100, 200)))
-        assert found["error_um"] == pytest.approx(4)
-        assert found["her2_x_um"] == pytest.approx(132)
-
     def test_a_withheld_side_has_no_error_and_is_predicted(self):
         (found,) = errors(mark((133, 164), None))
         assert (found["he_x_um"], found["error_um"], found["initial_error_um"]) == (None,) * 3
@@ -65,21 +54,13 @@ class TestTargetRegistrationError:
         (found,) = errors(mark(None, (1, 2)))
         assert (found["predicted_x_um"], found["error_um"]) == (None, None)
 
-    def test_without_a_map_points_count_unregistered(self):
-        (found,) = errors(mark((100, 200), (103, 204)), d=none(), size_um=None)
-        assert (found["error_um"], found["error_diagonal_fraction"]) == (None, None)
-        assert (found["predicted_x_um"], found["predicted_y_um"]) == (None, None)
-        assert found["initial_error_um"] == pytest.approx(5)
-        assert found["official_error_um"] == found["official_initial_error_um"]
-        assert found["official_error_um"] == pytest.approx(5)
-
 
 class TestOfficial:
     """The distance on H&E, from the predicted place of HER2's point to the marked one."""
 
     def test_where_the_map_scales_it_is_not_the_error_on_her2(self):
         # On HER2 (200, 400) and (206, 408) are 10 um apart; on H&E (100, 200), (103, 204): 5.
-        (found,) = errors(mark((206, 408), (100, 200)), d=made(lambda p: p * 2))
+        (found,) = errors(mark((206, 408), (100, 200)), d=field_of(lambda p: p * 2, 30, 40, 50.0))
         assert found["error_um"] == pytest.approx(10, abs=1e-2)
         assert (found["predicted_x_um"], found["predicted_y_um"]) == pytest.approx(
             (103, 204), abs=0.01
@@ -124,10 +105,13 @@ class TestOfficial:
 
     def test_a_point_that_cannot_be_inverted_counts_unregistered(self):
         # All of x between 450 and 1050 is mapped to 750.
-        crushed = made(
+        crushed = field_of(
             lambda p: np.stack(
                 [np.where(np.abs(p[..., 0] - 750) < 300, 750, p[..., 0]), p[..., 1]], axis=-1
-            )
+            ),
+            width=30,
+            height=40,
+            mpp=50.0,
         )
         lost = (640.0, 100.0)
         assert np.isnan(predict(crushed, np.array([lost]))).all(), "or the test shows nothing"

@@ -10,8 +10,8 @@ import tifffile
 from hemera.errors import SlideError
 from hemera.imaging.slide import open_slide
 from hemera.registration import warping
-from hemera.registration.displacement import Displacement, node_points
 from hemera.registration.warping import lattice_px, read_displaced, warp_labels
+from tests.small_displacements import field_of
 
 MPP = 0.4
 SIZE = 900, 640
@@ -38,11 +38,6 @@ def turned(points):
     )
 
 
-def field_of(function, width=90, height=70, mpp=4.0):
-    nodes = node_points(Displacement(np.zeros((height, width, 2), np.float32), mpp))
-    return Displacement((function(nodes) - nodes).astype(np.float32), mpp)
-
-
 @pytest.fixture
 def her2(tmp_path):
     x, y = np.meshgrid(*(np.arange(side) + 0.5 for side in SIZE))
@@ -58,8 +53,7 @@ def her2(tmp_path):
 
 
 def read(her2, field, x, y, **changes):
-    arguments = {"grid_mpp": 0.5, "size_px": 96, "mpp": 0.5, "pair": "p"} | changes
-    return read_displaced(her2, field, x, y, **arguments)
+    return read_displaced(her2, field, x / 2, y / 2, **{"size_px": 96, "mpp": 0.5} | changes)
 
 
 @pytest.mark.parametrize("mpp", [0.5, 0.4, 1.3])
@@ -105,7 +99,7 @@ def test_far_from_the_nodes_nothing_counts_as_covered(her2):
 
 def test_a_tile_torn_apart_is_refused(her2):
     field = field_of(lambda points: points * (40.0, 1.0))
-    with pytest.raises(SlideError, match=r"pair p: the displacement spreads the tile at 0, 40"):
+    with pytest.raises(SlideError, match=r"the displacement spreads the tile at 0, 20 um"):
         read(her2, field, 0, 40, size_px=24)
 
 

@@ -11,11 +11,12 @@ import pytest
 from hemera import tables
 from hemera.config import LandmarksOptions
 from hemera.errors import SheetError, TableError
-from hemera.registration.displacement import Displacement, node_points, none
+from hemera.registration.displacement import Displacement, none
 from hemera.registration.displacement_files import write_displacement
 from hemera.registration.landmarks import ACROBAT_COLUMNS
 from hemera.sheet import write_rows
 from hemera.stages import landmarks
+from tests.small_displacements import field_of
 from tests.small_sheets import describe_unit, write_sheet
 
 HE_MPP, HER2_MPP = 0.5, 0.8
@@ -89,11 +90,11 @@ class TestPair:
     @pytest.mark.parametrize("coordinates", ["um", "px"])
     def test_predictions_read_back_as_landmarks_have_no_error(self, folder, coordinates):
         rng = np.random.default_rng(3)
-        nodes = node_points(SHIFT)
-        moving = nodes * (1.02, 0.97) + 40 * np.sin(nodes[..., ::-1] / 300) + (12, -7)
-        write_displacement(
-            folder / "case1.npz", Displacement((moving - nodes).astype(np.float32), SHIFT.mpp)
-        )
+
+        def bend(p):
+            return p * (1.02, 0.97) + 40 * np.sin(p[..., ::-1] / 300) + (12, -7)
+
+        write_displacement(folder / "case1.npz", field_of(bend, 30, 40, 50.0))
         scale = 1 if coordinates == "um" else 1 / HER2_MPP
         points = rng.uniform((100, 100), (1400, 1900), (50, 2)) * scale
         acrobat(folder, [row(n, (1, 2), point) for n, point in enumerate(points)])
@@ -123,8 +124,7 @@ class TestPair:
         if content == "damaged":
             (folder / "case1.npz").write_bytes(b"PK\x03\x04 no displacement" * 9)
         if content == "flat":
-            vectors = -node_points(SHIFT).astype(np.float32)
-            write_displacement(folder / "case1.npz", Displacement(vectors, SHIFT.mpp))
+            write_displacement(folder / "case1.npz", field_of(np.zeros_like, 30, 40, 50.0))
         first, second = run(folder)
         assert first["predicted_x_um"] is None
         assert first["official_error_um"] == first["official_initial_error_um"]
@@ -292,12 +292,8 @@ class TestKidney:
 
     def affine(self, folder, matrix):
         """Write the map fixed -> moving (x, y, 1) @ matrix, in pixels."""
-        nodes = node_points(Displacement(np.zeros((80, 118, 2), np.float32), 46.0))
-        pixels = nodes / self.MPP
-        moving = (pixels @ matrix[:2] + matrix[2]) * self.MPP
-        write_displacement(
-            folder / "case1.npz", Displacement((moving - nodes).astype(np.float32), 46.0)
-        )
+        d = field_of(lambda p: p @ matrix[:2] + matrix[2] * self.MPP, 118, 80, 46.0)
+        write_displacement(folder / "case1.npz", d)
 
     def figures(self, found):
         errors = np.array([line["error_um"] for line in found]) / self.MPP
@@ -335,8 +331,7 @@ class TestKidney:
         write_sheet(folder, [cells | {"pair": pair} for pair, cells in pairs.items()])
         # As if both slides had one size: HER2 is that much smaller.
         scale = np.array([1123 / 1164, 724 / 787])
-        nodes = (np.stack(np.meshgrid(np.arange(118), np.arange(80)), axis=-1) + 0.5) * 46.0
-        scaled = Displacement((nodes * scale - nodes).astype(np.float32), 46.0)
+        scaled = field_of(lambda p: p * scale, 118, 80, 46.0)
         for pair in pairs:
             table = describe_unit(folder, pair, folder / f"{pair}.describe.parquet")
             write_displacement(folder / f"{pair}.npz", none() if pair == "failed" else scaled)

@@ -14,9 +14,10 @@ from hemera.config import DescribeOptions, FilterOptions, TileOptions
 from hemera.dataset.shards import read_member
 from hemera.errors import SheetError
 from hemera.imaging.codecs import decode
-from hemera.registration.displacement import Displacement, mirrored, node_points, none
+from hemera.registration.displacement import Displacement, mirrored, none
 from hemera.registration.displacement_files import read_displacement, write_displacement
 from hemera.stages import tile
+from tests.small_displacements import field_of
 from tests.small_geojson import geometry, rectangle
 from tests.small_sheets import describe_unit, write_certificate, write_sheet
 from tests.small_slides import damage_tile, write_pyramid
@@ -328,9 +329,7 @@ def slides(rng, tmp_path):
     her2 = np.rint(truth(x * HER2_MPP, y * HER2_MPP)).astype(np.uint8)
     for name, rgb, mpp in (("he", he, HE_MPP), ("her2", her2, HER2_MPP)):
         write_pyramid(tmp_path / f"{name}.tif", [rgb], (mpp, mpp))
-    points = node_points(Displacement(np.zeros((63, 88, 2), np.float32), 4.0))
-    field = Displacement((field_at(points) - points).astype(np.float32), 4.0)
-    write_displacement(tmp_path / "d.npz", field)
+    write_displacement(tmp_path / "d.npz", field_of(field_at, 88, 63))
     write_certificate(tmp_path / "c.parquet", "case1", "pass")
     return tmp_path
 
