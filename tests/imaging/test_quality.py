@@ -98,8 +98,3 @@ def test_colour_at_half_the_resolution_is_that_of_all_pixels_on_real_tiles(image
         reference = correlation_by_definition(*pair)
         assert histogram_similarity(*small) == pytest.approx(reference, abs=0.05)
     assert compared >= 6
-
-
-def test_real_pairs_are_similar(images):
-    for he, her2 in bci_tiles(images):
-        assert 0.3 < histogram_similarity(he, her2) < 0.9

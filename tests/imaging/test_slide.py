@@ -41,13 +41,6 @@ def test_a_pyramid_is_read_as_it_was_written(pyramid):
             assert (part == pixels[41:111, 30:120]).all()
 
 
-def test_an_mpp_of_a_level_is_that_level_untouched(pyramid):
-    path, levels = pyramid
-    with open_slide(path) as slide:
-        part = slide.read(2 * 40, 2 * 30, 100, 80, slide.level_mpps[1])
-        assert (part == levels[1][30:110, 40:140]).all()
-
-
 def test_between_levels_the_finer_is_averaged_exactly(pyramid):
     path, levels = pyramid
     with open_slide(path) as slide:
@@ -179,19 +172,6 @@ def test_truncated_tiff(pyramid):
             open_slide(path, mpp=0.9) as slide,
         ):
             slide.read_level(0, 0, 0, 702, 505)
-
-
-@pytest.mark.parametrize("reader", ["tiff", "openslide", "tiffslide"])
-def test_a_broken_tile_costs_that_read_alone(rng, tmp_path, reader):
-    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)], compression="jpeg")
-    damage_tile(path, 8)  # row 1, column 2
-    with openslide.OpenSlide(path) as handle:
-        expected = np.asarray(handle.read_region((10, 10), 0, (100, 90)))[..., :3]
-    with open_slide(path, reader=reader) as slide:
-        for _ in range(2):
-            with pytest.raises(SlideError, match="cannot be read at 260, 130"):
-                slide.read_level(0, 260, 130, 50, 40)
-            assert (slide.read_level(0, 10, 10, 100, 90) == expected).all()
 
 
 THREADS = """

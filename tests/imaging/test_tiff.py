@@ -10,14 +10,6 @@ from hemera.imaging.slide import open_slide
 from tests.small_slides import halves, picture, write_image, write_pyramid
 
 
-def test_subifds_are_levels(rng, tmp_path):
-    first = picture(rng)
-    path = write_pyramid(tmp_path / "sub.tif", [first, halves(first)], subifds=True)
-    with open_slide(path) as slide:
-        assert len(slide.level_mpps) == 2
-        assert (slide.read_level(1, 5, 7, 60, 50) == halves(first)[7:57, 5:65]).all()
-
-
 def vips_slide(path, rgb, quality):
     """A TIFF of libtiff's: the tables stand once, in a tag; from Q 90 on pyvips writes RGB."""
     import pyvips
