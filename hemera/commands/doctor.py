@@ -53,33 +53,29 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
             yield "ok", f"{package} {importlib.metadata.version(package)}"
         except importlib.metadata.PackageNotFoundError:
             yield "missing", f"{package}: not installed; install requirements.lock"
-    gpu = False
     try:
         import torch
     except ImportError as error:
         yield "missing", f"torch: cannot be imported ({error}); install requirements.lock"
     else:
-        gpu = torch.cuda.is_available()
-        if gpu:
+        if torch.cuda.is_available():
             yield "ok", f"GPU {torch.cuda.get_device_name()}"
         else:
             yield "absent", "GPU: PyTorch finds none; engines and training run on the processor"
     free = shutil.disk_usage(".").free / 2**30
     yield "ok", f"{free:.0f} GiB free in this folder"
-    yield from _mask_engines(config, gpu=gpu)
+    yield from _mask_engines(config)
     for name, options in config.stages.items():
         if name != "mask":
             yield from (("missing", line) for line in options.requirements())
 
 
-def _mask_engines(config: Config, *, gpu: bool) -> Iterator[tuple[str, str]]:
+def _mask_engines(config: Config) -> Iterator[tuple[str, str]]:
     """Yield whether the configured engines can run, and what is missing for them."""
     modules = engine_modules()
     for name, options in config.options(MaskOptions).engines.items():
         module = modules[name]
         missing = module.requirements(options)
-        if module.resources(options).gpu_only and not gpu:
-            missing.append("its options require a GPU, and PyTorch finds none; set device: auto")
         try:
             versions = {} if missing else module.versions(options)
         except HemeraError as error:

@@ -50,11 +50,9 @@ def best_level(downsamples: Sequence[tuple[float, float]], scale: float) -> int:
 
     Level 0 where no level is; the caller then upsamples.
     """
-    best = 0
-    for level, (fx, fy) in enumerate(downsamples):
-        if max(fx, fy) <= scale * (1 + EQUAL_MPP) and fx > downsamples[best][0]:
-            best = level
-    return best
+    limit = scale * (1 + EQUAL_MPP)
+    fine = [level for level, steps in enumerate(downsamples) if max(steps) <= limit]
+    return max(fine, key=lambda level: downsamples[level][0], default=0)
 
 
 def grid_positions(

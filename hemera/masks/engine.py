@@ -32,8 +32,6 @@ class Resources:
     threads: int = 1
     gpu: bool = False
     """Whether it uses a GPU where there is one."""
-    gpu_only: bool = False
-    """Whether it cannot run without."""
 
 
 class Engine(Protocol):

@@ -80,8 +80,7 @@ def versions(options: Options) -> dict[str, str]:
 
 def resources(options: Options) -> Resources:
     """Return what a job needs."""
-    device = options.device
-    return Resources(8000, options.torch_threads, gpu=device != "cpu", gpu_only=device == "cuda")
+    return Resources(8000, options.torch_threads, gpu=options.device != "cpu")
 
 
 def load(options: Options, shared: MaskOptions) -> Engine:
