@@ -89,18 +89,6 @@ def test_a_tile_that_contradicts_its_page_about_its_colours_is_not_copied(rng, t
         np.testing.assert_array_equal(slide.read(0, 0, 256, 128, slide.mpp), theirs)
 
 
-def test_what_is_read_may_be_written_on(rng, tmp_path):
-    path = tmp_path / "slide.tif"
-    vips_slide(path, picture(rng), 80)
-    with open_slide(path) as slide:
-        for _ in range(2):
-            for x in (128, 120):
-                region = slide.read(x, 128, 128, 128, slide.mpp)
-                before = region.copy()
-                region[:] = 0
-                np.testing.assert_array_equal(slide.read(x, 128, 128, 128, slide.mpp), before)
-
-
 def test_a_missing_tile_of_a_coarser_level_is_left_to_openslide(rng, tmp_path):
     """Aperio leaves such tiles out; OpenSlide fills them from the finer level."""
     path = tmp_path / "slide.svs"

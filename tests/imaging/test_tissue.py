@@ -45,7 +45,3 @@ def test_background_at_the_edge_is_no_hole(part):
     mask = np.ones((20, 31), bool)
     mask[part] = False
     assert (clean_outline(mask, hole_px=100, speck_px=0) == mask).all()
-
-
-def test_an_outline_without_tissue_stays_empty():
-    assert not clean_outline(np.zeros((9, 7), bool), hole_px=10, speck_px=10).any()
