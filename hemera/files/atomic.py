@@ -35,8 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`; it becomes `folder` when the block succeeds.
 
-    Raises:
-        ConfigError: when `folder` is a file, or a folder that is not empty.
+    ConfigError when `folder` is a file, or a folder that is not empty.
     """
     folder = Path(folder).absolute().resolve()
     if folder.exists() and not folder.is_dir():

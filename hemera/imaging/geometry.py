@@ -84,11 +84,8 @@ def tissue_fraction(
 ) -> npt.NDArray[np.float64]:
     """Return the fraction (N,) of each tile inside an outline, by exact area.
 
-    Args:
-        outline: (H, W), covers the image from edge to edge.
-        size_px: (width, height) of the image on level 0.
-        corners_px: (N, 2) top-left corners (x, y) on level 0.
-        side_px: side of the tiles on level 0.
+    The outline (H, W) covers an image of `size_px` (width, height) from edge to edge; `corners_px`
+    (N, 2) are the top-left corners of the tiles, all on level 0.
     """
     # The integral of an image constant in each pixel is bilinear between the pixels' corners.
     integral = cv2.integral(outline.astype(np.uint8), sdepth=cv2.CV_64F)

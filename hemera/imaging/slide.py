@@ -236,12 +236,9 @@ def open_slide(
 ) -> Slide:
     """Open a slide or an image, by its content, not by its name.
 
-    Args:
-        path: the file.
-        mpp: its resolution from the sheet, which overrides the file's.
-        reader: a key of `READERS`, or auto: the first that reads the file completely.
-        mpp_column: the column that error messages name as the remedy.
-        background: colour of the background; None: measured when needed.
+    `mpp` overrides the resolution that the file states; `mpp_column` is what error messages name as
+    the remedy. `reader` is a key of `READERS`, or auto: the first that reads the file completely.
+    Without a colour of the background, it is measured when needed.
 
     Raises:
         SlideError: in one line, when there is no such file, no reader for it, or no resolution.
