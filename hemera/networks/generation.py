@@ -125,10 +125,9 @@ class GenerationNet(_UNet):
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the maps that SegmentationNet takes from a frozen GenerationNet.
 
-        Returns:
-            The activated encoder maps at 1/2, 1/4, 1/8 and 1/16 of the side, and the volume at
-            1/32: the activated encoder map beside the normalised decoder map, `feature_width`
-            channels. At 512 px and base width 32 that is 512 x 16 x 16.
+        They are the activated encoder maps at 1/2, 1/4, 1/8 and 1/16 of the side, and the volume at
+        1/32, the activated encoder map beside the normalised decoder map: 512 x 16 x 16 at 512 px
+        and base width 32.
         """
         skips, x = self._encode(image)
         x = self._decode(skips, x, FEATURE_LEVEL + 1)
@@ -207,11 +206,10 @@ class AttentionGenerationNet(_UNet):
         return virtual
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the maps that SegmentationNet takes from a frozen one: those of its encoder.
+        """Return the maps that SegmentationNet takes from a frozen one: those of its encoder, raw.
 
-        Returns:
-            The raw encoder maps at 1/2, 1/4, 1/8 and 1/16 of the side, and the raw innermost map
-            at 1/32, `feature_width` channels: 512 x 16 x 16 at 512 px and base width 64.
+        They are at 1/2, 1/4, 1/8 and 1/16 of the side, and the innermost at 1/32: 512 x 16 x 16 at
+        512 px and base width 64.
         """
         self.check_sides(image)
         maps = [self.down[0](image)]

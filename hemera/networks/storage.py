@@ -30,11 +30,7 @@ UNBUILDABLE = (
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        TrainingError: when it cannot be read.
-    """
+    """Return the SHA-256 of a file; raise TrainingError when it cannot be read."""
     with (
         translated(
             TrainingError, f"{path}: cannot be read ({{error}}); run the stage that makes it"
@@ -59,13 +55,8 @@ def read_weights(
 ) -> dict[str, Any]:
     """Read a safetensors file, or a torch file of which only tensors and plain values are read.
 
-    Args:
-        path: the file.
-        missing: remedy when there is no such file.
-        remedy: remedy when it has no weights.
-
     Raises:
-        TrainingError: when it cannot be read, is damaged, or would run code.
+        TrainingError: with the remedy `missing` when there is no such file, else with `remedy`.
     """
     if not path.is_file():
         raise TrainingError(f"{path}: no such file; {missing}")
@@ -84,11 +75,7 @@ def read_weights(
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Any], subject: str) -> None:
-    """Load weights that must fit exactly.
-
-    Raises:
-        TrainingError: naming the layers that differ.
-    """
+    """Load weights that must fit exactly; raise TrainingError naming the layers that differ."""
     own = module.state_dict()
     faults = [f"{name} is unknown" for name in weights if name not in own]
     for name, expected in own.items():
@@ -121,10 +108,9 @@ def versions() -> dict[str, str]:
 
 
 def check_index(network: str, described: Mapping[str, Any], fingerprint: str) -> None:
-    """Check that a network was trained on this index: another one may contain its test tiles.
+    """Raise TrainingError unless a network was trained on this index.
 
-    Raises:
-        TrainingError: naming both indexes.
+    Another index may have its test tiles among the training tiles.
     """
     own = str(described.get("index_fingerprint"))
     if own != fingerprint:
@@ -140,11 +126,7 @@ def write_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def read_metadata(path: Path, network: str) -> dict[str, Any]:
-    """Read the JSON beside the weights of `network`.
-
-    Raises:
-        TrainingError: when it is missing, damaged, or of another network.
-    """
+    """Read the JSON beside the weights of `network`; raise TrainingError when it is of another."""
     if not path.is_file():
         raise TrainingError(f"{path}: no such file; it is written beside the weights")
     with translated(TrainingError, f"{path}: not JSON ({{error}}); train again"):
@@ -155,11 +137,7 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
 
 
 def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str, Any]]:
-    """Return a trained generator in evaluation mode, and its metadata.
-
-    Raises:
-        TrainingError: when a file is missing or damaged, or they do not fit each other.
-    """
+    """Return a trained generator in evaluation mode, and its metadata, or raise TrainingError."""
     described = read_metadata(metadata, "generation")
     with translated(TrainingError, UNBUILDABLE.format(metadata)):
         net = build_generator(**described["model"])
@@ -168,7 +146,7 @@ def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str,
 
 
 def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, dict[str, Any]]:
-    """Return a trained SegmentationNet, its frozen branch included, and its metadata.
+    """Return a trained SegmentationNet with its frozen branch, and its metadata.
 
     Raises:
         TrainingError: when a file is missing or damaged, or they do not fit each other.

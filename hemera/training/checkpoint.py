@@ -150,11 +150,7 @@ class TrainingState:
         self._saved_at = time.monotonic()
 
     def resume(self) -> None:
-        """Load the checkpoint, if there is one.
-
-        Raises:
-            TrainingError: when it is damaged or of other networks.
-        """
+        """Load the checkpoint, if there is one; raise TrainingError when it does not fit."""
         if not self.path.exists():
             log.info("a new run, %s", self.folder)
             return

@@ -96,13 +96,10 @@ SINGLE = Ranks()
 def process_group(wanted: int, device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun started, and leave the group afterwards.
 
-    Args:
-        wanted: number of processes that the options name.
-        device: where this process computes: cuda exchanges by NCCL, cpu by Gloo. On cuda the
-            process takes the GPU of its local rank.
+    On cuda they exchange by NCCL, and each takes the GPU of its local rank; on cpu by Gloo.
 
     Raises:
-        TrainingError: when another number was started.
+        TrainingError: when another number than `wanted` was started.
     """
     started = dist.is_torchelastic_launched()
     if started:
@@ -111,13 +108,11 @@ def process_group(wanted: int, device: torch.device) -> Iterator[Ranks]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     count = dist.get_world_size() if started else 1
     if count != wanted:
-        remedy = (
-            f"start it with `torchrun --standalone --nproc-per-node {wanted} --no-python "
-            "hemera ...`, as the rule does, or set gpus: 1"
-            if wanted > count
-            else f"set gpus: {count}, or start fewer"
+        raise TrainingError(
+            f"gpus: {wanted}, but processes started: {count}; start it with `torchrun --standalone "
+            f"--nproc-per-node {wanted} --no-python hemera ...`, as the rule does, or set gpus: "
+            f"{count}"
         )
-        raise TrainingError(f"gpus: {wanted}, but processes started: {count}; {remedy}")
     yield Ranks(dist.get_rank(), count) if started else Ranks()
     # Not after an error: leaving waits for the other ranks, which wait for this one. torchrun ends
     # them.

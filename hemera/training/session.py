@@ -39,11 +39,7 @@ PRECISIONS = {
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device that an option names; auto is a GPU where there is one.
-
-    Raises:
-        TrainingError: when the option is cuda and there is no GPU.
-    """
+    """Return the device that an option names; raise TrainingError for cuda without a GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -63,9 +59,6 @@ def session(
         device: auto, cpu or cuda.
         deterministic: use no kernel whose result can differ between runs, where there is a choice.
         tf32: let a GPU round the factors of convolutions in single precision to TF32.
-
-    Yields:
-        The device to compute on.
     """
     place = find_device(device)
     if deterministic and place.type == "cuda":
@@ -141,9 +134,6 @@ class Compute:
 
         Not on a processor, where PyTorch 2.13 then writes beyond its memory in the gradients of
         narrow networks on several threads.
-
-        Raises:
-            TrainingError: when it is to be compiled and there is no compiler.
         """
         if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
             raise TrainingError(
@@ -178,8 +168,7 @@ def training_session(options: TrainingOptions) -> Iterator[Compute]:
     """Open the session of a training, joined with the other ranks.
 
     Raises:
-        TrainingError: a GPU that is absent or lacks the precision; another number of processes
-            than the options name.
+        TrainingError: a GPU that is absent or lacks bf16; another number of processes than gpus.
     """
     device = find_device(options.device)
     precision = PRECISIONS[options.precision]
