@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -134,7 +133,7 @@ def measure_local_quality(
     rows, columns = np.nonzero(fraction[np.ix_(y, x)] > TISSUE_MIN)
     offsets = np.arange(-reach, reach + 1) / reach
     prior = SEARCH_PRIOR * (offsets[:, None] ** 2 + offsets**2)
-    shifts = np.array(directions(SHIFTS, 8, diagonal_px)).round().astype(np.int64)
+    shifts = directions(np.array(SHIFTS) * diagonal_px, 8)
     # A square that is flat in one of the two has no match: the worst values possible.
     ncc, best = np.zeros(len(rows)), np.ones(len(rows))
     residuals = np.tile((float(reach), 0.0), (len(rows), 1))
@@ -160,15 +159,12 @@ def measure_local_quality(
     return LocalQuality(centres, ncc, best, residuals * mpp, side * mpp, step * mpp)
 
 
-def directions(
-    radii: tuple[float, ...], count: int, diagonal_px: float
-) -> list[tuple[float, float]]:
-    """Return shifts in `count` directions by each radius, (dx, dy) in pixels."""
-    angles = [2 * math.pi * k / count for k in range(count)]
-    circle = [(math.cos(angle), math.sin(angle)) for angle in angles]
-    return [
-        (radius * diagonal_px * x, radius * diagonal_px * y) for radius in radii for x, y in circle
-    ]
+def directions(radii_px: Floats, count: int) -> npt.NDArray[np.int64]:
+    """Return shifts in `count` directions by each radius: (N, 2) as (dx, dy), whole pixels."""
+    angles = 2 * np.pi * np.arange(count) / count
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    shifts: npt.NDArray[np.int64] = np.rint(radii_px[:, None, None] * circle).astype(np.int64)
+    return shifts.reshape(-1, 2)
 
 
 def _centres(length: int, half: int, step: int) -> npt.NDArray[np.int64]:

@@ -156,8 +156,8 @@ def _correlations(
     """Return `lncc`, `ncc` and `ncc_margin`; see `measure`."""
     height, width = he.shape
 
-    def shifted(dx: float, dy: float) -> Gray:
-        x, y = margin + round(dx), margin + round(dy)
+    def shifted(dx: int, dy: int) -> Gray:
+        x, y = margin + dx, margin + dy
         return warped[y : y + height, x : x + width]
 
     window = max(3, round(WINDOW * diagonal_px) | 1)
@@ -165,7 +165,7 @@ def _correlations(
     ncc = _correlation(he[covered], shifted(0, 0)[covered])
     best = max(
         _correlation(he[covered], shifted(dx, dy)[covered])
-        for dx, dy in directions(MARGIN_SHIFTS, 12, diagonal_px)
+        for dx, dy in directions(np.array(MARGIN_SHIFTS) * diagonal_px, 12)
     )
     return {"lncc": lncc, "ncc": ncc, "ncc_margin": ncc - best}
 
