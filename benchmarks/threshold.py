@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 from _graph import lay_out, snakemake, write_cohort, write_config
 
 from hemera import tables
@@ -198,13 +199,8 @@ def main() -> None:
         if set(plan.planned) != MAY_RUN:
             sys.exit(f"the plan should be {', '.join(sorted(MAY_RUN))}")
         run = snakemake(folder, "--cores", "1", "results/index/index.parquet")
-        accepted = sum(
-            row["tiles"]
-            for row in tables.read(
-                folder / "results/filter/funnel.parquet", tables.FUNNEL
-            ).to_pylist()
-            if row["reason"] == "accepted"
-        )
+        rows = pq.read_table(folder / "results/filter/tiles.parquet", columns=["accepted"])
+        accepted = sum(rows.column("accepted").to_pylist())
     filtering, indexing = run.job_s
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     sys.stdout.write(

@@ -248,17 +248,6 @@ CELLS = pa.schema(
 )
 """mask: one row per cell."""
 
-FUNNEL = pa.schema(
-    [
-        pa.field("dataset", pa.string(), False),
-        pa.field("score", pa.string(), False),  # empty: unknown
-        pa.field("reason", pa.string(), False),  # accepted, or the first reason for refusal
-        pa.field("tiles", pa.int64(), False),
-        pa.field("pairs", pa.int64(), False),
-    ]
-)
-"""filter: number of tiles that each filter rejects, per data set and score."""
-
 HISTORY = pa.schema(
     [
         pa.field("epoch", pa.int32(), False),  # from 1

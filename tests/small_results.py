@@ -99,7 +99,6 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
         results=results,
         engines=engines,
         tiles=results / "filter" / "tiles.parquet",
-        funnel=results / "filter" / "funnel.parquet",
         options=FilterOptions(),
     )
     index.run(

@@ -156,7 +156,7 @@ def training_tiles(index: TileIndex, network: str, crop_px: int | None = None) -
         if not tiles:
             raise TrainingError(
                 f"index: no tiles for {purpose} of {network}; at least one is needed; read the "
-                "funnel in the report, then loosen filter, add pairs, or check "
+                "rejections in the report, then loosen filter, add pairs, or check "
                 f"index.{network}_datasets, index.val_fraction and the sheet's splits"
             )
     smallest = min((*train.values(), *val.values()), key=lambda row: row["size_px"])

@@ -31,11 +31,13 @@ fraction of the other scores of its data set, and it has that many tiles."""
 SUITABILITIES = ("suitable", "doubtful", "unsuitable")
 
 
-def rejections(counts: Frame) -> Frame:
-    """Return the number of tiles per group (rows) and reason (columns), of a `tables.FUNNEL`.
+def rejections(tiles: Frame) -> Frame:
+    """Return the number of tiles of an index per group (rows) and reason (columns).
 
     The first column is `accepted`; reasons follow in the order in which they are applied.
     """
+    reason = tiles["reason"].fillna(ACCEPTED)
+    counts = tiles.groupby([*GROUP, reason]).size().rename("tiles").reset_index()
     table = counts.pivot_table("tiles", GROUP, "reason", "sum", fill_value=0)
     return table.reindex(
         columns=[ACCEPTED, *(name for name in REASONS if name in table)], fill_value=0

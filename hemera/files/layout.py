@@ -31,7 +31,6 @@ MASKS = "results/mask/{unit}.parquet"
 CELLS = "results/mask/{unit}.cells.parquet"
 
 FILTERED = "results/filter/tiles.parquet"
-FUNNEL = "results/filter/funnel.parquet"
 
 INDEX = "results/index/index.parquet"
 CARD = "results/index/card.md"

@@ -36,8 +36,6 @@ class Cohort:
     """`tables.PAIRS` of all units."""
     images: Frame
     """`tables.DESCRIBE` of all units, without its pictures."""
-    funnel: Frame
-    """`tables.FUNNEL`."""
     tiles: Frame
     """`tables.index`, without digests."""
     metadata: Mapping[str, str]

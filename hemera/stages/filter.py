@@ -27,10 +27,9 @@ def run(
     results: Path = Path(layout.RESULTS),
     engines: tuple[str, ...],
     tiles: Path,
-    funnel: Path,
     options: FilterOptions,
 ) -> None:
-    """Accept or reject every tile, and count the reasons.
+    """Accept or reject every tile.
 
     Args:
         sheet: the sheet of pairs.
@@ -38,7 +37,6 @@ def run(
         results: folder of results, with the tables of the stages tile and mask.
         engines: mask engines whose statistics are included, in this order.
         tiles: written: table of all tiles, with the decision and its reason.
-        funnel: written: table of counts per data set, score and reason.
 
     Raises:
         TableError: when a unit's tables of tile and mask do not list the same tiles.
@@ -64,7 +62,6 @@ def run(
     table = table.append_column("accepted", pa.array(reasons == ""))
     table = table.append_column("reason", pa.array(reasons, pa.string(), mask=reasons == ""))
     tables.write(tiles, table, tables.filtered(engines), {**sources, **tables.provenance(options)})
-    tables.write(funnel, count(table), tables.FUNNEL)
     refused = collections.Counter(reasons.tolist())
     accepted = refused.pop("", 0)
     log.info("%d of %d tiles accepted", accepted, table.num_rows)
@@ -72,19 +69,6 @@ def run(
         log.info("%s: %d tiles refused", name, tile_count)
     if not accepted:
         log.warning("no tile is accepted; see the counts in the report")
-
-
-def count(table: pa.Table) -> pa.Table:
-    """Return the rows of FUNNEL: tiles and pairs per data set, score and reason."""
-    reason = pc.fill_null(table.column("reason"), criteria.ACCEPTED)
-    grouped = (
-        table.select(["dataset", "score", "pair"])
-        .append_column("reason", reason)
-        .group_by(["dataset", "score", "reason"])
-        .aggregate([("pair", "count"), ("pair", "count_distinct")])
-        .rename_columns({"pair_count": "tiles", "pair_count_distinct": "pairs"})
-    )
-    return grouped.sort_by([(name, "ascending") for name in ("dataset", "score", "reason")])
 
 
 def _join(

@@ -71,7 +71,7 @@ def run(
         )
         return decode(member) if is_stain else decode_mask(member)
 
-    rejections = statistics.rejections(cohort.funnel)
+    rejections = statistics.rejections(cohort.tiles)
     compared = statistics.agreement(cohort.accepted, cohort.engines)
     errors = _landmark_errors(cohort, results)
     content = {
@@ -119,7 +119,6 @@ def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> d
         pairs=_named(pd.DataFrame(pairs, columns=names)),
         outcomes=_frame(paths(layout.PAIRS), tables.PAIRS),
         images=_frame(paths(layout.IMAGES_TABLE), tables.DESCRIBE, plain),
-        funnel=_named(_frame([layout.path(layout.FUNNEL, results)], tables.FUNNEL)),
         tiles=_named(_frame([index], schema, columns)),
         metadata=metadata,
     )

@@ -8,11 +8,11 @@ import pytest
 from hemera.dataset import statistics
 from hemera.dataset.statistics import Bias
 
-COLUMNS = ["dataset", "score", "reason", "tiles", "pairs"]
 
-
-def counts(*rows: tuple[str, str, str, int]) -> pd.DataFrame:
-    return pd.DataFrame([(*row, 1) for row in rows], columns=COLUMNS)
+def tiles(*rows: tuple[str, str, str | None, int]) -> pd.DataFrame:
+    """As many tiles per data set, score and reason."""
+    each = [row[:3] for row in rows for _ in range(row[3])]
+    return pd.DataFrame(each, columns=["dataset", "score", "reason"])
 
 
 def two_engines(**columns: list[Any]) -> pd.DataFrame:
@@ -21,26 +21,26 @@ def two_engines(**columns: list[Any]) -> pd.DataFrame:
 
 def test_rejections_are_in_the_order_of_filters_and_scores() -> None:
     table = statistics.rejections(
-        counts(
-            ("bci", "unknown", "accepted", 1),
-            ("bci", "3+", "blurred_he", 2), ("bci", "0", "accepted", 3),
+        tiles(
+            ("bci", "unknown", None, 1),
+            ("bci", "3+", "blurred_he", 2), ("bci", "0", None, 3),
             ("bci", "0", "low_tissue", 4),
         )
     )  # fmt: skip
     assert list(table.columns) == ["accepted", "low_tissue", "blurred_he"]
     assert list(table.index) == [("bci", "0"), ("bci", "3+"), ("bci", "unknown")]
     assert table.to_numpy().tolist() == [[3, 4, 0], [0, 0, 2], [1, 0, 0]]
-    assert statistics.rejections(counts()).shape == (0, 1)
+    assert statistics.rejections(tiles()).shape == (0, 1)
 
 
 def test_selection_bias_names_one_score_and_its_reason() -> None:
     table = statistics.rejections(
-        counts(
-            ("bci", "0", "accepted", 90), ("bci", "0", "low_tissue", 10),
-            ("bci", "1+", "accepted", 88), ("bci", "1+", "low_tissue", 12),
-            ("bci", "3+", "accepted", 50), ("bci", "3+", "low_tissue", 10),
+        tiles(
+            ("bci", "0", None, 90), ("bci", "0", "low_tissue", 10),
+            ("bci", "1+", None, 88), ("bci", "1+", "low_tissue", 12),
+            ("bci", "3+", None, 50), ("bci", "3+", "low_tissue", 10),
             ("bci", "3+", "blurred_her2", 40),
-            ("acrobat", "3+", "accepted", 1), ("acrobat", "3+", "low_tissue", 5),
+            ("acrobat", "3+", None, 1), ("acrobat", "3+", "low_tissue", 5),
         )
     )  # fmt: skip
     assert statistics.selection_bias(table) == [Bias("bci", "3+", 0.5, 0.89, "blurred_her2")]

@@ -18,7 +18,7 @@ from hemera.stages import filter
 from tests.command_line import words
 from tests.small_tables import digest, tile_row
 
-GOLDEN = {2: "b165ef6197ffb8d3"}
+GOLDEN = {2: "915271cc2abf0dd0"}
 ENGINES = ("stain", "deepliif")
 BLOCKS = 2
 
@@ -93,7 +93,7 @@ class Cohort:
 
     def paths(self, engines: tuple[str, ...], out: Path) -> dict[str, Any]:
         """Return the arguments of the stage but its options."""
-        outputs = {"tiles": out / "tiles.parquet", "funnel": out / "funnel.parquet"}
+        outputs = {"tiles": out / "tiles.parquet"}
         inputs = {"sheet": self.sheet, "block_count": BLOCKS, "results": self.folder}
         return inputs | {"engines": engines} | outputs
 
@@ -108,10 +108,6 @@ class Cohort:
     @property
     def tiles(self) -> Path:
         return self.folder / "filter" / "tiles.parquet"
-
-    @property
-    def funnel(self) -> Path:
-        return self.folder / "filter" / "funnel.parquet"
 
 
 def reasons(table: pa.Table) -> dict[str, str | None]:
@@ -216,21 +212,6 @@ def wide(folder: Path) -> Cohort:
     return cohort
 
 
-def test_the_funnel_by_hand(tmp_path: Path) -> None:
-    cohort = wide(tmp_path)
-    cohort.run()
-    funnel = tables.read(cohort.funnel, tables.FUNNEL).to_pylist()
-    assert [tuple(row.values()) for row in funnel] == [
-        ("acrobat", "", "accepted", 1, 1),
-        ("acrobat", "", "low_tissue", 2, 1),
-        ("acrobat", "", "registration_review", 1, 1),
-        ("bci", "0", "unlike_histograms", 1, 1),
-        ("bci", "3+", "accepted", 1, 1),
-        ("bci", "3+", "blurred_he", 2, 2),
-        ("bci", "3+", "blurred_her2", 1, 1),
-    ]
-
-
 def test_no_row_is_dropped_and_no_value_changed(tmp_path: Path) -> None:
     cohort = wide(tmp_path)
     table = cohort.run()
@@ -268,7 +249,6 @@ def test_zero_tiles_are_an_empty_table(tmp_path: Path, caplog: pytest.LogCapture
     cohort = Cohort(tmp_path, {"p": {}, "slide": {"dataset": "acrobat"}})
     cohort.write([])
     assert cohort.run().num_rows == 0
-    assert tables.read(cohort.funnel, tables.FUNNEL).num_rows == 0
     assert "no tile is accepted" in caplog.text
 
 
@@ -312,7 +292,7 @@ def test_golden(tmp_path: Path) -> None:
         added = cohort.run().select(
             ["tile", "dataset", "score", "registration", "accepted", "reason"]
         )
-        content = [added.to_pylist(), tables.read(cohort.funnel, tables.FUNNEL).to_pylist()]
+        content = added.to_pylist()
         digests.append(digest(json.dumps(content))[:16])
         if name == "two":
             assert cohort.tiles.read_bytes() == (tmp_path / "one/filter/tiles.parquet").read_bytes()
@@ -325,5 +305,4 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
     cohort.run(options)
     given = words(cohort.paths(ENGINES, tmp_path / "cli"))
     assert main(["filter", *given, *flags(options)]) == 0
-    for path in (cohort.tiles, cohort.funnel):
-        assert (tmp_path / "cli" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "cli/tiles.parquet").read_bytes() == cohort.tiles.read_bytes()

@@ -185,7 +185,7 @@ def test_a_truncated_shard_and_a_foreign_table_are_errors(
     unit[1].write_bytes(data[: len(data) // 2])
     with pytest.raises(ShardError, match=r"unit\.tar"):
         run(unit, tmp_path / "mask")
-    tables.write(unit[0], [], tables.FUNNEL)
+    tables.write(unit[0], [], tables.HISTORY)
     with pytest.raises(TableError, match="lacks the columns"):
         run(unit, tmp_path / "mask")
 

@@ -116,10 +116,7 @@ def test_three_engines_from_the_configuration_to_the_index(tmp_path: Path) -> No
 
     common = {"sheet": sheet, "engines": NAMES}
     tiles = tmp_path / "filter/tiles.parquet"
-    funnel = tmp_path / "filter/funnel.parquet"
-    filter.run(
-        **common, results=tmp_path, block_count=1, tiles=tiles, funnel=funnel, options=filters
-    )
+    filter.run(**common, results=tmp_path, block_count=1, tiles=tiles, options=filters)
     assert set(tables.read(tiles, tables.filtered(NAMES))["reason"].to_pylist()) == {
         "disputed_mask"
     }

@@ -1,7 +1,7 @@
 # Accepted or refused, and why, for every tile of the cohort. Reads no pixel.
 #
 # REQUIRED INPUTS: the tables of tile and mask of all units
-# OUTPUTS: all tiles with `accepted` and `reason`; counts per data set, score and reason
+# OUTPUTS: all tiles with `accepted` and `reason`
 
 
 rule filter:
@@ -11,7 +11,6 @@ rule filter:
         of_units(layout.MASKS),
     output:
         tiles=layout.FILTERED,
-        funnel=layout.FUNNEL,
     log:
         "logs/filter/filter.log",
     benchmark:
@@ -32,4 +31,4 @@ rule filter:
     shell:
         "hemera filter --sheet {params.sheet:q} --block-count {params.block_count}"
         " --engines {params.engines:q}"
-        " --tiles {output.tiles:q} --funnel {output.funnel:q} {params.options} > {log:q} 2>&1"
+        " --tiles {output.tiles:q} {params.options} > {log:q} 2>&1"

@@ -15,7 +15,6 @@ rule report:
         of_units(layout.TILE_SHARD),
         of_units(layout.PAIRS),
         of_units(layout.MASK_SHARD),
-        layout.FUNNEL,
         layout.INDEX,
     output:
         page=layout.REPORT,
