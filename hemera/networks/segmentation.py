@@ -13,7 +13,6 @@ channels by convolutions and pooling that train: the only reading that fits ever
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Self
@@ -88,8 +87,9 @@ class LibraryDecoder(nn.Module):
 
     def __init__(self, name: str, fused: int, skips: tuple[int, ...], base_width: int) -> None:
         """Build the layers; see `Decoder`."""
+        import segmentation_models_pytorch as smp
+
         super().__init__()
-        smp: Any = importlib.import_module("segmentation_models_pytorch")
         widths = resnet34_widths(base_width)
         channels: Any = 4 * base_width
         if name == "unetplusplus":
