@@ -24,18 +24,21 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """One bound on one column of the table of tiles, and the reason of the tiles that miss it."""
+    """One bound on one column of the table of tiles, and the reason of the tiles that miss it.
+
+    Attributes:
+        reason: in the column `reason`; two criteria may have the same.
+        text: the reason in words, for a page.
+        option: key of section `filter` with the bound; none there: the criterion is not applied.
+        column: the measure; `agreement` is that of the mask engines; None: the option is a switch.
+        direction: how an accepted tile compares with the bound. NaN and null meet no bound.
+    """
 
     reason: str
-    """In the column `reason`; two criteria may have the same."""
     text: str
-    """The reason in words, for a page."""
     option: str
-    """Key of section `filter` with the bound; none there: the criterion is not applied."""
     column: str | None = None
-    """The measure; `agreement` is that of the mask engines; None: the option is a switch."""
     direction: str = ">="
-    """`>=` or `<=`: how an accepted tile compares with the bound. NaN and null meet no bound."""
 
     def missed(self, values: npt.NDArray[np.float64], limit: float) -> Mask:
         """Return which values of the column do not meet a bound."""

@@ -75,13 +75,9 @@ class Tiling:
     """What all tiles of a pair have in common.
 
     Attributes:
-        pair: the pair.
-        he: the H&E slide.
-        her2: the HER2 slide.
         displacement: from H&E to HER2; None for a pair that comes registered.
         saturation_min: lowest saturation of tissue on H&E, 0 to 1.
         density_min: lowest optical density of tissue on HER2.
-        options: settings.
     """
 
     pair: Pair

@@ -78,7 +78,7 @@ def write_labels(
     """Write a label image as a tiled TIFF, lossless, in one step.
 
     Args:
-        path: the file to write.
+        path: TIFF.
         tiles: row by row, each (`TILE_PX`, `TILE_PX`) also at the edges; taken one at a time.
         size_px: (width, height).
         dtype: of the tiles.

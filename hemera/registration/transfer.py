@@ -51,12 +51,9 @@ def transform_points(source: Path, output: Path, pair: RegisteredPair, to: str) 
 
     Args:
         source: UTF-8 text with a header; X and Y are level-0 pixels or empty.
-        output: where to write; X and Y are empty where there is no corresponding point.
+        output: X and Y are empty where there is no corresponding point.
         pair: whose slide `source` belongs to.
         to: the slide of `output`, `he` or `her2`.
-
-    Raises:
-        TableError: when the file cannot be read as such a table.
     """
     if not source.is_file():
         raise TableError(f"{source}: no such file; name a table of points")
@@ -125,14 +122,10 @@ def transform_annotations(
 
     Args:
         source: as QuPath and others export it.
-        output: where to write.
+        output: also GeoJSON.
         pair: whose slide `source` belongs to.
         to: the slide of `output`, `he` or `her2`.
         tolerance_px: how far an edge may deviate from its curve, pixels of the other slide.
-
-    Raises:
-        SheetError: when it is not GeoJSON.
-        RegistrationError: when its only feature has no corresponding points.
     """
     document, features = read_features(source)
 
@@ -180,10 +173,6 @@ def transform_labels(
         pair: whose slide `source` belongs to.
         to: the slide of `output`, `he` or `her2`.
         mpp: resolution of the result; None: that of `source`.
-
-    Raises:
-        SlideError: when `source` is not a label image.
-        ConfigError: when the output is not named .tif, or `mpp` is finer than the slide.
     """
     begin, end = pair.ends(to)
     _check_tiff(output)
