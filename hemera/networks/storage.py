@@ -76,21 +76,9 @@ def read_weights(
 
 def load_into(module: nn.Module, weights: Mapping[str, Any], subject: str) -> None:
     """Load weights that must fit exactly; raise TrainingError naming the layers that differ."""
-    own = module.state_dict()
-    faults = [f"{name} is unknown" for name in weights if name not in own]
-    for name, expected in own.items():
-        found = weights.get(name)
-        if not isinstance(found, Tensor):
-            faults.append(f"{name} is {'missing' if name not in weights else 'not a tensor'}")
-        elif found.shape != expected.shape:
-            faults.append(f"{name} is {tuple(found.shape)}, expected {tuple(expected.shape)}")
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise TrainingError(
-            f"{subject}: does not fit the network: {', '.join(faults[:5])}{more}; "
-            "use the options it was made with"
-        )
-    module.load_state_dict(dict(weights))
+    remedy = "use the options it was made with"
+    with translated(TrainingError, f"{subject}: does not fit the network ({{error}}); {remedy}"):
+        module.load_state_dict(dict(weights))
 
 
 def versions() -> dict[str, str]:

@@ -84,18 +84,10 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
 
 
 def image_grid(rows: Sequence[Sequence[npt.NDArray[np.uint8]]]) -> npt.NDArray[np.uint8]:
-    """Arrange pictures (H, W, 3): those of a row, of one height, side by side, rows downwards."""
-    width = max(sum(image.shape[1] + GAP_PX for image in row) for row in rows)
-    height = sum(row[0].shape[0] + GAP_PX for row in rows)
-    grid = np.full((height, width, 3), 255, np.uint8)
-    y = 0
-    for row in rows:
-        x = 0
-        for image in row:
-            grid[y : y + image.shape[0], x : x + image.shape[1]] = image
-            x += image.shape[1] + GAP_PX
-        y += row[0].shape[0] + GAP_PX
-    return grid[:-GAP_PX, :-GAP_PX]
+    """Arrange pictures (H, W, 3) of one size: those of a row side by side, rows downwards."""
+    gap = ((0, GAP_PX), (0, GAP_PX), (0, 0))
+    padded = [[np.pad(image, gap, constant_values=255) for image in row] for row in rows]
+    return np.vstack([np.hstack(row) for row in padded])[:-GAP_PX, :-GAP_PX]
 
 
 def sample_items(tiles: TileDataset) -> list[dict[str, Any]]:

@@ -11,15 +11,10 @@ from hemera.networks.generation import initialise
     [
         (6, 32, 3, "batch", 696_225),
         (6, 64, 3, "batch", 2_768_705),
-        (6, 32, 3, "instance", 695_777),
         (6, 64, 3, "instance", 2_767_809),
         (3, 32, 3, "batch", 694_689),
-        (3, 64, 3, "batch", 2_765_633),
-        (3, 32, 3, "instance", 694_241),
         (3, 64, 3, "instance", 2_764_737),
         (6, 32, 4, "batch", 1_745_313),
-        (6, 64, 4, "batch", 6_964_033),
-        (6, 32, 4, "instance", 1_744_609),
         (6, 64, 4, "instance", 6_962_625),
     ],
 )

@@ -42,7 +42,9 @@ def test_loading_runs_no_code_and_says_what_is_damaged(tmp_path):
 
 def test_weights_that_do_not_fit_name_the_layers():
     net = nn.Linear(2, 3)
-    with pytest.raises(TrainingError, match=r"here: .*: extra is unknown, bias is missing"):
+    with pytest.raises(
+        TrainingError, match=r"here: does not fit .*Missing key.*bias.*Unexpected key.*extra"
+    ):
         storage.load_into(net, {"weight": net.weight, "extra": net.weight}, "here")
 
 
@@ -84,7 +86,7 @@ def test_a_file_of_anything_is_one_line(tmp_path, name):
 
 def test_numbers_in_place_of_layers_and_a_lone_tensor_are_named(tmp_path):
     net = nn.Linear(2, 3)
-    with pytest.raises(TrainingError, match=r"here: .*: weight is not a tensor"):
+    with pytest.raises(TrainingError, match=r"here: does not fit .*weight"):
         storage.load_into(net, {"weight": 3, "bias": net.bias}, "here")
     torch.save(torch.rand(3), tmp_path / "lone.pth")
     with pytest.raises(TrainingError, match=r"lone.pth: contains a Tensor, not the weights"):

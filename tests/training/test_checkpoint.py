@@ -105,7 +105,9 @@ def test_the_best_epoch_is_kept_and_survives_a_checkpoint(tmp_path):
 
 def test_a_checkpoint_that_does_not_fit_is_an_error_that_names_it(tmp_path):
     make_state(tmp_path).save()
-    with pytest.raises(TrainingError, match=r"0.weight is \(3, 2, 1, 1\), expected \(5, 2, 1, 1\)"):
+    with pytest.raises(
+        TrainingError, match=r"does not fit the network .*size mismatch for 0.weight"
+    ):
         make_state(tmp_path, 5).resume()
     torch.save({"modules": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(TrainingError, match=r"checkpoint.pt: not a checkpoint .*; delete it"):
