@@ -99,6 +99,11 @@ def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> d
 
     index = layout.path(layout.INDEX, results)
     metadata = tables.read_metadata(index)
+    here = [pair.pair for pair in opened.pairs if not pair.registered]
+    certificates = [layout.path(layout.CERTIFICATE, results, unit=pair) for pair in here[:1]]
+    for stage, given in (("describe", paths(layout.IMAGES_TABLE)[:1]), ("register", certificates)):
+        for path in given:
+            metadata[f"options_{stage}"] = tables.read_metadata(path).get("options", "{}")
     schema = tables.index(json.loads(metadata["mask_engines"]))
     columns = [name for name in schema.names if not name.endswith("_sha256")]
     plain = [name for name in tables.DESCRIBE.names if name not in ("tissue", "thumbnail")]

@@ -4,7 +4,6 @@ import numpy as np
 
 from hemera.masks import label_format
 from hemera.reports import pictures
-from tests.small_results import tissue
 
 
 def test_contours_lie_on_the_cells() -> None:
@@ -36,23 +35,9 @@ def test_album_gives_all_of_a_group_or_none_and_never_exceeds() -> None:
     assert album.left_bytes == left
 
 
-def test_shrink_keeps_the_shape() -> None:
-    image = np.zeros((300, 400, 3), np.uint8)
-    assert pictures.shrink(image, 200).shape == (150, 200, 3)
-    assert pictures.shrink(image, 500) is image
-
-
 def test_steps_go_from_light_to_dark() -> None:
     """In gray, too, each colour is darker than the one before."""
     colours = pictures.steps(7)
     gray = [np.dot([int(c[k : k + 2], 16) for k in (1, 3, 5)], (0.3, 0.59, 0.11)) for c in colours]
     assert len(set(colours)) == 7
     assert all(np.diff(gray) < -10)
-
-
-def test_a_pale_ground_keeps_its_shape_and_white() -> None:
-    image = tissue(1, 60, 90, (90, 60, 120))
-    pale = pictures.paled(image)
-    assert pale.shape == image.shape and pale.dtype == np.uint8
-    assert (pale >= image).all() and pale.min() > 100
-    assert (pictures.paled(np.full((2, 3, 3), 255, np.uint8)) == 255).all()

@@ -124,17 +124,6 @@ def test_the_certificate_shows_values_limits_and_grades() -> None:
     assert "Not measured: lncc, ncc_margin, match_fraction, coverage_fraction," in made
 
 
-def test_worst_first() -> None:
-    rows = [
-        certificate_row(pair=name, verdict=verdict, tile_ok=tile_ok)
-        for name, verdict, tile_ok in (
-            ("b", "pass", 0.9), ("a", "pass", 0.9), ("c", "pass", 0.7), ("d", "review", 0.95),
-            ("e", "fail", 0.4), ("f", "fail", None),
-        )
-    ]  # fmt: skip
-    assert "".join(row["pair"] for row in sorted(rows, key=registration.worst_first)) == "fedcab"
-
-
 def test_mirrored_slides_that_the_sheet_does_not_know_are_named() -> None:
     probe = {"mirrored_by": "probe"}
     found = registration.mirrored(

@@ -169,15 +169,6 @@ def test_constants_and_the_better_of_them(values, rows):
             )
 
 
-def test_groups_are_all_dataset_score_and_case(values):
-    groups = {key[2] for key in values}
-    assert groups == {"all", "dataset=bci", "score=3+", "score=1+", "case=case5", "case=case6"}
-    for method in GENERATION:
-        row = values["generation", method, "case=case6", "ssim", "mean"]
-        assert (row["tiles"], row["deviation"]) == (1, 0)
-    assert values["segmentation", SEGMENTER, "case=case5", "f1", "mean_nonempty"]["value"] is None
-
-
 def test_intervals_are_of_cases_where_there_are_two(values, rows):
     row = values["generation", "demo", "all", "ssim", "mean"]
     each = sorted(row["ssim"] for row in rows if row["method"] == "demo")
