@@ -144,7 +144,7 @@ def test_every_rule_says_what_it_needs(stage: str) -> None:
     ("changes", "words"),
     [
         ({"filtr": {}}, ["filtr", "did you mean filter?"]),
-        ({"filter": {"tissue_fraction_min": 2}}, ["filter.tissue_fraction_min", "at most 1"]),
+        ({"filter": {"tissue_fraction_min": 2}}, ["filter.tissue_fraction_min", "equal to 1"]),
         ({"sheet": "none.tsv"}, ["none.tsv", "no such file"]),
     ],
 )
