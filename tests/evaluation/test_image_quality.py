@@ -92,16 +92,6 @@ def test_an_infinite_psnr_is_counted_and_left_out_of_the_mean():
     assert found["all", "ssim", "mean"]["tiles"] == 3
 
 
-def test_groups_have_intervals_where_they_have_two_cases():
-    rows = [generated(f"t{k}", f"c{k // 2}", psnr_db=20.0 + k, ssim=0.1 * k) for k in range(6)]
-    found = summarised([{**each, "score": "3+"} if k > 3 else each for k, each in enumerate(rows)])
-    for group, cases in (("all", 3), ("score=2+", 2), ("score=3+", 1), ("case=c1", 1)):
-        entry = found[group, "psnr_db", "mean"]
-        assert (entry["low"] is not None) == (cases > 1), group
-        if cases > 1:
-            assert entry["low"] < entry["value"] < entry["high"]
-
-
 def test_set_metrics_are_of_the_tiles_of_their_group():
     rng = np.random.default_rng(2)
     real, made = rng.normal(size=(2, 7, 5)).astype(np.float32)

@@ -240,14 +240,6 @@ def test_tables_contain_options_index_and_digests_of_weights(done, perceived, we
         assert f"{name}_sha256" not in described
 
 
-def test_one_tile_has_no_set_metrics_and_no_interval(given, weights, tmp_path):
-    _, table = evaluated(given, tmp_path, test=1, **weights)
-    distances = [row for row in table if row["metric"] in ("fid", "kid")]
-    assert distances
-    assert all(row["value"] is None and row["tiles"] == 1 for row in distances)
-    assert all(row["low"] is None for row in table)
-
-
 def test_no_test_tiles_is_no_error(given, tmp_path):
     assert evaluated(given, tmp_path, test=0)[1] == []
     assert tables.read(tmp_path / "tiles.parquet", tables.EVALUATION_TILES).num_rows == 0
