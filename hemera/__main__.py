@@ -4,8 +4,6 @@ A stage's flags are the parameters of its `run` and the options of its section. 
 stage is imported.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import inspect

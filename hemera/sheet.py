@@ -3,8 +3,6 @@
 Light on purpose: Snakemake imports this module each time it parses the workflow.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import hashlib

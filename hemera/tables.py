@@ -5,8 +5,6 @@ Suffixes name units: ``_px`` pixels, ``_um`` micrometres, ``_mpp`` micrometres p
 No table contains a time, an absolute path or anything else that differs between equal runs.
 """
 
-from __future__ import annotations
-
 import collections
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ Tables of describe, register, landmarks, tile and mask are made by hand, so that
 had at will; score, filter and index run for real.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Print the effective configuration, or a config.yaml in which every option is explained."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Write the synthetic cohort with known ground truth."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Report what can run on this machine and what is missing."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,7 +1,5 @@
 """Write a sheet from a public release, or check one."""
 
-from __future__ import annotations
-
 import collections
 import csv
 import functools

@@ -1,7 +1,5 @@
 """Print where the workflow is."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Options of the stages that choose, split and present tiles: filter, index and report."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator

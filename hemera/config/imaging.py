@@ -1,7 +1,5 @@
 """Options of the stages that read slides: describe and tile."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """The configuration: presets, defaults and checks across sections."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 from collections.abc import Collection, Mapping

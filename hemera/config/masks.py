@@ -1,7 +1,5 @@
 """Options of stage mask; those of an engine are defined by the engine."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self

@@ -1,7 +1,5 @@
 """Options of registration and of its evaluation at landmarks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self

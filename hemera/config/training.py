@@ -1,7 +1,5 @@
 """Options of both trainings."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self

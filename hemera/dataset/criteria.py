@@ -3,8 +3,6 @@
 A new criterion is a row of `CRITERIA` and an option of stage filter.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The fingerprint of a dataset: a digest of what its tiles are."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

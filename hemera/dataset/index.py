@@ -1,7 +1,5 @@
 """Queries of the index, one Parquet file with one row per tile of a cohort."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import operator

@@ -5,8 +5,6 @@ A shard is uncompressed ustar with mtime 0 and no owner, so that equal tiles giv
 reader fetches only that range.
 """
 
-from __future__ import annotations
-
 import collections
 import io
 import os

@@ -3,8 +3,6 @@
 Drawing ranks names by a hash of seed and name, so that an added case or tile moves few others.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 

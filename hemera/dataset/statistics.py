@@ -4,8 +4,6 @@ Functions take the index, or stage filter's counts, as data frames with the colu
 `hemera.tables`, and return data frames or records. A group is a data set with a HER2 score.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Sequence

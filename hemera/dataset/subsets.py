@@ -1,7 +1,5 @@
 """The tiles of each network, and whether they may be used together."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tiles of a pair of slides: positions, reading of both stains, measurement and encoding."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

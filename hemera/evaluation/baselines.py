@@ -4,8 +4,6 @@ Both use the colours of the training tiles and no information on the target imag
 a network is not better than them shows no learning.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

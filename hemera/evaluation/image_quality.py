@@ -4,8 +4,6 @@ PSNR, SSIM, LPIPS and the counts of a mask belong to one tile, FID and KID to a 
 tile is read once, for all generators.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ averaged; segmentation metrics have three aggregations, because papers do not al
 Confidence intervals are from a bootstrap of cases, because tiles of one case are not independent.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Published results, from ``published.yaml``, shown next to what is measured here."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

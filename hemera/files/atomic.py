@@ -1,7 +1,5 @@
 """Atomic writing: a reader sees either the old or the complete new file."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

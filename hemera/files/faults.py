@@ -6,8 +6,6 @@ lack of memory or a full or unreachable disk is not a fault of the file, so the 
 be retried.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import re

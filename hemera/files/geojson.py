@@ -3,8 +3,6 @@
 Frame: level-0 pixels of a slide, not shifted by its bounds, edges at the integers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ for whole slides the name of the pair, and ``{generator}`` a preset. Light on pu
 import this module.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 RESULTS = "results"

@@ -1,7 +1,5 @@
 """Work in threads with results in order: reading, OpenCV and the codecs release the GIL."""
 
-from __future__ import annotations
-
 import collections
 import concurrent.futures
 from collections.abc import Callable, Generator, Iterable

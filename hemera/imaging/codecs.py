@@ -1,7 +1,5 @@
 """Tiles and label images as bytes: JPEG and PNG, and the stored JPEG tiles of TIFF files."""
 
-from __future__ import annotations
-
 import re
 
 import cv2

@@ -3,8 +3,6 @@
 Images are (H, W, 3) uint8 RGB; optical densities are decimal logarithms.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

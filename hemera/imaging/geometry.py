@@ -5,8 +5,6 @@ the first pixel is at 0.5. A point in micrometres is ``x_um = x_px * mpp`` with 
 A position on level 0 is rounded to integer pixels once, in `grid_positions`, and nowhere else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -1,7 +1,5 @@
 """Label images: one channel of integers; TIFF may be larger than memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

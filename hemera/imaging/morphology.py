@@ -1,7 +1,5 @@
 """Windows, holes, pieces and Voronoi regions: morphology of masks and of numbered regions."""
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 import cv2

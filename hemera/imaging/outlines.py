@@ -1,7 +1,5 @@
 """Outlines of a mask as polygons with holes, along the edges of its pixels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

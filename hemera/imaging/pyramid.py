@@ -5,8 +5,6 @@ SubIFDs of the first page, where Bio-Formats, QuPath, TiffSlide and tifffile exp
 the same time the following pages of the file, where OpenSlide does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import struct

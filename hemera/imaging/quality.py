@@ -1,7 +1,5 @@
 """Measures of the quality of a tile: its sharpness, and the similarity of the two stains."""
 
-from __future__ import annotations
-
 import math
 
 import cv2

@@ -1,8 +1,6 @@
 # ruff: noqa: D102 (documented in Reader)
 """Readers of slides and images: OpenSlide, TiffSlide and Pillow behind one interface."""
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """Resampling of images: exact area means, enlargement and sampling at given points."""
 
-from __future__ import annotations
-
 import functools
 import math
 

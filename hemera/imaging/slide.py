@@ -5,8 +5,6 @@ some scanners store; see `hemera.imaging.geometry`. Resolution is given in um pe
 exact: a read takes the next finer level and averages over the exact area of each pixel.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

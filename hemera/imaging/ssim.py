@@ -1,7 +1,5 @@
 """The formula of structural similarity (Wang et al. 2004), for NumPy arrays and torch tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

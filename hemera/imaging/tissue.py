@@ -1,7 +1,5 @@
 """Tissue outlines: which pixels of an image show tissue, which background."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

@@ -1,7 +1,5 @@
 """Reading a slide with regions that cannot be decoded: losses are counted and bounded."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

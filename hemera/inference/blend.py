@@ -1,7 +1,5 @@
 """Overlapping tiles of a map, blended into rows."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A trained SegmentationNet, loaded to be applied to slides."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

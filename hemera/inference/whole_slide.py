@@ -6,8 +6,6 @@ grows with the slide's width; only the mask is kept completely, reduced where it
 its outlines.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import itertools

@@ -1,7 +1,5 @@
 """The dataset card: what an index contains, in Markdown."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

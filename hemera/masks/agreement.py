@@ -1,7 +1,5 @@
 """Agreement of mask engines: matched cells, sign agreement, Dice of the positive masks."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -5,8 +5,6 @@ tumour cells with complete membranes; here all cells of an engine count, with th
 `completeness_min` of their membrane reaches. A proxy, not a diagnosis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from hemera.sheet import SCORES

@@ -4,8 +4,6 @@ Bits 0-1 are the class (0 background, 1 negative cell, 2 positive cell, 3 cell b
 the nucleus, bits 3-4 the DAB intensity (0 to 3). Bits 5-7 are zero.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import cv2

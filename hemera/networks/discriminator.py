@@ -1,7 +1,5 @@
 """PatchGAN, the discriminator of patches of image pairs (HEMERA paper, 3.1 and 4.1)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from hemera.networks.generation import NORMS

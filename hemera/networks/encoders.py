@@ -1,7 +1,5 @@
 """Encoders of the library timm."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

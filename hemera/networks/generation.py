@@ -10,8 +10,6 @@ The other generators are those of the public code of Pyramid Pix2pix: residual b
 halvings, and a U-Net with attention gates on its skips.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ before they are compared, as in the paper. Every loss computes in float32: sums 
 float16, and bfloat16 has three digits.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

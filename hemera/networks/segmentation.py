@@ -10,8 +10,6 @@ and decoder's maps at 16 x 16; ``attention_unet_32_bottleneck`` the innermost ma
 channels by convolutions and pooling that train: the only reading that fits every generator.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from itertools import pairwise

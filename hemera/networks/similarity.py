@@ -1,7 +1,5 @@
 """PSNR and SSIM of a batch on its own device, for validation during a training."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional
 

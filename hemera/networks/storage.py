@@ -3,8 +3,6 @@
 No file that is read here can run code.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import json

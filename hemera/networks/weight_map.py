@@ -1,7 +1,5 @@
 """The weight map W of the losses of GenerationNet (HEMERA paper, 3.1, equation 1)."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import numpy.typing as npt

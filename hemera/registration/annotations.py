@@ -1,7 +1,5 @@
 """Geometries of annotations, transformed to the other slide of a pair."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

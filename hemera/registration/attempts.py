@@ -1,7 +1,5 @@
 """Registration of one pair in up to three attempts, each with its certificate; the best is kept."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import shutil

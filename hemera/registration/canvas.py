@@ -3,8 +3,6 @@
 Slides are described by rows of `tables.DESCRIBE`, by stain.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

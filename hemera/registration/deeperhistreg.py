@@ -8,8 +8,6 @@ Licences: DeeperHistReg's metadata names GPLv3, its licence file CC BY-SA 4.0; t
 SuperGlue weights in it are for non-commercial research.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import importlib.metadata

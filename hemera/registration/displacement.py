@@ -5,8 +5,6 @@ slide's top-left corner, x to the right, y down. A displacement maps a point of 
 (H&E) to the corresponding point on the moving slide (HER2) as that slide is stored.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

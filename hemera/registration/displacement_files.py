@@ -1,7 +1,5 @@
 """Displacements on disk: ``.npz`` files with `vectors_um` and `mpp`."""
 
-from __future__ import annotations
-
 import math
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Registration errors at landmarks: target registration error and the figures of ACROBAT."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Landmark files: ACROBAT's form and plain X, Y files; ACROBAT's rows with predictions."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Local quality of a registration: how well the stains match in place, square by square."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """A pair of slides and the map between them, as registered by the workflow."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from pathlib import Path

@@ -4,8 +4,6 @@ They do not depend on what the registration engine reports about its own result.
 `hemera.registration.verdict`.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2

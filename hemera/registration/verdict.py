@@ -1,7 +1,5 @@
 """Verdicts on registrations: the certificate's by the limits of its signals, and manual ones."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

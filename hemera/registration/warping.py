@@ -1,7 +1,5 @@
 """Warping: HER2 pixels read on the H&E grid, label images mapped to the other slide."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The tables of a cohort, and what the page about the data shows of them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The page about the networks: metrics next to baselines and published results, examples."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Sections of the page about the filters and the measures that they use."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """Templates, and the format of numbers on a page."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

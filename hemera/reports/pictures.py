@@ -1,7 +1,5 @@
 """Pictures for the pages: JPEGs as data URLs, contours of masks, blends of two stains."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 

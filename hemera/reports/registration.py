@@ -1,7 +1,5 @@
 """Registrations on a page: overlays, the map of local quality, the certificate."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Galleries of tiles: pictures and measurements of accepted, rejected and disputed tiles."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What pages show about the training of a network."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

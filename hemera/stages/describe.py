@@ -1,7 +1,5 @@
 """Describe every image of a unit before anything expensive starts: size, resolution, tissue."""
 
-from __future__ import annotations
-
 import logging
 import math
 from pathlib import Path

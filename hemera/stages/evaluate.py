@@ -1,7 +1,5 @@
 """Evaluate generators and SegmentationNet on the test subsets, next to trivial baselines."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

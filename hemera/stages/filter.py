@@ -1,7 +1,5 @@
 """Accept or reject tiles, from tables only: reads no pixels, drops no rows."""
 
-from __future__ import annotations
-
 import collections
 import logging
 from collections.abc import Sequence

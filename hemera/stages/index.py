@@ -1,7 +1,5 @@
 """Write the one index of all tiles: splits, subsets of both networks, audit, fingerprint, card."""
 
-from __future__ import annotations
-
 import collections
 import importlib.metadata
 import json

@@ -1,7 +1,5 @@
 """Measure the registration error at an expert's landmarks: of one pair, or of the cohort."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

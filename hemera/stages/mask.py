@@ -1,7 +1,5 @@
 """Make label images of the HER2 tiles of a unit, by every configured engine."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Mapping

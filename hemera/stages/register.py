@@ -1,7 +1,5 @@
 """Register the HER2 slide onto the H&E slide, with a certificate or the reason why not."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write the page about the data, before any training and also when nothing was accepted."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

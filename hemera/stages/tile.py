@@ -1,7 +1,5 @@
 """Cut tiles of both stains and measure them: the only stage that reads full-resolution pixels."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

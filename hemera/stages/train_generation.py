@@ -1,7 +1,5 @@
 """Train GenerationNet, which translates H&E to HER2 (HEMERA paper, 3.1 and 4.1)."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

@@ -1,7 +1,5 @@
 """Train SegmentationNet, which predicts HER2-positive pixels from H&E (HEMERA paper, 3.2)."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The batches of a training: their order, the processes that read them, the copy to the device."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os

@@ -1,7 +1,5 @@
 """The state of a training: its progress, checkpoints and outputs."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

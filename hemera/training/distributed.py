@@ -6,8 +6,6 @@ before an update: equal gradients on equal weights keep the weights equal. Batch
 of their own rank; their running statistics are averaged before they are used.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

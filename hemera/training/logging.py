@@ -1,7 +1,5 @@
 """Logs and pictures of a training; no later stage reads them, the history is a table."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time

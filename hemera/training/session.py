@@ -6,8 +6,6 @@ processes nor a resumption changes a result: on a CPU a resumed run equals an un
 bit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

@@ -4,8 +4,6 @@ A tile is split into windows of the size that DeepLIIF scales to 512 px. Its Bat
 statistics of its batch, so windows are never batched.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import dataclasses

@@ -4,8 +4,6 @@ Serialized networks (`G1.pt` ...) are TorchScript, which can run arbitrary code:
 you trust. Raw networks (`latest_net_G1.pth` ...) are read as weights only.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 from pathlib import Path
