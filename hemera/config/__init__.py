@@ -1,57 +1,30 @@
 """One Options model per stage: config section, command-line flags and library argument.
 
-A default is the paper's value where the paper gives one; `hemera/presets/` contains the values that
-a preset changes. A model has a `version`, incremented whenever the
-same options give another output: Snakemake does not detect edits inside a package.
+A default is the paper's value where the paper gives one. A model has a `version`, incremented
+whenever the same options give another output: Snakemake does not detect edits inside a package.
 """
 
-from hemera.config.dataset import FilterOptions, IndexOptions, ReportOptions
-from hemera.config.evaluation import EvaluateOptions
-from hemera.config.imaging import DescribeOptions, TileOptions
-from hemera.config.load import (
-    DEMO_SHEET,
-    DEMO_VERSION,
-    PRESETS,
-    STAGES,
-    CohortOptions,
-    Config,
-    check_datasets,
-    load,
-    load_file,
-    read_yaml,
-)
-from hemera.config.masks import MaskOptions
-from hemera.config.registration import AT_LEAST, LandmarksOptions, RegisterOptions
-from hemera.config.training import (
-    GENERATORS,
-    TrainGenerationOptions,
-    TrainingOptions,
-    TrainSegmentationOptions,
-)
-
-__all__ = [
-    "AT_LEAST",
-    "DEMO_SHEET",
-    "DEMO_VERSION",
-    "GENERATORS",
-    "PRESETS",
-    "STAGES",
-    "CohortOptions",
-    "Config",
-    "DescribeOptions",
-    "EvaluateOptions",
-    "FilterOptions",
-    "IndexOptions",
-    "LandmarksOptions",
-    "MaskOptions",
-    "RegisterOptions",
-    "ReportOptions",
-    "TileOptions",
-    "TrainGenerationOptions",
-    "TrainSegmentationOptions",
-    "TrainingOptions",
-    "check_datasets",
-    "load",
-    "load_file",
-    "read_yaml",
-]
+from hemera.config.dataset import FilterOptions as FilterOptions
+from hemera.config.dataset import IndexOptions as IndexOptions
+from hemera.config.dataset import ReportOptions as ReportOptions
+from hemera.config.evaluation import EvaluateOptions as EvaluateOptions
+from hemera.config.imaging import DescribeOptions as DescribeOptions
+from hemera.config.imaging import TileOptions as TileOptions
+from hemera.config.load import DEMO_SHEET as DEMO_SHEET
+from hemera.config.load import DEMO_VERSION as DEMO_VERSION
+from hemera.config.load import PRESETS as PRESETS
+from hemera.config.load import STAGES as STAGES
+from hemera.config.load import CohortOptions as CohortOptions
+from hemera.config.load import Config as Config
+from hemera.config.load import check_datasets as check_datasets
+from hemera.config.load import load as load
+from hemera.config.load import load_file as load_file
+from hemera.config.load import read_yaml as read_yaml
+from hemera.config.masks import MaskOptions as MaskOptions
+from hemera.config.registration import AT_LEAST as AT_LEAST
+from hemera.config.registration import LandmarksOptions as LandmarksOptions
+from hemera.config.registration import RegisterOptions as RegisterOptions
+from hemera.config.training import GENERATORS as GENERATORS
+from hemera.config.training import TrainGenerationOptions as TrainGenerationOptions
+from hemera.config.training import TrainingOptions as TrainingOptions
+from hemera.config.training import TrainSegmentationOptions as TrainSegmentationOptions

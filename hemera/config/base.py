@@ -1,7 +1,4 @@
-"""The base class of all options: declaration, validation, and one introspection for every reader.
-
-`hemera.config` exports the classes themselves.
-"""
+"""The base class of all options: declaration, validation and introspection."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ def paper(value: str) -> Any:
 
 
 class Options(BaseModel):
-    """Options of one stage: a section of config.yaml, a command's flags and a library argument.
+    """Options of one stage.
 
     Types are strict, except that whole numbers are accepted as floats, lists as tuples, the text
     "null" or "none" as None, and a text such as ``2e-4``, which YAML 1.1 does not read as a number,
@@ -65,7 +62,12 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _convert(cls, value: Any, info: Any) -> Any:
-        return _converted(value, keys(cls)[info.field_name])
+        key = keys(cls)[info.field_name]
+        if key.optional and value in ("null", "none"):
+            return None
+        if key.is_list and isinstance(value, list | tuple):
+            return tuple(_number(item, key) for item in value)
+        return _number(value, key)
 
     if not TYPE_CHECKING:  # The fields remain the signature.
 
@@ -115,7 +117,7 @@ def range_words(limits: Mapping[str, float]) -> str:
 
 @functools.cache
 def keys(cls: type[Options]) -> dict[str, Key]:
-    """Return what is declared about each option of a class, by name."""
+    """Return the options of a class by name."""
     return {name: _key(name, field) for name, field in cls.model_fields.items()}
 
 
@@ -148,14 +150,6 @@ def _key(name: str, field: FieldInfo) -> Key:
             if hasattr(limit, kind)
         },
     )
-
-
-def _converted(value: Any, key: Key) -> Any:
-    if key.optional and value in ("null", "none"):
-        return None
-    if key.is_list and isinstance(value, list | tuple):
-        return tuple(_number(item, key) for item in value)
-    return _number(value, key)
 
 
 def _number(value: Any, key: Key) -> Any:

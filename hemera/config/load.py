@@ -101,14 +101,11 @@ class Config:
         return self.options(EvaluateOptions).names(self.cohort.preset)
 
     def generator(self, name: str) -> TrainGenerationOptions:
-        """Return the options by which the generator `name` is trained.
+        """Return the options by which the generator `name` is trained, or raise ConfigError.
 
         The generator with the name of this configuration's preset is the configured one. Any other
         name is a preset: its values of train_generation, or the defaults, are the method; `BUDGET`
         is taken from this configuration, and so is `SIZE` where the preset does not set it.
-
-        Raises:
-            ConfigError: one line per fault; no such preset, or options that contradict each other.
         """
         configured = self.options(TrainGenerationOptions)
         if name == self.cohort.preset:
@@ -132,12 +129,8 @@ class Config:
 def load(values: Mapping[str, Any], *, source: str = "config.yaml") -> Config:
     """Check a configuration, completed by its preset and the defaults.
 
-    Args:
-        values: parsed config.yaml, or Snakemake's ``config``.
-        source: name at the beginning of each line of an error.
-
     Raises:
-        ConfigError: one line per fault, with key, value, valid range and remedy.
+        ConfigError: one line per fault: source, key, value, valid range and remedy.
     """
     top = set(CohortOptions.model_fields)
     known = top | set(STAGES)
@@ -236,12 +229,9 @@ def _crop_faults(options: TrainingOptions, divisor: int, tile_px: int) -> list[s
 
 
 def check_datasets(config: Config, sheet: str, datasets: Collection[str]) -> None:
-    """Check that the data sets that options name are in the sheet.
+    """Raise ConfigError, a line per option, for data sets that are not in the sheet.
 
     A name in an option's default is accepted: it applies to the sheets that have this data set.
-
-    Raises:
-        ConfigError: one line per option.
     """
     faults = []
     for stage, options in config.stages.items():
@@ -258,26 +248,16 @@ def check_datasets(config: Config, sheet: str, datasets: Collection[str]) -> Non
 
 
 def load_file(path: Path) -> Config:
-    """Read and check a YAML file; see `load`.
-
-    Raises:
-        ConfigError: also when the file is absent, unreadable or not YAML.
-    """
+    """Read and check a YAML file; see `read_yaml` and `load`."""
     return load(read_yaml(path), source=str(path))
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """Read a configuration file, in which a repeated key is an error.
-
-    Raises:
-        ConfigError: when the file is absent, unreadable, not YAML, or repeats a key.
-    """
+    """Read a configuration file; raise ConfigError when it is not YAML or repeats a key."""
     try:
         values = yaml.load(path.read_text(), _UniqueKeys)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give the path of a config file") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a file") from error
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a config file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:

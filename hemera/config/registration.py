@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -13,11 +13,7 @@ Preset = Literal[
     "default_initial_nonrigid_fast",
     "default_initial_nonrigid_high_resolution",
 ]
-CANVAS_PX: dict[Preset, int] = {
-    "default_initial_nonrigid": 4096,
-    "default_initial_nonrigid_fast": 2048,
-    "default_initial_nonrigid_high_resolution": 8192,
-}
+CANVAS_PX: dict[Preset, int] = dict(zip(get_args(Preset), (4096, 2048, 8192), strict=True))
 """DeeperHistReg's presets, each with the shortest side of the images that it registers."""
 
 MEMORY_MB = 2000
@@ -93,20 +89,10 @@ class RegisterOptions(Options):
                 raise ValueError(f"{name}: {passes} is less strict than {fails}; exchange them")
         return self
 
-    @property
-    def canvas_px(self) -> int:
-        """Shortest side of the common canvas of both slides."""
-        return self.size_px or CANVAS_PX[self.preset]
-
     def canvas_mpp(self, sizes_um: Sequence[tuple[float, float]], mpps: Sequence[float]) -> float:
-        """Return the resolution of the canvas, which is finer than that of no slide.
-
-        Args:
-            sizes_um: (width, height) of both slides.
-            mpps: their resolutions.
-        """
+        """Return the resolution of the canvas of slides of (width, height), finer than no slide."""
         width_um, height_um = (max(size[k] for size in sizes_um) for k in (0, 1))
-        return max(min(width_um, height_um) / self.canvas_px, *mpps)
+        return max(min(width_um, height_um) / (self.size_px or CANVAS_PX[self.preset]), *mpps)
 
     def memory_mb(self, sizes_um: Sequence[tuple[float, float]], mpps: Sequence[float]) -> int:
         """Return the peak memory of registration on the processor; arguments as `canvas_mpp`."""

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from hemera.config.base import (
     paper,
 )
 
+Select = Literal["last", "best"]
 Network = Literal[
     "unet_512",
     "unet_256",
@@ -27,16 +28,9 @@ Network = Literal[
     "resnet_6blocks",
     "attention_unet_32",
 ]
-Select = Literal["last", "best"]
-GENERATORS: dict[str, int] = {
-    "unet_512": 512,
-    "unet_256": 256,
-    "unet_128": 128,
-    "unet_32": 32,
-    "resnet_9blocks": 4,
-    "resnet_6blocks": 4,
-    "attention_unet_32": 32,
-}
+GENERATORS: dict[str, int] = dict(
+    zip(get_args(Network), (512, 256, 128, 32, 4, 4, 32), strict=True)
+)
 """The divisor of the side of each generator's input."""
 
 BRANCHES: dict[str, tuple[str, ...]] = {
@@ -182,15 +176,11 @@ class TrainGenerationOptions(TrainingOptions):
         return self.variance_weight > 0
 
     @model_validator(mode="after")
-    def _four_levels_have_weights(self) -> Self:
+    def _schedule_and_weights_fit(self) -> Self:
         if len(self.l1_weights) != 4:
             raise ValueError(
                 f"l1_weights: {len(self.l1_weights)} weights; give four, finest level first"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _decay_begins_within_the_training(self) -> Self:
         if self.decay_from_epoch > self.epochs:
             raise ValueError(
                 f"decay_from_epoch: {self.decay_from_epoch} is after the last epoch {self.epochs}; "
@@ -243,11 +233,16 @@ class TrainSegmentationOptions(TrainingOptions):
         return self.decoder == "deeplabv3plus"
 
     @model_validator(mode="after")
-    def _skips_belong_to_skip16(self) -> Self:
+    def _skips_and_weights_fit(self) -> Self:
         if self.generation_skips and self.generation_branch != "skip16":
             raise ValueError(
                 f"generation_skips: true with generation_branch {self.generation_branch}; set "
                 "generation_branch: skip16 or generation_skips: false"
+            )
+        if self.encoder_weights is not None and self.base_width != 64:
+            raise ValueError(
+                f"encoder_weights: weights of ResNet34 have base_width 64, not {self.base_width}; "
+                "set base_width: 64 or encoder_weights: null"
             )
         return self
 
@@ -270,12 +265,3 @@ class TrainSegmentationOptions(TrainingOptions):
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
         folder = Path(os.environ.get("TORCH_HOME", cache)).expanduser()
         return folder / "hub" / "checkpoints" / "resnet34-b627a593.pth"
-
-    @model_validator(mode="after")
-    def _weights_fit_the_width(self) -> Self:
-        if self.encoder_weights is not None and self.base_width != 64:
-            raise ValueError(
-                f"encoder_weights: weights of ResNet34 have base_width 64, not {self.base_width}; "
-                "set base_width: 64 or encoder_weights: null"
-            )
-        return self
