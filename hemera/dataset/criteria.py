@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from hemera.registration.verdict import PASS, REVIEW
 
 ACCEPTED = "accepted"
-"""What tables of counts name an accepted tile, in the place of a reason."""
+"""In the place of a reason."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -25,8 +25,6 @@ class Criterion:
     """One bound on one column of the table of tiles, and the reason of the tiles that miss it.
 
     Attributes:
-        reason: in the column `reason`; two criteria may have the same.
-        text: the reason in words, for a page.
         option: key of section `filter` with the bound; none there: the criterion is not applied.
         column: the measure; `agreement` is that of the mask engines; None: the option is a switch.
         direction: how an accepted tile compares with the bound. NaN and null meet no bound.
@@ -124,7 +122,9 @@ def _missed(
     if limit is None:
         return np.zeros(table.num_rows, np.bool_)
     if criterion.column == "agreement":
-        values = _agreement(table, engines)
+        # The least of any two engines; where no cell matched, that of the masks.
+        names = [f"{engine}_agreement_{name}" for engine in engines for name in ("dice", "sign")]
+        values = np.fmin.reduce([_column(table, name) for name in names])
     else:
         values = _column(table, criterion.column)
     missed = criterion.missed(values, limit)
@@ -136,17 +136,6 @@ def _missed(
     if criterion.reason == "unlike_histograms":
         missed &= _is_in(table, "dataset", limits["histogram_datasets"])
     return missed
-
-
-def _agreement(table: pa.Table, engines: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Return the least agreement of any two engines; where no cell matched, that of the masks."""
-    columns = (
-        _column(table, f"{engine}_agreement_{name}")
-        for engine in engines
-        for name in ("dice", "sign")
-    )
-    least: npt.NDArray[np.float64] = np.fmin.reduce(list(columns))
-    return least
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[np.float64]:

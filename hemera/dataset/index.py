@@ -18,18 +18,9 @@ from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.files.faults import translated
 from hemera.sheet import SPLITS
 
-FACTS = ("tile", "case", "dataset", "score", "mpp", "size_px")
-"""The columns of a tile that evaluation copies into its tables."""
-
 
 class TileIndex:
-    """An index, opened once for any number of queries.
-
-    Attributes:
-        path: of the file.
-        columns: names of its columns.
-        metadata: its key-value metadata.
-    """
+    """An index, opened once for any number of queries."""
 
     def __init__(self, path: Path | str) -> None:
         """Open the file; ShardError when it is not Parquet."""
@@ -49,7 +40,7 @@ class TileIndex:
 
     @property
     def mask_target(self) -> str:
-        """The mask engine whose masks the index was made to train on."""
+        """The engine whose masks are for training."""
         return self._metadata("mask_target")
 
     def _metadata(self, key: str) -> str:
@@ -69,15 +60,10 @@ class TileIndex:
         """Read columns of the rows that meet all conditions, in the order of the index.
 
         Args:
-            columns: the columns wanted.
             where: a pandas query, such as ``"dataset == 'bci' and he_sharpness > 40"``.
             network: generation or segmentation: the tiles drawn for it.
             split: train, val or test, of the network or, without one, of the cohort.
             refused: include rejected tiles.
-
-        Raises:
-            ShardError: when the index lacks a column or is damaged.
-            ConfigError: when `where` is not a query of its columns, or there is no such split.
         """
         if split is not None and split not in SPLITS:
             raise ConfigError(f"split: {split!r} is unknown; choose from {', '.join(SPLITS)}")
@@ -104,13 +90,13 @@ class TileIndex:
         return table.select(list(columns))
 
     def facts(self, network: str, split: str) -> dict[str, dict[str, Any]]:
-        """Return the columns `FACTS` of the tiles of a network's split, by tile, in order."""
-        rows = self.select(FACTS, network=network, split=split, refused=True).to_pylist()
+        """Return what evaluation records of the tiles of a network's split, by tile, in order."""
+        columns = ("tile", "case", "dataset", "score", "mpp", "size_px")
+        rows = self.select(columns, network=network, split=split, refused=True).to_pylist()
         return {row["tile"]: row for row in rows}
 
 
 def _evaluate(where: str, table: pa.Table) -> npt.NDArray[np.bool_]:
-    """Evaluate a pandas query on every row of the columns it names."""
     with translated(
         ConfigError,
         f"where: {where!r} is not a query of the index ({{error}}); it is written as for "
@@ -142,12 +128,7 @@ class TrainingTiles:
 
 
 def training_tiles(index: TileIndex, network: str, crop_px: int | None = None) -> TrainingTiles:
-    """Return the training and validation tiles of a network.
-
-    Raises:
-        TrainingError: when either subset is empty, or a tile is smaller than the crop.
-        ShardError: when the file is not an index.
-    """
+    """Return the training and validation tiles of a network; TrainingError when they do not do."""
     fingerprint, engine = index.fingerprint, index.mask_target
     train, val = (index.facts(network, split) for split in ("train", "val"))
     for tiles, purpose in ((train, "training"), (val, "validation")):

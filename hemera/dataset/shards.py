@@ -1,8 +1,7 @@
 """Shards: tar files of tiles and masks, written once in order and read by byte range.
 
 A shard is uncompressed ustar with mtime 0 and no owner, so that equal tiles give equal bytes;
-``tar`` and every WebDataset reader read it. Tables store offset and length of each member, and a
-reader fetches only that range.
+``tar`` and every WebDataset reader read it.
 """
 
 import collections
@@ -39,11 +38,7 @@ class ShardWriter:
                 self._file.write(bytes(2 * _BLOCK + -end % _RECORD))
 
     def add(self, name: str, data: bytes) -> tuple[int, int]:
-        """Append one member; return offset and length of its bytes in the shard.
-
-        Raises:
-            ShardError: when the shard has a member of that name.
-        """
+        """Append one member; return offset and length of its bytes in the shard."""
         if name in self._names:
             raise ShardError(f"{self._name}: {name} exists already; tile ids must be unique")
         self._names[name] = self._file.tell()
@@ -76,21 +71,11 @@ class ShardReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read below `folder`."""
         self._folder = str(folder)
         self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
 
     def read(self, shard: str, offset: int, length: int) -> bytes:
-        """Return one member.
-
-        Args:
-            shard: relative to the folder.
-            offset: where its bytes begin.
-            length: how many they are.
-
-        Raises:
-            ShardError: when the shard is missing, truncated or not the one the offset belongs to.
-        """
+        """Return the bytes of one member of a shard, which is relative to the folder."""
         path = f"{self._folder}/{shard}"
         try:
             # The header before the bytes shows whether there is a member at the offset. A

@@ -30,9 +30,6 @@ def split_cases(
         seed: of the draw.
         val_fraction: fraction of a data set's free cases.
         test_fraction: likewise.
-
-    Returns:
-        Case to train, val or test.
     """
     splits = {case: split for case, (_, _, split) in cases.items() if split}
     for dataset in sorted({dataset for dataset, _, _ in cases.values()}):
@@ -54,16 +51,9 @@ def split_cases(
 def draw(
     tiles: Sequence[str], count: int | None, *, seed: int, purpose: str
 ) -> npt.NDArray[np.bool_]:
-    """Draw `count` of `tiles` without replacement; all of them when count is None or too large.
+    """Return which of `tiles` are drawn, (N,); all of them when count is None or too large.
 
-    Args:
-        tiles: names.
-        count: how many are wanted.
-        seed: of the draw.
-        purpose: makes draws for different ends independent.
-
-    Returns:
-        Which are drawn, shape (len(tiles),).
+    Draws of different `purpose` are independent.
     """
     keys = np.frombuffer(b"".join(_key(tile, seed, purpose) for tile in tiles), dtype=">u8")
     chosen = np.zeros(len(tiles), dtype=bool)
@@ -72,10 +62,9 @@ def draw(
 
 
 def check_leakage(rows: Iterable[tuple[str, str, str, str]]) -> None:
-    """Check that no case and no source image is in two splits; raise LeakageError otherwise.
+    """Check that no case and no source image is in two splits; LeakageError otherwise.
 
-    Args:
-        rows: (case, H&E file, HER2 file, split) of every pair.
+    `rows` are (case, H&E file, HER2 file, split) of every pair.
     """
     seen: dict[tuple[str, str], str] = {}
     for case, he, her2, split in rows:

@@ -1,7 +1,6 @@
-"""Statistics of a dataset: rejections, selection bias, masks, agreement of engines, splits.
+"""Statistics of a dataset, from data frames with the columns of the index.
 
-Functions take the index, or stage filter's counts, as data frames with the columns of
-`hemera.tables`, and return data frames or records. A group is a data set with a HER2 score.
+A group is a data set with a HER2 score.
 """
 
 import dataclasses
@@ -30,10 +29,7 @@ SUITABILITIES = ("suitable", "doubtful", "unsuitable")
 
 
 def rejections(tiles: Frame) -> Frame:
-    """Return the number of tiles of an index per group (rows) and reason (columns).
-
-    The first column is `accepted`; reasons follow in the order in which they are applied.
-    """
+    """Return the number of tiles per group (rows), accepted and by reason (columns, in order)."""
     reason = tiles["reason"].fillna(ACCEPTED)
     counts = tiles.groupby([*GROUP, reason]).size().rename("tiles").reset_index()
     table = counts.pivot_table("tiles", GROUP, "reason", "sum", fill_value=0)
@@ -46,8 +42,7 @@ def rejections(tiles: Frame) -> Frame:
 class Bias:
     """A score whose tiles are accepted more or less often than the others of its data set.
 
-    `fraction` of its tiles and `other_fraction` of those of the other scores are accepted; `reason`
-    has the largest contribution to the difference.
+    `reason` has the largest contribution to the difference.
     """
 
     dataset: str
@@ -119,9 +114,8 @@ def agreement(tiles: Frame, engines: Sequence[str]) -> Frame:
     Two engines have the same agreement: it is listed for the first.
 
     Returns:
-        A row per tile and engine that was compared, least agreement first: the columns of `tiles`,
-        `engine`, `dice`, `sign` (fraction of matched cells of the same sign), `empty` (no engine
-        found a positive pixel), `verdict`.
+        A row per tile and engine, least agreement first: the columns of `tiles`, `engine`, `dice`,
+        `sign` of matched cells, `empty` (no engine found a positive pixel), `verdict`.
     """
     fractions = tiles[[f"{engine}_positive_fraction" for engine in engines]]
     found = pd.concat(
@@ -163,8 +157,6 @@ def score_confusion(
     """Compare the score of the sheet with the ASCO/CAP score of an engine's cells.
 
     Args:
-        tiles: those without a score are left out.
-        engine: a mask engine.
         by: `tile`, or `case`: the cells of all its tiles are added first.
         intense_fraction: as for `asco_cap_score`.
 
@@ -183,7 +175,7 @@ def score_confusion(
 
 
 def split_counts(tiles: Frame, column: str = "split") -> Frame:
-    """Return the tiles and cases per split, (train, val, test) by (`tiles`, `cases`)."""
+    """Return the number of `tiles` and `cases` per split."""
     found = tiles.groupby(column).agg(tiles=("tile", "size"), cases=("case", "nunique"))
     return found.reindex(list(SPLITS), fill_value=0)
 
@@ -191,8 +183,7 @@ def split_counts(tiles: Frame, column: str = "split") -> Frame:
 def sample(groups: Sequence[str], names: Sequence[str], count: int, seed: int) -> list[int]:
     """Draw at most `count` places by a hash of seed and name, one of each group in turn.
 
-    The draw depends on names alone, so that few change when others are added. The places are
-    ordered by group and then by name.
+    Few of the drawn change when others are added. They are ordered by group and name.
     """
     keys = [hashlib.sha256(f"{seed}/report/{name}".encode()).digest() for name in names]
     places = pd.DataFrame({"group": groups, "name": names, "key": keys}).sort_values("key")

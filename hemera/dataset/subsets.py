@@ -19,11 +19,7 @@ NETWORKS = ("generation", "segmentation")
 
 
 def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
-    """Draw a network's tiles of each split.
-
-    Returns:
-        (N,), the split of each row of the table; an empty text for one that is not used.
-    """
+    """Return the split of each tile for a network, (N,); an empty text for one not drawn."""
     accepted = table.column("accepted").to_numpy(zero_copy_only=False)
     names, datasets, splits = (
         np.array(table.column(name).to_pylist(), str) for name in ("tile", "dataset", "split")
@@ -55,10 +51,7 @@ def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
 def check_subsets(cases: Names, generation: Names, segmentation: Names) -> None:
     """Check that GenerationNet has seen no test case of SegmentationNet; LeakageError otherwise.
 
-    Args:
-        cases: (N,), the case of each tile.
-        generation: (N,), of `draw_subset`.
-        segmentation: (N,), likewise.
+    All are (N,): the case of each tile, and its splits by `draw_subset`.
     """
     seen = cases[np.isin(generation, ("train", "val"))]
     if both := np.intersect1d(seen, cases[segmentation == "test"]).tolist():

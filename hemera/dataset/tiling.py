@@ -13,12 +13,7 @@ import shapely
 from hemera.config import TileOptions
 from hemera.imaging.codecs import encode
 from hemera.imaging.color import DENSITY_STEP, density, saturation
-from hemera.imaging.geometry import (
-    grid_positions,
-    polygon_fraction,
-    same_mpp,
-    tissue_fraction,
-)
+from hemera.imaging.geometry import grid_positions, polygon_fraction, same_mpp, tissue_fraction
 from hemera.imaging.quality import histogram_similarity, sharpness
 from hemera.imaging.resample import halved
 from hemera.imaging.slide import Slide
@@ -61,7 +56,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One tile: its row of `tables.TILE` as far as it is measured, and both images encoded."""
+    """One tile: its row of `tables.TILE`, and both images encoded."""
 
     row: dict[str, Any]
     he: bytes
@@ -70,12 +65,9 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """What all tiles of a pair have in common.
+    """What all tiles of a pair have in common; no displacement where it comes registered.
 
-    Attributes:
-        displacement: from H&E to HER2; None for a pair that comes registered.
-        saturation_min: lowest saturation of tissue on H&E, 0 to 1.
-        density_min: lowest optical density of tissue on HER2.
+    Tissue has at least `saturation_min`, 0 to 1, on H&E, and `density_min` on HER2.
     """
 
     pair: Pair
@@ -118,10 +110,7 @@ class Tiling:
             to: where the numbers of positions are noted.
 
         Returns:
-            (N, 2) top-left corners (x, y) on level 0 of H&E, at least one.
-
-        Raises:
-            NotTiled: when there is no such position, or an image is too coarse for the tiles.
+            (N, 2) top-left corners (x, y) on level 0 of H&E, at least one; otherwise NotTiled.
         """
         name, size, side = self.he.path.name, self.he.size_px, self.side_px
         self._check_mpp()
@@ -165,11 +154,7 @@ class Tiling:
                 )
 
     def tile(self, corner: npt.NDArray[np.int64]) -> Tile:
-        """Read, measure and encode the tile at a position.
-
-        Raises:
-            SlideError: when its pixels cannot be decoded.
-        """
+        """Read, measure and encode the tile at a position on level 0 of H&E."""
         x, y = corner.tolist()
         size, options = self.options.size_px, self.options
         he = self.he.read(x, y, size, size, self.mpp)
@@ -222,26 +207,16 @@ class Tiling:
             return 0.0
         left, top = x * self.he.mpp, y * self.he.mpp
         side = self.options.size_px * self.mpp
-        mirrored = self.displacement.affine.determinant < 0
         box = left, top, left + side, top + side
+        mirrored = self.displacement.affine.determinant < 0
         return folding_fraction_in(self.displacement, box, mirrored=mirrored)
 
     def _read_her2(self, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
         """Return HER2 for the tile at (x, y), the fraction covered, and the corner on HER2."""
-        if self.displacement is None:
-            return self._read_registered(x, y)
-        return read_displaced(
-            self.her2,
-            self.displacement,
-            x * self.he.mpp,
-            y * self.he.mpp,
-            size_px=self.options.size_px,
-            mpp=self.mpp,
-        )
-
-    def _read_registered(self, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
-        """Read the same position of an image that comes registered."""
-        her2, size = self.her2, self.options.size_px
+        her2, size, mpp = self.her2, self.options.size_px, self.mpp
+        if self.displacement is not None:
+            x_um, y_um = x * self.he.mpp, y * self.he.mpp
+            return read_displaced(her2, self.displacement, x_um, y_um, size_px=size, mpp=mpp)
         ratio = 1.0 if self._on_one_grid else self.he.mpp / her2.mpp
         side = self.side_px * ratio
         left, top = x * ratio, y * ratio

@@ -40,16 +40,9 @@ def tile_weight(
     source: str = "nuclei",
     renormalise_mean: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """Return GenerationNet's weight map of a tile (HEMERA paper, 3.1, equation 1).
+    """Return GenerationNet's weight map of a label image, (H, W); see `weight_map`.
 
-    Args:
-        mask: (H, W), the label image.
-        mode: inside, literal or none, see `hemera.networks.weight_map.weight_map`.
-        source: a name of `MASK_SOURCES`.
-        renormalise_mean: divide by the mean, so that every tile has mean weight 1.
-
-    Returns:
-        (H, W), float32.
+    `source` is a name of `MASK_SOURCES`.
     """
     return weight_map(MASK_SOURCES[source](mask), mode, renormalise_mean=renormalise_mean)
 
@@ -91,16 +84,12 @@ class TileDataset(Dataset[dict[str, Any]]):
             index: the index; shards are found from the folder above the index's own.
             engine: whose masks; None for those that the index was made to train on.
             images: of he, her2, mask, positive and weight; only what they need is decoded.
-            weighting: computes the weight map from the mask, see `tile_weight`.
+            weighting: computes the weight map from the mask.
             crop_px: side of the square crop; None for the full tile.
             flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
             turns: whether a tile may be turned by quarters; it must be square, or cropped.
             seed: of crops, flips and turns.
             rows: conditions of `TileIndex.select`: where, network, split, refused.
-
-        Raises:
-            ShardError: when the index lacks the columns, or a selected tile its mask.
-            ConfigError: when `where` is not a query of the index, or images or crop_px is wrong.
         """
         index = index if isinstance(index, TileIndex) else TileIndex(index)
         known = (*STORED, *DERIVED)
@@ -147,15 +136,11 @@ class TileDataset(Dataset[dict[str, Any]]):
 
     @property
     def tiles(self) -> list[str]:
-        """The ids of all tiles, as a new list."""
+        """The ids of all tiles."""
         return list(self._tiles.to_pylist())
 
     def position(self, tile: str) -> int:
-        """Return the position of a tile by its id.
-
-        Raises:
-            KeyError: when it is not among the tiles.
-        """
+        """Return the position of a tile by its id; KeyError when it is not among the tiles."""
         found = pc.index(self._tiles, tile).as_py()
         if found < 0:
             raise KeyError(tile)
@@ -170,13 +155,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         self._epoch[0] = epoch
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Return the tensors of a tile, and its id, by (epoch, position) or by position.
-
-        Raises:
-            IndexError: past the end.
-            ShardError: when a shard has other content than the index describes.
-            TrainingError: when the tile is smaller than the crop, or cannot be turned.
-        """
+        """Return the tensors of a tile, and its id, by (epoch, position) or by position."""
         epoch, position = key if isinstance(key, tuple) else (int(self._epoch[0]), key)
         position = self._checked(position)
         seen: dict[str, npt.NDArray[Any]] = {}
@@ -195,9 +174,9 @@ class TileDataset(Dataset[dict[str, Any]]):
         }
 
     def stored(self, position: int, images: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return a tile's id and uncropped images, as arrays: he and her2 (H, W, 3), mask (H, W).
+        """Return a tile's id and uncropped images: he and her2 (H, W, 3), mask (H, W).
 
-        `images` are of he, her2 and mask, those that the dataset reads; None for all of these.
+        `images` are some of those that the dataset reads; None for all.
         """
         position = self._checked(position)
         names = self._decoded if images is None else images

@@ -30,7 +30,7 @@ from hemera.imaging.codecs import decode, encode, suffix
 from hemera.sheet import SPLITS
 
 ROW_GROUP_ROWS = 100
-"""Rows of a Parquet row group, the unit that viewers read; what Hugging Face uses for images."""
+"""As Hugging Face uses for images."""
 
 HUGGINGFACE_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -46,11 +46,10 @@ class Selection:
     """The tiles of an export.
 
     Attributes:
-        splits: rows of the index by split, in its order; without the splits that have no tile.
+        splits: rows of the index by split; without the splits that have no tile.
         members: by exported name, the column of the shard and the prefix of the columns of its
             location.
         results: folder that shards are relative to.
-        metadata: of the index.
         description: the selection in words.
     """
 
@@ -82,13 +81,6 @@ def choose(
     masks: bool = True,
 ) -> Selection:
     """Choose accepted tiles; the conditions are those of `TileIndex.select`.
-
-    Args:
-        index: the index.
-        where: a query of its columns.
-        split: train, val or test; None for all three.
-        network: generation or segmentation: the tiles of its subset, in its splits.
-        masks: whether the masks that the index was made to train on are exported.
 
     Raises:
         ConfigError: when no tile is selected, or `where` is not a query of the index.
@@ -123,11 +115,7 @@ def choose(
 
 
 def read_tiles(selection: Selection, rows: pa.Table) -> Iterator[tuple[Any, dict[str, bytes]]]:
-    """Yield each row of `rows` in order, without locations, and its stored bytes by name.
-
-    Raises:
-        ShardError: when a shard is missing or has other content than the index describes.
-    """
+    """Yield each row of `rows` in order, without locations, and its stored bytes by name."""
     reader = ShardReader(selection.results)
     for batch in rows.to_batches(max_chunksize=1024):
         for row in batch.to_pylist():
@@ -182,7 +170,12 @@ def write_huggingface(folder: Path, selection: Selection, shard_mb: float) -> No
             ) as writer:
                 for start in range(0, part.num_rows, ROW_GROUP_ROWS):
                     tiles = read_tiles(selection, part.slice(start, ROW_GROUP_ROWS))
-                    group = [row | _images(row["tile"], members) for row, members in tiles]
+                    group = []
+                    for row, members in tiles:
+                        for member, data in members.items():
+                            path = f"{row['tile']}.{member}.{suffix(data)}"
+                            row[member] = {"bytes": data, "path": path}
+                        group.append(row)
                     writer.write_table(pa.Table.from_pylist(group, schema))
                     progress.update(len(group))
     names = [HUGGINGFACE_SPLITS[split] for split in selection.splits]
@@ -200,20 +193,11 @@ def write_huggingface(folder: Path, selection: Selection, shard_mb: float) -> No
     )
 
 
-def _images(tile: str, members: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"bytes": data, "path": f"{tile}.{name}.{suffix(data)}"}
-        for name, data in members.items()
-    }
-
-
 def _huggingface_schema(selection: Selection) -> pa.Schema:
     """Return the schema with features of `datasets`, whose fields must be nullable and exact."""
     types = next(iter(selection.splits.values())).schema
-    fields = [
-        pa.field("tile", pa.string()),
-        *(pa.field(name, _IMAGE) for name in selection.members),
-    ]
+    fields = [pa.field("tile", pa.string())]
+    fields += [pa.field(name, _IMAGE) for name in selection.members]
     fields += [pa.field(name, types.field(name).type) for name in selection.columns[1:]]
     features = {
         field.name: {"_type": "Image"}
