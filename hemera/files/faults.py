@@ -1,9 +1,7 @@
 """Errors of third-party libraries, turned into HEMERA's own.
 
-A damaged file makes a decoder raise almost any class of exception. `translated` turns what a
-library raises over the content of a file into one `HemeraError`, and lets transient causes pass: a
-lack of memory or a full or unreachable disk is not a fault of the file, so the job fails and can
-be retried.
+A damaged file makes a decoder raise almost any class of exception. A lack of memory or a full or
+unreachable disk is not a fault of the file, so it passes and the job can be retried.
 """
 
 import contextlib
@@ -43,26 +41,19 @@ def brief(error: BaseException) -> str:
     return message if len(message) <= 300 else message[:297] + "..."
 
 
-def is_transient(error: BaseException) -> bool:
-    """Return whether an error is not due to the content of a file."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
-
-
 @contextlib.contextmanager
 def translated(to: type[HemeraError], message: str) -> Iterator[None]:
     """Raise `to` in place of any exception that a library raises inside the block.
 
-    ``{error}`` in the message is replaced by the library's message on one line. A `HemeraError`
-    passes unchanged, and so do transient errors, see `is_transient`. Put only calls of the library
-    into the block: errors of this package would be translated too.
+    ``{error}`` in the message is replaced by the library's message on one line. A `HemeraError` and
+    transient errors pass unchanged. Put only calls of the library into the block: errors of this
+    package would be translated too.
     """
     try:
         yield
-    except HemeraError:
+    except (HemeraError, MemoryError):
         raise
     except Exception as error:
-        if is_transient(error):
+        if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
             raise
         raise to(message.replace("{error}", brief(error))) from error

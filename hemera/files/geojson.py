@@ -57,13 +57,9 @@ class Feature:
 
 
 def read_features(path: Path) -> tuple[Any, list[Feature]]:
-    """Read a GeoJSON document: a feature, a geometry, a collection of features or a list of these.
+    """Read a GeoJSON document as parsed, and its features.
 
-    Returns:
-        The document as parsed, and its features.
-
-    Raises:
-        SheetError: when there is no such file or it is not GeoJSON.
+    It is a feature, a geometry, a collection of features or a list of these.
     """
     if not path.is_file():
         raise SheetError(f"{path}: no such file; name a GeoJSON file")
@@ -82,11 +78,7 @@ def read_features(path: Path) -> tuple[Any, list[Feature]]:
 
 
 def read_polygons(path: Path) -> list[shapely.Polygon]:
-    """Read the polygons of a GeoJSON file, ignoring other geometries.
-
-    Raises:
-        SheetError: when it is not GeoJSON or contains no polygon.
-    """
+    """Read the polygons of a GeoJSON file, ignoring other geometries; SheetError without any."""
     shapes = [shape for feature in read_features(path)[1] for shape in feature.shapes.values()]
     # Twice: a collection may contain a MultiPolygon.
     parts = shapely.get_parts(shapely.get_parts(shapes))

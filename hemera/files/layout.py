@@ -50,11 +50,5 @@ EVALUATION = "results/evaluate/evaluate.html"
 
 
 def path(pattern: str, results: Path = Path(RESULTS), **wildcards: str) -> Path:
-    """Return the path of an output.
-
-    Args:
-        pattern: of this module.
-        results: folder of results, where it is another.
-        wildcards: values of the pattern's names in braces.
-    """
+    """Return the path of an output: a pattern of this module with its names in braces replaced."""
     return results / pattern.removeprefix(f"{RESULTS}/").format(**wildcards)

@@ -13,7 +13,6 @@ from hemera.files.faults import translated
 RGB = npt.NDArray[np.uint8]
 
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
-"""File name suffix of each codec of tiles."""
 
 _ADOBE = re.compile(rb"\xff\xee..Adobe.{6}(.)", re.DOTALL)
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
@@ -72,14 +71,8 @@ def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
 def jpeg_file(tile: bytes, tables: bytes, *, rgb: bool) -> bytes | None:
     """Return the JPEG file of a stored tile of a TIFF page; its pixels are kept byte by byte.
 
-    Args:
-        tile: the bytes of the tile.
-        tables: quantization and Huffman tables, which a page may store once for all tiles; the
-            bytes of the tag ``JPEGTables``.
-        rgb: the page stores RGB, not YCbCr.
-
-    Returns:
-        None where tile and page disagree on its colours.
+    `tables` are the bytes of the tag ``JPEGTables``; `rgb`: the page stores RGB, not YCbCr. None
+    where tile and page disagree on its colours.
     """
     adobe = _ADOBE.search(tile, 0, _JPEG_HEAD)
     if adobe and (adobe[1] == b"\0") != rgb:

@@ -1,7 +1,4 @@
-"""Colour of stained sections: optical density, stain separation, colour of the background.
-
-Images are (H, W, 3) uint8 RGB; optical densities are decimal logarithms.
-"""
+"""Colour of stained sections, (H, W, 3) uint8 RGB; optical densities are decimal logarithms."""
 
 import functools
 import math
@@ -33,10 +30,7 @@ _LOGS = np.repeat(
 
 
 def haematoxylin(rgb: RGB) -> Float:
-    """Return the haematoxylin of an image, (H, W), as ``skimage.color.rgb2hed`` separates it.
-
-    It is not negative, in units of `STAIN_UNIT` optical densities.
-    """
+    """Return the haematoxylin, (H, W), of ``skimage.color.rgb2hed``, in `STAIN_UNIT` densities."""
     logs = np.asarray(cv2.LUT(np.ascontiguousarray(rgb), _LOGS), np.float32)
     stain = cv2.transform(logs, HED_FROM_RGB[:, :1].T)
     return np.maximum(stain, 0, out=stain)
@@ -59,11 +53,10 @@ def unmixing_matrix(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 
 
 def density(rgb: RGB, background: Color) -> RGB:
-    """Return the optical density relative to the background in the channel that absorbs most.
+    """Return the optical density in the channel that absorbs most, (H, W), in `DENSITY_STEP`.
 
     A gray haze is background where `background` is that gray; a pale counterstain is not, because
-    it absorbs in one channel more than in the others. The result (H, W) is uint8, in steps of
-    `DENSITY_STEP`.
+    it absorbs in one channel more than in the others.
     """
     steps = cv2.LUT(np.ascontiguousarray(rgb), _density_steps(background))
     red, green, blue = cv2.split(np.asarray(steps))

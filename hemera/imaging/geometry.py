@@ -29,9 +29,8 @@ def level_downsample(
 ) -> tuple[float, float]:
     """Return by how much a level is coarser than level 0, along x and y.
 
-    Pyramids have integer factors, and a remainder is dropped or padded: 787 rows become 393 by a
-    factor of 2, not 2.0025. So an integer factor that explains the size along both axes is used;
-    otherwise the ratio of the sizes.
+    An integer factor if one explains both sizes, with a remainder dropped or padded: 787 rows
+    become 393 by a factor of 2, not 2.0025. Otherwise the ratio of the sizes.
     """
     ratio = max(size_px[0] / level_size_px[0], size_px[1] / level_size_px[1])
     for factor in sorted({max(1, round(ratio)), max(1, int(ratio))}):
@@ -44,10 +43,7 @@ def level_downsample(
 
 
 def best_level(downsamples: Sequence[tuple[float, float]], scale: float) -> int:
-    """Return the coarsest level that is still at least as fine as `scale` level-0 pixels.
-
-    Level 0 where no level is; the caller then upsamples.
-    """
+    """Return the coarsest level that is at least as fine as `scale` level-0 pixels, else 0."""
     limit = scale * (1 + EQUAL_MPP)
     fine = [level for level, steps in enumerate(downsamples) if max(steps) <= limit]
     return max(fine, key=lambda level: downsamples[level][0], default=0)
@@ -56,11 +52,7 @@ def best_level(downsamples: Sequence[tuple[float, float]], scale: float) -> int:
 def grid_positions(
     width_px: int, height_px: int, side_px: float, stride_px: float
 ) -> npt.NDArray[np.int64]:
-    """Return the top-left corners (N, 2) of square tiles on an image, row by row.
-
-    None reaches over the edge. All lengths are level-0 pixels; `side_px` is a fraction where the
-    tile is resampled.
-    """
+    """Return the top-left corners (N, 2) of square tiles inside an image, row by row, level 0."""
     x, y = (_corners(length, side_px, stride_px) for length in (width_px, height_px))
     return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
 
@@ -82,8 +74,8 @@ def tissue_fraction(
 ) -> npt.NDArray[np.float64]:
     """Return the fraction (N,) of each tile inside an outline, by exact area.
 
-    The outline (H, W) covers an image of `size_px` (width, height) from edge to edge; `corners_px`
-    (N, 2) are the top-left corners of the tiles, all on level 0.
+    The outline (H, W) covers an image of `size_px` (width, height); `corners_px` (N, 2) are the
+    top-left corners of the tiles, all on level 0.
     """
     # The integral of an image constant in each pixel is bilinear between the pixels' corners.
     integral = cv2.integral(outline.astype(np.uint8), sdepth=cv2.CV_64F)
@@ -104,9 +96,9 @@ def spread_lattice(
     """Interpolate a coordinate known on a coarse lattice to the pixel centres of a tile.
 
     Args:
-        lattice: (N, N) values at the centres of squares of `step` pixels; the first square is
-            outside the tile, left and above, and the last beyond its right and lower edge. Counted
-            relative to a point near the tile, because the result has single precision.
+        lattice: (N, N) values at the centres of squares of `step` pixels, from one outside the
+            tile, left and above, to one beyond its right and lower edge. Relative to a point near
+            the tile, because the result has single precision.
         step: side of a square in pixels of the tile.
         size: side of the tile.
     """
@@ -125,10 +117,7 @@ def lattice_count(step: int, size: int) -> int:
 def polygon_fraction(
     polygons: Sequence[shapely.Polygon], corners_px: npt.NDArray[np.int64], side_px: float
 ) -> npt.NDArray[np.float64]:
-    """Return the fraction (N,) of each tile inside the union of polygons, by exact area.
-
-    All in level-0 pixels; `corners_px` (N, 2) are the top-left corners of the tiles.
-    """
+    """Return the fraction (N,) of each tile inside polygons, as `tissue_fraction` does."""
     region = shapely.union_all(shapely.make_valid(polygons))
     x, y = corners_px.T
     tiles = shapely.box(x, y, x + side_px, y + side_px)

@@ -22,17 +22,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_labels(path: Path, folder: Path) -> Labels:
-    """Read a label image.
+    """Read a label image (H, W): TIFF of 8, 16 or 32 bits, or PNG of 8 or 16 bits or a palette.
 
-    Args:
-        path: TIFF of 8, 16 or 32 bits and any size, or PNG of 8 or 16 bits or a palette.
-        folder: where a temporary file with the pixels of a TIFF may be created.
-
-    Returns:
-        (H, W).
-
-    Raises:
-        SlideError: when it cannot be read or is not a label image.
+    A temporary file with the pixels of a TIFF is created in `folder`.
     """
     if not path.is_file():
         raise SlideError(f"{path}: no such file; name a label image")
@@ -75,12 +67,8 @@ def write_labels(
 ) -> None:
     """Write a label image as a tiled TIFF, lossless, in one step.
 
-    Args:
-        path: TIFF.
-        tiles: row by row, each (`TILE_PX`, `TILE_PX`) also at the edges; taken one at a time.
-        size_px: (width, height).
-        dtype: of the tiles.
-        pixel_um: width and height of a pixel.
+    The tiles come row by row, each (`TILE_PX`, `TILE_PX`) also at the edges; `size_px` is (width,
+    height), `pixel_um` the width and height of a pixel.
     """
     width, height = size_px
     with replacing(path) as temporary:

@@ -78,14 +78,9 @@ def voronoi_regions(labels: Labels) -> tuple[npt.NDArray[np.float32], Labels]:
 
 
 def detached_pixels(labels: Labels, regions: int) -> Mask | None:
-    """Return the pixels of numbered regions (H, W) outside the largest piece of their region.
+    """Return the pixels (H, W) outside the largest piece of their region.
 
-    Args:
-        labels: 0 background.
-        regions: how many there are.
-
-    Returns:
-        (H, W), or None where every region is one piece.
+    None where each of the `regions` regions is one piece.
     """
     pieces = measure.label(labels, background=0, connectivity=2)
     count = int(pieces.max(initial=0)) + 1

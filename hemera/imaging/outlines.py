@@ -12,10 +12,7 @@ PIXELS_MAX = 100_000_000
 
 
 def reduction(size_px: tuple[int, int]) -> int:
-    """Return the factor, a power of two, that brings a mask down to `PIXELS_MAX`.
-
-    At 0.5 um/px that is 1 up to 5 x 5 mm, 2 up to 10 x 10 mm and 4 up to 20 x 20 mm.
-    """
+    """Return the factor, a power of two, that brings a mask down to `PIXELS_MAX`."""
     factor = 1
     while -(-size_px[0] // factor) * -(-size_px[1] // factor) > PIXELS_MAX:
         factor *= 2
@@ -23,15 +20,10 @@ def reduction(size_px: tuple[int, int]) -> int:
 
 
 def trace(mask: npt.NDArray[np.bool_]) -> list[shapely.Polygon]:
-    """Return the regions of a mask: pixels connected by their edges.
+    """Return the regions of a mask (H, W), from the top: pixels connected by their edges.
 
-    The polygons follow the edges of the pixels, so their area is the number of pixels, exactly.
-
-    Args:
-        mask: (H, W).
-
-    Returns:
-        Valid polygons in pixels of the mask, (x, y), whose edges are the integers; from the top.
+    Valid polygons in pixels (x, y) along the edges of the pixels, which are the integers, so that
+    their area is the number of pixels.
     """
     # cv2.findContours runs through pixel centres. In an image of twice the size plus one in which
     # every pixel is drawn as 3 x 3, it runs through the corners of the pixels, at even numbers.

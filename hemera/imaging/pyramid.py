@@ -42,17 +42,9 @@ def write_pyramid(
 ) -> None:
     """Write a pyramidal TIFF in one step: RGB as JPEG (4:4:4), one channel lossless.
 
-    Only a row of tiles is in memory; the coarser levels are stored beside `path` until they are
-    written.
-
-    Args:
-        path: the file to write.
-        tiles: those of level 0 row by row, each (`TILE_PX`, `TILE_PX`, 3) or, for a label image,
-            (`TILE_PX`, `TILE_PX`). Pixels beyond the edge of the image are stored, not shown.
-        size_px: (width, height) of level 0.
-        mpp: um per pixel of level 0.
-        quality: of JPEG.
-        name: of the image in its OME-XML.
+    The tiles of level 0 come row by row, each (`TILE_PX`, `TILE_PX`, 3) or, for a label image,
+    (`TILE_PX`, `TILE_PX`); one row is in memory. `size_px` (width, height) and `mpp` are those of
+    level 0, `name` is that in the OME-XML.
     """
     rest = iter(tiles)
     first = next(rest)

@@ -26,8 +26,7 @@ def sharpness(rgb: RGB, mpp: float) -> float:
     """Return the variance of the Laplacian of luminance, as it would be at `SHARPNESS_MPP`.
 
     A tile finer than that is first averaged by the nearest integer factor; the remaining ratio is
-    raised to `SHARPNESS_EXPONENT`. So 0.25 um/px is measured at 0.5 exactly, and 0.92 is
-    extrapolated.
+    raised to `SHARPNESS_EXPONENT`.
     """
     luminance = gray(rgb)
     factor = max(1, round(SHARPNESS_MPP / mpp))
@@ -46,13 +45,10 @@ def sharpness(rgb: RGB, mpp: float) -> float:
 
 
 def histogram_similarity(he: RGB, her2: RGB) -> float | None:
-    """Return the correlation of the haematoxylin histograms of two stains.
+    """Return the correlation of the haematoxylin histograms of two stains, None for a constant.
 
     Each is centred on its median and divided by its standard deviation, so that brightness and
     contrast do not matter. It separates true pairs from false ones weakly.
-
-    Returns:
-        -1 to 1, or None where one of the two is constant.
     """
     first, second = (_centred_histogram(rgb) for rgb in (he, her2))
     if first is None or second is None:

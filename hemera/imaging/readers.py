@@ -27,22 +27,15 @@ IMAGE_PIXELS_MAX = 178_956_970
 
 
 class Reader(abc.ABC):
-    """An open file.
-
-    Attributes:
-        name: tiff, openslide, tiffslide or image.
-        path: the file.
-        vendor: software that wrote the file, if known.
-        level_sizes: (width, height) of every level, finest first.
-        stated_mpp: um per pixel along x and y, as the file states it.
-        stated_by: where the file states it.
-    """
+    """An open file, with its levels from the finest to the coarsest."""
 
     name: str
     path: Path
     vendor: str
     level_sizes: tuple[tuple[int, int], ...]
+    """(width, height) of each."""
     stated_mpp: tuple[float, float] | None
+    """um per pixel along x and y, as the file states it under the name `stated_by`."""
     stated_by: str
 
     @abc.abstractmethod
@@ -189,7 +182,9 @@ class ImageReader(Reader):
             if _bits(image, data) > 8:
                 raise ValueError(f"more than 8 bits per channel, mode {image.mode}")
             self.vendor = str(image.format or "").lower()
-            self.stated_mpp, self.stated_by = _image_mpp(image)
+            dpi = positive_pair(*image.info.get("dpi", (None, None)))
+            self.stated_mpp = (25400 / dpi[0], 25400 / dpi[1]) if dpi else None
+            self.stated_by = "dpi"
             self._pixels = _rgb(image)
         self.level_sizes = ((width, height),)
 
@@ -218,11 +213,6 @@ def _rgb(image: Image.Image) -> RGB:
     if image.mode not in ("RGB", "L", "P", "1"):
         raise ValueError(f"colour mode {image.mode}")
     return np.asarray(image.convert("RGB"))
-
-
-def _image_mpp(image: Image.Image) -> tuple[tuple[float, float] | None, str]:
-    dpi = positive_pair(*image.info.get("dpi", (None, None)))
-    return ((25400 / dpi[0], 25400 / dpi[1]), "dpi") if dpi else (None, "")
 
 
 def _on_white(pixels: npt.NDArray[Any]) -> RGB:

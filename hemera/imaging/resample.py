@@ -44,11 +44,8 @@ def area_resample(
 ) -> RGB:
     """Shrink a region by the exact mean over the area of each pixel of the result.
 
-    Args:
-        rgb: the source.
-        corner: left and top edge of the region in source pixels; may be fractions.
-        step: source pixels per pixel of the result along x and y, at least 1.
-        size: (width, height) of the result.
+    `corner` is its left and top edge, `step` the pixels per pixel of the result along x and y, at
+    least 1, both in source pixels and possibly fractions; `size` is (width, height) of the result.
     """
     (left, top), (step_x, step_y), (width, height) = corner, step, size
     edges = left, top, left + width * step_x, top + height * step_y

@@ -50,16 +50,8 @@ _PIECE_PX = 128
 class Slide:
     """One open slide or plain image; a context manager, one per process.
 
-    Attributes:
-        path: the file.
-        reader: a key of `READERS`.
-        vendor: software that wrote it, if known.
-        size_px: (width, height) of level 0.
-        mpp: um per pixel of level 0.
-        mpp_source: ``sheet``, or what in the file states it.
-        level_sizes: (width, height) of every level.
-        level_downsamples: (x, y) of every level, exact.
-        level_mpps: um per pixel of every level.
+    `size_px` (width, height) and `mpp` are those of level 0; `mpp_source` is ``sheet``, or what in
+    the file states it.
     """
 
     def __init__(
@@ -103,15 +95,9 @@ class Slide:
     def read(self, x_px: float, y_px: float, width: int, height: int, mpp: float) -> RGB:
         """Read a region at a resolution: (height, width, 3) uint8 RGB.
 
-        Outside the slide it has the colour of `background`. A resolution finer than the slide's own
-        is interpolated bilinearly; to avoid that, compare with `Slide.mpp` first.
-
-        Args:
-            x_px: left edge in level-0 pixels; may be a fraction or outside.
-            y_px: top edge.
-            width: of the result, in pixels of `mpp`.
-            height: of the result.
-            mpp: um per pixel of the result.
+        Its left and top edge are in level-0 pixels, possibly fractions or outside, where the result
+        has the colour of `background`; its size is in pixels of `mpp`. A resolution finer than the
+        slide's own is interpolated bilinearly.
 
         Raises:
             SlideError: when the pixels cannot be decoded; the slide stays usable.
@@ -169,14 +155,12 @@ class Slide:
     ) -> tuple[RGB, tuple[float, float]]:
         """Read the whole slide at a resolution, or with its longest side at most `side_px`.
 
+        A resolution finer than the slide's gives the slide's own. Stored tiles that cannot be
+        decoded are white; SlideError when they are more than a tenth of the slide.
+
         Returns:
             (H, W, 3) uint8 RGB that covers the slide from edge to edge, and its effective um per
             pixel along x and y: sizes are integers, so they differ a little from the request.
-            A resolution finer than the slide's gives the slide's own. Stored tiles that cannot be
-            decoded are white.
-
-        Raises:
-            SlideError: when more than a tenth of the slide cannot be decoded.
         """
         width, height = self.size_px
         if side_px is None:
@@ -237,9 +221,6 @@ def open_slide(
     `mpp` overrides the resolution that the file states; `mpp_column` is what error messages name as
     the remedy. `reader` is a key of `READERS`, or auto: the first that reads the file completely.
     Without a colour of the background, it is measured when needed.
-
-    Raises:
-        SlideError: in one line, when there is no such file, no reader for it, or no resolution.
     """
     path = Path(path)
     opened = _open_reader(path, reader)

@@ -23,7 +23,7 @@ def structural_similarity(
     Args:
         image: of any shape.
         truth: of the same shape.
-        mean: the mean of an array over the window of each place.
+        mean: of an array over the window of each place.
         ratio: of the variance to the mean square in a window: n / (n - 1) for the sample
             covariance over n pixels, 1 for the population's.
         span: of the values, 255 for 8 bits.

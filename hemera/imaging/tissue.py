@@ -13,22 +13,19 @@ RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 PIECE_UM2 = 40_000.0
-"""Largest hole that is filled, largest speck that is removed, um^2."""
+"""Largest hole that is filled, and smallest piece of tissue, um^2."""
 
 PIECE_FRACTION_MAX = 0.01
-"""Holes and specks are at most this fraction of the image: a BCI image is smaller than a hole may
-be on a slide."""
+"""At most this fraction of the image: a BCI image is smaller than a hole may be on a slide."""
 
 
 def find_tissue(
     rgb: RGB, stain: str, background: tuple[int, int, int], mpp: float, options: DescribeOptions
 ) -> tuple[Mask, float]:
-    """Outline the tissue on an overview of a slide, with `mpp` um/px.
+    """Return the outline of the tissue (H, W) on an overview of a slide, and its threshold.
 
-    H&E by saturation, IHC by optical density: haematoxylin alone is too pale for saturation.
-
-    Returns:
-        The outline (H, W), and the threshold: saturation 0 to 1, or optical density.
+    H&E by saturation, 0 to 1, IHC by optical density: haematoxylin alone is too pale for
+    saturation.
     """
     if stain == "he":
         values, unit = saturation(rgb), 1 / 255
@@ -37,13 +34,8 @@ def find_tissue(
         values, unit = density(rgb, background), DENSITY_STEP
         low, high = options.ihc_density_min, options.ihc_density_max
     threshold = tissue_threshold(values, low / unit, high / unit)
-    largest = PIECE_FRACTION_MAX * values.size
-    tissue = clean_outline(
-        values > threshold,
-        hole_px=min(PIECE_UM2 / mpp**2, largest),
-        speck_px=min(PIECE_UM2 / mpp**2, largest),
-    )
-    return tissue, threshold * unit
+    piece_px = min(PIECE_UM2 / mpp**2, PIECE_FRACTION_MAX * values.size)
+    return clean_outline(values > threshold, piece_px), threshold * unit
 
 
 def tissue_threshold(values: RGB, lowest: float, highest: float) -> float:
@@ -71,15 +63,15 @@ def otsu(counts: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     return np.flatnonzero(between >= between.max() * (1 - 1e-9))
 
 
-def clean_outline(mask: Mask, *, hole_px: float, speck_px: float) -> Mask:
-    """Fill holes of a mask up to an area, and drop pieces below one; a hole touches no edge."""
+def clean_outline(mask: Mask, piece_px: float) -> Mask:
+    """Fill holes of a mask up to an area, and drop smaller pieces; a hole touches no edge."""
     # Inside a frame of background, which joins all background at the edge.
     framed = np.pad(mask, 1).astype(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - framed, connectivity=4)
-    fill = stats[:, cv2.CC_STAT_AREA] <= hole_px
+    fill = stats[:, cv2.CC_STAT_AREA] <= piece_px
     fill[[0, labels[0, 0]]] = False
     framed[fill[labels]] = 1
     _, labels, stats, _ = cv2.connectedComponentsWithStats(framed, connectivity=8)
-    drop = stats[:, cv2.CC_STAT_AREA] < speck_px
+    drop = stats[:, cv2.CC_STAT_AREA] < piece_px
     framed[drop[labels]] = 0
     return framed[1:-1, 1:-1].astype(bool)

@@ -28,15 +28,12 @@ class Losses:
     """Counts what cannot be read, and raises SlideError when it is too much."""
 
     subject: str
-    """The slide or pair, for the error message."""
     total: int
-    """Tiles or pixels to read."""
     fraction_max: float
     unit: str = "tiles"
     option: str = ""
     """That sets `fraction_max`, for the error message."""
     lost: int = 0
-    """Tiles or pixels so far."""
     first: SlideError | None = None
 
     def add(self, error: SlideError, amount: int = 1) -> None:
@@ -54,12 +51,9 @@ class Losses:
 def read_tiles(
     read: Callable[[Item], Result], places: Sequence[Item], workers: int, losses: Losses
 ) -> Generator[Result | None, None, None]:
-    """Yield ``read(place)`` of each place in order, None where it raises a `SlideError`.
+    """Yield ``read(place)`` in order, None where it raises a `SlideError`; see `Losses.add`.
 
     `read` is called in threads; any number of them gives the same results.
-
-    Raises:
-        SlideError: when too many places are lost, see `Losses.add`.
     """
 
     def attempt(place: Item) -> Result | SlideError:
@@ -87,18 +81,10 @@ def read_region(
     fill: tuple[int, ...],
     losses: Losses,
 ) -> RGB:
-    """Read a region at once or, where that fails, in pieces; pieces that fail are filled.
+    """Read a region at once or, where that fails, in pieces of a side of `piece_px`.
 
-    Args:
-        read: takes left, top, width and height of a piece of the region, returns its pixels.
-        width: of the region.
-        height: of the region.
-        piece_px: side of the pieces.
-        fill: colour of a piece that cannot be read.
-        losses: where the pixels of such pieces are counted.
-
-    Raises:
-        SlideError: when too many pixels are lost, see `Losses.add`.
+    `read` takes left, top, width and height. Pieces that fail are filled with a colour, and their
+    pixels counted, see `Losses.add`.
     """
     with contextlib.suppress(SlideError):
         return read(0, 0, width, height)

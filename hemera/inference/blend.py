@@ -85,11 +85,9 @@ class Blend:
         line[x : x + len(self._window)] = True
 
     def take(self, band: int) -> tuple[Float, Mask, Mask]:
-        """Return a band that no further tile reaches, and release it.
+        """Return a band (H, width) that no further tile reaches, and release it.
 
-        Returns:
-            The probabilities (H, width), where tiles cover the band, and where only tiles that
-            could not be read do.
+        Its probabilities, where tiles cover it, and where only tiles that could not be read do.
         """
         width, height = self._size_px
         top, side = band * BAND_PX, len(self._window)

@@ -21,34 +21,22 @@ Float = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network and the tiles it was trained on.
-
-    Attributes:
-        segment: takes tiles (B, H, W, 3), returns the probability of HER2-positive (B, H, W).
-        tile_px: side of its training tiles.
-        mpp: their median resolution, um/px.
-        mpp_max: resolution of the coarsest of them.
-        facts: its fingerprint, mask engine, versions and options, for the JSON of a prediction.
-    """
+    """A network and the tiles it was trained on."""
 
     segment: Callable[[RGB], Float]
+    """Takes tiles (B, H, W, 3), returns the probability of HER2-positive (B, H, W)."""
     tile_px: int
     mpp: float
+    """Median resolution of the tiles, um/px; `mpp_max` is that of the coarsest."""
     mpp_max: float
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def load_model(folder: Path, device: torch.device, precision: str = "float32") -> Model:
-    """Load a trained SegmentationNet.
+    """Load a SegmentationNet from the output of train_segmentation.
 
-    Args:
-        folder: the output of train_segmentation, with segmenter.safetensors and metadata.json.
-        device: where it computes.
-        precision: one of `hemera.training.session.PRECISIONS`.
-
-    Raises:
-        TrainingError: when there is none, or it is damaged.
-        ConfigError: for a precision that the device does not have.
+    `precision` is one of `hemera.training.session.PRECISIONS`; ConfigError when the device does not
+    have it.
     """
     if precision != "float32" and device.type != "cuda":
         raise ConfigError(f"--precision {precision}: needs a GPU; give float32 on a CPU")

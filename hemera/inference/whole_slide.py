@@ -59,22 +59,13 @@ TINT = 0.3
 def predict(slide: Path, model: Path, out: Path, options: PredictOptions = DEFAULTS) -> Path:
     """Predict the HER2-positive regions of an H&E slide.
 
-    Writes the new folder ``out/NAME``, NAME being the slide's without suffix, in one step:
-    NAME.mask.tif (255 where HER2-positive, else 0), NAME.positive.geojson (its regions in level-0
-    pixels, for QuPath), NAME.overlay.png and NAME.json (areas, fractions, model, versions).
-
-    Args:
-        slide: an H&E slide or image.
-        model: the output of train_segmentation.
-        out: where to write the folder.
-        options: of the prediction.
-
-    Returns:
-        The folder.
+    Writes and returns the new folder ``out/NAME``, NAME being the slide's without suffix, in one
+    step: NAME.mask.tif (255 where HER2-positive, else 0), NAME.positive.geojson (its regions in
+    level-0 pixels, for QuPath), NAME.overlay.png and NAME.json (areas, fractions, model, versions).
+    `model` is the output of train_segmentation.
 
     Raises:
-        SlideError: when the slide cannot be opened, is too coarse, or too much of it cannot be
-            read.
+        SlideError: when the slide cannot be opened, is too coarse, or too damaged.
         TrainingError: when the model cannot be loaded or returns values that are not finite.
         ConfigError: when the options do not fit, or the folder exists.
     """
@@ -142,10 +133,7 @@ def grid_of(slide: Slide, model: Model, *, upsample: bool) -> Grid:
     """Choose the resolution of a slide's map: the model's, or that of a level close to it.
 
     A slide coarser than the median of the training tiles is read as it is when some of them were
-    as coarse.
-
-    Raises:
-        SlideError: when the slide is coarser than all of them, unless `upsample` allows it.
+    as coarse; SlideError when none was, unless `upsample` allows it.
     """
     wanted = max(model.mpp, min(slide.mpp, model.mpp_max))
     nearest = min(slide.level_mpps, key=lambda mpp: abs(math.log(mpp / wanted)))
@@ -162,11 +150,10 @@ def grid_of(slide: Slide, model: Model, *, upsample: bool) -> Grid:
     return Grid(mpp, mpp / slide.mpp, (width, height), model.tile_px)
 
 
-class Tissue:
+class _Tissue:
     """The tissue of a slide, outlined as `describe` does, on the pixels of a map."""
 
     def __init__(self, slide: Slide, grid: Grid) -> None:
-        """Find it."""
         options = DescribeOptions()
         view, (mpp_x, mpp_y) = slide.overview(mpp=options.tissue_mpp)
         mpp = math.sqrt(mpp_x * mpp_y)
@@ -197,7 +184,7 @@ class _Drawing:
         self.grid = grid
         self._slide, self._model = slide, model
         self._options = options
-        self._tissue = Tissue(slide, grid)
+        self._tissue = _Tissue(slide, grid)
         self._places = [
             (x, y)
             for y in grid.starts(1)

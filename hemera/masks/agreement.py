@@ -11,8 +11,8 @@ from scipy.spatial import KDTree
 
 from hemera.masks.label_format import Cells, Labelled, positive
 
-# Largest distance between the centroids that two engines find for one nucleus, um.
 MATCH_UM = 4.0
+"""Largest distance between the centroids that two engines find for one nucleus."""
 
 SUITABLE_MIN = 0.7
 DOUBTFUL_MIN = 0.4
@@ -21,10 +21,9 @@ Points = npt.NDArray[np.floating]
 
 
 def matched(first: Points, second: Points, distance: float) -> npt.NDArray[np.int64]:
-    """Match points (N, 2) and (M, 2) that are nearest to each other and within `distance`.
+    """Return for each point (N, 2) the row of its match among others (M, 2), -1 without one.
 
-    Returns:
-        (N,): for each point of `first` the row of its match in `second`, -1 without one.
+    A match is nearest in both directions, and within `distance`.
     """
     result = np.full(len(first), -1, np.int64)
     if not len(first) or not len(second):
@@ -43,10 +42,7 @@ def dice(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
 
 
 def sign_agreement(first: Cells, second: Cells, mpp: float) -> tuple[float | None, int]:
-    """Return the fraction of matched cells with the same sign, and the number of matched cells.
-
-    The fraction is None without matches.
-    """
+    """Return which fraction of matched cells has the same sign, None without any, and how many."""
     mine, other = (np.column_stack([cells.x_px, cells.y_px]) for cells in (first, second))
     at = matched(mine, other, MATCH_UM / mpp)
     both = at >= 0
@@ -74,11 +70,9 @@ class Agreement:
 
 
 def lowest_agreements(labelled: Mapping[str, Labelled], mpp: float) -> dict[str, Agreement]:
-    """Return for each engine its agreement with the other engine with which it agrees least.
+    """Return the agreement of each engine with the other engine with which it agrees least.
 
-    Args:
-        labelled: result of each engine on one tile; a single engine has no agreement.
-        mpp: resolution of the tile, um/px.
+    `labelled` are the results on one tile of `mpp` um/px; a single engine has no agreement.
     """
     lowest: dict[str, Agreement] = {}
     for names in itertools.combinations(labelled, 2):
@@ -92,14 +86,9 @@ def lowest_agreements(labelled: Mapping[str, Labelled], mpp: float) -> dict[str,
 
 
 def suitability(dice: float, sign: float | None) -> str:
-    """Return the verdict on the labels of a tile or a cohort from the agreement of two engines.
+    """Return whether labels are suitable, doubtful or unsuitable from an `Agreement`.
 
-    Args:
-        dice: of their positive masks, 0 to 1.
-        sign: fraction of matched cells with the same sign; None or NaN: none matched.
-
-    Returns:
-        ``suitable``, ``doubtful`` or ``unsuitable``.
+    `sign` may be None or NaN: no cell matched.
     """
     lower = dice if sign is None or math.isnan(sign) else min(dice, sign)
     if lower >= SUITABLE_MIN:

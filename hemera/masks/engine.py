@@ -73,9 +73,7 @@ class EngineModule(Protocol):
     def load(self, options: Any, shared: MaskOptions) -> Engine:
         """Load the engine; EngineError when something is missing or unusable.
 
-        Args:
-            options: its own.
-            shared: section `mask`, whose thresholds of DAB and membranes are common to all engines.
+        The thresholds of DAB and membranes in `shared`, the section `mask`, are common to all.
         """
 
 

@@ -16,13 +16,9 @@ FRACTION = 0.10
 def asco_cap_score(counts: Sequence[float], intense_fraction: float | None = None) -> str:
     """Return the HER2 score of counted cells; an empty text without any cell.
 
-    3+ when more than `FRACTION` of the cells are strong; else 2+ when more are moderate or strong;
-    else 1+ when more are stained at all; else 0.
-
-    Args:
-        counts: cells of intensity 0, 1, 2 and 3.
-        intense_fraction: 2+ also when strong cells are more than this fraction, as in the guideline
-            of 2018; None: without that clause.
+    `counts` are the cells of intensity 0, 1, 2 and 3. 3+ when more than `FRACTION` are strong; else
+    2+ when more are moderate or strong; else 1+ when more are stained at all; else 0. With
+    `intense_fraction`, 2+ also when more than that are strong, as in the guideline of 2018.
     """
     none, weak, moderate, strong = (float(count) for count in counts)
     total = none + weak + moderate + strong

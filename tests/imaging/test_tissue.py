@@ -37,11 +37,11 @@ def test_holes_are_filled_and_specks_dropped():
     expected = mask.copy()
     expected[10:13, 20:24] = True
     expected[35:37, 2:4] = False
-    assert (clean_outline(mask, hole_px=20, speck_px=10) == expected).all()
+    assert (clean_outline(mask, 20) == expected).all()
 
 
 @pytest.mark.parametrize("part", [np.s_[0:3, 4:6], np.s_[17:20, 4:6], np.s_[8:10, 29:31]])
 def test_background_at_the_edge_is_no_hole(part):
     mask = np.ones((20, 31), bool)
     mask[part] = False
-    assert (clean_outline(mask, hole_px=100, speck_px=0) == mask).all()
+    assert (clean_outline(mask, 100) == mask).all()

@@ -51,12 +51,7 @@ class DeepliifEngine:
     """A DeepLIIF model in memory; see `hemera.masks.engine`."""
 
     def __init__(self, options: Options, shared: MaskOptions) -> None:
-        """Load the model.
-
-        Raises:
-            EngineError: when the directory is incomplete or contains something else than a DeepLIIF
-                model, or the device does not exist.
-        """
+        """Load the model; EngineError without it or the device."""
         self._folder, self._raw = check_model(options.model)
         self.versions = versions(options)
         self._options, self._shared = options, shared
@@ -124,10 +119,7 @@ class DeepliifEngine:
 
         As the package's `inference`, except that a window which it visits twice (at the edge of a
         tile that its step does not divide) is inferred once. The marker is None for a model that
-        has none.
-
-        Raises:
-            EngineError: when the networks cannot be run, or return values that are not finite.
+        has none. EngineError when the networks cannot be run or return values that are not finite.
         """
         import dask
 
@@ -212,11 +204,7 @@ def _package_options(package: types.ModuleType, folder: Path) -> Any:
 
 
 def import_deepliif() -> tuple[types.ModuleType, types.ModuleType]:
-    """Import DeepLIIF with empty modules in place of its whole-slide readers.
-
-    Raises:
-        EngineError: when it cannot be imported.
-    """
+    """Import DeepLIIF with empty modules in place of its whole-slide readers."""
     for name in ("bioformats", "bioformats.omexml", "javabridge"):
         sys.modules.setdefault(name, types.ModuleType(name))
     # It would override the directory that the configuration names.

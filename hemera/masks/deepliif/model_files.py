@@ -23,8 +23,7 @@ MODALITIES = 4
 def check_model(model: str | None) -> tuple[Path, bool]:
     """Return a model directory, and whether its networks are raw rather than serialized.
 
-    Raises:
-        EngineError: naming what is missing or truncated; nothing is loaded.
+    EngineError names what is missing or truncated; nothing is loaded.
     """
     if model is None:
         raise EngineError(
