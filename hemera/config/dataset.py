@@ -11,7 +11,7 @@ class FilterOptions(Options):
     """Which tiles are accepted. Reads no pixel."""
 
     section: ClassVar[str] = "filter"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     tissue_fraction_min: Annotated[Fraction, paper('"low tissue content", no number')] = 0.5
     """Smallest tissue fraction of an H&E tile."""
@@ -37,6 +37,8 @@ class FilterOptions(Options):
     positions; null: no limit."""
     accept_review: bool = False
     """Accept tiles of pairs whose registration has the verdict review."""
+    excluded_max: Fraction = 0.25
+    """Largest fraction of a tile that a mask engine excludes: pen, folds, dust."""
     require_agreement: Fraction | None = None
     """Smallest agreement of the mask engines on a tile, 0 to 1: the lower of the Dice of their
     positive masks and the fraction of cells with the same sign; null: not required."""

@@ -26,7 +26,8 @@ class Criterion:
 
     Attributes:
         option: key of section `filter` with the bound; none there: the criterion is not applied.
-        column: the measure; `agreement` is that of the mask engines; None: the option is a switch.
+        column: the measure; `agreement` and `excluded` are those of the mask engines; None: the
+            option is a switch.
         direction: how an accepted tile compares with the bound. NaN and null meet no bound.
     """
 
@@ -70,6 +71,7 @@ CRITERIA = (
         "histogram_similarity_min",
         "histogram_similarity",
     ),
+    Criterion("artefact", "an artefact covers too much of it", "excluded_max", "excluded", "<="),
     Criterion("disputed_mask", "the two mask engines disagree", "require_agreement", "agreement"),
 )
 """In the order in which they are applied: the first that a tile misses is its reason."""
@@ -125,6 +127,9 @@ def _missed(
         # The least of any two engines; where no cell matched, that of the masks.
         names = [f"{engine}_agreement_{name}" for engine in engines for name in ("dice", "sign")]
         values = np.fmin.reduce([_column(table, name) for name in names])
+    elif criterion.column == "excluded":
+        of_engines = [_column(table, f"{engine}_excluded_fraction") for engine in engines]
+        values = np.fmax.reduce(of_engines, initial=0.0)
     else:
         values = _column(table, criterion.column)
     missed = criterion.missed(values, limit)

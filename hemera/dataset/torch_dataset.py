@@ -26,7 +26,7 @@ from hemera.masks import label_format
 from hemera.networks.weight_map import weight_map
 
 STORED = ("he", "her2", "mask")
-DERIVED = ("positive", "weight")
+DERIVED = ("positive", "valid", "weight")
 """Computed from the mask."""
 
 MASK_SOURCES = {"nuclei": label_format.nuclei, "her2_positive": label_format.positive}
@@ -56,6 +56,7 @@ class TileDataset(Dataset[dict[str, Any]]):
     he, her2  (3, H, W)   uint8    RGB, 0 to 255: scale them on the GPU
     mask      (1, H, W)   uint8    label byte, see `hemera.masks.label_format`
     positive  (1, H, W)   bool     HER2-positive pixels of the mask
+    valid     (1, H, W)   bool     pixels that the mask does not exclude
     weight    (1, H, W)   float32  GenerationNet's weight map, in (0, 1]
     ========  ==========  =======  ================================================
 
@@ -83,7 +84,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         Args:
             index: the index; shards are found from the folder above the index's own.
             engine: whose masks; None for those that the index was made to train on.
-            images: of he, her2, mask, positive and weight; only what they need is decoded.
+            images: of he, her2, mask, positive, valid and weight; only what they need is decoded.
             weighting: computes the weight map from the mask.
             crop_px: side of the square crop; None for the full tile.
             flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
@@ -166,6 +167,8 @@ class TileDataset(Dataset[dict[str, Any]]):
             seen[name] = _apply(view, image)
         if "positive" in self.images:
             seen["positive"] = label_format.positive(seen["mask"][0])[None]
+        if "valid" in self.images:
+            seen["valid"] = ~label_format.excluded(seen["mask"][0])[None]
         if "weight" in self.images:
             seen["weight"] = self.weighting(seen["mask"][0])[None]
         return {

@@ -112,8 +112,11 @@ def evaluate_generators(
         for item, outputs in predict_tiles(nets, tiles, "generation", device, options.batch_size):
             images = {name: to_image(output) for name, output in outputs.items()}
             images |= baselines.images(item["he"], colors)
-            real = item["her2"]
-            measured = pool.map(functools.partial(_pixel_metrics, real=real), images.values())
+            real, valid = item["her2"], ~label_format.excluded(item["mask"])
+            # Nothing is known of excluded pixels: every method has those of the real tile.
+            images = {k: np.where(valid[..., None], image, real) for k, image in images.items()}
+            measure = functools.partial(_pixel_metrics, real=real, valid=valid)
+            measured = pool.map(measure, images.values())
             stacked = np.stack([*images.values(), real])
             if extractors.inception is not None:
                 found = extractors.inception(stacked)
@@ -129,11 +132,11 @@ def evaluate_generators(
     return rows, features
 
 
-def _pixel_metrics(image: RGB, real: RGB) -> dict[str, float]:
+def _pixel_metrics(image: RGB, real: RGB, valid: npt.NDArray[np.bool_]) -> dict[str, float]:
     return {
-        "psnr_db": metrics.psnr(image, real),
-        "ssim": metrics.ssim(image, real),
-        "ssim_gaussian": metrics.ssim(image, real, gaussian=True),
+        "psnr_db": metrics.psnr(image, real, valid),
+        "ssim": metrics.ssim(image, real, valid),
+        "ssim_gaussian": metrics.ssim(image, real, valid, gaussian=True),
     }
 
 
@@ -151,7 +154,7 @@ def evaluate_segmenter(
     rows: Rows = []
     nets = {SEGMENTER: net}
     for item, outputs in predict_tiles(nets, tiles, "segmentation", device, options.batch_size):
-        truth = label_format.positive(item["mask"])
+        truth, valid = label_format.positive(item["mask"]), ~label_format.excluded(item["mask"])
         predictions = {
             SEGMENTER: to_probability(outputs[SEGMENTER]) >= metrics.THRESHOLD,
             "all_positive": np.ones_like(truth),
@@ -159,7 +162,7 @@ def evaluate_segmenter(
         }
         fact = {**facts[item["tile"]], "network": "segmentation"}
         for method, predicted in predictions.items():
-            counts = metrics.confusion(predicted, truth)
+            counts = metrics.confusion(predicted, truth, valid)
             rows.append(fact | {"method": method, **dict(zip(COUNTS, counts, strict=True))})
     return rows
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hemera.imaging.ssim import WINDOW_PX, structural_similarity
 
 RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 RANGE = 255.0
@@ -31,18 +32,22 @@ def to_uint8(image: npt.NDArray[np.floating]) -> RGB:
     return np.clip((image + 1) / 2 * 255, 0, 255).astype(np.uint8)
 
 
-def psnr(image: RGB, truth: RGB) -> float:
-    """Return the peak signal-to-noise ratio in dB, range 255; infinite for equal images."""
-    error = float(np.mean(np.square(image.astype(np.float64) - truth)))
+def psnr(image: RGB, truth: RGB, valid: Mask) -> float:
+    """Return the peak signal-to-noise ratio in dB of the valid pixels, range 255.
+
+    Infinite for equal images.
+    """
+    error = float(np.mean(np.square(image.astype(np.float64) - truth)[valid]))
     return float("inf") if error == 0 else float(10 * np.log10(RANGE**2 / error))
 
 
-def ssim(image: RGB, truth: RGB, *, gaussian: bool = False) -> float:
-    """Return the structural similarity, the mean over the channels.
+def ssim(image: RGB, truth: RGB, valid: Mask, *, gaussian: bool = False) -> float:
+    """Return the structural similarity, the mean over the channels and the valid windows.
 
     Args:
         image: the generated image.
         truth: the real one; both at least 7 px (11 px with `gaussian`) on each side.
+        valid: (H, W); windows with another pixel are left out. NaN without a valid window.
         gaussian: False: a uniform window of 7 px with sample covariance, as for BCI
             (scikit-image's ``channel_axis=-1, data_range=255``). True: a Gaussian window of
             standard deviation 1.5 px, truncated at 3.5 of them, without sample covariance, as in
@@ -63,7 +68,10 @@ def ssim(image: RGB, truth: RGB, *, gaussian: bool = False) -> float:
         return np.asarray(filtered[pad:-pad, pad:-pad], np.float64)
 
     similarity = structural_similarity(x, y, mean, ratio=ratio, span=RANGE)
-    return float(similarity.mean())
+    pad = window // 2
+    whole = cv2.erode(valid.astype(np.uint8), np.ones((window, window), np.uint8))
+    kept = similarity[whole[pad:-pad, pad:-pad] > 0]
+    return float(kept.mean()) if kept.size else float("nan")
 
 
 class Bootstrap:
@@ -154,12 +162,13 @@ class Confusion(NamedTuple):
     true_negative: int
 
 
-def confusion(predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Confusion:
-    """Count the pixels of one tile, (H, W)."""
-    hits, positive, real = (
-        int(np.count_nonzero(mask)) for mask in (predicted & truth, predicted, truth)
+def confusion(predicted: Mask, truth: Mask, valid: Mask) -> Confusion:
+    """Count the valid pixels of one tile, (H, W)."""
+    predicted, truth = predicted & valid, truth & valid
+    hits, positive, real, total = (
+        int(np.count_nonzero(mask)) for mask in (predicted & truth, predicted, truth, valid)
     )
-    return Confusion(hits, positive - hits, real - hits, truth.size - positive - real + hits)
+    return Confusion(hits, positive - hits, real - hits, total - positive - real + hits)
 
 
 def rates(counts: npt.NDArray[np.generic]) -> dict[str, Floats]:

@@ -1,7 +1,8 @@
 """The label byte: class, nucleus and DAB intensity of every pixel in one 8-bit image.
 
 Bits 0-1 are the class (0 background, 1 negative cell, 2 positive cell, 3 cell boundary), bit 2
-the nucleus, bits 3-4 the DAB intensity (0 to 3). Bits 5-7 are zero.
+the nucleus, bits 3-4 the DAB intensity (0 to 3), bit 5 an excluded pixel: an artefact or a place
+that HER2 does not cover, of which nothing is known. Its other bits are zero, as are bits 6-7.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ BACKGROUND, NEGATIVE, POSITIVE, BOUNDARY = range(4)
 
 _NUCLEUS_SHIFT = 2
 _INTENSITY_SHIFT = 3
+_EXCLUDED = np.uint8(1 << 5)
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.uint8)
 
 
@@ -40,15 +42,11 @@ class Cells:
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Result of an engine for one tile: label image (H, W) uint8, its cells, a note or None.
-
-    `excluded_fraction` is the fraction of the tile covered by pen, folds or dust.
-    """
+    """Result of an engine for one tile: label image (H, W) uint8, its cells, a note or None."""
 
     mask: npt.NDArray[np.uint8]
     cells: Cells
     note: str | None = None
-    excluded_fraction: float = 0.0
 
 
 def statistics(labelled: Labelled) -> dict[str, float | int]:
@@ -62,7 +60,7 @@ def statistics(labelled: Labelled) -> dict[str, float | int]:
         "weak_fraction": float(pixels[1]),
         "moderate_fraction": float(pixels[2]),
         "strong_fraction": float(pixels[3]),
-        "excluded_fraction": labelled.excluded_fraction,
+        "excluded_fraction": float(excluded(mask).mean()),
         "cells": len(cells),
         "positive_cells": int(cells.positive.sum()),
         "weak_cells": int(strength[1]),
@@ -82,6 +80,24 @@ def blank(shape: tuple[int, int], note: str | None = None) -> Labelled:
         np.zeros(0, np.float32),
     )
     return Labelled(np.zeros(shape, np.uint8), nothing, note)
+
+
+def exclude(labelled: Labelled, where: npt.NDArray[np.bool_]) -> Labelled:
+    """Return a result without what is at the pixels (H, W) of `where`.
+
+    Cells with their centroid there are left out.
+    """
+    cells = labelled.cells
+    rows, columns = (
+        np.clip(centre.astype(np.int64), 0, side - 1)
+        for centre, side in zip((cells.y_px, cells.x_px), where.shape, strict=True)
+    )
+    kept = ~where[rows, columns]
+    return dataclasses.replace(
+        labelled,
+        mask=np.where(where, _EXCLUDED, labelled.mask),
+        cells=Cells(**{name: values[kept] for name, values in vars(cells).items()}),
+    )
 
 
 def boundaries(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
@@ -117,6 +133,12 @@ def classes(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def nuclei(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """Return the nuclear mask, (H, W) bool."""
     bits: npt.NDArray[np.bool_] = (mask & np.uint8(1 << _NUCLEUS_SHIFT)) != 0
+    return bits
+
+
+def excluded(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Return the excluded pixels, (H, W) bool, which losses and metrics ignore."""
+    bits: npt.NDArray[np.bool_] = (mask & _EXCLUDED) != 0
     return bits
 
 

@@ -136,7 +136,7 @@ def adversarial(logits: Tensor, real: bool, mode: str = "vanilla") -> Tensor:
 
 
 def segmentation_loss(
-    logits: Tensor, target: Tensor, fraction: float
+    logits: Tensor, target: Tensor, valid: Tensor, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return fraction * cross-entropy + (1 - fraction) * (1 - Dice), and its two terms.
 
@@ -146,11 +146,14 @@ def segmentation_loss(
     Args:
         logits: (B, 1, H, W).
         target: (B, 1, H, W), 0 or 1.
+        valid: (B, 1, H, W), 1 for the pixels that count.
         fraction: the paper's lambda; 1 is cross-entropy alone, as in its section 4.1.
     """
-    logits, target = logits.float(), target.float()
-    cross_entropy = functional.binary_cross_entropy_with_logits(logits, target)
-    probability = torch.sigmoid(logits)
+    logits, valid = logits.float(), valid.float()
+    target = target.float() * valid
+    of_pixels = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    cross_entropy = (of_pixels * valid).sum() / valid.sum().clamp(min=1)
+    probability = torch.sigmoid(logits) * valid
     both = 2 * (probability * target).sum()
     overlap = 1 - (both + EPSILON) / (probability.sum() + target.sum() + EPSILON)
     return fraction * cross_entropy + (1 - fraction) * overlap, cross_entropy, overlap

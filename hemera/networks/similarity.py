@@ -11,16 +11,21 @@ def as_stored(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).clamp(0, 255).floor() / 255
 
 
-def psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB of each of (B, C, H, W) in [0, 1]: (B,)."""
-    return -10 * (images - truth).square().flatten(1).mean(1).log10()
+def psnr(images: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB of each of (B, C, H, W) in [0, 1]: (B,).
+
+    Over the pixels of `valid` (B, 1, H, W).
+    """
+    error = ((images - truth).square() * valid).flatten(1).sum(1)
+    return -10 * (error / (valid.flatten(1).sum(1) * images.shape[1])).log10()
 
 
-def ssim(images: Tensor, truth: Tensor) -> Tensor:
+def ssim(images: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Return the structural similarity of each of (B, C, H, W) in [0, 1]: (B,).
 
-    A uniform window of 7 px with sample covariance, as in evaluation, but in single precision on
-    the device of the images, because validation has thousands of tiles.
+    Over the windows in which all pixels are `valid` (B, 1, H, W). A uniform window of 7 px with
+    sample covariance, as in evaluation, but in single precision on the device of the images,
+    because validation has thousands of tiles.
     """
     similarity: Tensor = structural_similarity(
         images,
@@ -30,4 +35,6 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
         span=1.0,
         origin=truth.mean((2, 3), keepdim=True),
     )
-    return similarity.flatten(1).mean(1)
+    whole = -functional.max_pool2d(-valid.float(), WINDOW_PX, 1)
+    total = (similarity * whole).flatten(1).sum(1)
+    return total / (whole.flatten(1).sum(1) * images.shape[1])

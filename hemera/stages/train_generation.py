@@ -103,7 +103,7 @@ def _tiles(index: TileIndex, split: str, options: TrainGenerationOptions) -> Til
         index,
         network="generation",
         split=split,
-        images=("he", "her2", "weight"),
+        images=("he", "her2", "weight", "valid"),
         weighting=functools.partial(
             tile_weight,
             mode=options.weight_map,
@@ -211,10 +211,11 @@ def train_step(
     for batch in micro_batches:
         source = compute.to_unit(batch["he"]) * 2 - 1
         target = compute.to_unit(batch["her2"]) * 2 - 1
-        weight = batch["weight"].to(compute.device)
+        weight, valid = (batch[name].to(compute.device) for name in ("weight", "valid"))
         with compute.autocast():
             generated = generator(source)
-        fake, real = generated.float(), target
+        generated, target = (_without_excluded(x, valid) for x in (generated, target))
+        fake, real = generated, target
         if options.weight_adversarial:
             fake, real = fake * weight, target * weight
 
@@ -234,7 +235,7 @@ def train_step(
         discriminator.requires_grad_(False)
         with compute.autocast():
             fake_logits = discriminator(torch.cat((source, fake), 1))
-        own = generator_losses(generated.float(), target, weight, options, threshold)
+        own = generator_losses(generated, target, weight, options, threshold)
         own["adversarial"] = losses.adversarial(fake_logits, True, options.gan_loss)
         total = own["adversarial"] + weigh_all(own, options)
         compute.backward(total, len(micro_batches))
@@ -244,6 +245,11 @@ def train_step(
     compute.update(optimisers["generator"], generator)
     compute.scaler.update()
     return {name: torch.stack([each[name].detach() for each in found]).mean() for name in found[0]}
+
+
+def _without_excluded(images: Tensor, valid: Tensor) -> Tensor:
+    """Return images in [-1, 1] that are white, without gradient, where the mask excludes pixels."""
+    return torch.where(valid, images.float(), 1.0)
 
 
 def generator_losses(
@@ -306,17 +312,16 @@ def validate(
     for batch in prefetch_to_device(batches, compute.device):
         with compute.autocast():
             generated = net(compute.to_unit(batch["he"]) * 2 - 1).float()
-        real = compute.to_unit(batch["her2"])
-        levels = losses.pyramid_l1(
-            generated, real * 2 - 1, batch["weight"], len(options.l1_weights)
-        )
+        real, valid = compute.to_unit(batch["her2"]), batch["valid"]
+        pair = [_without_excluded(images, valid) for images in (generated, real * 2 - 1)]
+        levels = losses.pyramid_l1(pair[0], pair[1], batch["weight"], len(options.l1_weights))
         stored = similarity.as_stored(generated)
         found.append(
             torch.stack(
                 (
                     weigh(levels, options.l1_weights),
-                    similarity.psnr(stored, real),
-                    similarity.ssim(stored, real),
+                    similarity.psnr(stored, real, valid),
+                    similarity.ssim(stored, real, valid),
                 ),
                 1,
             )

@@ -108,7 +108,7 @@ def _tiles(index: TileIndex, split: str, options: TrainSegmentationOptions) -> T
         index,
         network="segmentation",
         split=split,
-        images=("he", "positive"),
+        images=("he", "positive", "valid"),
         crop_px=options.crop_px,
         flips=(0, 1) if options.flip else (),
         seed=options.seed,
@@ -176,8 +176,8 @@ def train_step(
     for batch in micro_batches:
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"]))
-        truth = batch["positive"].to(compute.device)
-        loss = losses.segmentation_loss(logits, truth, options.loss_lambda)
+        truth, valid = (batch[name].to(compute.device) for name in ("positive", "valid"))
+        loss = losses.segmentation_loss(logits, truth, valid, options.loss_lambda)
         compute.backward(loss[0], len(micro_batches))
         found.append(torch.stack(loss).detach())
     compute.update(optimiser, net)
@@ -195,19 +195,17 @@ def validate(
 ) -> dict[str, float]:
     """Return the loss and the four pooled metrics at 0.5 over the validation tiles."""
     net.eval()
-    per_tile = torch.vmap(
-        lambda logits, truth: losses.segmentation_loss(logits, truth, options.loss_lambda)[0]
-    )
+    per_tile = torch.vmap(lambda *tile: losses.segmentation_loss(*tile, options.loss_lambda)[0])
     totals: list[Tensor] = []
     counts: list[Tensor] = []
     for batch in prefetch_to_device(batches, compute.device):
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"])).float()
-        truth = batch["positive"]
+        truth, valid = batch["positive"], batch["valid"]
         predicted = torch.sigmoid(logits) >= metrics.THRESHOLD
-        totals.append(per_tile(logits, truth))
+        totals.append(per_tile(logits, truth, valid))
         counts.append(torch.stack(
-            [(own & real).flatten(1).sum(1)
+            [(own & real & valid).flatten(1).sum(1)
              for own in (predicted, ~predicted) for real in (truth, ~truth)], 1,
         ))  # fmt: skip
     # Read once: each reading makes the GPU wait.

@@ -1,9 +1,13 @@
+import functools
+
 import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hemera.evaluation import metrics
 from hemera.evaluation.metrics import Bootstrap, Confusion
+
+ALL = np.ones((41, 67), np.bool_)
 
 
 @pytest.fixture
@@ -16,8 +20,8 @@ def pair():
 
 def test_psnr_equals_scikit_image(pair):
     expected = peak_signal_noise_ratio(pair[1], pair[0], data_range=255)
-    assert metrics.psnr(*pair) == pytest.approx(expected, abs=1e-9)
-    assert metrics.psnr(pair[0], pair[0]) == float("inf")
+    assert metrics.psnr(*pair, ALL) == pytest.approx(expected, abs=1e-9)
+    assert metrics.psnr(pair[0], pair[0], ALL) == float("inf")
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
@@ -26,7 +30,18 @@ def test_ssim_equals_scikit_image(pair, gaussian):
     expected = structural_similarity(
         *pair, channel_axis=-1, data_range=255, **settings if gaussian else {}
     )
-    assert metrics.ssim(*pair, gaussian=gaussian) == pytest.approx(expected, abs=1e-9)
+    assert metrics.ssim(*pair, ALL, gaussian=gaussian) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_excluded_pixels_do_not_count(pair, gaussian):
+    """Rows from 20 on are excluded: every metric is that of the first 20 rows."""
+    valid = ALL.copy()
+    valid[20:] = False
+    rows = pair[0][:20], pair[1][:20], ALL[:20]
+    for metric in (metrics.psnr, functools.partial(metrics.ssim, gaussian=gaussian)):
+        assert metric(*pair, valid) == pytest.approx(metric(*rows), abs=1e-9)
+    assert np.isnan(metrics.ssim(*pair, ~ALL, gaussian=gaussian))
 
 
 def test_network_output_is_truncated_not_rounded():
@@ -37,7 +52,10 @@ def test_network_output_is_truncated_not_rounded():
 def test_confusion_counts_by_hand():
     predicted = np.array([[1, 1, 0], [0, 0, 1]], bool)
     truth = np.array([[1, 0, 0], [1, 0, 1]], bool)
-    assert metrics.confusion(predicted, truth) == Confusion(2, 1, 1, 2)
+    valid = np.ones((2, 3), np.bool_)
+    assert metrics.confusion(predicted, truth, valid) == Confusion(2, 1, 1, 2)
+    valid[:, 1:] = False
+    assert metrics.confusion(predicted, truth, valid) == Confusion(1, 0, 1, 0)
 
 
 def test_rates_by_hand_and_their_conventions():

@@ -178,18 +178,36 @@ def test_variance_penalty_by_hand():
 def test_segmentation_loss_by_hand():
     logits = torch.tensor([math.log(3), 0, 0, -math.log(3)]).view(1, 1, 1, 4)
     target = torch.tensor([1.0, 1, 1, 0]).view(1, 1, 1, 4)
-    total, first, second = losses.segmentation_loss(logits, target, 0.3)
+    total, first, second = losses.segmentation_loss(logits, target, torch.ones_like(target), 0.3)
     # The truth has probabilities 3/4 1/2 1/2 3/4; TP 1.75, FN 1.25, FP 0.25.
     cross_entropy = (2 * math.log(4 / 3) + 2 * math.log(2)) / 4
     dice = 2 * 1.75 / (2 * 1.75 + 1.25 + 0.25)
     assert float(first) == pytest.approx(cross_entropy, abs=1e-6)
     assert float(second) == pytest.approx(1 - dice, abs=1e-6)
     assert float(total) == pytest.approx(0.3 * cross_entropy + 0.7 * (1 - dice), abs=1e-6)
-    alone, first, _ = losses.segmentation_loss(logits, target, 1)
+    alone, first, _ = losses.segmentation_loss(logits, target, torch.ones_like(target), 1)
     assert float(alone) == float(first)
     empty = torch.full((2, 1, 3, 5), -100.0)
-    _, _, overlap = losses.segmentation_loss(empty, torch.zeros(2, 1, 3, 5), 0.5)
+    valid = torch.ones(2, 1, 3, 5)
+    _, _, overlap = losses.segmentation_loss(empty, torch.zeros(2, 1, 3, 5), valid, 0.5)
     assert float(overlap) == pytest.approx(0, abs=1e-6)
+
+
+def test_excluded_pixels_have_neither_loss_nor_gradient():
+    """The loss of four pixels of which the last two are excluded is that of the first two."""
+    logits = torch.tensor([0.7, -0.2, 3.0, -5.0]).view(1, 1, 1, 4).requires_grad_()
+    target = torch.tensor([1.0, 0, 0, 1]).view(1, 1, 1, 4)
+    valid = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 1, 4)
+    found = losses.segmentation_loss(logits, target, valid, 0.4)
+    found[0].backward()
+    half = (t.detach()[..., :2] for t in (logits, target, valid))
+    assert [float(x) for x in found] == pytest.approx(
+        [float(x) for x in losses.segmentation_loss(*half, 0.4)], rel=1e-6
+    )
+    assert logits.grad.flatten()[2:].tolist() == [0, 0]
+    assert (logits.grad.flatten()[:2] != 0).all()
+    nothing = losses.segmentation_loss(logits, target, torch.zeros_like(valid), 0.4)
+    assert float(nothing[0]) == pytest.approx(0, abs=1e-6)
 
 
 def every_loss(generated, real, weight, logits, target) -> dict[str, torch.Tensor]:
@@ -206,7 +224,7 @@ def every_loss(generated, real, weight, logits, target) -> dict[str, torch.Tenso
     found["variance"] = losses.variance_penalty(generated, real)
     for mode in ("vanilla", "lsgan"):
         found[mode] = losses.adversarial(logits, True, mode)
-    parts = losses.segmentation_loss(logits, target, 0.5)
+    parts = losses.segmentation_loss(logits, target, torch.ones_like(target), 0.5)
     found |= dict(zip(("total", "cross-entropy", "overlap"), parts, strict=True))
     return found
 

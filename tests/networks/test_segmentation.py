@@ -282,7 +282,7 @@ def test_it_overfits_one_batch(decoder, branch, generator):
     target = (image[:, :1] > 0.5).float()
     optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 5e-3)
     for _ in range(60):
-        loss, _, _ = segmentation_loss(net(image), target, 0.5)
+        loss, _, _ = segmentation_loss(net(image), target, torch.ones_like(target), 0.5)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -25,18 +25,22 @@ def test_a_batch_scores_as_its_images_do_in_evaluation():
     flat[3:9, 5:30] = 246
     pairs.append((flat, np.full_like(flat, 245)))
     images, truths = (torch.stack([tensor(pair[i]) for pair in pairs]) for i in (0, 1))
+    valid = np.ones((41, 67), np.bool_)
+    valid[:12, 5:20] = False
     for ours, theirs, tolerance in (
         (similarity.psnr, metrics.psnr, 1e-3),
         (similarity.ssim, metrics.ssim, 1e-4),
     ):
-        expected = [theirs(*pair) for pair in pairs]
-        assert ours(images, truths).tolist() == pytest.approx(expected, abs=tolerance)
+        expected = [theirs(*pair, valid) for pair in pairs]
+        given = torch.from_numpy(valid).expand(3, 1, -1, -1)
+        assert ours(images, truths, given).tolist() == pytest.approx(expected, abs=tolerance)
 
 
 def test_equal_images_are_alike_and_without_noise():
     image = tensor(draw(3)[0])[None]
-    assert similarity.ssim(image, image).item() == pytest.approx(1)
-    assert similarity.psnr(image, image).item() == float("inf")
+    valid = torch.ones(1, 1, *image.shape[2:])
+    assert similarity.ssim(image, image, valid).item() == pytest.approx(1)
+    assert similarity.psnr(image, image, valid).item() == float("inf")
 
 
 def test_images_are_cut_off_as_they_are_stored():

@@ -196,6 +196,7 @@ def batch_of(tiles: int):
         "he": torch.randint(0, 256, (tiles, 3, 64, 96), dtype=torch.uint8),
         "her2": torch.randint(0, 256, (tiles, 3, 64, 96), dtype=torch.uint8),
         "weight": torch.rand(tiles, 1, 64, 96),
+        "valid": torch.ones(tiles, 1, 64, 96, dtype=torch.bool),
     }
 
 
@@ -228,6 +229,25 @@ def test_the_discriminator_learns_from_its_own_loss_alone(tmp_path):
     assert found["discriminator"].item() == pytest.approx(loss.item(), rel=1e-4)
     for ours, theirs in zip(gradients(state, "discriminator"), expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_excluded_pixels_change_no_loss_and_no_gradient(tmp_path):
+    """HER2 is replaced by noise where the mask excludes it."""
+    batch = batch_of(2)
+    batch["valid"][:, :, 20:50, 10:70] = False
+    other = batch | {"her2": batch["her2"].clone()}
+    other["her2"][:, :, 20:50, 10:70] = 7
+    found = []
+    for given in (batch, other):
+        state = state_of(tmp_path, OPTIONS, rate=0.0)
+        step = train_generation.train_step([given], state, OPTIONS, 0.2)
+        validated = train_generation.validate(
+            state.modules["generator"], [given], state.compute, OPTIONS
+        )
+        found.append((step, validated, gradients(state, "generator")))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == found[1][1]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
 
 
 def test_the_adversarial_loss_may_be_weighted_as_well(tmp_path):
@@ -294,6 +314,7 @@ def test_validation_is_the_mean_over_tiles():
         error = (he.float() - her2.float()) / 127.5 * weight
         levels = zip((1, 25, 25, 25), losses.pyramid(error[None], 4), strict=True)
         pair = [image.permute(1, 2, 0).numpy() for image in (he, her2)]
+        pair.append(np.ones(pair[0].shape[:2], np.bool_))
         distance = sum(w * level.abs().mean().item() for w, level in levels)
         expected.append((distance, metrics.psnr(*pair), metrics.ssim(*pair)))
     reconstruction, psnr_db, ssim = np.mean(expected, axis=0)

@@ -106,17 +106,23 @@ def test_validation_is_the_mean_over_tiles_and_pools_their_pixels():
     he = torch.randint(0, 256, (3, 1, 6, 10), dtype=torch.uint8, generator=rng)
     truth = torch.rand(3, 1, 6, 10, generator=rng) > 0.6
     truth[1] = False
-    batches = [{"he": he[part], "positive": truth[part]} for part in (slice(0, 2), slice(2, 3))]
+    valid = torch.ones_like(truth)
+    valid[2, :, :, :3] = False
+    batches = [
+        {"he": he[part], "positive": truth[part], "valid": valid[part]}
+        for part in (slice(0, 2), slice(2, 3))
+    ]
     net = torch.nn.Conv2d(1, 1, 1)
     torch.nn.init.constant_(net.weight, 4.0)
     torch.nn.init.constant_(net.bias, -2.0)
     found = train_segmentation.validate(net, batches, cpu_compute(), OPTIONS)
     logits = he / 255 * 4 - 2
     expected = [
-        segmentation_loss(logits[k], truth[k], OPTIONS.loss_lambda)[0].item() for k in range(3)
+        segmentation_loss(logits[k], truth[k], valid[k], OPTIONS.loss_lambda)[0].item()
+        for k in range(3)
     ]
     assert found["total"] == pytest.approx(sum(expected) / 3, rel=1e-5)
-    said = logits >= 0
+    said, truth = (logits >= 0) & valid, truth & valid
     hit = (said & truth).sum().item()
     assert found["f1"] == pytest.approx(2 * hit / (said.sum() + truth.sum()).item(), rel=1e-6)
 

@@ -77,11 +77,11 @@ class StainEngine:
                 y_px=cells.y_px * np.float32(height / size[1]),
                 area_px=np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:].astype(np.int32),
             )
-        return label_format.Labelled(
-            label_format.pack(_classes(grown, positive), labels > 0, dab),
-            cells,
-            excluded_fraction=0.0 if excluded is None else float(excluded.mean()),
-        )
+        mask = label_format.pack(_classes(grown, positive), labels > 0, dab)
+        found = label_format.Labelled(mask, cells)
+        if excluded is None:
+            return found
+        return label_format.exclude(found, _nearest(excluded, width, height))
 
 
 def _nearest(image: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:
