@@ -37,7 +37,7 @@ class FilterOptions(Options):
     positions; null: no limit."""
     accept_review: bool = False
     """Accept tiles of pairs whose registration has the verdict review."""
-    excluded_max: Fraction = 0.25
+    excluded_max: Fraction = 0.5
     """Largest fraction of a tile that a mask engine excludes: pen, folds, dust."""
     require_agreement: Fraction | None = None
     """Smallest agreement of the mask engines on a tile, 0 to 1: the lower of the Dice of their

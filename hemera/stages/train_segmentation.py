@@ -195,7 +195,11 @@ def validate(
 ) -> dict[str, float]:
     """Return the loss and the four pooled metrics at 0.5 over the validation tiles."""
     net.eval()
-    per_tile = torch.vmap(lambda *tile: losses.segmentation_loss(*tile, options.loss_lambda)[0])
+
+    def total(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        return losses.segmentation_loss(logits, truth, valid, options.loss_lambda)[0]
+
+    per_tile = torch.vmap(total)
     totals: list[Tensor] = []
     counts: list[Tensor] = []
     for batch in prefetch_to_device(batches, compute.device):

@@ -28,7 +28,7 @@ GOOD = {
 def test_every_criterion_names_an_option_and_a_column_that_exist() -> None:
     for criterion in criteria.CRITERIA:
         assert criterion.option in LIMITS
-        assert criterion.column in {None, "agreement", *tables.TILE.names}
+        assert criterion.column in {None, "agreement", "excluded", *tables.TILE.names}
     assert set(criteria.MEASURES) <= set(tables.TILE.names)
     assert list(criteria.REASONS) == list(dict.fromkeys(c.reason for c in criteria.CRITERIA))
 
@@ -55,6 +55,7 @@ def test_the_least_agreement_of_any_two_engines_counts(engines: tuple[str, ...])
     for engine in engines:
         # The row of an engine holds its least agreement: only one of three disagrees with both.
         mild = engine == "b" and len(engines) == 3
+        columns[f"{engine}_excluded_fraction"] = [0.0] * 8
         columns[f"{engine}_agreement_dice"] = [0.9] * 7 + [None] if mild else dice
         columns[f"{engine}_agreement_sign"] = [0.9] * 7 + [None] if mild else sign
     table = pa.table(columns)
@@ -63,3 +64,10 @@ def test_the_least_agreement_of_any_two_engines_counts(engines: tuple[str, ...])
     kept = [True, False, False, True, True, True, True, False]
     np.testing.assert_array_equal(found == "", kept)
     assert set(found[found != ""]) == {"disputed_mask"}
+
+
+def test_a_tile_is_refused_by_the_engine_that_excludes_most_of_it() -> None:
+    excluded = {"a_excluded_fraction": [0.5, 0.51, 0.0], "b_excluded_fraction": [0.1, 0.1, 0.7]}
+    table = pa.table({name: [value] * 3 for name, value in GOOD.items()} | excluded)
+    assert criteria.refusals(table, LIMITS, ("a", "b")).tolist() == ["", "artefact", "artefact"]
+    assert criteria.refusals(table, LIMITS, ("a",)).tolist() == ["", "artefact", ""]

@@ -63,3 +63,24 @@ def test_contours_are_one_pixel_wide_inside_cells_and_single_between_them() -> N
 
 def test_the_edge_of_the_image_is_no_contour() -> None:
     assert not label_format.boundaries(np.ones((4, 6), np.int32)).any()
+
+
+def test_excluded_pixels_have_no_other_bit_and_their_cells_are_gone() -> None:
+    one = np.ones(2, np.float32)
+    cells = label_format.Cells(
+        np.array([1.5, 4.5], np.float32), np.array([0.5, 1.5], np.float32),
+        np.array([2, 3], np.int32), np.array([True, False]), np.array([3, 0], np.uint8), one,
+    )  # fmt: skip
+    classes = np.array([[2, 2, 0, 1, 1], [2, 2, 0, 1, 1]])
+    found = label_format.Labelled(label_format.pack(classes, classes > 0, classes), cells)
+    where = np.zeros((2, 5), np.bool_)
+    where[:, :3] = True
+    kept = label_format.exclude(found, where)
+    assert (label_format.excluded(kept.mask) == where).all()
+    assert not label_format.excluded(found.mask).any()
+    assert kept.mask[where].tolist() == [32] * 6
+    assert (kept.mask[:, 3:] == found.mask[:, 3:]).all()
+    assert kept.cells.x_px.tolist() == [4.5]
+    counted = label_format.statistics(kept)
+    assert (counted["excluded_fraction"], counted["cells"]) == (0.6, 1)
+    assert counted["positive_fraction"] == 0

@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {4: "1e6e778cd61d02544d74b1cc2813874a8f61cae4954fe0d5e36dd0908544a577"}
+GOLDEN = {5: "9cc66411a302488d2e0267880cfd5b83d7d84857cacd65b38906ce55d40921e8"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
