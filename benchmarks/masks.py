@@ -32,7 +32,7 @@ from hemera.demo import load_truth, write_cohort
 from hemera.masks import label_format
 from hemera.masks.agreement import matched
 from hemera.masks.engine import Engine, module
-from hemera.masks.her2_score import asco_cap_score
+from hemera.masks.her2_score import CLASSES, her2_scores
 
 RGB = npt.NDArray[np.uint8]
 
@@ -187,7 +187,7 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
             f"2+ {shares[2]:.3f}, 3+ {shares[3]:.3f}, positive "
             f"{found.cells.positive.mean() if counts.sum() else 0:.3f} of cells and "
             f"{label_format.positive(found.mask).mean():.4f} of the tile, read as "
-            f"{asco_cap_score(counts.tolist()) or 'nothing'}\n"
+            f"{(*CLASSES, 'nothing')[her2_scores(counts[None])[0]]}\n"
         )
 
 

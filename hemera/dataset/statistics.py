@@ -13,7 +13,7 @@ import pandas as pd
 
 from hemera.dataset.criteria import ACCEPTED, REASONS
 from hemera.masks.agreement import suitability
-from hemera.masks.her2_score import asco_cap_score
+from hemera.masks.her2_score import CLASSES, her2_scores, staining
 from hemera.sheet import SCORES, SPLITS
 
 Frame = Any
@@ -158,20 +158,43 @@ def score_confusion(
 
     Args:
         by: `tile`, or `case`: the cells of all its tiles are added first.
-        intense_fraction: as for `asco_cap_score`.
+        intense_fraction: as for `her2_scores`; ultralow counts as 0.
 
     Returns:
         Counts: rows are scores of the sheet that occur, columns the computed ones; the column with
         the empty name counts those without cells.
     """
-    names = [f"{engine}_{name}_cells" for name in INTENSITIES]
     known = tiles[tiles["score"].isin(SCORES)]
-    cells = known.groupby([by, "score"])[[f"{engine}_cells", *names]].sum()
-    cells[f"{engine}_cells"] -= cells[names].sum(axis=1)
-    computed = [asco_cap_score(row, intense_fraction) for row in cells.to_numpy().tolist()]
-    table = pd.crosstab(cells.index.get_level_values("score"), np.array(computed, dtype=object))
+    cells = _intensities(known, engine).groupby([known[by], known["score"]]).sum()
+    names = np.array([SCORES[0], *SCORES, ""], dtype=object)
+    computed = names[her2_scores(cells.to_numpy(np.int64), intense_fraction)]
+    table = pd.crosstab(cells.index.get_level_values("score"), computed)
     rows = [score for score in SCORES if score in table.index]
     return table.reindex(index=rows, columns=[*SCORES, ""], fill_value=0)
+
+
+def case_staining(tiles: Frame, engine: str) -> Frame:
+    """Return the H-score of each case, its 90 % interval and the probability of each class.
+
+    Returns:
+        Columns `dataset`, `score`, `tiles`, `cells`, `h_score`, `low`, `high` and `CLASSES`; NaN
+        where a case has too few tiles for an interval.
+    """
+    counts = _intensities(tiles, engine)
+    rows = {}
+    for case, own in counts.groupby(tiles["case"]):
+        found = staining(own.to_numpy(np.int64), seed=0)
+        rows[case] = [len(own), own.to_numpy().sum(), *found[:3], *found.probabilities]
+    columns = ["tiles", "cells", "h_score", "low", "high", *CLASSES]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return tiles.groupby("case")[GROUP].first().join(table).sort_values([*GROUP, "h_score"])
+
+
+def _intensities(tiles: Frame, engine: str) -> Frame:
+    """Return the cells of intensity 0 to 3 of each tile."""
+    stained = tiles[[f"{engine}_{name}_cells" for name in INTENSITIES]].fillna(0)
+    stained.insert(0, "none", tiles[f"{engine}_cells"].fillna(0) - stained.sum(axis=1))
+    return stained
 
 
 def split_counts(tiles: Frame, column: str = "split") -> Frame:

@@ -11,6 +11,7 @@ import pandas as pd
 from hemera.config import STAGES
 from hemera.dataset import statistics
 from hemera.dataset.statistics import GROUP, Frame
+from hemera.masks.her2_score import CLASSES
 from hemera.reports import charts
 from hemera.sheet import SCORES
 
@@ -65,7 +66,7 @@ def content(cohort: Cohort, compared: Frame, intense_fraction: float | None) -> 
     Args:
         cohort: all tables.
         compared: of `statistics.agreement`.
-        intense_fraction: as for `asco_cap_score`.
+        intense_fraction: as for `her2_scores`.
     """
     pairs = _pairs(cohort)
     listed = pairs[~pairs["in_block"] | (pairs["state"] != "tiled")]
@@ -82,6 +83,12 @@ def content(cohort: Cohort, compared: Frame, intense_fraction: float | None) -> 
         "agreements": _agreements(compared),
         "confusions": _confusions(cohort, intense_fraction),
         "intense_fraction": intense_fraction,
+        "staining": {
+            engine: statistics.case_staining(accepted, engine)[:ROWS_MAX]
+            for engine in cohort.engines
+            if len(accepted)
+        },
+        "classes": CLASSES,
         "splits": _splits(accepted),
         "networks": NETWORKS,
         "subsets": {

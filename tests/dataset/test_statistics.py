@@ -101,6 +101,21 @@ def test_the_cells_of_a_case_are_added_before_they_are_scored() -> None:
     assert by_case.loc["3+"].tolist() == [0, 0, 1, 0, 0]
 
 
+def test_staining_of_cases_by_hand() -> None:
+    """Five tiles of 10 cells, 4 of them strong; and a case of one tile without cells."""
+    tiles = two_engines(
+        tile=[f"t{k}" for k in range(6)], case=["c1"] * 5 + ["c2"], score=["3+"] * 5 + ["0"],
+        a_cells=[10] * 5 + [0], a_weak_cells=[0] * 6, a_moderate_cells=[0] * 6,
+        a_strong_cells=[4] * 5 + [0],
+    )  # fmt: skip
+    found = statistics.case_staining(tiles, "a")
+    assert found.index.tolist() == ["c2", "c1"]
+    first = found.loc["c1"].to_dict()
+    assert (first["tiles"], first["cells"], first["h_score"]) == (5, 50, 120)
+    assert (first["low"], first["high"], first["3+"]) == (120, 120, 1)
+    assert found.loc["c2"][["h_score", "low", "3+"]].isna().all()
+
+
 def test_mask_statistics_of_a_group() -> None:
     tiles = two_engines(
         tile=["t1", "t2", "t3"], score=["2+"] * 3, size_px=[100] * 3, mpp=[1.0, 2.0, 1.0],

@@ -18,7 +18,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {8: "7b53200da06c9a60"}
+GOLDEN = {9: "4b68733dd9e7ed66"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
