@@ -46,6 +46,54 @@ def test_a_value_at_the_bound_is_accepted_and_one_beyond_it_or_none_is_not(
         assert criteria.refusals(table, off).tolist() == ["", "", ""]
 
 
+def first_reasons(*rows: dict[str, Any], **limits: Any) -> list[str]:
+    table = pa.Table.from_pylist([{**GOOD, **row} for row in rows])
+    return criteria.refusals(table, {**LIMITS, **limits}).tolist()
+
+
+def test_no_similarity_is_unlike_in_the_named_data_sets_alone() -> None:
+    """Of a flat image there is no correlation."""
+    rows = [{"dataset": name, "histogram_similarity": None} for name in ("bci", "acrobat")]
+    assert first_reasons(*rows) == ["unlike_histograms", ""]
+    assert first_reasons(*rows, histogram_datasets=("acrobat", "x")) == ["", "unlike_histograms"]
+    assert first_reasons(*rows, histogram_datasets=()) == ["", ""]
+
+
+def test_the_first_reason_counts() -> None:
+    """Tissue comes before sharpness: the noise of an empty tile is sharp."""
+    faults: dict[str, dict[str, Any]] = {
+        "registration_review": {"registration": "review"},
+        "low_tissue": {"tissue_fraction": 0.1},
+        "outside_her2": {"her2_coverage_fraction": 0.5},
+        "folded": {"folding_fraction": 0.5},
+        "misregistered": {"registration_error_um": 500.0, "registration_margin": 0.1},
+        "blurred_he": {"he_sharpness": 1.0},
+        "blurred_her2": {"her2_sharpness": 1.0},
+        "unlike_histograms": {"histogram_similarity": -0.5},
+    }
+    rows: list[dict[str, Any]] = []
+    for fault in reversed(faults.values()):
+        rows.insert(0, {**(rows[0] if rows else {}), **fault})
+    assert first_reasons(*rows) == list(faults)
+
+
+@pytest.mark.parametrize(
+    ("registration", "accept_review", "reason"),
+    [
+        ("registered", False, ""),
+        ("pass", False, "misregistered"),
+        ("accepted", False, ""),
+        ("review", False, "registration_review"),
+        ("review", True, "misregistered"),
+    ],
+)
+def test_where_nothing_was_measured_the_registration_decides(
+    registration: str, accept_review: bool, reason: str
+) -> None:
+    row = {"registration": registration, "registration_error_um": None, "registration_margin": None}
+    assert first_reasons(row, accept_review=accept_review) == [reason]
+
+
 @pytest.mark.parametrize("engines", [("a", "b"), ("a", "b", "c")])
 def test_the_least_agreement_of_any_two_engines_counts(engines: tuple[str, ...]) -> None:
     """The lower of Dice and sign; where no cell matched, Dice; null Dice and sign: none."""

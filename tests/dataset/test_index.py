@@ -2,7 +2,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hemera import tables
 from hemera.dataset.index import TileIndex, TrainingTiles, training_tiles
 from hemera.errors import ConfigError, ShardError, TrainingError
 from tests.small_index import write_index
@@ -97,12 +96,6 @@ def test_selecting_from_what_is_no_index(index, tmp_path):
         TileIndex(index).select(["tile"], split="validation")
 
 
-def test_an_empty_index_has_no_rows(index, tmp_path):
-    empty = tmp_path / "empty.parquet"
-    pq.write_table(pq.read_table(index).slice(0, 0), empty)
-    assert names(empty) == names(empty, where="score == '3+'", split="train") == ""
-
-
 def test_metadata_name_fingerprint_and_mask_engine(index, tmp_path):
     with pytest.raises(ShardError, match=r"metadata lacks fingerprint; run the stage index"):
         _ = TileIndex(index).fingerprint
@@ -139,10 +132,3 @@ def test_an_empty_subset_is_an_error_with_a_remedy(tmp_path):
     index = write_index(tmp_path, val=0)
     with pytest.raises(TrainingError, match=r"no tiles for validation of segmentation"):
         training_tiles(TileIndex(index), "segmentation")
-
-
-def test_a_table_of_another_kind_is_no_index(tmp_path):
-    other = tmp_path / "other.parquet"
-    tables.write(other, [], tables.HISTORY)
-    with pytest.raises(ShardError, match=r"other.parquet: its metadata lacks fingerprint"):
-        training_tiles(TileIndex(other), "generation")

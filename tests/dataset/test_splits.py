@@ -64,13 +64,6 @@ def test_each_part_holds_each_score_in_its_share() -> None:
             assert abs(found[score] - share * size) <= 1, (part, score)
 
 
-def test_data_sets_are_drawn_by_themselves() -> None:
-    both = {**cohort(40, "bci"), **cohort(60, "mist")}
-    splits = split(both)
-    alone = {**split(cohort(40, "bci")), **split(cohort(60, "mist"))}
-    assert splits == alone
-
-
 def test_a_split_that_the_sheet_names_is_kept() -> None:
     cases = cohort(40)
     named = {name: (*cases[name][:2], part) for name, part in zip(cases, SPLITS * 3, strict=False)}
@@ -134,15 +127,6 @@ def test_draws_for_different_ends_are_independent() -> None:
     one = draw(tiles, 1000, seed=1, purpose="generation/train")
     two = draw(tiles, 1000, seed=1, purpose="segmentation/train")
     assert 200 < np.count_nonzero(one & two) < 300, "about a quarter of a quarter"
-
-
-def test_added_tiles_move_few() -> None:
-    tiles = [f"t{number}" for number in range(1000)]
-    before = draw(tiles, 300, seed=1, purpose="x")
-    more = [*tiles, *(f"new{number}" for number in range(20))]
-    after = draw(more, 300, seed=1, purpose="x")
-    assert np.count_nonzero(before & ~after[:1000]) <= 20
-    assert not np.any(~before & after[:1000]), "nobody enters because another came"
 
 
 def test_leakage_is_raised() -> None:

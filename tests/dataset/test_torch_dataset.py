@@ -197,24 +197,6 @@ def test_cut_flip_and_turn_are_shared_by_the_images_of_a_tile(index):
     assert len(symmetries) == 8
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ({}, {(1, 0, 0, 1)}),
-        ({"flips": (1,)}, {(1, 0, 0, 1), (-1, 0, 0, 1)}),
-        ({"flips": (0,)}, {(1, 0, 0, 1), (1, 0, 0, -1)}),
-        ({"turns": True}, {(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)}),
-    ],
-)
-def test_only_the_symmetries_asked_for_are_drawn(index, arguments, expected):
-    dataset = seen(index, **arguments)
-    found = set()
-    for epoch in range(1, 40):
-        (x0, y0), (x1, y1), (x2, y2) = corners(dataset[epoch, 1])
-        found.add((np.sign(x1 - x0), np.sign(y1 - y0), np.sign(x2 - x0), np.sign(y2 - y0)))
-    assert found == expected
-
-
 def test_validation_is_the_middle_and_never_turned(index):
     dataset = seen(index, flips=(0, 1), turns=True)
     for item in (dataset[0, 2], dataset[2]):
@@ -245,16 +227,6 @@ def test_what_is_seen_follows_from_seed_epoch_and_position(index):
 
     assert digest() == digest() == digest(images=("he", "weight"))
     assert digest() != digest(seed=8)
-
-
-@pytest.mark.parametrize("side", [1, 2, HEIGHT])
-def test_the_least_and_the_largest_cut(index, side):
-    dataset = seen(index, crop_px=side, flips=(0, 1), turns=True, images=("he", "mask", "weight"))
-    item = dataset[3, 6]
-    assert item["he"].shape == (3, side, side)
-    x, y, number = (int(v) for v in item["he"][:, 0, 0])
-    assert number == 6
-    assert int(item["mask"][0, 0, 0]) == (x + y) & 31
 
 
 def test_what_cannot_be_cut_or_turned_names_tile_and_remedy(index):

@@ -141,25 +141,6 @@ def test_huggingface_parquet_contains_images_and_rows(index, tmp_path):
                 assert (image.size, image.mode) == ((256, 128), mode)
 
 
-def test_datasets_recognises_images(index, tmp_path):
-    """As Features.from_arrow_schema reads it: a feature counts where its field is nullable and of
-    the feature's own type, struct<bytes: binary, path: string> for an image."""
-    out = write("huggingface", index, tmp_path / "out")
-    schema = pq.read_schema(out / "data" / "train-00000-of-00001.parquet")
-    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    assert list(features) == schema.names
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    images = [name for name, feature in features.items() if feature == {"_type": "Image"}]
-    assert images == ["he", "her2", "mask"]
-    known = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64()}
-    known |= {"int32": pa.int32(), "bool": pa.bool_()}
-    for field in schema:
-        feature = features[field.name]
-        assert field.nullable
-        assert field.type == (image if field.name in images else known[feature["dtype"]])
-    assert features["size_px"] == {"dtype": "int32", "_type": "Value"}
-
-
 def test_the_card_states_splits_fingerprint_and_terms(index, tmp_path):
     out = write("huggingface", index, tmp_path / "out", where="split != 'val'")
     _, header, body = (out / "README.md").read_text().split("---\n", 2)

@@ -1,4 +1,4 @@
-"""Stage filter: every bound from both sides, every tile kept as a row, refusals counted by hand."""
+"""Stage filter: every tile kept as a row; the criteria are tested where they are applied."""
 
 import json
 from collections.abc import Mapping
@@ -108,80 +108,6 @@ class Cohort:
     @property
     def tiles(self) -> Path:
         return self.folder / "filter" / "tiles.parquet"
-
-
-def reasons(table: pa.Table) -> dict[str, str | None]:
-    return dict(zip(table["tile"].to_pylist(), table["reason"].to_pylist(), strict=True))
-
-
-def test_no_similarity_is_unlike_where_it_counts(tmp_path: Path) -> None:
-    """Of a flat image there is no correlation; that counts in the named data sets alone."""
-    cohort = Cohort(tmp_path, {"b": {}, "a": {"dataset": "acrobat"}})
-    cohort.write(
-        [
-            tile(pair, number, histogram_similarity=value)
-            for pair in "ab"
-            for number, value in enumerate((None, -0.9, 0.9))
-        ]
-    )
-    bci, acrobat = ("b_000000_001024", "b_000512_001024"), ("a_000000_001024", "a_000512_001024")
-    for options, refused in (
-        (FilterOptions(), bci),
-        (FilterOptions(histogram_datasets=("acrobat", "nowhere")), acrobat),
-        (FilterOptions(histogram_datasets=()), ()),
-    ):
-        found = reasons(cohort.run(options))
-        assert len(found) == 6
-        assert {tile: reason for tile, reason in found.items() if reason} == dict.fromkeys(
-            refused, "unlike_histograms"
-        )
-
-
-def test_the_first_reason_counts_and_tissue_stands_before_sharpness(tmp_path: Path) -> None:
-    """FIELD 1: the noise of an empty tile is sharp, so sharpness is asked of tissue alone."""
-    faults: list[tuple[str, dict[str, Any]]] = [
-        ("registration_review", {}),
-        ("low_tissue", {"tissue_fraction": 0.1}),
-        ("outside_her2", {"her2_coverage_fraction": 0.5}),
-        ("folded", {"folding_fraction": 0.5}),
-        ("misregistered", {"registration_error_um": 500.0, "registration_margin": 0.1}),
-        ("blurred_he", {"he_sharpness": 1.0}),
-        ("blurred_her2", {"her2_sharpness": 1.0}),
-        ("unlike_histograms", {"histogram_similarity": -0.5}),
-    ]
-    cohort = Cohort(tmp_path, {"p": {}, "q": {}})
-    rows = []
-    for start in range(len(faults)):
-        values: dict[str, Any] = {}
-        for _, more in faults[start:]:
-            values |= more
-        rows.append(tile("q" if start else "p", start, **values))
-    cohort.write(rows, {"p": "review"})
-    assert cohort.run()["reason"].to_pylist() == [name for name, _ in faults]
-
-
-@pytest.mark.parametrize(
-    ("registration", "accept_review", "reason"),
-    [
-        ("registered", False, None),
-        ("pass", False, "misregistered"),
-        ("accepted", False, None),
-        ("review", False, "registration_review"),
-        ("review", True, "misregistered"),
-        ("accepted", True, None),
-    ],
-)
-def test_where_nothing_was_measured_the_registration_decides(
-    tmp_path: Path, registration: str, accept_review: bool, reason: str | None
-) -> None:
-    """Without a certificate no place is the worse for it."""
-    cohort = Cohort(tmp_path, {"p": {"dataset": "acrobat"}})
-    missing = {"registration_error_um": None, "registration_margin": None}
-    cohort.write([tile("p", 0, **missing), tile("p", 1)], {"p": registration})
-    table = cohort.run(FilterOptions(accept_review=accept_review))
-    measured = None if reason == "misregistered" else reason
-    assert table["reason"].to_pylist() == [reason, measured]
-    assert table["registration"].to_pylist() == [registration] * 2
 
 
 def wide(folder: Path) -> Cohort:

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from hemera import tables
 from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
 from hemera.config.base import flags
-from hemera.dataset.fingerprint import FINGERPRINTED, fingerprint
+from hemera.dataset.fingerprint import fingerprint
 from hemera.sheet import SPLITS, write_rows
 from hemera.stages import index
 from tests.command_line import words
@@ -100,43 +99,12 @@ class Made:
         self.metadata = tables.read_metadata(self.index)
         self.fingerprint = self.metadata["fingerprint"]
 
-    def splits(self, key: str = "case", column: str = "split") -> dict[str, set[str]]:
-        found: dict[str, set[str]] = collections.defaultdict(set)
-        for name, part in zip(
-            self.table[key].to_pylist(), self.table[column].to_pylist(), strict=True
-        ):
-            found[name].add(part)
-        return found
-
     def parts(self, network: str) -> dict[str | None, int]:
         return dict(collections.Counter(self.table[f"{network}_split"].to_pylist()))
 
 
 def plain(rows: list[dict[str, str]], per_pair: int = 4) -> list[dict[str, Any]]:
     return [tile(row, number) for row in rows for number in range(per_pair)]
-
-
-def test_splits_by_case(tmp_path: Path) -> None:
-    rows = pairs()
-    made = Made(tmp_path, rows, plain(rows))
-    assert made.table.num_rows == 34 * 4
-    cases = made.splits()
-    assert all(len(parts) == 1 for parts in cases.values()), "no case on two sides"
-    counts = collections.Counter((case[:3], *parts) for case, parts in cases.items())
-    assert counts == {
-        # The released test split is kept, and no further case is tested on: 15 % of 20 validate.
-        ("bci", "train"): 17,
-        ("bci", "val"): 3,
-        ("bci", "test"): 4,
-        ("pat", "train"): 3,
-        ("pat", "val"): 1,
-        ("pat", "test"): 1,
-    }
-    for row in rows:
-        if row.get("split"):
-            assert cases[row["case"]] == {"test"}
-    for number in range(5):
-        assert len(made.splits("pair")[f"slide{2 * number}"]) == 1
 
 
 def test_subsets(tmp_path: Path) -> None:
@@ -210,38 +178,6 @@ def test_the_fingerprint_follows_its_rule(tmp_path: Path) -> None:
     assert made.fingerprint in made.card.read_text()
     shuffled = made.table.take(list(reversed(range(made.table.num_rows))))
     assert fingerprint(shuffled, ENGINES) == made.fingerprint
-
-
-OTHER: dict[str, Any] = {
-    "x_px": 7,
-    "y_px": 7,
-    "size_px": 256,
-    "accepted": False,
-    "registration_error_um": None,
-    "reason": "folded",
-}
-
-
-def altered(table: pa.Table, name: str) -> pa.Table:
-    values = table[name].to_pylist()
-    kind = table.schema.field(name).type
-    values[3] = OTHER.get(name, "zz" if pa.types.is_string(kind) else 0.123)
-    if values[3] == table[name].to_pylist()[3]:
-        values[3] = 99.0
-    return table.set_column(table.column_names.index(name), name, pa.array(values, kind))
-
-
-def test_the_fingerprint_changes_with_what_a_tile_is(tmp_path: Path) -> None:
-    rows = pairs()
-    made = Made(tmp_path, rows, plain(rows))
-    counted = {*FINGERPRINTED, "stain_sha256"}
-    for name in counted:
-        assert fingerprint(altered(made.table, name), ENGINES) != made.fingerprint, name
-    assert fingerprint(made.table.slice(1), ENGINES) != made.fingerprint
-    for name in ("shard", "stain_shard", "pair", "registration", "he_sharpness", "stain_cells"):
-        assert name not in counted
-    for name in ("shard", "stain_shard", "he_sharpness", "tissue_fraction"):
-        assert fingerprint(altered(made.table, name), ENGINES) == made.fingerprint, name
 
 
 def test_the_fingerprint_knows_no_path_version_or_option(

@@ -9,7 +9,7 @@ import pytest
 from hemera.__main__ import main
 from hemera.config import ReportOptions
 from hemera.errors import ShardError, TableError
-from hemera.reports import data, pictures, tiles
+from hemera.reports import pictures, tiles
 from hemera.stages import report
 from tests.command_line import words
 from tests.reports.test_pages import Page, check_page
@@ -171,16 +171,6 @@ def test_the_tiles_with_the_least_agreement_are_shown_with_both_masks(tmp_path: 
     assert "Low agreement" not in write(tmp_path / "one", image_pairs(1)).read_text()
 
 
-def test_the_agreement_of_every_engine_is_shown(tmp_path: Path) -> None:
-    sheet = make(tmp_path, image_pairs(1), engines=("stain", "deepliif", "third"))
-    masks = section(page_of(tmp_path, sheet).read_text(), "masks")
-    table = masks.partition("<h3>Agreement of the engines")[2].partition("</table>")[0]
-    for engine in ("stain", "deepliif", "third"):
-        assert table.count(f"<td><code>{engine}</code></td>") == len(SCORES) + 1
-    gallery = masks.partition("<h4>Least agreement")[2].partition("<h3>")[0]
-    assert gallery.count("<img") == 6 * 4
-
-
 def test_a_full_page_leaves_tiles_out_and_notes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,15 +228,6 @@ def test_pairs_that_do_not_fit_have_pages_of_their_own(
     text = path.read_text()
     assert [name for name in "bdecaf" if f'id="pair-wsi_{name}"' in text] == ["b", "d", "e"]
     assert {own.stem for own in (path.parent / "pairs").iterdir()} == {"wsi_c", "wsi_a", "wsi_f"}
-
-
-def test_a_long_table_of_pairs_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "ROWS_MAX", 4)
-    path = write(tmp_path, slides(), worst_pairs=3)
-    check_page(path)
-    text = path.read_text()
-    assert "2 more in <code>results/register/*.parquet</code>" in text
-    assert text.count('href="pairs/') == 1 and text.count('href="#pair-') == 3
 
 
 def test_the_pictures_follow_what_was_kept_and_could_be_read(tmp_path: Path) -> None:

@@ -5,17 +5,19 @@ import tarfile
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import tifffile
 from PIL import Image
 
 from hemera import tables
 from hemera.config import DescribeOptions, FilterOptions, TileOptions
+from hemera.dataset.criteria import refusals
 from hemera.dataset.shards import read_member
 from hemera.errors import SheetError
 from hemera.imaging.codecs import decode
 from hemera.registration.displacement import Displacement, mirrored, none
-from hemera.registration.displacement_files import read_displacement, write_displacement
+from hemera.registration.displacement_files import write_displacement
 from hemera.stages import tile
 from tests.small_displacements import field_of
 from tests.small_geojson import geometry, rectangle
@@ -169,22 +171,20 @@ def test_a_chosen_mpp_gives_tiles_of_that_mpp(unit, images_of_pair):
     assert {row["x_px"] for row in rows} == {0, 90, 179}  # 64 x 1.4 = 89.6, rounded once
 
 
-def test_upsampling_is_refused_unless_asked_for(unit):
-    assert unit.tile(mpp=0.25) == []
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"mpp": 0.25}, "0.5 um/px is coarser than the tiles' 0.25; set tile.mpp"),
+        ({"size_px": 512}, "smaller than a tile of 512 px"),
+    ],
+)
+def test_images_too_coarse_or_too_small_are_a_state(unit, options, reason):
+    assert unit.tile(**options) == []
     assert unit.state["state"] == "refused"
-    assert "0.5 um/px is coarser than the tiles' 0.25; set tile.mpp" in unit.state["reason"]
-    rows = unit.tile(mpp=0.25, upsample=True)
-    assert len(rows) == 6 * 4
-    assert unit.pixels(rows[0], "he").shape == (128, 128, 3)
-
-
-def test_an_image_smaller_than_a_tile_is_a_state(unit):
-    assert unit.tile(size_px=512) == []
-    assert unit.state["state"] == "refused"
-    assert "300" in unit.state["reason"]
-    assert "smaller than a tile of 512 px" in unit.state["reason"]
+    assert reason in unit.state["reason"]
     with tarfile.open(unit.shard) as archive:
         assert archive.getnames() == []
+    assert len(unit.tile(mpp=0.25, upsample=True)) == 6 * 4
 
 
 def test_tiles_without_tissue_are_not_written(rng, tmp_path):
@@ -253,13 +253,11 @@ def test_stored_tiles_are_copied_where_they_are_tiles(rng, tmp_path):
             np.testing.assert_array_equal(pixels[2 * number + k], unit.pixels(row, stain))
     again = unit.tile(codec="jpeg", copy_stored=False)
     assert sum(row["he_length"] for row in again) > 1.2 * sum(row["he_length"] for row in copied)
-    measured = [name for name in tables.TILE.names if not name.endswith(LOCATION)]
+    location = ("offset", "length", "sha256")
+    measured = [name for name in tables.TILE.names if not name.endswith(location)]
     assert [[row[name] for name in measured] for row in copied] == [
         [row[name] for name in measured] for row in plain
     ]
-
-
-LOCATION = ("offset", "length", "sha256")
 
 
 def test_only_inside_the_region_of_interest(images_of_pair):
@@ -344,7 +342,7 @@ def test_her2_is_resampled_through_the_displacement(slides):
     rows = unit.tile()
     assert len(rows) == 15
     assert unit.state["registration"] == "pass"
-    errors, shifted = [], []
+    errors = []
     for row in rows:
         x, y = np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5)
         fixed = np.stack([x + row["x_px"], y + row["y_px"]], axis=-1) * HE_MPP
@@ -355,42 +353,22 @@ def test_her2_is_resampled_through_the_displacement(slides):
         )  # fmt: skip
         got = unit.pixels(row, "her2").astype(float)
         errors.append((got - truth(moving[..., 0], moving[..., 1]))[inside])
-        wrong = moving + HER2_MPP / 2
-        shifted.append((got - truth(wrong[..., 0], wrong[..., 1]))[inside])
         corner = field_at(np.array([row["x_px"], row["y_px"]]) * HE_MPP) / HER2_MPP
         assert (row["her2_x_px"], row["her2_y_px"]) == pytest.approx(tuple(corner), abs=0.1)
-    error, half_a_pixel = (np.abs(np.concatenate(list_)).mean() for list_ in (errors, shifted))
-    assert error < 0.5
-    assert half_a_pixel > 2 * error
+    assert np.abs(np.concatenate(errors)).mean() < 0.5
 
 
 def test_a_fold_is_found_in_its_tile(slides):
     vectors = np.zeros((63, 88, 2), np.float32)
     # To the right of x = 40 um on, within 24 um, points run backwards.
     vectors[5:12, 10:16, 0] = -np.arange(6) * 8
-    write_displacement(slides / "d.npz", Displacement(vectors, 4.0))
-    rows = whole_slides(slides).tile()
-    folded = {(row["x_px"], row["y_px"]) for row in rows if row["folding_fraction"] > 0}
-    assert folded == {(0, 0)}
-
-
-def test_a_map_that_mirrors_does_not_fold(slides):
-    """The sheet does not declare it: the registration may have found it."""
-    field = read_displacement(slides / "d.npz")
-    write_displacement(slides / "d.npz", mirrored(field, HER2_SIZE[0] * HER2_MPP))
-    assert {row["folding_fraction"] for row in whole_slides(slides).tile()} == {0.0}
-
-
-def test_a_tile_spread_over_the_slide_is_left_out(slides):
-    unit = whole_slides(slides)
-    whole = {row["tile"] for row in unit.tile(size_px=32)}
-    field = read_displacement(slides / "d.npz")
-    vectors = field.vectors_um.copy()
-    # One node, at (170, 106) um of H&E, is 10 cm away on HER2.
-    vectors[26, 42] = (1e5, 0)
-    write_displacement(slides / "d.npz", Displacement(vectors, field.mpp))
-    rows = unit.tile(size_px=32)
-    assert whole - {row["tile"] for row in rows} == {"case1_000320_000192"}
+    d = Displacement(vectors, 4.0)
+    # A mirror that the sheet does not declare does not fold: the registration may have found it.
+    for field in (d, mirrored(d, HER2_SIZE[0] * HER2_MPP)):
+        write_displacement(slides / "d.npz", field)
+        rows = whole_slides(slides).tile()
+        folded = {(row["x_px"], row["y_px"]) for row in rows if row["folding_fraction"] > 0}
+        assert folded == {(0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -399,7 +377,6 @@ def test_a_tile_spread_over_the_slide_is_left_out(slides):
         ("fail", "", "fail", 0),
         ("fail", "accept", "accepted", 15),
         ("review", "", "review", 15),
-        ("pass", "refuse", "refused", 0),
     ],
 )
 def test_the_certificate_decides_unless_a_person_does(
@@ -508,37 +485,15 @@ def test_real_bci_pairs_pass_the_filters(images, tmp_path):
     unit = Unit(
         tmp_path,
         [
-            registered(
-                name[:5],
-                he=folder / "HE/test" / name,
-                her2=folder / "IHC/test" / name,
-                he_mpp=0.46,
-                her2_mpp=0.46,
-            )
+            registered(name[:5], he=folder / "HE/test" / name, her2=folder / "IHC/test" / name)
+            | {"he_mpp": 0.46, "her2_mpp": 0.46}
             for name in ("00345_test_0.png", "00820_test_2+.png")
         ],
     )
     rows = unit.tile(size_px=512, codec="jpeg")
     assert len(rows) == 8
-    limits = FilterOptions()
-    lowest = {
-        "tissue_fraction": limits.tissue_fraction_min,
-        "her2_coverage_fraction": limits.her2_coverage_min,
-        "he_sharpness": limits.he_sharpness_min,
-        "her2_sharpness": limits.her2_sharpness_min,
-        "histogram_similarity": limits.histogram_similarity_min,
-    }
-    assert sum(all(row[name] >= low for name, low in lowest.items()) for row in rows) >= 6
-
-
-def test_a_real_slide_against_itself(images, tmp_path):
-    path = images / "wsi" / "CMU-1-Small-Region.svs"
-    row = {"pair": "cmu", "dataset": "wsi", "he": path, "her2": path, "registered": "true"}
-    unit = Unit(tmp_path, [{**row, "he_mpp": "", "her2_mpp": ""}], unit="cmu")
-    rows = unit.tile(size_px=512, codec="jpeg", workers=2)
-    assert unit.state["tiles_grid"] == 20
-    assert 10 <= len(rows) < 20
-    for row in rows:
-        assert row["he_sha256"] == row["her2_sha256"]
-        assert row["histogram_similarity"] == pytest.approx(1.0)
-    assert max(row["tissue_fraction"] for row in rows) > 0.7
+    facts = {"dataset": "bci", "registration": "registered"}
+    reasons = refusals(
+        pa.Table.from_pylist([row | facts for row in rows]), FilterOptions().model_dump()
+    )
+    assert np.count_nonzero(reasons == "") >= 6

@@ -149,11 +149,6 @@ def test_every_switch_trains(train, tmp_path):
     assert (weights[0] - weights[1]).abs().max() > 5e-4, "one trains at its rate, the other at none"
 
 
-def test_tiles_that_the_network_cannot_halve_are_refused(train, tmp_path):
-    with pytest.raises(TrainingError, match="unet_256: height 128 px is not a multiple of 256"):
-        train(tmp_path, network="unet_256", crop_px=None)
-
-
 @pytest.mark.parametrize(
     ("values", "epoch", "expected"),
     [

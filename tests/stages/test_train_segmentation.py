@@ -127,23 +127,6 @@ def test_validation_is_the_mean_over_tiles_and_pools_their_pixels():
     assert found["f1"] == pytest.approx(2 * hit / (said.sum() + truth.sum()).item(), rel=1e-6)
 
 
-def test_the_best_epoch_is_written(train, tmp_path, monkeypatch):
-    f1 = iter((0.3, 0.8, 0.5))
-    seen = []
-
-    def validate(net, *_):
-        seen.append({name: value.clone() for name, value in net.state_dict().items()})
-        return {"total": 1.0, "f1": next(f1)}
-
-    monkeypatch.setattr(train_segmentation, "validate", validate)
-    train(tmp_path, epochs=3)
-    written = storage.read_weights(tmp_path / "segmenter.safetensors")
-    assert all(torch.equal(written[name], seen[1][name]) for name in written)
-    assert not torch.equal(written["decoder.head.weight"], seen[2]["decoder.head.weight"])
-    described = json.loads((tmp_path / "metadata.json").read_text())
-    assert (described["epoch"], described["best_epoch"]) == (2, 2)
-
-
 @pytest.mark.parametrize(
     "switches",
     [
