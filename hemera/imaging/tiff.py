@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +53,7 @@ class TiffReader(Reader):
             tifffile.TiffFile(path) as file,
         ):
             pages = _pyramid(file)
-            self._levels = [_Level.of(page) for page in pages]
+            self._levels = [_Level(page) for page in pages]
             if file.is_svs and any(0 in level.counts for level in self._levels[1:]):
                 # OpenSlide fills it from the finer level.
                 raise ValueError("a tile of a coarser level is missing")
@@ -113,37 +111,18 @@ class TiffReader(Reader):
         self._cached_tile.cache_clear()
 
 
-@dataclasses.dataclass(frozen=True)
 class _Level:
-    """Where the tiles of a TIFF page are stored, and how they are decoded.
+    """Where the tiles of a TIFF page are stored, and how they are decoded."""
 
-    `width` and `height` are of a tile; `across` are the tiles in a row.
-    """
-
-    width: int
-    height: int
-    across: int
-    offsets: tuple[int, ...]
-    counts: tuple[int, ...]
-    decode: Callable[..., Any]
-    tables: bytes
-    is_jpeg: bool
-    is_rgb: bool
-
-    @classmethod
-    def of(cls, page: Any) -> Self:
-        width, height = int(page.tilewidth), int(page.tilelength)
-        return cls(
-            width=width,
-            height=height,
-            across=-(-int(page.imagewidth) // width),
-            offsets=page.dataoffsets,
-            counts=page.databytecounts,
-            decode=page.decode,
-            tables=page.jpegtables or b"",
-            is_jpeg=page.compression == tifffile.COMPRESSION.JPEG,
-            is_rgb=page.photometric == tifffile.PHOTOMETRIC.RGB,
-        )
+    def __init__(self, page: Any) -> None:
+        self.width, self.height = int(page.tilewidth), int(page.tilelength)
+        self.across = -(-int(page.imagewidth) // self.width)
+        self.offsets: tuple[int, ...] = page.dataoffsets
+        self.counts: tuple[int, ...] = page.databytecounts
+        self.is_jpeg = page.compression == tifffile.COMPRESSION.JPEG
+        self._is_rgb = page.photometric == tifffile.PHOTOMETRIC.RGB
+        self._tables: bytes = page.jpegtables or b""
+        self._decode = page.decode
 
     def is_tile(self, x: int, y: int, width: int, height: int) -> bool:
         """Return whether a region is one stored tile."""
@@ -154,7 +133,7 @@ class _Level:
 
     def jpeg(self, data: bytes) -> bytes | None:
         """Return the JPEG file of a stored tile, if it is one."""
-        return jpeg_file(data, self.tables, rgb=self.is_rgb) if data and self.is_jpeg else None
+        return jpeg_file(data, self._tables, rgb=self._is_rgb) if data and self.is_jpeg else None
 
     def pixels(self, data: bytes, index: int) -> RGB:
         """Decode the bytes of a stored tile."""
@@ -167,7 +146,7 @@ class _Level:
             # Faster than tifffile by a third, and the same pixels.
             tile = np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"))
         else:
-            tile = np.asarray(self.decode(data, index, jpegtables=self.tables or None)[0])[0]
+            tile = np.asarray(self._decode(data, index, jpegtables=self._tables or None)[0])[0]
         if tile.shape != shape or tile.dtype != np.uint8:
             raise ValueError(f"a tile of shape {tile.shape}, {tile.dtype}, instead of {shape}")
         return np.ascontiguousarray(tile)

@@ -53,59 +53,35 @@ class Blend:
         """Start without tiles."""
         self._size_px = grid.size_px
         ramp = (1 - np.cos(np.pi * (np.arange(grid.overlap_px) + 0.5) / grid.overlap_px)) / 2
-        window = np.ones(grid.tile_px)
-        window[: len(ramp)] = ramp
-        window[len(window) - len(ramp) :] = ramp[::-1]
-        self._window: Float = window.astype(np.float32)
-        self._sums: dict[int, Float] = {}
-        # The weight is a product of one factor per row and one per column, so for each row of
-        # tiles its sum over the tiles is kept for one line.
-        self._weights: dict[int, Float] = {}
-        self._lost: dict[int, Mask] = {}
+        side = np.ones(grid.tile_px)
+        side[: len(ramp)] = ramp
+        side[len(side) - len(ramp) :] = ramp[::-1]
+        self._window: Float = np.outer(side, side).astype(np.float32)
+        # Of each band the weighted sum and the sum of weights, (2, H, width).
+        self._bands: dict[int, Float] = {}
 
     def add(self, x: int, y: int, probability: Float) -> None:
         """Add a tile (H, W) at (x, y) of the map; what reaches beyond the map is dropped."""
         width, height = self._size_px
-        inside = probability[: height - y, : width - x]
-        rows, columns = self._window[: len(inside)], self._window[: inside.shape[1]]
-        weighted = inside * rows[:, None] * columns
-        self._weights.setdefault(y, np.zeros(width, np.float32))[x : x + len(columns)] += columns
-        for band in range(y // BAND_PX, -(-(y + len(inside)) // BAND_PX)):
+        window = self._window[: height - y, : width - x]
+        rows, columns = window.shape
+        tile = np.stack([probability[:rows, :columns] * window, window])
+        for band in range(y // BAND_PX, -(-(y + rows) // BAND_PX)):
             top = band * BAND_PX
-            if band not in self._sums:
-                self._sums[band] = np.zeros((min(BAND_PX, height - top), width), np.float32)
-            begin, end = max(top, y), min(top + BAND_PX, y + len(inside))
-            self._sums[band][begin - top : end - top, x : x + len(columns)] += weighted[
-                begin - y : end - y
-            ]
+            if band not in self._bands:
+                shape = (2, min(BAND_PX, height - top), width)
+                self._bands[band] = np.zeros(shape, np.float32)
+            begin, end = max(top, y), min(top + BAND_PX, y + rows)
+            place = np.s_[:, begin - top : end - top, x : x + columns]
+            self._bands[band][place] += tile[:, begin - y : end - y]
 
-    def lose(self, x: int, y: int) -> None:
-        """Note that the tile at (x, y) could not be read."""
-        line = self._lost.setdefault(y, np.zeros(self._size_px[0], np.bool_))
-        line[x : x + len(self._window)] = True
-
-    def take(self, band: int) -> tuple[Float, Mask, Mask]:
-        """Return a band (H, width) that no further tile reaches, and release it.
-
-        Its probabilities, where tiles cover it, and where only tiles that could not be read do.
-        """
+    def take(self, band: int) -> tuple[Float, Mask]:
+        """Release a band that no further tile reaches: its probabilities, where tiles cover it."""
         width, height = self._size_px
-        top, side = band * BAND_PX, len(self._window)
-        bottom = min(top + BAND_PX, height)
-        result = self._sums.pop(band, None)
-        weight = np.zeros((bottom - top, width), np.float32)
-        lost = np.zeros(weight.shape, np.bool_)
-        for y, line in self._weights.items():
-            begin, end = max(top, y), min(bottom, y + side)
-            if begin < end:
-                weight[begin - top : end - top] += self._window[begin - y : end - y, None] * line
-        for y, missing in self._lost.items():
-            lost[max(top, y) - top : max(0, min(bottom, y + side) - top)] |= missing
-        for lines in (self._weights, self._lost):
-            for y in [y for y in lines if y + side <= bottom]:
-                del lines[y]
+        if band not in self._bands:
+            shape = (min(BAND_PX, height - band * BAND_PX), width)
+            return np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+        result, weight = self._bands.pop(band)
         covered = weight > 0
-        if result is None:
-            return weight, covered, lost
         np.divide(result, weight, out=result, where=covered)
-        return np.round(result, DECIMALS, out=result), covered, lost & ~covered
+        return np.round(result, DECIMALS, out=result), covered

@@ -119,8 +119,8 @@ def predict_slide(slide: Slide, model: Model, out: Path, options: PredictOptions
     losses, area = drawing.losses, facts["area"]
     if losses.lost:
         log.warning(
-            "%s: %d of %d tiles cannot be read and are holes in the map, %.4g mm2; the first: %s",
-            slide.path.name, losses.lost, losses.total, area["unreadable_um2"] / 1e6, losses.first,
+            "%s: %d of %d tiles cannot be read and are holes in the map; the first: %s",
+            slide.path.name, losses.lost, losses.total, losses.first,
         )  # fmt: skip
     log.info(
         "%s: %.2f%% of %.4g mm2 of tissue is HER2-positive, %d regions",
@@ -209,24 +209,20 @@ class _Drawing:
                 while (band + 1) * BAND_PX <= y:
                     yield self._finish(band, blend)
                     band += 1
-                if result is None:
-                    blend.lose(x, y)
-                else:
+                if result is not None:
                     blend.add(x, y, result)
         for rest in range(band, count):
             yield self._finish(rest, blend)
 
     def _finish(self, band: int, blend: Blend) -> tuple[Mask, npt.NDArray[np.uint8]]:
         top = band * BAND_PX
-        probability, covered, lost = blend.take(band)
+        probability, covered = blend.take(band)
         tissue = self._tissue.rows(top, len(probability))
         # Outside the tissue, the output would depend on the extent of the tiles.
         probability[~tissue] = 0
         positive = (probability >= np.float32(self._options.threshold)) & tissue
-        # What cannot be read counts whether or not it is tissue, which is not known.
-        for name, pixels in (
-            ("tissue", tissue), ("positive", positive), ("read", tissue & covered), ("lost", lost)
-        ):  # fmt: skip
+        counted = {"tissue": tissue, "positive": positive, "read": tissue & covered}
+        for name, pixels in counted.items():
             self._pixels[name] += int(np.count_nonzero(pixels))
         factor = self.reduction
         rows = slice(top // factor, -(-(top + len(positive)) // factor))
@@ -242,11 +238,8 @@ class _Drawing:
             contextlib.closing(
                 read_tiles(self._read, self._places, self._options.workers, self.losses)
             ) as tiles,
-            tqdm(
-                total=len(self._places), desc=self._slide.path.name, unit="tile", disable=None,
-                leave=False,
-            ) as shown,
-        ):  # fmt: skip
+            tqdm(total=len(self._places), unit="tile", disable=None, leave=False) as shown,
+        ):
             ready = zip(self._places, tiles, strict=True)
             while batch := list(itertools.islice(ready, self._options.batch_size)):
                 read = [tile for _, tile in batch if tile is not None]
@@ -297,7 +290,6 @@ class _Drawing:
             },
             "area": {
                 "tissue_um2": pixels["tissue"] * pixel_um2,
-                "unreadable_um2": pixels["lost"] * pixel_um2,
                 "positive_um2": pixels["positive"] * pixel_um2,
                 "positive_fraction": pixels["positive"] / read if read else None,
             },

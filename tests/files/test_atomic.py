@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hemera.files.atomic import replacing, write_text
+from hemera.files.atomic import replacing
 
 
 def names(folder: Path) -> set[str]:
@@ -36,16 +36,3 @@ def test_failure_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) 
         raise error
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == {"table.parquet"}
-
-
-def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(FileNotFoundError), replacing(path):
-        pass
-    assert path.read_bytes() == b"old"
-
-
-def test_text_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:
-    write_text(tmp_path / "card.md", "Å\nµm\n")
-    assert (tmp_path / "card.md").read_bytes() == b"\xc3\x85\n\xc2\xb5m\n"

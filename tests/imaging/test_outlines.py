@@ -52,16 +52,6 @@ def test_regions_drawn_back_are_the_mask_and_each_is_one_piece(fraction):
     assert len(regions) == skimage.measure.label(mask, connectivity=1).max()
 
 
-def test_a_disc_has_the_area_of_its_pixels():
-    y, x = np.mgrid[:300, :421]
-    distance = np.hypot(x - 200, y - 140)
-    mask = (distance < 120) & (distance > 50)
-    (region,) = trace(mask)
-    assert region.area == np.count_nonzero(mask)
-    assert region.area == pytest.approx(np.pi * (120**2 - 50**2), rel=2e-3)
-    assert region.centroid.coords[0] == pytest.approx((200.5, 140.5), abs=1e-6)
-
-
 def test_an_island_in_a_hole_is_a_region_of_its_own():
     mask = np.ones((30, 37), bool)
     mask[5:25, 5:30] = False

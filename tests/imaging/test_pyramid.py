@@ -138,20 +138,6 @@ def test_one_channel_is_kept_as_it_is_on_every_level(tmp_path, rng):
         assert slide.level_count == 3
 
 
-def test_an_error_of_the_tiles_leaves_what_was_there(tmp_path, rng):
-    path = tmp_path / "made.tif"
-    path.write_bytes(b"as it was")
-
-    def broken():
-        yield from list(whole_tiles(smooth(rng, 700, 600)))[:3]
-        raise OSError("cannot be read")
-
-    with pytest.raises(OSError, match="cannot be read"):
-        write_pyramid(path, broken(), size_px=(700, 600), mpp=1.0)
-    assert path.read_bytes() == b"as it was"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_the_same_tiles_give_the_same_bytes(tmp_path, rng):
     image = smooth(rng, 1300, 900)
     for name in ("a.tif", "b.tif"):

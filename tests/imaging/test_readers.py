@@ -54,12 +54,6 @@ def test_transparency_is_white(tmp_path):
     assert row[30].tolist() == [255, 255, 255]
 
 
-def test_gray_images_are_read(tmp_path):
-    gray = np.arange(35 * 50, dtype=np.uint16).reshape(35, 50).astype(np.uint8)
-    with open_slide(write_image(tmp_path / "gray.png", gray), mpp=1.0) as slide:
-        assert (slide.read_level(0, 0, 0, 50, 35) == gray[..., None]).all()
-
-
 def test_resolution_of_an_image(rng, tmp_path):
     path = write_image(tmp_path / "dpi.png", picture(rng), dpi=(50_800, 50_800))
     with open_slide(path) as slide:

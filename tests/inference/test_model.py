@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-import tiffslide
 import torch
 from PIL import Image
 
@@ -86,20 +85,3 @@ def test_a_folder_without_a_model(tmp_path):
         load_model(cut, CPU)
     with pytest.raises(SlideError, match="no such file"):
         predict(tmp_path / "none.svs", cut, tmp_path / "out")
-
-
-def test_a_real_slide_and_a_real_image(tmp_path, images):
-    """The network is untrained; the files are right."""
-    model = write_segmenter_folder(tmp_path / "model", tile_px=512)
-    svs = images / "wsi" / "CMU-1-Small-Region.svs"
-    (png,) = (images / "bci_pairs_1024" / "HE" / "test").glob("00820*")
-    for path, size, mpp in ((svs, (2220, 2967), None), (png, (1024, 1024), 0.46)):
-        out = predict(path, model, tmp_path / "out", PredictOptions(mpp=mpp))
-        facts = json.loads((out / f"{path.stem}.json").read_text())
-        with tiffslide.TiffSlide(out / f"{path.stem}.mask.tif") as mask:
-            assert mask.dimensions == size
-            assert float(mask.properties["tiffslide.mpp-x"]) == pytest.approx(
-                facts["slide"]["mpp"], rel=1e-6
-            )
-        assert 0 < facts["area"]["tissue_um2"] <= size[0] * size[1] * facts["map"]["mpp"] ** 2
-        assert facts["tiles"]["unreadable"] == 0

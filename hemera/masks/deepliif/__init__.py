@@ -75,7 +75,13 @@ def requirements(options: Options) -> list[str]:
 def versions(options: Options) -> dict[str, str]:
     """Return the digest of the model files; EngineError when it is not the expected one."""
     folder, _ = model_files.check_model(options.model)
-    return {"deepliif_sha256": model_files.check_digest(folder, options.sha256)}
+    digest = model_files.digest(folder)
+    if options.sha256 is not None and digest != options.sha256.lower():
+        raise EngineError(
+            f"{folder}: its files have the SHA-256 {digest}, but mask.engines.deepliif.sha256 is "
+            f"{options.sha256}; {model_files.REMEDY}, or correct the digest"
+        )
+    return {"deepliif_sha256": digest}
 
 
 def resources(options: Options) -> Resources:

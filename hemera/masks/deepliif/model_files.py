@@ -67,14 +67,3 @@ def digest(folder: Path) -> str:
                 own = hashlib.file_digest(file, "sha256").hexdigest()
             state.update(f"{own}  {path.name}\n".encode())
     return state.hexdigest()
-
-
-def check_digest(folder: Path, expected: str | None) -> str:
-    """Return the digest of a model; EngineError when it is not the expected one."""
-    found = digest(folder)
-    if expected is not None and found != expected.lower():
-        raise EngineError(
-            f"{folder}: its files have the SHA-256 {found}, but mask.engines.deepliif.sha256 is "
-            f"{expected}; {REMEDY}, or correct the digest"
-        )
-    return found

@@ -196,21 +196,6 @@ def test_the_window_follows_the_magnification(mpp: float, size: int, name: str) 
     assert engine.magnification(size) == name
 
 
-def test_networks_that_load_and_cannot_be_run_are_an_error(model: Path, tmp_path: Path) -> None:
-    """TorchScript of something else under the name of a network."""
-    folder = copied(model, tmp_path)
-    torch.jit.script(torch.nn.Sequential(torch.nn.Linear(7, 2))).save(folder / "G4.pt")
-    with pytest.raises(EngineError, match=r"cannot be run on a tile \(.+\); unpack Zenodo record"):
-        loaded(folder).segment(tile(), 0.5, STAINS)
-
-
-def test_raw_weights_of_another_network_are_an_error(raw_model: Path, tmp_path: Path) -> None:
-    folder = copied(raw_model, tmp_path)
-    shutil.copy(folder / "latest_net_G51.pth", folder / "latest_net_G2.pth")
-    with pytest.raises(EngineError, match="not a DeepLIIF model that can be loaded"):
-        loaded(folder)
-
-
 def test_weights_that_are_not_finite_are_an_error_and_no_empty_mask(
     raw_model: Path, tmp_path: Path
 ) -> None:

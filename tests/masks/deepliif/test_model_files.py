@@ -50,7 +50,7 @@ def test_the_digest_is_that_of_sha256sum(model: Path, tmp_path: Path) -> None:
         with (other / name).open("ab") as file:
             file.write(b"\n")
         with pytest.raises(EngineError, match=f"sha256 is {right}; unpack Zenodo record"):
-            model_files.check_digest(other, right)
+            versions(Options(model=str(other), sha256=right))
 
 
 def test_truncated_networks_are_refused(model: Path, tmp_path: Path) -> None:
