@@ -92,7 +92,6 @@ class TiffReader(Reader):
             return grid.jpeg(self._stored(grid, grid.index(x, y)))
 
     def _stored(self, grid: _Level, index: int) -> bytes:
-        """Return the bytes of one stored tile."""
         count = grid.counts[index]
         data = os.pread(self._file, count, grid.offsets[index])
         if len(data) < count:
@@ -100,7 +99,6 @@ class TiffReader(Reader):
         return data
 
     def _tile(self, level: int, index: int) -> RGB:
-        """Decode a stored tile."""
         grid = self._levels[level]
         return grid.pixels(self._stored(grid, index), index)
 
@@ -125,7 +123,6 @@ class _Level:
         self._decode = page.decode
 
     def is_tile(self, x: int, y: int, width: int, height: int) -> bool:
-        """Return whether a region is one stored tile."""
         return (width, height) == (self.width, self.height) and not (x % width or y % height)
 
     def index(self, x: int, y: int) -> int:
@@ -136,7 +133,6 @@ class _Level:
         return jpeg_file(data, self._tables, rgb=self._is_rgb) if data and self.is_jpeg else None
 
     def pixels(self, data: bytes, index: int) -> RGB:
-        """Decode the bytes of a stored tile."""
         shape = self.height, self.width, 3
         if not data:
             # A tile that was never written: background that the scanner skipped.

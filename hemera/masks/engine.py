@@ -78,5 +78,5 @@ class EngineModule(Protocol):
 
 
 def module(name: str) -> EngineModule:
-    """Return the module of an engine."""
+    """Import the module of an engine."""
     return cast(EngineModule, importlib.import_module(ENGINES[name]))

@@ -125,4 +125,4 @@ def test_weights_of_the_encoder_are_missing_until_their_file_exists(
 
 def test_a_faulty_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["doctor", "--configfile", str(tmp_path / "no.yaml")]) == 1
-    assert "no such file" in caplog.text
+    assert "No such file" in caplog.text
