@@ -1,7 +1,6 @@
 """Trivial baselines of virtual staining: the mean colour, and blurred H&E in the colours of HER2.
 
-Both use the colours of the training tiles and no information on the target image. A metric by which
-a network is not better than them shows no learning.
+Both use the colours of the training tiles and nothing of the target image.
 """
 
 import contextlib

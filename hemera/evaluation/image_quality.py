@@ -1,7 +1,6 @@
 """Networks and trivial baselines on test tiles: metrics per tile, and per group of tiles.
 
-PSNR, SSIM, LPIPS and the counts of a mask belong to one tile, FID and KID to a set of tiles. Each
-tile is read once, for all generators.
+Each tile is read once, for all generators.
 """
 
 import functools
@@ -28,6 +27,8 @@ from hemera.masks import label_format
 
 RGB = npt.NDArray[np.uint8]
 Rows = list[dict[str, Any]]
+Summaries = dict[tuple[str, str], Summary]
+"""By metric and aggregation."""
 Features = dict[str, dict[str, npt.NDArray[np.float32]]]
 """InceptionV3's features (2048,) of each tile, by tile and method; `REAL` is the HER2 tile."""
 
@@ -99,12 +100,8 @@ def evaluate_generators(
 ) -> tuple[Rows, Features]:
     """Measure the images of generators, by name, and of the trivial baselines.
 
-    Args:
-        facts: tile, case, dataset and score by tile.
-        colors: of the training tiles.
-
-    Returns:
-        Rows of `tables.EVALUATION_TILES`, and the features, none without InceptionV3.
+    Returns rows of `tables.EVALUATION_TILES`, to which `facts` has tile, case, dataset and score by
+    tile, and the features, none without InceptionV3.
     """
     rows: Rows = []
     features: Features = {}
@@ -147,10 +144,7 @@ def evaluate_segmenter(
     device: torch.device,
     options: EvaluateOptions,
 ) -> Rows:
-    """Return rows of `tables.EVALUATION_TILES`: SegmentationNet and both constant predictions.
-
-    `facts` are tile, case, dataset and score by tile.
-    """
+    """Return the rows of SegmentationNet and of both constant predictions."""
     rows: Rows = []
     nets = {SEGMENTER: net}
     for item, outputs in predict_tiles(nets, tiles, "segmentation", device, options.batch_size):
@@ -172,9 +166,7 @@ def summarise(
 ) -> Rows:
     """Return the rows of `tables.METRICS`: all tiles, and each data set, score and case.
 
-    Args:
-        rows: of `tables.EVALUATION_TILES`.
-        features: of the same tiles; empty: no FID and KID.
+    `rows` are of `tables.EVALUATION_TILES`; without `features` there is no FID and KID.
     """
     table = pd.DataFrame(rows, columns=tables.EVALUATION_TILES.names)
     table = table.astype(dict.fromkeys(IMAGE_METRICS, float))
@@ -195,7 +187,7 @@ def summarise(
             # One case has too few tiles to compare sets.
             if features and not group.startswith("case="):
                 for method, own in methods.items():
-                    measured[method] |= _set_metrics(own, features, options.seed)
+                    measured[method] |= _set_metrics(own, method, features, options.seed)
         found += [
             {
                 "network": network,
@@ -211,10 +203,6 @@ def summarise(
     return found
 
 
-_Summaries = dict[tuple[str, str], Summary]
-"""By metric and aggregation."""
-
-
 def _groups(table: Frame) -> Iterator[tuple[tuple[str, str], Frame]]:
     """Yield (network, group) and its tiles; groups are all, dataset=..., score=..., case=...."""
     for network, own in table.groupby("network"):
@@ -224,7 +212,7 @@ def _groups(table: Frame) -> Iterator[tuple[tuple[str, str], Frame]]:
                 yield (network, f"{key}={value}"), members
 
 
-def _image_metrics(tiles: Frame, bootstrap: Bootstrap) -> _Summaries:
+def _image_metrics(tiles: Frame, bootstrap: Bootstrap) -> Summaries:
     found = {
         (metric, "mean"): metrics.summarise(tiles[metric], bootstrap)
         for metric in IMAGE_METRICS
@@ -235,11 +223,11 @@ def _image_metrics(tiles: Frame, bootstrap: Bootstrap) -> _Summaries:
     return found
 
 
-def _set_metrics(tiles: Frame, features: Features, seed: int) -> _Summaries:
+def _set_metrics(tiles: Frame, method: str, features: Features, seed: int) -> Summaries:
     """Return FID and KID of one method's tiles; without a value for fewer than two tiles."""
-    (method,) = tiles["method"].unique()
-    generated = np.stack([features[tile][method] for tile in tiles["tile"]])
-    real = np.stack([features[tile][REAL] for tile in tiles["tile"]])
+    generated, real = (
+        np.stack([features[tile][name] for tile in tiles["tile"]]) for name in (method, REAL)
+    )
     return {
         ("fid", "set"): Summary(perceptual.frechet_distance(generated, real), None, len(tiles)),
         ("kid", "set"): perceptual.kernel_distance(generated, real, seed=seed),
@@ -248,20 +236,19 @@ def _set_metrics(tiles: Frame, features: Features, seed: int) -> _Summaries:
 
 def _segmentation_metrics(
     methods: Mapping[str, Frame], bootstrap: Bootstrap
-) -> dict[str, _Summaries]:
+) -> dict[str, Summaries]:
     measured = {
         method: metrics.aggregate(tiles[list(COUNTS)].to_numpy(np.int64), bootstrap)
         for method, tiles in methods.items()
     }
     measured["best_constant"] = {
-        key: max((measured[method][key] for method in CONSTANTS), key=_order)
+        key: max(
+            (measured[method][key] for method in CONSTANTS),
+            key=lambda each: -math.inf if each.value is None else each.value,
+        )
         for key in measured[CONSTANTS[0]]
     }
     return measured
-
-
-def _order(summary: Summary) -> float:
-    return -math.inf if summary.value is None else summary.value
 
 
 def choose_examples(
@@ -271,11 +258,6 @@ def choose_examples(
 
     They are ordered by F1 of SegmentationNet where it was evaluated, otherwise by SSIM of one
     generator. Tiles without a positive pixel in truth and prediction come last.
-
-    Args:
-        rows: of `tables.EVALUATION_TILES`.
-        generator: name of the generator.
-        wanted: number of tiles.
     """
     order: dict[str, tuple[float, str]] = {}
     for row in rows:

@@ -1,8 +1,7 @@
 """Image and segmentation metrics, by the conventions of BCI and of the HEMERA paper.
 
-Images are uint8 RGB (H, W, 3), masks are bool (H, W). PSNR and SSIM are computed per image and then
-averaged; segmentation metrics have three aggregations, because papers do not always state theirs.
-Confidence intervals are from a bootstrap of cases, because tiles of one case are not independent.
+Images are uint8 RGB (H, W, 3), masks are bool (H, W). Confidence intervals are from a bootstrap of
+cases, because tiles of one case are not independent.
 """
 
 import functools
@@ -20,7 +19,6 @@ Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 RANGE = 255.0
-
 THRESHOLD = 0.5
 """Probability from which a pixel is positive; never fitted to test tiles."""
 
@@ -44,14 +42,10 @@ def psnr(image: RGB, truth: RGB, valid: Mask) -> float:
 def ssim(image: RGB, truth: RGB, valid: Mask, *, gaussian: bool = False) -> float:
     """Return the structural similarity, the mean over the channels and the valid windows.
 
-    Args:
-        image: the generated image.
-        truth: the real one; both at least 7 px (11 px with `gaussian`) on each side.
-        valid: (H, W); windows with another pixel are left out. NaN without a valid window.
-        gaussian: False: a uniform window of 7 px with sample covariance, as for BCI
-            (scikit-image's ``channel_axis=-1, data_range=255``). True: a Gaussian window of
-            standard deviation 1.5 px, truncated at 3.5 of them, without sample covariance, as in
-            Wang et al. 2004.
+    The window is uniform, 7 px, with sample covariance, as for BCI (scikit-image's
+    ``channel_axis=-1, data_range=255``). With `gaussian` it has a standard deviation of 1.5 px,
+    truncated to 11 px, without sample covariance, as in Wang et al. 2004. Windows with a pixel that
+    is not valid are left out; NaN without a valid window.
     """
     window = 11 if gaussian else WINDOW_PX
     x, y = image.astype(np.float64), truth.astype(np.float64)
@@ -75,10 +69,9 @@ def ssim(image: RGB, truth: RGB, valid: Mask, *, gaussian: bool = False) -> floa
 
 
 class Bootstrap:
-    """Bootstrap samples of cases: as many cases as there are, drawn with replacement.
+    """Samples of as many cases as there are, drawn with replacement.
 
-    One bootstrap serves all methods and metrics of the same tiles, so that they are compared on the
-    same samples.
+    One serves all methods and metrics of the same tiles, which are compared on the same samples.
     """
 
     def __init__(self, cases: Sequence[str], *, samples: int, confidence: float, seed: int) -> None:
@@ -117,10 +110,7 @@ class Bootstrap:
 
 
 class Summary(NamedTuple):
-    """A value, its standard deviation (ddof 0), its number of tiles, and its confidence interval.
-
-    None: undefined.
-    """
+    """A value, its standard deviation (ddof 0), tiles and confidence interval; None: undefined."""
 
     value: float | None
     deviation: float | None
@@ -134,12 +124,9 @@ def summarise(
     bootstrap: Bootstrap | None = None,
     kept: npt.NDArray[np.bool_] | None = None,
 ) -> Summary:
-    """Return mean and deviation of the finite values; None without finite values.
+    """Return mean and deviation of the finite values of the `kept` tiles.
 
-    Args:
-        values: one per tile.
-        bootstrap: of the cases of these tiles; None: no interval.
-        kept: the tiles that are included; None: all.
+    The interval is from a bootstrap of the cases of all tiles.
     """
     given = np.fromiter(values, np.float64)
     included = np.isfinite(given) if kept is None else np.isfinite(given) & kept
@@ -204,7 +191,7 @@ def aggregate(
 
     Args:
         counts: (T, 4), a confusion per tile.
-        bootstrap: of the cases of these tiles; None: no intervals.
+        bootstrap: of the cases of these tiles.
     """
     per_tile = rates(counts)
     nonempty = counts[:, 0] + counts[:, 2] > 0

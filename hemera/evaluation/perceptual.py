@@ -1,7 +1,6 @@
 """Perceptual metrics: FID and KID from features of InceptionV3, and LPIPS.
 
-Both networks come from the packages that papers use, torch-fidelity and lpips; their weights come
-from files that the user names. Nothing is downloaded, and loading a file runs no code.
+Weights come from files that the user names: nothing is downloaded, and loading runs no code.
 """
 
 from __future__ import annotations
@@ -39,11 +38,7 @@ class Inception:
     """InceptionV3 as FID and KID use it: (B, H, W, 3) uint8 to (B, 2048) features."""
 
     def __init__(self, weights: Path, device: torch.device) -> None:
-        """Load the network.
-
-        Raises:
-            TrainingError: weights that cannot be read or are of another network.
-        """
+        """Load the network; raise TrainingError for weights of another one."""
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         # The package would unpickle the file, code included, so it gets what was read safely.
@@ -62,11 +57,7 @@ class Inception:
 
     @torch.inference_mode()
     def __call__(self, images: RGB) -> npt.NDArray[np.float32]:
-        """Return the features of images of one size.
-
-        Raises:
-            TrainingError: when they are not finite.
-        """
+        """Return the features of images of one size."""
         (features,) = self._net(_planes(images).to(self._device))
         found = np.asarray(features.cpu().numpy(), np.float32)
         if not np.isfinite(found).all():
@@ -80,11 +71,7 @@ class Lpips:
     """LPIPS with AlexNet: the distance of images from a real one."""
 
     def __init__(self, weights: Path, device: torch.device) -> None:
-        """Load the network.
-
-        Raises:
-            TrainingError: weights that cannot be read or are of another network.
-        """
+        """Load the network; raise TrainingError for weights of another one."""
         import lpips
 
         state = _read(weights, "lpips_weights")
@@ -130,11 +117,7 @@ class FeatureExtractors:
     def load(
         cls, fid_weights: str | None, lpips_weights: str | None, device: torch.device
     ) -> FeatureExtractors:
-        """Load the networks whose weights are named.
-
-        Raises:
-            TrainingError: weights that cannot be read or are of another network.
-        """
+        """Load the networks whose weights are named."""
         return cls(
             None if fid_weights is None else Inception(Path(fid_weights), device),
             None if lpips_weights is None else Lpips(Path(lpips_weights), device),
@@ -165,11 +148,8 @@ def frechet_distance(
     2017). It is biased upwards, increasingly so below some thousand images.
 
     Args:
-        features: (N, D), of generated images.
+        features: (N, D), of generated images; None for fewer than two.
         truth: (M, D), of the real ones.
-
-    Returns:
-        None where one of them has fewer than two rows.
     """
     if min(len(features), len(truth)) < 2:
         return None
@@ -191,12 +171,9 @@ def kernel_distance(
     negative; of more than `KID_SUBSET_SIZE` images its mean and deviation over random subsets.
 
     Args:
-        features: (N, D), of generated images.
+        features: (N, D), of generated images; no value for fewer than two.
         truth: (N, D), of the real ones.
         seed: of the subsets.
-
-    Returns:
-        No value for fewer than two images.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

@@ -15,11 +15,6 @@ METRICS = {
 
 @functools.cache
 def results(network: str) -> tuple[dict[str, str], ...]:
-    """Return the published results of ``generation`` or ``segmentation``.
-
-    Each has ``method``, ``source``, ``comparable`` (how far it may be compared) and the metrics
-    that the source reports, as the source prints them.
-    """
-    path = Path(__file__).with_suffix(".yaml")
-    found: dict[str, Any] = yaml.safe_load(path.read_text())
+    """Return method, source, comparability and metrics, as printed, of the published results."""
+    found: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
     return tuple(found[network])

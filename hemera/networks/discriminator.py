@@ -9,20 +9,13 @@ class PatchGAN(nn.Module):
     """Conditional discriminator: (B, in_channels, H, W) in [-1, 1] to logits (B, 1, h, w).
 
     Convolutions are 4x4 with padding 1: `layers` of stride 2, then two of stride 1. At 512 px and
-    three layers h = w = 62. A logit above 0 means real.
+    three layers h = w = 62. Filters are 1, 2, 4, 8, 8, ... times `width`; 6 input channels are H&E
+    beside HER2. A logit above 0 means real.
     """
 
     def __init__(
         self, in_channels: int = 6, width: int = 64, layers: int = 3, norm: str = "batch"
     ) -> None:
-        """Build the layers.
-
-        Args:
-            in_channels: 6 for H&E beside HER2.
-            width: filters of the first layer; the widths are 1, 2, 4, 8, 8, ... times that.
-            layers: convolutions of stride 2.
-            norm: batch or instance.
-        """
         super().__init__()
         bias = norm == "instance"
         parts: list[nn.Module] = [

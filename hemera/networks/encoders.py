@@ -15,9 +15,6 @@ def resnet34(base_width: int = 64) -> nn.Module:
     It maps (B, 3, H, W) to a list of five maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the side, with
     `resnet34_widths` channels. At base width 64 it is torchvision's, names of the weights included,
     and its weights are drawn as torchvision draws them.
-
-    Args:
-        base_width: channels of the first stage; the others have 2, 4 and 8 times that.
     """
     # timm takes seconds to import, and most commands do not need it.
     timm: Any = importlib.import_module("timm")

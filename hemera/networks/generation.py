@@ -3,11 +3,9 @@
 GenerationNet is pix2pix's U-Net. One level down is [LeakyReLU 0.2], convolution 4x4 stride 2,
 [norm]; one level up is ReLU, transposed convolution 4x4 stride 2, norm. The outermost level has no
 activation and no norm on the way down and a tanh on the way up; the innermost has no norm on the
-way down. The reference applies its LeakyReLU in place, so a skip is the *activated* map, here too.
-Convolutions before a norm have a bias only with instance norm.
-
-The other generators are those of the public code of Pyramid Pix2pix: residual blocks between two
-halvings, and a U-Net with attention gates on its skips.
+way down. A skip is the activated map, because the reference applies its LeakyReLU in place.
+Convolutions before a norm have a bias only with instance norm. The other generators are those of
+the public code of Pyramid Pix2pix.
 """
 
 from collections.abc import Callable
@@ -22,19 +20,24 @@ from hemera.errors import TrainingError
 
 DEPTHS = {name: side.bit_length() - 1 for name, side in GENERATORS.items() if "unet_" in name}
 """How many times each U-Net halves its input."""
-
 BLOCKS = {"resnet_9blocks": 9, "resnet_6blocks": 6}
-"""How many residual blocks each residual generator has."""
-
 FEATURE_LEVEL = 4
 """The level, from 0, whose output has 1/32 of the input's side: 16 x 16 at 512."""
-
-
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "instance": nn.InstanceNorm2d,
 }
 """The normalisations; instance has no affine part."""
+
+
+def check_sides(image: Tensor, network: str, step: int) -> None:
+    """Raise TrainingError when a side of (B, C, H, W) is not a multiple of `step`."""
+    for side, name in zip(image.shape[-2:], ("height", "width"), strict=True):
+        if side % step:
+            raise TrainingError(
+                f"{network}: {name} {side} px is not a multiple of {step}; give tiles or crops of "
+                f"a multiple of {step} px"
+            )
 
 
 def initialise(module: nn.Module) -> None:
@@ -52,25 +55,13 @@ def initialise(module: nn.Module) -> None:
 class Generator(nn.Module):
     """Base class of generators: (B, 3, H, W) H&E to virtual HER2 of the same shape, in [-1, 1].
 
-    Attributes:
-        generator: its name in `GENERATORS`.
-        step: divisor of H and W.
+    `step` is the divisor of H and W.
     """
 
     def __init__(self, generator: str) -> None:
-        """Set the attributes."""
         super().__init__()
         self.generator = generator
         self.step = GENERATORS[generator]
-
-    def check_sides(self, image: Tensor) -> None:
-        """Raise TrainingError when the sides of (B, C, H, W) do not fit the generator."""
-        for side, name in zip(image.shape[-2:], ("height", "width"), strict=True):
-            if side % self.step:
-                raise TrainingError(
-                    f"{self.generator}: {name} {side} px is not a multiple of {self.step}; give "
-                    f"tiles or crops of a multiple of {self.step} px, or a generator of less depth"
-                )
 
 
 class _UNet(Generator):
@@ -79,7 +70,6 @@ class _UNet(Generator):
     def __init__(
         self, generator: str, base_width: int = 32, norm: str = "batch", dropout: bool = False
     ) -> None:
-        """Build the levels, 1, 2, 4, 8, 8, ... times `base_width` wide; see `build_generator`."""
         super().__init__(generator)
         self.depth = DEPTHS[generator]
         bias = norm == "instance"
@@ -112,7 +102,7 @@ class GenerationNet(_UNet):
 
     @property
     def feature_width(self) -> int:
-        """Channels of the volume that `features` returns."""
+        """Channels of the volume of `features`."""
         return 2 * self.widths[FEATURE_LEVEL]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -121,11 +111,10 @@ class GenerationNet(_UNet):
         return self._decode(skips, x, 0)
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the maps that SegmentationNet takes from a frozen GenerationNet.
+        """Return the activated encoder maps at 1/2 to 1/16 of the side, and the volume at 1/32.
 
-        They are the activated encoder maps at 1/2, 1/4, 1/8 and 1/16 of the side, and the volume at
-        1/32, the activated encoder map beside the normalised decoder map: 512 x 16 x 16 at 512 px
-        and base width 32.
+        The volume is the activated encoder map beside the normalised decoder map: 512 x 16 x 16 at
+        512 px and base width 32.
         """
         skips, x = self._encode(image)
         x = self._decode(skips, x, FEATURE_LEVEL + 1)
@@ -133,7 +122,7 @@ class GenerationNet(_UNet):
 
     def _encode(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the activated map of every level but the innermost, and the raw innermost."""
-        self.check_sides(image)
+        check_sides(image, self.generator, self.step)
         skips = []
         x = self.down[0](image)
         for block in self.down[1:]:
@@ -172,14 +161,12 @@ class _Gate(nn.Module):
 class AttentionGenerationNet(_UNet):
     """U-Net of five levels whose three outer skips pass attention gates (attention_unet_32).
 
-    Gated skips are not activated, since the LeakyReLU after them is not in place; the innermost
-    skip is, as in `GenerationNet`. The reference computes the levels below a gate twice, for the
-    gate and for the network, with the same values; here once, so that the running statistics there
-    are updated once a step.
+    Gated skips are not activated; the innermost skip is, as in `GenerationNet`. The reference
+    computes the levels below a gate twice, with the same values; here once, so that the running
+    statistics there are updated once a step.
     """
 
     def __init__(self, generator: str, *arguments: Any, **options: Any) -> None:
-        """Build the levels, of which none has dropout, and the gates; see `build_generator`."""
         super().__init__(generator, *arguments, **options)
         self.gates = nn.ModuleList(
             _Gate(skip, 2 * below)
@@ -188,7 +175,7 @@ class AttentionGenerationNet(_UNet):
 
     @property
     def feature_width(self) -> int:
-        """Channels of the volume that `features` returns."""
+        """Channels of the volume of `features`."""
         return self.widths[-1]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -204,12 +191,8 @@ class AttentionGenerationNet(_UNet):
         return virtual
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the maps that SegmentationNet takes from a frozen one: those of its encoder, raw.
-
-        They are at 1/2, 1/4, 1/8 and 1/16 of the side, and the innermost at 1/32: 512 x 16 x 16 at
-        512 px and base width 64.
-        """
-        self.check_sides(image)
+        """Return the raw encoder maps at 1/2 to 1/16 of the side, and the innermost at 1/32."""
+        check_sides(image, self.generator, self.step)
         maps = [self.down[0](image)]
         for block in self.down[1:]:
             maps.append(block(functional.leaky_relu(maps[-1], 0.2)))
@@ -257,7 +240,6 @@ class ResidualGenerationNet(Generator):
     def __init__(
         self, generator: str, base_width: int = 32, norm: str = "batch", dropout: bool = False
     ) -> None:
-        """Build the layers; the blocks are four times `base_width` wide; see `build_generator`."""
         super().__init__(generator)
         bias = norm == "instance"
 
@@ -280,7 +262,7 @@ class ResidualGenerationNet(Generator):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the virtual HER2 image."""
-        self.check_sides(image)
+        check_sides(image, self.generator, self.step)
         virtual: Tensor = self.model(image)
         return virtual
 
@@ -288,18 +270,13 @@ class ResidualGenerationNet(Generator):
 def build_generator(
     generator: str, base_width: int = 32, norm: str = "batch", dropout: bool = False
 ) -> Generator:
-    """Return the untrained generator of that name; `initialise` draws its weights as pix2pix does.
+    """Return the untrained generator of a name in `GENERATORS`, its first layer `base_width` wide.
 
-    Args:
-        generator: a name of `GENERATORS`.
-        base_width: filters of its first layer.
-        norm: batch or instance.
-        dropout: drop half of the inner maps while training, where the public code does: U-Nets
-            between their inner levels, residual generators in each block.
+    Dropout, of half of the inner maps, is where the public code has it: in U-Nets between their
+    inner levels, in residual generators in each block.
     """
-    kinds: dict[str, type[_UNet] | type[ResidualGenerationNet]] = {
-        **dict.fromkeys(DEPTHS, GenerationNet),
-        **dict.fromkeys(BLOCKS, ResidualGenerationNet),
-        "attention_unet_32": AttentionGenerationNet,
-    }
-    return kinds[generator](generator, base_width, norm, dropout)
+    if generator in BLOCKS:
+        return ResidualGenerationNet(generator, base_width, norm, dropout)
+    if generator == "attention_unet_32":
+        return AttentionGenerationNet(generator, base_width, norm, dropout)
+    return GenerationNet(generator, base_width, norm, dropout)

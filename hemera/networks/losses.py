@@ -109,10 +109,7 @@ def balanced_dice(generated: Tensor, real: Tensor, weight_map: Tensor | None = N
 def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> Tensor:
     """Return the mean absolute difference of the variances over the batch (Rehmat et al. 2025).
 
-    Args:
-        generated: (B, C, H, W), B at least 2. On several devices each uses only its own batch.
-        real: of the same shape.
-        unbiased: divide by B - 1; False divides by B.
+    The batch has at least two images; its variance is divided by B - 1, or if not unbiased by B.
     """
     first, second = (
         images.float().var(0, correction=int(unbiased)) for images in (real, generated)
@@ -123,10 +120,7 @@ def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> 
 def adversarial(logits: Tensor, real: bool, mode: str = "vanilla") -> Tensor:
     """Return the loss of a discriminator's logits against "all real" or "all fake".
 
-    Args:
-        logits: of any shape.
-        real: what they are compared with.
-        mode: vanilla, cross-entropy; lsgan, mean squared difference from 1 or 0.
+    Mode vanilla is cross-entropy, lsgan the mean squared difference from 1 or 0.
     """
     logits = logits.float()
     target = torch.full_like(logits, float(real))

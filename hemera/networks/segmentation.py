@@ -1,13 +1,10 @@
 """SegmentationNet: HER2-positive pixels from H&E alone (HEMERA paper, 3.2).
 
 A ResNet34 and a frozen GenerationNet encode the H&E image; their maps at 1/32 of the side, 512
-channels each at the paper's sizes, are concatenated and go through a bottleneck and a U-Net
-decoder. GenerationNet is never trained.
-
-The paper does not state which map of GenerationNet is used. Branch ``skip16`` takes its encoder's
-and decoder's maps at 16 x 16; ``attention_unet_32_bottleneck`` the innermost map of that generator,
-512 channels at its width 64; ``virtual_rgb_encoder`` the virtual HER2 image, encoded to 512
-channels by convolutions and pooling that train: the only reading that fits every generator.
+channels each at the paper's sizes, are concatenated and decoded. The paper does not state which map
+of GenerationNet is used. Branch ``skip16`` takes its encoder's and decoder's maps at 16 x 16;
+``attention_unet_32_bottleneck`` the innermost map of that generator; ``virtual_rgb_encoder`` the
+virtual HER2 image, encoded by layers that train: the only reading that fits every generator.
 """
 
 import functools
@@ -27,6 +24,7 @@ from hemera.networks.generation import (
     AttentionGenerationNet,
     GenerationNet,
     Generator,
+    check_sides,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,7 +47,6 @@ class Decoder(nn.Module):
     """Bottleneck, five steps up with skips at all but the last, 1x1 convolution to a logit."""
 
     def __init__(self, fused: int, skips: tuple[int, ...], base_width: int) -> None:
-        """Build the layers for `fused` channels below and `skips` beside, finest first."""
         super().__init__()
         widths = tuple(base_width * factor // 2 for factor in (16, 8, 4, 2, 2, 1))
         self.bottleneck = _twice(fused, widths[0])
@@ -84,7 +81,6 @@ class LibraryDecoder(nn.Module):
     """
 
     def __init__(self, name: str, fused: int, skips: tuple[int, ...], base_width: int) -> None:
-        """Build the layers; see `Decoder`."""
         import segmentation_models_pytorch as smp
 
         super().__init__()
@@ -124,15 +120,10 @@ DECODERS: dict[str, Callable[[int, tuple[int, ...], int], nn.Module]] = {
     "unetplusplus": functools.partial(LibraryDecoder, "unetplusplus"),
     "deeplabv3plus": functools.partial(LibraryDecoder, "deeplabv3plus"),
 }
-"""The decoders by name; the paper's is unet."""
 
 
 class _VirtualEncoder(nn.Module):
-    """Virtual HER2 (B, 3, H, W) in [-1, 1] to 8 * base_width channels at 1/32 of the side.
-
-    Five times a 3x3 convolution, batch norm, ReLU and a halving by maximum, as wide as the encoder
-    beside it.
-    """
+    """Virtual HER2 (B, 3, H, W) in [-1, 1] to 8 * base_width channels at 1/32 of the side."""
 
     def __init__(self, base_width: int) -> None:
         super().__init__()
@@ -153,13 +144,9 @@ class _VirtualEncoder(nn.Module):
 
 
 class FrozenGenerationNet(nn.Module):
-    """A generator as a source of features: no gradient, and never in training mode.
-
-    Its batch norms use their running statistics, so its features do not depend on the batch.
-    """
+    """A generator as a source of features: no gradient, and never in training mode."""
 
     def __init__(self, net: Generator, branch: str) -> None:
-        """Freeze `net`; raise TrainingError when it has no such branch."""
         super().__init__()
         if net.generator not in BRANCHES[branch]:
             raise TrainingError(
@@ -187,11 +174,7 @@ class FrozenGenerationNet(nn.Module):
 
 
 class SegmentationNet(nn.Module):
-    """(B, 3, H, W) H&E in [0, 1] to (B, 1, H, W) logits of HER2-positive.
-
-    Attributes:
-        step: divisor of H and W: 32, or that of the generator.
-    """
+    """(B, 3, H, W) H&E in [0, 1] to (B, 1, H, W) logits of HER2-positive; H and W fit `step`."""
 
     mean: Tensor
     std: Tensor
@@ -210,11 +193,7 @@ class SegmentationNet(nn.Module):
             generation: a trained generator, frozen from here on; None for the ablation without.
             generation_skips: give its encoder maps to the decoder too; for branch skip16.
             base_width: filters of the encoder's first stage; 64 is ResNet34.
-            branch: a name of `BRANCHES`: the features taken from `generation`, if there is one.
-            decoder: a name of `DECODERS`.
-
-        Raises:
-            TrainingError: when generator and branch do not fit each other.
+            branch: the features taken from `generation`; TrainingError if it has no such branch.
         """
         super().__init__()
         frozen = None if generation is None else FrozenGenerationNet(generation, branch)
@@ -239,12 +218,7 @@ class SegmentationNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
-        for side, name in zip(image.shape[-2:], ("height", "width"), strict=True):
-            if side % 32:
-                raise TrainingError(
-                    f"SegmentationNet: {name} {side} px is not a multiple of 32; give tiles or "
-                    "crops of a multiple of 32 px"
-                )
+        check_sides(image, "SegmentationNet", 32)
         *skips, fused = self.encoder((image - self.mean) / self.std)
         if self.generation is not None:
             maps, volume = self.generation(image)

@@ -51,11 +51,7 @@ def read_weights(
     missing: str = "run the stage that makes it",
     remedy: str = "delete it and make it again",
 ) -> dict[str, Any]:
-    """Read a safetensors file, or a torch file of which only tensors and plain values are read.
-
-    Raises:
-        TrainingError: with the remedy `missing` when there is no such file, else with `remedy`.
-    """
+    """Read a safetensors file, or a torch file of which only tensors and plain values are read."""
     if not path.is_file():
         raise TrainingError(f"{path}: no such file; {missing}")
     with translated(
@@ -74,8 +70,10 @@ def read_weights(
 
 def load_into(module: nn.Module, weights: Mapping[str, Any], subject: str) -> None:
     """Load weights that must fit exactly; raise TrainingError naming the layers that differ."""
-    remedy = "use the options it was made with"
-    with translated(TrainingError, f"{subject}: does not fit the network ({{error}}); {remedy}"):
+    with translated(
+        TrainingError,
+        f"{subject}: does not fit the network ({{error}}); use the options it was made with",
+    ):
         module.load_state_dict(dict(weights))
 
 
@@ -132,11 +130,7 @@ def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str,
 
 
 def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, dict[str, Any]]:
-    """Return a trained SegmentationNet with its frozen branch, and its metadata.
-
-    Raises:
-        TrainingError: when a file is missing or damaged, or they do not fit each other.
-    """
+    """Return a trained SegmentationNet in evaluation mode, and its metadata, or TrainingError."""
     described = read_metadata(metadata, "segmentation")
     with translated(TrainingError, UNBUILDABLE.format(metadata)):
         model = dict(described["model"])

@@ -9,18 +9,14 @@ from scipy import ndimage
 def weight_map(
     mask: npt.NDArray[np.bool_], mode: str, *, renormalise_mean: bool = False
 ) -> npt.NDArray[np.float32]:
-    """Return W = (D + 1) / max(D + 1) over a patch.
+    """Return W = (D + 1) / max(D + 1) of a mask (H, W) of nuclei; 1 for an empty or full mask.
 
     Args:
-        mask: (H, W), true on nuclei.
         mode: ``inside``: D is a nuclear pixel's distance to the nearest other pixel, 0 elsewhere,
             so nuclei weigh most, as in the paper's text. ``literal``: D is the distance to the
             nearest nuclear pixel, as equation 1 is printed, so nuclei weigh least. ``none``: W is
             1.
         renormalise_mean: divide by the mean, so that every patch has mean weight 1.
-
-    Returns:
-        (H, W) in (0, 1], before the mean is divided out. For an empty or full mask, W is 1.
     """
     if mode == "none" or not mask.any() or mask.all():
         return np.ones(mask.shape, np.float32)

@@ -1,7 +1,6 @@
 """Charts as inline SVG, drawn by matplotlib: text stays text, equal values give equal bytes.
 
-Colours are those of ``style.css`` (Okabe and Ito's palette). All charts have one width, so that
-their text is legible on a narrow screen and in print, and a title for screen readers.
+Colours are those of ``style.css`` (Okabe and Ito's palette).
 """
 
 from __future__ import annotations
@@ -91,13 +90,9 @@ def bars(
     *,
     relative: bool = False,
 ) -> Markup:
-    """Draw horizontal stacked bars.
+    """Draw horizontal stacked bars: one per row, labelled by the index, a part per column.
 
-    Args:
-        rows: a bar per row, labelled by the index; a part per column.
-        colors: of the columns.
-        texts: beside the label of each row.
-        relative: True: all bars have the same length and show fractions.
+    Relative bars have the same length and show fractions; `texts` are beside the labels.
     """
     if not len(rows):
         return _empty(title)
@@ -140,12 +135,7 @@ def boxes(title: str, rows: Sequence[tuple[str, Values]], *, unit: str = "") -> 
 
 
 def curves(title: str, series: Frame, kept: int | None) -> Markup:
-    """Draw lines over the epochs; they differ in colour and in their dashes.
-
-    Args:
-        series: a line per column, the index is the epoch; values that are not finite are left out.
-        kept: epoch of a vertical line, that of the weights.
-    """
+    """Draw a line per column over the epochs, the index, and the epoch of the kept weights."""
     from matplotlib.ticker import MaxNLocator
 
     lines = {name: line[np.isfinite(line)] for name, line in series.items()}
@@ -172,7 +162,7 @@ def curves(title: str, series: Frame, kept: int | None) -> Markup:
 
 
 def _rows(texts: Sequence[tuple[str, str]], bottom: int = 4) -> Axes:
-    """Return axes with a row per pair of texts: place k is at y = k, the texts are above it."""
+    """Return axes with a row per pair of texts, which are above it; row k is at y = k."""
     axes = _axes(ROW_PX * len(texts) + bottom, left=6, bottom=bottom, top=0)
     for place, (label, words) in enumerate(texts):
         axes.text(0, place - 0.3, label, transform=axes.get_yaxis_transform())

@@ -42,7 +42,7 @@ class Cohort:
 
     @property
     def engines(self) -> list[str]:
-        """The mask engines."""
+        """Mask engines."""
         return list(json.loads(self.metadata["mask_engines"]))
 
     @property
@@ -63,10 +63,7 @@ class Cohort:
 def content(cohort: Cohort, compared: Frame, intense_fraction: float | None) -> dict[str, Any]:
     """Return what the page shows of pairs, masks, splits and provenance.
 
-    Args:
-        cohort: all tables.
-        compared: of `statistics.agreement`.
-        intense_fraction: as for `her2_scores`.
+    `compared` is of `statistics.agreement`; `intense_fraction` as for `her2_scores`.
     """
     pairs = _pairs(cohort)
     listed = pairs[~pairs["in_block"] | (pairs["state"] != "tiled")]

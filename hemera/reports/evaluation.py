@@ -73,7 +73,7 @@ HEADLINE = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-    """A tile shown on the page, all images of one size (H, W)."""
+    """A tile shown on the page: images (H, W, 3) and masks (H, W) of one size."""
 
     tile: str
     case: str
@@ -82,15 +82,12 @@ class Example:
     label: str
     """Why it is shown: its rank and metric."""
     he: RGB
-    """(H, W, 3)."""
     her2: RGB
-    """(H, W, 3), the real one."""
     generated: Mapping[str, RGB]
-    """(H, W, 3), by generator."""
+    """By generator."""
     truth: npt.NDArray[np.bool_]
-    """(H, W), the positive mask."""
     probability: npt.NDArray[np.float32]
-    """(H, W), SegmentationNet's, 0 to 1."""
+    """SegmentationNet's, 0 to 1."""
 
 
 def evaluation_page(
@@ -108,12 +105,10 @@ def evaluation_page(
     """Write the page.
 
     Args:
-        preset: preset of the cohort; ``demo`` puts a banner on the page.
         metrics: rows of `tables.METRICS`; none of a network that has no test tile.
         tiles: rows of `tables.EVALUATION_TILES`.
-        trained: the networks: the configured generator, other generators, SegmentationNet.
-        index_metadata: the key-value metadata of the index.
-        report: relative link from the page to the page about the data.
+        trained: the configured generator, other generators, SegmentationNet.
+        report: relative link to the page about the data.
     """
     table = _compared(pd.DataFrame(metrics, columns=tables.METRICS.names))
     rows = pd.DataFrame(tiles, columns=tables.EVALUATION_TILES.names)

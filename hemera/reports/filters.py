@@ -21,12 +21,7 @@ PALETTE = (
 
 
 def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
-    """Return the numbers of tiles after each filter, in total and per data set and score.
-
-    Args:
-        cohort: all tables.
-        table: of `statistics.rejections`.
-    """
+    """Return the numbers of tiles after each filter; `table` is of `statistics.rejections`."""
     totals = table.sum()
     reasons = [name for name in table.columns if name != ACCEPTED and totals[name]]
     # Gray when there are more reasons than colours.
@@ -61,14 +56,8 @@ def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
 def _steps(cohort: Cohort, totals: Frame, written: int) -> Markup:
     """Draw the tiles that are left after each step, from grid positions to accepted tiles."""
     grid, tissue = (cohort.outcomes[f"tiles_{name}"].sum() for name in ("grid", "tissue"))
-    left = pd.concat(
-        [
-            pd.Series(
-                {"grid positions": grid, "above the tissue floor": tissue, "written": written}
-            ),
-            written - totals.cumsum(),
-        ]
-    )
+    first = {"grid positions": grid, "above the tissue floor": tissue, "written": written}
+    left = pd.concat([pd.Series(first), written - totals.cumsum()])
     steps = pd.DataFrame({"left": left, "removed": -left.diff().fillna(0).clip(upper=0)})
     steps = steps.astype(int)
     return charts.bars(

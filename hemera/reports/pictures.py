@@ -16,9 +16,6 @@ POSITIVE_COLOUR = (214, 0, 122)
 NEGATIVE_COLOUR = (0, 158, 115)
 """Contours: magenta and green differ for colour-blind readers, and from brown."""
 
-PALE = 0.45
-"""Remaining contrast of an image that is a background."""
-
 
 class Album:
     """Makes the pictures of a page up to a limit of bytes, counted as data URLs."""
@@ -53,12 +50,7 @@ def shrink(rgb: RGB, side_px: int) -> RGB:
 
 
 def outlined(rgb: RGB, mask: npt.NDArray[np.uint8]) -> RGB:
-    """Draw the contours of a label image on its tile: positive cells magenta, negative green.
-
-    Args:
-        rgb: (H, W, 3).
-        mask: (H, W), as in `hemera.masks`.
-    """
+    """Draw the contours of a label image on its tile: positive cells magenta, negative green."""
     classes = label_format.classes(mask)
     positive = label_format.positive(mask)
     drawn = rgb.copy()
@@ -91,11 +83,6 @@ def steps(count: int) -> list[str]:
     places = np.linspace(255, 0, count).round().astype(np.uint8)[None]
     bgr = cv2.applyColorMap(places, cv2.COLORMAP_VIRIDIS)[0]
     return [f"#{red:02x}{green:02x}{blue:02x}" for blue, green, red in bgr.tolist()]
-
-
-def paled(rgb: RGB) -> RGB:
-    """Return an image as a pale background."""
-    return np.asarray(255 - (255 - rgb) * np.float32(PALE), np.uint8)
 
 
 def two_colours(fixed: RGB, moving: RGB) -> RGB:

@@ -43,6 +43,8 @@ ERROR_CLASSES = tuple(
 SQUARE = 0.72
 """Side of a coloured square, as a fraction of the distance of two."""
 
+PALE = 0.45
+"""Remaining contrast of H&E below the squares."""
 
 FRACTIONS = ("tile_ok", "match_fraction", "coverage_fraction", "folding_fraction")
 """Signals shown in percent."""
@@ -57,9 +59,7 @@ def worst_first(row: Mapping[str, Any]) -> tuple[int, float, str]:
 def signals(row: Mapping[str, Any], limits: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the signals of a certificate: name, words, value, its grade and its limits.
 
-    Args:
-        row: of `tables.CERTIFICATE`.
-        limits: options of register by name.
+    `row` is of `tables.CERTIFICATE`; `limits` are options of register by name.
     """
     values = {**row, "log_scale": log_scale(row["scale"])}
     return [
@@ -80,9 +80,6 @@ def mirrored(rows: Sequence[Mapping[str, Any]]) -> dict[bool, list[str]]:
     """Return the pairs whose HER2 slide is mirrored against the sheet (True), or is not (False).
 
     A failed pair is left out: without matches, the mirror image may match better by chance.
-
-    Args:
-        rows: of `tables.CERTIFICATE`.
     """
     found: dict[bool, list[str]] = {True: [], False: []}
     for row in rows:
@@ -99,15 +96,13 @@ def card(
 ) -> dict[str, Any] | None:
     """Return what the page shows of a pair; None when its pictures exceed the album's limit.
 
-    Args:
-        row: of `tables.CERTIFICATE`, with the `options` of register.
-        images: of `views`.
-        local: of `local_squares`; None: not drawn.
-        album: of the page.
+    `row` is of `tables.CERTIFICATE` with the `options` of register, `images` are of `views`, and
+    `local` is of `local_squares`.
     """
     drawn = local is not None and len(local) > 0
     if drawn:
-        images = {**images, "ground": pictures.paled(images["he"])}
+        pale = 255 - (255 - images["he"]) * np.float32(PALE)
+        images = {**images, "ground": pale.astype(np.uint8)}
     taken = album.take(images, SIDE_PX, QUALITY)
     if images and not taken:
         return None
@@ -139,8 +134,6 @@ def views(
         he: thumbnail of H&E (H, W, 3).
         her2: thumbnail of HER2, as the slide is stored.
         he_um: (width, height) of the H&E slide.
-        her2_um: the same of the HER2 slide.
-        background: colour of HER2 without tissue.
         displacement: from H&E to HER2; an empty one gives no picture of final.
         rigid: the map before the nonrigid stage, as in `tables.CERTIFICATE`; None: no picture.
 
@@ -169,16 +162,10 @@ def views(
 def local_squares(
     local: LocalQuality, he_um: tuple[float, float], size_px: tuple[int, int]
 ) -> Frame:
-    """Return the squares of local quality over a picture of H&E.
+    """Return the squares of local quality over a picture of H&E; sizes are (width, height).
 
-    Args:
-        local: of a displacement.
-        he_um: (width, height) of the H&E slide.
-        size_px: the same of the picture.
-
-    Returns:
-        A row per square: `x`, `y`, `width`, `height` in pixels of the picture; `error_um`, and its
-        class `kind`, an index of `ERROR_CLASSES`; `worse`: matches at least as well elsewhere.
+    A row per square: `x`, `y`, `width`, `height` in pixels of the picture; `error_um`, and its
+    class `kind`, an index of `ERROR_CLASSES`; `worse`: matches at least as well elsewhere.
     """
     scale = np.array(size_px) / he_um
     width, height = SQUARE * local.step_um * scale

@@ -57,12 +57,7 @@ def _cards(cohort: Cohort, tiles: Frame, groups: Frame, read: Read, count: int) 
 
 
 def deciding(row: Mapping[str, Any], limits: Mapping[str, Any]) -> set[str]:
-    """Return the measures that rejected a tile: two can have the same reason.
-
-    Args:
-        row: of the index.
-        limits: options of filter.
-    """
+    """Return the measures that rejected a tile of the index: two can have the same reason."""
     return {
         criterion.column
         for criterion in CRITERIA
@@ -74,13 +69,7 @@ def deciding(row: Mapping[str, Any], limits: Mapping[str, Any]) -> set[str]:
 
 
 def disputed(compared: Frame, engines: Sequence[str], read: Read) -> list[dict[str, Any]]:
-    """Return cards of the tiles with the least agreement, with the contours of all engines.
-
-    Args:
-        compared: of `statistics.agreement`.
-        engines: all engines.
-        read: reads a tile.
-    """
+    """Return cards of the tiles with the least agreement, with the contours of all engines."""
     album = pictures.Album(DISPUTED_BYTES)
     cards: list[dict[str, Any]] = []
     worst = compared.drop_duplicates("tile").head(DISPUTED_TILES)

@@ -15,15 +15,12 @@ from hemera.reports.data import NETWORKS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained network: the name of its rows in the tables, its metadata and its history."""
+    """A trained network: the name of its rows, generation or segmentation, JSON and history."""
 
     name: str
     network: str
-    """generation or segmentation."""
     metadata: Mapping[str, Any]
-    """The JSON beside the weights."""
     history: Frame
-    """`tables.HISTORY`."""
 
     @property
     def label(self) -> str:

@@ -37,9 +37,6 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
 
         Each micro-batch is divided among the ranks. An incomplete last batch is dropped where it
         cannot be divided, or where options.whole_batches.
-
-        Raises:
-            TrainingError: when the tiles do not fill one batch and incomplete ones are dropped.
         """
         self.count = count
         self.batch_size = options.batch_size
@@ -68,7 +65,7 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
         return (self.epoch - 1) * self.steps + self.step
 
     def __len__(self) -> int:
-        """Return the number of micro-batches that remain."""
+        """Number of micro-batches that remain."""
         return (self.epochs * self.steps - self.steps_done) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -92,10 +89,7 @@ def training_loader(
 def validation_loader(
     tiles: TileDataset, batch_size: int, workers: int, compute: Compute
 ) -> DataLoader[dict[str, Any]]:
-    """Return the loader of this rank's tiles, in order, as in validation.
-
-    It is iterated once for each validation.
-    """
+    """Return the loader of this rank's tiles, in order; it is iterated once per validation."""
     ranks = compute.ranks
     keys = [(0, position) for position in range(ranks.rank, len(tiles), ranks.count)]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]

@@ -28,11 +28,7 @@ from hemera.training.session import Compute, find_device
 log = logging.getLogger(__name__)
 
 UNDIGESTED = ("workers", "checkpoint_minutes", "select")
-"""Options without effect on the trained weights: a run resumes when they change.
-
-`select` chooses between weights that are both in the checkpoint.
-"""
-
+"""Options without effect on the trained weights: a run resumes when they change."""
 SETTLE_STEPS = 32
 """Steps after which losses are read: each reading makes the GPU wait."""
 
@@ -94,9 +90,9 @@ class Progress:
 class TrainingState:
     """A run: its folder, networks and optimisers by name, and progress.
 
-    The first network is the one whose weights are the result; `best` are those of its best epoch
-    so far. `described` are entries of the JSON beside the weights. With several ranks all call
-    these methods, and the first one writes.
+    The first network is the result; `best` are the weights of its best epoch so far. `described`
+    are entries of the JSON beside the weights. With several ranks all call these methods, and the
+    first one writes.
     """
 
     folder: Path
@@ -113,17 +109,20 @@ class TrainingState:
 
     @property
     def result(self) -> nn.Module:
-        """The network whose weights are the result."""
+        """First of the networks."""
         return next(iter(self.modules.values()))
 
     @property
     def path(self) -> Path:
-        """The checkpoint."""
+        """File of the checkpoint."""
         return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
         """Write a checkpoint atomically."""
         ranks = self.compute.ranks
+        random = [torch.get_rng_state()]
+        if torch.cuda.is_initialized():
+            random.append(torch.cuda.get_rng_state())
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimisers": {name: each.state_dict() for name, each in self.optimisers.items()},
@@ -131,7 +130,7 @@ class TrainingState:
             "progress": dataclasses.asdict(self.progress),
             "best": self.best,
             # The random states of each rank: its processor's, then its GPU's.
-            "random": ranks.gather([_random_state()]),
+            "random": ranks.gather([random]),
             # Within an epoch each rank has other tiles.
             "statistics": ranks.gather(
                 [
@@ -182,8 +181,7 @@ class TrainingState:
     def must_settle(self, steps: int, stop: threading.Event) -> bool:
         """Return whether losses are to be read now: often enough, and before a checkpoint.
 
-        Several ranks, which then wait for each other, do so at fixed steps only. An epoch has so
-        many `steps`; `stop` is set when a stop was requested.
+        Several ranks, which then wait for each other, do so at fixed steps only.
         """
         count = len(self._pending)
         if count == SETTLE_STEPS or self.progress.step + count == steps:
@@ -191,14 +189,10 @@ class TrainingState:
         return self.compute.ranks.count == 1 and (self._checkpoint_due() or stop.is_set())
 
     def settle(self, steps: int, stop: threading.Event) -> dict[str, float]:
-        """Read the losses of the steps since the last call, and write a checkpoint when it is due.
-
-        Returns:
-            This rank's mean losses over these steps.
+        """Return this rank's mean losses since the last call; write a checkpoint when it is due.
 
         Raises:
-            TrainingError: when a loss is not finite, naming the tiles; when a stop was
-                requested, after a checkpoint.
+            TrainingError: when a loss is not finite; when a stop was requested, after a checkpoint.
         """
         names = list(self._pending[0][0])
         values = torch.stack(
@@ -252,18 +246,10 @@ class TrainingState:
             self.compute.ranks.average_statistics(module)
 
     def end_epoch(self, rate: float, validated: dict[str, float], score: float) -> dict[str, float]:
-        """Store the weights of the last epoch, which is the best with the highest score so far.
+        """Store the weights of the last epoch and return its values by split/name.
 
-        Args:
-            rate: its learning rate.
-            validated: its validation measures.
-            score: the one by which epochs are compared.
-
-        Returns:
-            The values of the epoch by split/name.
-
-        Raises:
-            TrainingError: when a validation measure is not a number.
+        It is the best epoch so far if its `score` is the highest; `rate` is its learning rate. A
+        validation measure that is not a number is a TrainingError.
         """
         progress = self.progress
         if wrong := [name for name, each in validated.items() if math.isnan(each)]:
@@ -287,12 +273,11 @@ class TrainingState:
         """Write the outputs of the stage: the weights of the selected epoch, JSON and history."""
         if not self.compute.ranks.first:
             return
-        best = self.options.select == "best"
-        storage.write_weights(weights, self.best if best else self.result.state_dict())
-        last_epoch = self.progress.epoch - 1
-        storage.write_metadata(
-            metadata, self.describe(self.progress.best_epoch if best else last_epoch)
-        )
+        state, epoch = self.result.state_dict(), self.progress.epoch - 1
+        if self.options.select == "best":
+            state, epoch = self.best, self.progress.best_epoch
+        storage.write_weights(weights, state)
+        storage.write_metadata(metadata, self.describe(epoch))
         names = tables.HISTORY.names
         rows = [dict(zip(names, entry, strict=True)) for entry in self.progress.history]
         tables.write(table, rows, tables.HISTORY)
@@ -318,11 +303,6 @@ class TrainingState:
             "versions": storage.versions(),
             **self.described,
         }
-
-
-def _random_state() -> list[Tensor]:
-    own = [torch.get_rng_state()]
-    return [*own, torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else own
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """The ranks of one training, one process per GPU, and what they exchange.
 
-`torchrun` starts the processes and describes them in their environments. Every rank has a copy of
-the networks, uses its fraction of each batch, and averages its gradients with the other ranks
-before an update: equal gradients on equal weights keep the weights equal. Batch norms use the tiles
+`torchrun` starts the processes. Every rank has a copy of the networks, uses its fraction of each
+batch, and averages its gradients with the other ranks before an update. Batch norms use the tiles
 of their own rank; their running statistics are averaged before they are used.
 """
 
@@ -56,7 +55,7 @@ class Ranks:
             )
 
     def average(self, values: Tensor) -> Tensor:
-        """Return the mean of `values` over the ranks."""
+        """Return the mean over the ranks."""
         values = values.clone()
         if self.count > 1:
             self._average([values])
@@ -92,17 +91,20 @@ SINGLE = Ranks()
 
 @contextlib.contextmanager
 def process_group(wanted: int, device: torch.device) -> Iterator[Ranks]:
-    """Join the processes that torchrun started, and leave the group afterwards.
+    """Join the processes that torchrun started, `wanted` of them, and leave the group afterwards.
 
     On cuda they exchange by NCCL, and each takes the GPU of its local rank; on cpu by Gloo.
-
-    Raises:
-        TrainingError: when another number than `wanted` was started.
     """
     started = dist.is_torchelastic_launched()
     if started:
         if device.type == "cuda":
-            _set_gpu()
+            local = dist.get_node_local_rank(fallback_rank=0)
+            if local >= torch.cuda.device_count():
+                raise TrainingError(
+                    f"gpus: local rank {local}, but PyTorch finds {torch.cuda.device_count()} GPUs;"
+                    " set gpus to at most that, or request more GPUs from the cluster"
+                )
+            torch.cuda.set_device(local)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     count = dist.get_world_size() if started else 1
     if count != wanted:
@@ -116,13 +118,3 @@ def process_group(wanted: int, device: torch.device) -> Iterator[Ranks]:
     # them.
     if started:
         dist.destroy_process_group()
-
-
-def _set_gpu() -> None:
-    local = dist.get_node_local_rank(fallback_rank=0)
-    if local >= torch.cuda.device_count():
-        raise TrainingError(
-            f"gpus: local rank {local}, but PyTorch finds {torch.cuda.device_count()} GPUs; set "
-            "gpus to at most that, or request more GPUs from the cluster"
-        )
-    torch.cuda.set_device(local)

@@ -24,13 +24,9 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
     """TensorBoard's log, the pictures and the progress bar of a run."""
 
     def __init__(self, folder: Path, done: int, total: int, *, silent: bool = False) -> None:
-        """Open the log.
+        """Open the log of a run of `total` steps in its folder; all ranks but one are silent.
 
-        Args:
-            folder: of the run; the log is its ``tensorboard``, pictures go to ``samples``.
-            done: steps done: what an interrupted run logged after them is discarded.
-            total: steps of the run.
-            silent: do not write; for all ranks but the first.
+        What an interrupted run logged after the steps `done` is discarded.
         """
         self.folder = folder
         self.silent = silent
@@ -44,7 +40,6 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def __exit__(self, *_: object) -> None:
-        """Close the log."""
         self._bar.close()
         if not self.silent:
             self._writer.close()

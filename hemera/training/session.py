@@ -1,9 +1,7 @@
 """The session in which networks compute: device, precision, determinism, ranks.
 
-A training is determined by its options, its index and the number of torch threads. The order of
-tiles, crops and flips follow from (seed, epoch, tile) alone, so neither the number of worker
-processes nor a resumption changes a result: on a CPU a resumed run equals an unbroken one in every
-bit.
+The order of tiles, crops and flips follow from (seed, epoch, tile) alone, so on a CPU neither the
+number of worker processes nor a resumption changes a bit of the result.
 """
 
 import contextlib
@@ -49,15 +47,7 @@ def find_device(name: str) -> torch.device:
 def session(
     *, seed: int, threads: int, device: str, deterministic: bool = True, tf32: bool = False
 ) -> Iterator[torch.device]:
-    """Set torch's seed, threads and deterministic mode, and restore all of them afterwards.
-
-    Args:
-        seed: of torch's generators.
-        threads: of the processor.
-        device: auto, cpu or cuda.
-        deterministic: use no kernel whose result can differ between runs, where there is a choice.
-        tf32: let a GPU round the factors of convolutions in single precision to TF32.
-    """
+    """Set torch's seed, threads and deterministic mode, and restore all of them afterwards."""
     place = find_device(device)
     if deterministic and place.type == "cuda":
         # Read by cuBLAS when it starts; without it, some of its sums have no fixed order.
@@ -163,11 +153,7 @@ class Compute:
 
 @contextlib.contextmanager
 def training_session(options: TrainingOptions) -> Iterator[Compute]:
-    """Open the session of a training, joined with the other ranks.
-
-    Raises:
-        TrainingError: a GPU that is absent or lacks bf16; another number of processes than gpus.
-    """
+    """Open the session of a training, joined with the other ranks, or raise TrainingError."""
     device = find_device(options.device)
     precision = PRECISIONS[options.precision]
     if (

@@ -100,24 +100,16 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
     [
         ({"fiter": {}}, ["fiter", "did you mean filter"]),
         ({"zzzzzz": 1}, ["zzzzzz", "known are", "train_generation"]),
-        ({5: 1}, ["5: no such key"]),
         ({"tile": {"size": 512}}, ["tile.size:", "did you mean size_px"]),
-        ({"tile": {None: 512}}, ["tile.None", "known are"]),
         ({"tile": {"size_px": "512"}}, ["tile.size_px", "'512'", "valid integer"]),
-        ({"tile": {"size_px": 512.0}}, ["tile.size_px", "512.0", "valid integer"]),
-        ({"tile": {"size_px": True}}, ["tile.size_px", "True", "valid integer"]),
-        ({"tile": {"size_px": None}}, ["tile.size_px", "None", "valid integer"]),
-        ({"tile": {"upsample": 1}}, ["tile.upsample", "valid boolean"]),
         ({"tile": {"codec": "gif"}}, ["tile.codec", "'gif'", "'jpeg' or 'png'"]),
         ({"tile": {"mpp": "nan"}}, ["tile.mpp", "nan", "finite"]),
         ({"tile": {"mpp": "20x"}}, ["tile.mpp", "'20x'", "number"]),
-        ({"tile": {"mpp": [0.5]}}, ["tile.mpp", "[0.5]", "number"]),
         ({"filter": {"histogram_datasets": "bci"}}, ["histogram_datasets", "list, such as [a, b]"]),
         ({"filter": {"histogram_datasets": [None]}}, ["histogram_datasets", "valid string"]),
         ({"filter": 5}, ["filter", "5", "not a section", "indent"]),
         ({"preset": "paper"}, ["preset", "'paper'", "demo, hemera"]),
         ({"preset": 5}, ["preset", "5", "valid string"]),
-        ({"sheet": None}, ["sheet", "None", "valid string"]),
         ({"block_count": 0}, ["block_count", "0", "greater than or equal to 1"]),
         ({"preset": "demo", "sheet": "mine.tsv"}, ["preset", "mine.tsv", "allow_demo_sizes"]),
         ({"mask": {"engines": {"stain": {}}}}, ["index.target", "deepliif", "stain"]),
@@ -165,21 +157,15 @@ def test_yaml_traps() -> None:
     )
     assert values["train_generation"]["learning_rate"] == "2e-4", "else the trap is gone"
     config = load(values)
-    training = config.stages["train_generation"]
-    assert isinstance(training, TrainGenerationOptions)
-    assert training.learning_rate == 2e-4
-    assert training.dice_weight == 0.1
+    training = config.options(TrainGenerationOptions)
+    assert (training.learning_rate, training.dice_weight) == (2e-4, 0.1)
     assert training.weight_map == "none"
-    tile = config.stages["tile"]
-    assert isinstance(tile, TileOptions)
+    tile = config.options(TileOptions)
     assert (tile.mpp, tile.stride_px, tile.upsample) == (1.0, None, True)
     assert type(tile.mpp) is float
-    register, index = config.stages["register"], config.stages["index"]
-    assert isinstance(register, RegisterOptions)
-    assert isinstance(index, IndexOptions)
-    assert register.levels is None
-    assert index.generation_train is None
-    assert config.stages["filter"] == FilterOptions()
+    assert config.options(RegisterOptions).levels is None
+    assert config.options(IndexOptions).generation_train is None
+    assert config.options(FilterOptions) == FilterOptions()
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -244,8 +230,7 @@ def test_own_values_win_over_the_preset() -> None:
     assert preset["mask"]["engines"] == {"stain": {}}
     assert load({"preset": "demo"}).stages["mask"] == MaskOptions(**preset["mask"])
     config = load({"preset": "demo", "mask": {"dab_weak": 0.09}, "block_count": 5})
-    mask = config.stages["mask"]
-    assert isinstance(mask, MaskOptions)
+    mask = config.options(MaskOptions)
     assert (mask.dab_weak, list(mask.engines)) == (0.09, ["stain"])
     assert config.cohort.block_count == 5
 

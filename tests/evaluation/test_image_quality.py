@@ -79,13 +79,8 @@ def summarised(rows, features=None):
 
 
 def test_an_infinite_psnr_is_counted_and_left_out_of_the_mean():
-    found = summarised(
-        [
-            generated("a", psnr_db=20.0),
-            generated("b", psnr_db=math.inf),
-            generated("c", psnr_db=24.0),
-        ]
-    )
+    values = {"a": 20.0, "b": math.inf, "c": 24.0}
+    found = summarised([generated(tile, psnr_db=value) for tile, value in values.items()])
     assert found["all", "psnr_db", "mean"]["value"] == 22
     assert found["all", "psnr_db", "mean"]["tiles"] == 2
     assert found["all", "psnr_infinite", "count"]["value"] == 1

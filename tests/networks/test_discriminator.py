@@ -11,11 +11,8 @@ from hemera.networks.generation import initialise
     [
         (6, 32, 3, "batch", 696_225),
         (6, 64, 3, "batch", 2_768_705),
-        (6, 64, 3, "instance", 2_767_809),
-        (3, 32, 3, "batch", 694_689),
         (3, 64, 3, "instance", 2_764_737),
         (6, 32, 4, "batch", 1_745_313),
-        (6, 64, 4, "instance", 6_962_625),
     ],
 )
 def test_parameter_counts_are_those_of_the_reference(channels, width, layers, norm, expected):
@@ -27,18 +24,14 @@ def test_parameter_counts_are_those_of_the_reference(channels, width, layers, no
 @pytest.mark.parametrize(
     ("layers", "given", "patches"),
     [
-        (3, (256, 512), (30, 62)),
         (3, (512, 1024), (62, 126)),
         (4, (512, 256), (30, 14)),
     ],
 )
 def test_output_shapes(layers, given, patches):
     with torch.device("meta"):
-        assert PatchGAN(6, 8, layers)(torch.empty(2, 6, *given)).shape == (
-            2,
-            1,
-            *patches,
-        )
+        logits = PatchGAN(6, 8, layers)(torch.empty(2, 6, *given))
+    assert logits.shape == (2, 1, *patches)
 
 
 def test_the_layers_unrolled_by_hand():

@@ -1,7 +1,6 @@
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,31 +58,6 @@ def test_metadata_of_another_network_is_refused(tmp_path):
         storage.read_metadata(path, "generation")
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_a_file_of_anything_is_one_line(tmp_path, name):
-    rng = np.random.default_rng(1)
-    whole = tmp_path / f"whole{Path(name).suffix}"
-    weights = {"a": torch.rand(5, 3)}
-    if name.endswith("pth"):
-        torch.save(weights, whole)
-    else:
-        storage.write_weights(whole, weights)
-    good = whole.read_bytes()
-    path = tmp_path / name
-    for number in range(150):
-        broken = bytearray(good if number % 2 else rng.bytes(rng.integers(0, 400)))
-        for place in rng.integers(0, max(1, len(broken)), 4) if broken else ():
-            broken[place] = rng.integers(256)
-        path.write_bytes(broken)
-        try:
-            state = storage.read_weights(path)
-        except TrainingError as error:
-            assert "\n" not in str(error)
-            assert str(error).startswith(f"{path}: ")
-        else:
-            assert isinstance(state, dict)
-
-
 def test_numbers_in_place_of_layers_and_a_lone_tensor_are_named(tmp_path):
     net = nn.Linear(2, 3)
     with pytest.raises(TrainingError, match=r"here: does not fit .*weight"):
@@ -94,22 +68,14 @@ def test_numbers_in_place_of_layers_and_a_lone_tensor_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "model",
-    [
-        None, [], {}, {"generator": "unet_32", "base_width": "4"}, {"generator": ["unet_32"]},
-        {"generator": "unet_32", "base_width": -4}, {"generator": "unet_32", "colour": "red"},
-    ],
-    ids=str,
-)  # fmt: skip
+    "model", [None, [], {"generator": "unet_3"}, {"generator": "unet_32", "colour": "red"}], ids=str
+)
 def test_a_description_from_elsewhere_is_an_error_that_names_its_file(tmp_path, model):
     path = tmp_path / "metadata.json"
-    described = {"network": "generation", "model": model}
-    storage.write_metadata(path, described if model is not None else {"network": "generation"})
-    with pytest.raises(TrainingError) as caught:
-        storage.load_generation(tmp_path / "generator.safetensors", path)
-    assert "metadata.json: does not describe" in str(caught.value) or model == {}
-    segmentation = {"network": "segmentation", "model": {"generation": model, "base_width": 8}}
-    if model is not None:
-        storage.write_metadata(path, segmentation)
-        with pytest.raises(TrainingError):
-            storage.load_segmentation(tmp_path / "segmenter.safetensors", path)
+    weights = tmp_path / "network.safetensors"
+    storage.write_metadata(path, {"network": "generation", "model": model})
+    with pytest.raises(TrainingError, match=r"metadata.json: does not describe"):
+        storage.load_generation(weights, path)
+    storage.write_metadata(path, {"network": "segmentation", "model": {"decoder": model}})
+    with pytest.raises(TrainingError, match=r"metadata.json: does not describe"):
+        storage.load_segmentation(weights, path)

@@ -191,9 +191,8 @@ def test_a_network_that_a_baseline_exceeds_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_page_without_test_tiles(tmp_path: Path) -> None:
     empty = [Trained(each.name, each.network, {}, history()) for each in TRAINED]
-    text = written(
-        tmp_path / "evaluate.html", metrics=[], tiles=[], trained=empty, examples=[],
-    )  # fmt: skip
+    path = tmp_path / "evaluate.html"
+    text = written(path, metrics=[], tiles=[], trained=empty, examples=[])
     assert "SegmentationNet was not evaluated: its test split has no tile" in text
 
 

@@ -40,15 +40,6 @@ def test_what_an_interrupted_run_logged_after_its_checkpoint_is_discarded(tmp_pa
     assert scalars(tmp_path) == {"step/total": [(5, 1), (10, 1), (15, 5), (20, 5)]}
 
 
-def test_a_silent_log_writes_nothing(tmp_path):
-    with TrainingLog(tmp_path / "run", 0, 1, silent=True) as log:
-        log.step()
-        log.losses({"total": 1.0})
-        log.epoch(1, 1, {"train/total": 1.0})
-        log.picture(1, picture(3))
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_grid_has_rows_downwards_and_gaps_between():
     rows = [[picture(40 + row) for _ in range(3)] for row in range(2)]
     image = image_grid(rows)
