@@ -35,17 +35,12 @@ def paper(value: str) -> Any:
 
 
 class Options(BaseModel):
-    """Options of one stage.
+    """Options of one stage; their construction raises ConfigError with one line per fault.
 
     Types are strict, except that whole numbers are accepted as floats, lists as tuples, the text
     "null" or "none" as None, and a text such as ``2e-4``, which YAML 1.1 does not read as a number,
-    as float.
-
-    A contradiction between options is an after-validator that raises ValueError; its message begins
-    with the name of the option.
-
-    Raises:
-        ConfigError: on construction; one line per fault, with key, value, valid range and remedy.
+    as float. A contradiction between options is an after-validator that raises ValueError; its
+    message begins with the name of the option.
     """
 
     model_config = ConfigDict(

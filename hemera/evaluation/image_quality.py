@@ -1,7 +1,4 @@
-"""Networks and trivial baselines on test tiles: metrics per tile, and per group of tiles.
-
-Each tile is read once, for all generators.
-"""
+"""Networks and trivial baselines on test tiles: metrics per tile, and per group of tiles."""
 
 import functools
 import math

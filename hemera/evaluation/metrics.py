@@ -121,7 +121,7 @@ class Summary(NamedTuple):
 
 def summarise(
     values: Iterable[float],
-    bootstrap: Bootstrap | None = None,
+    bootstrap: Bootstrap,
     kept: npt.NDArray[np.bool_] | None = None,
 ) -> Summary:
     """Return mean and deviation of the finite values of the `kept` tiles.
@@ -133,10 +133,8 @@ def summarise(
     finite = given[included]
     if finite.size == 0:
         return Summary(None, None, 0)
-    low, high = None, None
-    if bootstrap is not None:
-        columns = np.stack([np.where(included, given, 0), included], axis=1)
-        low, high = bootstrap.interval(columns, lambda sums: _ratio(sums[:, 0], sums[:, 1]))
+    columns = np.stack([np.where(included, given, 0), included], axis=1)
+    low, high = bootstrap.interval(columns, lambda sums: _ratio(sums[:, 0], sums[:, 1]))
     return Summary(float(finite.mean()), float(finite.std()), int(finite.size), low, high)
 
 
@@ -182,25 +180,19 @@ def scores(count: Confusion) -> dict[str, float]:
 
 
 def aggregate(
-    counts: npt.NDArray[np.int64], bootstrap: Bootstrap | None = None
+    counts: npt.NDArray[np.int64], bootstrap: Bootstrap
 ) -> dict[tuple[str, str], Summary]:
-    """Return the four metrics in three aggregations, by (metric, aggregation).
+    """Return the metrics of confusions (T, 4) of tiles in three aggregations.
 
     ``mean``: over tiles, 1 where truth and prediction are empty. ``pooled``: of all pixels
     together. ``mean_nonempty``: over the tiles whose truth is not empty.
-
-    Args:
-        counts: (T, 4), a confusion per tile.
-        bootstrap: of the cases of these tiles.
     """
     per_tile = rates(counts)
     nonempty = counts[:, 0] + counts[:, 2] > 0
     whole = rates(counts.sum(0))
     found = {}
     for metric in SEGMENTATION_METRICS:
-        low, high = None, None
-        if bootstrap is not None:
-            low, high = bootstrap.interval(counts, functools.partial(_rate, metric))
+        low, high = bootstrap.interval(counts, functools.partial(_rate, metric))
         found[metric, "mean"] = summarise(per_tile[metric], bootstrap)
         found[metric, "pooled"] = Summary(float(whole[metric]), None, len(counts), low, high)
         found[metric, "mean_nonempty"] = summarise(per_tile[metric], bootstrap, nonempty)

@@ -142,14 +142,11 @@ def _read(path: Path, option: str) -> dict[str, Any]:
 def frechet_distance(
     features: npt.NDArray[np.floating], truth: npt.NDArray[np.floating]
 ) -> float | None:
-    """Return the squared Fréchet distance of Gaussians fitted to features: FID for Inception's.
+    """Return the squared Fréchet distance of (N, D) and (M, D) features: FID for Inception's.
 
+    It is between Gaussians fitted to them, and None where one has fewer than two rows:
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with covariances divided by N - 1 (Heusel et al.
     2017). It is biased upwards, increasingly so below some thousand images.
-
-    Args:
-        features: (N, D), of generated images; None for fewer than two.
-        truth: (M, D), of the real ones.
     """
     if min(len(features), len(truth)) < 2:
         return None
@@ -165,15 +162,11 @@ def frechet_distance(
 def kernel_distance(
     features: npt.NDArray[np.floating], truth: npt.NDArray[np.floating], *, seed: int
 ) -> Summary:
-    """Return the squared kernel distance of two sets of features: KID for Inception's.
+    """Return the squared kernel distance of two (N, D) features: KID for Inception's.
 
     The unbiased estimate with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), which may be
-    negative; of more than `KID_SUBSET_SIZE` images its mean and deviation over random subsets.
-
-    Args:
-        features: (N, D), of generated images; no value for fewer than two.
-        truth: (N, D), of the real ones.
-        seed: of the subsets.
+    negative; of more than `KID_SUBSET_SIZE` images its mean and deviation over random subsets;
+    without a value for fewer than two.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

@@ -53,10 +53,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class Generator(nn.Module):
-    """Base class of generators: (B, 3, H, W) H&E to virtual HER2 of the same shape, in [-1, 1].
-
-    `step` is the divisor of H and W.
-    """
+    """(B, 3, H, W) H&E to virtual HER2 of the same shape, in [-1, 1]; `step` divides H and W."""
 
     def __init__(self, generator: str) -> None:
         super().__init__()

@@ -32,15 +32,12 @@ def pyramid(images: Tensor, levels: int) -> list[Tensor]:
     """
     steps = [images]
     for _ in range(levels - 1):
-        steps.append(_coarser(steps[-1]))
+        finer = steps[-1]
+        rows, columns = (_coarsening(side, finer.device, finer.dtype) for side in finer.shape[-2:])
+        # In the precision of the images, also under autocast.
+        with torch.autocast(images.device.type, enabled=False):
+            steps.append(rows @ (finer @ columns.mT))
     return steps
-
-
-def _coarser(images: Tensor) -> Tensor:
-    rows, columns = (_coarsening(side, images.device, images.dtype) for side in images.shape[-2:])
-    # In the precision of the images, also under autocast.
-    with torch.autocast(images.device.type, enabled=False):
-        return rows @ (images @ columns.mT)
 
 
 @functools.lru_cache(maxsize=32)
@@ -134,14 +131,9 @@ def segmentation_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return fraction * cross-entropy + (1 - fraction) * (1 - Dice), and its two terms.
 
-    Dice is that of the probabilities, the pixels of the batch pooled; its loss is 0 when prediction
-    and target are empty.
-
-    Args:
-        logits: (B, 1, H, W).
-        target: (B, 1, H, W), 0 or 1.
-        valid: (B, 1, H, W), 1 for the pixels that count.
-        fraction: the paper's lambda; 1 is cross-entropy alone, as in its section 4.1.
+    Dice is that of the probabilities, the valid pixels of the batch pooled; its loss is 0 when
+    prediction and target are empty. The fraction is the paper's lambda; 1 is cross-entropy alone,
+    as in its section 4.1.
     """
     logits, valid = logits.float(), valid.float()
     target = target.float() * valid

@@ -7,8 +7,6 @@ of GenerationNet is used. Branch ``skip16`` takes its encoder's and decoder's ma
 virtual HER2 image, encoded by layers that train: the only reading that fits every generator.
 """
 
-import functools
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Self
 
@@ -115,13 +113,6 @@ class LibraryDecoder(nn.Module):
         return logits
 
 
-DECODERS: dict[str, Callable[[int, tuple[int, ...], int], nn.Module]] = {
-    "unet": Decoder,
-    "unetplusplus": functools.partial(LibraryDecoder, "unetplusplus"),
-    "deeplabv3plus": functools.partial(LibraryDecoder, "deeplabv3plus"),
-}
-
-
 class _VirtualEncoder(nn.Module):
     """Virtual HER2 (B, 3, H, W) in [-1, 1] to 8 * base_width channels at 1/32 of the side."""
 
@@ -210,7 +201,11 @@ class SegmentationNet(nn.Module):
             if generation_skips:
                 pairs = zip(skips, generation.widths[:FEATURE_LEVEL], strict=True)
                 skips = [own + other for own, other in pairs]
-        self.decoder = DECODERS[decoder](fused, tuple(skips), base_width)
+        self.decoder: nn.Module
+        if decoder == "unet":
+            self.decoder = Decoder(fused, tuple(skips), base_width)
+        else:
+            self.decoder = LibraryDecoder(decoder, fused, tuple(skips), base_width)
         self.generation = frozen
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(shape), persistent=False)

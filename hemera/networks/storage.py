@@ -92,10 +92,7 @@ def versions() -> dict[str, str]:
 
 
 def check_index(network: str, described: Mapping[str, Any], fingerprint: str) -> None:
-    """Raise TrainingError unless a network was trained on this index.
-
-    Another index may have its test tiles among the training tiles.
-    """
+    """Raise TrainingError unless a network was trained on this index."""
     own = str(described.get("index_fingerprint"))
     if own != fingerprint:
         raise TrainingError(

@@ -1,5 +1,4 @@
-"""The pages: about the data (report) and about the networks (evaluate).
+"""The pages about the data and about the networks.
 
-Each is one HTML file that contains everything it shows: no request leaves it, and equal inputs give
-equal bytes. Text from tables and names of images is escaped.
+Each is one HTML file that contains everything it shows; equal inputs give equal bytes.
 """

@@ -25,7 +25,7 @@ STATES = ("tiled", "refused", "no_tissue", "unreadable")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cohort:
-    """All tables of the page, as data frames; a score that is not known is `unknown`."""
+    """All tables of the page; a score that is not known is `unknown`."""
 
     sheet: str
     preset: str
@@ -47,7 +47,7 @@ class Cohort:
 
     @property
     def target(self) -> str:
-        """The mask engine whose masks are used for training."""
+        """Mask engine of the training."""
         return self.metadata.get("mask_target", "")
 
     @property

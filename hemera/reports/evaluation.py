@@ -102,13 +102,10 @@ def evaluation_page(
     options: EvaluateOptions,
     report: str,
 ) -> None:
-    """Write the page.
+    """Write the page: rows of `tables.METRICS` and `tables.EVALUATION_TILES`, and examples.
 
-    Args:
-        metrics: rows of `tables.METRICS`; none of a network that has no test tile.
-        tiles: rows of `tables.EVALUATION_TILES`.
-        trained: the configured generator, other generators, SegmentationNet.
-        report: relative link to the page about the data.
+    `trained` are the configured generator, other generators, SegmentationNet; `report` is the
+    relative link to the page about the data.
     """
     table = _compared(pd.DataFrame(metrics, columns=tables.METRICS.names))
     rows = pd.DataFrame(tiles, columns=tables.EVALUATION_TILES.names)

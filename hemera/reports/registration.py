@@ -22,7 +22,7 @@ SIDE_PX = 480
 """Longest side of a picture; thumbnails are worked on at this size."""
 
 QUALITY = 75
-"""Of their JPEG: with it a pair takes about 0.4 MB, of which there are hundreds."""
+"""Of their JPEG: a pair takes about 0.4 MB."""
 
 ERRORS_UM = (10, 25, 50, 100, 200, 400)
 """Where the colour of a square changes: the same on every card, so that pairs compare."""
@@ -51,7 +51,7 @@ FRACTIONS = ("tile_ok", "match_fraction", "coverage_fraction", "folding_fraction
 
 
 def worst_first(row: Mapping[str, Any]) -> tuple[int, float, str]:
-    """Return what to sort rows of `tables.CERTIFICATE` by: verdict, then `tile_ok`, then name."""
+    """Return the key of a row of `tables.CERTIFICATE`: verdict, then `tile_ok`, then name."""
     tile_ok = row["tile_ok"]
     return -VERDICTS.index(row["verdict"]), -1.0 if tile_ok is None else tile_ok, row["pair"]
 
@@ -125,20 +125,11 @@ def views(
     displacement: Displacement,
     rigid: Sequence[float] | None,
 ) -> dict[str, RGB]:
-    """Return the pictures of a pair: both stains, and overlaid before and after.
+    """Return the pictures of a pair: both stains, and blends and checkerboards of each step.
 
-    Before, the slides' corners coincide at equal um per pixel, so a difference of resolution is not
-    shown as a registration error.
-
-    Args:
-        he: thumbnail of H&E (H, W, 3).
-        her2: thumbnail of HER2, as the slide is stored.
-        he_um: (width, height) of the H&E slide.
-        displacement: from H&E to HER2; an empty one gives no picture of final.
-        rigid: the map before the nonrigid stage, as in `tables.CERTIFICATE`; None: no picture.
-
-    Returns:
-        `he`, `her2`, and of `before`, `rigid`, `final` each `{name}_blend`, `{name}_checkerboard`.
+    Before, the slides' corners coincide at equal um per pixel. `he` and `her2` are thumbnails
+    (H, W, 3), `he_um` and `her2_um` (width, height) of their slides. An empty displacement gives no
+    picture of final; `rigid`, as in `tables.CERTIFICATE`, is the map before the nonrigid stage.
     """
     he, her2 = pictures.shrink(he, SIDE_PX), pictures.shrink(her2, SIDE_PX)
     height, width = he.shape[:2]

@@ -39,24 +39,21 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
         cannot be divided, or where options.whole_batches.
         """
         self.count = count
-        self.batch_size = options.batch_size
-        self.seed = options.seed
-        self.epochs = options.epochs
+        self.options = options
         self.epoch = epoch
         self.step = step
-        self.accumulate = options.accumulate
         self.ranks = ranks
-        self.drop_last = options.whole_batches or self.accumulate * ranks.count > 1
-        if self.drop_last and count < self.batch_size:
+        self.drop_last = options.whole_batches or options.accumulate * ranks.count > 1
+        if self.drop_last and count < options.batch_size:
             raise TrainingError(
-                f"batch_size: {self.batch_size} tiles make a step and there are {count}; give a "
+                f"batch_size: {options.batch_size} tiles make a step and there are {count}; give a "
                 "smaller batch or more tiles"
             )
 
     @property
     def steps(self) -> int:
         """Batches per epoch."""
-        batches = self.count / self.batch_size
+        batches = self.count / self.options.batch_size
         return math.floor(batches) if self.drop_last else math.ceil(batches)
 
     @property
@@ -66,15 +63,15 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Number of micro-batches that remain."""
-        return (self.epochs * self.steps - self.steps_done) * self.accumulate
+        return (self.options.epochs * self.steps - self.steps_done) * self.options.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the keys of this rank of each micro-batch."""
-        for epoch in range(self.epoch, self.epochs + 1):
-            order = np.random.default_rng((0, self.seed, epoch)).permutation(self.count)
+        for epoch in range(self.epoch, self.options.epochs + 1):
+            order = np.random.default_rng((0, self.options.seed, epoch)).permutation(self.count)
             for step in range(self.step if epoch == self.epoch else 0, self.steps):
-                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                micro_batches = np.array_split(batch, self.accumulate * self.ranks.count)
+                batch = order[step * self.options.batch_size : (step + 1) * self.options.batch_size]
+                micro_batches = np.array_split(batch, self.options.accumulate * self.ranks.count)
                 for own in micro_batches[self.ranks.rank :: self.ranks.count]:
                     yield [(epoch, int(position)) for position in own]
 

@@ -120,8 +120,7 @@ class Compute:
     def prepare(self, module: nn.Module, *, compiled: bool = False) -> None:
         """Move a network to the device; on a GPU its convolutions channels last, which is faster.
 
-        Not on a processor, where PyTorch 2.13 then writes beyond its memory in the gradients of
-        narrow networks on several threads.
+        On a processor PyTorch 2.13 then writes beyond its memory in gradients of narrow networks.
         """
         if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
             raise TrainingError(

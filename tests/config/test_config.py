@@ -116,6 +116,13 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, ["index.val_fraction", "below 1"]),
         ({"train_generation": {"epochs": 20}}, ["decay_from_epoch", "20"]),
         ({"train_generation": {"l1_weights": [1]}}, ["l1_weights", "four"]),
+        (
+            {"tile": {"size_px": 256}, "train_segmentation": {"generation_branch": "none"}},
+            ["train_generation.crop_px", "256", "512"],
+        ),
+        ({"train_segmentation": {"crop_px": 544}}, ["544", "512"]),
+        ({"train_segmentation": {"crop_px": 256}}, ["crop_px", "multiples of 512"]),
+        ({"train_generation": {"network": "unet_32"}}, ["generation_branch", "unet_128"]),
     ],
     ids=repr,
 )
@@ -203,19 +210,15 @@ def test_preset_hemera_is_the_defaults_with_bci_alone_as_test() -> None:
 def test_data_sets_that_the_sheet_lacks_are_errors() -> None:
     check_datasets(load({}), "pairs.tsv", {"bci", "acrobat"})
     check_datasets(load({"preset": "no_weights"}), "pairs.tsv", {"acrobat"})
-    with pytest.raises(ConfigError) as error:
-        check_datasets(load({}), "pairs.tsv", {"mist", "acrobat"})
-    assert str(error.value) == (
-        "index.generation_test_datasets: bci: no such data set in pairs.tsv, which has acrobat, "
-        "mist; name one of these, or set index.generation_test_datasets: [] for all"
-    )
+    fault = "index.generation_test_datasets: bci: no such data set in pairs.tsv, which has a, mist;"
+    with pytest.raises(ConfigError, match=fault):
+        check_datasets(load({}), "pairs.tsv", {"mist", "a"})
     named = {"index": {"segmentation_datasets": ["bc"]}, "filter": {"histogram_datasets": ["x"]}}
     with pytest.raises(ConfigError) as error:
         check_datasets(load(named), "pairs.tsv", {"bci"})
-    lines = str(error.value).splitlines()
-    assert [line.split(": ")[0] for line in lines] == [
-        "filter.histogram_datasets", "index.segmentation_datasets",
-    ]  # fmt: skip
+    first, second = str(error.value).splitlines()
+    assert first.startswith("filter.histogram_datasets: x:")
+    assert second.startswith("index.segmentation_datasets: bc:")
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -264,30 +267,6 @@ def test_the_repositorys_config_is_up_to_date() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        (
-            {"tile": {"size_px": 256}, "train_segmentation": {"generation_branch": "none"}},
-            ["train_generation.crop_px", "256", "512"],
-        ),
-        ({"tile": {"size_px": 512}, "train_segmentation": {"crop_px": 544}}, ["544", "512"]),
-        (
-            {"train_segmentation": {"crop_px": 256}},
-            ["train_segmentation.crop_px", "multiples of 512"],
-        ),
-        ({"train_generation": {"network": "unet_32"}}, ["generation_branch", "unet_128"]),
-    ],
-)
-def test_stages_that_cannot_work_together_are_named(
-    values: dict[str, dict[str, object]], words: list[str]
-) -> None:
-    with pytest.raises(ConfigError) as error:
-        load(values)
-    assert all(word in str(error.value) for word in words)
-    assert len(str(error.value).splitlines()) == 1
-
-
 # --- generators ----------------------------------------------------------------------------------
 
 
@@ -320,7 +299,6 @@ def test_a_preset_without_a_network_has_the_configured_size_and_its_own_method()
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"generators": ["pix3pix"]}, "evaluate.generators: 'pix3pix' is unknown; choose from"),
         ({"generators": ["pix2pix", "pix2pix"]}, "evaluate.generators: ['pix2pix', 'pix2pix']"),
         ({"generators": ["../hemera"]}, "'../hemera' is unknown; choose from"),
         ({"batch_size": 1}, "generators: variance_penalized: train_generation.batch_size"),

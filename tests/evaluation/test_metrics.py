@@ -69,7 +69,7 @@ def test_rates_by_hand_and_their_conventions():
 
 def test_three_aggregations_by_hand():
     counts = [Confusion(3, 1, 2, 10), Confusion(0, 0, 0, 16), Confusion(1, 0, 0, 15)]
-    found = metrics.aggregate(np.array(counts))
+    found = metrics.aggregate(np.array(counts), bootstrap("aaa"))
     assert found["f1", "mean"].value == pytest.approx((6 / 9 + 1 + 1) / 3)
     assert found["f1", "mean"].deviation == pytest.approx(np.std([6 / 9, 1, 1]))
     assert found["f1", "mean_nonempty"].value == pytest.approx((6 / 9 + 1) / 2)

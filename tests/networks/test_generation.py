@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +10,6 @@ from hemera.errors import TrainingError
 from hemera.networks.generation import (
     DEPTHS,
     GenerationNet,
-    _Gate,
     build_generator,
     initialise,
 )
@@ -204,23 +202,6 @@ def test_the_residual_generator_unrolled_by_hand(generator, blocks):
         x = torch.tanh(functional.conv2d(mirrored(x, 3), next(weights), next(weights)))
         assert next(weights, None) is None
         assert torch.allclose(net(image), x, atol=1e-5)
-
-
-def test_a_gate_by_hand():
-    """One channel, weights of one: sigmoid(relu(sum of 2x2 + g)), enlarged, times the skip."""
-    gate = _Gate(1, 2).eval()
-    with torch.no_grad():
-        for name, parameter in gate.named_parameters():
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        gate.psi.bias.fill_(-3.0)
-    skip = torch.tensor([[1.0, 2, 0, 0], [0, 1, -5, 1]]).view(1, 1, 2, 4)
-    gating = torch.tensor([[[0.5, 1.0]], [[-1.5, 1.0]]])[None]
-    # Sums of 2x2: 4 and -4. With the gating's -1 and 2: 3 and -2, after ReLU 3 and 0, minus 3.
-    left, right = 0.5, 1 / (1 + math.exp(3))
-    # Bilinear enlargement by two puts pixels at quarters between the two.
-    across = torch.tensor([left, 0.75 * left + 0.25 * right, 0.25 * left + 0.75 * right, right])
-    expected = across * skip / (1 + 1e-5) ** 0.5
-    assert torch.allclose(gate(skip, gating), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -13,7 +13,6 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.addresses: list[str] = []
-        self.anchors: list[str] = []
         self.ids: list[str] = []
         self.tags: list[str] = []
         self.images: list[dict[str, str | None]] = []

@@ -61,9 +61,8 @@ def test_a_loss_that_is_not_finite_names_the_tiles_of_its_step(value, tmp_path):
     state.add_step(good, ["x", "y"])
     state.add_step(good | {"dice": torch.tensor(value)}, ["a", "b"])
     state.add_step(good, ["x", "y"])
-    with pytest.raises(
-        TrainingError, match=r"epoch 3, step 6: loss dice is \w+ on the tiles a, b;"
-    ):
+    fault = r"epoch 3, step 6: loss dice is \w+ on the tiles a, b;"
+    with pytest.raises(TrainingError, match=fault):
         state.settle(9, threading.Event())
 
 
@@ -105,9 +104,8 @@ def test_the_best_epoch_is_kept_and_survives_a_checkpoint(tmp_path):
 
 def test_a_checkpoint_that_does_not_fit_is_an_error_that_names_it(tmp_path):
     make_state(tmp_path).save()
-    with pytest.raises(
-        TrainingError, match=r"does not fit the network .*size mismatch for 0.weight"
-    ):
+    fault = r"does not fit the network .*size mismatch for 0.weight"
+    with pytest.raises(TrainingError, match=fault):
         make_state(tmp_path, 5).resume()
     torch.save({"modules": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(TrainingError, match=r"checkpoint.pt: not a checkpoint .*; delete it"):

@@ -10,7 +10,7 @@ from hemera import tables
 from hemera.config import TrainGenerationOptions
 from hemera.errors import TrainingError
 from hemera.stages import train_generation
-from hemera.training.distributed import Ranks, process_group
+from hemera.training.distributed import process_group
 from tests.command_line import words
 from tests.small_index import write_index
 from tests.small_training import paths
@@ -67,16 +67,6 @@ def test_processes_exchange_means_and_lists(tmp_path):
     ]  # fmt: skip
     for rank in "01":
         assert (tmp_path / rank).read_text() == repr(expected)
-
-
-def test_one_process_alone_changes_nothing():
-    alone = Ranks()
-    layer = torch.nn.Linear(2, 1)
-    layer.weight.grad = torch.tensor([[1.0, 2.0]])
-    alone.average_gradients(layer)
-    assert layer.weight.grad.tolist() == [[1.0, 2.0]]
-    assert alone.gather([3]) == [3]
-    assert alone.first and alone.any(True) and not alone.any(False)
 
 
 def test_another_number_of_processes_is_named_with_the_command():
