@@ -33,8 +33,6 @@ def transform_features(
     several, a nucleus, at last the feature.
 
     Args:
-        features: of one slide.
-        transform: the map.
         tolerance_px: how far a line may deviate, pixels of the other slide.
         step_px: distance of two nodes of the map, pixels of this slide.
 

@@ -18,17 +18,15 @@ from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality
 from hemera.registration.signals import measure
-from hemera.registration.verdict import FAIL, VERDICTS, Verdict, assess, prefer_rigid
+from hemera.registration.verdict import FAIL, RIGID_TOLERANCE, VERDICTS, assess
 from hemera.sheet import Pair
 
 log = logging.getLogger(__name__)
 
 CERTIFICATE_SIDE_PX = 1000
 """Approximate longest side of the images that signals are measured on."""
-
 TOLERANCE_PX = 0.05
 """The displacement is stored on the coarsest grid that changes it by less, in H&E pixels."""
-
 HALVED_PX = 1024
 """A canvas at least this large may be tried at half its size."""
 
@@ -38,31 +36,25 @@ FULL: Preset = "default_initial_nonrigid"
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """How the engine is run once."""
+    """How the engine is run once.
+
+    `tissue_only`: everything but tissue is white, and more angles and sizes are matched; `factor`:
+    by which the canvas is reduced.
+    """
 
     preset: Preset
     tissue_only: bool = False
-    """Everything but tissue is white, and more angles and sizes are matched."""
     factor: int = 1
-    """By which the canvas is reduced."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """A displacement with its certificate."""
+    """A displacement with the columns of `tables.CERTIFICATE` that were determined."""
 
     displacement: Displacement
     row: dict[str, Any]
-    """The columns of `tables.CERTIFICATE` that were determined."""
     local: LocalQuality | None = None
     retryable: bool = True
-    """See `Verdict`."""
-
-    @property
-    def order(self) -> tuple[int, float]:
-        """Smaller is better."""
-        tile_ok = self.row.get("tile_ok")
-        return VERDICTS.index(self.row["verdict"]), 1.0 if tile_ok is None else -tile_ok
 
 
 def plan(options: RegisterOptions, size_px: int) -> list[Attempt]:
@@ -82,18 +74,8 @@ def register_pair(
 ) -> tuple[Result, list[str]]:
     """Register a pair by DeeperHistReg until a displacement passes.
 
-    Args:
-        pair: the pair.
-        described: rows of `tables.DESCRIBE` by stain.
-        options: engine, retries and limits.
-        folder: a folder that the engine may use; emptied before and removed after each run.
-
-    Returns:
-        The best result, and all attempts with their verdicts in words.
-
-    Raises:
-        SlideError: when a slide cannot be read.
-        RegistrationError: see `deeperhistreg.register`.
+    The engine's `folder` is emptied before and removed after each run. Returns the best result, and
+    all attempts with their verdicts in words.
     """
     canvas = read_canvas(pair, described, options)
     mirrored = pair.mirrored
@@ -106,22 +88,21 @@ def register_pair(
         result = _attempt(pair, described, canvas, attempt, mirrored, options, folder)
         reason = result.row["reason"]
         words += f": {result.row['verdict']}" + (f" ({reason})" if reason else "")
-        log.info("pair %s: %s", pair.pair, words)
         attempts.append(words)
         results.append(result)
         if not result.retryable:
             break
         mirrored = result.row["mirrored"]
-    return min(results, key=lambda result: result.order), attempts
+    return min(results, key=_order), attempts
+
+
+def _order(result: Result) -> tuple[int, float]:
+    tile_ok = result.row.get("tile_ok")
+    return VERDICTS.index(result.row["verdict"]), 1.0 if tile_ok is None else -tile_ok
 
 
 def certify_own(pair: Pair, path: Path, described: Described, options: RegisterOptions) -> Result:
-    """Assess a displacement that was made elsewhere.
-
-    Raises:
-        RegistrationError: when the file cannot be read or contains no displacement.
-        SlideError: when a slide cannot be read.
-    """
+    """Assess a displacement that was made elsewhere."""
     own = read_displacement(path)
     if own.empty:
         raise RegistrationError(f"{path.name}: an empty displacement; name another in the sheet")
@@ -135,14 +116,8 @@ def certify_own(pair: Pair, path: Path, described: Described, options: RegisterO
         "displacement_mpp": own.mpp,
         **signals,
     }
-    return _certified(own, row, local, assess(row, options))
-
-
-def _certified(
-    d: Displacement, row: dict[str, Any], local: LocalQuality, verdict: Verdict
-) -> Result:
-    row = {**row, "verdict": verdict.verdict, "reason": verdict.reason}
-    return Result(d, row, local, verdict.retryable)
+    row["verdict"], row["reason"], retryable = assess(row, options)
+    return Result(own, row, local, retryable)
 
 
 def _attempt(
@@ -162,11 +137,8 @@ def _attempt(
     probe = None
     if other_count is not None and outcome.match_count:
         probe = outcome.match_count / max(other_count, 1)
-    mirrored_by = "sheet" if mirrored else None
-    if mirrored != pair.mirrored:
-        mirrored_by = "probe"
-        orientation = "mirrored" if mirrored else "as it is stored"
-        log.info("pair %s: HER2 matches better %s, against the sheet", pair.pair, orientation)
+    sheet = "sheet" if mirrored else None
+    mirrored_by = sheet if mirrored == pair.mirrored else "probe"
     row: dict[str, Any] = {
         "preset": attempt.preset,
         "size_px": reduced.size_px,
@@ -192,14 +164,18 @@ def _attempt(
     if outcome.nonrigid is not None:
         nonrigid = stored(outcome.nonrigid)
         refined, refined_local = _measure(nonrigid, described, canvas, mirrored)
-        rigid_kept = prefer_rigid(refined.get("tile_ok"), signals.get("tile_ok"))
+        tile_ok, refined_tile_ok = signals.get("tile_ok"), refined.get("tile_ok")
+        if tile_ok is not None and refined_tile_ok is not None:
+            rigid_kept = refined_tile_ok < tile_ok - RIGID_TOLERANCE
         if not rigid_kept:
             row["map"], d, signals, local = "nonrigid", nonrigid, refined, refined_local
     matrix = np.column_stack([rigid.affine.matrix, rigid.affine.offset_um])
     row |= {**signals, "displacement_mpp": d.mpp, "rigid": matrix.ravel().tolist()}
     contradicts_sheet = pair.mirrored and not mirrored
-    verdict = assess(row, options, rigid_kept=rigid_kept, contradicts_sheet=contradicts_sheet)
-    return _certified(d, row, local, verdict)
+    row["verdict"], row["reason"], retryable = assess(
+        row, options, rigid_kept=rigid_kept, contradicts_sheet=contradicts_sheet
+    )
+    return Result(d, row, local, retryable)
 
 
 def _run_engine(
@@ -207,8 +183,7 @@ def _run_engine(
 ) -> tuple[deeperhistreg.Outcome, bool, int | None]:
     """Run the engine, and once more with HER2 mirrored where that matches better.
 
-    Returns the outcome, whether it is of the mirror image, and the number of matches of the other
-    orientation, if it was probed.
+    Returns the outcome, whether it is mirrored, and the matches of the other orientation.
     """
 
     def run(mirrored: bool, probe: bool) -> deeperhistreg.Outcome:

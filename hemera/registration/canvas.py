@@ -1,7 +1,4 @@
-"""Both slides of a pair at one resolution, for the registration engine and the certificate.
-
-Slides are described by rows of `tables.DESCRIBE`, by stain.
-"""
+"""Both slides of a pair at one resolution, for the registration engine and the certificate."""
 
 import dataclasses
 import logging
@@ -24,33 +21,29 @@ log = logging.getLogger(__name__)
 
 RGB = npt.NDArray[np.uint8]
 Described = Mapping[str, Mapping[str, Any]]
+"""Rows of `tables.DESCRIBE` by stain."""
 
 TISSUE_MARGIN = 0.02
 """Background kept around the tissue, as a fraction of the longest side."""
-
 PIECE_PX = 64
 """Side of the pieces that are read where a band cannot be decoded."""
-
 BAND_PX = 1_000_000
 """Pixels that are read at once: the next finer level may have sixteen times as many."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Canvas:
-    """Both slides from their top-left corners, their background white."""
+    """Both slides as stored, (H, W, 3) each from its top-left corner, their background white."""
 
     he: RGB
-    """(H, W, 3)."""
     her2: RGB
-    """(H, W, 3), as the slide is stored; another size than `he`."""
     mpp: float
     """Um per pixel of both."""
 
     @property
     def size_px(self) -> int:
         """Shortest side of the smallest canvas that contains both."""
-        sides = (max(self.he.shape[axis], self.her2.shape[axis]) for axis in (0, 1))
-        return int(min(sides))
+        return int(np.maximum(self.he.shape[:2], self.her2.shape[:2]).min())
 
     def reduced(self, factor: int) -> Self:
         """Return the mean of squares of `factor` pixels, padded with white at right and bottom."""
@@ -62,7 +55,7 @@ class Canvas:
         """Return it with everything white outside the tissue outlines and a margin."""
         he = _tissue_only(self.he, described["he"], self.mpp)
         her2 = _tissue_only(self.her2, described["her2"], self.mpp)
-        return dataclasses.replace(self, he=he, her2=her2)
+        return type(self)(he, her2, self.mpp)
 
 
 def size_um(described: Mapping[str, Any]) -> tuple[float, float]:
@@ -71,11 +64,7 @@ def size_um(described: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def read_canvas(pair: Pair, described: Described, options: RegisterOptions) -> Canvas:
-    """Read both slides at the resolution of registration.
-
-    Raises:
-        SlideError: when a slide cannot be read, or has changed since it was described.
-    """
+    """Read both slides at the resolution of registration."""
     he, her2 = described["he"], described["her2"]
     mpp = options.canvas_mpp((size_um(he), size_um(her2)), (he["mpp"], her2["mpp"]))
     return Canvas(_read(pair.he, he, mpp), _read(pair.her2, her2, mpp), mpp)
@@ -106,9 +95,8 @@ def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:
 
 
 def _read_band(slide: Slide, top: int, width: int, height: int, mpp: float, losses: Losses) -> RGB:
-    scale = mpp / slide.mpp
-
     def read(left: int, upper: int, width: int, height: int) -> RGB:
+        scale = mpp / slide.mpp
         return slide.read(left * scale, (top + upper) * scale, width, height, mpp)
 
     return read_region(read, width, height, piece_px=PIECE_PX, fill=slide.background, losses=losses)

@@ -49,17 +49,14 @@ class Outcome:
     """Displacements and matches of one run, or the reason of its failure."""
 
     nonrigid: Displacement | None = None
-    """The final displacement; None also where the nonrigid stage did not run."""
     rigid: Displacement | None = None
     """The displacement before the nonrigid stage, a similarity."""
     match_count: int | None = None
     """Matches behind the rigid displacement; 0: the engine returned the identity."""
     mirrored_match_count: int | None = None
-    """Matches of the mirror image of HER2; None: not probed."""
     match_fraction: float | None = None
     """Fraction of SuperGlue's matches between H&E and the rigidly warped HER2 that agree."""
     reason: str | None = None
-    """Why the engine gave no result."""
 
 
 def version() -> str:
@@ -78,21 +75,17 @@ def register(
     thorough: bool = False,
     probe: bool = True,
 ) -> Outcome:
-    """Register one image onto another.
+    """Register one RGB image onto another, both on white and of any size.
 
     Args:
-        fixed: (H, W, 3) RGB of the H&E slide from its top-left corner, on white.
-        moving: (H, W, 3) RGB of the HER2 slide, of any size.
         mpp: um per pixel of both.
-        options: how the engine runs. The nonrigid stage does not run where fewer matches agree than
-            the limit of `match_fraction`.
+        options: the nonrigid stage does not run where fewer matches agree than `match_fraction`.
         folder: an empty folder for the files of the child process; not cleared afterwards.
         thorough: match at more angles and sizes than the preset does.
         probe: match the mirror image of HER2 too, and stop there when it matches better.
 
     Raises:
-        RegistrationError: when the engine is not installed, the device is not available, or the
-            process was killed: the job fails, and can be tried again with more memory.
+        RegistrationError: when the cause is not the pair: no engine, no GPU, or a killed process.
     """
     folder = folder.resolve()
     Image.fromarray(fixed).save(folder / "fixed.ppm")
@@ -116,7 +109,7 @@ def register(
     nonrigid = None if field is None else from_engine_field(field, **geometry)
     del field
     rigid = from_engine_field(_affine_field(answer["rigid"], answer["canvas"]), **geometry)
-    return Outcome(nonrigid, rigid, **answer["matches"])
+    return Outcome(nonrigid, rigid, *answer["matches"])
 
 
 def _run(request: Path) -> str | None:
@@ -200,12 +193,11 @@ def main(request: Path) -> None:
     with torch.no_grad():
         pipeline.initial_registration()
     match_count = _final_matches(folder / "engine.log")
-    mirrored_match_count = None
+    mirrored_match_count = match_fraction = None
     if arguments["probe"]:
         with torch.no_grad():
             _match_mirrored(pipeline)
         mirrored_match_count = _final_matches(folder / "engine.log")
-    match_fraction = None
     if mirrored_match_count is None or mirrored_match_count <= match_count:
         match_fraction = _match_fraction(pipeline, torch)
     refined = (match_fraction or 0.0) >= max(options.match_fraction[1], 1e-9)
@@ -224,11 +216,7 @@ def main(request: Path) -> None:
             "moving_pad": [pads["pad_1"][1][0], pads["pad_1"][0][0]],
             "fixed_pad": [pads["pad_2"][1][0], pads["pad_2"][0][0]],
         },
-        "matches": {
-            "match_count": match_count,
-            "mirrored_match_count": mirrored_match_count,
-            "match_fraction": match_fraction,
-        },
+        "matches": [match_count, mirrored_match_count, match_fraction],
     }
     (folder / "answer.json").write_text(json.dumps(answer))
 
@@ -298,20 +286,17 @@ def _match_fraction(pipeline: Any, torch: Any) -> float | None:
     paths = importlib.import_module("dhr_paths.model_paths")
     superglue = importlib.import_module("dhr_networks.superglue")
     parameters = pipeline.registration_parameters["initial_registration_params"]
-    model = superglue.Matching(
-        {
-            "superpoint": {
-                "nms_radius": 4,
-                "keypoint_threshold": parameters["keypoint_threshold"],
-                "max_keypoints": 3000,
-            },
-            "superglue": {
-                "weights": "outdoor",
-                "sinkhorn_iterations": parameters["sinkhorn_iterations"],
-                "match_threshold": parameters["match_threshold"],
-            },
-        }
-    ).eval()
+    superpoint = {
+        "nms_radius": 4,
+        "keypoint_threshold": parameters["keypoint_threshold"],
+        "max_keypoints": 3000,
+    }
+    matching = {
+        "weights": "outdoor",
+        "sinkhorn_iterations": parameters["sinkhorn_iterations"],
+        "match_threshold": parameters["match_threshold"],
+    }
+    model = superglue.Matching({"superpoint": superpoint, "superglue": matching}).eval()
     model.superpoint.load_state_dict(torch.load(paths.superpoint_model_path, map_location="cpu"))
     model.superglue.load_state_dict(torch.load(paths.superglue_model_path, map_location="cpu"))
     model.to(pipeline.device)

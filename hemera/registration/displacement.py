@@ -17,12 +17,11 @@ from hemera.errors import RegistrationError
 from hemera.imaging.geometry import same_mpp
 
 Floats = npt.NDArray[np.float64]
-Nodes = npt.NDArray[np.int64]
 Points = Floats
 """(N, 2) points as (x, y), um."""
 
 _INVERSE_STEPS = 100
-"""Steps of the inversion after which a point counts as not found."""
+"""After which a point counts as not found."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,9 +29,7 @@ class Affine:
     """The affine map closest to a displacement: ``moving = matrix @ fixed + offset_um``."""
 
     matrix: Floats
-    """(2, 2), no unit."""
     offset_um: Floats
-    """(2,), um."""
 
     @property
     def determinant(self) -> float:
@@ -41,7 +38,7 @@ class Affine:
 
     @property
     def scale(self) -> float:
-        """Mean ratio of lengths: the root of the determinant's magnitude."""
+        """Mean ratio of lengths."""
         return math.sqrt(abs(self.determinant))
 
     @property
@@ -56,31 +53,23 @@ class Affine:
 
         For a map that mirrors: the angle after HER2 is mirrored left-right.
         """
-        first = self.matrix[:, 0].copy()
-        second = self.matrix[:, 1].copy()
-        if self.determinant < 0:
-            first[0], second[0] = -first[0], -second[0]
+        (a, b), (c, d) = self.matrix * ((-1 if self.determinant < 0 else 1,), (1,))
         # The rotation nearest to the matrix, not the angle of one axis.
-        return math.degrees(math.atan2(first[1] - second[0], first[0] + second[1]))
+        return math.degrees(math.atan2(c - b, a + d))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Displacement:
-    """The position on the HER2 slide of each point of the H&E slide.
+    """The position on HER2 of each point of H&E: (H, W, 2) vectors as (dx, dy) and their distance.
 
     Node (row i, column j) is at ((j + 0.5) * mpp, (i + 0.5) * mpp) um on H&E, and
     ``moving_um = fixed_um + d(fixed_um)``. Between nodes d is bilinear. Beyond the outermost nodes
     it is extrapolated from the outermost cells up to the distance of one node, and from there with
     the slope of its affine part. An empty displacement has the shape (0, 0, 2).
-
-    Raises:
-        RegistrationError: when shape, values or mpp are impossible.
     """
 
     vectors_um: npt.NDArray[np.float32]
-    """(H, W, 2) as (dx, dy), um."""
     mpp: float
-    """Distance of neighbouring nodes, um."""
 
     def __post_init__(self) -> None:
         shape = self.vectors_um.shape
@@ -91,13 +80,11 @@ class Displacement:
         if not (math.isfinite(self.mpp) and self.mpp > 0):
             raise RegistrationError(f"displacement: mpp {self.mpp}; it must be positive")
         if not np.isfinite(self.vectors_um).all():
-            raise RegistrationError(
-                "displacement: values that are not finite; replace them, or register the pair again"
-            )
+            raise RegistrationError("displacement: values that are not finite; replace them")
 
     @property
     def empty(self) -> bool:
-        """Whether there is no displacement."""
+        """Whether there is no map."""
         return self.vectors_um.size == 0
 
     @functools.cached_property
@@ -133,7 +120,7 @@ def of_registered(
     """Return the map of a pair that comes registered: equal positions in um.
 
     Where the resolutions are equal to the accuracy of scanners, equal positions in pixels. Sizes
-    are (width, height) of the slides; `mirror`: HER2 is stored as the left-right mirror image.
+    are (width, height).
     """
     width_um, height_um = (side * he_mpp for side in he_size_px)
     d = identity(width_um, height_um, max(width_um, height_um) / 16)
@@ -165,12 +152,7 @@ def fit_affine(d: Displacement, mask: npt.NDArray[np.bool_]) -> Affine:
 
 
 def map_points(d: Displacement, points_um: npt.ArrayLike) -> Points:
-    """Map points (N, 2) of the H&E slide to the HER2 slide, um.
-
-    Raises:
-        RegistrationError: when there is no map.
-    """
-    _require_map(d)
+    """Map points (N, 2) of the H&E slide to the HER2 slide, um; d must not be empty."""
     points = np.asarray(points_um, np.float64).reshape(-1, 2)
     return points + _interpolate(d, points)[0]
 
@@ -178,18 +160,9 @@ def map_points(d: Displacement, points_um: npt.ArrayLike) -> Points:
 def map_grid(
     d: Displacement, x_um: float, y_um: float, step_um: float, width: int, height: int
 ) -> Floats:
-    """Map the pixel centres of a regular grid on H&E to HER2.
+    """Map the pixel centres of a grid on H&E to HER2: (height, width, 2) as (x, y), um.
 
-    Args:
-        d: the displacement, not empty.
-        x_um: left edge of the grid on H&E (the first pixel's edge, not its centre).
-        y_um: its top edge.
-        step_um: um per pixel of the grid.
-        width: of the grid, px.
-        height: of the grid, px.
-
-    Returns:
-        (height, width, 2) as (x, y), um on HER2.
+    The grid's left and top edges are at `x_um`, `y_um`, and its pixels `step_um` wide.
     """
     x = x_um + (np.arange(width) + 0.5) * step_um
     y = y_um + (np.arange(height) + 0.5) * step_um
@@ -204,9 +177,8 @@ def map_tile(
 ) -> tuple[Floats, npt.NDArray[np.float32]]:
     """Map the pixel centres of a square tile, as `map_grid` in a third of the time.
 
-    Returns:
-        A point near the tile on HER2, (2,) um; and offsets from there, (size, size, 2), for which
-        single precision is enough.
+    Returns a point near the tile on HER2, (2,) um, and offsets from there, (size, size, 2), for
+    which single precision is enough.
     """
     half = size * step_um / 2
     centre = np.array([x_um + half, y_um + half], np.float64)
@@ -226,11 +198,7 @@ def inverse_points(d: Displacement, points_um: npt.ArrayLike, *, tolerance_um: f
     Newton's method, damped where the field bends, started from the inverse of the affine part.
     The result, mapped to HER2, is within `tolerance_um` of the point; NaN where there is none, as
     within a fold.
-
-    Raises:
-        RegistrationError: when there is no map, or its affine part cannot be inverted.
     """
-    _require_map(d)
     goal = np.asarray(points_um, np.float64).reshape(-1, 2)
     if abs(d.affine.determinant) < 1e-6:
         raise RegistrationError("displacement: maps the slide to a line; it cannot be inverted")
@@ -245,8 +213,10 @@ def inverse_points(d: Displacement, points_um: npt.ArrayLike, *, tolerance_um: f
         if not len(open_):
             break
         # Where Newton's step was damped often, the slope of the affine part is more stable.
-        local = damping[open_] > 1 / 64
-        solved = np.where(local[:, None, None], _inverted(jacobian[open_], back), back[None, :, :])
+        slopes = jacobian[open_]
+        local = (damping[open_] > 1 / 64) & (np.abs(np.linalg.det(slopes)) > 1e-3)
+        is_local = local[:, None, None]
+        solved = np.where(is_local, np.linalg.inv(np.where(is_local, slopes, np.eye(2))), back)
         step = np.einsum("nij,nj->ni", solved, residual[open_]) * damping[open_, None]
         trial = best[open_] - step
         vectors, slopes = _interpolate(d, trial)
@@ -271,10 +241,7 @@ def mirrored(d: Displacement, width_um: float) -> Displacement:
 
 
 def coarsen(d: Displacement, tolerance_um: float) -> Displacement:
-    """Return the displacement on the coarsest grid that changes no mapped node by more.
-
-    Grids 32, 16, 8, 4, 2 times as coarse are tried, coarsest first.
-    """
+    """Return the displacement on the coarsest grid that changes no mapped node by more."""
     height, width = d.vectors_um.shape[:2]
     for factor in (32, 16, 8, 4, 2):
         rows, columns = -(-height // factor), -(-width // factor)
@@ -304,27 +271,20 @@ def _max_distance(coarse: Displacement, d: Displacement) -> float:
 
 
 def jacobian_determinant(d: Displacement) -> Floats:
-    """Return the ratio of areas on HER2 and H&E at each node: (H, W).
-
-    Negative in a fold, or everywhere where the map mirrors.
-    """
+    """Return the ratio of areas on HER2 and H&E at each node, (H, W); negative in a fold."""
     vectors = d.vectors_um.astype(np.float64)
     along_y, along_x = (
         np.gradient(vectors, d.mpp, axis=axis) if vectors.shape[axis] > 1 else 0 * vectors
         for axis in (0, 1)
     )
-    determinant: Floats = (1 + along_x[..., 0]) * (1 + along_y[..., 1])
-    determinant -= along_x[..., 1] * along_y[..., 0]
-    return determinant
+    diagonal: Floats = (1 + along_x[..., 0]) * (1 + along_y[..., 1])
+    return diagonal - along_x[..., 1] * along_y[..., 0]
 
 
 def folding_fraction(
     d: Displacement, mask: npt.NDArray[np.bool_] | None = None, *, mirrored: bool = False
 ) -> float:
-    """Return the fraction of nodes, inside a mask (H, W) if given, at which the map folds.
-
-    Where the map is meant to mirror, a fold is where it does not.
-    """
+    """Return the fraction of nodes, inside a mask (H, W) if given, at which the map folds."""
     determinant = jacobian_determinant(d)
     folded = determinant >= 0 if mirrored else determinant <= 0
     return float(folded.mean() if mask is None else folded[mask].mean())
@@ -361,11 +321,10 @@ def from_engine_field(
     ``(X - fixed_pad) * mpp`` um, its corresponding point at ``(X + u(X) - moving_pad) * mpp`` um.
 
     Args:
-        field_px: (2, H, W), channel 0 = x, 1 = y, pixels of the canvas.
-        fixed_size: (width, height) of the fixed image on the canvas, without its padding.
-        fixed_pad: (left, top) padding of the fixed image, pixels of the canvas.
-        moving_pad: (left, top) padding of the moving image.
-        mpp: um of both slides per pixel of the canvas; becomes the distance of the nodes.
+        field_px: (2, H, W) as (x, y), pixels of the canvas.
+        fixed_size: (width, height) without padding.
+        fixed_pad: (left, top), as `moving_pad`.
+        mpp: um per pixel of the canvas; becomes the distance of the nodes.
     """
     (left, top), (width, height) = fixed_pad, fixed_size
     field = field_px[:, top : top + height, left : left + width].astype(np.float64)
@@ -377,11 +336,6 @@ def from_engine_field(
     return Displacement(vectors.astype(np.float32), mpp)
 
 
-def _require_map(d: Displacement) -> None:
-    if d.empty:
-        raise RegistrationError("displacement: there is no map; see the pair's certificate")
-
-
 def _node_range(low_um: float, high_um: float, mpp: float, count: int) -> tuple[int, int]:
     """Return the first and one past the last node that define the map between two coordinates."""
     first = min(max(math.floor(low_um / mpp - 0.5), 0), count - 1)
@@ -389,15 +343,9 @@ def _node_range(low_um: float, high_um: float, mpp: float, count: int) -> tuple[
     return first, last + 1
 
 
-def _inverted(matrices: Floats, otherwise: Floats) -> Floats:
-    """Invert (N, 2, 2) matrices; `otherwise` for singular ones."""
-    usable = (np.abs(np.linalg.det(matrices)) > 1e-3)[:, None, None]
-    return np.where(usable, np.linalg.inv(np.where(usable, matrices, np.eye(2))), otherwise)
-
-
 def _cells(
     at_um: npt.NDArray[np.floating[Any]], mpp: float, count: int
-) -> tuple[Nodes, Nodes, Floats, Floats]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats, Floats]:
     """Return, along one axis, the nodes on both sides, the weight of the second, and the excess.
 
     The outermost cells are extended by the distance of one node; the excess is what is beyond.
@@ -415,10 +363,7 @@ def _interpolate_grid(
     less_um: Floats,
     dtype: type[np.float32] | type[np.float64],
 ) -> npt.NDArray[Any]:
-    """Return d minus a constant at every (x, y) of a grid, (rows, columns, 2), as `_interpolate`.
-
-    Bilinear is linear along y, then along x, which saves most of the work.
-    """
+    """Return d minus a constant at every (x, y) of a grid, faster than `_interpolate`."""
     height, width = d.vectors_um.shape[:2]
     j, j1, tx, over_x = _cells(x_um, d.mpp, width)
     i, i1, ty, over_y = _cells(y_um, d.mpp, height)

@@ -14,8 +14,6 @@ from hemera.registration.displacement import Displacement
 STEP = 1 / 256
 """Vectors are rounded to this fraction of the node distance, which halves the file."""
 
-CONTENT = "an .npz file with vectors_um (rows, columns, 2: dx, dy) and mpp, both in um"
-
 
 def write_displacement(path: Path, d: Displacement) -> None:
     """Write a displacement, its vectors rounded; equal displacements give equal bytes."""
@@ -27,15 +25,11 @@ def write_displacement(path: Path, d: Displacement) -> None:
 
 
 def read_displacement(path: Path) -> Displacement:
-    """Read a displacement.
-
-    Raises:
-        RegistrationError: when the file is missing, damaged or of another format, or its values
-            are not those of a displacement.
-    """
+    """Read a displacement; RegistrationError where the file is not one."""
     if not path.is_file():
         raise RegistrationError(f"{path}: no such file; run register, or name another in the sheet")
-    message = f"{path.name}: cannot be read as a displacement ({{error}}); give {CONTENT}"
+    content = "an .npz file with vectors_um (rows, columns, 2: dx, dy) and mpp, both in um"
+    message = f"{path.name}: cannot be read as a displacement ({{error}}); give {content}"
     with translated(RegistrationError, message):
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("not an .npz file")

@@ -34,11 +34,7 @@ FIGURES: Mapping[str, tuple[str, Callable[..., Any]]] = {
 }
 """Figures of a pair: each a statistic of a column of `tables.LANDMARKS` over its points."""
 
-AGGREGATIONS: Mapping[str, Callable[..., Any]] = {
-    "median": np.median,
-    "mean": np.mean,
-    "std": np.std,
-}
+AGGREGATIONS: Mapping[str, Any] = {"median": np.median, "mean": np.mean, "std": np.std}
 """Figures of a cohort: statistics of the figures of its pairs."""
 
 
@@ -47,14 +43,9 @@ def official_error(
 ) -> Floats:
     """Return the distances of predictions from H&E as in ACROBAT's evaluation: (N,) um.
 
-    Without a prediction, the unregistered HER2 coordinates count as one. Points outside the H&E
-    slide are moved to its edge. The distances to the annotators are averaged.
-
-    Args:
-        predicted: (N, 2), the HER2 landmarks mapped to H&E, um; NaN: no prediction.
-        her2: (N, 2), the landmarks on HER2, um.
-        he: (N, annotators, 2), the landmarks on H&E, um.
-        size_um: (width, height) of the H&E slide; None: unknown, no point is moved.
+    Without a prediction, NaN, the unregistered HER2 coordinates count as one. Points outside the
+    H&E slide of `size_um`, where it is known, are moved to its edge. `he` is (N, annotators, 2),
+    the others (N, 2); the distances to the annotators are averaged.
     """
     places = np.where(np.isnan(predicted), her2, predicted)
     places = np.clip(places, 0.0, np.inf if size_um is None else size_um)
@@ -63,11 +54,7 @@ def official_error(
 
 
 def predict(d: Displacement, her2: Floats) -> Floats:
-    """Map landmarks (N, 2) on HER2 to H&E, um; NaN where there is no corresponding point.
-
-    Raises:
-        RegistrationError: when the displacement cannot be inverted.
-    """
+    """Map landmarks (N, 2) on HER2 to H&E, um; NaN where there is no corresponding point."""
     places = np.full_like(her2, np.nan)
     given = np.isfinite(her2[:, 0])
     if not d.empty:
@@ -80,11 +67,7 @@ def point_errors(
 ) -> list[dict[str, Any]]:
     """Return the rows of `tables.LANDMARKS`, one per point, without the pair's name.
 
-    Args:
-        landmarks: of a pair; rows of one point are averaged.
-        predicted: see `predict`.
-        d: from H&E to HER2; may be empty.
-        size_um: see `official_error`.
+    Landmarks of one name are averaged. `predicted`: see `predict`; `d`: may be empty.
     """
     he, her2 = landmarks.he, landmarks.her2
     mapped = np.full_like(he, np.nan)
@@ -123,15 +106,11 @@ def pair_figures(columns: Mapping[str, Sequence[float | None]]) -> dict[str, Any
     """Return `FIGURES` of a pair, and of how many points, from columns of `tables.LANDMARKS`."""
     points = sum(value is not None for value in columns["initial_error_um"])
     registered = any(value is not None for value in columns["error_um"])
-    return {
-        "pairs": int(points > 0),
-        "unregistered": int(points > 0 and not registered),
-        "points": points,
-        **{
-            name: _statistic(function, columns[column])
-            for name, (column, function) in FIGURES.items()
-        },
+    counts = {"pairs": int(points > 0), "unregistered": int(points > 0 and not registered)}
+    figures = {
+        name: _statistic(function, columns[column]) for name, (column, function) in FIGURES.items()
     }
+    return {**counts, "points": points, **figures}
 
 
 def cohort_figures(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

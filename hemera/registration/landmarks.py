@@ -11,6 +11,7 @@ import pandas as pd
 
 from hemera.errors import SheetError, TableError
 from hemera.files.faults import translated
+from hemera.files.geojson import COORDINATE_MAX
 from hemera.sheet import Pair
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,6 @@ ACROBAT_COLUMNS = (
 """As released. Where several annotators marked H&E: ``he_1_x``, ``he_1_y``, ``he_2_x`` ..."""
 
 REQUIRED = ("anon_filename_he", "anon_filename_ihc", "point_id", "ihc_x", "ihc_y")
-COORDINATE_MAX = 1e7
-"""Larger coordinates are outside any slide, in um and in pixels."""
-
 _ANNOTATOR = r"he_[0-9]+_[xy]"
 
 
@@ -41,7 +39,7 @@ class Landmarks:
     her2: Floats
     """(N, 2)."""
     rows: pd.DataFrame | None = None
-    """The rows of an ACROBAT file; None: of another file."""
+    """The rows of an ACROBAT file."""
     he_scale: Floats | float = 1.0
     """Um per unit of the H&E coordinates in `rows`."""
 
@@ -54,15 +52,7 @@ def read_landmarks(
 ) -> Landmarks:
     """Read the landmarks of a pair: one ACROBAT file, or two files with the columns X and Y.
 
-    Args:
-        pair: of the sheet.
-        he_mpp: um per pixel of the H&E slide; None: unknown.
-        her2_mpp: the same of the HER2 slide.
-        coordinates: unit of an ACROBAT file, ``um`` or ``px``; plain files are in level-0 pixels.
-
-    Raises:
-        SheetError: when the sheet does not give two files.
-        TableError: when a file cannot be read, or contains no landmarks of the pair.
+    `coordinates` is the unit of an ACROBAT file, um or px; plain files are in level-0 pixels.
     """
     if pair.he_landmarks is None or pair.her2_landmarks is None:
         raise SheetError(
@@ -74,10 +64,8 @@ def read_landmarks(
     her2 = _read_plain(pair.her2_landmarks, her2_mpp)
     count = min(len(he), len(her2))
     if len(he) != len(her2):
-        log.warning(
-            "pair %s: %d landmarks on H&E and %d on HER2; only the first %d of both are used",
-            pair.pair, len(he), len(her2), count,
-        )  # fmt: skip
+        words = "pair %s: %d landmarks on H&E and %d on HER2; only the first %d of both are used"
+        log.warning(words, pair.pair, len(he), len(her2), count)
     return Landmarks([str(n + 1) for n in range(count)], he[:count, None], her2[:count])
 
 
@@ -88,33 +76,27 @@ def predictions_csv(landmarks: Landmarks, predicted: Floats) -> str:
     `predicted` is (N, 2) on H&E, um; NaN leaves the cells empty.
     """
     if landmarks.rows is None:
-        return _csv_text(pd.DataFrame(columns=ACROBAT_COLUMNS))
+        return ",".join(ACROBAT_COLUMNS) + "\n"
     rows = landmarks.rows.loc[:, ~landmarks.rows.columns.str.fullmatch(_ANNOTATOR)].copy()
     for name, um in zip(("he_x", "he_y"), predicted.T, strict=True):
         places = um / landmarks.he_scale
         rows[name] = ["" if np.isnan(place) else f"{place:.4f}" for place in places]
-    return _csv_text(rows)
+    return str(rows.to_csv(index=False, lineterminator="\n"))
 
 
 def join_predictions(paths: Sequence[Path]) -> str:
-    """Join files of `predictions_csv` below one header.
-
-    Raises:
-        TableError: when a file is missing.
-    """
-    for path in paths:
-        if not path.is_file():
-            raise TableError(f"{path}: no such file; run stage landmarks")
-    tables = [_read_csv(path) for path in paths]
+    """Join files of `predictions_csv` below one header."""
+    tables = [read_cells(path) for path in paths]
     given = [table for table in tables if len(table)]
-    return _csv_text(pd.concat(given or tables[:1]).fillna(""))
+    joined = pd.concat(given or tables[:1]).fillna("")
+    return str(joined.to_csv(index=False, lineterminator="\n"))
 
 
 def _read_acrobat(
     pair: Pair, path: Path, he_mpp: float | None, her2_mpp: float | None, coordinates: str
 ) -> Landmarks:
     """Read an ACROBAT file; its file names end in .ndpi, while the slides are .tif."""
-    table = _read_csv(path)
+    table = read_cells(path)
     he_columns = list(table.columns[table.columns.str.fullmatch(_ANNOTATOR)]) or ["he_x", "he_y"]
     lacking = [name for name in (*REQUIRED, *he_columns) if name not in table]
     if lacking:
@@ -124,18 +106,13 @@ def _read_acrobat(
         )
     files = table[["anon_filename_he", "anon_filename_ihc"]].map(lambda name: Path(name).stem)
     table = table[(files == [pair.he.stem, pair.her2.stem]).all(axis=1)]
-    if table.empty and (files["anon_filename_ihc"] == pair.he.stem).any():
-        raise TableError(
-            f"{path.name}: lists {pair.he.name} as the IHC slide; he and her2 are swapped in the "
-            "sheet"
-        )
     if table.empty:
         raise TableError(
             f"{path.name}: no landmarks of {pair.he.name} and {pair.her2.name}; give the file that "
             "contains them in the sheet, or none"
         )
-    he = _places(path, table, he_columns)
-    her2 = _places(path, table, ["ihc_x", "ihc_y"])[:, 0]
+    he = _points(path, table, he_columns)
+    her2 = _points(path, table, ["ihc_x", "ihc_y"])[:, 0]
     points = [name.strip() for name in table["point_id"]]
     if coordinates == "um":
         return Landmarks(points, he, her2, table)
@@ -148,7 +125,8 @@ def _read_acrobat(
 
 def _read_plain(path: Path, mpp: float | None) -> Floats:
     """Read a file with the columns X and Y, level-0 pixels: (N, 2) um."""
-    table = _read_csv(path).rename(columns=lambda name: name.strip().lower())
+    table = read_cells(path).rename(columns=lambda name: name.strip().lower())
+    table = table[(table != "").any(axis=1)]
     if not {"x", "y"} <= set(table.columns):
         raise TableError(
             f"{path.name}: no columns X and Y; give level-0 pixels under these names, or one "
@@ -161,18 +139,18 @@ def _read_plain(path: Path, mpp: float | None) -> Floats:
             f"{path.name}: pixels of an image without resolution; give he_mpp, her2_mpp in "
             "the sheet"
         )
-    return _places(path, table, ["x", "y"])[:, 0] * mpp
+    return _points(path, table, ["x", "y"])[:, 0] * mpp
 
 
-def _places(path: Path, table: pd.DataFrame, columns: list[str]) -> Floats:
+def _points(path: Path, table: pd.DataFrame, columns: list[str]) -> Floats:
     """Return points (N, columns / 2, 2); NaN in both coordinates where one is empty."""
-    places = _numbers(path, table, columns).reshape(len(table), -1, 2)
-    return np.where(np.isnan(places).any(axis=2, keepdims=True), np.nan, places)
+    points = coordinates_of(path, table, columns).reshape(len(table), -1, 2)
+    return np.where(np.isnan(points).any(axis=2, keepdims=True), np.nan, points)
 
 
 def _scale(path: Path, table: pd.DataFrame, column: str, mpp: float | None) -> Floats:
     """Return um per pixel of each row: the cell, or `mpp` where it is empty."""
-    cells = _numbers(path, table.reindex(columns=[column], fill_value=""), [column])[:, 0]
+    cells = coordinates_of(path, table.reindex(columns=[column], fill_value=""), [column])[:, 0]
     scale = np.where(np.isnan(cells), np.nan if mpp is None else mpp, cells)
     wrong = np.flatnonzero(~(scale > 0))
     if len(wrong):
@@ -183,7 +161,7 @@ def _scale(path: Path, table: pd.DataFrame, column: str, mpp: float | None) -> F
     return scale
 
 
-def _numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> Floats:
+def coordinates_of(path: Path, table: pd.DataFrame, columns: list[str]) -> Floats:
     """Return cells as numbers (N, columns); NaN where a cell is empty or NaN."""
     texts = table[columns].map(str.strip)
     values = texts.apply(pd.to_numeric, errors="coerce")
@@ -199,16 +177,12 @@ def _numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> Floats:
     return numbers
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read all cells as text; a row's label is its line minus 2."""
+def read_cells(path: Path) -> pd.DataFrame:
+    """Read all cells of a CSV file as text; a row's label is its line minus 2."""
     message = f"{path.name}: cannot be read ({{error}}); save it as comma-separated UTF-8 text"
     with translated(TableError, message):
         table = pd.read_csv(
             path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False,
             encoding="utf-8-sig",
         )  # fmt: skip
-    return table.fillna("").loc[lambda table: (table != "").any(axis=1)]
-
-
-def _csv_text(table: pd.DataFrame) -> str:
-    return str(table.to_csv(index=False, lineterminator="\n"))
+    return table.dropna(how="all").fillna("")

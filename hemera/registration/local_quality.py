@@ -18,10 +18,8 @@ SEARCH = 0.035
 """Largest distance at which the best match of a square is searched."""
 
 SEARCH_PRIOR = 0.2
-"""Correlation by which a match at the end of the search must exceed one in place.
-
-Without it, squares of uniform tissue match best anywhere.
-"""
+"""Correlation by which a match at the end of the search must exceed one in place: squares of
+uniform tissue match anywhere."""
 TISSUE_MIN = 0.25
 """Least tissue fraction of a square."""
 FLAT = 0.1
@@ -31,30 +29,29 @@ median one: background contains camera noise, which does not correlate."""
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocalQuality:
-    """Correlation of haematoxylin in overlapping squares of tissue, in place and shifted."""
+    """Correlation of haematoxylin in N overlapping squares of tissue, in place and shifted.
+
+    Places are (x, y) on H&E. The residual is the shift at which the stains match best; the largest
+    where one of the two is flat.
+    """
 
     centres_um: Floats
-    """(N, 2) as (x, y), um on H&E."""
     ncc: Floats
-    """(N,), correlation of haematoxylin in place."""
     best_shifted: Floats
-    """(N,), the best correlation of the 16 shifted versions."""
+    """The best correlation of the 16 shifted versions."""
     residuals_um: Floats
-    """(N, 2) as (dx, dy), um on H&E: the shift at which the stains match best; the largest where
-    one of the two is flat."""
     side_um: float
-    """Side of the squares."""
     step_um: float
     """Distance of neighbouring squares."""
 
     @property
     def ok(self) -> npt.NDArray[np.bool_]:
-        """(N,), where no shifted version matches better."""
+        """Where no shifted version matches better."""
         return self.ncc > self.best_shifted
 
     @property
     def error_um(self) -> Floats:
-        """(N,), length of the residuals: the estimated error of the registration."""
+        """Length of the residuals: the estimated error of the registration."""
         lengths: Floats = np.hypot(*self.residuals_um.T)
         return lengths
 
@@ -83,10 +80,9 @@ class LocalQuality:
         return cls(np.stack([x, y], axis=-1), ncc, best, np.stack([dx, dy], axis=-1), side, step)
 
     def at(self, points_um: npt.ArrayLike) -> dict[str, Floats]:
-        """Interpolate bilinearly at points (N, 2) of the H&E slide, um.
+        """Interpolate error_um, ncc and margin (ncc minus the best shifted) at points (N, 2), um.
 
-        Returns `error_um`, `ncc` and `margin` (`ncc` minus the best shifted), each (N,); NaN
-        outside all squares.
+        NaN outside all squares.
         """
         points = np.asarray(points_um, np.float64).reshape(-1, 2)
         values = np.stack([self.error_um, self.ncc, self.ncc - self.best_shifted])
@@ -118,9 +114,6 @@ def measure_local_quality(
         he: (H, W) haematoxylin of H&E.
         tissue: (H, W) tissue that both stains show.
         warped: haematoxylin of HER2 on the grid of `he`, `margin_px` larger on every side.
-        margin_px: see `warped`.
-        diagonal_px: of the H&E slide.
-        mpp: um per pixel.
     """
     side = max(3, round(SIDE * diagonal_px) | 1)
     half, step = side // 2, max(1, side // 2)
@@ -161,8 +154,7 @@ def directions(radii_px: Floats, count: int) -> npt.NDArray[np.int64]:
     """Return shifts in `count` directions by each radius: (N, 2) as (dx, dy), whole pixels."""
     angles = 2 * np.pi * np.arange(count) / count
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    shifts: npt.NDArray[np.int64] = np.rint(radii_px[:, None, None] * circle).astype(np.int64)
-    return shifts.reshape(-1, 2)
+    return np.asarray(np.rint(radii_px[:, None, None] * circle).reshape(-1, 2), np.int64)
 
 
 def _centres(length: int, half: int, step: int) -> npt.NDArray[np.int64]:

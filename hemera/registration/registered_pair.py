@@ -22,13 +22,11 @@ INVERSE_TOLERANCE_PX = 0.005
 
 @dataclasses.dataclass(frozen=True)
 class PairSlide:
-    """One slide of a pair."""
+    """One slide of a pair: (width, height) and um per pixel of level 0."""
 
     path: Path
     size_px: tuple[int, int]
-    """(width, height) of level 0."""
     mpp: float
-    """Um per pixel of level 0."""
 
     @property
     def size_um(self) -> tuple[float, float]:
@@ -38,25 +36,19 @@ class PairSlide:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RegisteredPair:
-    """A pair with the map between its slides."""
+    """A pair with the map from H&E to HER2."""
 
     name: str
     he: PairSlide
     her2: PairSlide
     displacement: Displacement
-    """From H&E to HER2."""
 
     def ends(self, to: str) -> tuple[PairSlide, PairSlide]:
         """Return the slide that points come from and the one they go to, `he` or `her2`."""
         return (self.he, self.her2) if to == "her2" else (self.her2, self.he)
 
     def transform_um(self, points_um: Points, to: str) -> Points:
-        """Return the corresponding points (N, 2) on the other slide, um; NaN where there is none.
-
-        Args:
-            points_um: (x, y) on the slide that is not `to`.
-            to: `he` or `her2`.
-        """
+        """Map points (N, 2) to the slide `to`, `he` or `her2`, um; NaN where there is none."""
         if to == "her2":
             return fields.map_points(self.displacement, points_um)
         tolerance_um = INVERSE_TOLERANCE_PX * self.her2.mpp
@@ -69,28 +61,27 @@ class RegisteredPair:
 
 
 def load_pair(pair: Pair, results: Path, *, allow_failed: bool = False) -> RegisteredPair:
-    """Open the slides of a pair and read the map between them.
-
-    Args:
-        pair: of the sheet.
-        results: folder of results, where register has written.
-        allow_failed: use the map regardless of its verdict.
+    """Open the slides of a pair and read the map between them from the folder of results.
 
     Raises:
-        SlideError: when a slide cannot be opened.
         RegistrationError: when there is no map, or its verdict forbids its use.
     """
-    found = []
-    for stain, path, mpp in (("he", pair.he, pair.he_mpp), ("her2", pair.her2, pair.her2_mpp)):
-        with open_slide(path, mpp=mpp, mpp_column=f"{stain}_mpp") as slide:
-            found.append(PairSlide(path, slide.size_px, slide.mpp))
-    he, her2 = found
+    with (
+        open_slide(pair.he, mpp=pair.he_mpp, mpp_column="he_mpp") as he_slide,
+        open_slide(pair.her2, mpp=pair.her2_mpp, mpp_column="her2_mpp") as her2_slide,
+    ):
+        he = PairSlide(pair.he, he_slide.size_px, he_slide.mpp)
+        her2 = PairSlide(pair.her2, her2_slide.size_px, her2_slide.mpp)
     # A user's displacement is read from the output of register, which assessed it.
-    path, certificate = (
-        layout.path(pattern, results, unit=pair.pair)
-        for pattern in (layout.DISPLACEMENT, layout.CERTIFICATE)
-    )
-    row = None if pair.registered else _certificate(pair, path, certificate)
+    path = layout.path(layout.DISPLACEMENT, results, unit=pair.pair)
+    certificate = layout.path(layout.CERTIFICATE, results, unit=pair.pair)
+    row = None
+    if not pair.registered:
+        if not (path.is_file() and certificate.is_file()):
+            raise RegistrationError(
+                f"pair {pair.pair}: not registered yet; run `snakemake --cores all {certificate}`"
+            )
+        (row,) = tables.read(certificate, tables.CERTIFICATE, ("verdict", "reason")).to_pylist()
     verdict, refusal = effective_verdict(pair, row)
     if refusal is not None and not allow_failed:
         raise RegistrationError(
@@ -111,15 +102,3 @@ def load_pair(pair: Pair, results: Path, *, allow_failed: bool = False) -> Regis
     if verdict in (REVIEW, FAIL):
         log.warning("pair %s: registration: %s: %s", pair.pair, verdict, reason)
     return RegisteredPair(pair.pair, he, her2, field)
-
-
-def _certificate(pair: Pair, path: Path, certificate: Path) -> dict[str, str | None] | None:
-    """Return the pair's row of its certificate."""
-    for file in (path, certificate):
-        if not file.is_file():
-            raise RegistrationError(
-                f"pair {pair.pair}: not registered yet, there is no {file}; run "
-                f"`snakemake --cores all {certificate}`"
-            )
-    rows = tables.read(certificate, tables.CERTIFICATE, ("pair", "verdict", "reason")).to_pylist()
-    return next((row for row in rows if row["pair"] == pair.pair), None)

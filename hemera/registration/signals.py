@@ -1,8 +1,4 @@
-"""Signals of a registration certificate, measured on a displacement and both images.
-
-They do not depend on what the registration engine reports about its own result. Thresholds are in
-`hemera.registration.verdict`.
-"""
+"""Signals of a registration certificate, measured on a displacement and both images."""
 
 import math
 
@@ -45,13 +41,9 @@ def measure(
     """Measure a displacement on two images.
 
     Args:
-        fixed: (H, W, 3) RGB of the H&E slide from its top-left corner, on white, about 1,000 px
-            a side; it may be padded with white at the right and below.
-        moving: (H, W, 3) RGB of the HER2 slide as it is stored.
-        d: the displacement, not empty.
-        mpp: um per pixel of both.
-        fixed_size_um: (width, height) of the H&E slide.
-        moving_size_um: the same of the HER2 slide.
+        fixed: H&E from its top-left corner, on white, about 1,000 px a side; it may be padded with
+            white at the right and below.
+        moving: HER2 as it is stored.
         mirrored: the displacement is meant to mirror.
 
     Returns:
@@ -65,12 +57,19 @@ def measure(
     diagonal_px = math.hypot(*fixed_size_um) / mpp
     sigma = max(SMOOTHING * diagonal_px, 0.5)
     he, inside = _smooth_haematoxylin(fixed, sigma), tissue(fixed, sigma)
-    nodes = _at_nodes(inside, d, mpp)
+    rows, columns = (
+        ((np.arange(count) + 0.5) * d.mpp / mpp).astype(np.int64).clip(max=length - 1)
+        for count, length in zip(d.vectors_um.shape[:2], inside.shape, strict=True)
+    )
+    nodes = inside[np.ix_(rows, columns)]
     # A margin on each side, so that shifted versions are defined up to the edge.
     margin = math.ceil(max(MARGIN_SHIFTS) * diagonal_px) + 1
     corner_um = -margin * mpp
     partners = map_grid(d, corner_um, corner_um, mpp, width + 2 * margin, height + 2 * margin)
-    warped = _sample(_smooth_haematoxylin(moving, sigma), partners / mpp)
+    # Pixel edges are integers here; in OpenCV, centres are.
+    index = (partners / mpp - 0.5).astype(np.float32)
+    her2 = _smooth_haematoxylin(moving, sigma)
+    warped = np.asarray(cv2.remap(her2, index[..., 0], index[..., 1], cv2.INTER_LINEAR), np.float32)
     partners = partners[margin : margin + height, margin : margin + width]
     covered = _covered(d, partners, mpp, moving_size_um)
     local = measure_local_quality(he, inside & covered, warped, margin, diagonal_px, mpp)
@@ -88,15 +87,14 @@ def measure(
         # On the pixels of the image: a coarse grid may have no node on a small piece of tissue.
         y, x = np.nonzero(inside)
         here_um = (np.stack([x, y], axis=-1) + 0.5) * mpp
+        distances_um = np.linalg.norm(partners[y, x] - here_um, axis=1)
         signals |= {
             "rotation_deg": affine.rotation_deg,
             "scale": affine.scale,
             "anisotropy": affine.anisotropy,
             "determinant": affine.determinant,
             "coverage_fraction": float(covered[inside].mean()),
-            "displacement_median_um": float(
-                np.median(np.linalg.norm(partners[y, x] - here_um, axis=1))
-            ),
+            "displacement_median_um": float(np.median(distances_um)),
         }
     return signals, local
 
@@ -106,32 +104,12 @@ def _smooth_haematoxylin(rgb: RGB, sigma_px: float) -> Gray:
 
 
 def tissue(rgb: RGB, sigma_px: float) -> Mask:
-    """Outline the tissue by its optical density: (H, W).
-
-    Otsu's threshold is multiplied by 0.6, so that pale tissue beside dark is kept.
-    """
+    """Outline the tissue by its optical density; a low threshold keeps pale tissue beside dark."""
     blurred = cv2.GaussianBlur(optical_density(rgb).mean(axis=2), (0, 0), 2 * sigma_px)
     # Steps of 0.005 up to 1.275: finer than any noise, and deeper than blurred tissue.
     steps = np.clip(np.rint(blurred / 0.005), 0, 255).astype(np.uint8)
     threshold = max(TISSUE_OTSU * tissue_threshold(steps, 0, 255) * 0.005, TISSUE_DENSITY_MIN)
     return np.asarray(blurred > threshold, np.bool_)
-
-
-def _at_nodes(inside: Mask, d: Displacement, mpp: float) -> Mask:
-    """Return a mask of pixels at the nodes of a displacement."""
-    rows, columns = (
-        ((np.arange(count) + 0.5) * d.mpp / mpp).astype(np.int64).clip(max=length - 1)
-        for count, length in zip(d.vectors_um.shape[:2], inside.shape, strict=True)
-    )
-    at_nodes: Mask = inside[np.ix_(rows, columns)]
-    return at_nodes
-
-
-def _sample(values: Gray, points_px: Floats) -> Gray:
-    """Sample an image bilinearly at points (h, w, 2) whose pixel edges are integers; 0 outside."""
-    index = (points_px - 0.5).astype(np.float32)
-    sampled = cv2.remap(values, index[..., 0], index[..., 1], cv2.INTER_LINEAR)
-    return np.asarray(sampled, np.float32)
 
 
 def _covered(
@@ -144,14 +122,12 @@ def _covered(
         (np.arange(length) + 0.5) * mpp <= (count + 1) * d.mpp
         for length, count in zip(partners_um.shape[:2], d.vectors_um.shape[:2], strict=True)
     )
-    covered: Mask = within[..., 0] & within[..., 1] & np.outer(rows, columns)
-    return covered
+    return np.asarray(within.all(axis=-1) & np.outer(rows, columns))
 
 
 def _correlations(
     he: Gray, warped: Gray, margin: int, inside: Mask, covered: Mask, diagonal_px: float
 ) -> dict[str, float]:
-    """Return `lncc`, `ncc` and `ncc_margin`; see `measure`."""
     height, width = he.shape
 
     def shifted(dx: int, dy: int) -> Gray:

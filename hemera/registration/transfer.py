@@ -1,8 +1,7 @@
 """Files transferred between the slides of a pair: points, annotations, labels, the HER2 slide."""
 
-from __future__ import annotations
-
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -18,23 +17,19 @@ from tqdm import tqdm
 
 from hemera.errors import ConfigError, RegistrationError, TableError
 from hemera.files.atomic import write_text
-from hemera.files.faults import translated
-from hemera.files.geojson import COORDINATE_MAX, read_features, with_features
+from hemera.files.geojson import read_features, with_features
 from hemera.imaging.geometry import same_mpp
 from hemera.imaging.label_images import TIFF_SUFFIXES, read_labels, write_labels
 from hemera.imaging.pyramid import TILE_PX, tile_count, write_pyramid
 from hemera.imaging.slide import open_slide
 from hemera.imaging.tolerant import Losses, read_tiles
 from hemera.registration.annotations import transform_features
-from hemera.registration.displacement import Points
+from hemera.registration.landmarks import coordinates_of, read_cells
 from hemera.registration.registered_pair import PairSlide, RegisteredPair
 from hemera.registration.warping import lattice_px, read_displaced, warp_labels
 from hemera.sheet import MPP_BOUNDS
 
 log = logging.getLogger(__name__)
-
-BEYOND_MAX = 0.1
-"""How far outside its slide a point may be, as a fraction of the slide's sides."""
 
 BAD_TILES_MAX = 0.10
 """A warped slide of which a larger fraction of the tiles cannot be read is refused."""
@@ -47,36 +42,14 @@ _NAMED_MAX = 10
 
 
 def transform_points(source: Path, output: Path, pair: RegisteredPair, to: str) -> None:
-    """Transform the columns X and Y of a CSV file; the other columns are kept.
+    """Transform the columns X and Y of a CSV file, level-0 pixels; the other columns are kept.
 
-    Args:
-        source: UTF-8 text with a header; X and Y are level-0 pixels or empty.
-        output: X and Y are empty where there is no corresponding point.
-        pair: whose slide `source` belongs to.
-        to: the slide of `output`, `he` or `her2`.
+    X and Y of the output are empty where there is no corresponding point.
     """
-    if not source.is_file():
-        raise TableError(f"{source}: no such file; name a table of points")
-    message = f"{source.name}: cannot be read ({{error}}); save it as comma-separated UTF-8 text"
-    with translated(TableError, message):
-        table = pd.read_csv(
-            source, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )
+    table = read_cells(source)
     columns = [_column(table, name, source) for name in "xy"]
-    points = np.stack([_coordinates(table[column], source) for column in columns], axis=-1)
+    points = coordinates_of(source, table, columns)
     given = np.isfinite(points).all(axis=1)
-    begin, _ = pair.ends(to)
-    # Points transferred to this slide may be a little beyond its edge, and are transferred back.
-    size_px = np.array(begin.size_px)
-    near = (points >= -BEYOND_MAX * size_px) & (points <= (1 + BEYOND_MAX) * size_px)
-    beyond = given & ~near.all(axis=1)
-    if beyond.any():
-        log.warning(
-            "%s: %d of %d points are far outside %s, %d x %d px, and are left empty; give level-0 "
-            "pixels",
-            source.name, beyond.sum(), given.sum(), begin.path.name, *begin.size_px,
-        )  # fmt: skip
-    given &= ~beyond
     result = np.full_like(points, np.nan)
     result[given] = pair.transform_px(points[given], to)
     for column, values in zip(columns, result.T, strict=True):
@@ -100,42 +73,20 @@ def _column(table: pd.DataFrame, name: str, source: Path) -> str:
     return str(found[0])
 
 
-def _coordinates(cells: pd.Series[str], source: Path) -> npt.NDArray[np.float64]:
-    """Return a column of coordinates; NaN where a cell is empty."""
-    text = cells.fillna("").str.strip()
-    values = pd.to_numeric(text, errors="coerce").to_numpy(np.float64, copy=True)
-    is_empty = text.str.lower().isin(["", "nan"]).to_numpy()
-    wrong = np.flatnonzero(~is_empty & ~(np.abs(values) <= COORDINATE_MAX))
-    if len(wrong):
-        row = int(wrong[0])
-        raise TableError(
-            f"{source.name}: row {row + 2}: {text[row]!r} is not a pixel of a slide; correct it or "
-            "leave it empty"
-        )
-    return values
-
-
 def transform_annotations(
     source: Path, output: Path, pair: RegisteredPair, to: str, *, tolerance_px: float = 0.1
 ) -> None:
     """Transform the geometries of a GeoJSON file, level-0 pixels; all else is kept.
 
-    Args:
-        source: as QuPath and others export it.
-        output: also GeoJSON.
-        pair: whose slide `source` belongs to.
-        to: the slide of `output`, `he` or `her2`.
-        tolerance_px: how far an edge may deviate from its curve, pixels of the other slide.
+    An edge deviates by `tolerance_px` at most from its curve on the other slide.
     """
     document, features = read_features(source)
 
-    def transform(points_px: Points) -> Points:
-        return pair.transform_px(points_px, to)
-
+    transform = functools.partial(pair.transform_px, to=to)
+    step_px = pair.displacement.mpp / pair.ends(to)[0].mpp
     transformed = transform_features(
-        features, transform, tolerance_px=tolerance_px,
-        step_px=pair.displacement.mpp / pair.ends(to)[0].mpp,
-    )  # fmt: skip
+        features, transform, tolerance_px=tolerance_px, step_px=step_px
+    )
     results = list(_shown(transformed, pair, len(features), "feature"))
     changed = with_features(document, [item for item, _ in results if item is not None])
     if changed is None:
@@ -150,16 +101,11 @@ def transform_annotations(
     log.info("%s: %d features on %s", output, len(features) - len(left_out), _NAMES[to])
     cut = sum(lost and item is not None for item, lost in results)
     if cut:
-        log.warning(
-            "%s: %d features are cut where they have no corresponding points on %s",
-            source.name, cut, _NAMES[to],
-        )  # fmt: skip
+        words = "%s: %d features are cut where they have no corresponding points on %s"
+        log.warning(words, source.name, cut, _NAMES[to])
     if left_out:
-        log.warning(
-            "%s: %d features are left out: %s%s",
-            source.name, len(left_out), ", ".join(left_out[:_NAMED_MAX]),
-            ", ..." if len(left_out) > _NAMED_MAX else "",
-        )  # fmt: skip
+        named = ", ".join(left_out[:_NAMED_MAX])
+        log.warning("%s: %d features are left out: %s", source.name, len(left_out), named)
 
 
 def transform_labels(
@@ -167,12 +113,7 @@ def transform_labels(
 ) -> None:
     """Transform a label image, nearest neighbour; it covers its slide from edge to edge.
 
-    Args:
-        source: PNG or TIFF, see `read_labels`.
-        output: a TIFF.
-        pair: whose slide `source` belongs to.
-        to: the slide of `output`, `he` or `her2`.
-        mpp: resolution of the result; None: that of `source`.
+    The output is a TIFF with the resolution `mpp`, None: that of `source`.
     """
     begin, end = pair.ends(to)
     _check_tiff(output)
@@ -186,8 +127,7 @@ def transform_labels(
         label_um = begin.size_um[0] / width, begin.size_um[1] / height
         if abs(label_um[0] / label_um[1] - 1) > ANISOTROPY_MAX + 1 / min(width, height):
             log.warning(
-                "%s: %d x %d px do not have the proportions of %s, %d x %d px; it is transformed "
-                "as if it covered the slide",
+                "%s: %d x %d px do not have the proportions of %s, %d x %d px; give its labels",
                 source.name, width, height, begin.path.name, *begin.size_px,
             )  # fmt: skip
         wanted = math.sqrt(label_um[0] * label_um[1]) if mpp is None else mpp
@@ -195,9 +135,7 @@ def transform_labels(
         pixel_um = end.size_um[0] / size[0], end.size_um[1] / size[1]
         step = lattice_px(pair.displacement, min(pixel_um))
 
-        def back(points_um: Points) -> Points:
-            return pair.transform_um(points_um, "he" if to == "her2" else "her2")
-
+        back = functools.partial(pair.transform_um, to="he" if to == "her2" else "her2")
         places = _places(size)
         tiles = (
             warp_labels(
@@ -221,18 +159,9 @@ def write_warped_slide(
 ) -> None:
     """Write HER2 on the grid of H&E as a pyramidal OME-TIFF.
 
-    Outside HER2, the result has the colour of its background.
-
     Args:
-        output: a TIFF.
-        pair: the pair.
         mpp: resolution of the result; None: that of H&E.
-        quality: of JPEG.
         workers: threads; any number gives the same bytes.
-
-    Raises:
-        ConfigError: when the output is not named .tif, or `mpp` is finer than both slides.
-        SlideError: when HER2 cannot be read, or too much of it cannot.
     """
     he, her2 = pair.he, pair.her2
     _check_tiff(output)
@@ -241,25 +170,22 @@ def write_warped_slide(
     else:
         _check_mpp(mpp, he if he.mpp < her2.mpp else her2)
         size = math.ceil(he.size_um[0] / mpp - 1e-6), math.ceil(he.size_um[1] / mpp - 1e-6)
-    grid_mpp, places, reached = mpp, _places(size), 0
+    grid_mpp, places = mpp, _places(size)
     losses = Losses(her2.path.name, len(places), BAD_TILES_MAX)
     with open_slide(her2.path, mpp=her2.mpp) as slide:
 
-        def read(place: tuple[int, int]) -> tuple[npt.NDArray[np.uint8], float]:
+        def read(place: tuple[int, int]) -> npt.NDArray[np.uint8]:
             left_um, top_um = place[0] * grid_mpp, place[1] * grid_mpp
-            pixels, coverage, _ = read_displaced(
+            pixels, *_ = read_displaced(
                 slide, pair.displacement, left_um, top_um, size_px=TILE_PX, mpp=grid_mpp
             )
-            return pixels, coverage
+            return pixels
 
         def tiles() -> Generator[npt.NDArray[np.uint8], None, None]:
-            nonlocal reached
-            empty = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
-            empty[:] = slide.background
+            empty = np.full((TILE_PX, TILE_PX, 3), slide.background, np.uint8)
             with contextlib.closing(read_tiles(read, places, workers, losses)) as results:
-                for result in results:
-                    reached += result is not None and result[1] > 0
-                    yield empty if result is None else result[0]
+                for pixels in results:
+                    yield empty if pixels is None else pixels
 
         with contextlib.closing(tiles()) as made:
             shown = _shown(made, pair, len(places), "tile")
@@ -272,19 +198,14 @@ def write_warped_slide(
             "%s: %d of %d tiles cannot be read and show the background; the first: %s",
             output, losses.lost, len(places), losses.first,
         )  # fmt: skip
-    log.info(
-        "%s: %d x %d px at %.4g um/px; HER2 covers %d of %d tiles",
-        output, *size, mpp, reached, len(places),
-    )  # fmt: skip
+    log.info("%s: %d x %d px at %.4g um/px", output, *size, mpp)
 
 
 def _shown(items: Iterable[Any], pair: RegisteredPair, total: int, unit: str) -> Iterable[Any]:
-    """Return the items with a progress bar."""
     return tqdm(items, pair.name, total, unit=unit, disable=None, leave=False)
 
 
 def _places(size_px: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the top-left corners of the tiles of an image, row by row."""
     across, down = tile_count(size_px)
     return [(x * TILE_PX, y * TILE_PX) for y in range(down) for x in range(across)]
 
@@ -295,7 +216,6 @@ def _check_tiff(output: Path) -> None:
 
 
 def _check_mpp(mpp: float, slide: PairSlide) -> None:
-    """Raise ConfigError for a resolution finer than the slide's or coarser than any slide's."""
     coarsest = MPP_BOUNDS[1]
     if (mpp < slide.mpp and not same_mpp(mpp, slide.mpp)) or mpp > coarsest:
         raise ConfigError(

@@ -1,6 +1,5 @@
 """Verdicts on registrations: the certificate's by the limits of its signals, and manual ones."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -52,10 +51,7 @@ def log_scale(scale: float | None) -> float | None:
 
 
 def grade(name: str, value: float, limits: Mapping[str, Any]) -> str | None:
-    """Return pass, review or fail for the value of a signal; NaN fails.
-
-    None where `limits`, options of `register` by name, have none for it.
-    """
+    """Return pass, review or fail for a signal, NaN fails; None where `limits` has none for it."""
     if name not in limits:
         return None
     good, bad = (value >= at if name in AT_LEAST else value <= at for at in limits[name])
@@ -64,33 +60,22 @@ def grade(name: str, value: float, limits: Mapping[str, Any]) -> str | None:
     return PASS if good else REVIEW
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """The verdict of a certificate."""
-
-    verdict: str
-    """pass, review or fail."""
-    reason: str | None
-    """Why it is not better: each signal with its value and its limit; None for pass."""
-    retryable: bool
-    """Whether another attempt may give a better verdict: not for a pass, nor where HER2 does not
-    cover the tissue or the sheet is contradicted."""
-
-
 def assess(
     row: Mapping[str, Any],
     options: RegisterOptions,
     *,
     rigid_kept: bool = False,
     contradicts_sheet: bool = False,
-) -> Verdict:
-    """Return the verdict on a displacement.
+) -> tuple[str, str | None, bool]:
+    """Return the verdict on a displacement, from the columns of `tables.CERTIFICATE`.
 
     Args:
-        row: columns of `tables.CERTIFICATE`, as far as they could be determined.
-        options: with the limits.
         rigid_kept: the displacement is the rigid one, because the nonrigid one was worse.
         contradicts_sheet: the sheet declares a mirror image, and HER2 matched better as stored.
+
+    Returns:
+        pass, review or fail; why it is not better, None for pass; and whether another attempt may
+        be better: not where HER2 does not cover the tissue or the sheet is contradicted.
     """
     reasons: dict[str, list[str]] = {FAIL: [], REVIEW: []}
 
@@ -137,21 +122,11 @@ def assess(
     if contradicts_sheet:
         reasons[REVIEW].append("mirrored in the sheet, but HER2 matches better as it is stored")
     verdict = next((grade for grade in (FAIL, REVIEW) if reasons[grade]), PASS)
-    return Verdict(verdict, "; ".join(reasons.get(verdict, ())) or None, retryable)
-
-
-def prefer_rigid(nonrigid: float | None, rigid: float | None) -> bool:
-    """Return whether the nonrigid stage lowered `tile_ok`, so that the rigid result is kept."""
-    if nonrigid is None or rigid is None:
-        return False
-    return nonrigid < rigid - RIGID_TOLERANCE
+    return verdict, "; ".join(reasons.get(verdict, ())) or None, retryable
 
 
 def effective_verdict(pair: Pair, certificate: Mapping[str, Any] | None) -> tuple[str, str | None]:
-    """Return the verdict that applies to a pair, and the reason where it must not be used.
-
-    The manual verdict in the sheet overrides the certificate, its row of `tables.CERTIFICATE`.
-    """
+    """Return the verdict that applies to a pair, and the reason where it must not be used."""
     if pair.verdict == "refuse":
         return REFUSED, "refused by a person; see verdict in the sheet"
     if pair.verdict == "accept":

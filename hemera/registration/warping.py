@@ -37,22 +37,10 @@ def read_displaced(
 ) -> tuple[RGB, float, tuple[float, float]]:
     """Read HER2 for a square tile of the H&E grid: one region, remapped once.
 
-    Args:
-        her2: the slide.
-        field: from H&E to HER2.
-        left_um: left edge of the tile on H&E.
-        top_um: its top edge.
-        size_px: side of the tile in pixels of `mpp`.
-        mpp: resolution of the tile.
-
     Returns:
         (size, size, 3) pixels, with the slide's background outside HER2; the fraction of the tile
         that HER2 and the displacement cover; the tile's top-left corner on HER2, (x, y) in its
         level-0 pixels.
-
-    Raises:
-        SlideError: when the pixels cannot be decoded, or the displacement spreads the tile over
-            more than `SPREAD_MAX` times its side.
     """
     origin, at = fields.map_tile(field, left_um, top_um, mpp, size_px)
     origin, at = origin / her2.mpp, at / np.float32(her2.mpp)
@@ -109,17 +97,15 @@ def _averaged(slide: Slide, level: int, box: tuple[int, int, int, int], factor: 
     x0, y0, x1, y1 = box
     if factor == 1:
         return slide.read_level(level, x0, y0, x1 - x0, y1 - y0)
-    region = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+    width = x1 - x0
+    region = np.empty((y1 - y0, width, 3), np.uint8)
     # In strips, because a slide without levels may have hundreds of times as many pixels there.
-    rows = max(1, _STRIP_PX // ((x1 - x0) * factor**2))
+    rows = max(1, _STRIP_PX // (width * factor**2))
     for top in range(y0, y1, rows):
         count = min(rows, y1 - top)
-        strip = slide.read_level(
-            level, x0 * factor, top * factor, (x1 - x0) * factor, count * factor
-        )
-        region[top - y0 : top - y0 + count] = cv2.resize(
-            strip, (x1 - x0, count), interpolation=cv2.INTER_AREA
-        )
+        strip = slide.read_level(level, x0 * factor, top * factor, width * factor, count * factor)
+        averaged = cv2.resize(strip, (width, count), interpolation=cv2.INTER_AREA)
+        region[top - y0 : top - y0 + count] = averaged
     return region
 
 
@@ -154,15 +140,9 @@ def warp_labels(
     Args:
         labels: (H, W), over the whole slide they were made on; may be memory-mapped.
         back: maps points of the other slide to the labels' slide, both um; NaN: no such point.
-        x_px: left edge of the tile on the other slide, in its own pixels.
-        y_px: its top edge.
-        size_px: side of the tile.
+        x_px: left edge of the tile, in its own pixels.
         pixel_um: width and height of a pixel of the tile.
-        label_um: the same of the labels.
         lattice_px: `back` is evaluated at points this far apart, and interpolated between.
-
-    Returns:
-        (size, size) of the labels' type; 0 where there is no label.
     """
     count = lattice_count(lattice_px, size_px)
     steps = (np.arange(count) - 0.5) * lattice_px

@@ -206,9 +206,9 @@ def test_points_without_a_corresponding_point_are_empty_and_counted(wild, tmp_pa
     [
         ("X;Y\n1;2\n", "separated by commas"),
         ("X,Y,x\n1,2,3\n", "2 columns X"),
-        ("X,Y\n1,2\nthree,4\n", "row 3: 'three' is not a pixel"),
-        ("X,Y\ninf,2\n", "row 2: 'inf' is not a pixel"),
-        ('X,Y\n"' + "9" * 200_000 + '",1\n', "is not a pixel"),
+        ("X,Y\n1,2\nthree,4\n", "line 3, X: 'three' is no coordinate"),
+        ("X,Y\ninf,2\n", "line 2, X: 'inf' is no coordinate"),
+        ('X,Y\n"' + "9" * 200_000 + '",1\n', "is no coordinate"),
     ],
 )
 def test_a_table_that_is_none(cohort, tmp_path, caplog, text, why):
@@ -511,14 +511,6 @@ def test_a_registration_under_review_is_used_with_a_warning(
 
 
 # Flags and files
-
-
-def test_points_far_outside_their_slide_are_left_empty(cohort, tmp_path, caplog):
-    write_points(tmp_path / "in.csv", [[100, 100], [99_999, 5], [-500, 3]])
-    assert cohort.run("points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2") == 0
-    empty = np.isnan(read_points(tmp_path / "out.csv"))
-    assert empty.tolist() == [[False] * 2, [True] * 2, [True] * 2]
-    assert "2 of 3 points are far outside he.tif" in " ".join(said(caplog, logging.WARNING))
 
 
 def test_an_existing_file_is_never_replaced(cohort, tmp_path, caplog):

@@ -4,7 +4,6 @@ The maps are formulas, so that the curve an edge becomes can be sampled as dense
 """
 
 import json
-import math
 import tempfile
 from pathlib import Path
 
@@ -21,9 +20,8 @@ def swirl(points):
     """A turn that dies away from the middle, sheared."""
     x, y = points[:, 0] - 3000, points[:, 1] - 2000
     angle = 0.5 * np.exp(-(x**2 + y**2) / 1500**2)
-    turned = np.stack(
-        [np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], axis=-1
-    )
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = np.stack([cos * x - sin * y, sin * x + cos * y], axis=-1)
     return turned @ np.array([[1.02, 0.0], [0.1, 0.97]]) + (3500, 1800)
 
 
@@ -46,9 +44,8 @@ def transformed(document, transform, tolerance_px=0.1, step_px=32.0):
         path = Path(folder, "in.geojson")
         path.write_text(json.dumps(document))
         document, features = read_features(path)
-    results = list(
-        transform_features(features, transform, tolerance_px=tolerance_px, step_px=step_px)
-    )
+    how = {"tolerance_px": tolerance_px, "step_px": step_px}
+    results = list(transform_features(features, transform, **how))
     changed = with_features(document, [item for item, _ in results if item is not None])
     return json.loads(json.dumps(changed)), sum(lost for _, lost in results)
 
@@ -80,25 +77,11 @@ class TestEdges:
             counts.append(len(line))
         assert counts[0] > counts[1] > counts[2] >= 2
 
-    def test_a_straight_map_adds_nothing(self):
+    def test_a_straight_map_adds_nothing_and_closes_an_open_ring(self):
         ring = rectangle(10, 20, 40_000, 30_000)
-        result, _ = transformed(geometry("Polygon", [ring]), affine)
-        np.testing.assert_allclose(
-            result["coordinates"][0], affine(np.array(ring, float)), atol=1e-3
-        )
-
-    def test_short_edges_stay_as_they_are(self):
-        angle = np.linspace(0, 2 * math.pi, 25)
-        ring = np.stack([700 + 5 * np.cos(angle), 900 + 4 * np.sin(angle)], axis=-1)
-        ring[-1] = ring[0]
-        result, _ = transformed(geometry("Polygon", [ring.tolist()]), swirl)
-        assert len(result["coordinates"][0]) == 25
-
-    def test_a_ring_left_open_is_closed(self):
-        open_ring = rectangle(0, 0, 100, 60)[:-1]
-        result, _ = transformed(geometry("Polygon", [open_ring]), affine)
-        assert len(result["coordinates"][0]) == 5
-        assert result["coordinates"][0][0] == result["coordinates"][0][-1]
+        result, _ = transformed(geometry("Polygon", [ring[:-1]]), affine)
+        expected = affine(np.array(ring, float))
+        np.testing.assert_allclose(result["coordinates"][0], expected, atol=1e-3)
 
 
 class TestMembers:
@@ -108,9 +91,7 @@ class TestMembers:
         ring = rectangle(100, 100, 130, 120)
         members = {"plane": {"c": -1, "z": 2, "t": 0}, "isEllipse": True}
         properties = {
-            "objectType": "cell",
             "classification": {"name": "Tumor", "color": [200, 0, 0]},
-            "isLocked": False,
             "measurements": {"Area": 1e-17, "count": 2**70, "none": None},
         }
         cell = {
@@ -121,14 +102,9 @@ class TestMembers:
             "nucleusGeometry": geometry("Polygon", [rectangle(110, 105, 118, 113)]),
             "properties": properties,
         }
-        document = {
-            "type": "FeatureCollection",
-            "name": "export",
-            "bbox": [100, 100, 130, 120],
-            "features": [cell, feature(None, properties={"name": "without a place"})],
-        }
-        result, _ = transformed(document, affine)
-        assert json.loads(json.dumps(result)) == result
+        nowhere = feature(None, properties={"name": "without a place"})
+        document = {"type": "FeatureCollection", "name": "export", "features": [cell, nowhere]}
+        result, _ = transformed(document | {"bbox": [100, 100, 130, 120]}, affine)
         assert list(result) == ["type", "name", "features"]
         cell, nowhere = result["features"]
         assert nowhere == document["features"][1]
@@ -138,11 +114,8 @@ class TestMembers:
         assert cell["geometry"]["plane"] == {"c": -1, "z": 2, "t": 0}
         assert "isEllipse" not in cell["geometry"], "QuPath would draw it into the bounding box"
         for name in ("geometry", "nucleusGeometry"):
-            np.testing.assert_allclose(
-                cell[name]["coordinates"][0],
-                affine(np.array(before[name]["coordinates"][0], float)),
-                atol=1e-3,
-            )
+            expected = affine(np.array(before[name]["coordinates"][0], float))
+            np.testing.assert_allclose(cell[name]["coordinates"][0], expected, atol=1e-3)
 
     def test_every_type_of_geometry(self):
         ring, far = rectangle(100, 0, 110, 6), rectangle(50, 0, 60, 6)
@@ -172,15 +145,16 @@ class TestMembers:
         assert result[1]["geometry"] == result[0]
 
     def test_no_feature_is_none(self):
-        for document in ({"type": "FeatureCollection", "features": []}, []):
-            assert transformed(document, swirl) == (document, 0)
+        document = {"type": "FeatureCollection", "features": []}
+        assert transformed(document, swirl) == (document, 0)
 
-    def test_more_features_than_a_batch(self):
-        document = [geometry("Point", [n, 2 * n]) for n in range(4500)]
-        result, _ = transformed(document, affine)
-        expected = affine(np.array([item["coordinates"] for item in document], float))
-        found = [item["coordinates"] for item in result]
-        np.testing.assert_allclose(found, expected, atol=1e-3)
+    def test_more_features_than_a_batch_keep_their_places_where_some_are_left_out(self):
+        document = [feature(geometry("Point", [n, 2 * n]), id=n) for n in range(4500)]
+        result, _ = transformed(document, torn)
+        assert [item["id"] for item in result] == list(range(1001))
+        assert result[7]["geometry"]["coordinates"] == [12, 19]
+        backwards, _ = transformed(document[::-1], torn)
+        assert backwards == result[::-1]
 
     def test_a_polygon_that_crosses_itself_becomes_valid(self):
         bow = [[0, 0], [20, 10], [20, 0], [0, 10], [0, 0]]
@@ -245,10 +219,3 @@ class TestOutside:
         assert [*result[0]] == ["type", "geometry"]
         cell["geometry"], cell["nucleusGeometry"] = cell["nucleusGeometry"], cell["geometry"]
         assert transformed([cell], torn) == ([], 1)
-
-    def test_features_keep_their_places_when_one_is_left_out(self):
-        points = [
-            feature(geometry("Point", [x, 0]), id=n) for n, x in enumerate((10, 2000, 20, 3000, 30))
-        ]
-        result, _ = transformed({"type": "FeatureCollection", "features": points}, torn)
-        assert [feature["id"] for feature in result["features"]] == [0, 2, 4]

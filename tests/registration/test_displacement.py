@@ -1,7 +1,6 @@
 """The answer is the field: every map is made from a formula and held against it."""
 
 import math
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,13 +21,9 @@ def similarity(points, *, angle_deg=137.0, scale=1.07, shift=(900.0, -250.0)):
 def elastic(points):
     """A smooth bend whose wavelength is many nodes."""
     x, y = points[..., 0], points[..., 1]
-    return points + np.stack(
-        [
-            60 + 9 * np.sin(y / 90) + 4 * np.cos(x / 70),
-            -35 + 7 * np.sin(x / 80 + y / 150),
-        ],
-        axis=-1,
-    )
+    dx = 60 + 9 * np.sin(y / 90) + 4 * np.cos(x / 70)
+    dy = -35 + 7 * np.sin(x / 80 + y / 150)
+    return points + np.stack([dx, dy], axis=-1)
 
 
 def made(function, width=WIDTH, height=HEIGHT):
@@ -45,30 +40,17 @@ class TestDisplacement:
     @pytest.mark.parametrize(
         ("vectors", "mpp", "words"),
         [
-            *((np.zeros(shape, np.float32), 1.0, "shape") for shape in [(4, 5), (4, 5, 3)]),
-            *((np.zeros(shape, np.float32), 1.0, "shape") for shape in [(0, 5, 2), (4, 0, 2)]),
-            *((np.zeros((4, 5, 2), np.float32), mpp, "mpp") for mpp in (0.0, -1.0)),
-            *((np.zeros((4, 5, 2), np.float32), mpp, "mpp") for mpp in (math.nan, math.inf)),
             *(
-                (np.full((4, 5, 2), bad, np.float32), 1.0, "not finite")
-                for bad in (math.nan, math.inf)
+                (np.zeros(shape, np.float32), 1.0, "shape")
+                for shape in [(4, 5), (4, 5, 3), (0, 5, 2)]
             ),
+            *((np.zeros((4, 5, 2), np.float32), mpp, "mpp") for mpp in (0.0, math.nan, math.inf)),
+            (np.full((4, 5, 2), math.nan, np.float32), 1.0, "not finite"),
         ],
     )
     def test_impossible_values_are_refused(self, vectors, mpp, words):
         with pytest.raises(RegistrationError, match=words):
             dp.Displacement(vectors, mpp)
-
-    def test_no_map_maps_nothing(self):
-        assert dp.none().empty
-        with pytest.raises(RegistrationError, match="no map"):
-            dp.map_points(dp.none(), [[1.0, 2.0]])
-
-    def test_the_identity_covers_the_slide_and_moves_nothing(self):
-        d = dp.identity(485.0, 340.0, 8.0)
-        assert d.vectors_um.shape == (43, 61, 2)
-        points = np.concatenate([inside(), np.zeros((1, 2))])
-        np.testing.assert_array_equal(dp.map_points(d, points), points)
 
     def test_registered_slides_meet_in_micrometres_and_alike_ones_in_pixels(self):
         sizes = (2000, 1400), (1100, 800)
@@ -102,12 +84,7 @@ class TestMapPoints:
 
     def test_an_affine_map_is_exact_up_to_the_edge_of_the_slide_and_beyond(self):
         d = made(similarity)
-        corners = [
-            [0, 0],
-            [WIDTH * MPP, 0],
-            [0, HEIGHT * MPP],
-            [WIDTH * MPP, HEIGHT * MPP],
-        ]
+        corners = [[0, 0], [WIDTH * MPP, 0], [0, HEIGHT * MPP], [WIDTH * MPP, HEIGHT * MPP]]
         points = np.concatenate([inside(), np.array(corners), [[-300.0, 900.0]]])
         np.testing.assert_allclose(dp.map_points(d, points), similarity(points), atol=2e-3)
 
@@ -141,9 +118,9 @@ class TestMapPoints:
         assert found.dtype == np.float32
         assert np.abs(origin + found - expected).max() < 1e-3
 
-    @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1)])
+    @pytest.mark.parametrize("shape", [(1, 1, 2), (1, 7, 2), (7, 1, 2)])
     def test_a_grid_of_one_row_or_column_is_a_shift_across_it(self, shape):
-        d = dp.Displacement(np.full((*shape, 2), (3.0, -2.0), np.float32), 5.0)
+        d = dp.Displacement(np.full(shape, (3.0, -2.0), np.float32), 5.0)
         np.testing.assert_allclose(dp.map_points(d, [[100.0, -40.0]]), [[103.0, -42.0]])
 
 
@@ -177,18 +154,13 @@ class TestInverse:
             dp.inverse_points(d, [[1.0, 1.0]], tolerance_um=0.01)
 
 
-class TestMirrored:
-    def test_it_leads_to_the_mirrored_place(self):
-        points = inside()
-        d = dp.mirrored(made(elastic), 700.0)
-        expected = dp.map_points(made(elastic), points)
-        expected[:, 0] = 700.0 - expected[:, 0]
-        np.testing.assert_allclose(dp.map_points(d, points), expected, atol=1e-3)
-
-    def test_its_affine_part_mirrors_and_keeps_the_angle(self):
-        d = dp.mirrored(made(similarity), 700.0)
-        assert d.affine.determinant == pytest.approx(-(1.07**2), rel=1e-4)
-        assert d.affine.rotation_deg == pytest.approx(137, abs=0.01)
+def test_a_mirrored_map_leads_to_the_mirrored_place_and_keeps_the_angle():
+    points = inside()
+    d = dp.mirrored(made(similarity), 700.0)
+    expected = similarity(points) * (-1, 1) + (700.0, 0)
+    np.testing.assert_allclose(dp.map_points(d, points), expected, atol=2e-3)
+    assert d.affine.determinant == pytest.approx(-(1.07**2), rel=1e-4)
+    assert d.affine.rotation_deg == pytest.approx(137, abs=0.01)
 
 
 class TestCoarsen:
@@ -233,17 +205,11 @@ class TestJacobian:
         assert dp.folding_fraction_in(d, box) == pytest.approx(expected)
         assert 0 < expected < 1
 
-    def test_a_mirror_that_was_declared_is_no_fold(self):
-        d = dp.mirrored(made(elastic), 700.0)
-        assert dp.folding_fraction(d, mirrored=True) == 0.0
-        assert dp.folding_fraction(d) == 1.0
-
 
 class TestAffine:
     def test_a_similarity_is_recognised(self):
-        assert made(lambda p: p * (1.5, 0.9)).affine.anisotropy == pytest.approx(
-            1.5 / 0.9, rel=1e-4
-        )
+        stretched = made(lambda p: p * (1.5, 0.9)).affine
+        assert stretched.anisotropy == pytest.approx(1.5 / 0.9, rel=1e-4)
         affine = made(similarity).affine
         assert affine.scale == pytest.approx(1.07, rel=1e-4)
         assert affine.rotation_deg == pytest.approx(137, abs=0.01)
@@ -260,25 +226,16 @@ class TestAffine:
         assert affine.rotation_deg == pytest.approx(137, abs=0.01)
 
 
-class TestFromEngineField:
-    """A canvas as the engine makes it: two unequal slides, each padded to the common size."""
-
-    GEOMETRY: ClassVar = {
-        "fixed_size": (403, 288), "fixed_pad": (5, 21), "moving_pad": (26, 0),
-        "mpp": 0.92,
-    }  # fmt: skip
-
-    @pytest.fixture
-    def field(self):
-        """What an engine without error returns for `similarity`, on a canvas of 413 x 330 px."""
-        x, y = np.meshgrid(np.arange(413) + 0.5, np.arange(330) + 0.5)
-        canvas = np.stack([x, y], axis=-1)
-        partner = similarity((canvas - (5, 21)) * 0.92) / 0.92 + (26, 0)
-        return (partner - canvas).transpose(2, 0, 1).astype(np.float32)
-
-    def test_it_maps_as_the_formula_does(self, field):
-        d = dp.from_engine_field(field, **self.GEOMETRY)
-        assert d.vectors_um.shape == (288, 403, 2)
-        assert d.mpp == 0.92
-        points = dp.node_points(d)
-        np.testing.assert_allclose(points + d.vectors_um, similarity(points), atol=1e-3)
+def test_the_field_of_an_engine_maps_as_the_formula_does():
+    """Two unequal slides, each padded to a common canvas of 413 x 330 px."""
+    x, y = np.meshgrid(np.arange(413) + 0.5, np.arange(330) + 0.5)
+    canvas = np.stack([x, y], axis=-1)
+    partner = similarity((canvas - (5, 21)) * 0.92) / 0.92 + (26, 0)
+    field = (partner - canvas).transpose(2, 0, 1).astype(np.float32)
+    d = dp.from_engine_field(
+        field, fixed_size=(403, 288), fixed_pad=(5, 21), moving_pad=(26, 0), mpp=0.92
+    )
+    assert d.vectors_um.shape == (288, 403, 2)
+    assert d.mpp == 0.92
+    points = dp.node_points(d)
+    np.testing.assert_allclose(points + d.vectors_um, similarity(points), atol=1e-3)

@@ -68,9 +68,7 @@ class TestAcrobat:
         assert found.he_scale == 0.5
 
     def test_annotators_in_columns_of_their_own(self, tmp_path):
-        header = (
-            "anon_filename_he,anon_filename_ihc,point_id,ihc_x,ihc_y,he_1_x,he_1_y,he_2_x,he_2_y"
-        )
+        header = ",".join([*REQUIRED, "he_1_x", "he_1_y", "he_2_x", "he_2_y"])
         text = lines("7_HE_val.ndpi,7_HER2_val.ndpi,3,130,160,103,204,,", header=header)
         found = read(tmp_path, text)
         np.testing.assert_array_equal(found.he, [[(103, 204), NOWHERE]])
@@ -81,9 +79,8 @@ class TestAcrobat:
 
     @pytest.mark.parametrize("withheld", ["", "nan", "NaN"])
     def test_a_side_may_be_withheld(self, tmp_path, withheld):
-        found = read(
-            tmp_path, lines(row(0, (withheld, withheld), (50, 60)), row(1, (3, ""), (7, 8)))
-        )
+        text = lines(row(0, (withheld, withheld), (50, 60)), row(1, (3, ""), (7, 8)))
+        found = read(tmp_path, text)
         np.testing.assert_array_equal(found.he, [[NOWHERE], [NOWHERE]])
         np.testing.assert_array_equal(found.her2, [(50, 60), (7, 8)])
 
@@ -97,42 +94,22 @@ class TestAcrobat:
         ("text", "words"),
         [
             ("X,Y\n1,2\n", "points.csv: lacks the columns anon_filename_he"),
-            (
-                lines("1," * 10 + "1", header=HEADER.replace("he_y", "he_z")),
-                "lacks the columns he_y",
-            ),
             ("", "points.csv: cannot be read"),
             (lines(), "points.csv: no landmarks of 7_HE_val.tif and 7_HER2_val.tif"),
-            (
-                lines(row(0, (1, 2), (3, 4), ("8_HE.ndpi", "8_HER2.ndpi"))),
-                "no landmarks of 7_HE_val",
-            ),
             (
                 lines("", row(0, (1, 2), (3, 4)), row(1, ("here", 2), (3, 4))),
                 "points.csv: line 4, he_x: 'here' is no coordinate",
             ),
             (lines(row(0, (1, 2), ("1e308", 4))), "line 2, ihc_x: '1e308' is no coordinate"),
-            (lines(row(0, (1, "-inf"), (3, 4))), "line 2, he_y: '-inf' is no coordinate"),
             (b"\xff\xfe\x00\x01" * 50, "points.csv: cannot be read"),
         ],
     )
     def test_a_file_that_is_none(self, tmp_path, text, words):
-        with pytest.raises(TableError) as caught:
+        with pytest.raises(TableError, match=words):
             read(tmp_path, text)
-        assert words in str(caught.value)
-        assert ";" in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-    @pytest.mark.parametrize(
-        ("mpps", "column"), [(("0.8", "-1"), "mpp_he_10X"), (("-1", "0.5"), "mpp_ihc_10X")]
-    )
-    def test_a_resolution_that_cannot_be(self, tmp_path, mpps, column):
-        with pytest.raises(TableError, match=f"line 2, {column}: no resolution"):
-            read(tmp_path, lines(row(0, (1, 2), (3, 4), mpps=mpps)), "px")
 
     def test_an_image_without_resolution(self, tmp_path):
         text = lines(row(0, (1, 2), (3, 4), mpps=("", "")))
-        assert len(read(tmp_path, text, mpps=(None, None)).points) == 1
         with pytest.raises(TableError, match="no resolution; give um per pixel"):
             read(tmp_path, text, "px", (None, HER2_MPP))
 
@@ -196,15 +173,9 @@ class TestJoin:
         first, second = row(3, (8, 9), (1, 2)), row(1, ("", ""), (1, 2))
         text = self.join(tmp_path, lines(first), lines(second), lines(header="x,y"))
         assert text == lines(first, second)
-
-    def test_the_header_alone_where_no_pair_came_from_an_acrobat_file(self, tmp_path):
         assert self.join(tmp_path, lines()) == lines()
 
     def test_columns_of_one_file_are_empty_in_the_rows_of_others(self, tmp_path):
         noted = lines(row(1, (3, 4), (1, 2)) + ',"x, ""y"""', header=f"{HEADER},note")
         text = self.join(tmp_path, noted, lines(row(1, (8, 9), (1, 2))))
         assert [one["note"] for one in csv.DictReader(io.StringIO(text))] == ['x, "y"', ""]
-
-    def test_a_missing_file_is_named(self, tmp_path):
-        with pytest.raises(TableError, match=r"a\.csv: no such file"):
-            join_predictions([tmp_path / "a.csv"])

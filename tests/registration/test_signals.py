@@ -27,8 +27,7 @@ def measured(pair, d, moving=None, **changes):
 
 def verdict(signals, mirrored=False):
     row = {**vars(signals), "match_count": 200, "match_fraction": 0.9, "mirrored": mirrored}
-    found = assess(row, RegisterOptions())
-    return found.verdict, found.reason
+    return assess(row, RegisterOptions())[:2]
 
 
 def test_the_true_map_passes(pair):
@@ -51,11 +50,10 @@ def test_the_true_map_passes(pair):
     [
         lambda p: p,
         lambda p: to_moving(p) + np.array([60, -45]),
-        lambda p: to_moving(np.array(FIXED_UM) - p),
         lambda p: to_moving(p * (1, -1) + (0, FIXED_UM[1])),
         lambda p: p + 9000.0,
     ],
-    ids=["identity", "shifted", "turned over", "mirrored", "off the slide"],
+    ids=["identity", "shifted", "mirrored", "off the slide"],
 )
 def test_a_wrong_map_fails(pair, wrong):
     assert verdict(measured(pair, made(wrong)))[0] == "fail"
@@ -74,34 +72,15 @@ def test_blank_slides_fail(pair):
     assert not {"tile_ok", "lncc", "coverage_fraction"} & set(vars(nothing))
     found, reason = verdict(nothing)
     assert found == "fail"
-    assert "no tissue" in reason
-
-
-def test_tissue_too_narrow_for_a_square_is_the_reason(pair):
-    fixed = np.full_like(pair[0], 246)
-    fixed[150:153, 60:300] = pair[0][150:153, 60:300] // 2
-    found, reason = verdict(measured((fixed, pair[1]), made(to_moving)))
-    assert found == "fail"
     assert "tile_ok unknown: no square of 8% of the diagonal" in reason
 
 
-class TestCoverage:
-    def test_it_is_the_fraction_of_tissue_that_maps_onto_the_slide(self, pair):
-        # Only the right half of the tissue maps to x >= 0.
-        signals = measured(pair, made(lambda p: p - (FIXED_UM[0] / 2, 0)))
-        inside = tissue(pair[0], 1.0)
-        expected = inside[:, FIXED_PX[0] // 2 :].sum() / inside.sum()
-        assert signals.coverage_fraction == pytest.approx(expected, abs=0.01)
-
-    def test_a_right_map_onto_half_a_slide_is_review_for_its_coverage(self, pair):
-        half = pair[1].shape[1] // 2
-        size = (half * MPP, MOVING_UM[1])
-        signals = measured(pair, made(to_moving), pair[1][:, :half], moving_size_um=size)
-        assert 0.3 < signals.coverage_fraction < 0.7
-        found, reason = verdict(signals)
-        assert found == "review"
-        assert reason.startswith("coverage_fraction")
-        assert ";" not in reason
+def test_coverage_is_the_fraction_of_tissue_that_maps_onto_the_slide(pair):
+    # Only the right half of the tissue maps to x >= 0.
+    signals = measured(pair, made(lambda p: p - (FIXED_UM[0] / 2, 0)))
+    inside = tissue(pair[0], 1.0)
+    expected = inside[:, FIXED_PX[0] // 2 :].sum() / inside.sum()
+    assert signals.coverage_fraction == pytest.approx(expected, abs=0.01)
 
 
 def test_a_fold_in_the_tissue_is_measured(pair):
