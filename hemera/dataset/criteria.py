@@ -1,7 +1,4 @@
-"""The criteria that a tile must meet: the one table that stage filter and the report derive from.
-
-A new criterion is a row of `CRITERIA` and an option of stage filter.
-"""
+"""The criteria that a tile must meet, for stage filter and the report."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

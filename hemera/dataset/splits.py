@@ -27,7 +27,6 @@ def split_cases(
 
     Args:
         cases: case to (data set, score, split or empty).
-        seed: of the draw.
         val_fraction: fraction of a data set's free cases.
         test_fraction: likewise.
     """

@@ -55,8 +55,7 @@ class Bias:
 def selection_bias(table: Frame) -> list[Bias]:
     """Return the scores that the filters select against, or for, from `rejections`.
 
-    Of each data set, the score with the largest difference from the others is named and then left
-    out, so that a score is not named because of another one.
+    The score with the largest difference is left out before the others are compared.
     """
     found = []
     for dataset, rows in table.groupby(level="dataset"):
@@ -134,11 +133,7 @@ def agreement(tiles: Frame, engines: Sequence[str]) -> Frame:
 
 
 def agreement_summary(compared: Frame) -> dict[str, Any]:
-    """Summarise rows of `agreement` of one engine.
-
-    Dice and sign are means over the tiles in which an engine found something: empty masks agree,
-    but are little evidence.
-    """
+    """Summarise rows of `agreement` of one engine; dice and sign without the empty tiles."""
     dice, sign = compared.loc[~compared["empty"], ["dice", "sign"]].mean()
     counts = compared["verdict"].value_counts().reindex(SUITABILITIES, fill_value=0)
     return {

@@ -25,11 +25,10 @@ RGB = npt.NDArray[np.uint8]
 Corners = npt.NDArray[np.int64]
 
 UPSAMPLING_MAX = {"he": 0.01, "her2": 0.10}
-"""By how much the tiles' resolution may be finer than an image's own: scanners differ by less, and
-HER2 is resampled through the displacement anyway."""
+"""By how much the tiles' resolution may be finer than an image's own: scanners differ by less."""
 
 ROI_FRACTION_MIN = 0.5
-"""A tile belongs to the region of interest when at least this fraction of it is inside."""
+"""The fraction of a tile in the region of interest, at least."""
 
 
 class NotTiled(Exception):
@@ -91,7 +90,7 @@ class Tiling:
 
     @property
     def _on_one_grid(self) -> bool:
-        """Whether both images have one resolution: registered, they match pixel by pixel."""
+        """Whether both images, if they come registered, match pixel by pixel."""
         return same_mpp(self.he.mpp, self.her2.mpp)
 
     @property

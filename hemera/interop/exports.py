@@ -80,12 +80,7 @@ def choose(
     network: str | None = None,
     masks: bool = True,
 ) -> Selection:
-    """Choose accepted tiles; the conditions are those of `TileIndex.select`.
-
-    Raises:
-        ConfigError: when no tile is selected, or `where` is not a query of the index.
-        ShardError: when the index lacks columns, or a tile its mask.
-    """
+    """Choose accepted tiles, one or more; the conditions are those of `TileIndex.select`."""
     opened = TileIndex(index)
     engine = opened.mask_target
     members = {"he": ("shard", "he"), "her2": ("shard", "her2")}
@@ -97,8 +92,8 @@ def choose(
     columns = list(dict.fromkeys([*needed, *opened.columns]))
     rows = opened.select(columns, where=where, network=network, split=split)
     description = f"accepted tiles of the index {opened.fingerprint[:12]}"
-    for given, words in ((network, "of {}"), (split, "of {}"), (where, "where {}")):
-        description += "" if given is None else ", " + words.format(given)
+    for given, word in ((network, "of"), (split, "of"), (where, "where")):
+        description += "" if given is None else f", {word} {given}"
     if not rows.num_rows:
         raise ConfigError(
             f"{index}: no tile is left ({description}); select more, or inspect the rejected tiles "
@@ -142,12 +137,11 @@ def write_webdataset(folder: Path, selection: Selection, shard_mb: float) -> Non
                         writer.add(f"{row['tile']}.{name}.{suffix(data)}", data)
                     writer.add(f"{row['tile']}.json", _json(row))
                     progress.update()
-    _write_card(
-        folder,
-        selection,
+    words = (
         "WebDataset: one sample per tile, `he`, `her2` and `mask` as HEMERA stored them, and "
-        "`json`, its row in the index.",
+        "`json`, its row in the index."
     )
+    _write_card(folder, selection, words)
 
 
 def write_huggingface(folder: Path, selection: Selection, shard_mb: float) -> None:
@@ -224,12 +218,11 @@ def write_aligned(folder: Path, selection: Selection, threads: int) -> None:
             for tile, data in encoded:
                 (folder / split / f"{tile}.png").write_bytes(data)
                 progress.update()
-    _write_card(
-        folder,
-        selection,
+    words = (
         "One image per tile, lossless PNG: H&E (A) on the left, HER2 (B) on the right, as pix2pix "
-        "reads them with `--dataset_mode aligned`.",
+        "reads them with `--dataset_mode aligned`."
     )
+    _write_card(folder, selection, words)
 
 
 def _divided(selection: Selection, rows: pa.Table, shard_mb: float) -> list[pa.Table]:

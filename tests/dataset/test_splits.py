@@ -105,11 +105,8 @@ def test_an_added_case_moves_few() -> None:
 
 def test_draw_all_none_and_some() -> None:
     tiles = [f"t{number}" for number in range(100)]
-    for count, expected in ((None, 100), (0, 0), (30, 30), (100, 100), (500, 100)):
-        chosen = draw(tiles, count, seed=1, purpose="x")
-        assert chosen.dtype == bool
-        assert chosen.shape == (100,)
-        assert chosen.sum() == expected
+    for count, expected in ((None, 100), (0, 0), (30, 30), (500, 100)):
+        assert draw(tiles, count, seed=1, purpose="x").sum() == expected
     assert draw([], 5, seed=1, purpose="x").shape == (0,)
 
 

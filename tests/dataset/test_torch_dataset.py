@@ -134,16 +134,6 @@ def test_an_item_is_tensors_of_documented_shapes_and_ranges(index):
     assert dataset[-7]["tile"] == item["tile"]
 
 
-def test_stored_images_are_whole_arrays_whatever_is_cut(index):
-    dataset = everything(index, images=("he", "positive"), crop_px=7, flips=(0,), turns=True)
-    he, _, mask = drawn(9)
-    found = dataset.stored(9)
-    assert list(found) == ["tile", "he", "mask"]
-    assert (found["he"] == he).all()
-    assert (found["mask"] == mask).all()
-    assert list(dataset.stored(9, ["he"])) == ["tile", "he"]
-
-
 def test_only_what_is_needed_is_read(index, tmp_path):
     """Without masks no engine is needed, nor any shard of masks."""
     table = pq.read_table(index).drop_columns(["stain_shard", "registration_error_um"])

@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import PIL.Image
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -157,20 +156,6 @@ def test_the_card_states_splits_fingerprint_and_terms(index, tmp_path):
     ]
     for expected in ("f" * 64, "where split != 'val'", "| train | 3 | 3 |", *LICENCES):
         assert expected in body
-
-
-def test_parquet_files_and_row_groups_are_divided(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(exports, "ROW_GROUP_ROWS", 2)
-    one = write("huggingface", index, tmp_path / "one", split="val") / "data"
-    path = one / "validation-00000-of-00001.parquet"
-    groups = pq.ParquetFile(path).metadata
-    assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [2, 1]
-    two = write("huggingface", index, tmp_path / "two", split="val", shard_mb=1e-6) / "data"
-    names = sorted(path.name for path in two.iterdir())
-    assert names == [f"validation-{n:05d}-of-00003.parquet" for n in range(3)]
-    assert pa.concat_tables([pq.read_table(two / name) for name in names]).equals(
-        pq.read_table(path)
-    )
 
 
 def pix2pix(folder, phase):

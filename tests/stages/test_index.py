@@ -249,7 +249,6 @@ def test_metadata_and_card(tmp_path: Path) -> None:
         "BCI",
         "registration by DeeperHistReg",
     ]
-    assert set(json.loads(made.metadata["versions"])) >= {"hemera", "torch", "deeperhistreg"}
     card = made.card.read_text()
     assert "136 of 137 tiles accepted, of 29 cases." in card
     assert "| bci | 0 | blurred_he | 1 | 1 |" in card

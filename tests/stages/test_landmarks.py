@@ -139,20 +139,6 @@ class TestPair:
             assert words in reason(folder)
             assert str(folder) not in reason(folder)
 
-    @pytest.mark.parametrize("stain", ["he", "her2"])
-    def test_an_image_without_resolution(self, folder, stain):
-        """In um the points are known all the same, and count unregistered; in pixels nothing is."""
-        lines = tables.read(folder / "describe.parquet", tables.DESCRIBE).to_pylist()
-        for line in lines:
-            if line["stain"] == stain:
-                line |= {"mpp": None, "verdict": "refuse", "width_px": None, "height_px": None}
-        tables.write(folder / "describe.parquet", lines, tables.DESCRIBE)
-        acrobat(folder, [row(0, (103, 204), (100, 200), mpps=("", ""))])
-        assert run(folder, displacement=None)[0]["official_error_um"] == pytest.approx(5)
-        assert "without resolution" in reason(folder)
-        assert run(folder, coordinates="px") == []
-        assert "no resolution" in reason(folder)
-
     def test_wrong_use_is_an_error(self, folder):
         sheet(folder, "points.csv", "points.csv")
         with pytest.raises(TableError, match="no such file"):

@@ -144,17 +144,6 @@ def test_stains_are_those_of_the_pair_not_of_the_tile(
     assert own.background == (180, 180, 180)
 
 
-def test_the_order_of_tiles_of_another_pair_changes_nothing(
-    unit: tuple[Path, Path], tmp_path: Path
-) -> None:
-    alone = write_unit(
-        tmp_path / "alone", [(n, p, codecs.encode(r, "png")) for n, p, r in TILES if p == "b"]
-    )
-    both = tables.read(run(unit, tmp_path / "mask") / "unit.parquet", tables.MASK).to_pylist()
-    one = tables.read(run(alone, tmp_path / "one") / "unit.parquet", tables.MASK).to_pylist()
-    assert [row["sha256"] for row in both if row["pair"] == "b"] == [row["sha256"] for row in one]
-
-
 def test_an_empty_unit_writes_empty_outputs(tmp_path: Path) -> None:
     # the default options, with an engine whose model is not there: nothing asks for it
     folder = run(write_unit(tmp_path / "tile", []), tmp_path / "mask", MaskOptions())

@@ -171,15 +171,6 @@ def test_the_tiles_with_the_least_agreement_are_shown_with_both_masks(tmp_path: 
     assert "Low agreement" not in write(tmp_path / "one", image_pairs(1)).read_text()
 
 
-def test_a_full_page_leaves_tiles_out_and_notes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiles, "GALLERY_BYTES", 60_000)
-    path = write(tmp_path, image_pairs(3))
-    assert "drawn tiles are shown" in path.read_text()
-    assert path.stat().st_size < 500_000
-
-
 def links(page: Page) -> list[str]:
     return [address for address in page.addresses if not address.startswith(("data:", "#"))]
 
@@ -228,19 +219,6 @@ def test_pairs_that_do_not_fit_have_pages_of_their_own(
     text = path.read_text()
     assert [name for name in "bdecaf" if f'id="pair-wsi_{name}"' in text] == ["b", "d", "e"]
     assert {own.stem for own in (path.parent / "pairs").iterdir()} == {"wsi_c", "wsi_a", "wsi_f"}
-
-
-def test_the_pictures_follow_what_was_kept_and_could_be_read(tmp_path: Path) -> None:
-    rigid = Made("wsi_r", "acrobat", slide=True, verdict="review", map="rigid", reason="kept")
-    path = write(tmp_path, [rigid, slides()[3]])
-    page = check_page(path)
-    alts = [str(image["alt"]) for image in page.images]
-    assert not any("after rigid" in alt for alt in alts)
-    assert sum("after registration" in alt and "wsi_r" in alt for alt in alts) == 2
-    assert [alt for alt in alts if "wsi_d" in alt] == ["H&E slide of wsi_d"]
-    text = path.read_text()
-    card = text[text.index('id="pair-wsi_d"') :].partition("</article>")[0]
-    assert "<table" not in card and "<dl" not in card
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
