@@ -21,208 +21,148 @@ from hemera.files.faults import translated
 
 STAINS = ("he", "her2")
 
-DESCRIBE = pa.schema(
-    [
-        pa.field("pair", pa.string(), False),
-        pa.field("stain", pa.string(), False),  # he, her2
-        pa.field("file", pa.string(), False),  # its name, without the folder
-        pa.field("verdict", pa.string(), False),  # accept, refuse
-        pa.field("reason", pa.string()),  # why it is refused, in words
-        pa.field("reader", pa.string()),
-        pa.field("vendor", pa.string()),
-        pa.field("width_px", pa.int64()),
-        pa.field("height_px", pa.int64()),
-        pa.field("level_count", pa.int32()),
-        pa.field("mpp", pa.float64()),
-        pa.field("mpp_source", pa.string()),  # sheet, or the header of the file that states it
-        pa.field("background", pa.list_(pa.uint8())),  # its colour, RGB
-        # saturation (he) or optical density over background (her2) from which a pixel is tissue
-        pa.field("tissue_threshold", pa.float64()),
-        pa.field("tissue_fraction", pa.float64()),
-        pa.field("tissue_area_um2", pa.float64()),
-        pa.field("tissue_mpp", pa.float64()),
-        pa.field("tissue", pa.binary()),  # PNG, 0 or 255, the image at tissue_mpp
-        pa.field("thumbnail", pa.binary()),  # JPEG
-        pa.field("thumbnail_mpp", pa.float64()),
-    ]
-)
+_LISTS = {f"{name}s": pa.list_(pa.type_for_alias(name)) for name in ("uint8", "string", "float64")}
+
+
+def _schema(text: str) -> pa.Schema:
+    """Return a schema of lines ``type name ...  # comment``; ``type?`` allows empty values."""
+    fields = []
+    for line in text.strip().splitlines():
+        kind, *names = line.partition("#")[0].split()
+        alias = kind.rstrip("?")
+        type_ = _LISTS[alias] if alias in _LISTS else pa.type_for_alias(alias)
+        fields += [pa.field(name, type_, kind.endswith("?")) for name in names]
+    return pa.schema(fields)
+
+
+DESCRIBE = _schema("""
+    string   pair stain file
+    string   verdict  # accept, refuse
+    string?  reason  # why it is refused, in words
+    string?  reader vendor
+    int64?   width_px height_px
+    int32?   level_count
+    float64? mpp
+    string?  mpp_source  # sheet, or the header of the file that states it
+    uint8s?  background  # its colour, RGB
+    float64? tissue_threshold  # of saturation (he) or optical density over background (her2)
+    float64? tissue_fraction tissue_area_um2 tissue_mpp
+    binary?  tissue  # PNG, 0 or 255, the image at tissue_mpp
+    binary?  thumbnail  # JPEG
+    float64? thumbnail_mpp
+""")
 """describe: one row per image of a unit."""
 
-CERTIFICATE = pa.schema(
-    [
-        pa.field("pair", pa.string(), False),
-        pa.field("verdict", pa.string(), False),  # pass, review, fail
-        pa.field("reason", pa.string()),  # why it is not pass, in words
-        pa.field("engine", pa.string(), False),  # deeperhistreg; own: a map made elsewhere
-        pa.field("engine_version", pa.string()),
-        pa.field("preset", pa.string()),
-        pa.field("size_px", pa.int32()),  # shortest side of the canvas
-        pa.field("attempts", pa.list_(pa.string())),  # each attempt and its result
-        pa.field("map", pa.string()),  # nonrigid, rigid: which was kept; own, none
-        pa.field("mirrored", pa.bool_()),  # the map mirrors
-        pa.field("mirrored_by", pa.string()),  # sheet, or probe: found against the sheet
-        pa.field("match_count", pa.int64()),
-        pa.field("match_fraction", pa.float64()),
-        pa.field("mirror_probe", pa.float64()),  # matches over those of the mirror image
-        pa.field("tile_ok", pa.float64()),
-        pa.field("lncc", pa.float64()),
-        pa.field("ncc", pa.float64()),
-        pa.field("ncc_margin", pa.float64()),
-        pa.field("rotation_deg", pa.float64()),
-        pa.field("scale", pa.float64()),
-        pa.field("anisotropy", pa.float64()),
-        pa.field("determinant", pa.float64()),
-        pa.field("folding_fraction", pa.float64()),
-        pa.field("coverage_fraction", pa.float64()),
-        pa.field("displacement_median_um", pa.float64()),
-        pa.field("displacement_mpp", pa.float64()),
-        pa.field("error_median_um", pa.float64()),  # of the estimates in QUALITY
-        pa.field("error_p90_um", pa.float64()),
-        # the rigid map, [a, b, c, d, e, f]: moving_um = (a x + b y + c, d x + e y + f)
-        pa.field("rigid", pa.list_(pa.float64())),
-    ]
-)
+CERTIFICATE = _schema("""
+    string   pair
+    string   verdict  # pass, review, fail
+    string?  reason  # why it is not pass, in words
+    string   engine  # deeperhistreg; own: a map made elsewhere
+    string?  engine_version preset
+    int32?   size_px  # shortest side of the canvas
+    strings? attempts  # each attempt and its result
+    string?  map  # nonrigid, rigid: which was kept; own, none
+    bool?    mirrored  # the map mirrors
+    string?  mirrored_by  # sheet, or probe: found against the sheet
+    int64?   match_count
+    float64? match_fraction
+    float64? mirror_probe  # matches over those of the mirror image
+    float64? tile_ok lncc ncc ncc_margin
+    float64? rotation_deg scale anisotropy determinant
+    float64? folding_fraction coverage_fraction displacement_median_um displacement_mpp
+    float64? error_median_um error_p90_um  # of the estimates in QUALITY
+    float64s? rigid  # [a, b, c, d, e, f]: moving_um = (a x + b y + c, d x + e y + f)
+""")
 """register: one row per whole-slide pair."""
 
-QUALITY = pa.schema(
-    [
-        pa.field("pair", pa.string(), False),
-        pa.field("x_um", pa.float64(), False),  # centre of the square on H&E
-        pa.field("y_um", pa.float64(), False),
-        pa.field("side_um", pa.float64(), False),
-        pa.field("step_um", pa.float64(), False),  # distance of neighbouring squares
-        pa.field("ncc", pa.float64(), False),  # correlation of haematoxylin in place
-        pa.field("best_shifted_ncc", pa.float64(), False),  # best of 16 shifted versions
-        pa.field("residual_x_um", pa.float64(), False),  # where it matches best instead
-        pa.field("residual_y_um", pa.float64(), False),
-    ]
-)
+QUALITY = _schema("""
+    string   pair
+    float64  x_um y_um  # centre of the square on H&E
+    float64  side_um
+    float64  step_um  # distance of neighbouring squares
+    float64  ncc  # correlation of haematoxylin in place
+    float64  best_shifted_ncc  # best of 16 shifted versions
+    float64  residual_x_um residual_y_um  # where it matches best instead
+""")
 """register: one row per square of tissue; zero rows where there is no map."""
 
-LANDMARKS = pa.schema(
-    [
-        pa.field("pair", pa.string(), False),
-        pa.field("point", pa.string(), False),
-        pa.field("he_x_um", pa.float64()),
-        pa.field("he_y_um", pa.float64()),
-        pa.field("her2_x_um", pa.float64()),
-        pa.field("her2_y_um", pa.float64()),
-        pa.field("predicted_x_um", pa.float64()),  # the HER2 side mapped to H&E
-        pa.field("predicted_y_um", pa.float64()),
-        pa.field("error_um", pa.float64()),  # of the H&E side mapped to HER2; null: no map
-        pa.field("error_diagonal_fraction", pa.float64()),  # of the H&E slide
-        pa.field("initial_error_um", pa.float64()),  # with the identity
-        # of the prediction, on H&E; without one its unregistered HER2 coordinates count
-        pa.field("official_error_um", pa.float64()),
-        pa.field("official_initial_error_um", pa.float64()),  # unregistered
-    ]
-)
+LANDMARKS = _schema("""
+    string   pair point
+    float64? he_x_um he_y_um her2_x_um her2_y_um
+    float64? predicted_x_um predicted_y_um  # the HER2 side mapped to H&E
+    float64? error_um  # of the H&E side mapped to HER2; null: no map
+    float64? error_diagonal_fraction  # of the H&E slide
+    float64? initial_error_um  # with the identity
+    float64? official_error_um  # of the prediction, on H&E; without one, as unregistered
+    float64? official_initial_error_um  # unregistered
+""")
 """landmarks: one row per point, zero rows where the file gave none; metadata `reason` states why a
 table has no rows or no predictions."""
 
-LANDMARKS_COHORT = pa.schema(
-    [
-        # pair: one pair's figures; median, mean, std (divided by n): over the pairs
-        pa.field("aggregation", pa.string(), False),
-        pa.field("pair", pa.string()),  # null: of several
-        pa.field("dataset", pa.string()),  # null: of all
-        pa.field("pairs", pa.int64(), False),  # that have figures
-        pa.field("unregistered", pa.int64(), False),  # of these, without a map
-        pa.field("points", pa.int64(), False),  # with coordinates on both slides
-        pa.field("error_median_um", pa.float64()),
-        pa.field("error_p90_um", pa.float64()),
-        pa.field("error_median_diagonal_fraction", pa.float64()),
-        pa.field("error_p90_diagonal_fraction", pa.float64()),
-        pa.field("initial_error_median_um", pa.float64()),
-        pa.field("initial_error_p90_um", pa.float64()),
-        pa.field("official_error_p90_um", pa.float64()),
-        pa.field("official_error_mean_um", pa.float64()),
-        pa.field("official_initial_error_p90_um", pa.float64()),
-        pa.field("official_initial_error_mean_um", pa.float64()),
-        pa.field("reason", pa.string()),  # why figures are lacking, in words
-    ]
-)
+LANDMARKS_COHORT = _schema("""
+    string   aggregation  # pair; median, mean, std (divided by n): over the pairs
+    string?  pair  # null: of several
+    string?  dataset  # null: of all
+    int64    pairs  # that have figures
+    int64    unregistered  # of these, without a map
+    int64    points  # with coordinates on both slides
+    float64? error_median_um error_p90_um
+    float64? error_median_diagonal_fraction error_p90_diagonal_fraction
+    float64? initial_error_median_um initial_error_p90_um
+    float64? official_error_p90_um official_error_mean_um
+    float64? official_initial_error_p90_um official_initial_error_mean_um
+    string?  reason  # why figures are lacking, in words
+""")
 """landmarks of the cohort: one row per pair with landmarks, then median, mean and deviation over
 the pairs of all data sets and of each. ACROBAT ranks by `official_error_p90_um`: its median in
 2022, its mean in 2023; the mean of `official_error_mean_um` is its mean of means."""
 
-TILE = pa.schema(
-    [
-        pa.field("tile", pa.string(), False),
-        pa.field("pair", pa.string(), False),
-        pa.field("x_px", pa.int64(), False),
-        pa.field("y_px", pa.int64(), False),
-        pa.field("her2_x_px", pa.float64(), False),  # the tile's top-left on HER2
-        pa.field("her2_y_px", pa.float64(), False),
-        pa.field("size_px", pa.int32(), False),
-        pa.field("mpp", pa.float64(), False),  # of the tile
-        pa.field("he_mpp", pa.float64(), False),  # of the image
-        pa.field("her2_mpp", pa.float64(), False),
-        # estimated at the tile's centre; null: came registered, or not measured there
-        pa.field("registration_error_um", pa.float64()),
-        pa.field("registration_ncc", pa.float64()),  # correlation of haematoxylin in place
-        pa.field("registration_margin", pa.float64()),  # the same less the best shifted version
-        pa.field("tissue_fraction", pa.float64(), False),
-        pa.field("her2_tissue_fraction", pa.float64(), False),
-        pa.field("he_sharpness", pa.float64(), False),  # variance of the Laplacian, at 0.5 um/px
-        pa.field("her2_sharpness", pa.float64(), False),
-        pa.field("histogram_similarity", pa.float64()),  # null: one of the two is flat
-        pa.field("her2_coverage_fraction", pa.float64(), False),
-        pa.field("folding_fraction", pa.float64(), False),
-        pa.field("shard", pa.string(), False),  # relative to the folder of results
-        pa.field("he_offset", pa.int64(), False),
-        pa.field("he_length", pa.int64(), False),
-        pa.field("he_sha256", pa.string(), False),
-        pa.field("her2_offset", pa.int64(), False),
-        pa.field("her2_length", pa.int64(), False),
-        pa.field("her2_sha256", pa.string(), False),
-    ]
-)
+TILE = _schema("""
+    string   tile pair
+    int64    x_px y_px
+    float64  her2_x_px her2_y_px  # the tile's top-left on HER2
+    int32    size_px
+    float64  mpp he_mpp her2_mpp  # of the tile and of both images
+    float64? registration_error_um  # at the tile's centre; null: came registered, or not measured
+    float64? registration_ncc  # correlation of haematoxylin in place
+    float64? registration_margin  # the same less the best shifted version
+    float64  tissue_fraction her2_tissue_fraction
+    float64  he_sharpness her2_sharpness  # variance of the Laplacian, at 0.5 um/px
+    float64? histogram_similarity  # null: one of the two is flat
+    float64  her2_coverage_fraction folding_fraction
+    string   shard  # relative to the folder of results
+    int64    he_offset he_length
+    string   he_sha256
+    int64    her2_offset her2_length
+    string   her2_sha256
+""")
 """tile: one row per tile above the tissue floor."""
 
-PAIRS = pa.schema(
-    [
-        pa.field("pair", pa.string(), False),
-        # tiled, refused, no_tissue, unreadable
-        pa.field("state", pa.string(), False),
-        pa.field("reason", pa.string()),  # why it is not tiled, in words
-        # registered (came so), pass, review, fail, accepted or refused by a person
-        pa.field("registration", pa.string(), False),
-        pa.field("tiles_grid", pa.int64(), False),  # positions on the grid inside the image
-        pa.field("tiles_tissue", pa.int64(), False),  # of these, above the tissue floor
-        pa.field("tiles_unreadable", pa.int64(), False),
-        pa.field("tiles_written", pa.int64(), False),
-    ]
-)
+PAIRS = _schema("""
+    string   pair
+    string   state  # tiled, refused, no_tissue, unreadable
+    string?  reason  # why it is not tiled, in words
+    string   registration  # registered (came so), pass, review, fail; accepted, refused: manually
+    int64    tiles_grid  # positions on the grid inside the image
+    int64    tiles_tissue  # of these, above the tissue floor
+    int64    tiles_unreadable tiles_written
+""")
 """tile: one row per pair, with the reason where it has no tiles."""
 
-MASK = pa.schema(
-    [
-        pa.field("tile", pa.string(), False),
-        pa.field("pair", pa.string(), False),
-        pa.field("engine", pa.string(), False),
-        pa.field("nucleus_fraction", pa.float64(), False),
-        pa.field("positive_fraction", pa.float64(), False),
-        pa.field("weak_fraction", pa.float64(), False),  # pixels of DAB intensity 1
-        pa.field("moderate_fraction", pa.float64(), False),
-        pa.field("strong_fraction", pa.float64(), False),
-        pa.field("excluded_fraction", pa.float64(), False),  # pen, folds, dust
-        # With the other engine with which it agrees least; null where one ran.
-        pa.field("agreement_dice", pa.float64()),  # of the positive masks
-        pa.field("agreement_sign", pa.float64()),  # fraction of matched cells; null: none matched
-        pa.field("agreement_cells", pa.int64()),  # matched
-        pa.field("cells", pa.int64(), False),
-        pa.field("positive_cells", pa.int64(), False),
-        pa.field("weak_cells", pa.int64(), False),
-        pa.field("moderate_cells", pa.int64(), False),
-        pa.field("strong_cells", pa.int64(), False),
-        pa.field("note", pa.string()),  # blank: a tile without tissue
-        pa.field("shard", pa.string(), False),
-        pa.field("offset", pa.int64(), False),
-        pa.field("length", pa.int64(), False),
-        pa.field("sha256", pa.string(), False),
-    ]
-)
+MASK = _schema("""
+    string   tile pair engine
+    float64  nucleus_fraction positive_fraction
+    float64  weak_fraction moderate_fraction strong_fraction  # pixels of DAB intensity 1, 2, 3
+    float64  excluded_fraction  # pen, folds, dust
+    float64? agreement_dice  # of positive masks, with the engine that agrees least; null: one ran
+    float64? agreement_sign  # likewise, fraction of matched cells; null: none matched
+    int64?   agreement_cells  # matched
+    int64    cells positive_cells weak_cells moderate_cells strong_cells
+    string?  note  # blank: a tile without tissue
+    string   shard
+    int64    offset length
+    string   sha256
+""")
 """mask: one row per tile and engine."""
 
 MASK_STATISTICS = tuple(MASK.names[3:17])
@@ -231,72 +171,48 @@ MASK_STATISTICS = tuple(MASK.names[3:17])
 MASK_COLUMNS = (*MASK_STATISTICS, "shard", "offset", "length", "sha256")
 """The columns of MASK that tables of tiles contain per engine, as ``{engine}_{name}``."""
 
-CELLS = pa.schema(
-    [
-        pa.field("tile", pa.string(), False),
-        pa.field("engine", pa.string(), False),
-        pa.field("cell", pa.int32(), False),
-        pa.field("x_px", pa.float32(), False),  # centroid in the tile
-        pa.field("y_px", pa.float32(), False),
-        pa.field("area_px", pa.int32(), False),
-        pa.field("positive", pa.bool_(), False),
-        pa.field("intensity", pa.int8(), False),  # 0 to 3
-        pa.field("completeness", pa.float32()),  # stained fraction of the membrane ring
-    ]
-)
+CELLS = _schema("""
+    string   tile engine
+    int32    cell
+    float32  x_px y_px  # centroid in the tile
+    int32    area_px
+    bool     positive
+    int8     intensity  # 0 to 3
+    float32? completeness  # stained fraction of the membrane ring
+""")
 """mask: one row per cell."""
 
-HISTORY = pa.schema(
-    [
-        pa.field("epoch", pa.int32(), False),  # from 1
-        pa.field("part", pa.string(), False),  # train, val
-        pa.field("quantity", pa.string(), False),  # a loss, a metric, the learning rate
-        pa.field("value", pa.float64(), False),
-    ]
-)
+HISTORY = _schema("""
+    int32    epoch  # from 1
+    string   part  # train, val
+    string   quantity  # a loss, a metric, the learning rate
+    float64  value
+""")
 """train_*: one row per epoch, split and quantity."""
 
-EVALUATION_TILES = pa.schema(
-    [
-        pa.field("tile", pa.string(), False),
-        pa.field("case", pa.string(), False),
-        pa.field("dataset", pa.string(), False),
-        pa.field("score", pa.string(), False),
-        pa.field("network", pa.string(), False),  # generation, segmentation
-        # a generator's preset, mean_colour, blurred; segmenter, all_positive, all_negative
-        pa.field("method", pa.string(), False),
-        pa.field("psnr_db", pa.float64()),  # infinite: the images are equal
-        pa.field("ssim", pa.float64()),  # uniform window of 7, as BCI is scored
-        pa.field("ssim_gaussian", pa.float64()),  # with a Gaussian window
-        pa.field("lpips", pa.float64()),  # null: no weights were named
-        pa.field("true_positive_px", pa.int64()),
-        pa.field("false_positive_px", pa.int64()),
-        pa.field("false_negative_px", pa.int64()),
-        pa.field("true_negative_px", pa.int64()),
-    ]
-)
+EVALUATION_TILES = _schema("""
+    string   tile case dataset score
+    string   network  # generation, segmentation
+    string   method  # a preset, mean_colour, blurred; segmenter, all_positive, all_negative
+    float64? psnr_db  # infinite: the images are equal
+    float64? ssim  # uniform window of 7, as BCI is scored
+    float64? ssim_gaussian  # with a Gaussian window
+    float64? lpips  # null: no weights were named
+    int64?   true_positive_px false_positive_px false_negative_px true_negative_px
+""")
 """evaluate: one row per tile, network and method."""
 
-METRICS = pa.schema(
-    [
-        pa.field("network", pa.string(), False),
-        # as in EVALUATION_TILES, and best_constant: the better of all_positive and all_negative
-        pa.field("method", pa.string(), False),
-        pa.field("group", pa.string(), False),  # all, or dataset=…, score=…, case=…
-        # psnr_db, psnr_infinite, ssim, ssim_gaussian, lpips, fid, kid, precision, recall, f1, iou
-        pa.field("metric", pa.string(), False),
-        # mean, pooled, mean_nonempty; count: of the tiles left out of the mean of psnr_db; set: of
-        # all generated against all real tiles
-        pa.field("aggregation", pa.string(), False),
-        pa.field("value", pa.float64()),
-        # standard deviation over tiles, for means; over random subsets, for kid
-        pa.field("deviation", pa.float64()),
-        # bootstrap interval over cases; null: of one case, of a set, or not requested
-        pa.field("low", pa.float64()),
-        pa.field("high", pa.float64()),
-        pa.field("tiles", pa.int64(), False),
-    ]
-)
+METRICS = _schema("""
+    string   network
+    string   method  # and best_constant: the better of all_positive and all_negative
+    string   group  # all, or dataset=…, score=…, case=…
+    string   metric  # a column of EVALUATION_TILES, psnr_infinite, fid, kid, precision, ...
+    string   aggregation  # mean, pooled, mean_nonempty, set (all tiles together), count
+    float64? value
+    float64? deviation  # over tiles, for means; over random subsets, for kid
+    float64? low high  # bootstrap interval over cases; null: of one case, of a set, not requested
+    int64    tiles
+""")
 """evaluate: one row per network, method, group, metric and aggregation."""
 
 
@@ -307,30 +223,22 @@ def filtered(engines: Sequence[str]) -> pa.Schema:
         for engine in engines
         for name in MASK_COLUMNS
     ]
-    return pa.schema(
-        [
-            *TILE,
-            pa.field("dataset", pa.string(), False),
-            pa.field("score", pa.string(), False),
-            pa.field("registration", pa.string(), False),
-            *mask,
-            pa.field("accepted", pa.bool_(), False),
-            pa.field("reason", pa.string()),  # null: accepted
-        ]
-    )
+    named = _schema("string dataset score registration")
+    accepted = _schema("""
+        bool    accepted
+        string? reason  # null: accepted
+    """)
+    return pa.schema([*TILE, *named, *mask, *accepted])
 
 
 def index(engines: Sequence[str]) -> pa.Schema:
     """Return the schema of the index: filter's table with case, split and the subsets."""
-    return pa.schema(
-        [
-            *filtered(engines),
-            pa.field("case", pa.string(), False),
-            pa.field("split", pa.string(), False),  # train, val, test
-            pa.field("generation_split", pa.string()),  # train, val, test; null: not used
-            pa.field("segmentation_split", pa.string()),
-        ]
-    )
+    added = _schema("""
+        string  case
+        string  split  # train, val, test
+        string? generation_split segmentation_split  # null: not used
+    """)
+    return pa.schema([*filtered(engines), *added])
 
 
 def write(
@@ -342,10 +250,8 @@ def write(
     """Write a table atomically.
 
     Args:
-        path: where it is written.
         rows: a table with the columns of the schema, or one mapping per row; a missing key is an
             empty value.
-        schema: names, types and which columns have no empty values.
         metadata: key-value metadata of the file.
 
     Raises:
@@ -353,7 +259,7 @@ def write(
     """
     with translated(TableError, f"{path.name}: the rows do not fit the schema ({{error}})"):
         if not isinstance(rows, pa.Table):
-            rows = pa.Table.from_pylist(list(rows), schema=schema)
+            rows = _table(list(rows), schema)
         table = rows.select(schema.names).cast(schema)
         table.validate(full=True)
     table = table.replace_schema_metadata(dict(metadata) if metadata else None)
@@ -361,13 +267,20 @@ def write(
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table and check it against its schema.
+def _table(rows: list[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    unknown = set().union(*rows) - set(schema.names)
+    if unknown:
+        raise ValueError(f"unknown columns {', '.join(sorted(unknown))}")
+    table = pa.Table.from_pylist(rows, schema=schema)
+    for field in schema:
+        if pa.types.is_integer(field.type):
+            # from_pylist cuts fractions without an error; cast does not.
+            pa.array([row.get(field.name) for row in rows]).cast(field.type)
+    return table
 
-    Args:
-        path: a Parquet file.
-        schema: the schema with which it was written.
-        columns: the columns to read; None: all.
+
+def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table, or some of its columns, and check it against its schema.
 
     Raises:
         TableError: when the file is missing, is not Parquet, lacks columns or has other types.
@@ -411,11 +324,7 @@ def inherited(stage: str, path: Path) -> dict[str, str]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the key-value metadata of a Parquet file.
-
-    Raises:
-        TableError: when it is not a Parquet file.
-    """
+    """Return the key-value metadata of a Parquet file."""
     raw = _stored_schema(path).metadata or {}
     return {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
 

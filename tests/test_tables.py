@@ -98,6 +98,8 @@ def test_columns_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
         ({"cell": 2**40}, ["too large"]),
         ({"positive": "yes"}, ["yes"]),
         ({"x_px": "left"}, ["left"]),
+        ({"cell": 1.5}, ["1.5"]),
+        ({"cells": 8}, ["unknown columns cells"]),
     ],
 )
 def test_a_row_that_does_not_fit(tmp_path: Path, change: dict[str, Any], words: list[str]) -> None:
