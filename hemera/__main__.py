@@ -8,15 +8,12 @@ import dataclasses
 import importlib
 import inspect
 import logging
-import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-import cyclopts
 from cyclopts import App, CycloptsError, Group, Parameter
-from cyclopts.validators import Number
 
 from hemera import __version__
 from hemera.config import STAGES
@@ -36,9 +33,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """Commands and their subcommands: the functions of ``hemera/commands/{name}.py``."""
 
 EXTRAS = {
-    **dict.fromkeys(
-        ("torch", "torchvision", "timm", "segmentation_models_pytorch", "safetensors"), "train"
-    ),
+    "torch": "train",
+    "torchvision": "train",
+    "timm": "train",
+    "segmentation_models_pytorch": "train",
+    "safetensors": "train",
     "tensorboard": "train",
     "lpips": "metrics",
     "torch_fidelity": "metrics",
@@ -80,7 +79,8 @@ def main(words: Sequence[str] | None = None) -> int:
             given, exit_on_error=False, print_error=False, result_action="return_value"
         )
     except CycloptsError as error:
-        log.error("%s; see `hemera %s --help`", _usage(error), " ".join(error.command_chain or ()))
+        fault = " ".join(str(error).split()).rstrip(".")
+        log.error("%s; see `hemera %s --help`", fault, " ".join(error.command_chain or ()))
         return 2
     except HemeraError as error:
         for line in str(error).splitlines():
@@ -101,26 +101,6 @@ def main(words: Sequence[str] | None = None) -> int:
         log.error("%s", ": ".join(filter(None, (str(error.filename or ""), error.strerror))))
         return 1
     return result if isinstance(result, int) else 0
-
-
-def _usage(error: CycloptsError) -> str:
-    """Return what is wrong with the words of the command line."""
-    argument = error.argument
-    if argument is not None and isinstance(error, cyclopts.MissingArgumentError):
-        return f"{argument.name} is missing"
-    if argument is not None and isinstance(error, cyclopts.ValidationError):
-        limits: dict[str, float] = {}
-        for each in cast(tuple[Number, ...], argument.parameter.validator):
-            bounds = {"ge": each.gte, "gt": each.gt, "le": each.lte, "lt": each.lt}
-            limits |= {
-                name: float(value)
-                for name, value in bounds.items()
-                if value is not None and math.isfinite(value)
-            }
-        return (
-            f"{argument.name}: {argument.value} is out of range; give a value {range_words(limits)}"
-        )
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def _app(wanted: str) -> App:
@@ -219,11 +199,7 @@ def _flags(cls: type[Options], prefix: str = "") -> dict[str, Key]:
 
 
 def _options(cls: type[Options], words: dict[str, Any]) -> Options:
-    """Return the options given as words of the command line.
-
-    Raises:
-        ConfigError: one line per fault, that names the flag.
-    """
+    """Return the options given as words of the command line; faults name the flags."""
     values: dict[str, Any] = {}
     for name, key in _flags(cls).items():
         if name not in words:

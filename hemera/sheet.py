@@ -77,16 +77,12 @@ class Pair(BaseModel):
     displacement: SheetPath | None = None
 
     @model_validator(mode="after")
-    def _landmarks_of_both_slides(self) -> Self:
+    def _consistent(self) -> Self:
         if (self.he_landmarks is None) != (self.her2_landmarks is None):
             raise ValueError(
                 "he_landmarks and her2_landmarks: only one is given; give both (one ACROBAT file "
                 "serves both) or none"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _displacement_needs_unregistered_images(self) -> Self:
         if self.displacement is not None and self.registered:
             raise ValueError(
                 "registered is true beside a displacement; leave one of the two empty: registered "
@@ -102,11 +98,8 @@ class Pair(BaseModel):
     @property
     def in_block(self) -> bool:
         """Whether the pair is a registered pair of plain images, which is processed in a block."""
-        return (
-            self.registered
-            and self.he.suffix.lower() in IMAGE_SUFFIXES
-            and self.her2.suffix.lower() in IMAGE_SUFFIXES
-        )
+        suffixes = {path.suffix.lower() for path in self.images}
+        return self.registered and suffixes <= IMAGE_SUFFIXES
 
     @property
     def images(self) -> tuple[Path, Path]:
@@ -153,11 +146,7 @@ class Sheet:
     pairs: tuple[Pair, ...]
 
     def pair(self, name: str) -> Pair:
-        """Return a pair by its name.
-
-        Raises:
-            SheetError: when the sheet has no such pair.
-        """
+        """Return a pair by its name."""
         known = {pair.pair: pair for pair in self.pairs}
         if name not in known:
             similar = difflib.get_close_matches(name, known, n=5, cutoff=0)
@@ -170,13 +159,9 @@ class Sheet:
 def read_sheet(path: Path) -> Sheet:
     """Read and check a sheet: its columns, names and values, not its files.
 
-    Args:
-        path: tab-separated text with a header; paths in it are relative to its directory.
-
     Raises:
         SheetError: one line per fault, all faults of the sheet together.
     """
-    path = Path(path)
     pairs, faults = parse_sheet(path)
     if faults:
         raise SheetError("\n".join(faults))
@@ -184,15 +169,11 @@ def read_sheet(path: Path) -> Sheet:
 
 
 def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
-    """Return the valid rows of a sheet, and a line per fault of the others.
-
-    Raises:
-        SheetError: when the file cannot be read, or its header is wrong.
-    """
+    """Return the valid rows of a sheet, and a line per fault of the others."""
+    if not path.exists():
+        raise SheetError(f"{path}: no such file; give the path of a sheet of pairs")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise SheetError(f"{path}: no such file; give the path of a sheet of pairs") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
     # Not splitlines: it would cut a row at characters that a spreadsheet leaves inside a cell.
@@ -244,11 +225,7 @@ def units(sheet: Sheet, block_count: int) -> dict[str, tuple[Pair, ...]]:
 
 
 def unit_pairs(sheet: Sheet, unit: str, block_count: int) -> tuple[Pair, ...]:
-    """Return the pairs of one unit.
-
-    Raises:
-        SheetError: when the sheet has no such unit.
-    """
+    """Return the pairs of one unit."""
     pairs = tuple(pair for pair in sheet.pairs if _unit(pair, block_count) == unit)
     if not pairs:
         raise SheetError(

@@ -298,12 +298,10 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
         return table.select(wanted.names).cast(wanted)
 
 
-def described(
-    path: Path, columns: Sequence[str] | None = None
-) -> dict[str, dict[str, dict[str, Any]]]:
+def described(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the rows of a table `DESCRIBE` by pair and stain; a pair without rows has none."""
     found: dict[str, dict[str, dict[str, Any]]] = collections.defaultdict(dict)
-    for row in read(path, DESCRIBE, columns).to_pylist():
+    for row in read(path, DESCRIBE).to_pylist():
         found[row["pair"]][row["stain"]] = row
     return found
 

@@ -12,15 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from hemera import tables
-from hemera.config import (
-    FilterOptions,
-    IndexOptions,
-    LandmarksOptions,
-    MaskOptions,
-    RegisterOptions,
-    TileOptions,
-)
+from hemera import config, tables
 from hemera.dataset.shards import ShardWriter
 from hemera.imaging.codecs import encode, encode_mask
 from hemera.imaging.quality import histogram_similarity
@@ -89,7 +81,7 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
             results=results,
             errors=results / "landmarks" / "cohort.errors.parquet",
             predictions=results / "landmarks" / "cohort.predictions.csv",
-            options=LandmarksOptions(),
+            options=config.LandmarksOptions(),
         )
     filter.run(
         sheet=sheet,
@@ -97,7 +89,7 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
         results=results,
         engines=engines,
         tiles=results / "filter" / "tiles.parquet",
-        options=FilterOptions(),
+        options=config.FilterOptions(),
     )
     index.run(
         sheet=sheet,
@@ -105,7 +97,7 @@ def make(folder: Path, pairs: list[Made], *, engines: tuple[str, ...] = ("stain"
         engines=engines,
         index=results / "index" / "index.parquet",
         card=results / "index" / "card.md",
-        options=IndexOptions(target=engines[0]),
+        options=config.IndexOptions(target=engines[0]),
     )
     return sheet
 
@@ -154,15 +146,11 @@ def _unit(
                 tile_rows.append(row)
                 mask_rows += masked
     tables.write(results / "describe" / f"{unit}.parquet", described, tables.DESCRIBE)
-    metadata = tables.provenance(TileOptions(size_px=SIZE_PX))
+    metadata = tables.provenance(config.TileOptions(size_px=SIZE_PX))
     tables.write(results / "tile" / f"{unit}.parquet", tile_rows, tables.TILE, metadata)
     tables.write(results / "tile" / f"{unit}.pairs.parquet", outcomes, tables.PAIRS, metadata)
-    tables.write(
-        results / "mask" / f"{unit}.parquet",
-        mask_rows,
-        tables.MASK,
-        tables.provenance(MaskOptions(engines={"stain": {}})),
-    )
+    metadata = tables.provenance(config.MaskOptions(engines={"stain": {}}))
+    tables.write(results / "mask" / f"{unit}.parquet", mask_rows, tables.MASK, metadata)
 
 
 def _registration(made: Made) -> str:
@@ -174,8 +162,12 @@ def _registration(made: Made) -> str:
 def _describe(pair: Pair, made: Made) -> list[dict[str, Any]]:
     rows = []
     for stain, path in (("he", pair.he), ("her2", pair.her2)):
-        row = dict.fromkeys(tables.DESCRIBE.names)
-        row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
+        row: dict[str, Any] = {
+            "pair": pair.pair,
+            "stain": stain,
+            "file": path.name,
+            "verdict": "accept",
+        }
         if made.state == "unreadable" and stain == "her2":
             row |= {"verdict": "refuse", "reason": made.reason}
         else:
@@ -201,13 +193,9 @@ def _register(results: Path, unit: str, pair: Pair, made: Made) -> None:
     failed, mapped = made.verdict == "fail", made.map != "none"
     field = none()
     if mapped:
-        vectors = np.zeros((30, 40, 2), np.float32)
-        vectors[..., 0] = 180.0
-        vectors[..., 1] = -90.0
-        field = Displacement(vectors, 92.0)
+        field = Displacement(np.full((30, 40, 2), (180.0, -90.0), np.float32), 92.0)
     write_displacement(results / "register" / f"{unit}.displacement.npz", field)
-    row = dict.fromkeys(tables.CERTIFICATE.names)
-    row |= {
+    row: dict[str, Any] = {
         "pair": pair.pair,
         "verdict": made.verdict,
         "reason": None if made.verdict == "pass" else made.reason or "tile_ok 0.12 below 0.30",
@@ -241,27 +229,22 @@ def _register(results: Path, unit: str, pair: Pair, made: Made) -> None:
             "error_p90_um": 675.0,
             "rigid": [1.0, 0.01, 170.0, -0.01, 1.0, -80.0],
         }
-    metadata = tables.provenance(RegisterOptions())
+    metadata = tables.provenance(config.RegisterOptions())
     tables.write(results / "register" / f"{unit}.parquet", [row], tables.CERTIFICATE, metadata)
     path = results / "register" / f"{unit}.quality.parquet"
     tables.write(path, _quality(pair.pair) if mapped else [], tables.QUALITY, metadata)
     if made.landmarks:
-        points = [
-            {
-                "pair": pair.pair,
-                "point": str(k),
-                "he_x_um": 100.0 * k,
-                "he_y_um": 50.0 * k,
-                "her2_x_um": 100.0 * k,
-                "her2_y_um": 50.0 * k,
-                "error_um": float(k) if mapped else None,
-                "error_diagonal_fraction": k / 4600 if mapped else None,
-                "initial_error_um": 40.0 + k,
-                "official_error_um": float(k) if mapped else 40.0 + k,
-                "official_initial_error_um": 40.0 + k,
-            }
-            for k in range(1, 12)
-        ]
+        points = []
+        for k in range(1, 12):
+            point = {"pair": pair.pair, "point": str(k)}
+            point |= {f"{stain}_x_um": 100.0 * k for stain in tables.STAINS}
+            point |= {f"{stain}_y_um": 50.0 * k for stain in tables.STAINS}
+            if mapped:
+                point |= {"error_um": float(k), "error_diagonal_fraction": k / 4600}
+            initial = 40.0 + k
+            point |= {"initial_error_um": initial, "official_initial_error_um": initial}
+            point["official_error_um"] = float(k) if mapped else initial
+            points.append(point)
         tables.write(results / "landmarks" / f"{unit}.parquet", points, tables.LANDMARKS)
         (results / "landmarks" / f"{unit}.csv").write_text("point_id,he_x,he_y\n")
 
@@ -324,17 +307,14 @@ def _tile(
     first = dark if made.score in ("2+", "3+") else dark & (seed % 3 == 0)
     # The second engine calls more positive to the right, so that the two agree in part.
     second = dark & (np.arange(SIZE_PX) > SIZE_PX * (seed % 7) / 7)
-    compared: dict[str, Any] = dict.fromkeys(
-        ("agreement_dice", "agreement_sign", "agreement_cells")
-    )
+    compared: dict[str, Any] = {}
+    for name in ("dice", "sign", "cells"):
+        compared[f"agreement_{name}"] = None
     if len(engines) > 1:
-        compared = {
-            "agreement_dice": 2
-            * float((first & second).sum())
-            / float((first.sum() + second.sum()) or 1),
-            "agreement_sign": float((first == second)[dark].mean()),
-            "agreement_cells": 12,
-        }
+        both, total = float((first & second).sum()), float(first.sum() + second.sum())
+        compared["agreement_dice"] = 2 * both / (total or 1)
+        compared["agreement_sign"] = float((first == second)[dark].mean())
+        compared["agreement_cells"] = 12
     for engine, positive in zip(engines, (first, second, first), strict=False):
         classes = np.where(
             positive, label_format.POSITIVE, np.where(dark, label_format.NEGATIVE, 0)

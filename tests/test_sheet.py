@@ -149,7 +149,7 @@ def test_all_faults_stand_together(tmp_path: Path) -> None:
             cells(pair="p3", case="c3", he="3.tif", her2="3b.tif"),
             cells(pair="p3", case="c3", he="4.tif", her2="4b.tif"),
             cells(pair="p5", case="c3", he="5.tif", her2="5b.tif", split="test"),
-            cells(pair="p6", case="c6", he="3.tif", her2="6b.tif"),
+            cells(pair="p6", case="c6", he="./3.tif", her2="6b.tif"),
             cells(pair="p2", case="c7", he="7.tif", her2="7b.tif"),
             "\t".join(["x"] * 12),
         )
@@ -170,26 +170,6 @@ def test_all_faults_stand_together(tmp_path: Path) -> None:
             "row 10: 12 cells under 11 columns; separate cells by one tab",
         ]
     )
-
-
-def test_a_case_in_two_splits(tmp_path: Path) -> None:
-    rows = [cells(), cells(pair="p2", he="2.tif", her2="2b.tif", split="val")]
-    line = fault(write(tmp_path, *rows))
-    assert "row 3: case c1 is val here and free in row 2" in line
-
-
-@pytest.mark.parametrize(
-    ("he", "her2"),
-    [
-        ("1_HE.tif", "2b.tif"),
-        ("2.tif", "1_HER2.tif"),
-        ("./1_HE.tif", "2b.tif"),
-    ],
-)
-def test_an_image_of_two_cases(tmp_path: Path, he: str, her2: str) -> None:
-    line = fault(write(tmp_path, cells(), cells(pair="p2", case="c2", he=he, her2=her2)))
-    assert "row 3" in line
-    assert "case c2 here and to c1 in row 2" in line
 
 
 def test_columns(tmp_path: Path) -> None:
@@ -280,12 +260,11 @@ def test_units_are_slides_by_name_and_blocks_by_data_set() -> None:
         unit_pairs(sheet, "bci.003", 3)
 
 
-@pytest.mark.parametrize("place", [0, 17, 60])
-def test_an_added_pair_changes_one_block(place: int) -> None:
+def test_an_added_pair_changes_one_block() -> None:
     pairs = [pair(f"b{number}") for number in range(60)]
     before = units(Sheet(Path("p"), tuple(pairs)), 7)
     for number in range(20):
-        more = [*pairs[:place], pair(f"new{number}"), *pairs[place:]]
+        more = [*pairs[:17], pair(f"new{number}"), *pairs[17:]]
         after = units(Sheet(Path("p"), tuple(more)), 7)
         assert sum(after[name] != before.get(name) for name in after) == 1
         assert set(before) <= set(after)
@@ -299,25 +278,10 @@ def test_a_blocks_place_is_the_documented_hash() -> None:
 
 def test_a_digest_changes_with_its_stages_columns_alone() -> None:
     base = pair("p", block=False)
-    other = {
-        "pair": "q",
-        "case": "other",
-        "dataset": "other",
-        "he": Path("x.tif"),
-        "her2": Path("x.tif"),
-        "split": "val",
-        "score": "3+",
-        "registered": True,
-        "mirrored": True,
-        "he_mpp": 0.5,
-        "her2_mpp": 0.5,
-        "he_landmarks": Path("l.csv"),
-        "her2_landmarks": Path("l.csv"),
-        "roi": Path("r.geojson"),
-        "verdict": "accept",
-        "displacement": Path("d.npz"),
-    }
-    assert set(other) == set(COLUMNS)
+    other: dict[str, object] = dict.fromkeys(COLUMNS, Path("other"))
+    other |= dict.fromkeys(("pair", "case", "dataset"), "other")
+    other |= {"split": "val", "score": "3+", "verdict": "accept"}
+    other |= {"registered": True, "mirrored": True, "he_mpp": 0.5, "her2_mpp": 0.5}
     for stage, columns in STAGE_COLUMNS.items():
         before = digest([base], stage)
         for name, value in other.items():

@@ -84,13 +84,6 @@ def test_an_empty_value_is_only_where_the_schema_allows_it(tmp_path: Path) -> No
         tables.write(tmp_path / "t.parquet", [{**CELL, "cell": None}], tables.CELLS)
 
 
-def test_columns_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
-    tables.write(tmp_path / "t.parquet", [CELL], tables.CELLS)
-    back = tables.read(tmp_path / "t.parquet", tables.CELLS, ["area_px", "tile"])
-    assert back.to_pylist() == [{"area_px": 31, "tile": CELL["tile"]}]
-    assert back.column_names == ["area_px", "tile"]
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

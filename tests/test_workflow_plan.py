@@ -65,35 +65,22 @@ def test_landmarks_of_ready_made_pairs_are_not_measured(bare: Path) -> None:
 
 def test_a_registered_slide_skips_registration_and_a_map_of_ones_own_is_judged(bare: Path) -> None:
     rows = [
-        "pair\tcase\tdataset\the\ther2\tregistered\tdisplacement",
-        "slide_1\tc1\tacrobat\timg/1_he.tif\timg/1_her2.tif\ttrue\t",
-        "slide_2\tc2\tacrobat\timg/2_he.png\timg/2_her2.png\t\tfield.npz",
-    ]
-    (bare / "field.npz").touch()
-    (bare / "pairs.tsv").write_text("\n".join(rows) + "\n")
-    counts = planned(bare)
-    assert counts["register"] == 1
-    assert counts["tile"] == 2
-    text = snakemake(bare, "-n", "--cores", "2", "-p")
-    assert text.count("--displacement results/register/slide_2.displacement.npz") >= 2
-    assert re.search(r"input: .*field\.npz", text)
-
-
-def test_a_map_of_ones_own_is_measured_at_landmarks_too(bare: Path) -> None:
-    columns = "pair\tcase\tdataset\the\ther2\tregistered\tdisplacement"
-    rows = [
-        f"{columns}\the_landmarks\ther2_landmarks",
+        "pair\tcase\tdataset\the\ther2\tregistered\tdisplacement\the_landmarks\ther2_landmarks",
         "slide_1\tc1\tacrobat\timg/1_he.tif\timg/1_her2.tif\ttrue\t\tpoints.csv\tpoints.csv",
         "slide_2\tc2\tacrobat\timg/2_he.png\timg/2_her2.png\t\tfield.npz\tpoints.csv\tpoints.csv",
     ]
     for name in ("points.csv", "field.npz"):
         (bare / name).touch()
     (bare / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    counts = planned(bare)
+    assert counts["register"] == 1
+    assert counts["tile"] == 2
     text = snakemake(bare, "-n", "--cores", "2", "-p")
-    commands = re.findall(r"hemera landmarks .*--unit.*", text)
-    assert len(commands) == 2
     own = "--displacement results/register/slide_2.displacement.npz"
-    assert sum(own in command for command in commands) == 1
+    assert text.count(own) >= 2
+    commands = re.findall(r"hemera landmarks .*--unit.*", text)
+    assert [own in command for command in sorted(commands)] == [False, True]
+    assert re.search(r"input: .*field\.npz", text)
 
 
 def test_the_demo_makes_its_own_images(tmp_path: Path) -> None:
@@ -122,22 +109,6 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
 
 def planned_resources(line: str) -> set[str]:
     return {item.split("=")[0] for item in line.split(", ")}
-
-
-def test_default_profile_holds_nothing_that_slurm_sets() -> None:
-    default = yaml.safe_load((ROOT / "profiles/default/profile.yaml").read_text())
-    assert set(default) == {"rerun-incomplete", "keep-going", "printshellcmds", "show-failed-logs"}
-    assert (ROOT / "slurm").resolve() == ROOT / "profiles/slurm"
-
-
-@pytest.mark.parametrize("stage", [*STAGES, "demo"])
-def test_every_rule_says_what_it_needs(stage: str) -> None:
-    text = (ROOT / f"workflow/rules/{stage}.smk").read_text()
-    assert re.search(rf"^\s*rule {stage}:", text, re.MULTILINE)
-    for word in ("log:", "benchmark:", "conda:", "threads:", "mem_mb=", "runtime=", "shell:"):
-        assert word in text, word
-    if stage.startswith("train_") or stage == "mask":
-        assert "gpu=" in text
 
 
 @pytest.mark.parametrize(
@@ -179,15 +150,3 @@ def test_the_paper_sizes_never_run_on_the_demo_by_accident(bare: Path) -> None:
     write_config(bare, {"preset": "hemera"})
     text = snakemake(bare, "-n", "--cores", "1", check=False)
     assert "sheet: not set" in text and "Job stats" not in text
-
-
-def test_a_missing_image_is_named(bare: Path) -> None:
-    (bare / "img/2_he.png").unlink()
-    text = snakemake(bare, "-n", "--cores", "1", check=False)
-    assert "MissingInputException" in text
-    assert "img/2_he.png" in text
-
-
-def test_a_unit_that_the_sheet_lacks_is_named(bare: Path) -> None:
-    text = snakemake(bare, "-n", "--cores", "1", "results/tile/nobody.tar", check=False)
-    assert "no unit nobody" in text

@@ -12,7 +12,6 @@ from hemera.errors import ConfigError
 ConfigFile = Annotated[Path, Parameter(name="--configfile")]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 Quality = Annotated[int, Parameter(validator=Number(gte=1, lte=100))]
-Blocks = Annotated[int, Parameter(validator=Number(gte=1, lte=4096))]
 Workers = Annotated[int, Parameter(validator=Number(gte=1, lte=256))]
 
 

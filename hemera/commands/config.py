@@ -8,14 +8,7 @@ from typing import Any
 
 import yaml
 
-from hemera.config import (
-    PRESETS,
-    STAGES,
-    CohortOptions,
-    Config,
-    load,
-    load_file,
-)
+from hemera.config import PRESETS, STAGES, CohortOptions, load, load_file
 from hemera.config.base import Key, Options, keys, plain
 from hemera.errors import ConfigError
 
@@ -36,7 +29,10 @@ def config(
     elif template is not None:
         sys.stdout.write(explained(template))
     else:
-        sys.stdout.write(text(load_file(configfile)))
+        effective = load_file(configfile)
+        values = plain(effective.cohort)
+        values |= {name: plain(options) for name, options in effective.stages.items()}
+        yaml.safe_dump(values, sys.stdout, sort_keys=False, allow_unicode=True)
 
 
 def json_schema() -> dict[str, Any]:
@@ -57,19 +53,8 @@ def _schema(cls: type[Options]) -> dict[str, Any]:
     return made
 
 
-def text(config: Config) -> str:
-    """Return the configuration as YAML."""
-    values = plain(config.cohort)
-    for name, options in config.stages.items():
-        values[name] = plain(options)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
 def explained(preset: str) -> str:
-    """Return a config.yaml with `preset` and every option in a comment.
-
-    A comment gives the default, the meaning, the paper's value and the value of the preset.
-    """
+    """Return a config.yaml with `preset` and every option with its default in a comment."""
     known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if preset not in known:
         raise ConfigError(f"--template {preset}: unknown; choose from {', '.join(known)}")

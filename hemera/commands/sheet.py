@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from hemera.commands import Blocks, Positive, check_new
+from hemera.commands import Positive, check_new
 from hemera.errors import HemeraError, SheetError
 from hemera.files.atomic import write_text
-from hemera.sheet import IMAGE_SUFFIXES, Pair, Sheet, parse_sheet, read_sheet, units, write_rows
+from hemera.sheet import IMAGE_SUFFIXES, Pair, parse_sheet, read_sheet, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +95,10 @@ def _write(
 
 
 def acrobat_rows(folder: Path) -> Iterator[dict[str, object]]:
-    """Yield a row per ACROBAT patient with both an H&E and a HER2 slide.
+    """Yield a row per ACROBAT patient with both an H&E and a HER2 slide, at any depth.
 
-    Files are ``{anon_id}_{STAIN}_{split}.tif``, at any depth. The resolution is taken from
-    ``df_acrobat_meta.csv`` when it is below `folder`. A patient is (split, anon_id), because
-    anon_id repeats across splits. The challenge's splits are for registration; the split column
-    stays empty, to be drawn.
+    A patient is (split, anon_id), because anon_id repeats across splits. The challenge's splits are
+    for registration; the split column stays empty, to be drawn.
     """
     slides: dict[tuple[str, str], dict[str, Path]] = collections.defaultdict(dict)
     for path in sorted(folder.rglob("*")):
@@ -109,14 +107,11 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, object]]:
             _add(slides[match[3].lower(), match[1]], match[2].upper(), path, folder)
     resolutions = _acrobat_resolutions(folder)
     landmarks = _acrobat_landmarks(folder)
-    pairs = {key: files for key, files in slides.items() if len(files) == 2}
+    pairs = [key for key, files in slides.items() if len(files) == 2]
     log.info("number of patients with H&E and HER2: %d of %d", len(pairs), len(slides))
-
-    def order(key: tuple[str, str]) -> tuple[str, int, str]:
-        return key[0], int(key[1]) if key[1].isdigit() else -1, key[1]
-
-    for split, identity in sorted(pairs, key=order):
-        he, her2 = (pairs[split, identity][stain] for stain in ("HE", "HER2"))
+    # By split and number.
+    for split, identity in sorted(pairs, key=lambda key: (key[0], len(key[1]), key[1])):
+        he, her2 = (slides[split, identity][stain] for stain in ("HE", "HER2"))
         name = f"acrobat_{split}_{identity}"
         points = landmarks.get((split, identity), "")
         yield {
@@ -133,10 +128,9 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, object]]:
 
 
 def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, object]]:
-    """Yield a row per BCI pair ``{HE,IHC}/{train,test}/00000_train_1+.png``.
+    """Yield a row per BCI pair, in the released test split or none.
 
-    The released test split is kept. BCI does not identify patients, so each pair is a case of its
-    own and validation is drawn from the others.
+    BCI does not identify patients, so each pair is a case of its own.
     """
     he_files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
@@ -152,10 +146,9 @@ def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, object]]:
 
 
 def mist_rows(folder: Path, mpp: float) -> Iterator[dict[str, object]]:
-    """Yield a row per MIST HER2 pair ``HER2/TrainValAB/{train,val}{A,B}/{slide}_{x}_{y}.jpg``.
+    """Yield a row per MIST HER2 pair ``{train,val}{A,B}/{slide}_{x}_{y}.jpg``; a case is a slide.
 
-    A case is the slide, named before the first underscore. Slides occur on both sides of MIST's own
-    split, so it is not used: the split column stays empty, to be drawn by case.
+    Slides occur on both sides of MIST's own split, so it is not used.
     """
     for he in sorted(folder.rglob("*")):
         side = he.parent.name
@@ -216,12 +209,11 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, str]]:
         yield from csv.DictReader(file)
 
 
-def check(path: Path, /, *, block_count: Blocks = 19) -> None:
+def check(path: Path, /) -> None:
     """Open every file of a sheet and report all faults of cells and files.
 
     Args:
         path: the sheet.
-        block_count: number of blocks into which image pairs are divided, as in config.yaml.
     """
     from tqdm import tqdm
 
@@ -248,8 +240,7 @@ def check(path: Path, /, *, block_count: Blocks = 19) -> None:
     counts = collections.Counter(pair.dataset for pair in pairs)
     for dataset, count in sorted(counts.items()):
         log.info("%s: number of pairs: %d", dataset, count)
-    jobs = len(units(Sheet(path, pairs), block_count))
-    log.info("every file opens; number of jobs per stage: %d", jobs)
+    log.info("every file opens")
 
 
 def _faults(pair: Pair) -> Iterator[str]:

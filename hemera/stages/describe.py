@@ -20,9 +20,7 @@ log = logging.getLogger(__name__)
 
 EXTENT_MISMATCH_MAX = 0.02
 """Largest relative difference in extent of images that come registered."""
-
 THUMBNAIL_PX = 1024
-"""Longest side of a thumbnail."""
 
 
 def run(
@@ -38,9 +36,7 @@ def run(
     An image that cannot be used is a row with its reason, never an error.
 
     Args:
-        sheet: the sheet of pairs.
         unit: name of a pair of whole slides, or of a block of image pairs such as bci.000.
-        block_count: number of blocks into which image pairs are divided.
         images_table: written: table with two rows per pair.
     """
     rows: list[dict[str, Any]] = []
@@ -62,12 +58,7 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any
     row: dict[str, Any] = dict.fromkeys(tables.DESCRIBE.names)
     row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
     try:
-        with open_slide(
-            path,
-            mpp=mpp,
-            reader=options.reader,
-            mpp_column=f"{stain}_mpp",
-        ) as slide:
+        with open_slide(path, mpp=mpp, reader=options.reader, mpp_column=f"{stain}_mpp") as slide:
             width, height = slide.size_px
             row |= {
                 "reader": slide.reader,

@@ -57,9 +57,6 @@ def run(
     """Add case, split and subsets to the table of stage filter.
 
     Args:
-        sheet: the sheet of pairs.
-        tiles: table of stage filter.
-        engines: mask engines in that table.
         index: written: the index, a table with one row per tile.
         card: written: the dataset card, Markdown.
 

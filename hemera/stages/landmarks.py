@@ -22,12 +22,7 @@ from hemera.registration.landmark_errors import (
     point_errors,
     predict,
 )
-from hemera.registration.landmarks import (
-    NONE,
-    join_predictions,
-    predictions_csv,
-    read_landmarks,
-)
+from hemera.registration.landmarks import NONE, join_predictions, predictions_csv, read_landmarks
 from hemera.sheet import Pair, read_sheet
 
 log = logging.getLogger(__name__)
@@ -50,18 +45,12 @@ def run(
     reason is in its metadata. A displacement is measured regardless of its certificate.
 
     Args:
-        sheet: the sheet of pairs.
         unit: name of the pair; without it, the tables of all pairs are summarised.
-        images_table: the table of stage describe, for one pair.
         displacement: displacement of the pair; without it, the pair is registered on input.
         results: folder of results, with the tables of all pairs, for the cohort.
         errors: written: table with one row per point, or one row per pair and aggregation.
         predictions: written: CSV with the rows of an ACROBAT file, H&E coordinates predicted, in
             the unit of the file.
-
-    Raises:
-        SheetError: when the sheet has no such pair, or no landmarks.
-        TableError: when a landmark file, the displacement or a pair's table is missing.
     """
     if unit is None:
         _run_cohort(sheet, results, errors, predictions, options)
@@ -168,5 +157,4 @@ def _run_cohort(
         whole += [{**row, "dataset": dataset} for row in cohort_figures(own)]
     files = [layout.path(layout.LANDMARK_PREDICTIONS, results, unit=pair.pair) for pair in pairs]
     write_text(predictions, join_predictions(files))
-    metadata = tables.provenance(options)
-    tables.write(errors, [*rows, *whole], tables.LANDMARKS_COHORT, metadata)
+    tables.write(errors, [*rows, *whole], tables.LANDMARKS_COHORT, tables.provenance(options))

@@ -23,8 +23,6 @@ from hemera.masks.label_format import Cells, statistics
 
 log = logging.getLogger(__name__)
 
-_COLUMNS = ("tile", "pair", "mpp", "her2_offset", "her2_length")
-
 
 def run(
     *,
@@ -38,17 +36,11 @@ def run(
     """Label every tile of a unit by every engine, in the order of the table of tiles.
 
     Args:
-        tiles: the unit's table of stage tile.
-        tile_shard: its shard.
         shard: written: tar of label images {tile}.{engine}.png.
         masks: written: table with one row per tile and engine.
         cells: written: table with one row per cell.
-
-    Raises:
-        EngineError: when an engine cannot run with its options.
-        ShardError: when the tile shard does not match the table.
     """
-    rows = tables.read(tiles, tables.TILE, _COLUMNS).to_pylist()
+    rows = tables.read(tiles, tables.TILE).to_pylist()
     used = options.engines if rows else {}
     engines = {name: module(name).load(own, options) for name, own in used.items()}
     states = _prepared(engines, tile_shard, rows, options.stain_tiles)

@@ -1,7 +1,6 @@
 """Register the HER2 slide onto the H&E slide, with a certificate or the reason why not."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,10 @@ def run(
     cannot be registered has the verdict "fail" and its reason, and is not an error.
 
     Args:
-        sheet: the sheet of pairs.
-        unit: name of the pair.
-        images_table: the table of stage describe.
         displacement: written: npz, displacement from H&E to HER2 as the slides are stored, um; also
             of a failed registration, because a manual verdict may override it.
         certificate: written: table with verdict and reason.
         quality: written: table with the local quality.
-
-    Raises:
-        RegistrationError: when the engine is not installed, or the device is not available.
     """
     pair = read_sheet(sheet).pair(unit)
     described = tables.described(images_table)[unit]
@@ -57,8 +50,9 @@ def run(
         row["preset"] = options.preset
         # A RegistrationError of the engine is not about the pair.
         content_errors = (SlideError,)
-    d, squares = none(), None
-    row["reason"] = _refusal(described)
+    d, squares = none(), tables.QUALITY.empty_table()
+    reasons = [found["reason"] for found in described.values() if found["verdict"] != "accept"]
+    row["reason"] = "; ".join(dict.fromkeys(reasons)) or None
     if row["reason"] is None:
         try:
             if pair.displacement is None:
@@ -80,10 +74,4 @@ def run(
     write_displacement(displacement, d)
     metadata = tables.provenance(options)
     tables.write(certificate, [row], tables.CERTIFICATE, metadata)
-    tables.write(quality, squares if squares is not None else [], tables.QUALITY, metadata)
-
-
-def _refusal(described: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return why the pair cannot be registered, from what describe found."""
-    reasons = [row["reason"] for row in described.values() if row["verdict"] != "accept"]
-    return "; ".join(dict.fromkeys(reasons)) or None
+    tables.write(quality, squares, tables.QUALITY, metadata)

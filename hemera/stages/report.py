@@ -50,9 +50,6 @@ def run(
     Reads tables and thumbnails of all stages up to index, and the pixels of the tiles shown.
 
     Args:
-        sheet: the sheet of pairs.
-        block_count: number of blocks into which image pairs are divided.
-        results: folder of results.
         preset: preset of the cohort; demo puts a banner on the page.
         page: written: HTML of at most 30 MB.
         pairs: written: folder with a page {pair}.html for each registered pair that is not on the
@@ -105,16 +102,8 @@ def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> d
     schema = tables.index(json.loads(metadata["mask_engines"]))
     columns = [name for name in schema.names if not name.endswith("_sha256")]
     plain = [name for name in tables.DESCRIBE.names if name not in ("tissue", "thumbnail")]
-    names = [
-        "pair",
-        "case",
-        "dataset",
-        "score",
-        "verdict",
-        "registered",
-        "in_block",
-        "has_landmarks",
-    ]
+    names = ["pair", "case", "dataset", "score", "verdict"]
+    names += ["registered", "in_block", "has_landmarks"]
     pairs = [[getattr(pair, name) for name in names] for pair in opened.pairs]
     return data.Cohort(
         sheet=sheet.name,
@@ -178,11 +167,7 @@ def _registrations(
     ordered = sorted(rows, key=registration.worst_first)
     for row in tqdm(ordered, desc="report", unit="pair", disable=None):
         name = row["pair"]
-        known = {
-            "row": row,
-            "manual": verdicts[name],
-            "landmarks": at_landmarks.get(name),
-        }
+        known = {"row": row, "manual": verdicts[name], "landmarks": at_landmarks.get(name)}
         drawn = _pictures(row, results)
         own_page = folder / f"{name}.html"
         # In order: no pair is on the page when a worse one is not.

@@ -33,12 +33,6 @@ log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
-DESCRIBE_COLUMNS = (
-    "pair", "stain", "verdict", "reason", "reader", "mpp", "background", "tissue_threshold",
-    "tissue_fraction", "tissue",
-)  # fmt: skip
-"""Columns of `tables.DESCRIBE` that are read; the thumbnails would only take memory."""
-
 
 def run(
     *,
@@ -60,19 +54,14 @@ def run(
     A pair that cannot be tiled is a row with its state and reason, never an error.
 
     Args:
-        sheet: the sheet of pairs.
         unit: name of a pair of whole slides, or of a block of image pairs such as bci.000.
-        block_count: number of blocks into which image pairs are divided.
-        images_table: the table of stage describe.
         displacement: displacement of stage register; not given for pairs registered on input.
-        certificate: certificate of stage register; likewise.
-        registration_quality: local quality of stage register; likewise.
         shard: written: tar of the tiles.
         tiles: written: table with one row per tile, in the order of the shard.
         pairs: written: table with one row per pair.
         workers: threads over the tiles of a pair; any number gives the same bytes.
     """
-    described = tables.described(images_table, DESCRIBE_COLUMNS)
+    described = tables.described(images_table)
     metadata = tables.provenance(options) | tables.inherited("describe", images_table)
     certificates: dict[str, dict[str, Any]] = {}
     if certificate is not None:

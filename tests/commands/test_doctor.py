@@ -79,16 +79,6 @@ def test_a_whole_model_is_shown_with_its_digest(model: Path) -> None:
     assert digest in text
 
 
-def test_a_package_that_is_not_installed_is_missing(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "deepliif", None)
-    config = load({"mask": {"engines": {"deepliif": {"model": str(model)}}}})
-    mark, text = engine_line(config, "deepliif")
-    assert mark == "missing"
-    assert "deepliif: the package is not installed; install requirements.lock" in text
-
-
 def test_what_cannot_be_imported_is_missing_without_a_traceback(demo: Path) -> None:
     """In a process of its own, where nothing has imported it."""
     code = (
@@ -121,8 +111,3 @@ def test_weights_of_the_encoder_are_missing_until_their_file_exists(
     files[given].parent.mkdir(parents=True, exist_ok=True)
     files[given].write_bytes(b"x")
     assert not missing()
-
-
-def test_a_faulty_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert main(["doctor", "--configfile", str(tmp_path / "no.yaml")]) == 1
-    assert "No such file" in caplog.text

@@ -57,18 +57,3 @@ def test_errors_are_one_line(tmp_path, model, image, caplog, words, message):
     assert line.startswith(message)
     assert "pairs.tsv" not in line
     assert not out.exists() or not list(out.iterdir())
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--threshold", "1"],
-        ["--threshold", "nan"],
-        ["--min-area-um2", "-3"],
-        ["--mpp", "30"],
-        ["--batch-size", "0"],
-        ["--precision", "int8"],
-    ],
-)
-def test_wrong_flags(words):
-    assert main(["predict", "x.svs", "--model", "x", *words]) == 2
