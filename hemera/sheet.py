@@ -273,16 +273,11 @@ def _fault(details: ErrorDetails) -> str:
     column = str(details["loc"][0])
     if details["type"] == "missing":
         return f"{column} is empty; every row needs one"
-    choices = typing.get_args(Pair.model_fields[column].annotation)[1:]
-    expected = {
-        "string_pattern_mismatch": "1 to 100 letters, digits, hyphens and underscores, no hyphen "
-        "in front",
-        "literal_error": f"one of {', '.join(map(str, choices))}, or leave it empty",
-        "bool_parsing": "true or false, or leave it empty",
-    }
-    um_per_px = "um per pixel between {:g} and {:g}, or leave it empty to use the file's own"
-    remedy = expected.get(details["type"], um_per_px.format(*MPP_BOUNDS))
-    return f"{column} is {details['input']!r}; give {remedy}"
+    if details["type"] == "string_pattern_mismatch":
+        expected = "give 1 to 100 letters, digits, hyphens and underscores, no hyphen in front"
+    else:
+        expected = details["msg"]
+    return f"{column} is {details['input']!r}; {expected}"
 
 
 def _common_faults(rows: Mapping[int, Pair]) -> Iterator[str]:

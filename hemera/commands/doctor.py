@@ -27,9 +27,7 @@ PACKAGES = (
 
 
 def doctor(*, configfile: Path = Path("config.yaml")) -> int:
-    """Report what can run on this machine and what is missing.
-
-    Returns 1 when something that the configuration needs is missing.
+    """Report what can run on this machine and what is missing; return 1 if anything is missing.
 
     Args:
         configfile: the configuration whose requirements are checked.
@@ -69,7 +67,6 @@ def facts(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _mask_engines(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield whether the configured engines can run, and what is missing for them."""
     modules = engine_modules()
     for name, options in config.options(MaskOptions).engines.items():
         module = modules[name]

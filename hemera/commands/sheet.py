@@ -223,18 +223,12 @@ def check(path: Path, /) -> None:
         for pair in tqdm(pairs, "opening", disable=None, unit="pair")
         for fault in _faults(pair)
     ]
-    unregistered = [
-        pair.pair
-        for pair in pairs
-        if not pair.registered and {pair.he.suffix, pair.her2.suffix} <= IMAGE_SUFFIXES
-    ]
-    if unregistered:
-        log.warning(
-            "%s: plain images that are not marked as registered, as in %s: %d; they will be "
-            "registered like whole slides. Write true in column registered if both images of a "
-            "pair have the same position",
-            path.name, unregistered[0], len(unregistered),
-        )  # fmt: skip
+    for pair in pairs:
+        if not pair.registered and {image.suffix for image in pair.images} <= IMAGE_SUFFIXES:
+            log.warning(
+                "pair %s: plain images, which will be registered like whole slides; write true in "
+                "column registered if both have the same position", pair.pair,
+            )  # fmt: skip
     if faults:
         raise SheetError("\n".join(faults))
     counts = collections.Counter(pair.dataset for pair in pairs)

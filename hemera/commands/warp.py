@@ -35,10 +35,9 @@ class Registered:
 
 
 def points(source: Path, output: Path, /, *, to: To, registered: Registered) -> None:
-    """Transform a table of points to the other slide.
+    """Transform a table of points, pixels of level 0, to the other slide.
 
-    Points are in pixels of level 0, not shifted by the bounds that some scanners store. A point
-    without a corresponding point gets empty cells.
+    A point without a corresponding point gets empty cells.
 
     Args:
         source: CSV with the columns X and Y; other columns are kept.
@@ -53,10 +52,7 @@ def points(source: Path, output: Path, /, *, to: To, registered: Registered) -> 
 def annotations(
     source: Path, output: Path, /, *, to: To, registered: Registered, tolerance_px: Positive = 0.1
 ) -> None:
-    """Transform annotations or cells of QuPath to the other slide.
-
-    Names, classes and measurements are kept. Long edges get points, so that they follow the
-    transformed curve.
+    """Transform annotations or cells of QuPath to the other slide; their properties are kept.
 
     Args:
         source: GeoJSON in pixels of level 0.
@@ -98,8 +94,6 @@ def slide(
     workers: Workers = 2,
 ) -> None:
     """Write HER2 on the grid of H&E, as a pyramidal OME-TIFF for viewers.
-
-    Outside HER2, the result has the colour of its background.
 
     Args:
         output: TIFF, new, best named NAME.ome.tif.

@@ -59,10 +59,6 @@ def run(
     Args:
         index: written: the index, a table with one row per tile.
         card: written: the dataset card, Markdown.
-
-    Raises:
-        LeakageError: when a case or a source image would be in two splits, or a test source of
-            SegmentationNet is a training source of GenerationNet.
     """
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
     table = tables.read(tiles, tables.filtered(engines))

@@ -16,7 +16,6 @@ from hemera.registration.canvas import size_um
 from hemera.registration.displacement import Displacement, none, of_registered
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.landmark_errors import (
-    FIGURES,
     cohort_figures,
     pair_figures,
     point_errors,
@@ -93,12 +92,6 @@ def _run_pair(
         predicted = np.full_like(landmarks.her2, np.nan)
     he_um = size_um(described["he"]) if "he" in described else None
     rows = [{"pair": unit, **row} for row in point_errors(landmarks, predicted, d, he_um)]
-    found = [row["error_um"] for row in rows if row["error_um"] is not None]
-    if found:
-        log.info(
-            "pair %s: %d points, median %.1f um, 90th percentile %.1f um",
-            unit, len(found), np.median(found), np.percentile(found, 90),
-        )  # fmt: skip
     lost = int((np.isfinite(landmarks.her2) & np.isnan(predicted)).any(axis=1).sum())
     if lost and not d.empty:
         log.warning("pair %s: %d points of HER2 have no corresponding point on H&E", unit, lost)
@@ -145,12 +138,6 @@ def _run_cohort(
         named = {"aggregation": "pair", "pair": pair.pair, "dataset": pair.dataset}
         rows.append({**named, **figures, "reason": reason})
     whole = cohort_figures(rows)
-    for row in whole:
-        values = [f"{name} {row[name]:.4g}" for name in FIGURES if row[name] is not None]
-        log.info(
-            "%s over %d pairs, %d of them without displacement: %s",
-            row["aggregation"], row["pairs"], row["unregistered"], ", ".join(values) or "none",
-        )  # fmt: skip
     datasets = sorted({pair.dataset for pair in pairs})
     for dataset in datasets if len(datasets) > 1 else ():
         own = [row for row in rows if row["dataset"] == dataset]

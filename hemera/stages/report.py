@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 REGISTRATION_BYTES = 11_000_000
 PAIR_BYTES = 20_000_000
-"""Of a pair's own page: more than its pictures need."""
 
 
 def run(
@@ -46,8 +45,6 @@ def run(
     options: ReportOptions,
 ) -> None:
     """Write the page about the data.
-
-    Reads tables and thumbnails of all stages up to index, and the pixels of the tiles shown.
 
     Args:
         preset: preset of the cohort; demo puts a banner on the page.
@@ -94,11 +91,6 @@ def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> d
 
     index = layout.path(layout.INDEX, results)
     metadata = tables.read_metadata(index)
-    here = [pair.pair for pair in opened.pairs if not pair.registered]
-    certificates = [layout.path(layout.CERTIFICATE, results, unit=pair) for pair in here[:1]]
-    for stage, given in (("describe", paths(layout.IMAGES_TABLE)[:1]), ("register", certificates)):
-        for path in given:
-            metadata[f"options_{stage}"] = tables.read_metadata(path).get("options", "{}")
     schema = tables.index(json.loads(metadata["mask_engines"]))
     columns = [name for name in schema.names if not name.endswith("_sha256")]
     plain = [name for name in tables.DESCRIBE.names if name not in ("tissue", "thumbnail")]
@@ -126,7 +118,7 @@ def _named(frame: Frame) -> Frame:
 
 
 def _certificates(cohort: data.Cohort, results: Path) -> list[dict[str, Any]]:
-    """Return the certificates of the pairs registered here, each with the options of register."""
+    """Return the certificates of the pairs, each with the options of register."""
     rows = []
     for pair in cohort.pairs["pair"][~cohort.pairs["registered"]]:
         path = layout.path(layout.CERTIFICATE, results, unit=pair)

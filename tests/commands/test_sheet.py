@@ -283,7 +283,7 @@ def test_check_lists_faults_of_cells_and_of_files_together(
     first, second = errors(caplog)
     assert first.startswith("pairs.tsv row 2: case is 'c 1'; give")
     assert second.startswith("pairs.tsv bci_train_00001: he ")
-    assert "not marked as registered, as in bci_train_00002: 1" in warnings(caplog)[0]
+    assert "pair bci_train_00002: plain images" in warnings(caplog)[0]
     caplog.clear()
     assert main(["sheet", "check", str(tmp_path / "none.tsv")]) == 1
     assert len(errors(caplog)) == 1
