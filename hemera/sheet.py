@@ -214,9 +214,8 @@ def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
 def units(sheet: Sheet, block_count: int) -> dict[str, tuple[Pair, ...]]:
     """Divide a sheet into units, the work of one job each.
 
-    A whole-slide pair is a unit of its own name. Registered pairs of plain images are divided into
-    `block_count` blocks per data set by a hash of the pair's name, so that an added pair changes
-    one block; a block is named ``{dataset}.{number}``, and no pair has a dot in its name.
+    A whole-slide pair is a unit. Registered pairs of plain images are divided into `block_count`
+    blocks ``{dataset}.{number}`` by a hash of their names, so that an added pair changes one block.
     """
     found: dict[str, list[Pair]] = {}
     for pair in sheet.pairs:

@@ -247,12 +247,7 @@ def write(
     schema: pa.Schema,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a table atomically.
-
-    Args:
-        rows: a table with the columns of the schema, or one mapping per row; a missing key is an
-            empty value.
-        metadata: key-value metadata of the file.
+    """Write a table atomically; a missing key of a row is an empty value.
 
     Raises:
         TableError: when the rows do not fit the schema.
@@ -288,10 +283,7 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
     lacking = [name for name in wanted.names if name not in _stored_schema(path).names]
     if lacking:
-        raise TableError(
-            f"{path}: lacks the columns {', '.join(lacking)}; it is of another version, "
-            "run its stage again"
-        )
+        raise TableError(f"{path}: no columns {', '.join(lacking)}; run its stage again")
     with translated(TableError, f"{path}: {_UNREADABLE}"):
         table = pq.read_table(path, columns=wanted.names, partitioning=None)
     with translated(TableError, f"{path}: another version ({{error}}); run its stage again"):

@@ -308,8 +308,6 @@ def _tile(
     # The second engine calls more positive to the right, so that the two agree in part.
     second = dark & (np.arange(SIZE_PX) > SIZE_PX * (seed % 7) / 7)
     compared: dict[str, Any] = {}
-    for name in ("dice", "sign", "cells"):
-        compared[f"agreement_{name}"] = None
     if len(engines) > 1:
         both, total = float((first & second).sum()), float(first.sum() + second.sum())
         compared["agreement_dice"] = 2 * both / (total or 1)

@@ -83,7 +83,6 @@ def _export(
     *,
     masks: bool = True,
 ) -> None:
-    """Write the chosen tiles into a new directory and print what was written."""
     from hemera.files.atomic import new_folder
     from hemera.interop import exports
 

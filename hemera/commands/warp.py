@@ -108,7 +108,6 @@ def slide(
 
 
 def _load(registered: Registered, output: Path) -> "RegisteredPair":
-    """Check the output and load the pair."""
     from hemera.registration.registered_pair import load_pair
 
     check_new(output)

@@ -5,11 +5,7 @@ from pathlib import Path
 
 
 def workflow() -> None:
-    """Print the path of the Snakefile, for a study outside of the checkout.
-
-    Example: ``snakemake --snakefile "$(hemera workflow)" --cores all`` in a directory with
-    config.yaml and the sheet.
-    """
+    """Print the path of the Snakefile, as in ``snakemake --snakefile "$(hemera workflow)"``."""
     package = Path(__file__).parents[1]
     # In a wheel the workflow is inside the package, in a checkout beside it.
     shipped = package / "workflow" / "Snakefile"

@@ -34,10 +34,6 @@ def run(
     """Describe both images of every pair of a unit: size, resolution, tissue.
 
     An image that cannot be used is a row with its reason, never an error.
-
-    Args:
-        unit: name of a pair of whole slides, or of a block of image pairs such as bci.000.
-        images_table: written: table with two rows per pair.
     """
     rows: list[dict[str, Any]] = []
     for pair in unit_pairs(read_sheet(sheet), unit, block_count):

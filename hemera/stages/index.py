@@ -54,12 +54,7 @@ def run(
     card: Path,
     options: IndexOptions,
 ) -> None:
-    """Add case, split and subsets to the table of stage filter.
-
-    Args:
-        index: written: the index, a table with one row per tile.
-        card: written: the dataset card, Markdown.
-    """
+    """Add case, split and subsets to the table of stage filter; write the dataset card."""
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
     table = tables.read(tiles, tables.filtered(engines))
     splits = _splits(pairs.values(), options)

@@ -45,9 +45,7 @@ def run(
 
     Args:
         unit: name of the pair; without it, the tables of all pairs are summarised.
-        displacement: displacement of the pair; without it, the pair is registered on input.
-        results: folder of results, with the tables of all pairs, for the cohort.
-        errors: written: table with one row per point, or one row per pair and aggregation.
+        displacement: without it, the pair is registered on input.
         predictions: written: CSV with the rows of an ACROBAT file, H&E coordinates predicted, in
             the unit of the file.
     """

@@ -33,13 +33,7 @@ def run(
     cells: Path,
     options: MaskOptions,
 ) -> None:
-    """Label every tile of a unit by every engine, in the order of the table of tiles.
-
-    Args:
-        shard: written: tar of label images {tile}.{engine}.png.
-        masks: written: table with one row per tile and engine.
-        cells: written: table with one row per cell.
-    """
+    """Label every tile of a unit by every engine, in the order of the table of tiles."""
     rows = tables.read(tiles, tables.TILE).to_pylist()
     used = options.engines if rows else {}
     engines = {name: module(name).load(own, options) for name, own in used.items()}
@@ -84,7 +78,6 @@ def _prepared(
         chosen = min(len(own), count)
         tiles = [_read(tile_shard, own[k * len(own) // chosen]) for k in range(chosen)]
         states[pair] = {name: e.prepare(tiles, own[0]["mpp"]) for name, e in engines.items()}
-        log.debug("%s: %s", pair, states[pair])
     return states
 
 

@@ -35,10 +35,8 @@ def run(
     cannot be registered has the verdict "fail" and its reason, and is not an error.
 
     Args:
-        displacement: written: npz, displacement from H&E to HER2 as the slides are stored, um; also
-            of a failed registration, because a manual verdict may override it.
-        certificate: written: table with verdict and reason.
-        quality: written: table with the local quality.
+        displacement: npz, from H&E to HER2 as the slides are stored, um; also of a failed
+            registration, because a manual verdict may override it.
     """
     pair = read_sheet(sheet).pair(unit)
     described = tables.described(images_table)[unit]

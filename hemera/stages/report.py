@@ -47,10 +47,8 @@ def run(
     """Write the page about the data.
 
     Args:
-        preset: preset of the cohort; demo puts a banner on the page.
-        page: written: HTML of at most 30 MB.
-        pairs: written: folder with a page {pair}.html for each registered pair that is not on the
-            page.
+        page: HTML of at most 30 MB.
+        pairs: folder with a page {pair}.html for each registered pair that is not on `page`.
     """
     cohort = _read_cohort(sheet, block_count, results, preset)
 

@@ -54,11 +54,7 @@ def run(
     A pair that cannot be tiled is a row with its state and reason, never an error.
 
     Args:
-        unit: name of a pair of whole slides, or of a block of image pairs such as bci.000.
-        displacement: displacement of stage register; not given for pairs registered on input.
-        shard: written: tar of the tiles.
-        tiles: written: table with one row per tile, in the order of the shard.
-        pairs: written: table with one row per pair.
+        displacement: not given for pairs registered on input.
         workers: threads over the tiles of a pair; any number gives the same bytes.
     """
     described = tables.described(images_table)
