@@ -307,7 +307,7 @@ def _tile(
     first = dark if made.score in ("2+", "3+") else dark & (seed % 3 == 0)
     # The second engine calls more positive to the right, so that the two agree in part.
     second = dark & (np.arange(SIZE_PX) > SIZE_PX * (seed % 7) / 7)
-    compared: dict[str, Any] = {}
+    compared: dict[str, Any] = dict.fromkeys(tables.MASK.names[9:12])
     if len(engines) > 1:
         both, total = float((first & second).sum()), float(first.sum() + second.sum())
         compared["agreement_dice"] = 2 * both / (total or 1)
