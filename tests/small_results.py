@@ -147,6 +147,8 @@ def _unit(
                 mask_rows += masked
     tables.write(results / "describe" / f"{unit}.parquet", described, tables.DESCRIBE)
     metadata = tables.provenance(config.TileOptions(size_px=SIZE_PX))
+    if any(made.slide for _, made in members):
+        metadata["options_register"] = tables.provenance(config.RegisterOptions())["options"]
     tables.write(results / "tile" / f"{unit}.parquet", tile_rows, tables.TILE, metadata)
     tables.write(results / "tile" / f"{unit}.pairs.parquet", outcomes, tables.PAIRS, metadata)
     metadata = tables.provenance(config.MaskOptions(engines={"stain": {}}))
