@@ -1,7 +1,4 @@
-"""Perceptual metrics: FID and KID from features of InceptionV3, and LPIPS.
-
-Weights come from files that the user names: nothing is downloaded, and loading runs no code.
-"""
+"""FID, KID and LPIPS with weights from files; nothing is downloaded, and loading runs no code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Trained networks on disk: weights as safetensors, and the JSON beside them on what they are.
-
-No file that is read here can run code.
-"""
+"""Trained networks on disk: safetensors and the JSON beside them; reading runs no code."""
 
 import hashlib
 import importlib.metadata
