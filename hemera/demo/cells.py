@@ -1,7 +1,5 @@
 """Cells of the tissue: positions, kinds, shapes and HER2 expression."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

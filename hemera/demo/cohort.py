@@ -1,7 +1,5 @@
 """Writes the demo cohort: slides, image pairs, ACROBAT's tables, the sheet, and the truth."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import csv
 import dataclasses

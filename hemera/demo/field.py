@@ -1,7 +1,5 @@
 """The analytic map from H&E to HER2 that every pair of the demo is made with."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import cv2

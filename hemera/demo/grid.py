@@ -4,8 +4,6 @@ The same seed has to give the same bytes. The last digits of OpenCV's blur of fl
 memory alignment, so smoothing here uses integers or a Fourier transform.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import numpy.typing as npt

@@ -1,7 +1,5 @@
 """Content of the demo cohort: every slide and image pair, the sheet, the names of all files."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from hemera.errors import ConfigError

@@ -1,7 +1,5 @@
 """What happens after staining: camera, defocus, pen marks."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import numpy.typing as npt

@@ -3,8 +3,6 @@
 Everything is in um of the H&E frame, so that the same tissue is drawn at any resolution.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ All are searched for at `COARSE_MPP`. A density is an optical density: log10 of 
 pixel.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2

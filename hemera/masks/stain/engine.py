@@ -1,7 +1,5 @@
 """The engine `stain`: one HER2 tile labelled from its two stains."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

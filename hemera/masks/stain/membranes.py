@@ -1,7 +1,5 @@
 """Membranes from DAB: which DAB can be a membrane, and how far it surrounds each nucleus."""
 
-from __future__ import annotations
-
 import math
 
 import cv2

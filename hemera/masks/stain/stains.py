@@ -3,8 +3,6 @@
 A density is an optical density: log10 of background over pixel, along a stain vector of length one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
