@@ -170,8 +170,8 @@ def test_excluded_pixels_have_neither_loss_nor_gradient():
     found = losses.segmentation_loss(logits, target, valid, 0.4)
     found[0].backward()
     half = (t.detach()[..., :2] for t in (logits, target, valid))
-    assert [float(x) for x in found] == pytest.approx(
-        [float(x) for x in losses.segmentation_loss(*half, 0.4)], rel=1e-6
+    assert [x.item() for x in found] == pytest.approx(
+        [x.item() for x in losses.segmentation_loss(*half, 0.4)], rel=1e-6
     )
     assert logits.grad.flatten()[2:].tolist() == [0, 0]
     assert (logits.grad.flatten()[:2] != 0).all()
