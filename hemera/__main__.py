@@ -63,6 +63,27 @@ _STAGES = Group("Stages, called by the workflow", sort_key=2)
 _FILES = Group("Files and unit", sort_key=1)
 _OPTIONS = Group("Options, as in the section of config.yaml", sort_key=2)
 
+_HELP = {
+    "sheet": "sheet of pairs.",
+    "unit": "pair of whole slides, or block of image pairs.",
+    "block_count": "number of blocks into which image pairs are divided.",
+    "images_table": "table of stage describe.",
+    "tiles": "table of tiles.",
+    "tile_shard": "shard of tiles, tar.",
+    "shard": "written: shard of images, tar.",
+    "pairs": "written: table with one row per pair.",
+    "masks": "written: table with one row per tile and engine.",
+    "cells": "written: table with one row per cell.",
+    "certificate": "written: table with signals and verdict of the registration.",
+    "quality": "written: table of the registration quality by position.",
+    "errors": "written: table of landmark errors.",
+    "engines": "mask engines whose statistics are included.",
+    "index": "written: the index of all tiles.",
+    "card": "written: the dataset card, Markdown.",
+    "preset": "preset of the configuration.",
+}
+"""Flags of stages that their `run` does not describe."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for an error of the input, 2 for wrong usage."""
@@ -137,12 +158,15 @@ def _app(wanted: str) -> App:
 def _stage(name: str) -> Callable[..., None]:
     """Return a function with the flags of a stage that runs it."""
     run, cls = importlib.import_module(f"hemera.stages.{name}").run, STAGES[name]
-    kind = Parameter(group=_FILES, consume_multiple=True, negative=(), show_default=False)
-    files = [
-        parameter.replace(annotation=Annotated[parameter.annotation, kind])
-        for parameter in inspect.signature(run, eval_str=True).parameters.values()
-        if parameter.name != "options"
-    ]
+    files = []
+    for parameter in inspect.signature(run, eval_str=True).parameters.values():
+        if parameter.name != "options":
+            described = f" {parameter.name}: " in (run.__doc__ or "")
+            help = None if described else _HELP.get(parameter.name)
+            kind = Parameter(
+                group=_FILES, consume_multiple=True, negative=(), show_default=False, help=help
+            )
+            files.append(parameter.replace(annotation=Annotated[parameter.annotation, kind]))
     declared = _flags(cls)
     options = {f"option_{key.replace('.', '_')}": key for key in declared}
 

@@ -267,7 +267,7 @@ def _write_card(
             for split, rows in selection.splits.items()
         ),
         "\nBits of a mask: 0-1 the class (background, negative, positive, boundary), 2 nucleus, "
-        "3-4 DAB intensity.\n\n## Terms\n",
+        "3-4 DAB intensity, 5 excluded.\n\n## Terms\n",
         *(f"- {line}" for line in licences or ["The index has none: check those of the images."]),
         "",
     ]
