@@ -84,7 +84,9 @@ def test_lpips_uses_these_weights_and_increases_with_the_blur(files, pictures):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"", "damaged, or not plain weights"),
         (b"<html>404</html>", "not plain weights"),
+        ("truncated", "damaged, or not plain weights"),
         ([1, 2], "contains a list, not the weights of a network"),
         ({}, "weights of another network"),
         ({1: torch.zeros(3)}, "weights of another network"),
@@ -96,7 +98,9 @@ def test_lpips_uses_these_weights_and_increases_with_the_blur(files, pictures):
 def test_a_wrong_file_is_an_error_of_one_line(extractor, content, message, files, tmp_path):
     path = tmp_path / "weights.pth"
     other = files[Lpips if extractor is Inception else Inception]
-    if content == "the other's":
+    if content == "truncated":
+        path.write_bytes(files[extractor].read_bytes()[:100_000])
+    elif content == "the other's":
         path.write_bytes(other.read_bytes())
     elif isinstance(content, bytes):
         path.write_bytes(content)

@@ -1,10 +1,11 @@
 """Writing in one step: a reader sees the old file or the whole new one."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from hemera.files.atomic import replacing
+from hemera.files.atomic import replacing, write_bytes
 
 
 def names(folder: Path) -> set[str]:
@@ -36,3 +37,19 @@ def test_failure_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) 
         raise error
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == {"table.parquet"}
+
+
+def test_a_reader_sees_whole_files_while_writers_race(tmp_path: Path) -> None:
+    path = tmp_path / "race.bin"
+    contents = [bytes([65 + k]) * 200_000 for k in range(2)]
+    write_bytes(path, contents[0])
+    writers = [
+        threading.Thread(target=lambda data=data: [write_bytes(path, data) for _ in range(10)])
+        for data in contents
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert path.read_bytes() in contents
+    assert path.read_bytes() in contents
+    assert names(tmp_path) == {"race.bin"}

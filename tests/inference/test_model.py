@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import tiffslide
 import torch
 from PIL import Image
 
@@ -65,6 +66,23 @@ def test_the_map_is_what_the_network_returns_and_in_overlaps_between_its_values(
     assert facts["model"]["index_fingerprint"] == "f" * 64
     mask = tifffile.imread(out / "case.mask.tif")
     assert facts["area"]["positive_um2"] == pytest.approx(np.count_nonzero(mask) / 4)
+
+
+@pytest.mark.slow
+def test_a_real_slide_and_a_real_image(tmp_path, images):
+    """The network is untrained; size, resolution and areas of its results are checked."""
+    model = write_segmenter_folder(tmp_path / "model", tile_px=512)
+    svs = images / "wsi" / "CMU-1-Small-Region.svs"
+    (png,) = (images / "bci_pairs_1024" / "HE" / "test").glob("00820*")
+    for path, size, mpp in ((svs, (2220, 2967), None), (png, (1024, 1024), 0.46)):
+        out = predict(path, model, tmp_path / "out", PredictOptions(mpp=mpp))
+        facts = json.loads((out / f"{path.stem}.json").read_text())
+        with tiffslide.TiffSlide(out / f"{path.stem}.mask.tif") as mask:
+            assert mask.dimensions == size
+            stated = float(mask.properties["tiffslide.mpp-x"])
+        assert stated == pytest.approx(facts["slide"]["mpp"], rel=1e-6)
+        assert 0 < facts["area"]["tissue_um2"] <= size[0] * size[1] * facts["map"]["mpp"] ** 2
+        assert facts["tiles"]["unreadable"] == 0
 
 
 def test_the_resolution_comes_from_the_metadata(tmp_path):

@@ -1,6 +1,7 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -56,6 +57,35 @@ def test_metadata_of_another_network_is_refused(tmp_path):
     path.write_text("{")
     with pytest.raises(TrainingError, match=r"not JSON"):
         storage.read_metadata(path, "generation")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_random_and_corrupted_files_are_errors_of_one_line(tmp_path, suffix):
+    """Random bytes, and a file of weights with four bytes changed: an error or a mapping."""
+    rng = np.random.default_rng(1)
+    whole, path = (tmp_path / f"{name}{suffix}" for name in ("whole", "broken"))
+    weights = {"a": torch.rand(5, 3)}
+    if suffix == ".pth":
+        torch.save(weights, whole)
+    else:
+        storage.write_weights(whole, weights)
+    good = whole.read_bytes()
+    refused = 0
+    for number in range(150):
+        broken = bytearray(good if number % 2 else rng.bytes(rng.integers(0, 400)))
+        for place in rng.integers(0, max(1, len(broken)), 4) if broken else ():
+            broken[place] = rng.integers(256)
+        path.write_bytes(broken)
+        try:
+            state = storage.read_weights(path)
+        except TrainingError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert str(error).startswith(f"{path}: ")
+        else:
+            assert isinstance(state, dict)
+    assert refused >= 75, "every random file"
 
 
 def test_numbers_in_place_of_layers_and_a_lone_tensor_are_named(tmp_path):

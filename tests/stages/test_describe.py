@@ -139,6 +139,32 @@ def test_an_unknown_unit_and_an_unusable_sheet(cohort):
         described(cohort, [])
 
 
+def test_real_images(images, tmp_path):
+    he, ihc = (images / "bci_pairs_1024" / stain / "test" for stain in ("HE", "IHC"))
+    blank = images / "bci_ihc_only_1024" / "IHC" / "test" / "00005_test_1+.png"
+    mpp = {"he_mpp": 0.46, "her2_mpp": 0.46}
+    rows = [
+        {"pair": name[:5], "he": he / name, "her2": ihc / name, **mpp}
+        for name in ("00345_test_0.png", "00820_test_2+.png")
+    ]
+    rows.append(
+        {"pair": "00005", "he": he / "00820_test_2+.png", "her2": blank, "case": "c1", **mpp}
+    )
+    found = described(tmp_path, rows)
+    assert all(row["verdict"] == "accept" for row in found)
+    tissue = {(row["pair"], row["stain"]): row["tissue_fraction"] for row in found}
+    assert 0.4 < tissue["00345", "he"] < 0.7
+    assert tissue["00820", "he"] > 0.8
+    assert tissue["00005", "her2"] < 0.3
+    svs = images / "wsi" / "CMU-1-Small-Region.svs"
+    row, _ = described(
+        tmp_path, [{"pair": "cmu", "dataset": "wsi", "he": svs, "her2": svs}], unit="cmu"
+    )
+    assert (row["width_px"], row["height_px"]) == (2220, 2967)
+    assert (row["mpp"], row["mpp_source"], row["vendor"]) == (0.499, "aperio.MPP", "aperio")
+    assert 0.3 < row["tissue_fraction"] < 0.5
+
+
 GOLDEN = {1: "a0a3e9093e8f42f6"}
 
 

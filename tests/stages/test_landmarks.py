@@ -261,7 +261,7 @@ class TestKidney:
 
     @pytest.fixture
     def kidney(self, images, tmp_path):
-        """The folder with its sheet of one pair, and its landmarks in pixels."""
+        """The folder with its sheet of one pair, its landmarks in pixels, and its row."""
         birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"
         files = [birl / f"Rat-Kidney_{name}.csv" for name in ("HE", "PanCytokeratin")]
         slides = [images / "wsi_derived" / f"0_{name}_val.tif" for name in ("HE", "PANCK")]
@@ -272,7 +272,7 @@ class TestKidney:
         here, there = (
             np.loadtxt(file, delimiter=",", skiprows=1, usecols=(1, 2)) for file in files
         )
-        return tmp_path, here[: len(there)], there
+        return tmp_path, here[: len(there)], there, row | {"case": "k", "dataset": "birl"}
 
     def figures(self, found):
         errors = np.array([line["error_um"] for line in found]) / self.MPP
@@ -280,7 +280,7 @@ class TestKidney:
         return round(np.median(errors), 1), round(np.percentile(errors, 90), 1), round(fraction, 4)
 
     def test_the_best_affine(self, kidney):
-        folder, here, there = kidney
+        folder, here, there, _ = kidney
         assert self.figures(run(folder, displacement=None)) == (29.1, 43.5, 0.0207), "identity"
         matrix = np.linalg.lstsq(np.column_stack([here, np.ones(len(here))]), there, rcond=None)[0]
         d = field_of(lambda p: p @ matrix[:2] + matrix[2] * self.MPP, 118, 80, 46.0)
@@ -290,3 +290,52 @@ class TestKidney:
         assert len(found) == 69
         official = [line["official_error_um"] for line in found]
         assert 3.5 < np.median(official) / self.MPP < 4.0, "a little more: HER2 is smaller"
+
+    def test_from_slides_to_the_cohort(self, kidney):
+        folder, here, there, row = kidney
+        here_um, there_um = here * self.MPP, there * self.MPP
+        lines = [
+            f"0,0_HE_val.ndpi,0_PANCK_val.ndpi,{number},{x:.4f},{y:.4f},4.6,4.6,PANCK,"
+            f"{here_x:.4f},{here_y:.4f}"
+            for number, ((here_x, here_y), (x, y)) in enumerate(zip(here_um, there_um, strict=True))
+        ]
+        (folder / "points.csv").write_text("\n".join([HEADER, *lines]) + "\n")
+        official = row | {"he_landmarks": "points.csv", "her2_landmarks": "points.csv"}
+        pairs = {"plain": row, "official": official, "failed": official}
+        write_sheet(folder, [cells | {"pair": pair} for pair, cells in pairs.items()])
+        # As if both slides had one size: HER2 is that much smaller.
+        scale = np.array([1123 / 1164, 724 / 787])
+        scaled = field_of(lambda p: p * scale, 118, 80, 46.0)
+        for pair in pairs:
+            write_displacement(folder / f"{pair}.npz", none() if pair == "failed" else scaled)
+            landmarks.run(
+                sheet=folder / "pairs.tsv",
+                unit=pair,
+                images_table=describe_unit(folder, pair, folder / f"{pair}.describe.parquet"),
+                displacement=folder / f"{pair}.npz",
+                errors=folder / "landmarks" / f"{pair}.parquet",
+                predictions=folder / "landmarks" / f"{pair}.csv",
+                options=LandmarksOptions(),
+            )
+        failed, *measured = run_cohort(folder)[:3]
+        assert [line["pair"] for line in (failed, *measured)] == ["failed", "official", "plain"]
+        # The formula written out once more, without HEMERA.
+        inverse = np.clip(there_um / scale, 0, (1164 * 4.6, 787 * 4.6))
+        distance = np.hypot(*(inverse - here_um).T)
+        p90 = np.percentile(distance, 90)
+        for found in measured:
+            assert found["points"] == 69
+            assert found["official_error_p90_um"] == pytest.approx(p90, abs=0.05)
+            assert found["official_error_mean_um"] == pytest.approx(distance.mean(), abs=0.05)
+            assert found["initial_error_median_um"] / self.MPP == pytest.approx(29.1, abs=0.05)
+            assert found["initial_error_p90_um"] / self.MPP == pytest.approx(43.5, abs=0.05)
+            assert found["error_median_um"] / self.MPP == pytest.approx(12.7, rel=0.1)
+            assert found["error_p90_um"] / self.MPP == pytest.approx(21.9, rel=0.1)
+        assert failed["unregistered"] == 1
+        assert failed["official_error_p90_um"] / self.MPP == pytest.approx(43.5, abs=0.05)
+        given = predictions(folder / "landmarks" / "cohort.predictions.csv")
+        assert len(given) == 2 * 69, "those of the pairs with an ACROBAT file"
+        assert [line["he_x"] for line in given[:69]] == [""] * 69
+        points = np.array([(float(line["he_x"]), float(line["he_y"])) for line in given[69:]])
+        # Vectors are stored in steps of 0.18 um.
+        np.testing.assert_allclose(points, there_um / scale, atol=0.15)

@@ -452,6 +452,19 @@ def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
     assert len(unit.tile(bad_tiles_max=0.5)) == 12
 
 
+def test_a_real_slide_against_itself(images, tmp_path):
+    path = images / "wsi" / "CMU-1-Small-Region.svs"
+    row = {"pair": "cmu", "dataset": "wsi", "he": path, "her2": path, "registered": "true"}
+    unit = Unit(tmp_path, [{**row, "he_mpp": "", "her2_mpp": ""}], unit="cmu")
+    rows = unit.tile(size_px=512, codec="jpeg", workers=2)
+    assert unit.state["tiles_grid"] == 20
+    assert 10 <= len(rows) < 20
+    for row in rows:
+        assert row["he_sha256"] == row["her2_sha256"]
+        assert row["histogram_similarity"] == pytest.approx(1.0)
+    assert max(row["tissue_fraction"] for row in rows) > 0.7
+
+
 GOLDEN = {4: "9d59315fd6db1a75"}
 
 

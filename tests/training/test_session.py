@@ -37,6 +37,18 @@ def test_a_session_seeds_and_restores_every_setting(deterministic):
     assert settings() == before[1]
 
 
+def test_settings_are_restored_after_an_exception():
+    before = (torch.get_rng_state(), settings())
+    with (
+        pytest.raises(ValueError, match="inside"),
+        session.session(seed=5, threads=1, device="cpu", deterministic=True, tf32=True),
+    ):
+        torch.rand(3)
+        raise ValueError("inside")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert settings() == before[1]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_an_error_with_a_remedy():
     with pytest.raises(TrainingError, match=r"PyTorch finds no GPU; set device: auto or cpu"):
