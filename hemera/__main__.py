@@ -79,6 +79,8 @@ _HELP = {
     "errors": "written: table of landmark errors.",
     "engines": "mask engines whose statistics are included.",
     "index": "written: the index of all tiles.",
+    "page": "written: the page, HTML.",
+    "results": "folder of results.",
     "card": "written: the dataset card, Markdown.",
     "preset": "preset of the configuration.",
 }
@@ -158,15 +160,14 @@ def _app(wanted: str) -> App:
 def _stage(name: str) -> Callable[..., None]:
     """Return a function with the flags of a stage that runs it."""
     run, cls = importlib.import_module(f"hemera.stages.{name}").run, STAGES[name]
+    kind = Parameter(group=_FILES, consume_multiple=True, negative=(), show_default=False)
     files = []
     for parameter in inspect.signature(run, eval_str=True).parameters.values():
+        own = [kind]
+        if parameter.name in _HELP and f" {parameter.name}: " not in run.__doc__:
+            own.append(Parameter(help=_HELP[parameter.name]))
         if parameter.name != "options":
-            described = f" {parameter.name}: " in (run.__doc__ or "")
-            help = None if described else _HELP.get(parameter.name)
-            kind = Parameter(
-                group=_FILES, consume_multiple=True, negative=(), show_default=False, help=help
-            )
-            files.append(parameter.replace(annotation=Annotated[parameter.annotation, kind]))
+            files.append(parameter.replace(annotation=Annotated[parameter.annotation, *own]))
     declared = _flags(cls)
     options = {f"option_{key.replace('.', '_')}": key for key in declared}
 
