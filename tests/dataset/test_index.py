@@ -54,6 +54,12 @@ def test_rows_are_chosen_by_words_expressions_and_parts(index, conditions, expec
     assert names(index, **conditions) == expected
 
 
+def test_an_empty_index_has_no_rows(index, tmp_path):
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pq.read_table(index).slice(0, 0), empty)
+    assert names(empty) == names(empty, where="score == '3+'", split="train") == ""
+
+
 def test_columns_come_as_asked_and_no_others(index):
     found = TileIndex(index).select(["score", "tile"], where="he_sharpness < 25", split="train")
     assert found.column_names == ["score", "tile"]

@@ -187,6 +187,46 @@ def test_cut_flip_and_turn_are_shared_by_the_images_of_a_tile(index):
     assert len(symmetries) == 8
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, {(1, 0, 0, 1)}),
+        ({"flips": (1,)}, {(1, 0, 0, 1), (-1, 0, 0, 1)}),
+        ({"flips": (0,)}, {(1, 0, 0, 1), (1, 0, 0, -1)}),
+        ({"turns": True}, {(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)}),
+    ],
+)
+def test_only_the_symmetries_that_are_allowed_are_drawn(index, arguments, expected):
+    dataset = seen(index, **arguments)
+    found = set()
+    for epoch in range(1, 40):
+        (x0, y0), (x1, y1), (x2, y2) = corners(dataset[epoch, 1])
+        found.add((np.sign(x1 - x0), np.sign(y1 - y0), np.sign(x2 - x0), np.sign(y2 - y0)))
+    assert found == expected
+
+
+@pytest.mark.parametrize("side", [1, 2, HEIGHT])
+def test_the_smallest_and_the_largest_crop(index, side):
+    dataset = seen(index, crop_px=side, flips=(0, 1), turns=True, images=("he", "mask", "weight"))
+    item = dataset[3, 6]
+    assert [tuple(item[name].shape) for name in ("he", "mask", "weight")] == [
+        (channels, side, side) for channels in (3, 1, 1)
+    ]
+    x, y, number = (int(v) for v in item["he"][:, 0, 0])
+    assert number == 6
+    assert int(item["mask"][0, 0, 0]) == (x + y) & 31
+
+
+def test_stored_images_are_never_cropped(index):
+    dataset = everything(index, images=("he", "positive"), crop_px=7, flips=(0,), turns=True)
+    he, _, mask = drawn(9)
+    found = dataset.stored(9)
+    assert list(found) == ["tile", "he", "mask"]
+    assert (found["he"] == he).all()
+    assert (found["mask"] == mask).all()
+    assert list(dataset.stored(9, ["he"])) == ["tile", "he"]
+
+
 def test_validation_is_the_middle_and_never_turned(index):
     dataset = seen(index, flips=(0, 1), turns=True)
     for item in (dataset[0, 2], dataset[2]):

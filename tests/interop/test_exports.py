@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -138,6 +139,38 @@ def test_huggingface_parquet_contains_images_and_rows(index, tmp_path):
         for member, mode in (("he", "RGB"), ("mask", "L")):
             with PIL.Image.open(io.BytesIO(table.column(member)[0].as_py()["bytes"])) as image:
                 assert (image.size, image.mode) == ((256, 128), mode)
+
+
+def test_datasets_recognises_the_features(index, tmp_path):
+    """As Features.from_arrow_schema reads it: a feature counts where its field is nullable and of
+    the feature's own type, struct<bytes: binary, path: string> for an image."""
+    out = write("huggingface", index, tmp_path / "out")
+    schema = pq.read_schema(out / "data" / "train-00000-of-00001.parquet")
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert list(features) == schema.names
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [name for name, feature in features.items() if feature == {"_type": "Image"}]
+    assert images == ["he", "her2", "mask"]
+    known = {"string": pa.string(), "float64": pa.float64(), "int64": pa.int64()}
+    known |= {"int32": pa.int32(), "bool": pa.bool_()}
+    for field in schema:
+        feature = features[field.name]
+        assert field.nullable
+        assert field.type == (image if field.name in images else known[feature["dtype"]])
+    assert features["size_px"] == {"dtype": "int32", "_type": "Value"}
+
+
+def test_parquet_files_and_row_groups_are_divided(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(exports, "ROW_GROUP_ROWS", 2)
+    one = write("huggingface", index, tmp_path / "one", split="val") / "data"
+    path = one / "validation-00000-of-00001.parquet"
+    groups = pq.ParquetFile(path).metadata
+    assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [2, 1]
+    two = write("huggingface", index, tmp_path / "two", split="val", shard_mb=1e-6) / "data"
+    names = sorted(path.name for path in two.iterdir())
+    assert names == [f"validation-{n:05d}-of-00003.parquet" for n in range(3)]
+    divided = pa.concat_tables([pq.read_table(two / name) for name in names])
+    assert divided.equals(pq.read_table(path))
 
 
 def test_the_card_states_splits_fingerprint_and_terms(index, tmp_path):

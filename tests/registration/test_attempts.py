@@ -20,7 +20,7 @@ from tests.small_registration import (
     made,
     run,
 )
-from tests.small_sections import FIXED_PX, MOVING_UM, MPP, to_moving
+from tests.small_sections import FIXED_PX, MOVING_UM, MPP, sections, to_moving
 
 FAST, FULL = "default_initial_nonrigid_fast", "default_initial_nonrigid"
 
@@ -38,6 +38,29 @@ class TestResult:
         row, d = run(pairs, tmp_path)
         assert (row["verdict"], row["map"]) == ("review", "rigid")
         assert error_um(d).max() < 0.1 * MPP
+
+    @pytest.mark.parametrize(
+        ("rigid", "nonrigid", "kept"),
+        [
+            (0.8, 0.5, "rigid"),
+            (0.8, 0.77, "rigid"),
+            (0.8, 0.79, "nonrigid"),
+            (0.5, 0.9, "nonrigid"),
+            (0.5, None, "nonrigid"),
+        ],
+    )
+    def test_the_nonrigid_map_may_be_worse_by_the_tolerance(
+        self, pairs, tmp_path, monkeypatch, rigid, nonrigid, kept
+    ):
+        measure, values = attempts._measure, [rigid, nonrigid]
+
+        def measured(*args):
+            signals, local = measure(*args)
+            return signals | {"tile_ok": values.pop(0)}, local
+
+        monkeypatch.setattr(attempts, "_measure", measured)
+        in_turn(monkeypatch, given(to_moving))
+        assert run(pairs, tmp_path)[0]["map"] == kept
 
     def test_the_rigid_map_is_in_the_certificate(self, pairs, tmp_path, monkeypatch):
         matrix = np.array([[0.96, 0.1], [-0.12, 1.03]])
@@ -238,6 +261,11 @@ class TestReal:
         row, d = run(pairs, tmp_path, "undeclared")
         assert (row["verdict"], row["mirrored_by"]) == ("pass", "probe"), row["reason"]
         assert np.median(error_um(d, mirrored=True)) < MPP
+
+    def test_other_tissue_fails(self, pairs_copy, tmp_path):
+        Image.fromarray(sections(1, other_seed=2)[1]).save(pairs_copy / "her2.png")
+        row, _ = run(pairs_copy, tmp_path, levels=3, iterations=20)
+        assert row["verdict"] == "fail", row
 
     def test_the_kidney_pair(self, images, tmp_path):
         birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"

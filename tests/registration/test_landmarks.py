@@ -113,6 +113,14 @@ class TestAcrobat:
         with pytest.raises(TableError, match="no resolution; give um per pixel"):
             read(tmp_path, text, "px", (None, HER2_MPP))
 
+    @pytest.mark.parametrize(
+        ("mpps", "column"),
+        [(("0.8", "-1"), "mpp_he_10X"), (("0", "0.5"), "mpp_ihc_10X")],
+    )
+    def test_a_resolution_that_is_not_positive(self, tmp_path, mpps, column):
+        with pytest.raises(TableError, match=f"line 2, {column}: no resolution"):
+            read(tmp_path, lines(row(0, (1, 2), (3, 4), mpps=mpps)), "px")
+
 
 class TestPlain:
     def test_point_n_here_is_point_n_there_in_level_0_pixels(self, tmp_path):

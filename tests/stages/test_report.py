@@ -9,7 +9,7 @@ import pytest
 from hemera.__main__ import main
 from hemera.config import ReportOptions
 from hemera.errors import ShardError, TableError
-from hemera.reports import pictures, tiles
+from hemera.reports import data, pictures, tiles
 from hemera.stages import report
 from tests.command_line import words
 from tests.reports.test_pages import Page, check_page
@@ -219,6 +219,43 @@ def test_pairs_that_do_not_fit_have_pages_of_their_own(
     text = path.read_text()
     assert [name for name in "bdecaf" if f'id="pair-wsi_{name}"' in text] == ["b", "d", "e"]
     assert {own.stem for own in (path.parent / "pairs").iterdir()} == {"wsi_c", "wsi_a", "wsi_f"}
+
+
+def test_a_long_table_of_pairs_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "ROWS_MAX", 4)
+    path = write(tmp_path, slides(), worst_pairs=3)
+    check_page(path)
+    text = path.read_text()
+    assert "2 more in <code>results/tile/*.pairs.parquet</code>" in section(text, "pairs")
+    registered = section(text, "registration")
+    assert "2 more in <code>results/register/*.parquet</code>" in registered
+    assert registered.count('href="pairs/') == 1 and registered.count('href="#pair-') == 3
+
+
+def test_a_full_gallery_leaves_tiles_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet = make(tmp_path, image_pairs(3))
+    everything = section(page_of(tmp_path, sheet).read_text(), "accepted")
+    assert "drawn tiles are shown" not in everything
+    monkeypatch.setattr(tiles, "GALLERY_BYTES", 60_000)
+    path = page_of(tmp_path, sheet)
+    check_page(path)
+    cut = section(path.read_text(), "accepted")
+    count = cut.count("<article")
+    assert 0 < count < everything.count("<article")
+    assert f"{count} of {everything.count('<article')} drawn tiles are shown" in cut
+    assert sum(map(len, re.findall(r'<img src="([^"]+)"', cut))) <= 60_000
+
+
+def test_pictures_are_of_the_map_that_was_kept_and_of_readable_slides(tmp_path: Path) -> None:
+    rigid = Made("wsi_r", "acrobat", slide=True, verdict="review", map="rigid", reason="kept")
+    path = write(tmp_path, [rigid, slides()[3]])
+    alts = [str(image["alt"]) for image in check_page(path).images]
+    assert not any("after rigid" in alt for alt in alts)
+    assert sum("after registration" in alt and "wsi_r" in alt for alt in alts) == 2
+    assert [alt for alt in alts if "wsi_d" in alt] == ["H&E slide of wsi_d"]
+    text = path.read_text()
+    card = text[text.index('id="pair-wsi_d"') :].partition("</article>")[0]
+    assert "<table" not in card and "<dl" not in card
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
