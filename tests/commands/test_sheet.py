@@ -309,3 +309,10 @@ def test_an_existing_sheet_is_never_replaced(
     assert main(["sheet", "bci", str(tmp_path), "--output", str(sheet)]) == 1
     assert sheet.read_text() == "decisions"
     assert "pairs.tsv: exists" in caplog.text
+
+
+def test_real_pairs(images: Path, tmp_path: Path) -> None:
+    sheet = made("bci", images / "bci_pairs_1024", tmp_path / "pairs.tsv")
+    scores = {pair.pair: pair.score for pair in sheet.pairs}
+    assert scores == {"bci_test_00345": "0", "bci_test_00820": "2+"}
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 0

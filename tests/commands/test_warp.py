@@ -474,3 +474,20 @@ def test_any_number_of_workers_gives_the_same_bytes(cohort, tmp_path):
     for workers in (1, 3):
         assert cohort.run("slide", tmp_path / f"{workers}.tif", "--workers", workers) == 0
     assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "3.tif").read_bytes()
+
+
+def test_a_real_slide_onto_itself_is_unchanged(images, tmp_path):
+    path = images / "wsi" / "CMU-1-Small-Region.svs"
+    cohort = Cohort(tmp_path, he=path, her2=path, registered="true")
+    out = tmp_path / "out.ome.tif"
+    assert cohort.run("slide", out, "--quality", 95) == 0
+    with openslide.OpenSlide(path) as before, openslide.OpenSlide(out) as after:
+        assert after.dimensions == before.dimensions
+        mpps = [float(slide.properties["openslide.mpp-x"]) for slide in (before, after)]
+        assert mpps[1] == pytest.approx(mpps[0])
+        views = [
+            np.asarray(slide.read_region((700, 900), 0, (900, 800)).convert("RGB"), float)
+            for slide in (before, after)
+        ]
+    assert np.abs(views[1] - views[0]).mean() < 2.5
+    assert np.corrcoef(views[0].ravel(), views[1].ravel())[0, 1] > 0.995

@@ -266,6 +266,7 @@ class TestReal:
         Image.fromarray(sections(1, other_seed=2)[1]).save(pairs_copy / "her2.png")
         row, _ = run(pairs_copy, tmp_path, levels=3, iterations=20)
         assert row["verdict"] == "fail", row
+        assert "tile_ok" in row["reason"]
 
     def test_the_kidney_pair(self, images, tmp_path):
         birl = images / "registration" / "birl" / "rat-kidney_" / "scale-5pc"
