@@ -1,6 +1,6 @@
 """Writing in one step: a reader sees the old file or the whole new one."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -43,13 +43,10 @@ def test_a_reader_sees_whole_files_while_writers_race(tmp_path: Path) -> None:
     path = tmp_path / "race.bin"
     contents = [bytes([65 + k]) * 200_000 for k in range(2)]
     write_bytes(path, contents[0])
-    writers = [
-        threading.Thread(target=lambda data=data: [write_bytes(path, data) for _ in range(10)])
-        for data in contents
-    ]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        assert path.read_bytes() in contents
+    with ThreadPoolExecutor(2) as pool:
+        writes = [pool.submit(write_bytes, path, data) for data in contents * 20]
+        while wait(writes, timeout=0).not_done:
+            assert path.read_bytes() in contents
+    assert [write.exception() for write in writes] == [None] * 40
     assert path.read_bytes() in contents
     assert names(tmp_path) == {"race.bin"}
