@@ -95,7 +95,7 @@ def rasterise(tissue: Tissue, mpp: float, size_px: tuple[int, int]) -> Raster:
     return Raster(mpp, size_px, labels, border, fat)
 
 
-def _texture(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Array:
+def texture(rng: np.random.Generator, sigma_x: float, sigma_y: float) -> Array:
     """Return a periodic texture (1024, 1024) of mean 0 and variance 1."""
     noise = rng.standard_normal((TEXTURE_PX, TEXTURE_PX), dtype=np.float32)
     x = scipy.fft.rfftfreq(TEXTURE_PX).astype(np.float32) * np.float32(sigma_x)
@@ -128,13 +128,13 @@ class Renderer:
         fine, coarse = 0.55 / mpp, 1.5 / mpp
         # Shared by both sections: what spans them. The rest is drawn per section.
         self._fibres = (
-            _texture(rng, 7.5 / 0.5, 0.8 / 0.5),
-            _texture(rng, 5 / 0.5, 1.2 / 0.5),
+            texture(rng, 7.5 / 0.5, 0.8 / 0.5),
+            texture(rng, 5 / 0.5, 1.2 / 0.5),
         )
-        self._clumps = _texture(rng, 3.2 / mpp, 3.2 / mpp)
-        self._bend = (_texture(rng, 2.6 / mpp, 2.6 / mpp), _texture(rng, 2.6 / mpp, 2.6 / mpp))
+        self._clumps = texture(rng, 3.2 / mpp, 3.2 / mpp)
+        self._bend = (texture(rng, 2.6 / mpp, 2.6 / mpp), texture(rng, 2.6 / mpp, 2.6 / mpp))
         self._sections = {
-            stain: (_texture(rng, fine, fine), _texture(rng, coarse, coarse), rng.integers(2**31))
+            stain: (texture(rng, fine, fine), texture(rng, coarse, coarse), rng.integers(2**31))
             for stain in ("he", "her2")
         }
         stack = np.stack([tissue.outline, tissue.epithelium, tissue.lumen, tissue.fat], axis=-1)
@@ -239,7 +239,7 @@ class Renderer:
             ramp(regions[..., 3], 9.0),
         )
 
-    def _stroma(self, rows: slice) -> tuple[Array, Array]:
+    def stroma(self, rows: slice) -> tuple[Array, Array]:
         """Return fibres (about 0 to 1) and the fraction of matter (gaps are 0) of the stroma."""
         mpp = self.raster.mpp
         bends = self._coarse(self._bends, rows)
@@ -249,14 +249,14 @@ class Renderer:
         y = y + bends[..., 1]
         upper = ramp(moods[..., 2], 0.8)
         fibres = np.zeros_like(upper)
-        for angle, texture, weight in zip(
+        for angle, fibre, weight in zip(
             self.tissue.fibre_angles, self._fibres, (upper, 1 - upper), strict=True
         ):
             c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
             # The textures have 0.5 um a pixel; 512 um later they repeat, bent otherwise.
             u, v = (x * c + y * s) * 2, (y * c - x * s) * 2
             fibres += weight * cv2.remap(
-                texture,
+                fibre,
                 u % TEXTURE_PX,
                 v % TEXTURE_PX,
                 cv2.INTER_LINEAR,
@@ -272,7 +272,7 @@ class Renderer:
         fine_texture, coarse_texture, _ = self._sections[stain]
         fine, grains = self._tiled(fine_texture, rows), self._tiled(coarse_texture, rows)
         clumps = self._tiled(self._clumps, rows)
-        fibres, matter = self._stroma(rows)
+        fibres, matter = self.stroma(rows)
         fibres = fibres * (1 + np.float32(0.10) * grains)
         cleft = self._coarse(self._moods, rows)[..., 1]
         gap = _bump(scene.depth + np.float32(2.6), 1.7) * ramp(cleft, 0.5)
