@@ -28,9 +28,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "warp": ("points", "annotations", "labels", "slide"),
     "predict": (),
     "workflow": (),
+    "train-nuclei": (),
     "export": ("webdataset", "huggingface", "aligned"),
 }
-"""Commands and their subcommands: the functions of ``hemera/commands/{name}.py``."""
+"""Commands and their subcommands: the functions of ``hemera/commands/{name}.py``, with an underscore
+for a hyphen."""
 
 EXTRAS = {
     "torch": "train",
@@ -44,6 +46,7 @@ EXTRAS = {
     "snakemake": "workflow",
     "deeperhistreg": "registration",
     "deepliif": "deepliif",
+    "instanseg": "instanseg",
 }
 """Extra of the package that installs each optional library."""
 
@@ -142,10 +145,11 @@ def _app(wanted: str) -> App:
     for flag in ("--help", "--version"):
         app[flag].group = _COMMANDS
     for number, (name, functions) in enumerate(COMMANDS.items()):
-        module = importlib.import_module(f"hemera.commands.{name}")
+        own = name.replace("-", "_")
+        module = importlib.import_module(f"hemera.commands.{own}")
         kind: dict[str, Any] = {"group": _COMMANDS, "sort_key": number, "help_epilogue": ""}
         if not functions:
-            app.command(getattr(module, name), name=name, **kind)
+            app.command(getattr(module, own), name=name, **kind)
             continue
         group = App(name, help=module.__doc__, **kind)
         for function in functions:

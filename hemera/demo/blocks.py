@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hemera.demo.cells import Cells
 from hemera.demo.grid import GRID_UM, Array
 from hemera.demo.render import FAT_STEPS, TEXTURE_PX, Renderer, ramp, rasterise, texture
 from hemera.demo.tissue import Tissue, grow
@@ -125,18 +124,12 @@ def _structures(block: Block, scale: float, x: Array, y: Array, bx: Array, by: A
     side = len(block.cell)
     column, row = (np.clip(np.rint(v), 0, side - 1).astype(np.intp) for v in (map_x, map_y))
     cell = block.cell[row, column]
-    border, fibres, matter, walls = cv2.split(
-        cv2.remap(block.maps, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    )
+    border, fibres, matter, walls = _read(block.maps, map_x, map_y)
     regions = np.dstack([tissue.outline, tissue.epithelium, tissue.lumen, tissue.fat])
-    outline, depth, lumen, fat = cv2.split(
-        cv2.remap(
-            np.ascontiguousarray(regions),
-            bx * np.float32(1 / GRID_UM) - np.float32(0.5),
-            by * np.float32(1 / GRID_UM) - np.float32(0.5),
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+    outline, depth, lumen, fat = _read(
+        np.ascontiguousarray(regions),
+        bx * np.float32(1 / GRID_UM) - np.float32(0.5),
+        by * np.float32(1 / GRID_UM) - np.float32(0.5),
     )
     present = ramp(outline, 2.5) * (1 - ramp(lumen, 1.8))
     epithelium = ramp(depth, 2.0) * present
@@ -155,3 +148,9 @@ def _structures(block: Block, scale: float, x: Array, y: Array, bx: Array, by: A
         walls * fatty * present * (1 - epithelium),
         present * (1 - fatty),
     )
+
+
+def _read(maps: Array, map_x: Array, map_y: Array) -> tuple[Array, ...]:
+    """Return maps (H, W, K) bilinearly at some pixels."""
+    found = cv2.remap(maps, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return tuple(np.asarray(one, np.float32) for one in cv2.split(found))

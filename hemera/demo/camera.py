@@ -10,7 +10,7 @@ from hemera.demo.grid import Array
 from hemera.demo.variants import Camera
 
 Image = npt.NDArray[np.uint8]
-Triple = tuple[float, float, float]
+Color = tuple[int, int, int]
 
 
 def photograph(
@@ -21,7 +21,7 @@ def photograph(
     look: Camera,
     mpp: float,
     unevenness: Array,
-) -> tuple[Image, Triple]:
+) -> tuple[Image, Color]:
     """Return the image (H, W, 3) uint8 of two stains, and the estimated colour of its background.
 
     Args:
@@ -44,20 +44,23 @@ def photograph(
     if look.sharpened:
         soft = _blurred(image, 0.5 / mpp).astype(np.float32) * np.float32(1 / 256)
         picture += np.float32(look.sharpened) * (picture - soft)
-    background = look.background
+    background = look.background.astype(np.float64)
     if look.gamma != 1:
-        picture = 255 * (np.clip(picture, 1, 255) / 255) ** np.float32(look.gamma)
+        bounded = np.clip(picture, 1, 255) * np.float32(1 / 255)
+        picture = np.float32(255) * bounded ** np.float32(look.gamma)
         background = 255 * (background / 255) ** np.float32(look.gamma)
     picture += _noise(rng, picture.shape, look)
     rgb = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
     if look.jpeg_quality:
         words = [cv2.IMWRITE_JPEG_QUALITY, look.jpeg_quality]
         data = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), words)[1]
-        rgb = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+        decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
+        rgb = np.ascontiguousarray(decoded[..., ::-1])
     estimate = np.minimum(background * look.background_error, 255)
     if look.background_is_measured:
         estimate = np.maximum(np.percentile(rgb.reshape(-1, 3), 99, axis=0), 60)
-    return rgb, (float(estimate[0]), float(estimate[1]), float(estimate[2]))
+    red, green, blue = np.rint(estimate).astype(int).tolist()
+    return rgb, (red, green, blue)
 
 
 def _blurred(image: npt.NDArray[np.uint16], sigma_px: float) -> npt.NDArray[np.uint16]:

@@ -28,7 +28,7 @@ class Sample:
     """
 
     rgb: npt.NDArray[np.uint8]
-    background: tuple[float, float, float]
+    background: tuple[int, int, int]
     centre: Array
     nucleus: Array
     weight: Array
@@ -152,9 +152,7 @@ def _haematoxylin(
     if look.clefts:
         between *= 1 - 0.9 * np.exp(-np.square((nuclei.radius - 1.25) / 0.18))
     first += between * (1 - 0.5 * nuclei.presence)
-    extra = Extra(
-        np.zeros_like(first), np.zeros_like(first), np.zeros(first.shape, bool)
-    )
+    extra = Extra(np.zeros_like(first), np.zeros_like(first), np.zeros(first.shape, bool))
     level = float(np.median(amount))
     for focus, number in ((True, shape.overlapping), (False, shape.defocused)):
         for _ in range(number):

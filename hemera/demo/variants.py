@@ -1,8 +1,9 @@
 """Variants of synthetic tissue: how one image of nuclei for training differs from the next.
 
-The demo cohort has one look. A network that is trained on it alone finds the nuclei of that look, so
-`draw_variant` chooses shape, stains, staining pattern, artefacts and camera at random. Lengths are in
-um of the image; amounts of stain are natural-log optical densities along a vector of length one.
+The demo cohort has one look. A network that is trained on it alone finds the nuclei of that look,
+so `draw_variant` chooses shape, stains, staining pattern, artefacts and camera at random. Lengths
+are in um of the image; amounts of stain are natural-log optical densities along a vector of length
+one.
 """
 
 from __future__ import annotations

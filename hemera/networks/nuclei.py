@@ -93,4 +93,5 @@ def fused(net: NucleusNet) -> NucleusNet:
         if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
             module[0] = fuse_conv_bn_eval(module[0], cast(nn.BatchNorm2d, module[1]))
             module[1] = nn.Identity()
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net

@@ -35,11 +35,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights as safetensors, atomically."""
+def write_weights(
+    path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights as safetensors, atomically.
+
+    Args:
+        path: the file.
+        weights: by name.
+        metadata: of the file; more than one entry is written in any order.
+    """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic.replacing(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+        safetensors.torch.save_file(state, temporary, dict(metadata or {"format": "pt"}))
 
 
 def read_weights(

@@ -47,13 +47,13 @@ def train(batches: Iterator[Batch], steps: int, *, seed: int, rate: float) -> Nu
         rate: highest learning rate.
     """
     torch.manual_seed(seed)
-    net = NucleusNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = NucleusNet()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: (
-            min(1.0, (step + 1) / _WARM_UP_STEPS)
-            * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            min(1.0, (step + 1) / _WARM_UP_STEPS) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
             + 0.003
         ),
     )
@@ -71,7 +71,8 @@ def train(batches: Iterator[Batch], steps: int, *, seed: int, rate: float) -> Nu
             centre, nucleus, dice = (total / 200).tolist()
             log.info("step %d: centre %.4f, inside %.4f, dice %.4f", step, centre, nucleus, dice)
             total.zero_()
-    return net.eval()
+    net.eval()
+    return net
 
 
 def _losses(net: NucleusNet, batch: Batch) -> Tensor:

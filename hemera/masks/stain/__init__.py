@@ -9,13 +9,14 @@ from pydantic import Field, model_validator
 from hemera.config.base import Options as Base
 from hemera.config.base import Positive
 from hemera.masks.engine import Resources
+from hemera.masks.stain import nucleus_files
 
 if TYPE_CHECKING:
     from hemera.config import MaskOptions
     from hemera.masks.engine import Engine
 
 LICENCE = ""
-PACKAGES: tuple[str, ...] = ()
+PACKAGES: tuple[str, ...] = ("instanseg-torch",)
 
 
 class Options(Base):
@@ -23,6 +24,11 @@ class Options(Base):
 
     section: ClassVar[str] = "mask.engines.stain"
 
+    nuclei: str = nucleus_files.NETWORK
+    """How nuclei are found. network: by the network that was trained on synthetic tissue (extra
+    train); classical: by thresholds of haematoxylin, which the other options of nuclei are for; a
+    file: by other weights of `hemera train-nuclei` (.safetensors), or by a TorchScript model of
+    InstanSeg (extra instanseg)."""
     nucleus_density_min: Annotated[float, Field(gt=0, le=3)] = 0.05
     """Smallest haematoxylin optical density of a nucleus."""
     nucleus_contrast: Annotated[float, Field(ge=0, lt=1)] = 0.15
@@ -50,13 +56,13 @@ class Options(Base):
 
 
 def requirements(options: Options) -> list[str]:
-    """Return an empty list: the engine needs no files or packages of its own."""
-    return []
+    """Return what is missing: packages or weights of the network that finds nuclei."""
+    return nucleus_files.requirements(options.nuclei)
 
 
 def versions(options: Options) -> dict[str, str]:
-    """Return no versions: the options determine the output."""
-    return {}
+    """Return the digest of the weights that find nuclei; see `hemera.masks.engine`."""
+    return nucleus_files.versions(options.nuclei)
 
 
 def resources(options: Options) -> Resources:
@@ -68,4 +74,7 @@ def load(options: Options, shared: MaskOptions) -> Engine:
     """Return the engine; see `hemera.masks.engine`."""
     from hemera.masks.stain.engine import StainEngine
 
-    return StainEngine(options, shared)
+    engine = StainEngine(options, shared)
+    # Now, so that what is missing is an error before the first tile.
+    _ = engine.detector
+    return engine

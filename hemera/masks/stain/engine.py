@@ -1,9 +1,10 @@
 """The engine `stain`: one HER2 tile labelled from its two stains."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,9 +13,8 @@ import numpy.typing as npt
 from hemera.config import MaskOptions
 from hemera.imaging.artefacts import ihc_artefacts
 from hemera.masks import label_format
-from hemera.masks.stain import Options
+from hemera.masks.stain import Options, detectors, versions
 from hemera.masks.stain.membranes import dab_classes, measure_cells
-from hemera.masks.stain.nuclei import find_nuclei
 from hemera.masks.stain.stains import Stains, estimate, separate
 
 RGB = npt.NDArray[np.uint8]
@@ -31,7 +31,15 @@ class StainEngine:
     options: Options
     shared: MaskOptions
 
-    versions: ClassVar[Mapping[str, str]] = {}
+    @functools.cached_property
+    def versions(self) -> Mapping[str, str]:
+        """See `hemera.masks.engine.EngineModule.versions`."""
+        return versions(self.options)
+
+    @functools.cached_property
+    def detector(self) -> detectors.Detector:
+        """What finds nuclei; EngineError when its weights or its package are missing."""
+        return detectors.load(self.options)
 
     def prepare(self, tiles: Sequence[RGB], mpp: float) -> Stains:
         """Return the stains of a pair."""
@@ -61,7 +69,7 @@ class StainEngine:
         if excluded is not None:
             separated[excluded] = 0
         haematoxylin = np.ascontiguousarray(separated[..., 0])
-        nuclei = find_nuclei(haematoxylin, work_mpp, state.nuclear_density, self.options, excluded)
+        nuclei = self.detector.find(work, haematoxylin, work_mpp, state, excluded)
         dab, membrane = dab_classes(separated, work_mpp, state, self.shared)
         grown, cells = measure_cells(nuclei, membrane, work_mpp, self.shared)
         positive = cells.intensity >= self.options.positive_intensity_min

@@ -1,0 +1,70 @@
+"""The weights that option `nuclei` of the engine `stain` names, checked without reading them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from hemera.errors import EngineError
+from hemera.io.faults import translated
+
+CLASSICAL, NETWORK = "classical", "network"
+"""Values of the option that are not the name of a file."""
+
+SHIPPED = Path(__file__).with_name("nuclei.safetensors")
+"""Weights of the network that come with the package."""
+
+
+def is_instanseg(nuclei: str) -> bool:
+    """Return whether a value of the option names a model of InstanSeg."""
+    return nuclei not in (CLASSICAL, NETWORK) and Path(nuclei).suffix != ".safetensors"
+
+
+def weights_file(nuclei: str) -> Path:
+    """Return the file of the network or of InstanSeg."""
+    return SHIPPED if nuclei == NETWORK else Path(nuclei)
+
+
+def requirements(nuclei: str) -> list[str]:
+    """Return what is missing to find nuclei so, each with its remedy."""
+    if nuclei == CLASSICAL:
+        return []
+    subject = "mask.engines.stain.nuclei"
+    missing = [
+        f"{subject}: {nuclei} needs {package}, which is not installed; run "
+        f"`pip install hemera[{extra}]`, or set {CLASSICAL}"
+        for package, extra in _packages(nuclei)
+        if importlib.util.find_spec(package) is None
+    ]
+    if not weights_file(nuclei).is_file():
+        missing.append(
+            f"{subject}: {weights_file(nuclei)}: no such file; give {NETWORK}, {CLASSICAL}, "
+            "weights of `hemera train-nuclei`, or a TorchScript model of InstanSeg"
+        )
+    return missing
+
+
+def _packages(nuclei: str) -> list[tuple[str, str]]:
+    """Return the packages that are needed, each with the extra that installs it."""
+    if is_instanseg(nuclei):
+        return [("torch", "train"), ("instanseg", "instanseg")]
+    return [("torch", "train"), ("safetensors", "train")]
+
+
+def versions(nuclei: str) -> dict[str, str]:
+    """Return the digest of the weights; nothing without a network.
+
+    Raises:
+        EngineError: when they cannot be read.
+    """
+    if nuclei == CLASSICAL:
+        return {}
+    return {"stain_nuclei_sha256": _digest(weights_file(nuclei))}
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    with translated(EngineError, f"{path}: cannot be read ({{error}})"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
