@@ -74,9 +74,8 @@ def noise(rng: np.random.Generator, block: Block, side: int, mpp: float, sigma_u
     # The textures have 0.5 um a pixel: another size of pixel scales them.
     sigmas = np.array(_SIGMAS_UM) * mpp / 0.5
     chosen = int(np.argmin(np.abs(np.log(sigmas / sigma_um))))
-    row, column = rng.integers(0, TEXTURE_PX, 2)
-    rows, columns = ((start + np.arange(side)) % TEXTURE_PX for start in (row, column))
-    part: Array = block.textures[chosen][np.ix_(rows, columns)]
+    row, column = rng.integers(0, TEXTURE_PX - side + 1, 2)
+    part = block.textures[chosen][row : row + side, column : column + side]
     return part.T if rng.random() < 0.5 else part
 
 

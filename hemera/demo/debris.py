@@ -48,6 +48,9 @@ def add(
     if look.smear:
         patches = ramp(grain(float(rng.choice([3.0, 6.0, 14.0]))) - rng.uniform(1.2, 2.2), 0.5)
         second = second + np.float32(look.smear) * patches * (seen.tissue > 0.5)
+    if look.haze:
+        patches = ramp(grain(float(rng.choice([3.0, 6.0]))) - np.float32(1.2), 2.0)
+        first = first + np.float32(look.haze) * patches * seen.stroma
     if look.streaks:
         condensed = ramp(seen.fibres - np.float32(rng.uniform(0.75, 1.0)), 0.15) * seen.stroma
         first = first + np.float32(look.streaks) * condensed

@@ -15,7 +15,9 @@ from hemera.demo.grid import Array
 from hemera.demo.render import ramp
 from hemera.demo.variants import Counterstain, NucleusShape, Staining, Variant
 
+# Weight of pale and defocused nuclei in the loss, and the value at their centres.
 _PALE_WEIGHT = 0.5
+_PALE_CENTRE = 0.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Sample:
     """One image and its truth.
 
     `rgb` is (H, W, 3) uint8, `background` the colour that a user would have estimated, `centre`
-    (H, W) is 1 at centres of nuclei and falls to 0 at their edges, `nucleus` (H, W) is 1 inside,
-    `weight` (H, W) is below 1 where a reader would be in doubt and 0 in folds.
+    (H, W) is 1 at centres of nuclei, less where they are pale, and falls to 0 at their edges,
+    `nucleus` (H, W) is 1 inside, `weight` (H, W) is below 1 where a reader would be in doubt and 0
+    in folds.
     """
 
     rgb: npt.NDArray[np.uint8]
@@ -69,7 +72,7 @@ def draw_sample(
     nuclei = _nuclei(rng, block, seen, variant.shape, variant.geometry.scale)
     first, extra = _haematoxylin(rng, block, seen, nuclei, variant, grain)
     second, hidden = _dab(rng, block, seen, nuclei, variant.staining, grain)
-    first = first * (1 - hidden)
+    first, second = first * (1 - hidden), second + extra.dab
     first, second, weight = debris.add(rng, block, seen, variant.debris, first, second, grain)
     camera = variant.camera
     rgb, background = photograph(rng, first, second, seen.tissue, camera, mpp, grain(30))
@@ -78,7 +81,9 @@ def draw_sample(
     nucleus = np.maximum(inside.astype(np.float32), extra.nucleus)
     centre = np.maximum(np.exp(-2.2 * np.square(nuclei.radius)) * inside, extra.centre)
     doubtful = (nuclei.doubtful & inside) | extra.doubtful
-    weight = np.where(doubtful, _PALE_WEIGHT, 1).astype(np.float32) * weight
+    # A lower target leaves pale nuclei to the threshold of centres.
+    centre = np.where(doubtful, np.float32(_PALE_CENTRE) * centre, centre)
+    weight = np.where(doubtful, np.float32(_PALE_WEIGHT), np.float32(1)) * weight
     return Sample(rgb, background, centre.astype(np.float32), nucleus, weight)
 
 
@@ -124,6 +129,7 @@ class Extra:
     centre: Array
     nucleus: Array
     doubtful: npt.NDArray[np.bool_]
+    dab: Array
 
 
 def _haematoxylin(
@@ -152,7 +158,12 @@ def _haematoxylin(
     if look.clefts:
         between *= 1 - 0.9 * np.exp(-np.square((nuclei.radius - 1.25) / 0.18))
     first += between * (1 - 0.5 * nuclei.presence)
-    extra = Extra(np.zeros_like(first), np.zeros_like(first), np.zeros(first.shape, bool))
+    extra = Extra(
+        np.zeros_like(first),
+        np.zeros_like(first),
+        np.zeros(first.shape, bool),
+        np.zeros_like(first),
+    )
     level = float(np.median(amount))
     for focus, number in ((True, shape.overlapping), (False, shape.defocused)):
         for _ in range(number):
@@ -198,7 +209,13 @@ def _additional(
     extra.centre[:] = np.maximum(extra.centre, np.exp(-2.2 * np.square(radius)) * inside)
     if not focus:
         extra.doubtful |= inside
-    return strength * ramp((1 - radius) * np.float32(short), edge)
+    presence = ramp((1 - radius) * np.float32(short), edge)
+    look = variant.staining
+    if look.pattern in ("nuclear", "mixed") and rng.random() < look.positive:
+        brown = look.nuclear * rng.uniform(0.3, 1.2) if focus else rng.uniform(0.2, 0.7)
+        extra.dab += np.float32(brown) * presence
+        strength *= rng.uniform(0.1, 1)
+    return np.float32(strength) * presence
 
 
 def _dab(
@@ -254,7 +271,7 @@ def _nuclear_dab(
         # Brown around strong nuclei, as far as the nucleus is wide.
         halo = np.exp(-np.square(np.maximum(nuclei.radius - 1, 0) / 0.35)) * seen.tissue
         found = found + look.leak * amount * halo
-    hidden = np.float32(rng.uniform(0, 0.8)) * positive[seen.cell] * nuclei.presence
+    hidden = np.float32(rng.uniform(0, 1)) * positive[seen.cell] * nuclei.presence
     return np.asarray(found, np.float32), np.asarray(hidden, np.float32)
 
 
@@ -269,7 +286,11 @@ def _membranes(
     """Return DAB of membranes and of the cytoplasm inside of them."""
     cells = block.tissue.cells
     count = len(cells)
-    intensity = rng.integers(0, 4, count) if look.shuffled else cells.intensity
+    intensity = {
+        "score": cells.intensity,
+        "any": rng.integers(0, 4, count),
+        "strong": rng.integers(2, 4, count),
+    }[look.intensities]
     strength = np.array([0, 0.3, 0.7, 1.4], np.float32)[intensity] * np.float32(look.membrane)
     # One line on the border of two cells, or one inside of each.
     away = np.abs(seen.border - np.float32(look.doubled_um or 0.3))

@@ -103,8 +103,8 @@ class Staining:
     nuclear_spread: float
     leak: float
     membrane: float
-    shuffled: bool
-    """Whether any cell may have any intensity; else those of the HER2 score of the tissue."""
+    intensities: str
+    """Those of the HER2 score of the tissue; any: any cell has any; strong: all are strong."""
     width_um: float
     doubled_um: float
     """Distance of the membrane from the border between two cells: 0 one line, else two."""
@@ -126,6 +126,8 @@ class Debris:
     """Fraction of the cells of the stroma that are brown macrophages."""
     red_cells: int
     smear: float
+    haze: float
+    """Amount of blurred blue patches between the cells."""
     streaks: float
     vacuoles: int
     fold_um: float
@@ -235,10 +237,10 @@ def _staining(rng: np.random.Generator) -> Staining:
         pattern=pattern,
         positive=float(rng.beta(0.8, 1.1)),
         nuclear=float(rng.uniform(0.5, 2.4)),
-        nuclear_spread=float(rng.uniform(0.15, 0.7)),
+        nuclear_spread=float(rng.uniform(0.15, 1.0)),
         leak=_sometimes(rng, 0.5, 0.0, 0.3),
         membrane=_log_uniform(rng, 0.4, 2.2),
-        shuffled=bool(rng.random() < 0.3),
+        intensities=str(rng.choice(["score", "any", "strong"], p=[0.45, 0.25, 0.3])),
         width_um=float(rng.uniform(1.8, 3.5) if diffuse else rng.uniform(0.6, 1.6)),
         doubled_um=_sometimes(rng, 0.25, 0.7, 1.8),
         holes=float(rng.uniform(-0.5, 3.0)),
@@ -255,6 +257,7 @@ def _debris(rng: np.random.Generator) -> Debris:
         macrophages=_sometimes(rng, 0.15, 0.05, 0.5),
         red_cells=int(rng.integers(3, 25)) if rng.random() < 0.12 else 0,
         smear=_sometimes(rng, 0.25, 0.1, 0.9),
+        haze=_sometimes(rng, 0.3, 0.1, 0.5),
         streaks=_sometimes(rng, 0.15, 0.2, 0.8),
         vacuoles=int(rng.integers(1, 8)) if rng.random() < 0.15 else 0,
         fold_um=_sometimes(rng, 0.06, 8.0, 25.0),
