@@ -42,7 +42,9 @@ def photograph(
     image = _blurred(image, look.blur_um / mpp)
     picture = image.astype(np.float32) * np.float32(1 / 256)
     if look.sharpened:
-        soft = _blurred(image, 0.5 / mpp).astype(np.float32) * np.float32(1 / 256)
+        soft = _blurred(image, float(rng.uniform(0.4, 1.0)) / mpp).astype(np.float32) * np.float32(
+            1 / 256
+        )
         picture += np.float32(look.sharpened) * (picture - soft)
     background = look.background.astype(np.float64)
     if look.gamma != 1:

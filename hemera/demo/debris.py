@@ -31,7 +31,7 @@ def add(
         Both amounts, and the weight of the truth: 0 in folds, where no nucleus can be read.
     """
     for _ in range(look.vacuoles):
-        hole = 1 - _spot(rng, seen, rng.uniform(2, 8), 0.8)
+        hole = 1 - _spot(rng, seen, rng.uniform(2, 10), 0.8)
         first, second = first * hole, second * hole
     for _ in range(look.specks):
         spot = _spot(rng, seen, rng.uniform(0.4, 1.5), 0.8) * np.float32(rng.uniform(0.3, 2))

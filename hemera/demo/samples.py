@@ -305,5 +305,7 @@ def _membranes(
     line *= np.clip(1 + 0.25 * grain(1.2), 0.2, 2)
     clear = rng.random(count) < look.clear_cytoplasm
     inside = np.where(clear, 0, look.cytoplasm).astype(np.float32)[seen.cell]
+    covered = np.where(rng.random(count) < look.tangential, 0.5, 0).astype(np.float32)
+    line = np.maximum(line, covered[seen.cell])
     body = line + inside * (1 - 0.5 * nuclei.presence) * np.clip(1 + 0.3 * grain(2.5), 0, 2)
     return np.asarray(strength[seen.cell] * body * seen.epithelium, np.float32)

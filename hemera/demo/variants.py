@@ -17,7 +17,7 @@ Vector = npt.NDArray[np.float32]
 
 PATTERNS = ("nuclear", "membrane", "cytoplasm", "mixed", "none")
 """Where DAB is: a nuclear marker, a membrane marker, diffuse cytoplasm, all of them, none."""
-_PATTERN_FRACTIONS = (0.48, 0.26, 0.08, 0.12, 0.06)
+_PATTERN_FRACTIONS = (0.44, 0.32, 0.07, 0.11, 0.06)
 
 # Colours of haematoxylin and of DAB from several scanners, natural-log density of R, G, B.
 _HAEMATOXYLIN = np.array(
@@ -111,6 +111,9 @@ class Staining:
     holes: float
     """How complete a membrane is: below 0 mostly broken, above 2 complete."""
     one_sided: float
+    """Fraction of cells whose membrane is stained on one side."""
+    tangential: float
+    """Fraction of cells that are covered by a membrane which was cut along."""
     clear_cytoplasm: float
     """Fraction of stained cells whose cytoplasm is as pale as background."""
     cytoplasm: float
@@ -186,8 +189,8 @@ def _sometimes(rng: np.random.Generator, fraction: float, low: float, high: floa
 
 
 def _geometry(rng: np.random.Generator) -> Geometry:
-    columnar = rng.random() < 0.15
-    stretch = _log_uniform(rng, 1.25, 1.7) if columnar else float(np.exp(rng.normal(0, 0.06)))
+    columnar = rng.random() < 0.28
+    stretch = _log_uniform(rng, 1.25, 2.6) if columnar else float(np.exp(rng.normal(0, 0.06)))
     return Geometry(
         scale=_log_uniform(rng, 0.72, 1.5),
         angle=float(rng.uniform(0, 2 * np.pi)),
@@ -245,6 +248,7 @@ def _staining(rng: np.random.Generator) -> Staining:
         doubled_um=_sometimes(rng, 0.25, 0.7, 1.8),
         holes=float(rng.uniform(-0.5, 3.0)),
         one_sided=_sometimes(rng, 0.3, 0.2, 0.8),
+        tangential=_sometimes(rng, 0.5, 0.0, 0.2),
         clear_cytoplasm=_sometimes(rng, 0.5, 0.2, 1.0),
         cytoplasm=float(rng.uniform(0.05, 0.5)),
         unspecific=float(rng.uniform(0, 0.16)),
@@ -259,7 +263,7 @@ def _debris(rng: np.random.Generator) -> Debris:
         smear=_sometimes(rng, 0.25, 0.1, 0.9),
         haze=_sometimes(rng, 0.3, 0.1, 0.5),
         streaks=_sometimes(rng, 0.15, 0.2, 0.8),
-        vacuoles=int(rng.integers(1, 8)) if rng.random() < 0.15 else 0,
+        vacuoles=int(rng.integers(1, 10)) if rng.random() < 0.3 else 0,
         fold_um=_sometimes(rng, 0.06, 8.0, 25.0),
     )
 
@@ -269,14 +273,14 @@ def _camera(rng: np.random.Generator) -> Camera:
     if rng.random() < 0.2:
         background = np.array([250.0, 248.0, 246.0])
     return Camera(
-        haematoxylin=_vector(rng, _HAEMATOXYLIN) * np.float32(_log_uniform(rng, 0.35, 1.9)),
+        haematoxylin=_vector(rng, _HAEMATOXYLIN) * np.float32(_log_uniform(rng, 0.18, 1.9)),
         dab=_vector(rng, _DAB) * np.float32(_log_uniform(rng, 0.5, 1.8)),
         tint=(rng.dirichlet([1, 1, 1]) * rng.uniform(0, 0.12)).astype(np.float32),
         background=np.minimum(background, 255).astype(np.float32),
         blur_um=float(rng.uniform(0.15, 0.9)),
-        sharpened=_sometimes(rng, 0.3, 0.2, 1.2),
+        sharpened=_sometimes(rng, 0.4, 0.2, 2.0),
         gamma=float(np.exp(rng.normal(0, 0.15))) if rng.random() < 0.3 else 1.0,
-        glare=_sometimes(rng, 0.2, 0.0, 0.15),
+        glare=_sometimes(rng, 0.3, 0.0, 0.3),
         noise=float(rng.uniform(0, 4)),
         noise_is_smooth=bool(rng.random() < 0.5),
         jpeg_quality=int(rng.integers(40, 96)) if rng.random() < 0.5 else 0,
