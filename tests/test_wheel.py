@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,12 @@ def install(folder: Path, requirement: str) -> Path:
     where = ["--python", folder / "venv" / "bin" / "python", "--constraints", constraints]
     run(uv, "pip", "install", "--quiet", "--system-certs", *where, requirement)
     return folder / "venv" / "bin"
+
+
+def test_the_wheel_contains_the_weights_that_find_nuclei(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        weights = archive.getinfo("hemera/masks/stain/nuclei.safetensors")
+    assert 1e5 < weights.file_size < 3e6
 
 
 def test_the_core_reads_slides_without_the_extras(

@@ -1,0 +1,149 @@
+"""Nuclei by the network: from maps of known shape, and on drawn cells with the shipped weights."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors.torch
+import torch
+from scipy import ndimage
+
+from hemera.errors import EngineError
+from hemera.masks import label_format
+from hemera.masks.stain import Options, nucleus_files
+from hemera.masks.stain.engine import StainEngine
+from hemera.masks.stain.network import NetworkDetector, numbered
+from hemera.masks.stain.stains import Stains
+from tests.small_cells import GLASS, MEASURED, SHARED, STRENGTHS, draw
+
+Map = npt.NDArray[np.uint8]
+
+
+def discs(
+    *places: tuple[float, float, float], height: float = 1.0, shape: tuple[int, int] = (80, 120)
+) -> tuple[Map, Map]:
+    """Return maps of centres and insides of discs (x, y, radius), px."""
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    centre, inside = np.zeros(shape), np.zeros(shape)
+    for x0, y0, radius in places:
+        away = np.hypot(x - x0, y - y0) / radius
+        centre = np.maximum(centre, height * np.exp(-2.2 * away**2) * (away < 1))
+        inside = np.maximum(inside, away < 1)
+    return np.rint(255 * centre).astype(np.uint8), np.rint(255 * inside).astype(np.uint8)
+
+
+def test_each_maximum_is_a_nucleus_and_touching_ones_are_cut_between_them() -> None:
+    labels = numbered(*discs((30, 40, 12), (50, 40, 12), (90, 40, 10)), 0.5)
+    assert sorted(np.unique(labels)) == [0, 1, 2, 3]
+    assert len({labels[40, 30], labels[40, 50], labels[40, 90]}) == 3
+    row = labels[40, 30:51]
+    assert abs(int((row == row[0]).sum()) - 10) <= 2, "half way"
+    assert abs((labels == labels[40, 90]).sum() - np.pi * 100) < 25
+
+
+def test_low_maxima_small_pieces_and_insides_without_a_centre_are_none() -> None:
+    centre, inside = discs((30, 40, 12), height=0.2)
+    assert not numbered(centre, inside, 0.5, centre_min=0.3).any()
+    assert numbered(centre, inside, 0.5, centre_min=0.1).max() == 1
+    assert not numbered(np.zeros_like(centre), inside, 0.5).any()
+    centre, inside = discs((30, 40, 12), (80, 40, 4))
+    assert numbered(centre, inside, 0.5, area_min_um2=20).max() == 1
+    assert numbered(centre, inside, 0.5, area_min_um2=5).max() == 2
+
+
+def test_every_nucleus_is_one_piece_with_what_is_connected_to_its_centre() -> None:
+    centre, inside = discs((40, 40, 14))
+    inside[10:70, 60:66] = 255
+    labels = numbered(centre, inside, 0.5)
+    assert labels.max() == 1
+    assert not labels[:, 60:66].any()
+    assert ndimage.label(labels)[1] == 1
+
+
+@pytest.fixture(scope="module")
+def shipped() -> NetworkDetector:
+    return NetworkDetector(nucleus_files.SHIPPED, Options())
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 0.92])
+@pytest.mark.parametrize("glass", [GLASS, (180, 178, 175)])
+def test_drawn_nuclei_are_found_at_any_resolution_and_on_gray_glass(
+    mpp: float, glass: tuple[int, int, int]
+) -> None:
+    slide = draw(STRENGTHS, mpp=mpp, glass=glass)
+    engine = StainEngine(Options(nuclei="network"), SHARED)
+    found = engine.segment(slide.rgb, mpp, Stains(glass, estimated=("haematoxylin", "dab")))
+    apart = np.hypot(slide.x_px[:, None] - found.cells.x_px, slide.y_px[:, None] - found.cells.y_px)
+    assert (apart.min(axis=1) * mpp < 2).mean() >= 0.9
+    assert len(found.cells) <= 1.2 * STRENGTHS.size
+    nuclei = label_format.nuclei(found.mask)
+    assert (nuclei & slide.nuclei).sum() / (nuclei | slide.nuclei).sum() > 0.6
+    assert found.mask.shape == slide.rgb.shape[:2]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 33), (101, 64)])
+@pytest.mark.parametrize("mpp", [0.1, 0.46, 4.0])
+def test_no_tile_is_too_small(shipped: NetworkDetector, shape: tuple[int, int], mpp: float) -> None:
+    tile = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    haematoxylin = np.zeros(shape, np.float32)
+    found = shipped.find(tile, haematoxylin, mpp, MEASURED, None)
+    assert found.labels.shape == shape
+    empty = np.full((*shape, 3), 250, np.uint8)
+    assert not shipped.find(empty, haematoxylin, mpp, MEASURED, None).labels.any()
+
+
+def test_excluded_pixels_belong_to_no_nucleus(shipped: NetworkDetector) -> None:
+    slide = draw(np.zeros((2, 4)))
+    excluded = np.zeros(slide.rgb.shape[:2], bool)
+    excluded[:, : slide.rgb.shape[1] // 2] = True
+    haematoxylin = np.zeros(excluded.shape, np.float32)
+    found = shipped.find(slide.rgb, haematoxylin, 0.5, MEASURED, excluded)
+    assert found.labels.any()
+    assert not found.labels[excluded].any()
+
+
+def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was(
+    shipped: NetworkDetector,
+) -> None:
+    slide = draw(STRENGTHS)
+    before, found = torch.get_num_threads(), []
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(shipped.maps(slide.rgb, 0.5, GLASS))
+            assert torch.get_num_threads() == threads
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_missing_damaged_and_foreign_weights_are_errors_of_one_line(tmp_path: Path) -> None:
+    absent, damaged, foreign = (tmp_path / f"{n}.safetensors" for n in ("a", "d", "f"))
+    damaged.write_bytes(b"no weights")
+    safetensors.torch.save_file({"stem.0.weight": torch.zeros(1)}, foreign)
+    for path, words in ((absent, "no such file"), (damaged, "damaged"), (foreign, "does not fit")):
+        engine = StainEngine(Options(nuclei=str(path)), SHARED)
+        with pytest.raises(EngineError, match=words) as caught:
+            _ = engine.detector
+        assert "\n" not in str(caught.value)
+
+
+def test_the_tables_record_the_digest_of_the_weights() -> None:
+    network = StainEngine(Options(nuclei="network"), SHARED).versions
+    assert list(network) == ["stain_nuclei_sha256"]
+    assert not StainEngine(Options(nuclei="classical"), SHARED).versions
+    assert nucleus_files.SHIPPED.stat().st_size < 3e6
+
+
+def test_a_missing_package_is_a_requirement_that_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "model.pt").write_bytes(b"")
+    assert nucleus_files.requirements("classical") == []
+    assert "hemera[train]" in nucleus_files.requirements("network")[0]
+    missing = nucleus_files.requirements(str(tmp_path / "model.pt"))
+    assert "hemera[instanseg]" in missing[-1]
+    with pytest.raises(EngineError, match=r"needs torch.*pip install"):
+        _ = StainEngine(Options(nuclei="network"), SHARED).detector
