@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=68cc6df3cf0ff9b1171acd82bab550431c368ae6a2b12485ce08f9d3463fa7f3
+LOCK_SHA256=7c0fabdc20c4982c164fe96203bdb3b9c067ef80affc190ccaee27feba57da9d
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2
