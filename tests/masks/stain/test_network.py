@@ -10,15 +10,20 @@ import safetensors.torch
 import torch
 from scipy import ndimage
 
+from hemera.demo.blocks import grow_block
+from hemera.demo.samples import draw_sample
+from hemera.demo.variants import draw_variant
 from hemera.errors import EngineError
 from hemera.masks import label_format
 from hemera.masks.stain import Options, nucleus_files
 from hemera.masks.stain.engine import StainEngine
 from hemera.masks.stain.network import NetworkDetector, numbered
 from hemera.masks.stain.stains import Stains
-from tests.small_cells import GLASS, MEASURED, SHARED, STRENGTHS, draw
+from tests.small_cells import GLASS, MEASURED, SHARED, STRENGTHS, draw, read
 
 Map = npt.NDArray[np.uint8]
+
+GOLDEN = Path(__file__).with_name("golden_nuclei.png")
 
 
 def discs(
@@ -116,6 +121,20 @@ def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was(
             found.append(shipped.maps(slide.rgb, 0.5, GLASS))
             assert torch.get_num_threads() == threads
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def label_image() -> Map:
+    """Return the label image of 256 x 256 px of synthetic tissue."""
+    block = grow_block(np.random.default_rng(8))
+    rng = np.random.default_rng(5)
+    sample = draw_sample(rng, block, draw_variant(rng), 256, 0.5)
+    engine = StainEngine(Options(nuclei="network"), SHARED)
+    return engine.segment(sample.rgb, 0.5, Stains(sample.background)).mask
+
+
+def test_golden() -> None:
+    """Fails when the weights or what is made of them change: then write the image again."""
+    assert (label_image() == read(GOLDEN)[..., 0]).mean() >= 0.999
 
 
 def test_missing_damaged_and_foreign_weights_are_errors_of_one_line(tmp_path: Path) -> None:
