@@ -286,11 +286,12 @@ def _membranes(
     """Return DAB of membranes and of the cytoplasm inside of them."""
     cells = block.tissue.cells
     count = len(cells)
-    intensity = {
+    drawn = {
         "score": cells.intensity,
         "any": rng.integers(0, 4, count),
         "strong": rng.integers(2, 4, count),
-    }[look.intensities]
+    }
+    intensity = np.asarray(drawn[look.intensities], np.uint8)
     strength = np.array([0, 0.3, 0.7, 1.4], np.float32)[intensity] * np.float32(look.membrane)
     # One line on the border of two cells, or one inside of each.
     away = np.abs(seen.border - np.float32(look.doubled_um or 0.3))

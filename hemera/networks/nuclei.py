@@ -85,20 +85,30 @@ class NucleusNet(nn.Module):
             features = block(max_pool2d(features, 2) if level else features)
             levels.append(features)
         for level in (2, 1, 0):
-            narrow = _pointwise(features, self.narrow[level].weight)
-            above = interpolate(narrow, scale_factor=2.0, mode="nearest")
+            above = interpolate(self.narrow[level](features), scale_factor=2.0, mode="nearest")
             features = self.up[level](above + levels[level])
         return cast(Tensor, self.head(features))
 
 
-def _pointwise(features: Tensor, weight: Tensor) -> Tensor:
-    """Return a convolution of 1 x 1, as a product: on one thread, PyTorch's own is slow."""
-    return linear(features.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+class _Pointwise(nn.Module):
+    """A convolution of 1 x 1 as a product: PyTorch's own is slow for one image on one thread."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """Use the weight of a convolution without bias."""
+        super().__init__()
+        self.weight = nn.Parameter(weight.flatten(1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return linear(features.permute(0, 2, 3, 1), self.weight).permute(0, 3, 1, 2)
 
 
 def fused(net: NucleusNet) -> NucleusNet:
-    """Return a network in evaluation mode with its normalisation inside of the convolutions."""
+    """Return a network in evaluation mode with its normalisation inside of the convolutions.
+
+    Its weights are for inference only; it is changed in place.
+    """
     net = net.eval()
+    net.narrow = nn.ModuleList(_Pointwise(cast(Tensor, m.weight)) for m in net.narrow)
     for module in list(net.modules()):
         if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
             module[0] = fuse_conv_bn_eval(module[0], cast(nn.BatchNorm2d, module[1]))

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from hemera.errors import EngineError
+from hemera.files.faults import translated
 from hemera.imaging.morphology import detached_pixels
-from hemera.io.faults import translated
 from hemera.masks.stain import Options
 from hemera.masks.stain.nuclei import Nuclei
 from hemera.masks.stain.stains import Stains

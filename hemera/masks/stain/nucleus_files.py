@@ -8,7 +8,7 @@ import importlib.util
 from pathlib import Path
 
 from hemera.errors import EngineError
-from hemera.io.faults import translated
+from hemera.files.faults import translated
 
 CLASSICAL, NETWORK = "classical", "network"
 """Values of the option that are not the name of a file."""
