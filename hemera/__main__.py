@@ -31,8 +31,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "train-nuclei": (),
     "export": ("webdataset", "huggingface", "aligned"),
 }
-"""Commands and their subcommands: the functions of ``hemera/commands/{name}.py``, with an underscore
-for a hyphen."""
+"""Commands and their subcommands: the functions of ``hemera/commands/{name}.py``, in which a hyphen
+of the name is an underscore."""
 
 EXTRAS = {
     "torch": "train",
