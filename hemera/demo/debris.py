@@ -1,4 +1,4 @@
-"""What is stained and is no nucleus: specks, smears, folds, macrophages, red cells, vacuoles."""
+"""What is stained and is no nucleus: specks, smears, folds, macrophages, vacuoles."""
 
 from __future__ import annotations
 
@@ -39,10 +39,6 @@ def add(
             second = second + spot
         else:
             first = first + spot
-    for _ in range(look.red_cells):
-        disc = _spot(rng, seen, rng.uniform(2.4, 3.6), 1.0) * np.float32(rng.uniform(0.1, 0.45))
-        second = second + disc
-        first = first + np.float32(0.3) * disc
     if look.macrophages:
         second = second + _macrophages(rng, block, seen, look.macrophages, grain)
     if look.smear:
@@ -75,9 +71,9 @@ def _macrophages(
     cells = block.tissue.cells
     loose = (cells.kind == SPINDLE) | (cells.kind == LYMPHOCYTE)
     brown = loose & (rng.random(len(cells)) < fraction)
-    radius = rng.uniform(4, 8, len(cells)).astype(np.float32)
+    radius = rng.uniform(6, 10, len(cells)).astype(np.float32)
     strength = np.where(brown, rng.uniform(0.4, 1.6, len(cells)), 0).astype(np.float32)
-    distance = np.hypot(seen.dx, seen.dy) * (1 + np.float32(0.15) * grain(3))
+    distance = np.hypot(seen.dx, seen.dy) * (1 + np.float32(0.3) * grain(3))
     grains = np.clip(0.7 + np.float32(rng.uniform(0.2, 0.7)) * grain(0.9), 0, 2)
     body = ramp(radius[seen.cell] - distance, 1.5) * strength[seen.cell] * grains
     return np.asarray(body * (seen.tissue > 0.5), np.float32)

@@ -264,8 +264,8 @@ def _nuclear_dab(
     strong = look.nuclear * np.exp(rng.normal(0, look.nuclear_spread, count))
     weak = rng.uniform(0, 0.12) * rng.random(count)
     amount = np.where(positive, strong, weak).astype(np.float32)[seen.cell]
-    fine, coarse = rng.uniform(0, 0.4), rng.uniform(0, 0.5)
-    texture = np.clip(1 + fine * grain(0.5) + coarse * grain(1.2), 0.1, 2.2)
+    fine, coarse = look.nuclear_grain
+    texture = np.clip(1 + fine * grain(0.5) + coarse * grain(1.2), 0.1, 2.5)
     found = nuclei.presence * amount * texture
     if look.leak:
         # Brown around strong nuclei, as far as the nucleus is wide.

@@ -17,7 +17,7 @@ Vector = npt.NDArray[np.float32]
 
 PATTERNS = ("nuclear", "membrane", "cytoplasm", "mixed", "none")
 """Where DAB is: a nuclear marker, a membrane marker, diffuse cytoplasm, all of them, none."""
-_PATTERN_FRACTIONS = (0.44, 0.32, 0.07, 0.11, 0.06)
+_PATTERN_FRACTIONS = (0.48, 0.31, 0.06, 0.10, 0.05)
 
 # Colours of haematoxylin and of DAB from several scanners, natural-log density of R, G, B.
 _HAEMATOXYLIN = np.array(
@@ -101,6 +101,8 @@ class Staining:
     positive: float
     nuclear: float
     nuclear_spread: float
+    nuclear_grain: tuple[float, float]
+    """How unevenly nuclei are stained, in detail of 0.5 and of 1.2 um."""
     leak: float
     membrane: float
     intensities: str
@@ -127,7 +129,6 @@ class Debris:
     specks: int
     macrophages: float
     """Fraction of the cells of the stroma that are brown macrophages."""
-    red_cells: int
     smear: float
     haze: float
     """Amount of blurred blue patches between the cells."""
@@ -239,8 +240,9 @@ def _staining(rng: np.random.Generator) -> Staining:
     return Staining(
         pattern=pattern,
         positive=float(rng.beta(0.8, 1.1)),
-        nuclear=float(rng.uniform(0.5, 2.4)),
+        nuclear=_log_uniform(rng, 0.3, 2.4),
         nuclear_spread=float(rng.uniform(0.15, 1.0)),
+        nuclear_grain=(float(rng.uniform(0, 0.5)), float(rng.uniform(0, 0.9))),
         leak=_sometimes(rng, 0.5, 0.0, 0.3),
         membrane=_log_uniform(rng, 0.4, 2.2),
         intensities=str(rng.choice(["score", "any", "strong"], p=[0.45, 0.25, 0.3])),
@@ -258,8 +260,7 @@ def _staining(rng: np.random.Generator) -> Staining:
 def _debris(rng: np.random.Generator) -> Debris:
     return Debris(
         specks=int(rng.integers(1, 12)) if rng.random() < 0.4 else 0,
-        macrophages=_sometimes(rng, 0.15, 0.05, 0.5),
-        red_cells=int(rng.integers(3, 25)) if rng.random() < 0.12 else 0,
+        macrophages=_sometimes(rng, 0.08, 0.05, 0.4),
         smear=_sometimes(rng, 0.25, 0.1, 0.9),
         haze=_sometimes(rng, 0.3, 0.1, 0.5),
         streaks=_sometimes(rng, 0.15, 0.2, 0.8),

@@ -122,7 +122,7 @@ def test_folds_are_not_weighted(block: Block) -> None:
 def test_debris_is_never_a_nucleus(block: Block) -> None:
     for seed in range(6):
         truths = []
-        for debris in ({}, {"specks": 9, "red_cells": 9, "smear": 0.8, "haze": 0.4}):
+        for debris in ({}, {"specks": 9, "smear": 0.8, "haze": 0.4}):
             rng = np.random.default_rng(seed)
             variant = plain(draw_variant(rng), "none")
             variant = dataclasses.replace(

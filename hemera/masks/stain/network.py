@@ -27,8 +27,8 @@ Mask = npt.NDArray[np.bool_]
 
 # Smallest value of a maximum of the map of centres, and of the map of insides: out of 255. Chosen
 # leaving one source of real images out at a time; see docs/methods.md.
-_CENTRE_MIN = 0.30
-_INSIDE_MIN = 0.45
+_CENTRE_MIN = 0.45
+_INSIDE_MIN = 0.30
 # Smallest distance between two centres, and standard deviation of the blur of their map, um.
 _SEPARATION_UM = 4.5
 _BLUR_UM = 0.8
