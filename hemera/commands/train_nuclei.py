@@ -21,7 +21,7 @@ _SIDE_PX = 128
 _RATE = 3e-3
 
 
-def train_nuclei(*, weights: Path, steps: Count = 4000, seed: Seed = 0) -> None:
+def train_nuclei(*, weights: Path, steps: Count = 2200, seed: Seed = 0) -> None:
     """Train the network that finds nuclei, on synthetic tissue alone, on one processor core.
 
     The same steps, seed, machine and versions give the same bytes. The metadata of the file state
@@ -29,7 +29,7 @@ def train_nuclei(*, weights: Path, steps: Count = 4000, seed: Seed = 0) -> None:
 
     Args:
         weights: written: safetensors, for option nuclei of the mask engine stain.
-        steps: weight updates; the default takes about a quarter of an hour.
+        steps: weight updates; the default takes some minutes.
         seed: of the tissue, its variants and the initial weights.
     """
     import torch

@@ -17,7 +17,8 @@ from hemera.errors import EngineError
 from hemera.masks import label_format
 from hemera.masks.stain import Options, nucleus_files
 from hemera.masks.stain.engine import StainEngine
-from hemera.masks.stain.network import NetworkDetector, numbered
+from hemera.masks.stain.network import NetworkDetector
+from hemera.masks.stain.numbering import numbered
 from hemera.masks.stain.stains import Stains
 from tests.small_cells import GLASS, MEASURED, SHARED, STRENGTHS, draw, read
 
