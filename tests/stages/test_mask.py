@@ -24,7 +24,7 @@ from hemera.stages import mask
 from tests.small_cells import segment
 from tests.small_tables import stored, tile_row
 
-OPTIONS = MaskOptions(engines={"stain": {"nuclei": "classical"}})
+OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
 GOLDEN = {5: "9cc66411a302488d2e0267880cfd5b83d7d84857cacd65b38906ce55d40921e8"}
@@ -179,12 +179,12 @@ def test_a_truncated_shard_and_a_foreign_table_are_errors(
         run(unit, tmp_path / "mask")
 
 
-def test_stain_without_a_network_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> None:
+def test_only_stain_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from hemera.stages import mask;"
         "from hemera.config import MaskOptions; t, s, o = map(Path, sys.argv[1:]);"
         "mask.run(tiles=t, tile_shard=s, shard=o / 'm.tar', masks=o / 'm.parquet',"
-        " cells=o / 'c.parquet', options=MaskOptions(engines={'stain': {'nuclei': 'classical'}}));"
+        " cells=o / 'c.parquet', options=MaskOptions(engines={'stain': {}}));"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, *unit, tmp_path], check=True)

@@ -71,7 +71,7 @@ def numbered(
     np.maximum.at(peak, markers[peaks], ridge[peaks])
     labels = _merged(labels, ridge, peak)
     area = np.bincount(labels.ravel(), minlength=count)
-    kept = area * mpp**2 >= area_min_um2
+    kept = (area > 0) & (area * mpp**2 >= area_min_um2)
     kept[0] = False
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     return np.asarray(numbers[labels], np.int32)

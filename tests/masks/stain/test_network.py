@@ -59,6 +59,14 @@ def test_low_maxima_small_pieces_and_insides_without_a_centre_are_none() -> None
     assert numbered(centre, inside, 0.5, area_min_um2=5).max() == 2
 
 
+@pytest.mark.parametrize(("saddle", "count"), [(0.95, 1), (0.5, 2)])
+def test_maxima_with_a_high_saddle_between_them_are_one_nucleus(saddle: float, count: int) -> None:
+    centre, inside = discs((30, 40, 14), (50, 40, 14))
+    between = np.hypot(*np.ogrid[-40:40, -40:80]) < 9
+    centre[between] = np.maximum(centre[between], round(255 * saddle))
+    assert numbered(centre, inside, 0.5).max() == count
+
+
 def test_every_nucleus_is_one_piece_with_what_is_connected_to_its_centre() -> None:
     centre, inside = discs((40, 40, 14))
     inside[10:70, 60:66] = 255
