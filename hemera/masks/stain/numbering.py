@@ -17,8 +17,8 @@ Map = npt.NDArray[np.uint8]
 
 # Smallest value of a maximum of the map of centres, and of the map of insides: out of 255. Chosen
 # leaving one source of real images out at a time; see docs/methods.md.
-_CENTRE_MIN = 0.45
-_INSIDE_MIN = 0.25
+_CENTRE_MIN = 0.40
+_INSIDE_MIN = 0.30
 # Smallest distance between two centres, and standard deviation of the blur of their map, um.
 _SEPARATION_UM = 4.0
 _BLUR_UM = 0.6
