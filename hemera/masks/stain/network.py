@@ -25,10 +25,8 @@ Map = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 # Resolution at which tiles are read, um/px: coarser than in training (`network.MPP`), which takes a
-# sixth less time and finds as many nuclei. A coarser tile is enlarged by no more than a factor: it
-# has no finer detail.
+# sixth less time and finds as many nuclei. A coarser tile is not enlarged: it has no finer detail.
 _MPP = 0.82
-_ENLARGED_MAX = 1.05
 
 
 class NetworkDetector:
@@ -78,11 +76,9 @@ class NetworkDetector:
     ) -> tuple[Map, Map]:
         """Return the maps of centres and insides, 0 to 255, at the network's resolution."""
         height, width = rgb.shape[:2]
-        scale = min(mpp / _MPP, _ENLARGED_MAX)
+        scale = min(mpp / _MPP, 1.0)
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        # Areas where pixels are lost, else a surface.
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        own = np.asarray(cv2.resize(rgb, size, interpolation=method), np.uint8)
+        own = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
         margins = [-n % network.MULTIPLE for n in size]
         padded = cv2.copyMakeBorder(own, 0, margins[1], 0, margins[0], cv2.BORDER_REPLICATE)
         densities = torch.from_numpy(network.encode(np.asarray(padded, np.uint8), background))

@@ -27,8 +27,8 @@ _HOLE_UM2 = 8.0
 _CROSS = np.asarray(cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)), np.uint8)
 # Values of the map of centres down to which nuclei grow, one after the other, and their largest
 # radius, um.
-_LEVELS = (0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.0)
-_GROWTH_UM = 14.0
+_LEVELS = (0.7, 0.45, 0.25, 0.1, 0.0)
+_GROWTH_UM = 12.0
 # Two maxima belong to one nucleus where the map between them falls by less than this.
 _SADDLE_MIN = 0.9
 
