@@ -86,8 +86,8 @@ def draw(
 def segment(
     rgb: RGB, mpp: float, of: stains.Stains, shared: MaskOptions = SHARED, **options: Any
 ) -> Labelled:
-    """Label a tile by the engine `stain` with nuclei by thresholds, unless told otherwise."""
-    return StainEngine(Options(**{"nuclei": "classical", **options}), shared).segment(rgb, mpp, of)
+    """Label a tile by the engine `stain`."""
+    return StainEngine(Options(**options), shared).segment(rgb, mpp, of)
 
 
 def over(rgb: RGB, density: npt.ArrayLike) -> RGB:

@@ -24,9 +24,9 @@ class Options(Base):
 
     section: ClassVar[str] = "mask.engines.stain"
 
-    nuclei: str = nucleus_files.NETWORK
-    """How nuclei are found. network: by the network that was trained on synthetic tissue (extra
-    train); classical: by thresholds of haematoxylin, which the other options of nuclei are for; a
+    nuclei: str = nucleus_files.CLASSICAL
+    """How nuclei are found. classical: by thresholds of haematoxylin, which the other options of
+    nuclei are for; network: by the network that was trained on synthetic tissue (extra train); a
     file: by other weights of `hemera train-nuclei` (.safetensors), or by a TorchScript model of
     InstanSeg (extra instanseg)."""
     nucleus_density_min: Annotated[float, Field(gt=0, le=3)] = 0.05
