@@ -16,7 +16,7 @@ Numbers = npt.NDArray[np.uint16]
 Map = npt.NDArray[np.uint8]
 
 # Smallest value of a maximum of the map of centres, and of the map of insides: out of 255. Chosen
-# leaving one source of real images out at a time; see docs/methods.md.
+# leaving one source of real images out at a time; see docs/how-to/masks.md.
 _CENTRE_MIN = 0.40
 _INSIDE_MIN = 0.30
 # Smallest distance between two centres, and standard deviation of the blur of their map, um.
@@ -60,7 +60,8 @@ def numbered(
     mask = _filled(inside, mpp, inside_min)
     peaks = ridge >= cv2.dilate(ridge, disc(_SEPARATION_UM, mpp))
     peaks &= (ridge >= 255 * 256 * centre_min) & (mask > 0)
-    count, markers = cv2.connectedComponents(peaks.view(np.uint8))
+    count, found = cv2.connectedComponents(peaks.view(np.uint8))
+    markers = np.asarray(found, np.int32)
     # OpenCV grows numbers of 16 bits.
     if count > np.iinfo(np.uint16).max:
         raise EngineError(
