@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hemera.masks.engine import Engine
 
 LICENCE = ""
-PACKAGES: tuple[str, ...] = ("instanseg-torch",)
+PACKAGES: tuple[str, ...] = ()
 
 
 class Options(Base):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 
@@ -54,14 +56,18 @@ def _packages(nuclei: str) -> list[tuple[str, str]]:
 
 
 def versions(nuclei: str) -> dict[str, str]:
-    """Return the digest of the weights; nothing without a network.
+    """Return the digest of the weights, and the version of InstanSeg; nothing without a network.
 
     Raises:
         EngineError: when they cannot be read.
     """
     if nuclei == CLASSICAL:
         return {}
-    return {"stain_nuclei_sha256": _digest(weights_file(nuclei))}
+    found = {"stain_nuclei_sha256": _digest(weights_file(nuclei))}
+    if is_instanseg(nuclei):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found["instanseg"] = importlib.metadata.version("instanseg-torch")
+    return found
 
 
 @functools.cache

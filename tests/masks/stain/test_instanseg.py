@@ -52,7 +52,7 @@ def test_a_scripted_model_finds_the_nuclei_and_stain_grades_their_membranes(
     assert found.cells.positive[at].tolist() == [False, True, False, True]
     nuclei = label_format.nuclei(found.mask)
     assert (nuclei & slide.nuclei).sum() / (nuclei | slide.nuclei).sum() > 0.6
-    assert list(engine.versions) == ["stain_nuclei_sha256"]
+    assert "stain_nuclei_sha256" in engine.versions
 
 
 def test_a_file_that_is_no_model_of_instanseg_is_an_error_of_one_line(tmp_path: Path) -> None:
