@@ -24,10 +24,6 @@ from hemera.networks.storage import load_into, read_weights
 Map = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-# Resolution at which tiles are read, um/px: coarser than in training (`network.MPP`), which takes a
-# sixth less time and finds as many nuclei. A coarser tile is not enlarged: it has no finer detail.
-_MPP = 0.82
-
 
 class NetworkDetector:
     """The network with its weights; see `hemera.masks.stain.detectors.Detector`."""
@@ -76,7 +72,8 @@ class NetworkDetector:
     ) -> tuple[Map, Map]:
         """Return the maps of centres and insides, 0 to 255, at the network's resolution."""
         height, width = rgb.shape[:2]
-        scale = min(mpp / _MPP, 1.0)
+        # A coarser tile is not enlarged: it has no finer detail.
+        scale = min(mpp / network.MPP, 1.0)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         own = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
         margins = [-n % network.MULTIPLE for n in size]
