@@ -49,8 +49,8 @@ class MaskOptions(Options):
     completeness_min: Annotated[float, Field(gt=0, le=1)] = 0.30
     """Smallest stained fraction of the membrane ring of a positive cell."""
     stain_tiles: Count = 32
-    """Evenly spaced tiles of a pair from which its stain vectors are estimated; with fewer than
-    three tissue tiles, fixed vectors are used."""
+    """Evenly spaced tiles of a pair from which its stain vectors are estimated; a few tiles are
+    divided into blocks."""
 
     @classmethod
     def nested(cls) -> dict[str, type[Options]]:

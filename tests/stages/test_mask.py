@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {5: "9cc66411a302488d2e0267880cfd5b83d7d84857cacd65b38906ce55d40921e8"}
+GOLDEN = {5: "5b03f12b6bd708219e299d1e8da3af8c60f0e6884dc30e498ffa4711373cba0a"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:

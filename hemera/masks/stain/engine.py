@@ -14,6 +14,7 @@ from hemera.imaging.artefacts import ihc_artefacts
 from hemera.masks import label_format
 from hemera.masks.stain import Options
 from hemera.masks.stain.membranes import dab_classes, measure_cells
+from hemera.masks.stain.nuclear_marker import measure_nuclei, nuclear_stain
 from hemera.masks.stain.nuclei import find_nuclei
 from hemera.masks.stain.stains import Stains, estimate, separate
 
@@ -60,26 +61,45 @@ class StainEngine:
         )
         if excluded is not None:
             separated[excluded] = 0
-        haematoxylin = np.ascontiguousarray(separated[..., 0])
-        nuclei = find_nuclei(haematoxylin, work_mpp, state.nuclear_density, self.options, excluded)
-        dab, membrane = dab_classes(separated, work_mpp, state, self.shared)
-        grown, cells = measure_cells(nuclei, membrane, work_mpp, self.shared)
+        labels, stained, grown, cells = self._cells(separated, work_mpp, state, excluded)
         positive = cells.intensity >= self.options.positive_intensity_min
         cells = dataclasses.replace(cells, positive=positive)
-        labels = nuclei.labels
         if work is not rgb:
-            labels, dab, grown = (_nearest(image, width, height) for image in (labels, dab, grown))
+            labels, stained, grown = (
+                _nearest(image, width, height) for image in (labels, stained, grown)
+            )
             cells = dataclasses.replace(
                 cells,
                 x_px=cells.x_px * np.float32(width / size[0]),
                 y_px=cells.y_px * np.float32(height / size[1]),
                 area_px=np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:].astype(np.int32),
             )
-        mask = label_format.pack(_classes(grown, positive), labels > 0, dab)
+        mask = label_format.pack(_classes(grown, positive), labels > 0, stained)
         found = label_format.Labelled(mask, cells)
         if excluded is None:
             return found
         return label_format.exclude(found, _nearest(excluded, width, height))
+
+    def _cells(
+        self,
+        separated: npt.NDArray[np.float32],
+        mpp: float,
+        state: Stains,
+        excluded: npt.NDArray[np.bool_] | None,
+    ) -> tuple[
+        npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.int32], label_format.Cells
+    ]:
+        """Return the nuclei, staining and cells of a tile (H, W), and the table of the cells."""
+        options, shared = self.options, self.shared
+        dark = state.nuclear_density
+        if options.compartment == "nucleus":
+            nuclei = find_nuclei(nuclear_stain(separated), mpp, dark, options, excluded)
+            return nuclei.labels, *measure_nuclei(nuclei, separated, mpp, state, options, shared)
+        haematoxylin = np.ascontiguousarray(separated[..., 0])
+        nuclei = find_nuclei(haematoxylin, mpp, dark, options, excluded)
+        _, membrane = dab_classes(separated, mpp, state, shared)
+        grown, cells = measure_cells(nuclei, membrane, mpp, shared)
+        return nuclei.labels, membrane, grown, cells
 
 
 def _nearest(image: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:
