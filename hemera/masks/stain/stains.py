@@ -44,7 +44,9 @@ _SAMPLES_MIN = 100
 # Largest angle between an estimated and the fixed vector, degrees.
 _ANGLE_MAX_DEG = 15.0
 # Smallest angle between ink and any mixture of both fixed vectors, degrees.
-_INK_ANGLE_DEG = 18.0
+_INK_ANGLE_DEG = 15.0
+# Width of the pale edge of ink, um.
+_INK_EDGE_UM = 4.0
 # Fraction of the other stain that an estimated vector may contain.
 _IMPURITY = 0.1
 # Haematoxylin of nuclei is measured where at most these fractions of it are DAB and residual, from
@@ -144,7 +146,10 @@ def _blocks(tiles: Sequence[RGB], mpp: float, stains: Stains) -> list[Float64]:
         sample = np.asarray(cv2.blur(tile, (3, 3)), np.uint8)[::step, ::step]
         density = color.optical_density(sample, stains.background)
         used = density.sum(axis=2) > _TISSUE_DENSITY
-        used &= ~ink_pixels(density, stains.vectors, _INK_ANGLE_DEG)
+        ink = ink_pixels(density, stains.vectors, _INK_ANGLE_DEG)
+        # The pale edge of a stroke has its colour and little saturation.
+        edge = disc(2 * _INK_EDGE_UM, step * mpp)
+        used &= cv2.dilate(ink.view(np.uint8), edge) == 0
         found = ihc_artefacts(tile, mpp, stains.background, stains.vectors, _NUCLEAR_DENSITY_MAX)
         if found is not None:
             used &= ~found[::step, ::step]
