@@ -74,13 +74,16 @@ def _points(folder: Path, source: str) -> Iterator[Image]:
         yield Image(source, path.stem, picture(file), MPP[source], points, signs)
 
 
-def _numbered(first: Mask, second: Mask) -> tuple[Labels, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _numbered(
+    first: Mask, second: Mask
+) -> tuple[Labels, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Number the pieces of positive and of negative nuclei; return also their centres and signs."""
     positive, p = ndimage.label(first, np.ones((3, 3)))
     negative, n = ndimage.label(second, np.ones((3, 3)))
     objects = np.where(positive > 0, positive, np.where(negative > 0, negative + p, 0))
     centres = [
-        np.array(ndimage.center_of_mass(lab > 0, lab, range(1, k + 1))).reshape(-1, 2)[:, ::-1] + 0.5
+        np.array(ndimage.center_of_mass(lab > 0, lab, range(1, k + 1))).reshape(-1, 2)[:, ::-1]
+        + 0.5
         for lab, k in ((positive, p), (negative, n))
     ]
     signs = np.repeat([POSITIVE, NEGATIVE], [p, n])
@@ -192,16 +195,16 @@ def baseline_nuclei(rgb: RGB, mpp: float) -> tuple[npt.NDArray[np.void], Labels]
     labels = segmentation.watershed(-distance, markers, mask=inside).astype(np.int32)
     count = len(peaks)
     stains = density @ _unmixing()
-    means = [
-        np.bincount(labels.ravel(), stains[..., k].ravel(), count + 1)[1:] for k in (0, 1)
-    ]
+    means = [np.bincount(labels.ravel(), stains[..., k].ravel(), count + 1)[1:] for k in (0, 1)]
     centres = np.array(ndimage.center_of_mass(labels > 0, labels, range(1, count + 1)))
     cells = np.zeros(count, [("x", "f4"), ("y", "f4"), ("positive", "?")])
     if count:
         cells["y"], cells["x"] = ((centres + 0.5) * width / small.shape[1]).T
     cells["positive"] = means[1] > means[0]
     if small is not rgb:
-        labels = cv2.resize(labels.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+        labels = cv2.resize(
+            labels.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST
+        )
     return cells, labels.astype(np.int32)
 
 

@@ -102,9 +102,7 @@ def ink_pixels(
         vectors: (2, 3) unit vectors of the stains.
         angle_deg: smallest angle between a colour and the mixtures, degrees.
     """
-    first, second, residual = cv2.split(
-        cv2.transform(density, color.unmixing_matrix(vectors).T)
-    )
+    first, second, residual = cv2.split(cv2.transform(density, color.unmixing_matrix(vectors).T))
     nearest = cv2.max(*cv2.split(cv2.transform(density, vectors)))
     red, green, blue = cv2.split(density)
     square = red * red + green * green + blue * blue

@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {5: "5b03f12b6bd708219e299d1e8da3af8c60f0e6884dc30e498ffa4711373cba0a"}
+GOLDEN = {5: "a17ad276b7318c4b1af80056a6ec1a0ad577f203ffb5b131f84a4dfd0eb29f9c"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:

@@ -26,8 +26,6 @@ _MEMBRANE_UM = 5.0
 _DIFFUSE_STEP = 0.005
 # Smallest difference of a membrane from the diffuse staining beside it, as a fraction of its DAB.
 _RIDGE = 0.35
-# Fraction of the diffuse staining that is subtracted before grading.
-_DIFFUSE = 0.0
 # How far inside the edge of its nucleus a membrane may be, um.
 _INNER_UM = 1.0
 # Sectors of the ring around a nucleus, and the smallest stained fraction of a stained sector: a
@@ -67,11 +65,13 @@ def dab_classes(
     weak = min(max(weak, options.dab_control * stains.background_dab), options.dab_moderate)
     levels = weak, options.dab_moderate, options.dab_strong
     diffuse = _diffuse(smooth, mpp)
-    graded = smooth - np.float32(_DIFFUSE) * diffuse
-    membrane = _classes(graded, levels)
-    membrane[smooth - diffuse < _RIDGE * smooth] = 0
+    classes = _classes(smooth, levels)
+    membrane = classes.copy()
+    # Beyond the steps, a dark particle would exceed its own opening.
+    bounded = np.minimum(smooth, np.float32(255 * _DIFFUSE_STEP))
+    membrane[bounded - diffuse < _RIDGE * bounded] = 0
     membrane[(membrane == 1) & (smooth < _lowest_weak(haematoxylin, dab, mpp, options))] = 0
-    return _classes(smooth, levels), membrane
+    return classes, membrane
 
 
 def _classes(density: Float, levels: tuple[float, ...]) -> npt.NDArray[np.uint8]:
@@ -87,7 +87,8 @@ def _diffuse(smooth: Float, mpp: float) -> Float:
     steps = cv2.convertScaleAbs(np.maximum(smooth, 0), alpha=1 / _DIFFUSE_STEP)
     side = odd_px(_MEMBRANE_UM, mpp)
     opened = cv2.morphologyEx(steps, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
-    return np.minimum(opened.astype(np.float32) * np.float32(_DIFFUSE_STEP), smooth)
+    wide = opened.astype(np.float32) * np.float32(_DIFFUSE_STEP)
+    return np.asarray(np.minimum(wide, smooth), np.float32)
 
 
 def _lowest_weak(haematoxylin: Float, dab: Float, mpp: float, options: MaskOptions) -> Float:

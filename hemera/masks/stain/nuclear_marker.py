@@ -26,7 +26,12 @@ def nuclear_stain(separated: Float) -> Float:
 
 
 def measure_nuclei(
-    nuclei: Nuclei, separated: Float, mpp: float, stains: Stains, options: Options, shared: MaskOptions
+    nuclei: Nuclei,
+    separated: Float,
+    mpp: float,
+    stains: Stains,
+    options: Options,
+    shared: MaskOptions,
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], label_format.Cells]:
     """Grade every nucleus by its mean DAB.
 
@@ -62,11 +67,15 @@ def measure_nuclei(
     intensity = np.searchsorted(levels, mean, side="right").astype(np.uint8)
     complete = np.bincount(of, smooth >= weak, count + 1)[1:] / np.maximum(area, 1)
     grown = np.where(nuclei.depth_px >= -shared.ring_um / mpp, nuclei.regions, 0)
-    return stained, grown, label_format.Cells(
-        x_px=(np.bincount(of, x, count + 1)[1:] / np.maximum(area, 1) + 0.5).astype(np.float32),
-        y_px=(np.bincount(of, y, count + 1)[1:] / np.maximum(area, 1) + 0.5).astype(np.float32),
-        area_px=area.astype(np.int32),
-        positive=intensity > 0,
-        intensity=intensity,
-        completeness=complete.astype(np.float32),
+    return (
+        stained,
+        grown,
+        label_format.Cells(
+            x_px=(np.bincount(of, x, count + 1)[1:] / np.maximum(area, 1) + 0.5).astype(np.float32),
+            y_px=(np.bincount(of, y, count + 1)[1:] / np.maximum(area, 1) + 0.5).astype(np.float32),
+            area_px=area.astype(np.int32),
+            positive=intensity > 0,
+            intensity=intensity,
+            completeness=complete.astype(np.float32),
+        ),
     )

@@ -77,7 +77,8 @@ def find_nuclei(
     """
     # A nucleus that is much darker than others would hide those beside it.
     darkest = np.float32(_DARKEST * nuclear_density)
-    smooth = smoothed(np.minimum(nuclear_stain, darkest), mpp, SMOOTHING_UM)
+    bounded = np.asarray(np.minimum(nuclear_stain, darkest), np.float32)
+    smooth = smoothed(bounded, mpp, SMOOTHING_UM)
     inside = _nuclear_pixels(smooth, mpp, nuclear_density, options)
     if excluded is not None:
         inside[excluded] = 0
@@ -132,7 +133,7 @@ def _nuclear_pixels(
 def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: float) -> Labels:
     """Divide nuclear pixels (H, W) into numbered pieces; components without a core have 0."""
     # Smallest distance between the cores of two nuclei, and of a core from the edge, um.
-    separation_um = 6.0
+    separation_um = 7.0
     core_um = 1.1
     # The blur of integers is exact.
     ridge = smoothed(steps, mpp, SMOOTHING_UM)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hemera.imaging import color
 from hemera.imaging.artefacts import ihc_artefacts, ink_pixels
 from hemera.imaging.background import measure_background
-from hemera.imaging.morphology import COARSE_MPP, coarse, disc
+from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,11 @@ _NUCLEAR_DENSITY_MAX = 1.0
 _CONTROL_TISSUE_DENSITY = 0.08
 _CONTROL_NUCLEAR_FRACTION = 0.3
 _CONTROL_DISTANCE_UM = 6.0
+# Stroma has some nuclei and few: fraction of such pixels within a window, um. Without any, it may
+# be tumour whose nuclei are too pale to be seen, unless the whole pair has less than this fraction.
+_CONTROL_NUCLEAR_AREA = (0.001, 0.10)
+_CONTROL_CELLULAR = 0.005
+_CONTROL_WINDOW_UM = 80.0
 _CONTROL_FRACTION_MIN = 0.05
 _CONTROL_SAMPLES_MIN = 500
 
@@ -93,9 +98,7 @@ class Stains:
         return np.array([self.haematoxylin, self.dab])
 
 
-def estimate(
-    tiles: Sequence[RGB], mpp: float, background: color.Color | None = None
-) -> Stains:
+def estimate(tiles: Sequence[RGB], mpp: float, background: color.Color | None = None) -> Stains:
     """Estimate background and stain vectors of a pair from some of its HER2 tiles.
 
     Macenko et al. (ISBI 2009): the extreme directions of stained pixels in the plane of their two
@@ -231,19 +234,27 @@ def _purified(direction: Float64, row: int) -> Float64:
 
 
 def _background_dab(tiles: Sequence[RGB], mpp: float, stains: Stains) -> float:
-    """Return the DAB of tissue away from nuclei, the negative control; 0 without such tissue."""
-    count, found = 0, []
+    """Return the DAB of stroma away from its nuclei, the negative control; 0 without stroma."""
+    found, areas = [], []
+    count = nuclear_count = 0
+    window = odd_px(_CONTROL_WINDOW_UM, COARSE_MPP)
     for tile in tiles:
         small = coarse(tile, mpp)
-        tissue = (
-            color.optical_density(small, stains.background).sum(axis=2) > _CONTROL_TISSUE_DENSITY
-        )
+        density = color.optical_density(small, stains.background)
+        tissue = density.sum(axis=2) > _CONTROL_TISSUE_DENSITY
         haematoxylin, dab, _ = cv2.split(separate(small, stains))
         nuclear = haematoxylin > _CONTROL_NUCLEAR_FRACTION * stains.nuclear_density
         near = cv2.dilate(nuclear.view(np.uint8), disc(2 * _CONTROL_DISTANCE_UM, COARSE_MPP)) > 0
+        area = cv2.blur(nuclear.astype(np.float32), (window, window), borderType=cv2.BORDER_REFLECT)
         found.append(dab[tissue & ~near])
+        areas.append(area[tissue & ~near])
         count += int(np.count_nonzero(tissue))
-    control = np.concatenate(found)
+        nuclear_count += int(np.count_nonzero(nuclear & tissue))
+    control, area = np.concatenate(found), np.concatenate(areas)
+    stroma = area <= _CONTROL_NUCLEAR_AREA[1]
+    if nuclear_count > _CONTROL_CELLULAR * count:
+        stroma &= area >= _CONTROL_NUCLEAR_AREA[0]
+    control = control[stroma]
     if len(control) < max(_CONTROL_SAMPLES_MIN, _CONTROL_FRACTION_MIN * count):
         return 0.0
     return max(float(np.percentile(control, 25)), 0.0)
