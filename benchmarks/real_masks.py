@@ -419,18 +419,23 @@ def speed(image: Image, engine: Engine) -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", type=Path, help="folder of real test images")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder of real test images")
+    parser.add_argument("--images", type=Path, help="the same, as the other benchmarks take it")
     parser.add_argument("--leave-out", action="store_true", help="options of the other sources")
     given = parser.parse_args()
+    folder = given.folder or given.images
+    if folder is None:
+        sys.stdout.write("real images: not measured, no folder given\n")
+        return
     cv2.setNumThreads(1)
     nucleus, membrane = engine_of("nucleus"), engine_of("membrane")
-    data = {source: list(images(given.images, source)) for source in (*NUCLEAR, "bci", "membrane")}
+    data = {source: list(images(folder, source)) for source in (*NUCLEAR, "bci", "membrane")}
     line("data at hand", "engine", "simple baseline", "goal")
     line(*["---"] * 4)
     nuclear_table(data, nucleus)
     rows, source = [], []
     for name in SCORED:
-        for image in data.get(name) or images(given.images, name):
+        for image in data.get(name) or images(folder, name):
             rows.append({"name": image.name, **score_row(membrane, image)})
             source.append(name)
     score_table(rows, source)
