@@ -1,8 +1,8 @@
 """The label byte: class, nucleus and DAB intensity of every pixel in one 8-bit image.
 
 Bits 0-1 are the class (0 background, 1 negative cell, 2 positive cell, 3 cell boundary), bit 2
-the nucleus, bits 3-4 the intensity (0 to 3) of the DAB of membranes or, for a nuclear marker, nuclei.
-Bits 5-7 are zero.
+the nucleus, bits 3-4 the DAB intensity (0 to 3) of the membranes or, for a nuclear marker, of the
+nuclei. Bits 5-7 are zero.
 """
 
 import dataclasses
