@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {5: "a17ad276b7318c4b1af80056a6ec1a0ad577f203ffb5b131f84a4dfd0eb29f9c"}
+GOLDEN = {5: "17db2485bac7bba82f46cbd451ca2b56d7d17f1a203cab05de33039c25991d2e"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.config import MaskOptions
-from hemera.imaging.morphology import COARSE_MPP, coarse, odd_px, smoothed
+from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px, smoothed
 from hemera.masks import label_format
 from hemera.masks.stain.nuclei import PEAK_WINDOW_UM, SMOOTHING_UM, Nuclei
 from hemera.masks.stain.stains import Stains
@@ -22,7 +22,7 @@ _FRINGE = 0.19
 _UNMEASURED = 1.5
 # Largest width of the membranes of two touching cells, um; what is wider is diffuse staining. Its
 # density is compared in steps, in which morphology of 8 bits is exact.
-_MEMBRANE_UM = 5.0
+_MEMBRANE_UM = 6.0
 _DIFFUSE_STEP = 0.005
 # Smallest difference of a membrane from the diffuse staining beside it, as a fraction of its DAB.
 _RIDGE = 0.35
@@ -40,7 +40,7 @@ def dab_classes(
     """Return the DAB class 0 to 3 of every pixel, and the class of what can be a membrane.
 
     A membrane is a thin line: its DAB exceeds that of the cytoplasm and the nuclei beside it, which
-    is the morphological opening of the DAB with a square wider than two membranes. Diffuse staining
+    is the morphological opening of the DAB with a disc wider than two membranes. Diffuse staining
     of any strength is none.
 
     Faint DAB over a wide area is background staining of skin, stroma or a poorly rinsed section:
@@ -85,8 +85,7 @@ def _classes(density: Float, levels: tuple[float, ...]) -> npt.NDArray[np.uint8]
 def _diffuse(smooth: Float, mpp: float) -> Float:
     """Return the part of a density (H, W) that is wider than the membranes of two cells."""
     steps = cv2.convertScaleAbs(np.maximum(smooth, 0), alpha=1 / _DIFFUSE_STEP)
-    side = odd_px(_MEMBRANE_UM, mpp)
-    opened = cv2.morphologyEx(steps, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    opened = cv2.morphologyEx(steps, cv2.MORPH_OPEN, disc(_MEMBRANE_UM, mpp))
     wide = opened.astype(np.float32) * np.float32(_DIFFUSE_STEP)
     return np.asarray(np.minimum(wide, smooth), np.float32)
 
