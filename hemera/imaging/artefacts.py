@@ -46,7 +46,7 @@ _LINE_BENDS = 2.0
 # The same where a pixel is connected to such a line, at most this far from it, um.
 _LINE_END_DENSITY = 0.10
 _LINE_END_COLOR = 0.3
-_LINE_END_UM = 12.0
+_LINE_END_UM = 60.0
 # Gaps in an artefact that are filled, and the width of its pale edge, um.
 _GAP_UM = 30.0
 _EDGE_UM = 6.0
