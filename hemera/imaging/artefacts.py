@@ -43,7 +43,8 @@ _LINE_COLOR = 0.2
 # network of pale membranes is connected too, and much longer.
 _LINE_WIDTH_UM = 12.0
 _LINE_BENDS = 2.0
-# The same where a pixel is connected to such a line, at most this far from it, um.
+# The same where a pixel is connected to such a line; where both are no thin line together, at most
+# this far from it, um.
 _LINE_END_DENSITY = 0.10
 _LINE_END_COLOR = 0.3
 _LINE_END_UM = 60.0
@@ -137,8 +138,13 @@ def _lines(low: npt.NDArray[np.float32], spread: npt.NDArray[np.float32]) -> Mas
         return line
     gray = line | ((low > _LINE_END_DENSITY) & (spread < _LINE_END_COLOR * low))
     near = cv2.dilate(line.view(np.uint8), disc(2 * _LINE_END_UM, COARSE_MPP)) > 0
-    _, pieces = cv2.connectedComponents((gray & near).view(np.uint8))
-    return np.isin(pieces, pieces[line])
+    return _thin(_connected(gray, line)) | _connected(gray & near, line)
+
+
+def _connected(mask: Mask, to: Mask) -> Mask:
+    """Return the pieces of a mask that contain a pixel of another."""
+    _, pieces = cv2.connectedComponents(mask.view(np.uint8))
+    return np.isin(pieces, pieces[to])
 
 
 def _thin(mask: Mask) -> Mask:

@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {5: "17db2485bac7bba82f46cbd451ca2b56d7d17f1a203cab05de33039c25991d2e"}
+GOLDEN = {6: "d77d40b4edf8cec861ec8ab02e7c72a84cf1fa799d186ca82eba2a03d6253437"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
