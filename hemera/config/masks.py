@@ -26,7 +26,7 @@ class MaskOptions(Options):
     """Label images from the HER2 tiles."""
 
     section: ClassVar[str] = "mask"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     engines: dict[str, Options] = Field(
         default_factory=_paper_and_check,
@@ -46,11 +46,11 @@ class MaskOptions(Options):
     dab_control: Annotated[float, Field(ge=0, le=10)] = 2.0
     """Smallest ratio of weak membrane staining to the background DAB of the slide, measured in
     tissue away from nuclei; 0: not required."""
-    completeness_min: Annotated[float, Field(gt=0, le=1)] = 0.30
+    completeness_min: Annotated[float, Field(gt=0, le=1)] = 0.28
     """Smallest stained fraction of the membrane ring of a positive cell."""
     stain_tiles: Count = 32
-    """Evenly spaced tiles of a pair from which its stain vectors are estimated; with fewer than
-    three tissue tiles, fixed vectors are used."""
+    """Evenly spaced tiles of a pair from which its stain vectors are estimated; a few tiles are
+    divided into blocks."""
 
     @classmethod
     def nested(cls) -> dict[str, type[Options]]:

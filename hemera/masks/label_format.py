@@ -1,8 +1,9 @@
 """The label byte: class, nucleus and DAB intensity of every pixel in one 8-bit image.
 
 Bits 0-1 are the class (0 background, 1 negative cell, 2 positive cell, 3 cell boundary), bit 2
-the nucleus, bits 3-4 the DAB intensity (0 to 3), bit 5 an excluded pixel: an artefact or a place
-that HER2 does not cover, of which nothing is known. Its other bits are zero, as are bits 6-7.
+the nucleus, bits 3-4 the DAB intensity (0 to 3) of the membranes or, for a nuclear marker, of the
+nuclei, bit 5 an excluded pixel: an artefact or a place that HER2 does not cover, of which nothing
+is known. Its other bits are zero, as are bits 6-7.
 """
 
 import dataclasses

@@ -27,6 +27,7 @@ def described(path: Path) -> dict[str, object]:
         return json.loads(file.metadata()["hemera"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_the_file_states_its_origin(
     tmp_path: Path, threads: int
 ) -> None:

@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {5: "9cc66411a302488d2e0267880cfd5b83d7d84857cacd65b38906ce55d40921e8"}
+GOLDEN = {6: "d77d40b4edf8cec861ec8ab02e7c72a84cf1fa799d186ca82eba2a03d6253437"}
 
 
 def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:

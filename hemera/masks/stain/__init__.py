@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,14 +29,19 @@ class Options(Base):
     nuclei are for; network: by the network that was trained on synthetic tissue (extra train); a
     file: by other weights of `hemera train-nuclei` (.safetensors), or by a TorchScript model of
     InstanSeg (extra instanseg)."""
-    nucleus_density_min: Annotated[float, Field(gt=0, le=3)] = 0.05
+    compartment: Literal["membrane", "nucleus"] = "membrane"
+    """Where DAB makes a cell positive: membrane (HER2) or nucleus (Ki67, ER, PR)."""
+    nucleus_density_min: Annotated[float, Field(gt=0, le=3)] = 0.045
     """Smallest haematoxylin optical density of a nucleus."""
-    nucleus_contrast: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    nucleus_contrast: Annotated[float, Field(ge=0, lt=1)] = 0.20
     """Smallest haematoxylin of a nucleus, as a fraction of the dark haematoxylin of the slide."""
     nucleus_edge: Annotated[float, Field(ge=0, lt=1)] = 0.10
     """Smallest difference in haematoxylin between a nucleus and the 2 um around it, as a fraction
     of the dark haematoxylin of the slide."""
-    nucleus_window_um: Annotated[float, Field(gt=1, le=200)] = 15.0
+    nucleus_dab: Annotated[float, Field(gt=0, le=10)] = 0.35
+    """Smallest DAB of a positive nucleus, as a fraction of the dark haematoxylin of the slide;
+    used with compartment nucleus."""
+    nucleus_window_um: Annotated[float, Field(gt=1, le=200)] = 13.0
     """Side of the window whose mean haematoxylin is the local threshold of nuclei, um."""
     nucleus_area_min_um2: Positive = 12.0
     """Smallest area of a nucleus, um^2."""

@@ -15,6 +15,7 @@ from hemera.imaging.artefacts import ihc_artefacts
 from hemera.masks import label_format
 from hemera.masks.stain import Options, detectors, versions
 from hemera.masks.stain.membranes import dab_classes, measure_cells
+from hemera.masks.stain.nuclear_marker import measure_nuclei, nuclear_stain
 from hemera.masks.stain.stains import Stains, estimate, separate
 
 RGB = npt.NDArray[np.uint8]
@@ -22,6 +23,10 @@ RGB = npt.NDArray[np.uint8]
 # A tile finer than three quarters of this is segmented at this resolution, um/px, at which nuclei
 # and membranes are resolved.
 _WORKING_MPP = 0.5
+
+# Fraction of the DAB above moderate staining that is subtracted from haematoxylin before nuclei are
+# segmented: dark brown absorbs in all channels, and its separation leaves some haematoxylin.
+_BROWN = np.float32(0.2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,26 +73,46 @@ class StainEngine:
         )
         if excluded is not None:
             separated[excluded] = 0
-        haematoxylin = np.ascontiguousarray(separated[..., 0])
-        nuclei = self.detector.find(work, haematoxylin, work_mpp, state, excluded)
-        dab, membrane = dab_classes(separated, work_mpp, state, self.shared)
-        grown, cells = measure_cells(nuclei, membrane, work_mpp, self.shared)
+        labels, stained, grown, cells = self._cells(work, separated, work_mpp, state, excluded)
         positive = cells.intensity >= self.options.positive_intensity_min
         cells = dataclasses.replace(cells, positive=positive)
-        labels = nuclei.labels
         if work is not rgb:
-            labels, dab, grown = (_nearest(image, width, height) for image in (labels, dab, grown))
+            labels, stained, grown = (
+                _nearest(image, width, height) for image in (labels, stained, grown)
+            )
             cells = dataclasses.replace(
                 cells,
                 x_px=cells.x_px * np.float32(width / size[0]),
                 y_px=cells.y_px * np.float32(height / size[1]),
                 area_px=np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:].astype(np.int32),
             )
-        mask = label_format.pack(_classes(grown, positive), labels > 0, dab)
+        mask = label_format.pack(_classes(grown, positive), labels > 0, stained)
         found = label_format.Labelled(mask, cells)
         if excluded is None:
             return found
         return label_format.exclude(found, _nearest(excluded, width, height))
+
+    def _cells(
+        self,
+        rgb: RGB,
+        separated: npt.NDArray[np.float32],
+        mpp: float,
+        state: Stains,
+        excluded: npt.NDArray[np.bool_] | None,
+    ) -> tuple[
+        npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.int32], label_format.Cells
+    ]:
+        """Return the nuclei, staining and cells of a tile (H, W), and the table of the cells."""
+        options, shared = self.options, self.shared
+        if options.compartment == "nucleus":
+            nuclei = self.detector.find(rgb, nuclear_stain(separated), mpp, state, excluded)
+            return nuclei.labels, *measure_nuclei(nuclei, separated, mpp, state, options, shared)
+        brown = np.maximum(separated[..., 1] - np.float32(shared.dab_moderate), 0)
+        blue = np.ascontiguousarray(separated[..., 0] - _BROWN * brown, np.float32)
+        nuclei = self.detector.find(rgb, blue, mpp, state, excluded)
+        _, membrane = dab_classes(separated, mpp, state, shared)
+        grown, cells = measure_cells(nuclei, membrane, mpp, shared)
+        return nuclei.labels, membrane, grown, cells
 
 
 def _nearest(image: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.config import MaskOptions
-from hemera.imaging.morphology import COARSE_MPP, coarse, odd_px, smoothed
+from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px, smoothed
 from hemera.masks import label_format
 from hemera.masks.stain.nuclei import PEAK_WINDOW_UM, SMOOTHING_UM, Nuclei
 from hemera.masks.stain.stains import Stains
@@ -20,6 +20,12 @@ _SURROUNDINGS_UM = 22.0
 _FRINGE = 0.19
 # Factor on the threshold of weak staining where the colour of DAB could not be measured.
 _UNMEASURED = 1.5
+# Largest width of the membranes of two touching cells, um; what is wider is diffuse staining. Its
+# density is compared in steps, in which morphology of 8 bits is exact.
+_MEMBRANE_UM = 6.0
+_DIFFUSE_STEP = 0.005
+# Smallest difference of a membrane from the diffuse staining beside it, as a fraction of its DAB.
+_RIDGE = 0.35
 # How far inside the edge of its nucleus a membrane may be, um.
 _INNER_UM = 1.0
 # Sectors of the ring around a nucleus, and the smallest stained fraction of a stained sector: a
@@ -32,6 +38,10 @@ def dab_classes(
     separated: Float, mpp: float, stains: Stains, options: MaskOptions
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Return the DAB class 0 to 3 of every pixel, and the class of what can be a membrane.
+
+    A membrane is a thin line: its DAB exceeds that of the cytoplasm and the nuclei beside it, which
+    is the morphological opening of the DAB with a disc wider than two membranes. Diffuse staining
+    of any strength is none.
 
     Faint DAB over a wide area is background staining of skin, stroma or a poorly rinsed section:
     it counts as weak only where it exceeds its surroundings and, beside a dark nucleus, the
@@ -53,9 +63,35 @@ def dab_classes(
     smooth = smoothed(dab, mpp, SMOOTHING_UM)
     weak = options.dab_weak * (1 if "dab" in stains.estimated else _UNMEASURED)
     weak = min(max(weak, options.dab_control * stains.background_dab), options.dab_moderate)
-    classes = (smooth >= np.float32(weak)).view(np.uint8)
-    for level in (options.dab_moderate, options.dab_strong):
-        classes += (smooth >= np.float32(level)).view(np.uint8)
+    levels = weak, options.dab_moderate, options.dab_strong
+    diffuse = _diffuse(smooth, mpp)
+    classes = _classes(smooth, levels)
+    membrane = classes.copy()
+    # Beyond the steps, a dark particle would exceed its own opening.
+    bounded = np.minimum(smooth, np.float32(255 * _DIFFUSE_STEP))
+    membrane[bounded - diffuse < _RIDGE * bounded] = 0
+    membrane[(membrane == 1) & (smooth < _lowest_weak(haematoxylin, dab, mpp, options))] = 0
+    return classes, membrane
+
+
+def _classes(density: Float, levels: tuple[float, ...]) -> npt.NDArray[np.uint8]:
+    """Return how many of three ascending levels each density (H, W) reaches."""
+    result = np.zeros(density.shape, np.uint8)
+    for level in levels:
+        result += (density >= np.float32(level)).view(np.uint8)
+    return result
+
+
+def _diffuse(smooth: Float, mpp: float) -> Float:
+    """Return the part of a density (H, W) that is wider than the membranes of two cells."""
+    steps = cv2.convertScaleAbs(np.maximum(smooth, 0), alpha=1 / _DIFFUSE_STEP)
+    opened = cv2.morphologyEx(steps, cv2.MORPH_OPEN, disc(_MEMBRANE_UM, mpp))
+    wide = opened.astype(np.float32) * np.float32(_DIFFUSE_STEP)
+    return np.asarray(np.minimum(wide, smooth), np.float32)
+
+
+def _lowest_weak(haematoxylin: Float, dab: Float, mpp: float, options: MaskOptions) -> Float:
+    """Return the DAB (H, W) that is not background staining or the fringe of a nucleus."""
     window = odd_px(_SURROUNDINGS_UM, COARSE_MPP)
     around = cv2.blur(coarse(dab, mpp), (window, window), borderType=cv2.BORDER_REFLECT)
     height, width = dab.shape
@@ -65,10 +101,7 @@ def dab_classes(
     fringe = cv2.dilate(
         smoothed(haematoxylin, mpp, SMOOTHING_UM), np.ones((window, window), np.uint8)
     )
-    np.maximum(lowest, np.multiply(fringe, _FRINGE, out=fringe), out=lowest)
-    membrane = classes.copy()
-    membrane[(classes == 1) & (smooth < lowest)] = 0
-    return classes, membrane
+    return np.maximum(lowest, np.multiply(fringe, _FRINGE, out=fringe), out=lowest)
 
 
 def measure_cells(

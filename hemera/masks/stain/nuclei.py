@@ -29,6 +29,8 @@ Mask = npt.NDArray[np.bool_]
 SMOOTHING_UM = 0.6
 # Side of the window in which the darkest pixel is searched for, um.
 PEAK_WINDOW_UM = 6.0
+# Largest density that is distinguished, as a multiple of that of dark nuclei.
+_DARKEST = 1.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +55,13 @@ class Nuclei:
 
 
 def find_nuclei(
-    haematoxylin: Float,
+    nuclear_stain: Float,
     mpp: float,
     nuclear_density: float,
     options: Options,
     excluded: Mask | None = None,
 ) -> Nuclei:
-    """Find nuclei in a density of haematoxylin (H, W).
+    """Find nuclei in the density of a nuclear stain (H, W).
 
     A pixel of a nucleus is darker than `options.nucleus_density_min`, than a fraction of the dark
     nuclei of the pair, than the mean of its surroundings, and not much paler than the darkest pixel
@@ -67,13 +69,16 @@ def find_nuclei(
     distance from their edge. A piece that is not darker than its surroundings is removed.
 
     Args:
-        haematoxylin: (H, W) density.
+        nuclear_stain: (H, W) density of haematoxylin, and of DAB where it stains nuclei.
         mpp: its resolution, um/px.
         nuclear_density: haematoxylin of the dark nuclei of the pair, density.
         options: thresholds.
         excluded: (H, W), pixels that belong to no nucleus.
     """
-    smooth = smoothed(haematoxylin, mpp, SMOOTHING_UM)
+    # A nucleus that is much darker than others would hide those beside it.
+    darkest = np.float32(_DARKEST * nuclear_density)
+    bounded = np.asarray(np.minimum(nuclear_stain, darkest), np.float32)
+    smooth = smoothed(bounded, mpp, SMOOTHING_UM)
     inside = _nuclear_pixels(smooth, mpp, nuclear_density, options)
     if excluded is not None:
         inside[excluded] = 0
@@ -105,9 +110,9 @@ def _nuclear_pixels(
     # in dense tissue, the mean is that of nuclei.
     slack = 0.05
     # Smallest fraction of the darkest pixel near it.
-    peak_fraction = 0.35
+    peak_fraction = 0.40
     # Largest hole that is filled: the pale middle of a vesicular nucleus, um^2.
-    hole_um2 = 8.0
+    hole_um2 = 15.0
     window = odd_px(options.nucleus_window_um, mpp)
     lowest = np.asarray(
         cv2.boxFilter(smooth, -1, (window, window), borderType=cv2.BORDER_REFLECT), np.float32
@@ -128,8 +133,8 @@ def _nuclear_pixels(
 def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: float) -> Labels:
     """Divide nuclear pixels (H, W) into numbered pieces; components without a core have 0."""
     # Smallest distance between the cores of two nuclei, and of a core from the edge, um.
-    separation_um = 5.0
-    core_um = 1.0
+    separation_um = 7.0
+    core_um = 1.1
     # The blur of integers is exact.
     ridge = smoothed(steps, mpp, SMOOTHING_UM)
     peaks = ridge >= cv2.dilate(ridge, disc(separation_um, mpp))
@@ -161,14 +166,17 @@ def _plausible(
 ) -> Mask:
     """Return which pieces are nuclei by their area and the contrast to their surroundings."""
     # Width of the ring around a nucleus that it is compared with, um.
-    ring_um = 2.0
+    ring_um = 2.5
+    # Smallest product of this contrast, as a fraction of the density of dark nuclei, and the
+    # diameter, um: a pale nucleus is larger than a fragment of stroma of the same contrast.
+    evidence_um = 0.5
     count = int(pieces.max()) + 1
     area, density = _areas_and_means(pieces, smooth, pieces != 0, count)
     ring = (outside_px <= ring_um / mpp) & (inside == 0)
     ring_area, ring_density = _areas_and_means(regions, smooth, ring, count)
-    kept: Mask = (density - ring_density >= options.nucleus_edge * nuclear_density) | (
-        ring_area == 0
-    )
+    contrast = (density - ring_density) / nuclear_density
+    kept: Mask = (contrast >= options.nucleus_edge) | (ring_area == 0)
+    kept &= (contrast * np.sqrt(area) * mpp >= evidence_um) | (ring_area == 0)
     kept &= area * mpp**2 >= options.nucleus_area_min_um2
     kept &= area * mpp**2 <= options.nucleus_area_max_um2
     kept[0] = False

@@ -4,6 +4,7 @@ A density is an optical density: log10 of background over pixel, along a stain v
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 
@@ -12,38 +13,66 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.imaging import color
-from hemera.imaging.morphology import COARSE_MPP, coarse, disc
+from hemera.imaging.artefacts import ihc_artefacts, ink_pixels
+from hemera.imaging.background import measure_background
+from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
+
+log = logging.getLogger(__name__)
 
 HAEMATOXYLIN = (0.650, 0.704, 0.286)
 DAB = (0.268, 0.570, 0.776)
 """Vectors of Ruifrok and Johnston (Anal Quant Cytol Histol 23, 2001), density of red, green, blue:
 for a slide that has too little of a stain to measure it."""
 
+RGB = npt.NDArray[np.uint8]
+Float64 = npt.NDArray[np.float64]
 Vector = tuple[float, float, float]
 
+# Everything is estimated per tile or, with fewer tiles than this, per block: a tile is then divided
+# into four by four.
+_TILES_MIN = 3
+_BLOCKS_PER_SIDE = 4
 # Summed density of a pixel of tissue from which vectors are estimated, and from which the density
 # of nuclei is.
 _STAINED_DENSITY = 0.30
 _TISSUE_DENSITY = 0.15
-# Smallest haematoxylin that counts towards the density of nuclei, density.
-_HAEMATOXYLIN_MIN = 0.05
-# Every 16th pixel is sampled: smallest number of stained samples of a pair and of a tile, and of
-# tiles that have so many.
-_PIXELS_MIN = 500
-_TILE_PIXELS_MIN = 50
-_TILES_MIN = 3
+# Pixels that are sampled, unless every 16th of them is more; smallest number of samples of a block
+# from which something is estimated.
+_SAMPLES = 200_000
+_STEP_MAX = 4
+_SAMPLES_MIN = 100
 # Largest angle between an estimated and the fixed vector, degrees.
 _ANGLE_MAX_DEG = 15.0
+# Smallest angle between ink and any mixture of both fixed vectors, degrees.
+_INK_ANGLE_DEG = 15.0
+# Width of the pale edge of ink, um.
+_INK_EDGE_UM = 4.0
 # Fraction of the other stain that an estimated vector may contain.
 _IMPURITY = 0.1
-# Density of haematoxylin in dark nuclei where too little is stained to measure it.
+# Haematoxylin of nuclei is measured where at most these fractions of it are DAB and residual, from
+# this density up; percentile of such pixels that is a dark nucleus.
+_HAEMATOXYLIN_MIN = 0.05
+_PURE_DAB = 0.5
+_PURE_RESIDUAL = 0.35
+_DARK_PERCENTILE = 98
+# A darker channel has too few gray values left for a colour.
+_SATURATED_DENSITY = 1.2
+# Density of haematoxylin in dark nuclei where too little is stained to measure it, and its bounds.
 _NUCLEAR_DENSITY = 0.35
+_NUCLEAR_DENSITY_MIN = 0.08
+_NUCLEAR_DENSITY_MAX = 1.0
 # Negative control: smallest summed density of tissue; haematoxylin of a nucleus as a fraction of
 # that of dark nuclei; distance from nuclei, um; smallest fraction of the tissue so far away.
 _CONTROL_TISSUE_DENSITY = 0.08
 _CONTROL_NUCLEAR_FRACTION = 0.3
 _CONTROL_DISTANCE_UM = 6.0
+# Stroma has some nuclei and few: fraction of such pixels within a window, um. Without any, it may
+# be tumour whose nuclei are too pale to be seen, unless the whole pair has less than this fraction.
+_CONTROL_NUCLEAR_AREA = (0.001, 0.10)
+_CONTROL_CELLULAR = 0.005
+_CONTROL_WINDOW_UM = 80.0
 _CONTROL_FRACTION_MIN = 0.05
+_CONTROL_SAMPLES_MIN = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +81,8 @@ class Stains:
 
     `background` is its colour (r, g, b), 0 to 255; `haematoxylin` and `dab` are unit vectors of
     density; `nuclear_density` is the haematoxylin of the pair's dark nuclei (98th percentile of
-    stained pixels); `estimated` names the vectors that were measured; `background_dab` is the DAB
-    of tissue away from nuclei (first quartile), 0 where there is too little such tissue.
+    pixels of little DAB); `estimated` names the vectors that were measured; `background_dab` is the
+    DAB of stroma away from nuclei (first quartile), 0 where there is too little such tissue.
     """
 
     background: tuple[int, int, int]
@@ -64,82 +93,126 @@ class Stains:
     background_dab: float = 0.0
 
     @property
-    def vectors(self) -> npt.NDArray[np.float64]:
+    def vectors(self) -> Float64:
         """Haematoxylin and DAB, (2, 3)."""
         return np.array([self.haematoxylin, self.dab])
 
 
-def estimate(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float) -> Stains:
+def estimate(tiles: Sequence[RGB], mpp: float, background: color.Color | None = None) -> Stains:
     """Estimate background and stain vectors of a pair from some of its HER2 tiles.
 
     Macenko et al. (ISBI 2009): the extreme directions of stained pixels in the plane of their two
-    largest variances. A direction further than 15 degrees from the fixed vector of its stain is
-    noise or another dye, and the fixed vector is used; also where fewer than three tiles have
-    tissue (800 stained pixels), or all of them have fewer than 8000 stained pixels.
+    largest variances. They are estimated on every tile, or on sixteen blocks of each where there
+    are one or two, and the median is taken, so that ink on one tile does not change the others. A
+    direction further than 15 degrees from the fixed vector of its stain is noise or another dye;
+    such a tile counts with the fixed vector.
 
-    The background is the 99th percentile of each channel. `color.background_color` takes the
-    most frequent gray of an image, which in tiles without background is stroma: with it, 45 of the
-    699 cells of the BCI tile 00001_test_2+ remain, and none of its 2+. On BCI's gray fields, the
-    percentile is up to 0.02 of density above it.
+    The haematoxylin of dark nuclei is the median likewise, of pixels with little DAB and little
+    residual: brown nuclei, ink and dust are dark too.
 
     Args:
         tiles: (H, W, 3) uint8 RGB each, of any sizes; none: white background, fixed vectors.
         mpp: their resolution, um/px.
+        background: its colour; None: `measure_background` of the tiles.
     """
+    if background is None:
+        background = measure_background(tiles, mpp).color
+    stains = Stains(background)
     if not tiles:
-        return Stains(color.WHITE)
-    # A blur before sampling: single pixels contain noise of sensor and JPEG.
-    samples = [
-        np.asarray(cv2.blur(tile, (3, 3)), np.uint8)[::4, ::4].reshape(-1, 3) for tile in tiles
-    ]
-    sample = np.concatenate(samples)
-    red, green, blue = np.rint(np.percentile(sample, 99, axis=0)).astype(int).tolist()
-    background = (red, green, blue)
-    density = color.optical_density(sample[None], background)[0].astype(np.float64)
-    total = density.sum(axis=1)
-    tile_of = np.repeat(np.arange(len(samples)), [len(own) for own in samples])
-    vectors, estimated = _vectors(
-        density[total > _STAINED_DENSITY], tile_of[total > _STAINED_DENSITY]
-    )
-    haematoxylin = density[total > _TISSUE_DENSITY] @ color.unmixing_matrix(vectors)[:, 0]
-    haematoxylin = haematoxylin[haematoxylin > _HAEMATOXYLIN_MIN]
-    enough = len(haematoxylin) >= _PIXELS_MIN
-    stains = Stains(
-        background,
-        _triple(vectors[0]),
-        _triple(vectors[1]),
-        float(np.percentile(haematoxylin, 98)) if enough else _NUCLEAR_DENSITY,
-        estimated,
+        return stains
+    blocks = _blocks(tiles, mpp, stains)
+    vectors, estimated = _vectors(blocks)
+    stains = dataclasses.replace(
+        stains,
+        haematoxylin=_triple(vectors[0]),
+        dab=_triple(vectors[1]),
+        nuclear_density=_nuclear_density(blocks, vectors),
+        estimated=estimated,
     )
     return dataclasses.replace(stains, background_dab=_background_dab(tiles, mpp, stains))
 
 
-def separate(rgb: npt.NDArray[np.uint8], stains: Stains) -> npt.NDArray[np.float32]:
+def separate(rgb: RGB, stains: Stains) -> npt.NDArray[np.float32]:
     """Return the densities of haematoxylin, DAB and the residual, (H, W, 3) float32."""
     density = color.optical_density(rgb, stains.background)
     return np.asarray(cv2.transform(density, color.unmixing_matrix(stains.vectors).T), np.float32)
 
 
-def _vectors(
-    stained: npt.NDArray[np.float64], tile_of: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
-    """Return the stain vectors (2, 3) of stained densities (N, 3), and which were estimated."""
+def _blocks(tiles: Sequence[RGB], mpp: float, stains: Stains) -> list[Float64]:
+    """Return the densities (N, 3) of the tissue of every tile or block, without artefacts."""
+    side = 1 if len(tiles) >= _TILES_MIN else _BLOCKS_PER_SIDE
+    pixels = sum(tile.shape[0] * tile.shape[1] for tile in tiles)
+    step = min(max(1, round(math.sqrt(pixels / _SAMPLES))), _STEP_MAX)
+    blocks = []
+    for tile in tiles:
+        # A blur before sampling: single pixels contain noise of sensor and JPEG.
+        sample = np.asarray(cv2.blur(tile, (3, 3)), np.uint8)[::step, ::step]
+        density = color.optical_density(sample, stains.background)
+        used = density.sum(axis=2) > _TISSUE_DENSITY
+        ink = ink_pixels(density, stains.vectors, _INK_ANGLE_DEG)
+        # The pale edge of a stroke has its colour and little saturation.
+        edge = disc(2 * _INK_EDGE_UM, step * mpp)
+        used &= cv2.dilate(ink.view(np.uint8), edge) == 0
+        found = ihc_artefacts(tile, mpp, stains.background, stains.vectors, _NUCLEAR_DENSITY_MAX)
+        if found is not None:
+            used &= ~found[::step, ::step]
+        for k in range(side):
+            for m in range(side):
+                part = np.s_[k * len(used) // side : (k + 1) * len(used) // side]
+                columns = used.shape[1]
+                across = np.s_[m * columns // side : (m + 1) * columns // side]
+                blocks.append(density[part, across][used[part, across]].astype(np.float64))
+    return blocks
+
+
+def _vectors(blocks: Sequence[Float64]) -> tuple[Float64, tuple[str, ...]]:
+    """Return the stain vectors (2, 3) of the densities of blocks, and which were estimated."""
     vectors = np.array([_unit(HAEMATOXYLIN), _unit(DAB)])
-    estimated: list[str] = []
-    tiles = np.count_nonzero(np.bincount(tile_of) >= _TILE_PIXELS_MIN)
-    if len(stained) < _PIXELS_MIN or tiles < _TILES_MIN:
+    stained = [block[block.sum(axis=1) > _STAINED_DENSITY] for block in blocks]
+    extremes = [_extremes(block) for block in stained if len(block) >= _SAMPLES_MIN]
+    if len(extremes) < _TILES_MIN:
         return vectors, ()
+    estimated: list[str] = []
     for row, name in enumerate(("haematoxylin", "dab")):
-        direction = _purified(_extremes(stained)[row], row)
-        if direction @ vectors[row] > math.cos(math.radians(_ANGLE_MAX_DEG)):
-            vectors[row] = direction
+        found = np.array([_purified(pair[row], row) for pair in extremes])
+        far = found @ vectors[row] <= math.cos(math.radians(_ANGLE_MAX_DEG))
+        found[far] = vectors[row]
+        vectors[row] = _unit(np.median(found, axis=0))
+        if far.mean() < 0.5:
             estimated.append(name)
     return vectors, tuple(estimated)
 
 
+def _pure_haematoxylin(density: Float64, matrix: Float64) -> Float64:
+    """Return the haematoxylin of the pixels of a block (N, 3) that have little of anything else."""
+    haematoxylin, dab, residual = (density @ matrix).T
+    pure = (haematoxylin > _HAEMATOXYLIN_MIN) & (dab < _PURE_DAB * haematoxylin)
+    pure &= np.abs(residual) < _PURE_RESIDUAL * haematoxylin
+    return np.asarray(haematoxylin[pure & (density.max(axis=1) < _SATURATED_DENSITY)], np.float64)
+
+
+def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> float:
+    """Return the haematoxylin of dark nuclei."""
+    matrix = color.unmixing_matrix(vectors)
+    pure = [_pure_haematoxylin(block, matrix) for block in blocks]
+    enough = [values for values in pure if len(values) >= _SAMPLES_MIN]
+    if not enough:
+        enough = [np.concatenate(pure)]
+        if len(enough[0]) < _SAMPLES_MIN:
+            return _NUCLEAR_DENSITY
+    density = float(np.median([np.percentile(values, _DARK_PERCENTILE) for values in enough]))
+    if not _NUCLEAR_DENSITY_MIN <= density <= _NUCLEAR_DENSITY_MAX:
+        log.warning(
+            "haematoxylin of nuclei: %.2f is outside %.2f to %.2f; %.2f is used",
+            density, _NUCLEAR_DENSITY_MIN, _NUCLEAR_DENSITY_MAX, _NUCLEAR_DENSITY,
+        )  # fmt: skip
+        return _NUCLEAR_DENSITY
+    return density
+
+
 def _extremes(
-    stained: npt.NDArray[np.float64],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    stained: Float64,
+) -> tuple[Float64, Float64]:
     """Return the two extreme unit directions of densities (N, 3), haematoxylin first."""
     _, axes = np.linalg.eigh(np.cov(stained.T))
     axes = axes[:, [2, 1]]
@@ -153,36 +226,44 @@ def _extremes(
     return (first, last) if first[0] - first[2] > last[0] - last[2] else (last, first)
 
 
-def _purified(direction: npt.NDArray[np.float64], row: int) -> npt.NDArray[np.float64]:
+def _purified(direction: Float64, row: int) -> Float64:
     """Return a direction without its part of the other stain; `row`: 0 haematoxylin, 1 DAB."""
     fixed = np.array([_unit(HAEMATOXYLIN), _unit(DAB)])
     fractions = direction @ color.unmixing_matrix(fixed)
     return _unit(direction - max(fractions[1 - row] - _IMPURITY, 0.0) * fixed[1 - row])
 
 
-def _background_dab(tiles: Sequence[npt.NDArray[np.uint8]], mpp: float, stains: Stains) -> float:
-    """Return the DAB of tissue away from nuclei, the negative control; 0 without such tissue."""
-    count, found = 0, []
+def _background_dab(tiles: Sequence[RGB], mpp: float, stains: Stains) -> float:
+    """Return the DAB of stroma away from its nuclei, the negative control; 0 without stroma."""
+    found, areas = [], []
+    count = nuclear_count = 0
+    window = odd_px(_CONTROL_WINDOW_UM, COARSE_MPP)
     for tile in tiles:
         small = coarse(tile, mpp)
-        tissue = (
-            color.optical_density(small, stains.background).sum(axis=2) > _CONTROL_TISSUE_DENSITY
-        )
+        density = color.optical_density(small, stains.background)
+        tissue = density.sum(axis=2) > _CONTROL_TISSUE_DENSITY
         haematoxylin, dab, _ = cv2.split(separate(small, stains))
         nuclear = haematoxylin > _CONTROL_NUCLEAR_FRACTION * stains.nuclear_density
         near = cv2.dilate(nuclear.view(np.uint8), disc(2 * _CONTROL_DISTANCE_UM, COARSE_MPP)) > 0
+        area = cv2.blur(nuclear.astype(np.float32), (window, window), borderType=cv2.BORDER_REFLECT)
         found.append(dab[tissue & ~near])
+        areas.append(area[tissue & ~near])
         count += int(np.count_nonzero(tissue))
-    control = np.concatenate(found)
-    if len(control) < max(_PIXELS_MIN, _CONTROL_FRACTION_MIN * count):
+        nuclear_count += int(np.count_nonzero(nuclear & tissue))
+    control, area = np.concatenate(found), np.concatenate(areas)
+    stroma = area <= _CONTROL_NUCLEAR_AREA[1]
+    if nuclear_count > _CONTROL_CELLULAR * count:
+        stroma &= area >= _CONTROL_NUCLEAR_AREA[0]
+    control = control[stroma]
+    if len(control) < max(_CONTROL_SAMPLES_MIN, _CONTROL_FRACTION_MIN * count):
         return 0.0
     return max(float(np.percentile(control, 25)), 0.0)
 
 
-def _unit(vector: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def _unit(vector: npt.ArrayLike) -> Float64:
     values = np.asarray(vector, dtype=np.float64)
     return np.asarray(values / np.linalg.norm(values), np.float64)
 
 
-def _triple(vector: npt.NDArray[np.float64]) -> Vector:
+def _triple(vector: Float64) -> Vector:
     return float(vector[0]), float(vector[1]), float(vector[2])

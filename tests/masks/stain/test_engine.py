@@ -155,10 +155,10 @@ def test_pen_is_excluded_and_the_rest_is_as_without_it(colour: str) -> None:
 
 
 def test_pen_of_the_counterstain_is_excluded_though_it_is_the_darkest_there_is() -> None:
-    """Stains are estimated from the tile with pen: its density counts as that of dark nuclei."""
+    """Stains are estimated from the tile with pen, which is no nucleus."""
     inked = draw(np.zeros((4, 9))).rgb
     inked[:, 120:220] = over(inked[:, 120:220], 0.9 * HAEMATOXYLIN)
-    assert estimate([inked], 0.5).nuclear_density > 0.8
+    assert estimate([inked], 0.5).nuclear_density == pytest.approx(0.5, abs=0.05)
     found = labelled(inked)
     assert excluded_fraction(found) > 0.7 * 100 / inked.shape[1]
     assert not label_format.nuclei(found.mask)[:, 125:215].any()
@@ -188,6 +188,34 @@ def test_a_gray_line_is_no_row_of_cells(mpp: float) -> None:
         assert len(found.cells) == 0
         assert not label_format.classes(found.mask).any()
         assert 0.01 < excluded_fraction(found) < 0.15
+
+
+def test_a_nuclear_marker_is_graded_in_the_nucleus() -> None:
+    """Every other nucleus is brown; there are no membranes."""
+    slide = draw(np.zeros((2, 3)))
+    brown = np.arange(6) % 2 == 0
+    y, x = np.mgrid[: slide.rgb.shape[0], : slide.rgb.shape[1]]
+    density = np.zeros(slide.rgb.shape[:2])
+    for cx, cy in zip(slide.x_px[brown], slide.y_px[brown], strict=True):
+        density[np.hypot(y - cy, x - cx) < 8] = 0.5
+    rgb = over(slide.rgb, density[..., None] * DAB)
+    for compartment, positive in (("nucleus", brown), ("membrane", np.zeros(6, bool))):
+        cells = segment(rgb, 0.5, MEASURED, compartment=compartment).cells
+        assert len(cells) == 6
+        np.testing.assert_array_equal(cells.positive[slide.matched(cells)], positive)
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5])
+def test_diffuse_cytoplasm_is_no_membrane_and_a_membrane_around_it_is(strength: float) -> None:
+    """Cytoplasm 4 to 11 um from the centre; a membrane in it must be darker than it."""
+    slide = draw(np.array([[0.0, 0.6, 0.0], [0.6, 0.0, 0.6]]))
+    y, x = np.mgrid[: slide.rgb.shape[0], : slide.rgb.shape[1]]
+    cytoplasm = np.zeros(slide.rgb.shape[:2], bool)
+    for cx, cy in zip(slide.x_px, slide.y_px, strict=True):
+        radius = np.hypot(y - cy, x - cx)
+        cytoplasm |= (radius > 8) & (radius < 22)
+    cells = segment(over(slide.rgb, strength * cytoplasm[..., None] * DAB), 0.5, MEASURED).cells
+    np.testing.assert_array_equal(cells.positive[slide.matched(cells)], np.arange(6) % 2 == 1)
 
 
 def test_positive_cells_of_the_demo_are_found(cohort: Path) -> None:
@@ -226,7 +254,7 @@ def test_nuclei_of_real_tiles_with_truth(images: Path) -> None:
         pairs.append(tuple(read(folder / name) for folder in folders))
     scores, agreements = [], []
     for tile, truth in pairs:
-        found = labelled(tile, 0.25)
+        found = labelled(tile, 0.25, compartment="nucleus")
         nuclei, true = label_format.nuclei(found.mask), truth.max(axis=2) > 128
         scores.append(2 * (nuclei & true).sum() / (nuclei.sum() + true.sum()))
         red, blue = truth[..., 0] > 128, truth[..., 2] > 128

@@ -3,9 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy import ndimage
 
 from hemera.masks.stain.stains import Stains, estimate, separate
-from tests.small_cells import DAB, GLASS, HAEMATOXYLIN, STRENGTHS, draw, thirds
+from tests.small_cells import DAB, GLASS, HAEMATOXYLIN, STRENGTHS, draw, over, thirds
 
 
 def unit(*vector: float) -> npt.NDArray[np.float64]:
@@ -30,17 +31,39 @@ def test_vectors_are_those_the_slide_was_stained_with() -> None:
         assert np.degrees(np.arccos(found @ true)) < 4
 
 
-def test_vectors_are_never_measured_on_fewer_than_three_tiles_with_tissue() -> None:
-    slide = draw(STRENGTHS, mpp=0.25, dab=TRUE_D)
-    tiles = thirds(slide.rgb)
+def test_vectors_are_measured_on_blocks_of_one_tile_and_never_on_a_fragment() -> None:
+    slide = draw(np.tile(STRENGTHS, (2, 1)), mpp=0.25, dab=TRUE_D)
+    found = estimate([slide.rgb], 0.25)
+    assert "dab" in found.estimated
+    assert np.degrees(np.arccos(found.dab @ TRUE_D)) < 4
+    fragment = np.ascontiguousarray(slide.rgb[:30, :40])
     glass = np.full((200, 310, 3), GLASS, np.uint8)
-    few = [np.ascontiguousarray(tile[:60, :90]) for tile in tiles]
-    for seen in ([slide.rgb], tiles[:2], [slide.rgb, glass, glass], [*tiles[:2], glass], few):
+    for seen in ([fragment], [fragment, glass, glass]):
         found = estimate(seen, 0.25)
         assert found.estimated == ()
         np.testing.assert_allclose(found.vectors, [HAEMATOXYLIN, DAB])
-    for seen in (tiles, [*tiles, glass]):
-        assert "dab" in estimate(seen, 0.25).estimated
+
+
+@pytest.mark.parametrize("ink", [(0.95, 0.5, 0.05), (0.8, 0.8, 0.75), (0.1, 0.7, 0.55)])
+def test_a_stroke_on_one_tile_does_not_change_the_stains(ink: tuple[float, float, float]) -> None:
+    """A stroke 9 um wide, too thin to be excluded, on one of four tiles."""
+    tiles = [draw(np.roll(STRENGTHS, k, axis=1), mpp=0.25).rgb for k in range(4)]
+    before = estimate(tiles, 0.25)
+    tiles[2] = tiles[2].copy()
+    tiles[2][100:136] = over(tiles[2][100:136], ink)
+    after = estimate(tiles, 0.25)
+    assert after.estimated == before.estimated
+    assert after.nuclear_density == pytest.approx(before.nuclear_density, rel=0.05)
+    np.testing.assert_allclose(after.vectors, before.vectors, atol=0.02)
+
+
+def test_dark_brown_nuclei_do_not_set_the_scale_of_haematoxylin() -> None:
+    """A third of the nuclei took up DAB until they are nearly black."""
+    slide = draw(np.zeros((6, 9)), counterstain=0.3)
+    pieces, count = ndimage.label(slide.nuclei)
+    black = np.isin(pieces, np.arange(1, count + 1, 3))
+    rgb = over(slide.rgb, 1.5 * black[..., None] * DAB)
+    assert estimate(thirds(rgb), 0.5).nuclear_density == pytest.approx(0.3, rel=0.15)
 
 
 def test_without_brown_the_vector_of_dab_is_the_fixed_one() -> None:

@@ -1,0 +1,70 @@
+"""Colour of the background: the empty glass of a slide or of a ready-made image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.imaging.color import WHITE, Color
+from hemera.imaging.morphology import coarse
+
+RGB = npt.NDArray[np.uint8]
+
+# Background is at most this fraction darker than the brightest pixels, and neighbouring pixels at
+# `COARSE_MPP` differ by at most the second fraction: stroma is textured, empty glass is not.
+_DARKER_MAX = 0.05
+_TEXTURE_MAX = 0.04
+# Smallest fraction of the pixels that makes a background.
+_FRACTION_MIN = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Background:
+    """Colour of the background (r, g, b), 0 to 255, and whether there is background to measure."""
+
+    color: Color
+    measured: bool
+
+
+def measure_background(images: Sequence[RGB], mpp: float) -> Background:
+    """Measure the background of images of one slide: the brightest pixels without texture.
+
+    At `COARSE_MPP`, where noise and the bright halos of sharpened edges are averaged, a pixel is
+    background when it is nearly as bright as the brightest ones and as its neighbours; the colour
+    is the median of the brighter quarter of them, because pale tissue may be among the rest.
+    Where fewer than 1 % of the pixels are background, all of the images is tissue: the colour is
+    then the 99th percentile of every channel, darker than the glass by what the palest tissue
+    absorbs. Without images it is white.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each, of any sizes.
+        mpp: their resolution, um/px.
+    """
+    if not images:
+        return Background(WHITE, measured=False)
+    small = [coarse(image, mpp) for image in images]
+    pixels = np.concatenate([image.reshape(-1, 3) for image in small])
+    light = [image.mean(axis=2, dtype=np.float32) for image in small]
+    top = np.percentile(np.concatenate([image.ravel() for image in light]), 99.5)
+    even = np.concatenate([(_range(image) <= _TEXTURE_MAX * top).ravel() for image in light])
+    brightness = np.concatenate([image.ravel() for image in light])
+    clear = even & (brightness >= (1 - _DARKER_MAX) * top)
+    if clear.mean() < _FRACTION_MIN:
+        return Background(_rounded(np.percentile(pixels, 99, axis=0)), measured=False)
+    brightest = clear & (brightness >= np.percentile(brightness[clear], 75))
+    return Background(_rounded(np.median(pixels[brightest], axis=0)), measured=True)
+
+
+def _range(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the largest difference within 3 x 3 pixels, (H, W)."""
+    kernel = np.ones((3, 3), np.uint8)
+    return np.asarray(cv2.dilate(image, kernel) - cv2.erode(image, kernel), np.float32)
+
+
+def _rounded(values: npt.NDArray[np.floating]) -> Color:
+    red, green, blue = (round(float(value)) for value in values)
+    return red, green, blue

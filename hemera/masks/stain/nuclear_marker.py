@@ -1,0 +1,81 @@
+"""Nuclear markers such as Ki67, ER and PR: DAB inside the nuclei."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import MaskOptions
+from hemera.imaging.morphology import smoothed
+from hemera.masks import label_format
+from hemera.masks.stain import Options
+from hemera.masks.stain.nuclei import SMOOTHING_UM, Nuclei
+from hemera.masks.stain.stains import Stains
+
+Float = npt.NDArray[np.float32]
+
+# Weight of DAB beside haematoxylin in the density from which nuclei are segmented: a brown nucleus
+# covers its counterstain only in part.
+_DAB_WEIGHT = 0.35
+
+
+def nuclear_stain(separated: Float) -> Float:
+    """Return the density (H, W) of what stains nuclei: haematoxylin, and DAB of a lower weight."""
+    positive = np.maximum(separated[..., :2], 0)
+    return np.asarray(positive[..., 0] + np.float32(_DAB_WEIGHT) * positive[..., 1], np.float32)
+
+
+def measure_nuclei(
+    nuclei: Nuclei,
+    separated: Float,
+    mpp: float,
+    stains: Stains,
+    options: Options,
+    shared: MaskOptions,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], label_format.Cells]:
+    """Grade every nucleus by its mean DAB.
+
+    A nucleus is stained from `options.nucleus_dab` times the haematoxylin of the dark nuclei of the
+    slide: so the sign does not depend on how dark the slide was stained and scanned. Moderate and
+    strong are the common thresholds of DAB.
+
+    Args:
+        nuclei: of a tile (H, W).
+        separated: (H, W, 3) densities, see `stains.separate`.
+        mpp: resolution of both, um/px.
+        stains: that the tile was separated with.
+        options: threshold of a positive nucleus.
+        shared: thresholds of moderate and strong, width of a cell around its nucleus.
+
+    Returns:
+        The DAB class of every pixel of a nucleus (H, W), 0 elsewhere; the cells (H, W), every
+        nucleus with its ring; their table, where completeness is the stained fraction of a nucleus.
+    """
+    labels = nuclei.labels
+    count = int(labels.max(initial=0))
+    weak = options.nucleus_dab * stains.nuclear_density
+    levels = np.array([weak, max(weak, shared.dab_moderate), max(weak, shared.dab_strong)])
+    at = np.flatnonzero(labels != 0)
+    of = labels.ravel()[at]
+    y, x = np.divmod(at, labels.shape[1])
+    dab = np.ascontiguousarray(separated[..., 1])
+    stained = np.zeros(labels.shape, np.uint8)
+    smooth = smoothed(dab, mpp, SMOOTHING_UM).ravel()[at]
+    stained.ravel()[at] = np.searchsorted(levels, smooth, side="right")
+    area = np.bincount(of, minlength=count + 1)[1:]
+    mean = np.bincount(of, dab.ravel()[at], count + 1)[1:] / np.maximum(area, 1)
+    intensity = np.searchsorted(levels, mean, side="right").astype(np.uint8)
+    complete = np.bincount(of, smooth >= weak, count + 1)[1:] / np.maximum(area, 1)
+    grown = np.where(nuclei.depth_px >= -shared.ring_um / mpp, nuclei.regions, 0)
+    return (
+        stained,
+        grown,
+        label_format.Cells(
+            x_px=(np.bincount(of, x, count + 1)[1:] / np.maximum(area, 1) + 0.5).astype(np.float32),
+            y_px=(np.bincount(of, y, count + 1)[1:] / np.maximum(area, 1) + 0.5).astype(np.float32),
+            area_px=area.astype(np.int32),
+            positive=intensity > 0,
+            intensity=intensity,
+            completeness=complete.astype(np.float32),
+        ),
+    )
