@@ -91,7 +91,7 @@ class TileIndex:
 
     def facts(self, network: str, split: str) -> dict[str, dict[str, Any]]:
         """Return what evaluation records of the tiles of a network's split, by tile, in order."""
-        columns = ("tile", "case", "dataset", "score", "mpp", "size_px")
+        columns = ("tile", "case", "dataset", "score")
         rows = self.select(columns, network=network, split=split, refused=True).to_pylist()
         return {row["tile"]: row for row in rows}
 
@@ -130,7 +130,12 @@ class TrainingTiles:
 def training_tiles(index: TileIndex, network: str, crop_px: int | None = None) -> TrainingTiles:
     """Return the training and validation tiles of a network; TrainingError when they do not do."""
     fingerprint, engine = index.fingerprint, index.mask_target
-    train, val = (index.facts(network, split) for split in ("train", "val"))
+    train, val = (
+        index.select(
+            ("tile", "mpp", "size_px"), network=network, split=split, refused=True
+        ).to_pylist()
+        for split in ("train", "val")
+    )
     for tiles, purpose in ((train, "training"), (val, "validation")):
         if not tiles:
             raise TrainingError(
@@ -138,14 +143,13 @@ def training_tiles(index: TileIndex, network: str, crop_px: int | None = None) -
                 "rejections in the report, then loosen filter, add pairs, or check "
                 f"index.{network}_datasets, index.val_fraction and the sheet's splits"
             )
-    smallest = min((*train.values(), *val.values()), key=lambda row: row["size_px"])
+    smallest = min((*train, *val), key=lambda row: row["size_px"])
     if crop_px is not None and smallest["size_px"] < crop_px:
         raise TrainingError(
             f"{smallest['tile']}: {smallest['size_px']} px is smaller than crop_px {crop_px}; give "
             "a smaller crop or none"
         )
-    mpps = [row["mpp"] for row in train.values()]
-    size_px = min(row["size_px"] for row in train.values())
-    return TrainingTiles(
-        fingerprint, engine, tuple(train), tuple(val), float(np.median(mpps)), max(mpps), size_px
-    )
+    names = (tuple(row["tile"] for row in tiles) for tiles in (train, val))
+    mpps = [row["mpp"] for row in train]
+    size_px = min(row["size_px"] for row in train)
+    return TrainingTiles(fingerprint, engine, *names, float(np.median(mpps)), max(mpps), size_px)
