@@ -149,7 +149,9 @@ def training_tiles(index: TileIndex, network: str, crop_px: int | None = None) -
             f"{smallest['tile']}: {smallest['size_px']} px is smaller than crop_px {crop_px}; give "
             "a smaller crop or none"
         )
-    names = (tuple(row["tile"] for row in tiles) for tiles in (train, val))
+    names = [tuple(str(row["tile"]) for row in tiles) for tiles in (train, val)]
     mpps = [row["mpp"] for row in train]
     size_px = min(row["size_px"] for row in train)
-    return TrainingTiles(fingerprint, engine, *names, float(np.median(mpps)), max(mpps), size_px)
+    return TrainingTiles(
+        fingerprint, engine, names[0], names[1], float(np.median(mpps)), max(mpps), size_px
+    )
