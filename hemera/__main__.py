@@ -95,8 +95,8 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    given = list(sys.argv[1:] if words is None else words)
-    wanted, known = given[0] if given else "", [*COMMANDS, *STAGES]
+    given = list(sys.argv[1:] if words is None else words) or ["--help"]
+    wanted, known = given[0], [*COMMANDS, *STAGES]
     if wanted not in (*known, "--help", "-h", "--version"):
         log.error("%r: no such command%s", wanted, nearest(wanted, known))
         return 2
@@ -106,6 +106,9 @@ def main(words: Sequence[str] | None = None) -> int:
         )
     except CycloptsError as error:
         fault = " ".join(str(error).split()).rstrip(".")
+        fault = re.sub(
+            r'^Command ".*" parameter (.*) requires an argument', r"\1 is required", fault
+        )
         log.error("%s; see `hemera %s --help`", fault, " ".join(error.command_chain or ()))
         return 2
     except HemeraError as error:
@@ -221,7 +224,7 @@ def _flags(cls: type[Options], prefix: str = "") -> dict[str, Key]:
             found[prefix + key.name] = key
             continue
         for name, member in cls.nested().items():
-            help = f"{{}}: {(member.__doc__ or '').strip()} With the defaults of all its options"
+            help = f"{{}}: run the engine {name.rsplit('.', 1)[-1]} with its defaults"
             found[prefix + name] = dataclasses.replace(key, help=help, default="none", type=dict)
             found |= _flags(member, f"{prefix}{name}.")
     return found

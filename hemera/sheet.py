@@ -255,6 +255,10 @@ def _unit(pair: Pair, block_count: int) -> str:
 
 
 def _header_faults(header: list[str]) -> Iterator[str]:
+    for separator, word in ((",", "commas"), (";", "semicolons")):
+        if len(header) == 1 and separator in header[0]:
+            yield f"its cells are separated by {word}; separate them by tabs"
+            return
     for name in dict.fromkeys(header):
         if name not in COLUMNS:
             yield f"column {name!r} is unknown{nearest(name, COLUMNS)}"
@@ -274,6 +278,10 @@ def _fault(details: ErrorDetails) -> str:
         return f"{column} is empty; every row needs one"
     if details["type"] == "string_pattern_mismatch":
         expected = "give 1 to 100 letters, digits, hyphens and underscores, no hyphen in front"
+    elif details["type"] == "literal_error":
+        expected = f"give {details['ctx']['expected']}"
+    elif column in ("he_mpp", "her2_mpp"):
+        expected = f"give {MPP_BOUNDS[0]:g} to {MPP_BOUNDS[1]:g} um per pixel, or nothing"
     else:
         expected = details["msg"]
     return f"{column} is {details['input']!r}; {expected}"

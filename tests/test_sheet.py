@@ -123,7 +123,7 @@ def test_paths_are_relative_to_the_sheets_folder(
         ({"split": "training"}, ["split", "'training'", "'val'"]),
         ({"score": "4+"}, ["score", "'4+'", "'3+'"]),
         ({"mirrored": "horizontal"}, ["mirrored", "'horizontal'", "valid boolean"]),
-        ({"he_mpp": "20x"}, ["he_mpp", "'20x'", "valid number"]),
+        ({"he_mpp": "20x"}, ["he_mpp", "'20x'", "0.05 to 20"]),
         ({"he_mpp": "nan"}, ["he_mpp"]),
         ({"her2_mpp": "0.04"}, ["her2_mpp", "0.05"]),
         ({"her2_mpp": "20.01"}, ["her2_mpp", "20"]),

@@ -87,7 +87,9 @@ def _export(
     from hemera.interop import exports
 
     if not tiles.index.is_file():
-        raise ConfigError(f"{tiles.index}: no such file; give --index, or run `snakemake data`")
+        raise ConfigError(
+            f"{tiles.index}: no such file; give --index, or run `snakemake --cores all data`"
+        )
     chosen = dataclasses.asdict(tiles)
     selection = exports.choose(chosen.pop("index"), **chosen, masks=masks)
     with new_folder(output) as folder:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def workflow() -> None:
-    """Print the path of the Snakefile, as in ``snakemake --snakefile "$(hemera workflow)"``."""
+    """Print the path of the Snakefile, as in snakemake --snakefile "$(hemera workflow)"."""
     package = Path(__file__).parents[1]
     # In a wheel the workflow is inside the package, in a checkout beside it.
     shipped = package / "workflow" / "Snakefile"

@@ -61,7 +61,10 @@ def test_an_interrupted_or_failed_export_leaves_nothing(index, tmp_path, kind, m
 
 def test_a_file_that_is_no_index_is_an_error(tmp_path, caplog):
     assert run(tmp_path / "none.parquet", "aligned", tmp_path / "out") == 1
-    assert "none.parquet: no such file; give --index, or run `snakemake data`" in caplog.text
+    assert (
+        "none.parquet: no such file; give --index, or run `snakemake --cores all data`"
+        in caplog.text
+    )
     pq.write_table(pa.table({"tile": ["a"]}), tmp_path / "other.parquet")
     assert run(tmp_path / "other.parquet", "aligned", tmp_path / "out") == 1
     assert "other.parquet: its metadata lacks" in caplog.text

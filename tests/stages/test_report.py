@@ -18,7 +18,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {9: "4b68733dd9e7ed66"}
+GOLDEN = {9: "42420077cb9033b2"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -120,7 +120,7 @@ EMPTY = Made("bci_a", state="unreadable", reason="bci_a_he.png: not an image", t
 @pytest.mark.parametrize(
     ("pairs", "expected"),
     [
-        (image_pairs(2), ["All pairs were registered on input"]),
+        (image_pairs(2), ["All pairs were provided registered"]),
         ([slides()[0], slides()[2]], ["Split val is empty"]),
         ([REFUSED], ["No tile was written", "1 pair: refused."]),
         ([EMPTY, slides()[5]], ["No tile was written", "bci_a_he.png: not an image"]),

@@ -12,7 +12,7 @@ from hemera.errors import EngineError
 
 RECORD = "Zenodo record 4751737 (DeepLIIF_Latest_Model.zip)"
 REMEDY = f"unpack {RECORD} there"
-WITHOUT = "run without it: mask.engines {stain: {}} and index.target stain"
+WITHOUT = "run without it: preset no_weights"
 PACKAGE_REMEDY = f"install requirements.lock, or {WITHOUT}"
 
 OPTION_FILES = ("test_opt.txt", "train_opt.txt")
