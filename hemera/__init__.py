@@ -1,7 +1,24 @@
 """HEMERA: from pairs of H&E and HER2 images to a verified training set, and two networks.
 
-The stages are functions: ``from hemera.stages import tile; tile.run(...)``. What is listed here is
-light; it loads no engine and no PyTorch.
+============ =====================================================================================
+config       options of every stage, presets
+files        atomic writes, layout of results, GeoJSON
+imaging      slides, JPEG decoding, colour, tissue, artefacts, quality, geometry, label images
+registration displacement, verdict, warping, landmarks, transfer of annotations
+networks     architectures, losses, weight files
+masks        label format, mask engines, nuclei and membranes, HER2 score from cells
+dataset      tiles, shards, index, splits, filter criteria, PyTorch dataset
+training     session, checkpoints of a run, batches, logs
+evaluation   metrics of images and masks, FID, published results
+inference    a trained network applied to a whole slide
+interop      exports for other software, dataset card
+reports      HTML pages
+demo         synthetic tissue and cohorts
+stages       one module per stage of the graph
+commands     commands for users
+============ =====================================================================================
+
+The names below are light: they load no engine and no PyTorch.
 """
 
 from hemera.config import Config, load, load_file
