@@ -12,7 +12,7 @@ from hemera.errors import EngineError
 
 RECORD = "Zenodo record 4751737 (DeepLIIF_Latest_Model.zip)"
 REMEDY = f"unpack {RECORD} there"
-WITHOUT = "run without it: preset no_weights"
+WITHOUT = "run without it: preset no_weights, with the engine stain"
 PACKAGE_REMEDY = f"install requirements.lock, or {WITHOUT}"
 
 OPTION_FILES = ("test_opt.txt", "train_opt.txt")

@@ -35,7 +35,7 @@ def test_missing_files_are_named_with_their_source(
         assert words in missing
     (missing,) = requirements(Options())
     assert missing.startswith("mask.engines.deepliif.model: not given; download Zenodo record")
-    assert missing.endswith("run without it: preset no_weights")
+    assert missing.endswith("run without it: preset no_weights, with the engine stain")
 
 
 def test_the_digest_is_that_of_sha256sum(model: Path, tmp_path: Path) -> None:
