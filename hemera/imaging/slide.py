@@ -235,7 +235,7 @@ def open_slide(
 def _open_reader(path: Path, reader: str) -> Reader:
     name = path.name
     if not path.is_file():
-        raise SlideError(f"{path}: no such file; correct the path")
+        raise SlideError(f"{name}: no such file {path}; correct the path")
     with translated(SlideError, f"{name}: {{error}}; make it readable"), path.open("rb") as file:
         head = file.read(4)
     if not head:
