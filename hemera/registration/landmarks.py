@@ -5,9 +5,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import scipy.optimize
 
 from hemera.errors import SheetError, TableError
 from hemera.files.faults import translated
@@ -26,6 +28,14 @@ ACROBAT_COLUMNS = (
 
 REQUIRED = ("anon_filename_he", "anon_filename_ihc", "point_id", "ihc_x", "ihc_y")
 _ANNOTATOR = r"he_[0-9]+_[xy]"
+
+ID_COLUMNS = ("point_id", "id", "point", "landmark", "name", "n", "unnamed: 0", "")
+"""Columns of plain files that identify points, in lower case; a first column without a name is one,
+as in files of BIRL and ImageJ."""
+CHECKED_MIN = 8
+"""Fewer landmarks do not show whether their order is right."""
+MISPLACED_MAX = 0.1
+"""Largest fraction of landmarks that fit the place of another one better."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +62,11 @@ def read_landmarks(
 ) -> Landmarks:
     """Read the landmarks of a pair: one ACROBAT file, or two files with the columns X and Y.
 
-    `coordinates` is the unit of an ACROBAT file, um or px; plain files are in level-0 pixels.
+    `coordinates` is the unit of an ACROBAT file, um or px; plain files are in level-0 pixels. Their
+    points correspond by id where both files have one, else by row.
+
+    Raises:
+        TableError: a file that is none; without ids, unequal counts; points that do not correspond.
     """
     if pair.he_landmarks is None or pair.her2_landmarks is None:
         raise SheetError(
@@ -60,13 +74,9 @@ def read_landmarks(
         )
     if pair.he_landmarks == pair.her2_landmarks:
         return _read_acrobat(pair, pair.he_landmarks, he_mpp, her2_mpp, coordinates)
-    he = _read_plain(pair.he_landmarks, he_mpp)
-    her2 = _read_plain(pair.her2_landmarks, her2_mpp)
-    count = min(len(he), len(her2))
-    if len(he) != len(her2):
-        words = "pair %s: %d landmarks on H&E and %d on HER2; only the first %d of both are used"
-        log.warning(words, pair.pair, len(he), len(her2), count)
-    return Landmarks([str(n + 1) for n in range(count)], he[:count, None], her2[:count])
+    landmarks = _pair_plain(pair, pair.he_landmarks, pair.her2_landmarks, he_mpp, her2_mpp)
+    _check_correspondence(pair, landmarks)
+    return landmarks
 
 
 def predictions_csv(landmarks: Landmarks, predicted: Floats) -> str:
@@ -123,8 +133,62 @@ def _read_acrobat(
     )
 
 
-def _read_plain(path: Path, mpp: float | None) -> Floats:
-    """Read a file with the columns X and Y, level-0 pixels: (N, 2) um."""
+def _pair_plain(
+    pair: Pair, he_path: Path, her2_path: Path, he_mpp: float | None, her2_mpp: float | None
+) -> Landmarks:
+    """Pair the points of two plain files by id where both have one, else by row."""
+    (he_ids, he), (her2_ids, her2) = _read_plain(he_path, he_mpp), _read_plain(her2_path, her2_mpp)
+    if he_ids is None or her2_ids is None:
+        if len(he) != len(her2):
+            raise TableError(
+                f"{he_path.name}: {len(he)} landmarks, {len(her2)} in {her2_path.name}; without "
+                "ids row n corresponds to row n: add the missing rows, or a column id to both files"
+            )
+        return Landmarks([str(n + 1) for n in range(len(he))], he[:, None], her2)
+    common = [name for name in he_ids if name in set(her2_ids)]
+    if not common:
+        raise TableError(
+            f"{he_path.name}, {her2_path.name}: no id is in both; give corresponding points one id"
+        )
+    single = [name for name in (*he_ids, *her2_ids) if name not in set(common)]
+    if single:
+        words = "pair %s: landmarks without a point of the same id on the other slide: %s"
+        log.warning(words, pair.pair, ", ".join(single))
+    he, her2 = (
+        points[[ids.index(name) for name in common]]
+        for ids, points in ((he_ids, he), (her2_ids, her2))
+    )
+    return Landmarks(common, he[:, None], her2)
+
+
+def _check_correspondence(pair: Pair, landmarks: Landmarks) -> None:
+    """Raise an error where most landmarks fit other points of HER2 better than their own.
+
+    An affine map is fitted to the pairs by least median of squares, and its predictions are
+    assigned to the points of HER2 by least total distance. The order of the rows is wrong where
+    these assignments differ from the pairs; a bent section does not change them.
+    """
+    given = np.isfinite(landmarks.he[:, 0, 0]) & np.isfinite(landmarks.her2[:, 0])
+    if given.sum() < CHECKED_MIN:
+        return
+    he, her2 = landmarks.he[given, 0], landmarks.her2[given]
+    matrix, _ = cv2.estimateAffine2D(he, her2, method=cv2.LMEDS)
+    if matrix is None:
+        return
+    predicted = he @ matrix[:, :2].T + matrix[:, 2]
+    distances = np.linalg.norm(predicted[:, None] - her2, axis=2)
+    wrong = np.flatnonzero(scipy.optimize.linear_sum_assignment(distances)[1] != np.arange(len(he)))
+    if len(wrong) > MISPLACED_MAX * len(he):
+        names = [landmarks.points[n] for n in np.flatnonzero(given)[wrong]]
+        raise TableError(
+            f"{pair.he_landmarks and pair.he_landmarks.name}: {len(wrong)} of {len(he)} landmarks "
+            f"do not correspond to those of HER2 in this order (first: {names[0]}); a row is "
+            "missing or moved: correct the order, or add a column id to both files"
+        )
+
+
+def _read_plain(path: Path, mpp: float | None) -> tuple[list[str] | None, Floats]:
+    """Read a file with the columns X and Y, level-0 pixels: ids, if any, and (N, 2) um."""
     table = read_cells(path).rename(columns=lambda name: name.strip().lower())
     table = table[(table != "").any(axis=1)]
     if not {"x", "y"} <= set(table.columns):
@@ -139,7 +203,17 @@ def _read_plain(path: Path, mpp: float | None) -> Floats:
             f"{path.name}: pixels of an image without resolution; give he_mpp, her2_mpp in "
             "the sheet"
         )
-    return _points(path, table, ["x", "y"])[:, 0] * mpp
+    points = _points(path, table, ["x", "y"])[:, 0] * mpp
+    column = next((name for name in ID_COLUMNS if name in table), None)
+    if column is None:
+        return None, points
+    ids = [name.strip() for name in table[column]]
+    repeated = [name for name in ids if ids.count(name) > 1 or not name]
+    if repeated:
+        raise TableError(
+            f"{path.name}: id {repeated[0]!r} is not of one point alone; give every point its own"
+        )
+    return ids, points
 
 
 def _points(path: Path, table: pd.DataFrame, columns: list[str]) -> Floats:

@@ -129,9 +129,48 @@ class TestPlain:
         np.testing.assert_allclose(found.he, [[(100, 200)], [NOWHERE]])
         np.testing.assert_allclose(found.her2, [(40, 48), (4, 4.8)])
 
-    def test_unequal_lengths_use_the_first_of_both(self, tmp_path, caplog):
-        assert read(tmp_path, ("X,Y\n1,2\n3,4\n5,6\n", "X,Y\n1,2\n")).points == ["1"]
-        assert "3 landmarks on H&E and 1 on HER2; only the first 1" in caplog.text
+    def test_points_correspond_by_id(self, tmp_path, caplog):
+        he = ",X,Y\n1,2,4\n2,6,8\n4,20,22\n3,10,12\n"
+        found = read(tmp_path, (he, "y,x,id\n10,5,3\n30,15,7\n2,1,1\n6,4,4\n"))
+        assert found.points == ["1", "4", "3"]
+        np.testing.assert_allclose(found.he[:, 0], [(1, 2), (10, 11), (5, 6)])
+        np.testing.assert_allclose(found.her2, [(0.8, 1.6), (3.2, 4.8), (4, 8)])
+        assert "without a point of the same id on the other slide: 2, 7" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("he", "her2", "words"),
+        [
+            ("X,Y\n1,2\n3,4\n5,6\n", "X,Y\n1,2\n", "he.csv: 3 landmarks, 1 in her2.csv"),
+            # An id in one file alone identifies nothing.
+            ("id,X,Y\na,1,2\nb,3,4\n", "X,Y\n1,2\n", "he.csv: 2 landmarks, 1 in her2.csv"),
+            ("id,X,Y\na,1,2\n", "id,X,Y\nb,1,2\n", "no id is in both"),
+            ("id,X,Y\na,1,2\na,3,4\n", "id,X,Y\na,1,2\n", "he.csv: id 'a' is not of one point"),
+            ("id,X,Y\n,1,2\na,3,4\n", "id,X,Y\na,1,2\n", "he.csv: id '' is not of one point"),
+        ],
+    )
+    def test_points_that_cannot_be_paired(self, tmp_path, he, her2, words):
+        with pytest.raises(TableError, match=words):
+            read(tmp_path, (he, her2))
+
+    @pytest.mark.parametrize("change", ["shuffled", "one row of each file is missing", "mirrored"])
+    def test_rows_in_another_order_are_found(self, tmp_path, change):
+        rng = np.random.default_rng(2)
+        he = rng.uniform(0, 4000, (20, 2))
+        # A turn, a scale, and a bend that is a multiple of the distance of neighbours.
+        bend = 400 * np.sin(he[:, ::-1] / 900)
+        her2 = (he + bend) @ np.array([[0.5, -0.9], [0.8, 0.6]]) + (3000, 500)
+        if change == "shuffled":
+            her2 = her2[rng.permutation(20)]
+        elif change == "mirrored":
+            her2 = her2 * (-1, 1) + (9000, 0)
+        else:
+            he, her2 = np.delete(he, 4, axis=0), np.delete(her2, 15, axis=0)
+        texts = ["X,Y\n" + "\n".join(f"{x},{y}" for x, y in points) for points in (he, her2)]
+        if change == "mirrored":
+            assert len(read(tmp_path, tuple(texts)).points) == 20
+            return
+        with pytest.raises(TableError, match=r"of (19|20) landmarks do not correspond"):
+            read(tmp_path, tuple(texts))
 
     @pytest.mark.parametrize(
         ("text", "words"),
