@@ -94,7 +94,7 @@ def demo(name: str, engine: Engine, folder: Path) -> None:
         cells += called.sum(), found.cells.positive.sum(), (intensity > 0).sum()
         graded += int((found.cells.intensity[at[both]] == intensity[both]).sum())
         stained += int(both.sum())
-        # The truth lies on the H&E grid: what was found is read there through the field.
+        # The truth is on the H&E grid: what was found is read there through the displacement.
         y, x = np.mgrid[: truth.labels.shape[0], : truth.labels.shape[1]] + 0.5
         there = truth.field.to_moving(np.stack([x, y], axis=-1) * float(row["he_mpp"])) / mpp
         inside = ((there >= 0) & (there < (width, height))).all(axis=-1)

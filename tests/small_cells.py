@@ -17,8 +17,8 @@ RGB = npt.NDArray[np.uint8]
 
 HAEMATOXYLIN = np.array(stains.HAEMATOXYLIN) / np.linalg.norm(stains.HAEMATOXYLIN)
 DAB = np.array(stains.DAB) / np.linalg.norm(stains.DAB)
-GLASS = (250, 248, 246)
-MEASURED = stains.Stains(GLASS, estimated=("haematoxylin", "dab"))
+BACKGROUND = (250, 248, 246)
+MEASURED = stains.Stains(BACKGROUND, estimated=("haematoxylin", "dab"))
 """Stains of a drawn tile, as if both vectors had been measured."""
 
 SHARED = MaskOptions(engines={"stain": {}})
@@ -48,14 +48,14 @@ def draw(
     *,
     mpp: float = 0.5,
     arc: float = 1.0,
-    glass: tuple[int, int, int] = GLASS,
+    background: tuple[int, int, int] = BACKGROUND,
     haematoxylin: npt.NDArray[np.float64] = HAEMATOXYLIN,
     dab: npt.NDArray[np.float64] = DAB,
     counterstain: float = 0.5,
 ) -> Drawn:
     """Draw rows x columns cells 22 um apart on a jittered grid.
 
-    Nuclei have a radius of 4 um; membranes of the given strengths lie 2 um further out, over `arc`
+    Nuclei have a radius of 4 um; membranes of the given strengths are 2 um further out, over `arc`
     of the circle.
     """
     rows, columns = strengths.shape
@@ -77,7 +77,7 @@ def draw(
         cv2.GaussianBlur(density_h, (0, 0), blur)[..., None] * haematoxylin
         + cv2.GaussianBlur(density_d, (0, 0), blur)[..., None] * dab
     )
-    rgb = np.array(glass) * 10**-density + rng.normal(0, 1.0, density.shape)
+    rgb = np.array(background) * 10**-density + rng.normal(0, 1.0, density.shape)
     places = np.array(centres)
     nuclei = density_h > counterstain / 2
     return Drawn(rgb.round().clip(0, 255).astype(np.uint8), places[:, 0], places[:, 1], nuclei)

@@ -1,7 +1,5 @@
 """Blocks of synthetic tissue from which images of nuclei for training are cut."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import cv2

@@ -1,7 +1,5 @@
 """The camera of images for training: stains to colours, optics, noise and file."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import numpy.typing as npt

@@ -1,7 +1,5 @@
 """What is stained and is no nucleus: specks, smears, folds, macrophages, vacuoles."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -82,7 +80,7 @@ def _macrophages(
 def _folded(
     rng: np.random.Generator, seen: Structures, width_um: float, first: Array, second: Array
 ) -> tuple[Array, Array, Array]:
-    """Return both amounts with a band where the section lies on itself, and the weight."""
+    """Return both amounts with a band where the section is folded onto itself, and the weight."""
     turn, shift = rng.uniform(0, np.pi), rng.uniform(-30, 30)
     across = seen.x * np.float32(np.cos(turn)) + seen.y * np.float32(np.sin(turn))
     band = ramp(np.float32(width_um / 2) - np.abs(across - np.float32(shift)), 2.0)

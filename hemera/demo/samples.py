@@ -1,7 +1,5 @@
 """Images of nuclei for training, with exact truth: any variant of any block of tissue."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -124,7 +122,7 @@ def _nuclei(
 
 @dataclasses.dataclass
 class Extra:
-    """Nuclei that lie over those of the cells: their truth."""
+    """Nuclei drawn over those of the cells: their truth."""
 
     centre: Array
     nucleus: Array

@@ -6,8 +6,6 @@ are in um of the image; amounts of stain are natural-log optical densities along
 one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -73,7 +71,7 @@ class NucleusShape:
     gap_um: float
     """Half the width of the gap between touching nuclei."""
     overlapping: int
-    """Additional nuclei that lie over others."""
+    """Additional nuclei drawn over others."""
     defocused: int
     """Additional faint nuclei of another focal plane."""
 

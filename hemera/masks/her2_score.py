@@ -15,8 +15,8 @@ CLASSES = ("0", "ultralow", "1+", "2+", "3+")
 FRACTION = 0.10
 """Of the cells that must be exceeded; exactly 10 % is not enough."""
 ULTRALOW_FRACTION = 0.01
-"""Of the cells that ultralow must exceed: any in the guideline, of which a detector finds some in
-every unstained section."""
+"""Of the cells that must be exceeded by stained ones for ultralow instead of 0. Any stained cell is
+enough in the guideline; a detector finds some in every unstained section."""
 TILES_MIN = 4
 """Fewer tiles support no interval."""
 
@@ -83,11 +83,11 @@ def staining(
     """
     count = len(counts)
     value = float(h_scores(counts.sum(axis=0, keepdims=True))[0])
+    if count < TILES_MIN or np.isnan(value):
+        return Staining(value, np.nan, np.nan, (np.nan,) * len(CLASSES))
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), samples)
     drawn = weights @ counts
     drawn = drawn[drawn.sum(axis=1) > 0]
-    if count < TILES_MIN or not len(drawn):
-        return Staining(value, np.nan, np.nan, (np.nan,) * len(CLASSES))
     width = np.sqrt(count / (count - 1)) * stats.t.ppf((1 + confidence) / 2, count - 1)
     tail = stats.norm.cdf(-width)
     low, high = np.quantile(h_scores(drawn), [tail, 1 - tail])

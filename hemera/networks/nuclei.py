@@ -4,8 +4,6 @@ A small U-Net (Ronneberger et al., MICCAI 2015) whose skip connections are added
 at half the resolution of its input. It has two maps: centres and insides of nuclei.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Training of the network that finds nuclei."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

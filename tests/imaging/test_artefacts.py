@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from hemera.imaging.artefacts import ihc_artefacts
-from tests.small_cells import DAB, GLASS, HAEMATOXYLIN, RGB, over
+from tests.small_cells import BACKGROUND, DAB, HAEMATOXYLIN, RGB, over
 
 
 def finds(rgb: RGB) -> bool:
     vectors = np.array([HAEMATOXYLIN, DAB])
-    return ihc_artefacts(rgb, 0.5, GLASS, vectors, nuclear_density=0.5) is not None
+    return ihc_artefacts(rgb, 0.5, BACKGROUND, vectors, nuclear_density=0.5) is not None
 
 
 @pytest.mark.parametrize("shape", ["crowd", "giant"])
@@ -20,7 +20,7 @@ def test_crowded_dark_nuclei_and_one_giant_nucleus_are_no_pen(shape: str) -> Non
     crowd = np.hypot((y + 4) % 8 - 4, (x + 4) % 8 - 4) < 3.5
     nuclei = crowd if shape == "crowd" else np.hypot(y - 60, x - 80) < 12
     density = cv2.GaussianBlur(0.05 + 0.55 * nuclei, (0, 0), 0.6)[..., None] * HAEMATOXYLIN
-    assert not finds(over(np.array(GLASS), density))
+    assert not finds(over(np.array(BACKGROUND), density))
 
 
 @pytest.mark.parametrize("dye", [HAEMATOXYLIN, DAB, (HAEMATOXYLIN + DAB) / 2, None])
@@ -29,6 +29,6 @@ def test_a_thin_line_is_an_artefact_only_without_colour(dye: np.ndarray | None) 
     y, x = (np.mgrid[:340, :410] + 0.5) * 0.5
     line = 0.6 * np.exp(-(((x - 80 - 25 * np.sin(y / 60)) / 1.5) ** 2))
     gray = np.full(3, 0.577)
-    assert finds(over(np.array(GLASS), line[..., None] * (gray if dye is None else dye))) == (
+    assert finds(over(np.array(BACKGROUND), line[..., None] * (gray if dye is None else dye))) == (
         dye is None
     )

@@ -27,10 +27,10 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {6: "d77d40b4edf8cec861ec8ab02e7c72a84cf1fa799d186ca82eba2a03d6253437"}
+GOLDEN = {7: "d77d40b4edf8cec861ec8ab02e7c72a84cf1fa799d186ca82eba2a03d6253437"}
 
 
-def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
+def draw(seed: int, background: int, brown: float) -> npt.NDArray[np.uint8]:
     """Return a tile of 120 x 160 px with a few cells, half of them with a brown membrane."""
     rng = np.random.default_rng(seed)
     blue, dab = np.zeros((120, 160)), np.zeros((120, 160))
@@ -42,7 +42,7 @@ def draw(seed: int, glass: int, brown: float) -> npt.NDArray[np.uint8]:
     vectors = np.array([stains.HAEMATOXYLIN, stains.DAB])
     density = np.stack([blue, dab], axis=-1) @ vectors
     density = cv2.GaussianBlur(density, (0, 0), 0.8)
-    return (glass * 10**-density).round().astype(np.uint8)
+    return (background * 10**-density).round().astype(np.uint8)
 
 
 def write_unit(
@@ -133,7 +133,7 @@ def test_what_was_drawn_is_found(unit: tuple[Path, Path], tmp_path: Path) -> Non
 def test_stains_are_those_of_the_pair_not_of_the_tile(
     unit: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The gray tile of pair a is glass, which only the pair's other tile can tell."""
+    """The gray tile of pair a is background, which only the other tile of the pair shows."""
     folder = run(unit, tmp_path / "mask")
     row = tables.read(folder / "unit.parquet", tables.MASK).to_pylist()[1]
     image = codecs.decode_mask(
@@ -191,7 +191,7 @@ def test_only_stain_needs_no_torch(unit: tuple[Path, Path], tmp_path: Path) -> N
 
 
 def golden_tile(seed: int, pen: bool) -> npt.NDArray[np.uint8]:
-    """Return 220 x 300 px: cells on the left, brown stroma in the middle, pen or glass."""
+    """Return 220 x 300 px: cells on the left, brown stroma in the middle, pen or background."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:220, :300].astype(float)
     blue, brown = np.zeros(y.shape), np.zeros(y.shape)

@@ -34,7 +34,7 @@ from hemera.masks.deepliif.model_files import (
     REMEDY,
     check_model,
 )
-from hemera.masks.stain.membranes import dab_classes, measure_cells
+from hemera.masks.stain.membranes import measure_cells, membrane_classes
 from hemera.masks.stain.nuclei import Nuclei
 from hemera.masks.stain.stains import Stains, estimate, separate
 
@@ -85,9 +85,8 @@ class DeepliifEngine:
     def segment(self, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
         """Label one HER2 tile; a tile of one colour has an empty mask and the note ``blank``.
 
-        Class and sign are DeepLIIF's own; a boundary is the pixel around its cells. DAB intensity
-        and the membrane of every cell are measured as in the engine `stain`. `mpp` sets the
-        magnification.
+        Class and sign are DeepLIIF's own; a boundary is the pixel around its cells. The class
+        of the membranes is measured as in the engine `stain`. `mpp` sets the magnification.
         """
         if self._package.is_empty(Image.fromarray(rgb)):
             return label_format.blank((rgb.shape[0], rgb.shape[1]), "blank")
@@ -104,13 +103,13 @@ class DeepliifEngine:
         size_px = defaults["size_thresh"] if options.size_px is None else options.size_px
         package.create_cell_classification(labels, found, size_px, options.marker)
         classes, inside, nuclei = self._nuclei(labels, found)
-        dab, membrane = dab_classes(separate(rgb, state), mpp, state, self._shared)
+        membrane = membrane_classes(separate(rgb, state), mpp, state, self._shared)
         _, cells = measure_cells(Nuclei.from_labels(nuclei), membrane, mpp, self._shared)
         negative = np.bincount(
             nuclei.ravel(), classes.ravel() == label_format.NEGATIVE, len(cells) + 1
         )
         return label_format.Labelled(
-            label_format.pack(classes, inside, dab),
+            label_format.pack(classes, inside, membrane),
             dataclasses.replace(cells, positive=np.asarray(negative[1:] == 0)),
         )
 

@@ -81,5 +81,5 @@ def load(options: Options, shared: MaskOptions) -> Engine:
 
     engine = StainEngine(options, shared)
     # Now, so that what is missing is an error before the first tile.
-    _ = engine.detector
+    _ = engine.find
     return engine

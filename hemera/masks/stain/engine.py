@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -14,8 +14,9 @@ from hemera.config import MaskOptions
 from hemera.imaging.artefacts import ihc_artefacts
 from hemera.masks import label_format
 from hemera.masks.stain import Options, detectors, versions
-from hemera.masks.stain.membranes import dab_classes, measure_cells
+from hemera.masks.stain.membranes import measure_cells, membrane_classes
 from hemera.masks.stain.nuclear_marker import measure_nuclei, nuclear_stain
+from hemera.masks.stain.nuclei import Nuclei, Tile
 from hemera.masks.stain.stains import Stains, estimate, separate
 
 RGB = npt.NDArray[np.uint8]
@@ -42,7 +43,7 @@ class StainEngine:
         return versions(self.options)
 
     @functools.cached_property
-    def detector(self) -> detectors.Detector:
+    def find(self) -> Callable[[Tile], Nuclei]:
         """What finds nuclei; EngineError when its weights or its package are missing."""
         return detectors.load(self.options)
 
@@ -105,12 +106,12 @@ class StainEngine:
         """Return the nuclei, staining and cells of a tile (H, W), and the table of the cells."""
         options, shared = self.options, self.shared
         if options.compartment == "nucleus":
-            nuclei = self.detector.find(rgb, nuclear_stain(separated), mpp, state, excluded)
+            nuclei = self.find(Tile(rgb, mpp, state, nuclear_stain(separated), excluded))
             return nuclei.labels, *measure_nuclei(nuclei, separated, mpp, state, options, shared)
         brown = np.maximum(separated[..., 1] - np.float32(shared.dab_moderate), 0)
         blue = np.ascontiguousarray(separated[..., 0] - _BROWN * brown, np.float32)
-        nuclei = self.detector.find(rgb, blue, mpp, state, excluded)
-        _, membrane = dab_classes(separated, mpp, state, shared)
+        nuclei = self.find(Tile(rgb, mpp, state, blue, excluded))
+        membrane = membrane_classes(separated, mpp, state, shared)
         grown, cells = measure_cells(nuclei, membrane, mpp, shared)
         return nuclei.labels, membrane, grown, cells
 

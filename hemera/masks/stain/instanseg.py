@@ -3,8 +3,6 @@
 InstanSeg: Goldsborough et al. (arXiv 2408.15954), Apache-2.0; the models are those of QuPath.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +13,13 @@ from hemera.errors import EngineError
 from hemera.files.faults import translated
 from hemera.imaging.morphology import detached_pixels
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import Nuclei
-from hemera.masks.stain.stains import Stains
+from hemera.masks.stain.nuclei import Nuclei, Tile
 
 _REMEDY = "give a TorchScript model of InstanSeg (instanseg.pt) for brightfield images"
 
 
 class InstanSegDetector:
-    """A model of InstanSeg; see `hemera.masks.stain.detectors.Detector`."""
+    """A model of InstanSeg."""
 
     def __init__(self, model: Path, options: Options) -> None:
         """Load the model.
@@ -42,24 +39,17 @@ class InstanSegDetector:
         with translated(EngineError, f"{model}: InstanSeg cannot use it ({{error}}); {_REMEDY}"):
             self._instanseg = InstanSeg(script, device="cpu", verbosity=0)
 
-    def find(
-        self,
-        rgb: npt.NDArray[np.uint8],
-        haematoxylin: npt.NDArray[np.float32],
-        mpp: float,
-        stains: Stains,
-        excluded: npt.NDArray[np.bool_] | None,
-    ) -> Nuclei:
-        """Return the nuclei; colours are normalised by InstanSeg itself."""
+    def find(self, tile: Tile) -> Nuclei:
+        """Return the nuclei of a tile; InstanSeg normalises its colours."""
         failure = f"{self._model}: InstanSeg failed on a tile ({{error}}); {_REMEDY}"
         with translated(EngineError, failure), torch.inference_mode():
             instances = self._instanseg.eval_small_image(
-                rgb, pixel_size=mpp, target="nuclei", return_image_tensor=False
+                tile.rgb, pixel_size=tile.mpp, target="nuclei", return_image_tensor=False
             )
             found = instances.reshape(instances.shape[-2:]).numpy().astype(np.int32)
-        if excluded is not None:
-            found[excluded] = 0
-        return Nuclei.from_labels(_plausible(found, mpp, self._area_um2))
+        if tile.excluded is not None:
+            found[tile.excluded] = 0
+        return Nuclei.from_labels(_plausible(found, tile.mpp, self._area_um2))
 
 
 def _plausible(

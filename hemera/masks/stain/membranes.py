@@ -34,10 +34,10 @@ _SECTORS = 24
 _SECTOR_FRACTION = 0.125
 
 
-def dab_classes(
+def membrane_classes(
     separated: Float, mpp: float, stains: Stains, options: MaskOptions
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return the DAB class 0 to 3 of every pixel, and the class of what can be a membrane.
+) -> npt.NDArray[np.uint8]:
+    """Return the class (H, W) of the DAB that can be a membrane: 0 none, 1 weak to 3 strong.
 
     A membrane is a thin line: its DAB exceeds that of the cytoplasm and the nuclei beside it, which
     is the morphological opening of the DAB with a disc wider than two membranes. Diffuse staining
@@ -55,9 +55,6 @@ def dab_classes(
         mpp: their resolution, um/px.
         stains: that they were separated with.
         options: thresholds of the classes.
-
-    Returns:
-        Two images (H, W) of 0 to 3.
     """
     haematoxylin, dab = (np.ascontiguousarray(separated[..., k]) for k in (0, 1))
     smooth = smoothed(dab, mpp, SMOOTHING_UM)
@@ -65,13 +62,12 @@ def dab_classes(
     weak = min(max(weak, options.dab_control * stains.background_dab), options.dab_moderate)
     levels = weak, options.dab_moderate, options.dab_strong
     diffuse = _diffuse(smooth, mpp)
-    classes = _classes(smooth, levels)
-    membrane = classes.copy()
+    membrane = _classes(smooth, levels)
     # Beyond the steps, a dark particle would exceed its own opening.
     bounded = np.minimum(smooth, np.float32(255 * _DIFFUSE_STEP))
     membrane[bounded - diffuse < _RIDGE * bounded] = 0
     membrane[(membrane == 1) & (smooth < _lowest_weak(haematoxylin, dab, mpp, options))] = 0
-    return classes, membrane
+    return membrane
 
 
 def _classes(density: Float, levels: tuple[float, ...]) -> npt.NDArray[np.uint8]:
@@ -117,7 +113,7 @@ def measure_cells(
 
     Args:
         nuclei: of a tile (H, W).
-        membrane: (H, W) of 0 to 3, see `dab_classes`.
+        membrane: (H, W) of 0 to 3, see `membrane_classes`.
         mpp: resolution of both, um/px.
         options: width of the ring, completeness.
 

@@ -1,7 +1,5 @@
 """Nuclei by the network that was trained on synthetic tissue, see `hemera train-nuclei`."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator
@@ -15,18 +13,16 @@ import torch
 from hemera.errors import EngineError, TrainingError
 from hemera.imaging import color
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import Nuclei
+from hemera.masks.stain.nuclei import Nuclei, Tile
 from hemera.masks.stain.numbering import enlarged, numbered, renumbered
-from hemera.masks.stain.stains import Stains
 from hemera.networks import nuclei as network
 from hemera.networks.storage import load_into, read_weights
 
 Map = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 
 
 class NetworkDetector:
-    """The network with its weights; see `hemera.masks.stain.detectors.Detector`."""
+    """The network with its weights."""
 
     def __init__(self, weights: Path, options: Options) -> None:
         """Load the weights.
@@ -43,17 +39,11 @@ class NetworkDetector:
         self._net = network.fused(net)
         self._area_min_um2 = options.nucleus_area_min_um2
 
-    def find(
-        self,
-        rgb: npt.NDArray[np.uint8],
-        haematoxylin: npt.NDArray[np.float32],
-        mpp: float,
-        stains: Stains,
-        excluded: Mask | None,
-    ) -> Nuclei:
-        """Return the nuclei; the density of haematoxylin is not used."""
-        height, width = rgb.shape[:2]
-        centre, inside = self.maps(rgb, mpp, stains.background)
+    def find(self, tile: Tile) -> Nuclei:
+        """Return the nuclei of a tile; its nuclear stain is not used."""
+        height, width = tile.rgb.shape[:2]
+        mpp, excluded = tile.mpp, tile.excluded
+        centre, inside = self.maps(tile.rgb, mpp, tile.stains.background)
         if excluded is not None:
             rows, columns = inside.shape
             out = cv2.resize(excluded.view(np.uint8), (columns, rows)) > 0

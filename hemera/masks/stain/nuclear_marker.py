@@ -1,7 +1,5 @@
 """Nuclear markers such as Ki67, ER and PR: DAB inside the nuclei."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

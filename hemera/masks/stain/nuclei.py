@@ -1,8 +1,7 @@
 """Nuclei from haematoxylin: local maxima of density, separated where nuclei touch."""
 
-from __future__ import annotations
-
 import dataclasses
+from typing import Self
 
 import cv2
 import numpy as np
@@ -20,6 +19,7 @@ from hemera.imaging.morphology import (
     watershed,
 )
 from hemera.masks.stain import Options
+from hemera.masks.stain.stains import Stains
 
 Float = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
@@ -31,6 +31,22 @@ SMOOTHING_UM = 0.6
 PEAK_WINDOW_UM = 6.0
 # Largest density that is distinguished, as a multiple of that of dark nuclei.
 _DARKEST = 1.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """What nuclei are found in: a tile, its stains and its nuclear stain.
+
+    `rgb` is (H, W, 3) uint8, `mpp` its resolution in um/px, `stains` those of its pair,
+    `nuclear_stain` (H, W) the density of haematoxylin, and of DAB where it stains nuclei,
+    `excluded` (H, W) the pixels that belong to no nucleus, if any.
+    """
+
+    rgb: npt.NDArray[np.uint8]
+    mpp: float
+    stains: Stains
+    nuclear_stain: Float
+    excluded: Mask | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,37 +63,25 @@ class Nuclei:
     depth_px: Float
 
     @classmethod
-    def from_labels(cls, labels: Labels) -> Nuclei:
+    def from_labels(cls, labels: Labels) -> Self:
         """Return nuclei (H, W) that are numbered from 1 without gaps."""
         outside_px, regions = voronoi_regions(labels)
         inside_px = distance_inside((labels > 0).view(np.uint8)) / np.float32(DISTANCE_STEPS)
         return cls(labels, regions, np.asarray(inside_px - outside_px, np.float32))
 
 
-def find_nuclei(
-    nuclear_stain: Float,
-    mpp: float,
-    nuclear_density: float,
-    options: Options,
-    excluded: Mask | None = None,
-) -> Nuclei:
-    """Find nuclei in the density of a nuclear stain (H, W).
+def find_nuclei(tile: Tile, options: Options) -> Nuclei:
+    """Find nuclei in the density of the nuclear stain of a tile.
 
     A pixel of a nucleus is darker than `options.nucleus_density_min`, than a fraction of the dark
     nuclei of the pair, than the mean of its surroundings, and not much paler than the darkest pixel
     near it; so a nucleus in blue stroma is found. Touching nuclei are cut by watershed on the
     distance from their edge. A piece that is not darker than its surroundings is removed.
-
-    Args:
-        nuclear_stain: (H, W) density of haematoxylin, and of DAB where it stains nuclei.
-        mpp: its resolution, um/px.
-        nuclear_density: haematoxylin of the dark nuclei of the pair, density.
-        options: thresholds.
-        excluded: (H, W), pixels that belong to no nucleus.
     """
+    mpp, excluded, nuclear_density = tile.mpp, tile.excluded, tile.stains.nuclear_density
     # A nucleus that is much darker than others would hide those beside it.
     darkest = np.float32(_DARKEST * nuclear_density)
-    bounded = np.asarray(np.minimum(nuclear_stain, darkest), np.float32)
+    bounded = np.asarray(np.minimum(tile.nuclear_stain, darkest), np.float32)
     smooth = smoothed(bounded, mpp, SMOOTHING_UM)
     inside = _nuclear_pixels(smooth, mpp, nuclear_density, options)
     if excluded is not None:

@@ -1,7 +1,5 @@
 """The weights that option `nuclei` of the engine `stain` names, checked without reading them."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Nuclei by number from two maps: how near a pixel is to a centre, and whether it is inside."""
 
-from __future__ import annotations
-
 import math
 
 import cv2
@@ -106,7 +104,7 @@ def _merged(labels: Numbers, ridge: Numbers, peak: Numbers) -> Numbers:
     """
     first, second, saddle = _saddles(labels, ridge, len(peak))
     one = np.arange(len(peak))
-    # The highest saddle first; what a region has been merged into stands for it.
+    # The highest saddle first; a merged region has the number of the one it is merged into.
     for k in np.argsort(-saddle, kind="stable"):
         a, b = one[first[k]], one[second[k]]
         if a != b and saddle[k] >= _SADDLE_MIN * min(peak[a], peak[b]):

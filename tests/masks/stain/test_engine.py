@@ -13,8 +13,8 @@ from hemera.masks import label_format
 from hemera.masks.agreement import matched
 from hemera.masks.stain.stains import Stains, estimate
 from tests.small_cells import (
+    BACKGROUND,
     DAB,
-    GLASS,
     HAEMATOXYLIN,
     MEASURED,
     RGB,
@@ -35,11 +35,11 @@ def excluded_fraction(found: label_format.Labelled) -> float:
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.46, 0.92])
-@pytest.mark.parametrize("glass", [GLASS, (180, 178, 175)])
-def test_cells_are_found_and_graded_at_any_resolution_and_on_gray_glass(
-    mpp: float, glass: tuple[int, int, int]
+@pytest.mark.parametrize("background", [BACKGROUND, (180, 178, 175)])
+def test_cells_are_found_and_graded_at_any_resolution_and_on_a_gray_background(
+    mpp: float, background: tuple[int, int, int]
 ) -> None:
-    slide = draw(STRENGTHS, mpp=mpp, glass=glass)
+    slide = draw(STRENGTHS, mpp=mpp, background=background)
     found = labelled(slide.rgb, mpp)
     at = slide.matched(found.cells)
     assert len(found.cells) == STRENGTHS.size
@@ -112,7 +112,7 @@ def test_pigment_away_from_cells_makes_none_positive() -> None:
     slide = draw(np.zeros((3, 4)))
     stroke = slide.rgb.copy()
     # A brown thread between the first and the second row, 6 um from every nucleus.
-    stroke[42:46] = over(np.full((4, stroke.shape[1], 3), GLASS, np.uint8), 0.8 * DAB)
+    stroke[42:46] = over(np.full((4, stroke.shape[1], 3), BACKGROUND, np.uint8), 0.8 * DAB)
     after = segment(stroke, 0.5, estimate([slide.rgb], 0.5))
     assert len(after.cells) == 12
     assert not after.cells.positive.any()
@@ -176,7 +176,7 @@ def test_a_fold_is_excluded_and_a_row_of_dark_nuclei_is_not() -> None:
 
 @pytest.mark.parametrize("mpp", [0.46, 0.5, 0.92])
 def test_a_gray_line_is_no_row_of_cells(mpp: float) -> None:
-    """The edge of a coverslip on glass: 3 um wide, bent, of varying density, of no colour."""
+    """The edge of a coverslip on background: 3 um wide, bent, of varying density, of no colour."""
     y, x = (np.mgrid[:340, :410] + 0.5) * mpp
     apart = np.abs(x - 80 - 25 * np.sin(y / 60))
     density = (0.45 + 0.2 * np.sin(y / 11)) * np.exp(-((apart / 1.5) ** 2))

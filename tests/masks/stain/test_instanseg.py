@@ -61,5 +61,5 @@ def test_a_file_that_is_no_model_of_instanseg_is_an_error_of_one_line(tmp_path: 
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(other))
     for path, words in ((text, "not a TorchScript model"), (other, "without pixel_size")):
         with pytest.raises(EngineError, match=words) as caught:
-            _ = StainEngine(Options(nuclei=str(path)), SHARED).detector
+            _ = StainEngine(Options(nuclei=str(path)), SHARED).find
         assert "\n" not in str(caught.value)

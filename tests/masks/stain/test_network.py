@@ -18,9 +18,10 @@ from hemera.masks import label_format
 from hemera.masks.stain import Options, nucleus_files
 from hemera.masks.stain.engine import StainEngine
 from hemera.masks.stain.network import NetworkDetector
+from hemera.masks.stain.nuclei import Tile
 from hemera.masks.stain.numbering import numbered
 from hemera.masks.stain.stains import Stains
-from tests.small_cells import GLASS, MEASURED, SHARED, STRENGTHS, draw, read
+from tests.small_cells import BACKGROUND, MEASURED, RGB, SHARED, STRENGTHS, draw, read
 
 Map = npt.NDArray[np.uint8]
 
@@ -82,13 +83,13 @@ def shipped() -> NetworkDetector:
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 0.92])
-@pytest.mark.parametrize("glass", [GLASS, (180, 178, 175)])
-def test_drawn_nuclei_are_found_at_any_resolution_and_on_gray_glass(
-    mpp: float, glass: tuple[int, int, int]
+@pytest.mark.parametrize("background", [BACKGROUND, (180, 178, 175)])
+def test_drawn_nuclei_are_found_at_any_resolution_and_on_a_gray_background(
+    mpp: float, background: tuple[int, int, int]
 ) -> None:
-    slide = draw(STRENGTHS, mpp=mpp, glass=glass)
+    slide = draw(STRENGTHS, mpp=mpp, background=background)
     engine = StainEngine(Options(nuclei="network"), SHARED)
-    found = engine.segment(slide.rgb, mpp, Stains(glass, estimated=("haematoxylin", "dab")))
+    found = engine.segment(slide.rgb, mpp, Stains(background, estimated=("haematoxylin", "dab")))
     apart = np.hypot(slide.x_px[:, None] - found.cells.x_px, slide.y_px[:, None] - found.cells.y_px)
     assert (apart.min(axis=1) * mpp < 2).mean() >= 0.9
     assert len(found.cells) <= 1.2 * STRENGTHS.size
@@ -97,23 +98,25 @@ def test_drawn_nuclei_are_found_at_any_resolution_and_on_gray_glass(
     assert found.mask.shape == slide.rgb.shape[:2]
 
 
+def tile_of(rgb: RGB, mpp: float, excluded: npt.NDArray[np.bool_] | None = None) -> Tile:
+    return Tile(rgb, mpp, MEASURED, np.zeros(rgb.shape[:2], np.float32), excluded)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 33), (101, 64)])
 @pytest.mark.parametrize("mpp", [0.1, 0.46, 4.0])
 def test_no_tile_is_too_small(shipped: NetworkDetector, shape: tuple[int, int], mpp: float) -> None:
     tile = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
-    haematoxylin = np.zeros(shape, np.float32)
-    found = shipped.find(tile, haematoxylin, mpp, MEASURED, None)
+    found = shipped.find(tile_of(tile, mpp))
     assert found.labels.shape == shape
     empty = np.full((*shape, 3), 250, np.uint8)
-    assert not shipped.find(empty, haematoxylin, mpp, MEASURED, None).labels.any()
+    assert not shipped.find(tile_of(empty, mpp)).labels.any()
 
 
 def test_excluded_pixels_belong_to_no_nucleus(shipped: NetworkDetector) -> None:
     slide = draw(np.zeros((2, 4)))
     excluded = np.zeros(slide.rgb.shape[:2], bool)
     excluded[:, : slide.rgb.shape[1] // 2] = True
-    haematoxylin = np.zeros(excluded.shape, np.float32)
-    found = shipped.find(slide.rgb, haematoxylin, 0.5, MEASURED, excluded)
+    found = shipped.find(tile_of(slide.rgb, 0.5, excluded))
     assert found.labels.any()
     assert not found.labels[excluded].any()
 
@@ -127,7 +130,7 @@ def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was(
         stack.callback(torch.set_num_threads, before)
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(shipped.maps(slide.rgb, 0.5, GLASS))
+            found.append(shipped.maps(slide.rgb, 0.5, BACKGROUND))
             assert torch.get_num_threads() == threads
     np.testing.assert_array_equal(found[0], found[1])
 
@@ -153,7 +156,7 @@ def test_missing_damaged_and_foreign_weights_are_errors_of_one_line(tmp_path: Pa
     for path, words in ((absent, "no such file"), (damaged, "damaged"), (foreign, "does not fit")):
         engine = StainEngine(Options(nuclei=str(path)), SHARED)
         with pytest.raises(EngineError, match=words) as caught:
-            _ = engine.detector
+            _ = engine.find
         assert "\n" not in str(caught.value)
 
 
@@ -174,4 +177,4 @@ def test_a_missing_package_is_a_requirement_that_names_its_extra(
     missing = nucleus_files.requirements(str(tmp_path / "model.pt"))
     assert "hemera[instanseg]" in missing[-1]
     with pytest.raises(EngineError, match=r"needs torch.*pip install"):
-        _ = StainEngine(Options(nuclei="network"), SHARED).detector
+        _ = StainEngine(Options(nuclei="network"), SHARED).find

@@ -8,17 +8,23 @@ import pytest
 from scipy import ndimage
 
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import find_nuclei
-from hemera.masks.stain.stains import estimate, separate
+from hemera.masks.stain.nuclei import Tile, find_nuclei
+from hemera.masks.stain.stains import Stains, estimate, separate
 from tests.small_cells import read
 
 OPTIONS = Options()
 
 
 def labels_of(
-    density: npt.NDArray[np.floating], mpp: float = 0.5, nuclear_density: float = 0.5
+    density: npt.NDArray[np.floating],
+    mpp: float = 0.5,
+    nuclear_density: float = 0.5,
+    excluded: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.int32]:
-    return find_nuclei(density.astype(np.float32), mpp, nuclear_density, OPTIONS).labels
+    stains = Stains((255, 255, 255), nuclear_density=nuclear_density)
+    rgb = np.full((*density.shape, 3), 255, np.uint8)
+    tile = Tile(rgb, mpp, stains, density.astype(np.float32), excluded)
+    return find_nuclei(tile, OPTIONS).labels
 
 
 def pieces(labels: npt.NDArray[np.int32]) -> list[int]:
@@ -81,8 +87,7 @@ def test_every_nucleus_is_one_piece_on_crowded_ragged_tiles() -> None:
         drawn &= (x + 2 * y) % 23 >= 1.5
         drawn[(y - 2 * x) % 31 < 1.5] = False
         for excluded in (None, np.hypot(y - 100, x - 130) < 30):
-            density = 0.6 * drawn.astype(np.float32)
-            labels = find_nuclei(density, 1.0, 0.6, OPTIONS, excluded).labels
+            labels = labels_of(0.6 * drawn, 1.0, 0.6, excluded)
             assert labels.max() > 20
             assert set(pieces(labels)) == {1}
             assert excluded is None or not labels[excluded].any()
@@ -106,5 +111,5 @@ def test_every_nucleus_of_a_real_tile_is_one_piece_around_its_centre(
     assert set(pieces(labels)) == {1}
     centres = ndimage.center_of_mass(labels > 0, labels, range(1, labels.max() + 1))
     y, x = np.array(centres).round().astype(int).T
-    # The centre of a sickle lies beside it.
+    # The centre of a sickle is outside it.
     assert (ndimage.distance_transform_edt(labels == 0)[y, x] * mpp).max() < 2

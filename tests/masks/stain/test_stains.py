@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from hemera.masks.stain.stains import Stains, estimate, separate
-from tests.small_cells import DAB, GLASS, HAEMATOXYLIN, STRENGTHS, draw, over, thirds
+from tests.small_cells import BACKGROUND, DAB, HAEMATOXYLIN, STRENGTHS, draw, over, thirds
 
 
 def unit(*vector: float) -> npt.NDArray[np.float64]:
@@ -17,10 +17,10 @@ TRUE_H, TRUE_D = unit(0.74, 0.62, 0.25), unit(0.32, 0.55, 0.77)
 
 
 def test_vectors_are_those_the_slide_was_stained_with() -> None:
-    slide = draw(STRENGTHS, mpp=0.25, haematoxylin=TRUE_H, dab=TRUE_D, glass=(190, 188, 184))
+    slide = draw(STRENGTHS, mpp=0.25, haematoxylin=TRUE_H, dab=TRUE_D, background=(190, 188, 184))
     stains = estimate(thirds(slide.rgb), 0.25)
     assert stains.estimated == ("haematoxylin", "dab")
-    # The palest there is: glass under the thin haze that is drawn everywhere.
+    # The palest there is: background under the thin haze that is drawn everywhere.
     palest = np.array([190, 188, 184]) * 10 ** -(0.03 * TRUE_H + 0.01 * TRUE_D)
     assert stains.background == pytest.approx(palest, abs=2)
     for found, true, fixed in (
@@ -37,8 +37,8 @@ def test_vectors_are_measured_on_blocks_of_one_tile_and_never_on_a_fragment() ->
     assert "dab" in found.estimated
     assert np.degrees(np.arccos(found.dab @ TRUE_D)) < 4
     fragment = np.ascontiguousarray(slide.rgb[:30, :40])
-    glass = np.full((200, 310, 3), GLASS, np.uint8)
-    for seen in ([fragment], [fragment, glass, glass]):
+    background = np.full((200, 310, 3), BACKGROUND, np.uint8)
+    for seen in ([fragment], [fragment, background, background]):
         found = estimate(seen, 0.25)
         assert found.estimated == ()
         np.testing.assert_allclose(found.vectors, [HAEMATOXYLIN, DAB])
@@ -97,16 +97,16 @@ def test_nuclear_density_is_the_haematoxylin_of_the_nuclei(counterstain: float) 
 
 
 def test_background_dab_is_what_tissue_without_nuclei_takes_up() -> None:
-    """Cells, brown bundles beside them, glass: the first quartile of the bundles."""
+    """Cells, brown bundles beside them, background: the first quartile of the bundles."""
     slide = draw(np.full((4, 5), 0.6))
     height, width = slide.nuclei.shape
-    glass = np.full((height, width, 3), GLASS, np.uint8)
+    background = np.full((height, width, 3), BACKGROUND, np.uint8)
     y, x = np.mgrid[:height, : 2 * width]
     for brown in (0.05, 0.10):
         bundles = brown * (1 + 0.5 * np.sin(2 * np.pi * (x + 2 * y) / 60))
         pale = bundles[..., None] * DAB + 0.04 * HAEMATOXYLIN
-        tissue = np.concatenate([slide.rgb, glass], axis=1) * 10**-pale
-        tile = np.concatenate([tissue.round().astype(np.uint8), glass], axis=1)
+        tissue = np.concatenate([slide.rgb, background], axis=1) * 10**-pale
+        tile = np.concatenate([tissue.round().astype(np.uint8), background], axis=1)
         found = estimate([tile, tile[:, width:]], 0.5).background_dab
         # A quarter of a sine is below minus sin 45 degrees.
         assert found == pytest.approx(brown * (1 - 0.5 * np.sin(np.pi / 4)), abs=0.012)
