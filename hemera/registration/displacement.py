@@ -20,8 +20,10 @@ Floats = npt.NDArray[np.float64]
 Points = Floats
 """(N, 2) points as (x, y), um."""
 
-_INVERSE_STEPS = 100
-"""After which a point counts as not found."""
+_INVERSE_STEPS = 30
+"""Of Newton's method, after which the cells around a point are searched."""
+_SEARCHED_NODES = (3, 12, 48)
+"""How far around the end of Newton's method the cells are searched, in nodes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,8 +198,9 @@ def inverse_points(d: Displacement, points_um: npt.ArrayLike, *, tolerance_um: f
     """Map points (N, 2) of the HER2 slide back to the H&E slide, um.
 
     Newton's method, damped where the field bends, started from the inverse of the affine part.
-    The result, mapped to HER2, is within `tolerance_um` of the point; NaN where there is none, as
-    within a fold.
+    Where it ends in a fold, the cells of the grid nearby are solved exactly. The result, mapped to
+    HER2, is within `tolerance_um` of the point; of several, as in a fold, one of them; NaN where
+    there is none.
     """
     goal = np.asarray(points_um, np.float64).reshape(-1, 2)
     if abs(d.affine.determinant) < 1e-6:
@@ -228,8 +231,48 @@ def inverse_points(d: Displacement, points_um: npt.ArrayLike, *, tolerance_um: f
         error[moved], jacobian[moved] = trial_error[better], slopes[better]
         damping[moved] = np.minimum(1.0, damping[moved] * 2)
         damping[open_[~better]] /= 2
-    best[error > tolerance_um] = np.nan
+    for n in np.flatnonzero(error > tolerance_um):
+        best[n] = _search_cells(d, best[n], goal[n], tolerance_um)
     return best
+
+
+def _search_cells(d: Displacement, start: Floats, goal: Floats, tolerance_um: float) -> Floats:
+    """Return the point (2,) nearest to `start` that maps to `goal`, NaN if there is none nearby.
+
+    Within a cell of the grid the map is bilinear, ``a + u b + v c + u v e`` with u and v from 0 to
+    1. Without v, a goal g gives ``(a - g + u b) x (c + u e) = 0``, which is quadratic in u.
+    """
+    node = np.floor(start / d.mpp - 0.5)
+    for reach in _SEARCHED_NODES:
+        corner_um, side = (node - reach) * d.mpp, 2 * reach + 2
+        at = map_grid(d, corner_um[0], corner_um[1], d.mpp, side, side) - goal
+        corners = np.stack([at[:-1, :-1], at[:-1, 1:], at[1:, :-1], at[1:, 1:]])
+        around = ((corners.min(axis=0) <= 0) & (corners.max(axis=0) >= 0)).all(axis=-1)
+        rows, columns = np.nonzero(around)
+        a, right, below, far = corners[:, rows, columns]
+        b, c, e = right - a, below - a, a - right - below + far
+        square, linear, constant = _cross(b, e), _cross(a, e) + _cross(b, c), _cross(a, c)
+        root = np.sqrt(np.maximum(linear**2 - 4 * square * constant, 0))
+        # Of the two forms of a root, the one that does not subtract nearly equal numbers.
+        half = -0.5 * (linear + np.where(linear < 0, -root, root))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u = np.stack([half / square, constant / half])
+            along = c + u[..., None] * e
+            v = -((a + u[..., None] * b) * along).sum(axis=-1) / (along**2).sum(axis=-1)
+        x, y = columns + 0.5 + u, rows + 0.5 + v
+        places = corner_um + np.stack([x, y], axis=-1) * d.mpp
+        found = places[(np.abs(u - 0.5) < 0.501) & (np.abs(v - 0.5) < 0.501)]
+        error = np.linalg.norm(map_points(d, found) - goal, axis=1)
+        found = found[error <= tolerance_um]
+        if len(found):
+            nearest: Floats = found[np.linalg.norm(found - start, axis=1).argmin()]
+            return nearest
+    return np.full(2, np.nan)
+
+
+def _cross(a: Floats, b: Floats) -> Floats:
+    product: Floats = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+    return product
 
 
 def mirrored(d: Displacement, width_um: float) -> Displacement:

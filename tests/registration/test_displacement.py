@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 
@@ -147,6 +148,15 @@ class TestInverse:
         found = dp.inverse_points(d, [[290.0, 100.0], [320.0, 100.0]], tolerance_um=0.01)
         assert np.isfinite(found[0]).all()
         assert not 0 <= found[1, 0] <= WIDTH * MPP
+
+    def test_every_point_of_the_slide_is_found_again_where_the_map_folds(self):
+        rng = np.random.default_rng(0)
+        rough = cv2.GaussianBlur(rng.normal(size=(60, 80, 2)).astype(np.float32), (0, 0), 4)
+        d = dp.Displacement(rough * np.float32(3 * MPP) / rough.std() + np.float32(30), MPP)
+        assert 0.003 < dp.folding_fraction(d) < 0.05, "or the test shows nothing"
+        partners = dp.map_points(d, rng.uniform(0, 1, (20_000, 2)) * (80 * MPP, 60 * MPP))
+        back = dp.inverse_points(d, partners, tolerance_um=0.01)
+        assert np.linalg.norm(dp.map_points(d, back) - partners, axis=1).max() <= 0.01
 
     def test_a_flat_map_is_refused(self):
         d = made(lambda p: np.stack([p[..., 0], np.zeros_like(p[..., 0])], axis=-1))

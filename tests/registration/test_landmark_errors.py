@@ -99,20 +99,17 @@ class TestOfficial:
         assert low["official_initial_error_um"] == pytest.approx(math.hypot(3, 6))
         assert tall["official_error_um"] == pytest.approx(0, abs=1e-3)
 
-    def test_a_point_that_cannot_be_inverted_counts_unregistered(self):
-        # All of x between 450 and 1050 is mapped to 750.
-        def crush(p):
-            return np.where((np.abs(p - 750) < 300) & (np.arange(2) == 0), 750, p)
-
-        crushed = field_of(crush, width=30, height=40, mpp=50.0)
-        lost = (640.0, 100.0)
-        assert np.isnan(predict(crushed, np.array([lost]))).all(), "or the test shows nothing"
-        other = mark((200, 300), (200, 300), point="1")
-        first, second = errors(mark(lost, (637, 104)), other, d=crushed)
-        assert first["predicted_x_um"] is None
-        assert first["official_error_um"] == pytest.approx(5)
-        assert first["error_um"] is not None
-        assert second["official_error_um"] == pytest.approx(0, abs=0.1)
+    def test_a_point_without_a_prediction_counts_unregistered(self):
+        he, her2 = (
+            np.array([[(637.0, 104.0)], [(200, 300)]]),
+            np.array([(640.0, 100.0), (230, 260)]),
+        )
+        predicted = np.array([NOWHERE, (200.0, 300.0)])
+        rows = point_errors(Landmarks(["0", "1"], he, her2), predicted, SHIFT, SIZE_UM)
+        assert rows[0]["predicted_x_um"] is None
+        assert rows[0]["official_error_um"] == pytest.approx(5)
+        assert rows[0]["error_um"] == pytest.approx(math.hypot(27, 36))
+        assert rows[1]["official_error_um"] == pytest.approx(0, abs=1e-6)
 
 
 def columns(errors, initial, official=None, official_initial=None):
