@@ -45,6 +45,7 @@ DESCRIBE = _schema("""
     float64? mpp
     string?  mpp_source  # sheet, or the header of the file that states it
     uint8s?  background  # its colour, RGB
+    bool?    background_measured  # false: no background on the image, estimated from pale tissue
     float64? tissue_threshold  # of saturation (he) or optical density over background (her2)
     float64? tissue_fraction tissue_area_um2 tissue_mpp
     binary?  tissue  # PNG, 0 or 255, the image at tissue_mpp
@@ -129,6 +130,7 @@ TILE = _schema("""
     float64  tissue_fraction her2_tissue_fraction
     float64  he_sharpness her2_sharpness  # variance of the Laplacian, at 0.5 um/px
     float64? histogram_similarity  # null: one of the two is flat
+    uint8s   he_background her2_background  # their colours, RGB, of the slide or source image
     float64  her2_coverage_fraction folding_fraction
     string   shard  # relative to the folder of results
     int64    he_offset he_length

@@ -183,6 +183,7 @@ def _describe(pair: Pair, made: Made) -> list[dict[str, Any]]:
                 "mpp": 0.92,
                 "mpp_source": "sheet",
                 "background": [240, 240, 242],
+                "background_measured": stain == "he",
                 "tissue_fraction": 0.6,
                 "thumbnail": encode(image, "jpeg", 85),
                 "thumbnail_mpp": 9.2,

@@ -188,7 +188,7 @@ class Tiling:
             stored_her2 or encode(her2, options.codec, options.quality),
         )
 
-    def _measure(self, he: RGB, her2: RGB) -> dict[str, float | None]:
+    def _measure(self, he: RGB, her2: RGB) -> dict[str, Any]:
         """Measure tissue, sharpness and similarity; colours at half the resolution, for speed."""
         small_he, small_her2 = halved(he), halved(her2)
         tissue = saturation(small_he) > self.saturation_min * 255
@@ -198,7 +198,11 @@ class Tiling:
             "her2_tissue_fraction": cv2.countNonZero(absorbing.view(np.uint8)) / tissue.size,
             "he_sharpness": sharpness(he, self.mpp),
             "her2_sharpness": sharpness(her2, self.mpp),
-            "histogram_similarity": histogram_similarity(small_he, small_her2),
+            "histogram_similarity": histogram_similarity(
+                small_he, small_her2, self.he.background, self.her2.background
+            ),
+            "he_background": list(self.he.background),
+            "her2_background": list(self.her2.background),
         }
 
     def _folding(self, x: int, y: int) -> float:

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,16 +23,23 @@ STAIN_UNIT = 6.0
 DENSITY_STEP = 0.002
 """Optical density of one step of `density`."""
 
-_LOGS = np.repeat(
-    (np.log(np.clip(np.arange(256) / 255, 1e-6, 1.0)) / math.log(1e-6)).astype(np.float32), 3
-).reshape(1, 256, 3)
 
+def haematoxylin(rgb: RGB, background: Color = WHITE) -> Float:
+    """Return the haematoxylin, (H, W), of ``skimage.color.rgb2hed``, in `STAIN_UNIT` densities.
 
-def haematoxylin(rgb: RGB) -> Float:
-    """Return the haematoxylin, (H, W), of ``skimage.color.rgb2hed``, in `STAIN_UNIT` densities."""
-    logs = np.asarray(cv2.LUT(np.ascontiguousarray(rgb), _LOGS), np.float32)
+    Relative to the colour of the background, which rgb2hed takes as white.
+    """
+    logs = np.asarray(cv2.LUT(np.ascontiguousarray(rgb), _logs(background)), np.float32)
     stain = cv2.transform(logs, HED_FROM_RGB[:, :1].T)
     return np.maximum(stain, 0, out=stain)
+
+
+@functools.lru_cache(maxsize=64)
+def _logs(background: Color) -> Float:
+    """Return what `haematoxylin` makes of every value of every channel, (1, 256, 3)."""
+    ratio = np.arange(256)[:, None] / np.maximum(background, 1)
+    logs = np.log(np.clip(ratio, 1e-6, 1.0)) / math.log(1e-6)
+    return logs.astype(np.float32)[None]
 
 
 def optical_density(rgb: RGB, background: Color = WHITE) -> Float:
@@ -85,31 +91,3 @@ def saturation(rgb: RGB) -> RGB:
     result = np.array(hsv[..., 1], np.uint8)
     result[hsv[..., 2] < 30] = 0
     return result
-
-
-def background_color(rgb: RGB) -> Color:
-    """Estimate the colour of the background: the most frequent of the brightest grays.
-
-    Brightness is that of the darkest channel, in which every stain is darker than the background;
-    the background itself may be as dark as 140. Where almost no pixel is bright and gray, all of
-    the image is tissue: then its brightest colour is returned.
-    """
-    lightness = rgb.min(axis=2)
-    clear = (lightness >= 120) & (rgb.max(axis=2) - lightness < 26)
-    if clear.mean() < 0.005:
-        return _rounded(np.percentile(rgb.reshape(-1, 3), 99.5, axis=0))
-    counts = np.bincount(lightness[clear], minlength=256).astype(float)
-    brightest = int(np.searchsorted(np.cumsum(counts), 0.99 * counts.sum()))
-    lowest = int(brightest * 0.94)
-    smooth = np.convolve(counts, np.ones(5), mode="same")
-    mode = lowest + int(np.argmax(smooth[lowest : brightest + 1]))
-    if mode <= lowest + 1:
-        # The histogram still rises towards the dark: that peak is tissue.
-        mode = brightest
-    near = clear & (np.abs(lightness.astype(int) - mode) <= 3)
-    return _rounded(np.median(rgb[near], axis=0))
-
-
-def _rounded(values: npt.NDArray[np.floating[Any]]) -> Color:
-    red, green, blue = (round(float(value)) for value in values)
-    return red, green, blue

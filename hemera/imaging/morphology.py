@@ -21,7 +21,12 @@ which would decide between equal peaks."""
 
 def coarse(image: Image, mpp: float) -> Image:
     """Return an image (H, W) or (H, W, 3) at `COARSE_MPP`, by area; a coarser one as it is."""
-    scale = min(mpp / COARSE_MPP, 1.0)
+    return at_mpp(image, mpp, COARSE_MPP)
+
+
+def at_mpp(image: Image, mpp: float, wanted_mpp: float) -> Image:
+    """Return an image (H, W) or (H, W, 3) at a resolution, by area; a coarser one as it is."""
+    scale = min(mpp / wanted_mpp, 1.0)
     height, width = image.shape[:2]
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), image.dtype)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hemera.imaging.color import STAIN_UNIT, gray, haematoxylin
+from hemera.imaging.color import STAIN_UNIT, WHITE, Color, gray, haematoxylin
 
 RGB = npt.NDArray[np.uint8]
 
@@ -44,13 +44,18 @@ def sharpness(rgb: RGB, mpp: float) -> float:
     return float(deviation[0, 0]) ** 2 * scale
 
 
-def histogram_similarity(he: RGB, her2: RGB) -> float | None:
+def histogram_similarity(
+    he: RGB, her2: RGB, he_background: Color = WHITE, her2_background: Color = WHITE
+) -> float | None:
     """Return the correlation of the haematoxylin histograms of two stains, None for a constant.
+
+    Haematoxylin is relative to the backgrounds of both.
 
     Each is centred on its median and divided by its standard deviation, so that brightness and
     contrast do not matter. It separates true pairs from false ones weakly.
     """
-    first, second = (_centred_histogram(rgb) for rgb in (he, her2))
+    first = _centred_histogram(he, he_background)
+    second = _centred_histogram(her2, her2_background)
     if first is None or second is None:
         return None
     first, second = first - first.mean(), second - second.mean()
@@ -58,9 +63,9 @@ def histogram_similarity(he: RGB, her2: RGB) -> float | None:
     return float(first @ second) / norm if norm else None
 
 
-def _centred_histogram(rgb: RGB) -> npt.NDArray[np.float64] | None:
+def _centred_histogram(rgb: RGB, background: Color) -> npt.NDArray[np.float64] | None:
     """Count haematoxylin in bins over `SIMILARITY_RANGE` deviations around its median."""
-    stain = haematoxylin(rgb)
+    stain = haematoxylin(rgb, background)
     _, spread = cv2.meanStdDev(stain)
     deviation = float(spread[0, 0])
     if deviation * STAIN_UNIT < 1e-3:

@@ -19,7 +19,8 @@ import openslide
 from hemera.errors import SlideError
 from hemera.files.faults import translated
 from hemera.imaging import tiff
-from hemera.imaging.color import Color, background_color
+from hemera.imaging.background import Background, measure_background
+from hemera.imaging.color import Color
 from hemera.imaging.geometry import best_level, level_downsample
 from hemera.imaging.readers import ImageReader, OpenSlideReader, Reader, TiffSlideReader
 from hemera.imaging.resample import area_resample, shift_resample
@@ -85,8 +86,15 @@ class Slide:
 
     @functools.cached_property
     def background(self) -> Color:
-        """The colour of the background, measured on an overview."""
-        return background_color(self._small)
+        """The colour of the background, (r, g, b): as given to `open_slide`, or measured."""
+        return self.measured_background.color
+
+    @functools.cached_property
+    def measured_background(self) -> Background:
+        """The background as measured on an overview."""
+        width, height = self.size_px
+        scale = max(width, height) / max(self._small.shape[:2])
+        return measure_background([self._small], self.mpp * scale)
 
     @functools.cached_property
     def _small(self) -> RGB:

@@ -38,7 +38,10 @@ _ROW_BYTES = 3_000
 """Size of a row without its images, for dividing an export into files."""
 _LOCATION = ("offset", "length", "sha256")
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_DTYPES = {pa.float64(): "float64", pa.int64(): "int64", pa.int32(): "int32", pa.bool_(): "bool"}
+_DTYPES = {
+    pa.float64(): "float64", pa.int64(): "int64", pa.int32(): "int32", pa.bool_(): "bool",
+    pa.uint8(): "uint8",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,13 +196,17 @@ def _huggingface_schema(selection: Selection) -> pa.Schema:
     fields = [pa.field("tile", pa.string())]
     fields += [pa.field(name, _IMAGE) for name in selection.members]
     fields += [pa.field(name, types.field(name).type) for name in selection.columns[1:]]
-    features = {
-        field.name: {"_type": "Image"}
-        if field.type == _IMAGE
-        else {"dtype": _DTYPES.get(field.type, "string"), "_type": "Value"}
-        for field in fields
-    }
+    features = {field.name: _feature(field.type) for field in fields}
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """Return the feature of `datasets` of a type."""
+    if kind == _IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "Sequence"}
+    return {"dtype": _DTYPES.get(kind, "string"), "_type": "Value"}
 
 
 def write_aligned(folder: Path, selection: Selection, threads: int) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hemera.config import MaskOptions
     from hemera.config.base import Options
+    from hemera.imaging.color import Color
     from hemera.masks.label_format import Labelled
 
     RGB = npt.NDArray[np.uint8]
@@ -41,8 +42,11 @@ class Engine(Protocol):
     def versions(self) -> Mapping[str, str]:
         """See `EngineModule.versions`."""
 
-    def prepare(self, tiles: Sequence[RGB], mpp: float) -> Any:
-        """Return the engine's state for a pair, estimated from some of its HER2 tiles."""
+    def prepare(self, tiles: Sequence[RGB], mpp: float, background: Color | None = None) -> Any:
+        """Return the engine's state for a pair, estimated from some of its HER2 tiles.
+
+        `background` is the colour of HER2's background; None: the engine measures it.
+        """
 
     def segment(self, rgb: RGB, mpp: float, state: Any) -> Labelled:
         """Label one HER2 tile (H, W, 3) of `mpp` um/px; `state` of its pair is from `prepare`."""

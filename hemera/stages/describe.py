@@ -72,6 +72,7 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any
             fraction = float(tissue.mean())
             row |= {
                 "background": list(slide.background),
+                "background_measured": slide.measured_background.measured,
                 "tissue_threshold": threshold,
                 "tissue_fraction": fraction,
                 "tissue_area_um2": fraction * width * height * slide.mpp**2,

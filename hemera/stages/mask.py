@@ -77,7 +77,10 @@ def _prepared(
     for pair, own in by_pair.items():
         chosen = min(len(own), count)
         tiles = [_read(tile_shard, own[k * len(own) // chosen]) for k in range(chosen)]
-        states[pair] = {name: e.prepare(tiles, own[0]["mpp"]) for name, e in engines.items()}
+        states[pair] = {
+            name: engine.prepare(tiles, own[0]["mpp"], tuple(own[0]["her2_background"]))
+            for name, engine in engines.items()
+        }
     return states
 
 

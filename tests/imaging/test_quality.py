@@ -4,7 +4,14 @@ import pytest
 from skimage.color import rgb2hed
 
 from hemera.imaging.quality import histogram_similarity, sharpness
-from tests.imaging.test_color import tissue
+
+
+def tissue(rng, height=90, width=130):
+    """H&E colours all over, from pale eosin to dark nuclei."""
+    fraction = cv2.GaussianBlur(rng.random((height, width)).astype(np.float32), (0, 0), 3)
+    fraction = (fraction - fraction.min()) / np.ptp(fraction)
+    eosin, nucleus = np.array([235, 190, 215]), np.array([95, 60, 140])
+    return np.rint(eosin + fraction[..., None] * (nucleus - eosin)).astype(np.uint8)
 
 
 def texture(rng, height, width, sigma):

@@ -165,7 +165,7 @@ def test_real_images(images, tmp_path):
     assert 0.3 < row["tissue_fraction"] < 0.5
 
 
-GOLDEN = {1: "a0a3e9093e8f42f6"}
+GOLDEN = {2: "11d5f9c8ab1502d1"}
 
 
 def test_golden(cohort):

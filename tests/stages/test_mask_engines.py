@@ -17,6 +17,7 @@ from hemera.config import FilterOptions, IndexOptions, MaskOptions, load
 from hemera.config.base import Count, Options, flags
 from hemera.dataset import shards
 from hemera.imaging import codecs
+from hemera.imaging.color import Color
 from hemera.masks import label_format
 from hemera.masks.engine import Resources
 from hemera.sheet import read_sheet, units, write_rows
@@ -43,7 +44,7 @@ class Toy:
     def __init__(self, options: ToyOptions) -> None:
         self.side_px = options.side_px
 
-    def prepare(self, tiles: Sequence[RGB], mpp: float) -> int:
+    def prepare(self, tiles: Sequence[RGB], mpp: float, background: Color | None = None) -> int:
         return len(tiles)
 
     def segment(self, rgb: RGB, mpp: float, state: int) -> label_format.Labelled:

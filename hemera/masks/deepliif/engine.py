@@ -25,6 +25,7 @@ from PIL import Image
 from hemera.config import MaskOptions
 from hemera.errors import EngineError
 from hemera.files.faults import translated
+from hemera.imaging.color import Color
 from hemera.masks import label_format
 from hemera.masks.deepliif import Options, versions
 from hemera.masks.deepliif.model_files import (
@@ -78,9 +79,9 @@ class DeepliifEngine:
                 f"modality Marker; set none, or {REMEDY}"
             )
 
-    def prepare(self, tiles: Sequence[RGB], mpp: float) -> Stains:
+    def prepare(self, tiles: Sequence[RGB], mpp: float, background: Color | None = None) -> Stains:
         """Return the stains of a pair, by which DAB intensity is measured."""
-        return estimate(tiles, mpp)
+        return estimate(tiles, mpp, background)
 
     def segment(self, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
         """Label one HER2 tile; a tile of one colour has an empty mask and the note ``blank``.

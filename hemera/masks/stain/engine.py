@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hemera.config import MaskOptions
 from hemera.imaging.artefacts import ihc_artefacts
+from hemera.imaging.color import Color
 from hemera.masks import label_format
 from hemera.masks.stain import Options, detectors, versions
 from hemera.masks.stain.membranes import measure_cells, membrane_classes
@@ -47,9 +48,9 @@ class StainEngine:
         """What finds nuclei; EngineError when its weights or its package are missing."""
         return detectors.load(self.options)
 
-    def prepare(self, tiles: Sequence[RGB], mpp: float) -> Stains:
+    def prepare(self, tiles: Sequence[RGB], mpp: float, background: Color | None = None) -> Stains:
         """Return the stains of a pair."""
-        return estimate(tiles, mpp)
+        return estimate(tiles, mpp, background)
 
     def segment(self, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
         """Label one HER2 tile.
