@@ -115,7 +115,7 @@ def planned_resources(line: str) -> set[str]:
     ("changes", "words"),
     [
         ({"filtr": {}}, ["filtr", "did you mean filter?"]),
-        ({"filter": {"tissue_fraction_min": 2}}, ["filter.tissue_fraction_min", "equal to 1"]),
+        ({"filter": {"tissue_fraction_min": 2}}, ["filter.tissue_fraction_min", "at most 1"]),
         ({"sheet": "none.tsv"}, ["none.tsv", "no such file"]),
     ],
 )

@@ -162,8 +162,11 @@ def _fault(cls: type[Options], details: ErrorDetails) -> str:
     option = str(details["loc"][0])
     if details["type"] == "extra_forbidden":
         return f"{prefix}{option}: no such key{nearest(option, cls.model_fields)}"
-    valid = details["msg"].replace("Input ", "it ").replace("Tuple ", "the list ")
-    valid = valid.replace("tuple", "list, such as [a, b]")
+    if details["type"].startswith(("greater_than", "less_than")):
+        valid = f"it should be {range_words(keys(cls)[option].limits)}"
+    else:
+        valid = details["msg"].replace("Input ", "it ").replace("Tuple ", "the list ")
+        valid = valid.replace("tuple", "list, such as [a, b]")
     return f"{prefix}{option}: {details['input']!r} is not valid; {valid}"
 
 

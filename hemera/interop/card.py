@@ -16,13 +16,13 @@ CARD = """\
 Fingerprint `{fingerprint}`.
 
 {accepted} of {tiles} tiles accepted, of {cases} cases.
-Masks by {engines}; trained on {target}.
+Masks by {engines}; the networks are trained with those of {target}.
 {mixture}
 ## Accepted tiles
 
 {splits}
 
-## What the networks see
+## Subsets of the networks
 
 {networks}
 
@@ -32,15 +32,14 @@ Masks by {engines}; trained on {target}.
 
 ## Leakage
 
-No case and no source image stands in two splits, and no test case of SegmentationNet was \
-seen by GenerationNet: checked when this card was written. BCI names no patients; its \
-images of one slide can stand on both sides of its released split, which cannot be seen \
-from the release.
+No case and no source image is in two splits, and GenerationNet was trained on no test case of \
+SegmentationNet: both were checked when this card was written. BCI's release has no patient \
+identifiers, so tiles of one of its slides may be in the training and the test split.
 
-## Terms
+## Terms of use
 
 {terms}
-## Made by
+## Software versions
 
 {versions}
 ## Options
@@ -71,7 +70,7 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
         target=metadata["mask_target"],
         mixture=f"\n**Attention: {metadata['mixture']}.**\n" if metadata["mixture"] else "",
         splits=_counts(accepted, "split"),
-        networks=_markdown(("network", "part", "asked for", "tiles", "cases"), rows),
+        networks=_markdown(("network", "split", "tiles requested", "tiles", "cases"), rows),
         reasons=_counts(tiles[~tiles["accepted"]], "reason"),
         terms="".join(f"- {line}\n" for line in json.loads(metadata["licences"])),
         versions="".join(f"- {name} {version}\n" for name, version in versions.items()),
@@ -86,7 +85,7 @@ def _counts(tiles: Any, by: str) -> str:
     found = tiles.groupby(["dataset", "score", by]).agg(
         tiles=("tile", "size"), cases=("case", "nunique")
     )
-    found = found.rename({"": "not known"}, level="score").reset_index()
+    found = found.rename({"": "unknown"}, level="score").reset_index()
     header = ("data set", "score", by, "tiles", "cases")
     return _markdown(header, list(found.itertuples(index=False)))
 

@@ -14,7 +14,7 @@ ACCEPTED, REFUSED, REGISTERED = "accepted", "refused", "registered"
 """Verdicts without a certificate: two manual ones, and that of a pair that comes registered."""
 
 SIGNALS = {
-    "tile_ok": "tissue fields that match best in place",
+    "tile_ok": "tissue squares that match best in place",
     "lncc": "median local correlation of haematoxylin",
     "ncc_margin": "correlation above the best of 36 shifts",
     "match_fraction": "matches near the similarity fitted to them",

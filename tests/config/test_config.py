@@ -110,7 +110,7 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
         ({"filter": 5}, ["filter", "5", "not a section", "indent"]),
         ({"preset": "paper"}, ["preset", "'paper'", "demo, hemera"]),
         ({"preset": 5}, ["preset", "5", "valid string"]),
-        ({"block_count": 0}, ["block_count", "0", "greater than or equal to 1"]),
+        ({"block_count": 0}, ["block_count", "0", "at least 1"]),
         ({"preset": "demo", "sheet": "mine.tsv"}, ["preset", "mine.tsv", "allow_demo_sizes"]),
         ({"mask": {"engines": {"stain": {}}}}, ["index.target", "deepliif", "stain"]),
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, ["index.val_fraction", "below 1"]),
