@@ -37,8 +37,10 @@ def _schema(text: str) -> pa.Schema:
 
 DESCRIBE = _schema("""
     string   pair stain file
-    string   verdict  # accept, refuse
-    string?  reason  # why it is refused, in words
+    string   verdict  # accept, refuse; wrong_stain: overridden by verdict accept in the sheet
+    string?  reason  # why it is not accepted, in words
+    string?  digest  # SHA-256 of its size and of an overview's pixels
+    string?  stain_found  # by its colours: he, ihc; null: they do not show it
     string?  reader vendor
     int64?   width_px height_px
     int32?   level_count
@@ -142,7 +144,7 @@ TILE = _schema("""
 
 PAIRS = _schema("""
     string   pair
-    string   state  # tiled, refused, no_tissue, unreadable
+    string   state  # tiled, refused, wrong_stain, no_tissue, unreadable
     string?  reason  # why it is not tiled, in words
     string   registration  # registered (came so), pass, review, fail; accepted, refused: manually
     int64    tiles_grid  # positions on the grid inside the image

@@ -212,16 +212,19 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, str]]:
 def check(path: Path, /) -> None:
     """Open every file of a sheet and report all faults of cells and files.
 
+    The same image twice and a wrong stain are faults; verdict accept overrides the stain.
+
     Args:
         path: the sheet.
     """
     from tqdm import tqdm
 
     pairs, faults = parse_sheet(path)
+    owners: dict[str, tuple[str, Pair]] = {}
     faults += [
         f"{path.name} {pair.pair}: {fault}"
         for pair in tqdm(pairs, "opening", disable=None, unit="pair")
-        for fault in _faults(pair)
+        for fault in (*_faults(pair), *_contradictions(pair, owners))
     ]
     for pair in pairs:
         if not pair.registered and {image.suffix for image in pair.images} <= IMAGE_SUFFIXES:
@@ -263,3 +266,33 @@ def _faults(pair: Pair) -> Iterator[str]:
                 read(*given)
             except HemeraError as error:
                 yield str(error)
+
+
+def _contradictions(pair: Pair, owners: dict[str, tuple[str, Pair]]) -> Iterator[str]:
+    """Yield what the pixels of a pair contradict.
+
+    Args:
+        owners: column and pair of every image so far, by its digest; both images are added.
+    """
+    from hemera.imaging.identity import contradictions, identify
+    from hemera.imaging.slide import open_slide
+
+    found = []
+    for path, mpp in ((pair.he, pair.he_mpp), (pair.her2, pair.her2_mpp)):
+        try:
+            with open_slide(path, mpp=mpp) as slide:
+                found.append(identify(slide))
+        except HemeraError:
+            # A fault of the file, which `_faults` yields.
+            return
+    faults = contradictions(*found)
+    for verdict, reason in dict.fromkeys(faults.values()):
+        if verdict == "refuse" or pair.verdict != "accept":
+            yield reason
+    for column, identity in zip(("he", "her2"), found, strict=True):
+        first, other = owners.setdefault(identity.digest, (column, pair))
+        if other is not pair and (first != column or other.case != pair.case):
+            yield (
+                f"{column} {identity.name} is the image of pair {other.pair}, {first}, case "
+                f"{other.case}; correct one of the two paths, or give both pairs the same case"
+            )

@@ -19,7 +19,7 @@ NETWORKS = {"generation": "GenerationNet", "segmentation": "SegmentationNet"}
 ROWS_MAX = 500
 """Rows of a table on the page; the tables on disk contain all."""
 
-STATES = ("tiled", "refused", "no_tissue", "unreadable")
+STATES = ("tiled", "refused", "wrong_stain", "no_tissue", "unreadable")
 """States of a pair, the best first."""
 
 

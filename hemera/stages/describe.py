@@ -12,6 +12,7 @@ from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import SlideError
 from hemera.imaging.codecs import encode
+from hemera.imaging.identity import OVERVIEW_PX, Identity, contradictions, identify
 from hemera.imaging.slide import open_slide
 from hemera.imaging.tissue import find_tissue
 from hemera.sheet import Pair, read_sheet, unit_pairs
@@ -20,7 +21,6 @@ log = logging.getLogger(__name__)
 
 EXTENT_MISMATCH_MAX = 0.02
 """Largest relative difference in extent of images that come registered."""
-THUMBNAIL_PX = 1024
 
 
 def run(
@@ -31,25 +31,35 @@ def run(
     images_table: Path,
     options: DescribeOptions,
 ) -> None:
-    """Describe both images of every pair of a unit: size, resolution, tissue.
+    """Describe both images of every pair of a unit: size, resolution, tissue, stain.
 
     An image that cannot be used is a row with its reason, never an error.
     """
     rows: list[dict[str, Any]] = []
     for pair in unit_pairs(read_sheet(sheet), unit, block_count):
-        images = [_describe(pair, stain, options) for stain in tables.STAINS]
+        found = [_describe(pair, stain, options) for stain in tables.STAINS]
+        images = [row for row, _ in found]
+        faults = {}
+        he, her2 = (identity for _, identity in found)
+        if he is not None and her2 is not None:
+            faults = contradictions(he, her2)
         mismatch = _extent_mismatch(pair, *images)
         for row in images:
-            if mismatch:
-                row |= {"verdict": "refuse", "reason": mismatch}
-            if row["verdict"] == "refuse":
+            verdict, reason = faults.get(row["stain"], (None, None))
+            if mismatch and verdict != "refuse":
+                verdict, reason = "refuse", mismatch
+            if verdict is not None and row["verdict"] == "accept":
+                row |= {"verdict": verdict, "reason": reason}
+            if row["verdict"] != "accept":
                 log.warning("pair %s, %s: %s", pair.pair, row["stain"], row["reason"])
         rows += images
     tables.write(images_table, rows, tables.DESCRIBE, tables.provenance(options))
 
 
-def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any]:
-    """Return the row of DESCRIBE of one image; that of an unusable image has the reason."""
+def _describe(
+    pair: Pair, stain: str, options: DescribeOptions
+) -> tuple[dict[str, Any], Identity | None]:
+    """Return the row of DESCRIBE of one image and its identity, None where it cannot be read."""
     path, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2, pair.her2_mpp)
     row: dict[str, Any] = dict.fromkeys(tables.DESCRIBE.names)
     row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
@@ -70,7 +80,10 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any
                 view, stain, slide.background, math.sqrt(mpp_x * mpp_y), options
             )
             fraction = float(tissue.mean())
+            identity = identify(slide, view)
             row |= {
+                "digest": identity.digest,
+                "stain_found": identity.stain,
                 "background": list(slide.background),
                 "background_measured": slide.measured_background.measured,
                 "tissue_threshold": threshold,
@@ -81,16 +94,16 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> dict[str, Any
             }
             if not pair.in_block:
                 # A report shows registrations on it; the pairs of a block are not registered.
-                thumbnail, (thumbnail_mpp, _) = slide.overview(side_px=THUMBNAIL_PX)
+                thumbnail, (thumbnail_mpp, _) = slide.overview(side_px=OVERVIEW_PX)
                 row |= {"thumbnail": encode(thumbnail, "jpeg", 85), "thumbnail_mpp": thumbnail_mpp}
     except SlideError as error:
-        return row | {"verdict": "refuse", "reason": str(error)}
+        return row | {"verdict": "refuse", "reason": str(error)}, None
     if not fraction and stain == "he":
         row |= {"verdict": "refuse", "reason": f"{path.name}: no tissue found on it"}
     elif not fraction:
         # Unstained tissue may be invisible on IHC, but not on H&E.
         log.warning("pair %s, her2: no tissue found; the outline of H&E is used", pair.pair)
-    return row
+    return row, identity
 
 
 def _extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> str | None:

@@ -49,7 +49,8 @@ def run(
         # A RegistrationError of the engine is not about the pair.
         content_errors = (SlideError,)
     d, squares = none(), tables.QUALITY.empty_table()
-    reasons = [found["reason"] for found in described.values() if found["verdict"] != "accept"]
+    # A wrong stain is registered nevertheless: the sheet may override it, for stage tile.
+    reasons = [found["reason"] for found in described.values() if found["verdict"] == "refuse"]
     row["reason"] = "; ".join(dict.fromkeys(reasons)) or None
     if row["reason"] is None:
         try:

@@ -103,6 +103,9 @@ def _check(
             if row["tissue"] is None:
                 raise NotTiled("unreadable", row["reason"])
             raise NotTiled("refused" if row["tissue_fraction"] else "no_tissue", row["reason"])
+    wrong = [row["reason"] for row in images.values() if row["verdict"] == "wrong_stain"]
+    if wrong and pair.verdict != "accept":
+        raise NotTiled("wrong_stain", wrong[0])
     if refusal is not None:
         raise NotTiled("refused", refusal)
     if pair.registered:

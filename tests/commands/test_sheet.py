@@ -38,8 +38,9 @@ def touch(folder: Path, *names: str) -> None:
 def image(path: Path, kind: str, shade: int = 200) -> None:
     """A small image, of bytes that need not be what the suffix says."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(list(str(path.name).encode() + kind.encode()))
     pixels = np.full((40, 56, 3), shade, np.uint8)
-    pixels[:20, :30] = (120, 60, 160)
+    pixels[:20, :30] = rng.integers(0, 256, (20, 30, 1))
     path.write_bytes(cv2.imencode(kind, pixels)[1].tobytes())
 
 
@@ -287,6 +288,51 @@ def test_check_lists_faults_of_cells_and_of_files_together(
     caplog.clear()
     assert main(["sheet", "check", str(tmp_path / "none.tsv")]) == 1
     assert len(errors(caplog)) == 1
+
+
+def tissue_image(path: Path, stain: str, seed: int) -> None:
+    """H&E or IHC tissue of demo's stain vectors, 200 x 260 px."""
+    from hemera.imaging.color import RGB_FROM_HED
+
+    rng = np.random.default_rng(seed)
+    noise = cv2.GaussianBlur(rng.random((200, 260)).astype(np.float32), (0, 0), 3)
+    nuclei = (noise > np.quantile(noise, 0.7))[..., None] * 0.5 * RGB_FROM_HED[0]
+    other = RGB_FROM_HED[1 if stain == "he" else 2] * 0.3 * (np.arange(260) > 60)[:, None]
+    rgb = np.rint(245 * 10 ** -(nuclei + other)).astype(np.uint8)
+    cv2.imwrite(str(path), rgb[..., ::-1])
+
+
+def test_check_finds_wrong_pairs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed in (1, 2):
+        tissue_image(tmp_path / f"{seed}.he.png", "he", seed)
+        tissue_image(tmp_path / f"{seed}.her2.png", "her2", seed + 9)
+    (tmp_path / "renamed.he.png").write_bytes((tmp_path / "1.he.png").read_bytes())
+    small = cv2.resize(cv2.imread(str(tmp_path / "1.he.png")), None, fx=0.7, fy=0.7)
+    cv2.imwrite(str(tmp_path / "small.he.jpg"), small)
+
+    def checked(*rows: tuple[str, str, str, str]) -> list[str]:
+        common = {"dataset": "d", "registered": "true", "he_mpp": "0.5", "her2_mpp": "0.5"}
+        cells = [dict(zip(("case", "he", "her2", "verdict"), row, strict=True)) for row in rows]
+        named = [{"pair": f"p{n}", **common, **row} for n, row in enumerate(cells)]
+        (tmp_path / "pairs.tsv").write_text(write_rows(named))
+        caplog.clear()
+        assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == (1 if errors(caplog) else 0)
+        return errors(caplog)
+
+    good = ("a", "1.he.png", "1.her2.png", "")
+    assert checked(good, ("b", "2.he.png", "2.her2.png", "")) == []
+    for copy in ("1.he.png", "renamed.he.png", "small.he.jpg"):
+        (line,) = checked(("a", "1.he.png", copy, "accept"))
+        assert "the same image twice; correct" in line
+    (line,) = checked(("a", "1.her2.png", "1.he.png", ""))
+    assert line.count("by its colours") == 2
+    assert "swap he and her2" in line
+    assert checked(("a", "1.her2.png", "1.he.png", "accept")) == []
+    (line,) = checked(("a", "1.he.png", "2.he.png", ""))
+    assert "her2 2.he.png has eosin" in line
+    (line,) = checked(good, ("b", "renamed.he.png", "2.her2.png", ""))
+    assert "renamed.he.png is the image of pair p0, he, case a" in line
+    assert checked(good, ("a", "renamed.he.png", "2.her2.png", "")) == []
 
 
 def test_landmarks_of_swapped_slides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -124,6 +124,40 @@ def test_registered_images_of_different_extent_are_refused(cohort):
     assert [row["verdict"] for row in rows] == ["accept", "accept"]
 
 
+def test_wrong_pairs_are_named(cohort, rng):
+    """The same image twice is refused; swapped columns have a verdict of their own."""
+    box = (100, 500, 200, 800)
+    brown = stained(rng, (242, 241, 240), (150, 120, 95), box)
+    Image.fromarray(brown).save(cohort / "brown.her2.png")
+    Image.open(cohort / "good.he.png").save(cohort / "copy.he.jpg", quality=50)
+    he, her2, brown = "good.he.png", "good.her2.png", "brown.her2.png"
+    rows = described(
+        cohort,
+        [
+            pair("good", case="c"),
+            pair("file", he=he, her2=he, case="c"),
+            pair("copy", he=he, her2="copy.he.jpg", case="c"),
+            pair("swapped", he=brown, her2=he, case="c"),
+            pair("both_ihc", he=brown, her2=her2, case="c"),
+        ],
+    )
+    found = {}
+    for row in rows:
+        found.setdefault(row["pair"], []).append(row["verdict"])
+    assert found == {
+        "good": ["accept", "accept"],
+        "file": ["refuse", "refuse"],
+        "copy": ["refuse", "refuse"],
+        "swapped": ["wrong_stain", "wrong_stain"],
+        "both_ihc": ["wrong_stain", "accept"],
+    }
+    reasons = {row["reason"] for row in rows if row["pair"] in ("file", "copy")}
+    assert all("the same image twice" in reason for reason in reasons)
+    by_file = {row["file"]: row for row in rows}
+    assert [by_file[name]["stain_found"] for name in (he, brown)] == ["he", "ihc"]
+    assert len({row["digest"] for row in rows if row["file"] == he}) == 1
+
+
 def test_her2_without_tissue_does_not_refuse_the_pair(cohort, rng):
     blank = stained(rng, (240, 240, 240), (0, 0, 0), (0, 0, 0, 0))
     Image.fromarray(blank).save(cohort / "good.her2.png")
@@ -156,10 +190,17 @@ def test_real_images(images, tmp_path):
     assert 0.4 < tissue["00345", "he"] < 0.7
     assert tissue["00820", "he"] > 0.8
     assert tissue["00005", "her2"] < 0.3
+    assert {row["stain_found"] for row in found if row["stain"] == "he"} == {"he"}
+    assert {row["stain_found"] for row in found if row["stain"] == "her2"} <= {"ihc", None}
+    swapped = described(tmp_path, [{**rows[1], "he": rows[1]["her2"], "her2": rows[1]["he"]}])
+    assert [row["verdict"] for row in swapped] == ["wrong_stain", "wrong_stain"]
     svs = images / "wsi" / "CMU-1-Small-Region.svs"
     row, _ = described(
         tmp_path, [{"pair": "cmu", "dataset": "wsi", "he": svs, "her2": svs}], unit="cmu"
     )
+    assert row["verdict"] == "refuse"
+    assert "the same image twice" in row["reason"]
+    assert row["stain_found"] == "he"
     assert (row["width_px"], row["height_px"]) == (2220, 2967)
     assert (row["mpp"], row["mpp_source"], row["vendor"]) == (0.499, "aperio.MPP", "aperio")
     assert 0.3 < row["tissue_fraction"] < 0.5

@@ -219,6 +219,18 @@ def test_refused_images_and_verdicts_are_states(images_of_pair):
     assert "cannot be read" in unit.states["cut"]["reason"]
 
 
+def test_a_wrong_stain_is_a_state_unless_a_person_accepts_it(images_of_pair):
+    folder, _, _ = images_of_pair
+    swapped = {"he": "p1.her2.png", "her2": "p1.he.png"}
+    unit = Unit(folder, [registered("p1", **swapped)])
+    assert unit.tile() == []
+    assert unit.state["state"] == "wrong_stain"
+    assert "swap he and her2" in unit.state["reason"]
+    unit = Unit(folder, [registered("p1", verdict="accept", **swapped)])
+    assert len(unit.tile()) == 6
+    assert unit.state["state"] == "tiled"
+
+
 def test_any_number_of_workers_gives_the_same_bytes(images_of_pair):
     folder, he, _ = images_of_pair
     Image.fromarray(he[::-1]).save(folder / "p2.he.png")
@@ -456,6 +468,12 @@ def test_a_real_slide_against_itself(images, tmp_path):
     path = images / "wsi" / "CMU-1-Small-Region.svs"
     row = {"pair": "cmu", "dataset": "wsi", "he": path, "her2": path, "registered": "true"}
     unit = Unit(tmp_path, [{**row, "he_mpp": "", "her2_mpp": ""}], unit="cmu")
+    assert unit.tile() == []
+    assert unit.state["state"] == "refused"
+    assert "the same image twice" in unit.state["reason"]
+    described = tables.read(unit.images_table, tables.DESCRIBE).to_pylist()
+    accepted = [{**row, "verdict": "accept", "reason": None} for row in described]
+    tables.write(unit.images_table, accepted, tables.DESCRIBE)
     rows = unit.tile(size_px=512, codec="jpeg", workers=2)
     assert unit.state["tiles_grid"] == 20
     assert 10 <= len(rows) < 20
