@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hemera.imaging.background import measure_background
 from hemera.imaging.color import Color, optical_density
 from hemera.imaging.morphology import coarse
 from hemera.imaging.slide import Slide
@@ -110,7 +109,7 @@ class Identity:
 def identify(slide: Slide, view: RGB | None = None) -> Identity:
     """Identify a slide or image; `view` is one of all of it at about `STAIN_MPP`, where known."""
     overview, (mpp, _) = slide.overview(side_px=OVERVIEW_PX)
-    found = measure_background([overview], mpp)
+    found = slide.measured_background
     digest = hashlib.sha256(repr(slide.size_px).encode() + overview.tobytes()).hexdigest()
     small = cv2.resize(overview, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
     if mpp > STAIN_MPP:
@@ -137,7 +136,7 @@ def contradictions(he: Identity, her2: Identity) -> dict[str, tuple[str, str]]:
         wrong.append(("he", f"he {he.name} has no eosin and is IHC by its colours"))
     if her2.stain == HE:
         wrong.append(("her2", f"her2 {her2.name} has eosin and is H&E by its colours"))
-    remedy = "swap he and her2" if len(wrong) == 2 else "correct the path"
+    remedy = "swap he and her2" if len(wrong) == 2 else "correct the paths"
     found = " and ".join(what for _, what in wrong)
     reason = f"{found}; {remedy}, or set verdict to accept in the sheet"
     return {column: ("wrong_stain", reason) for column, _ in wrong}

@@ -106,9 +106,7 @@ def test_contradictions(rng, tmp_path):
 
 def test_one_section_in_two_stains_is_no_copy(rng, tmp_path):
     seed = int(rng.integers(1 << 30))
-    pair = [
-        section(np.random.default_rng(seed), HAEMATOXYLIN, second) for second in (EOSIN, DAB)
-    ]
+    pair = [section(np.random.default_rng(seed), HAEMATOXYLIN, second) for second in (EOSIN, DAB)]
     he, her2 = (write(tmp_path / f"{n}.png", rgb) for n, rgb in enumerate(pair))
     assert verdicts(he, her2) == {}
 

@@ -206,7 +206,7 @@ def test_real_images(images, tmp_path):
     assert 0.3 < row["tissue_fraction"] < 0.5
 
 
-GOLDEN = {2: "11d5f9c8ab1502d1"}
+GOLDEN = {2: "8fde449a801f908e"}
 
 
 def test_golden(cohort):

@@ -225,7 +225,7 @@ def test_a_wrong_stain_is_a_state_unless_a_person_accepts_it(images_of_pair):
     unit = Unit(folder, [registered("p1", **swapped)])
     assert unit.tile() == []
     assert unit.state["state"] == "wrong_stain"
-    assert "swap he and her2" in unit.state["reason"]
+    assert "is IHC by its colours" in unit.state["reason"]
     unit = Unit(folder, [registered("p1", verdict="accept", **swapped)])
     assert len(unit.tile()) == 6
     assert unit.state["state"] == "tiled"
