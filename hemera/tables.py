@@ -69,8 +69,9 @@ CERTIFICATE = _schema("""
     string?  mirrored_by  # sheet, or probe: found against the sheet
     int64?   match_count
     float64? match_fraction
+    float64? keypoint_fraction keypoint_error_um  # matches that the map was not fitted to
     float64? mirror_probe  # matches over those of the mirror image
-    float64? tile_ok lncc ncc ncc_margin
+    float64? tile_ok misaligned_fraction lncc ncc ncc_margin
     float64? rotation_deg scale anisotropy determinant
     float64? folding_fraction coverage_fraction displacement_median_um displacement_mpp
     float64? error_median_um error_p90_um  # of the estimates in QUALITY

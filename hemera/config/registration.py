@@ -24,9 +24,12 @@ MEMORY_MB_PER_MEGAPIXEL = 300
 Limits = Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]
 """Limits of a signal of the certificate: of `pass` and of `fail`."""
 
-AT_LEAST = ("tile_ok", "lncc", "ncc_margin", "match_fraction", "mirror_probe", "coverage_fraction")
+AT_LEAST = (
+    *("tile_ok", "lncc", "ncc_margin", "match_fraction", "keypoint_fraction", "mirror_probe"),
+    "coverage_fraction",
+)
 """Signals of which larger values are better."""
-AT_MOST = ("log_scale", "anisotropy", "folding_fraction")
+AT_MOST = ("misaligned_fraction", "log_scale", "anisotropy", "folding_fraction")
 """Signals of which smaller values are better."""
 
 
@@ -34,7 +37,7 @@ class RegisterOptions(Options):
     """Registration of HER2 onto H&E by DeeperHistReg, and the limits of its certificate."""
 
     section: ClassVar[str] = "register"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     preset: Annotated[Preset, paper("DeeperHistReg, rigid and nonrigid; no preset named")] = (
         "default_initial_nonrigid"
@@ -57,6 +60,9 @@ class RegisterOptions(Options):
     tile_ok: Limits = (0.60, 0.30)
     """Fraction of tissue squares whose best match is in place: a pair passes with at least the
     first, fails below the second, and is for review between."""
+    misaligned_fraction: Limits = (0.2, 1.0)
+    """Fraction of tissue squares in connected regions where few squares match in place: passes
+    up to the first, fails above the second. Tiles in such regions are rejected in any case."""
     lncc: Limits = (0.15, 0.08)
     """Median local correlation of haematoxylin: passes with at least the first, fails below the
     second."""
@@ -66,12 +72,15 @@ class RegisterOptions(Options):
     match_fraction: Limits = (0.50, 0.25)
     """Fraction of feature matches near the similarity transform fitted to them: passes with at
     least the first, fails below the second."""
+    keypoint_fraction: Limits = (0.50, 0.25)
+    """Fraction of feature matches near the final displacement, which was not fitted to them: passes
+    with at least the first, fails below the second."""
     mirror_probe: Limits = (1.5, 1.0)
     """Feature matches of HER2 over those of its mirror image: passes with at least the first, fails
     below the second."""
-    coverage_fraction: Limits = (0.90, 0.0)
-    """Fraction of the H&E tissue that HER2 covers: passes with at least the first, fails below the
-    second."""
+    coverage_fraction: Limits = (0.25, 0.0)
+    """Fraction of the H&E tissue that HER2 covers, on which the other signals are measured: passes
+    with at least the first, fails below the second."""
     log_scale: Limits = (0.25, 0.25)
     """Absolute logarithm of the scale of the affine transform: passes up to the first, fails above
     the second."""

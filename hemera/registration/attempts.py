@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hemera.registration.canvas import Canvas, Described, read_canvas, size_um
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality
-from hemera.registration.signals import measure
+from hemera.registration.signals import match_keypoints, measure
 from hemera.registration.verdict import FAIL, RIGID_TOLERANCE, VERDICTS, assess
 from hemera.sheet import Pair
 
@@ -172,6 +173,11 @@ def _attempt(
     matrix = np.column_stack([rigid.affine.matrix, rigid.affine.offset_um])
     row |= {**signals, "displacement_mpp": d.mpp, "rigid": matrix.ravel().tolist()}
     contradicts_sheet = pair.mirrored and not mirrored
+    if outcome.keypoints_um is not None and len(outcome.keypoints_um):
+        points_um = outcome.keypoints_um.copy()
+        if mirrored:
+            points_um[:, 1, 0] = reduced.her2.shape[1] * reduced.mpp - points_um[:, 1, 0]
+        row |= match_keypoints(d, points_um, math.hypot(*size_um(described["he"])))
     row["verdict"], row["reason"], retryable = assess(
         row, options, rigid_kept=rigid_kept, contradicts_sheet=contradicts_sheet
     )

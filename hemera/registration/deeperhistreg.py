@@ -30,12 +30,10 @@ from PIL import Image
 from hemera.config import RegisterOptions
 from hemera.errors import RegistrationError
 from hemera.files.faults import translated
-from hemera.registration.displacement import Displacement, from_engine_field
+from hemera.registration.displacement import Displacement, from_engine_field, map_points
+from hemera.registration.signals import MATCH_RADIUS
 
 log = logging.getLogger(__name__)
-
-MATCH_RADIUS = 0.02
-"""A match agrees with the rigid displacement within this fraction of the image's diagonal."""
 
 _COMMAND = (sys.executable, "-u", "-m", "hemera.registration.deeperhistreg")
 _SETUP_ERROR = 3
@@ -56,6 +54,8 @@ class Outcome:
     mirrored_match_count: int | None = None
     match_fraction: float | None = None
     """Fraction of SuperGlue's matches between H&E and the rigidly warped HER2 that agree."""
+    keypoints_um: npt.NDArray[np.float64] | None = None
+    """These matches, (N, 2, 2): (x, y) on H&E and on HER2. No displacement was fitted to them."""
     reason: str | None = None
 
 
@@ -109,7 +109,12 @@ def register(
     nonrigid = None if field is None else from_engine_field(field, **geometry)
     del field
     rigid = from_engine_field(_affine_field(answer["rigid"], answer["canvas"]), **geometry)
-    return Outcome(nonrigid, rigid, *answer["matches"])
+    (left, top), scale = answer["padding"]["fixed_pad"], answer["keypoint_scale"]
+    # Both ends of a match are on the canvas of H&E, HER2 warped by the rigid displacement.
+    places = (np.array(answer["keypoints"]).reshape(-1, 2, 2) + 0.5) * scale - (left, top)
+    keypoints_um = places * mpp
+    keypoints_um[:, 1] = map_points(rigid, keypoints_um[:, 1])
+    return Outcome(nonrigid, rigid, **answer["matches"], keypoints_um=keypoints_um)
 
 
 def _run(request: Path) -> str | None:
@@ -194,12 +199,18 @@ def main(request: Path) -> None:
         pipeline.initial_registration()
     match_count = _final_matches(folder / "engine.log")
     mirrored_match_count = match_fraction = None
+    keypoints, keypoint_scale = np.zeros((0, 2, 2)), 1.0
     if arguments["probe"]:
         with torch.no_grad():
             _match_mirrored(pipeline)
         mirrored_match_count = _final_matches(folder / "engine.log")
     if mirrored_match_count is None or mirrored_match_count <= match_count:
-        match_fraction = _match_fraction(pipeline, torch)
+        keypoints, size = _match_warped(pipeline, torch)
+        canvas = pipeline.pre_target.shape[2:]
+        keypoint_scale = canvas[0] / size[0]
+        if len(keypoints):
+            distances = np.linalg.norm(keypoints[:, 0] - keypoints[:, 1], axis=1)
+            match_fraction = float((distances <= MATCH_RADIUS * math.hypot(*size)).mean())
     refined = (match_fraction or 0.0) >= max(options.match_fraction[1], 1e-9)
     if refined:
         pipeline.nonrigid_registration()
@@ -216,7 +227,13 @@ def main(request: Path) -> None:
             "moving_pad": [pads["pad_1"][1][0], pads["pad_1"][0][0]],
             "fixed_pad": [pads["pad_2"][1][0], pads["pad_2"][0][0]],
         },
-        "matches": [match_count, mirrored_match_count, match_fraction],
+        "matches": {
+            "match_count": match_count,
+            "mirrored_match_count": mirrored_match_count,
+            "match_fraction": match_fraction,
+        },
+        "keypoints": keypoints.tolist(),
+        "keypoint_scale": keypoint_scale,
     }
     (folder / "answer.json").write_text(json.dumps(answer))
 
@@ -279,8 +296,11 @@ def _final_matches(path: Path) -> int:
     return int(found[-1])
 
 
-def _match_fraction(pipeline: Any, torch: Any) -> float | None:
-    """Return the fraction of SuperGlue's matches with rigidly warped HER2 that agree, if any."""
+def _match_warped(pipeline: Any, torch: Any) -> tuple[npt.NDArray[np.float64], tuple[int, int]]:
+    """Match H&E with rigidly warped HER2 by SuperGlue on smaller images.
+
+    Returns (N, 2, 2), pixels (x, y) on H&E and on warped HER2, and (height, width) of the images.
+    """
     utils = importlib.import_module("dhr_utils.utils")
     warping = importlib.import_module("dhr_utils.warping")
     paths = importlib.import_module("dhr_paths.model_paths")
@@ -308,12 +328,10 @@ def _match_fraction(pipeline: Any, torch: Any) -> float | None:
         found = model({"image0": source, "image1": target})
     matches = found["matches0"][0].cpu().numpy()
     kept = matches > -1
-    if not kept.any():
-        return None
     here = found["keypoints0"][0].cpu().numpy()[kept]
     there = found["keypoints1"][0].cpu().numpy()[matches[kept]]
-    radius = MATCH_RADIUS * math.hypot(target.shape[2], target.shape[3])
-    return float((np.linalg.norm(here - there, axis=1) <= radius).mean())
+    pairs = np.stack([there, here], axis=1).astype(np.float64)
+    return pairs, (target.shape[2], target.shape[3])
 
 
 def _leave_with_parent() -> None:

@@ -144,11 +144,17 @@ def fit_affine(d: Displacement, mask: npt.NDArray[np.bool_]) -> Affine:
     """Fit an affine map to a displacement by least squares, over the nodes of a mask (H, W)."""
     rows, columns = np.nonzero(mask)
     fixed = (np.stack([columns, rows], axis=-1) + 0.5) * d.mpp
-    vectors = d.vectors_um[rows, columns].astype(np.float64)
-    centre, mean = fixed.mean(axis=0), vectors.mean(axis=0)
+    return nearest_affine(fixed, fixed + d.vectors_um[rows, columns])
+
+
+def nearest_affine(fixed_um: npt.ArrayLike, moving_um: npt.ArrayLike) -> Affine:
+    """Fit an affine map to corresponding points (N, 2) by least squares."""
+    fixed_um = np.asarray(fixed_um, np.float64)
+    vectors = np.asarray(moving_um, np.float64) - fixed_um
+    centre, mean = fixed_um.mean(axis=0), vectors.mean(axis=0)
     # Centred, and for the displacement instead of the map: the least-norm solution along an axis
-    # with one node is then a shift.
-    slope, *_ = np.linalg.lstsq(fixed - centre, vectors - mean, rcond=None)
+    # with one point is then a shift.
+    slope, *_ = np.linalg.lstsq(fixed_um - centre, vectors - mean, rcond=None)
     matrix = np.eye(2) + slope.T
     return Affine(matrix, centre + mean - matrix @ centre)
 
@@ -315,13 +321,19 @@ def _max_distance(coarse: Displacement, d: Displacement) -> float:
 
 def jacobian_determinant(d: Displacement) -> Floats:
     """Return the ratio of areas on HER2 and H&E at each node, (H, W); negative in a fold."""
-    vectors = d.vectors_um.astype(np.float64)
+    return area_ratio(node_points(d) + d.vectors_um, d.mpp)
+
+
+def area_ratio(moving_um: Floats, step_um: float) -> Floats:
+    """Return the same for a grid of points (H, W, 2) that were `step_um` apart on H&E."""
     along_y, along_x = (
-        np.gradient(vectors, d.mpp, axis=axis) if vectors.shape[axis] > 1 else 0 * vectors
+        np.gradient(moving_um, step_um, axis=axis)
+        if moving_um.shape[axis] > 1
+        else np.broadcast_to(np.eye(2)[1 - axis], moving_um.shape)
         for axis in (0, 1)
     )
-    diagonal: Floats = (1 + along_x[..., 0]) * (1 + along_y[..., 1])
-    return diagonal - along_x[..., 1] * along_y[..., 0]
+    determinant: Floats = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
+    return determinant
 
 
 def folding_fraction(

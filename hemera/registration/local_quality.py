@@ -1,6 +1,7 @@
 """Local quality of a registration: how well the stains match in place, square by square."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -22,6 +23,12 @@ SEARCH_PRIOR = 0.2
 uniform tissue match anywhere."""
 TISSUE_MIN = 0.25
 """Least tissue fraction of a square."""
+REGION_SIDE = 5
+"""Squares along the side of the neighbourhood in which those that match in place are counted."""
+REGION_OK_MIN = 0.35
+"""A region is misaligned where a smaller fraction matches in place; by chance it is 1/17."""
+REGION_SQUARES_MIN = 4
+"""Least squares of such a region."""
 FLAT = 0.1
 """A square is flat when the standard deviation of its haematoxylin is below this fraction of the
 median one: background contains camera noise, which does not correlate."""
@@ -48,6 +55,29 @@ class LocalQuality:
     def ok(self) -> npt.NDArray[np.bool_]:
         """Where no shifted version matches better."""
         return self.ncc > self.best_shifted
+
+    @functools.cached_property
+    def regions(self) -> npt.NDArray[np.int64]:
+        """Number of the misaligned region that each square is in or near, 0 for none.
+
+        A region is connected, and few of its squares match in place. Single squares fail on right
+        maps too, where the stains have nothing in common; neighbours fail together where the map is
+        wrong.
+        """
+        axes = [np.unique(values, return_inverse=True)[1] for values in self.centres_um.T[::-1]]
+        if not len(self.ncc):
+            return np.zeros(0, np.int64)
+        is_ok, known = np.zeros((2, *(axis.max() + 1 for axis in axes)))
+        is_ok[*axes], known[*axes] = self.ok, 1
+        ok_count, count = (
+            ndimage.uniform_filter(grid, REGION_SIDE, mode="constant") for grid in (is_ok, known)
+        )
+        low = (known > 0) & (ok_count < REGION_OK_MIN * count)
+        labels, _ = ndimage.label(low, np.ones((3, 3)))
+        labels[np.bincount(labels.ravel())[labels] < REGION_SQUARES_MIN] = 0
+        # A neighbourhood at the edge of a region contains squares that match.
+        wide: npt.NDArray[np.int64] = ndimage.grey_dilation(labels, size=(3, 3))[*axes]
+        return wide
 
     @property
     def error_um(self) -> Floats:
@@ -82,7 +112,8 @@ class LocalQuality:
     def at(self, points_um: npt.ArrayLike) -> dict[str, Floats]:
         """Interpolate error_um, ncc and margin (ncc minus the best shifted) at points (N, 2), um.
 
-        NaN outside all squares.
+        NaN outside all squares. Where a square of a misaligned region contributes, the values are
+        the worst of the region: within it some squares match by chance.
         """
         points = np.asarray(points_um, np.float64).reshape(-1, 2)
         values = np.stack([self.error_um, self.ncc, self.ncc - self.best_shifted])
@@ -95,7 +126,11 @@ class LocalQuality:
                 away = np.abs(self.centres_um - point).max(axis=1)
                 nearest = (away <= self.side_um / 2) & (away == away.min(initial=np.inf))
                 weights = nearest.astype(np.float64)
-            if weights.any():
+            region = self.regions[weights > 0].max(initial=0)
+            if region:
+                inside = values[:, self.regions == region]
+                found[:, n] = inside[0].max(), inside[1].min(), inside[2].min()
+            elif weights.any():
                 found[:, n] = values @ weights / weights.sum()
         return dict(zip(("error_um", "ncc", "margin"), found, strict=True))
 

@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from hemera.imaging.color import haematoxylin, optical_density
 from hemera.imaging.tissue import tissue_threshold
-from hemera.registration.displacement import Displacement, fit_affine, folding_fraction, map_grid
+from hemera.registration import displacement as fields
+from hemera.registration.displacement import Displacement, map_grid, map_points
 from hemera.registration.local_quality import LocalQuality, directions, measure_local_quality
 
 RGB = npt.NDArray[np.uint8]
@@ -19,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 
 # Lengths as a fraction of the diagonal of the H&E image.
 WINDOW = 0.025
+MATCH_RADIUS = 0.02
+"""A match agrees with a displacement within this distance."""
 MARGIN_SHIFTS = (0.03, 0.06, 0.12)
 SMOOTHING = 2 / 1400
 """2 px where the image is about 1,000 px a side."""
@@ -49,19 +52,16 @@ def measure(
     Returns:
         Columns of `tables.CERTIFICATE`, without those that cannot be measured for lack of tissue,
         and the local quality. `tile_ok` is the fraction of squares in which no shifted version
-        matches better, by chance 1/17; `lncc` the median local correlation of haematoxylin; `ncc`
+        matches better, by chance 1/17; `misaligned_fraction` that of squares in regions where few
+        match in place; `lncc` the median local correlation of haematoxylin; `ncc`
         that over the image; `ncc_margin` the same minus the best of 36 shifts. Scale, rotation and
-        determinant are of the affine part over tissue, on the slides in um.
+        determinant are of the affine part, on the slides in um; they and folding are over the
+        tissue that HER2 covers.
     """
     height, width = fixed.shape[:2]
     diagonal_px = math.hypot(*fixed_size_um) / mpp
     sigma = max(SMOOTHING * diagonal_px, 0.5)
     he, inside = _smooth_haematoxylin(fixed, sigma), tissue(fixed, sigma)
-    rows, columns = (
-        ((np.arange(count) + 0.5) * d.mpp / mpp).astype(np.int64).clip(max=length - 1)
-        for count, length in zip(d.vectors_um.shape[:2], inside.shape, strict=True)
-    )
-    nodes = inside[np.ix_(rows, columns)]
     # A margin on each side, so that shifted versions are defined up to the edge.
     margin = math.ceil(max(MARGIN_SHIFTS) * diagonal_px) + 1
     corner_um = -margin * mpp
@@ -76,27 +76,43 @@ def measure(
     signals: dict[str, float | None] = {}
     if len(local.ncc):
         signals["tile_ok"] = float(local.ok.mean())
+        signals["misaligned_fraction"] = float((local.regions > 0).mean())
         signals["error_median_um"] = float(np.median(local.error_um))
         signals["error_p90_um"] = float(np.percentile(local.error_um, 90))
     if (inside & covered).any():
         signals |= _correlations(he, warped, margin, inside, covered, diagonal_px)
-    if nodes.any():
-        signals["folding_fraction"] = folding_fraction(d, nodes, mirrored=mirrored)
     if inside.any():
-        affine = fit_affine(d, nodes) if nodes.sum() >= 16 else d.affine
-        # On the pixels of the image: a coarse grid may have no node on a small piece of tissue.
-        y, x = np.nonzero(inside)
+        # What HER2 does not cover cannot be judged; where it covers nothing, all is described.
+        judged = inside & covered if (inside & covered).any() else inside
+        # On the pixels of the image, so that the distance of the map's nodes does not matter.
+        y, x = np.nonzero(judged)
         here_um = (np.stack([x, y], axis=-1) + 0.5) * mpp
-        distances_um = np.linalg.norm(partners[y, x] - here_um, axis=1)
+        affine = fields.nearest_affine(here_um, partners[judged])
+        distances_um = np.linalg.norm(partners[judged] - here_um, axis=1)
+        area = fields.area_ratio(partners, mpp)[judged]
         signals |= {
             "rotation_deg": affine.rotation_deg,
             "scale": affine.scale,
             "anisotropy": affine.anisotropy,
             "determinant": affine.determinant,
+            "folding_fraction": float((area >= 0 if mirrored else area <= 0).mean()),
             "coverage_fraction": float(covered[inside].mean()),
             "displacement_median_um": float(np.median(distances_um)),
         }
     return signals, local
+
+
+def match_keypoints(d: Displacement, pairs_um: Floats, diagonal_um: float) -> dict[str, float]:
+    """Measure a displacement at matched keypoints (N, 2, 2), (x, y) on H&E and on HER2, N > 0.
+
+    The nonrigid stage optimises the local correlation of grey values and does not use them.
+    `keypoint_fraction` agree within 2 % of the diagonal; `keypoint_error_um` is their median
+    distance.
+    """
+    distances = np.linalg.norm(map_points(d, pairs_um[:, 0]) - pairs_um[:, 1], axis=1)
+    near = distances <= MATCH_RADIUS * diagonal_um
+    found = {"keypoint_fraction": float(near.mean())}
+    return found | ({"keypoint_error_um": float(np.median(distances[near]))} if near.any() else {})
 
 
 def _smooth_haematoxylin(rgb: RGB, sigma_px: float) -> Gray:

@@ -15,9 +15,12 @@ ACCEPTED, REFUSED, REGISTERED = "accepted", "refused", "registered"
 
 SIGNALS = {
     "tile_ok": "tissue squares that match best in place",
+    "misaligned_fraction": "tissue squares in regions where few match in place",
     "lncc": "median local correlation of haematoxylin",
     "ncc_margin": "correlation above the best of 36 shifts",
     "match_fraction": "matches near the similarity fitted to them",
+    "keypoint_fraction": "matches near the final map, which was not fitted to them",
+    "keypoint_error_um": "their median distance, µm",
     "match_count": "matches",
     "mirror_probe": "matches over those of the mirror image",
     "coverage_fraction": "H&E tissue that HER2 covers",
@@ -104,7 +107,9 @@ def assess(
         )
     else:
         compare("match_fraction")
-    for name in ("tile_ok", "lncc", "ncc_margin", "mirror_probe"):
+    for name in (
+        "keypoint_fraction", "tile_ok", "lncc", "ncc_margin", "mirror_probe", "misaligned_fraction",
+    ):  # fmt: skip
         compare(name)
     determinant = row.get("determinant")
     if determinant is not None and (determinant < 0) != row["mirrored"]:

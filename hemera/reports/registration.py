@@ -46,7 +46,10 @@ SQUARE = 0.72
 PALE = 0.45
 """Remaining contrast of H&E below the squares."""
 
-FRACTIONS = ("tile_ok", "match_fraction", "coverage_fraction", "folding_fraction")
+FRACTIONS = (
+    *("tile_ok", "misaligned_fraction", "match_fraction", "keypoint_fraction"),
+    *("coverage_fraction", "folding_fraction"),
+)
 """Signals shown in percent."""
 
 

@@ -187,7 +187,7 @@ class TestAttempts:
 
     def test_low_coverage_is_not_tried_again(self, pairs_copy, tmp_path, monkeypatch):
         image = np.asarray(Image.open(pairs_copy / "her2.png"))
-        Image.fromarray(np.ascontiguousarray(image[:, :226])).save(pairs_copy / "her2.png")
+        Image.fromarray(np.ascontiguousarray(image[:, :140])).save(pairs_copy / "her2.png")
         describe_pair(pairs_copy, "plain")
         calls = in_turn(monkeypatch, given(to_moving))
         row, _ = run(pairs_copy, tmp_path, retries=2)

@@ -51,3 +51,35 @@ def test_a_table_holds_it(local, tmp_path):
     again = LocalQuality.from_columns(table.to_pydict())
     for name, values in vars(local).items():
         np.testing.assert_array_equal(getattr(again, name), values)
+
+
+class TestRegions:
+    """A grid of 12 x 9 squares, 50 um apart, with a number in each that decides where it is ok."""
+
+    def local(self, ok):
+        rows, columns = np.nonzero(np.ones_like(ok))
+        centres = np.stack([columns, rows], axis=-1) * 50.0 + 100
+        ncc = np.where(ok[rows, columns], 0.6, 0.3 - 0.01 * rows)
+        residuals = np.stack([np.where(ok[rows, columns], 1.0, 30.0 + columns), 0 * ncc], axis=-1)
+        return LocalQuality(centres, ncc, np.full(len(ncc), 0.4), residuals, 100.0, 50.0)
+
+    def test_neighbours_that_fail_together_are_one(self):
+        ok = np.ones((9, 12), bool)
+        ok[:, 7:] = False
+        # One of them matches by chance.
+        ok[4, 10] = True
+        local = self.local(ok)
+        regions = local.regions.reshape(9, 12)
+        assert set(np.unique(regions)) == {0, 1}
+        assert (regions[:, 7:] == 1).all()
+        assert (regions[:, :6] == 0).all()
+        # The tile on that square, and one at the edge, have the worst values of the region.
+        for point in ((600, 300), (475, 300)):
+            found = {name: values[0] for name, values in local.at([point]).items()}
+            assert found == pytest.approx({"error_um": 41, "ncc": 0.22, "margin": -0.18})
+        assert local.at([(150, 300)])["error_um"] == pytest.approx(1)
+
+    def test_single_squares_are_none(self):
+        ok = np.random.default_rng(0).random((9, 12)) < 0.7
+        assert not self.local(ok).regions.any()
+        assert len(EMPTY.regions) == 0

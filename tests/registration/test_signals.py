@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hemera.config import RegisterOptions
+from hemera.config import FilterOptions, RegisterOptions
 from hemera.registration import displacement as dp
-from hemera.registration.signals import measure, tissue
+from hemera.registration.signals import match_keypoints, measure, tissue
 from hemera.registration.verdict import assess
 from tests.small_registration import made
-from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_UM, MPP, sections, to_moving
+from tests.small_sections import FIXED_PX, FIXED_UM, MOVING_PX, MOVING_UM, MPP, sections, to_moving
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,73 @@ def test_blank_slides_fail(pair):
     assert "tile_ok unknown: no square of 8% of the diagonal" in reason
 
 
+@pytest.mark.parametrize("third", ["left", "right", "top"])
+@pytest.mark.parametrize("error_px", [8, 20])
+def test_a_map_that_is_wrong_over_a_third_does_not_pass(pair, third, error_px):
+    axis, from_end = {"left": (0, False), "right": (0, True), "top": (1, False)}[third]
+
+    def wrong(points):
+        # The tissue is in the middle 70 % of the slide; the map is continuous.
+        place = points[..., axis, None] / FIXED_UM[axis]
+        beyond = (place - 0.62 if from_end else 0.38 - place) / 0.04
+        return to_moving(points) + beyond.clip(0, 1) * (error_px * MPP, -error_px * MPP / 2)
+
+    signals = measured(pair, made(wrong))
+    assert signals.misaligned_fraction > 0.2
+    assert verdict(signals)[0] in ("review", "fail")
+    assert "misaligned_fraction" in verdict(signals)[1] or verdict(signals)[0] == "fail"
+    # No tile of that third is accepted, at the default limits of the filter. Squares that are
+    # partly right do not count.
+    x, y = np.meshgrid(np.arange(20, FIXED_UM[0], 30), np.arange(20, FIXED_UM[1], 30))
+    points = np.stack([x, y], axis=-1).reshape(-1, 2)
+    inner = points + (-1 if from_end else 1) * np.eye(2)[axis] * signals.local.side_um / 2
+    bad = np.linalg.norm(wrong(inner) - to_moving(inner), axis=1) > 0.9 * error_px * MPP
+    found = signals.local.at(points[bad])
+    limits = FilterOptions()
+    refused = found["margin"] < limits.registration_margin_min
+    refused |= found["error_um"] > limits.registration_error_max_um
+    known = np.isfinite(found["margin"])
+    assert known.sum() > 50
+    assert refused[known].all()
+
+
+def test_the_distance_of_the_nodes_changes_no_signal(pair):
+    """One map, smooth but for a fold, on grids of three distances."""
+
+    def folded(points):
+        result = to_moving(points)
+        away = (points - np.array(FIXED_UM) / 2)[..., :1] / 60
+        return result - 100 * away * np.exp(-(away**2)) * (1, 0.2)
+
+    fine, *others = (vars(measured(pair, made(folded, MPP * factor))) for factor in (0.5, 1.0, 2.0))
+    assert fine["folding_fraction"] > 0.02
+    for other in others:
+        for name in set(fine) - {"local"}:
+            assert other[name] == pytest.approx(fine[name], rel=0.03, abs=0.01), name
+
+
+def test_the_part_that_is_covered_is_judged(pair):
+    """Half of HER2 is cut off: the map is right where there is HER2."""
+    moving = np.ascontiguousarray(pair[1][:, : MOVING_PX[0] // 2])
+    size = MOVING_UM[0] / 2, MOVING_UM[1]
+    signals = measured(pair, made(to_moving), moving, moving_size_um=size)
+    assert 0.3 < signals.coverage_fraction < 0.7
+    assert verdict(signals) == ("pass", None)
+    wrong = made(lambda p: to_moving(p) + np.array([60, -45]))
+    assert verdict(measured(pair, wrong, moving, moving_size_um=size))[0] == "fail"
+
+
+def test_keypoints_near_the_map_are_counted():
+    here = np.array([(100.0, 200.0), (300, 400), (500, 600), (700, 800)])
+    beside = np.array([(3.0, 4.0), (0, 10), (30, 40), (0, 0)])
+    pairs = np.stack([here, to_moving(here) + beside], axis=1)
+    # Within 2 % of 1,000 um.
+    assert match_keypoints(made(to_moving), pairs, 1000.0) == pytest.approx(
+        {"keypoint_fraction": 0.75, "keypoint_error_um": 5}, abs=0.05
+    )
+    assert match_keypoints(made(lambda p: p + 9000), pairs, 1000.0) == {"keypoint_fraction": 0}
+
+
 def test_coverage_is_the_fraction_of_tissue_that_maps_onto_the_slide(pair):
     # Only the right half of the tissue maps to x >= 0.
     signals = measured(pair, made(lambda p: p - (FIXED_UM[0] / 2, 0)))
@@ -87,8 +154,8 @@ def test_a_fold_in_the_tissue_is_measured(pair):
     def fold(points):
         result = to_moving(points)
         near = np.hypot(*(points - np.array(FIXED_UM) / 2).transpose(2, 0, 1)) < 150
-        result[near] = to_moving(np.array(FIXED_UM) / 2) - (result - result.mean((0, 1)))[near]
-        result[..., 0] = np.where(near, -result[..., 0], result[..., 0])
+        centre = to_moving(np.array(FIXED_UM) / 2)
+        result[near, 0] = 2 * centre[0] - result[near, 0]
         return result
 
     signals = measured(pair, made(fold))

@@ -38,7 +38,12 @@ def assessed(change):
         ({"mirrored": True}, "fail", "does not mirror"),
         ({"folding_fraction": 0.01}, "review", "folding_fraction 0.0100, above 0.005"),
         ({"folding_fraction": 0.03}, "fail", "folding_fraction 0.0300, above 0.02"),
-        ({"coverage_fraction": 0.5}, "review", "coverage_fraction 0.500, below 0.9"),
+        ({"coverage_fraction": 0.5}, "pass", None),
+        ({"coverage_fraction": 0.2}, "review", "coverage_fraction 0.200, below 0.25"),
+        ({"misaligned_fraction": 0.2}, "pass", None),
+        ({"misaligned_fraction": 0.3}, "review", "misaligned_fraction 0.300, above 0.2"),
+        ({"keypoint_fraction": 0.4}, "review", "keypoint_fraction 0.400, below 0.5"),
+        ({"keypoint_fraction": 0.2}, "fail", "keypoint_fraction 0.200, below 0.25"),
         ({"match_count": 0, "match_fraction": 1.0}, "fail", "returned the identity"),
         ({"match_fraction": None}, "fail", "no match"),
         ({"match_fraction": 0.2}, "fail", "match_fraction 0.200, below 0.25"),
@@ -61,10 +66,10 @@ def test_each_quantity_has_its_limits(change, expected, words):
     ("change", "expected"),
     [
         ({}, False),
-        ({"coverage_fraction": 0.5}, False),
+        ({"coverage_fraction": 0.2}, False),
         ({"contradicts_sheet": True}, False),
         ({"rigid_kept": True}, True),
-        ({"lncc": 0.1, "coverage_fraction": 0.5}, True),
+        ({"lncc": 0.1, "coverage_fraction": 0.2}, True),
     ],
 )
 def test_another_attempt_is_of_no_use_for_coverage_or_the_sheet(change, expected):

@@ -121,7 +121,7 @@ def test_the_certificate_shows_values_limits_and_grades() -> None:
     assert found["match_count"] == ["7", "", "", ""]
     assert found["mirror_probe"] == ["1.2", "review", "≥ 1.5", "< 1"]
     assert found["log_scale"] == ["0.405", "fail", "≤ 0.25", "> 0.25"]
-    assert "Not measured: lncc, ncc_margin, match_fraction, coverage_fraction," in made
+    assert "lncc, ncc_margin, match_fraction, keypoint_fraction, coverage_fraction," in made
 
 
 def test_mirrored_slides_that_the_sheet_does_not_know_are_named() -> None:
