@@ -1,12 +1,12 @@
 """How exact the maps are, and whether a bad one passes.
 
-Two tables. *Exactness*: a given field applied to a picture that is a formula of the place, by
+Three tables. *Exactness*: a given field applied to a picture that is a formula of the place, by
 HEMERA's tiles and by DeeperHistReg's own full-resolution warp; what each adds to the field is
 measured against the formula (goal for HEMERA: median <= 0.05 px). *Stress*: right and wrong pairs
 through the real stage: as they are, turned, mirrored, cropped, of other tissue, blank, noise,
 against themselves; target registration error where there is a truth, and the verdict (goal: no
-wrong map is `pass`). Real pairs take part with ``--images DIR``; all of it takes about an hour on
-two cores.
+wrong map is `pass`). *Presets* (``--only presets``): error and processor time of options of the
+engine on the kidney pair. Real pairs take part with ``--images DIR``; it takes hours on two cores.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import tifffile
 from hemera import demo, tables
 from hemera.config import DescribeOptions, RegisterOptions
 from hemera.imaging.slide import open_slide
+from hemera.registration import deeperhistreg
 from hemera.registration import displacement as fields
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.warping import read_displaced
@@ -299,6 +300,38 @@ def _image(path: Path) -> RGB:
     return np.ascontiguousarray(image[..., ::-1])
 
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "default, 100 iterations": {"iterations": 100},
+    "default, 6 levels": {"levels": 6},
+    "as published, fast": {"iterations": None, "levels": 7},
+    "as published": {"preset": "default_initial_nonrigid", "iterations": None, "levels": 8},
+}
+
+
+def presets(cases: list[Case]) -> Iterator[str]:
+    """Run the engine alone on the canvas of each case; errors are in px of HER2."""
+    yield f"{'pair':<24} {'options':<24} levels  CPU s  rigid: median p90    final: median p90"
+    for case in cases:
+        assert case.he_points is not None
+        for name, changes in PRESETS.items():
+            options = RegisterOptions(torch_threads=1, device="cpu", **changes)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            with tempfile.TemporaryDirectory() as folder:
+                thorough = "turned" in case.name
+                found = deeperhistreg.register(
+                    case.he, case.her2, case.mpp[0], options, Path(folder), thorough=thorough
+                )
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            at_um = case.he_points * case.mpp[0]
+            mapped = [fields.map_points(d, at_um) for d in (found.rigid, found.nonrigid) if d]
+            errors = [np.linalg.norm(p / case.mpp[1] - case.her2_points, axis=1) for p in mapped]
+            figures = "".join(f"{np.median(e):14.2f} {np.percentile(e, 90):6.2f}" for e in errors)
+            levels = options.levels or "auto"
+            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            yield f"{case.name:<24} {name:<24} {levels:>6} {seconds:6.0f} {figures}"
+
+
 def register_case(case: Case, options: RegisterOptions) -> str:
     """Run describe and register on a case; return its line of the table."""
     with tempfile.TemporaryDirectory() as name:
@@ -369,17 +402,25 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--images", type=Path, help="folder of real images, for the real pairs")
-    parser.add_argument("--only", choices=("exactness", "stress"), help="one of the two tables")
+    parser.add_argument("--only", choices=("exactness", "stress", "presets"), help="one table")
     parser.add_argument("--preset", default=RegisterOptions.preset, help="of the stress table")
     parser.add_argument("--retries", type=int, default=RegisterOptions.retries)
     parser.add_argument("--filter", default="", help="only cases whose name holds this")
     parser.add_argument("--workers", type=int, default=2, help="cases at a time")
     given = parser.parse_args()
-    if given.only != "stress":
+    if given.only in (None, "exactness"):
         for line in exactness():
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
     if given.only == "exactness":
+        return
+    if given.only == "presets":
+        if not given.images:
+            parser.error("--only presets needs --images")
+        true = [case for case in real_cases(given.images) if case.he_points is not None]
+        for line in presets([case for case in true if given.filter in case.name]):
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
         return
     sys.stdout.write(
         f"\n{'pair':<42} {'median px: before rigid map p90':<27} tile_ok lncc margin  match mirror"

@@ -18,12 +18,7 @@ TINY: dict[str, Any] = {
     "sheet": "pairs.tsv",
     "allow_demo_sizes": True,
     "block_count": 2,
-    "register": {
-        "preset": "default_initial_nonrigid_fast",
-        "size_px": 512,
-        "levels": 5,
-        "iterations": 60,
-    },
+    "register": {"size_px": 512},
     "tile": {"size_px": 256},
     "train_generation": {
         "network": "unet_128",

@@ -40,23 +40,24 @@ class RegisterOptions(Options):
     version: ClassVar[int] = 3
 
     preset: Annotated[Preset, paper("DeeperHistReg, rigid and nonrigid; no preset named")] = (
-        "default_initial_nonrigid"
+        "default_initial_nonrigid_fast"
     )
     """Parameter set of DeeperHistReg."""
     size_px: Annotated[int | None, Field(ge=128, le=8192)] = None
     """Shortest side of the common canvas of both slides during registration, px; null: that of the
-    preset (4096, fast 2048, high resolution 8192)."""
+    preset (fast 2048, default_initial_nonrigid 4096, high resolution 8192)."""
     levels: Annotated[int | None, Field(ge=1, le=12)] = None
-    """Levels of the image pyramid of nonrigid registration; null: those of the preset."""
-    iterations: Annotated[int | None, Field(ge=1, le=2000)] = None
+    """Levels of the image pyramid of nonrigid registration; null: as many as leave 32 px of the
+    shortest side at the coarsest, at most those of the preset."""
+    iterations: Annotated[int | None, Field(ge=1, le=2000)] = 60
     """Iterations per pyramid level of nonrigid registration; null: those of the preset."""
     device: Device = "auto"
     """Device of the registration; auto: a GPU if there is one."""
     torch_threads: Threads = 2
     """CPU threads of PyTorch; another number changes the output bytes."""
     retries: Annotated[int, Field(ge=0, le=2)] = 2
-    """Further attempts for a pair that does not pass: first on the masked tissue with more angles
-    and scales, then with another preset as well."""
+    """Further attempts for a pair that fails or matches poorly, on its tissue alone with more
+    angles and scales: first in colour, then on haematoxylin."""
     tile_ok: Limits = (0.60, 0.30)
     """Fraction of tissue squares whose best match is in place: a pair passes with at least the
     first, fails below the second, and is for review between."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from hemera.config import RegisterOptions
-from hemera.config.registration import Preset
 from hemera.errors import RegistrationError
 from hemera.registration import deeperhistreg
 from hemera.registration import displacement as fields
@@ -28,24 +27,27 @@ CERTIFICATE_SIDE_PX = 1000
 """Approximate longest side of the images that signals are measured on."""
 TOLERANCE_PX = 0.05
 """The displacement is stored on the coarsest grid that changes it by less, in H&E pixels."""
-HALVED_PX = 1024
-"""A canvas at least this large may be tried at half its size."""
-
-FAST: Preset = "default_initial_nonrigid_fast"
-FULL: Preset = "default_initial_nonrigid"
 
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """How the engine is run once.
+    """What the engine registers: the slides, their tissue alone, or the haematoxylin of it."""
 
-    `tissue_only`: everything but tissue is white, and more angles and sizes are matched; `factor`:
-    by which the canvas is reduced.
-    """
-
-    preset: Preset
+    name: str | None = None
+    """In the list of attempts."""
     tissue_only: bool = False
-    factor: int = 1
+    """Everything but tissue is white, and more angles and sizes are matched."""
+    haematoxylin: bool = False
+
+
+ATTEMPTS = (
+    Attempt(),
+    Attempt("tissue alone", tissue_only=True),
+    # Both stains have it; strong DAB or eosin have other edges.
+    Attempt("haematoxylin of the tissue alone", tissue_only=True, haematoxylin=True),
+)
+"""In this order. Matching is on images of 150 to 700 px whatever the canvas: a smaller canvas or
+another preset would find the same matches again."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,18 +58,6 @@ class Result:
     row: dict[str, Any]
     local: LocalQuality | None = None
     retryable: bool = True
-
-
-def plan(options: RegisterOptions, size_px: int) -> list[Attempt]:
-    """Return the attempts at a canvas with this shortest side."""
-    first = Attempt(options.preset)
-    second = dataclasses.replace(first, tissue_only=True)
-    third = dataclasses.replace(second, preset=FULL)
-    if options.preset != FAST:
-        # Slides without common detail may still have a common outline.
-        factor = 2 if size_px >= HALVED_PX else 1
-        third = dataclasses.replace(second, preset=FAST, factor=factor)
-    return [first, second, third][: 1 + options.retries]
 
 
 def register_pair(
@@ -82,9 +72,9 @@ def register_pair(
     mirrored = pair.mirrored
     results: list[Result] = []
     attempts: list[str] = []
-    for attempt in plan(options, canvas.size_px):
-        words = f"{attempt.preset} at {canvas.size_px // attempt.factor} px"
-        words += ", tissue alone" if attempt.tissue_only else ""
+    for attempt in ATTEMPTS[: 1 + options.retries]:
+        words = f"{options.preset} at {canvas.size_px} px"
+        words += f", {attempt.name}" if attempt.name else ""
         log.info("pair %s: %s", pair.pair, words)
         result = _attempt(pair, described, canvas, attempt, mirrored, options, folder)
         reason = result.row["reason"]
@@ -131,18 +121,17 @@ def _attempt(
     folder: Path,
 ) -> Result:
     """Run the engine, first with the given orientation, and assess its result."""
-    reduced = canvas.reduced(attempt.factor)
-    if attempt.tissue_only:
-        reduced = reduced.tissue_only(described)
-    outcome, mirrored, other_count = _run_engine(reduced, attempt, mirrored, options, folder)
+    given = canvas.tissue_only(described) if attempt.tissue_only else canvas
+    given = given.haematoxylin() if attempt.haematoxylin else given
+    outcome, mirrored, other_count = _run_engine(given, attempt, mirrored, options, folder)
     probe = None
     if other_count is not None and outcome.match_count:
         probe = outcome.match_count / max(other_count, 1)
     sheet = "sheet" if mirrored else None
     mirrored_by = sheet if mirrored == pair.mirrored else "probe"
     row: dict[str, Any] = {
-        "preset": attempt.preset,
-        "size_px": reduced.size_px,
+        "preset": options.preset,
+        "size_px": canvas.size_px,
         "mirrored": mirrored,
         "mirrored_by": mirrored_by,
         "match_count": outcome.match_count,
@@ -156,7 +145,7 @@ def _attempt(
     def stored(d: Displacement) -> Displacement:
         """Coarsen it; to the stored slide where its mirror image was registered."""
         coarse = fields.coarsen(d, TOLERANCE_PX * described["he"]["mpp"])
-        return fields.mirrored(coarse, reduced.her2.shape[1] * reduced.mpp) if mirrored else coarse
+        return fields.mirrored(coarse, canvas.her2.shape[1] * canvas.mpp) if mirrored else coarse
 
     d = rigid = stored(outcome.rigid)
     signals, local = _measure(rigid, described, canvas, mirrored)
@@ -176,7 +165,7 @@ def _attempt(
     if outcome.keypoints_um is not None and len(outcome.keypoints_um):
         points_um = outcome.keypoints_um.copy()
         if mirrored:
-            points_um[:, 1, 0] = reduced.her2.shape[1] * reduced.mpp - points_um[:, 1, 0]
+            points_um[:, 1, 0] = canvas.her2.shape[1] * canvas.mpp - points_um[:, 1, 0]
         row |= match_keypoints(d, points_um, math.hypot(*size_um(described["he"])))
     row["verdict"], row["reason"], retryable = assess(
         row, options, rigid_kept=rigid_kept, contradicts_sheet=contradicts_sheet
@@ -202,7 +191,7 @@ def _run_engine(
                 canvas.he,
                 her2,
                 canvas.mpp,
-                options.replace(preset=attempt.preset),
+                options,
                 folder,
                 thorough=attempt.tissue_only,
                 probe=probe,

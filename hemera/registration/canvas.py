@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hemera.config import RegisterOptions
 from hemera.errors import SlideError
+from hemera.imaging.color import STAIN_UNIT, haematoxylin
 from hemera.imaging.slide import Slide, open_slide
 from hemera.imaging.tolerant import LOST_MAX, Losses, read_region
 from hemera.sheet import Pair
@@ -56,6 +57,14 @@ class Canvas:
         he = _tissue_only(self.he, described["he"], self.mpp)
         her2 = _tissue_only(self.her2, described["her2"], self.mpp)
         return type(self)(he, her2, self.mpp)
+
+    def haematoxylin(self) -> Self:
+        """Return the light that the haematoxylin of both slides alone would transmit, as grey."""
+        he, her2 = (
+            np.rint(255 * 10 ** -(STAIN_UNIT * haematoxylin(rgb))).astype(np.uint8)
+            for rgb in (self.he, self.her2)
+        )
+        return type(self)(cv2.merge([he] * 3), cv2.merge([her2] * 3), self.mpp)
 
 
 def size_um(described: Mapping[str, Any]) -> tuple[float, float]:

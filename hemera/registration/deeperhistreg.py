@@ -35,6 +35,10 @@ from hemera.registration.signals import MATCH_RADIUS
 
 log = logging.getLogger(__name__)
 
+COARSEST_PX = 32
+"""Least shortest side of the coarsest level: local correlation has a window of 7 px, which should
+cover a small part of the image."""
+
 _COMMAND = (sys.executable, "-u", "-m", "hemera.registration.deeperhistreg")
 _SETUP_ERROR = 3
 """Exit status of the child for errors that the pair did not cause."""
@@ -91,7 +95,11 @@ def register(
     Image.fromarray(fixed).save(folder / "fixed.ppm")
     Image.fromarray(moving).save(folder / "moving.ppm")
     request = folder / "request.json"
-    arguments = {"options": options.model_dump(), "thorough": thorough, "probe": probe}
+    # The engine pads both images to one canvas.
+    size_px = int(np.maximum(fixed.shape[:2], moving.shape[:2]).min())
+    arguments = {
+        "options": options.model_dump(), "thorough": thorough, "probe": probe, "size_px": size_px,
+    }  # fmt: skip
     request.write_text(json.dumps(arguments))
     reason = _run(request)
     if reason is not None:
@@ -187,7 +195,9 @@ def main(request: Path) -> None:
     for seed in (np.random.seed, torch.manual_seed, cv2.setRNGSeed):
         seed(_SEED)
     device = "cuda:0" if use_gpu else "cpu"
-    parameters = _parameters(deeperhistreg.configs, options, device, arguments["thorough"])
+    parameters = _parameters(
+        deeperhistreg.configs, options, device, arguments["thorough"], arguments["size_px"]
+    )
     pipeline = deeperhistreg.direct_registration.DeeperHistReg_FullResolution(parameters)
     pipeline.source_path = str(folder / "moving.ppm")
     pipeline.target_path = str(folder / "fixed.ppm")
@@ -239,9 +249,9 @@ def main(request: Path) -> None:
 
 
 def _parameters(
-    configs: Any, options: RegisterOptions, device: str, thorough: bool
+    configs: Any, options: RegisterOptions, device: str, thorough: bool, size_px: int
 ) -> dict[str, Any]:
-    """Return the preset's parameters as HEMERA runs them."""
+    """Return the preset's parameters as HEMERA runs them on a canvas with this shortest side."""
     parameters: dict[str, Any] = getattr(configs, options.preset)()
     parameters.update(
         device=device,
@@ -268,14 +278,14 @@ def _parameters(
         )
     nonrigid = parameters["nonrigid_registration_params"]
     nonrigid.update(device=device, save_results=False, registration_size=2**31)
-    levels = nonrigid["num_levels"]
-    if options.levels is not None:
-        for key in ("learning_rates", "alphas", "iterations"):
-            # The preset's first levels; its last one is repeated where more are wanted.
-            values = nonrigid[key]
-            nonrigid[key] = [values[min(k, len(values) - 1)] for k in range(options.levels)]
-        levels = options.levels
-        nonrigid.update(num_levels=levels, used_levels=levels)
+    levels = options.levels
+    if levels is None:
+        levels = min(nonrigid["num_levels"], 1 + max(0, int(math.log2(size_px / COARSEST_PX))))
+    for key in ("learning_rates", "alphas", "iterations"):
+        # The preset's first levels; its last one is repeated where more are wanted.
+        values = nonrigid[key]
+        nonrigid[key] = [values[min(k, len(values) - 1)] for k in range(levels)]
+    nonrigid.update(num_levels=levels, used_levels=levels)
     if options.iterations is not None:
         nonrigid["iterations"] = [options.iterations] * levels
     return parameters

@@ -78,7 +78,7 @@ def assess(
 
     Returns:
         pass, review or fail; why it is not better, None for pass; and whether another attempt may
-        be better: not where HER2 does not cover the tissue or the sheet is contradicted.
+        be better: where it fails or the slides matched poorly, because attempts differ in matching.
     """
     reasons: dict[str, list[str]] = {FAIL: [], REVIEW: []}
 
@@ -107,9 +107,9 @@ def assess(
         )
     else:
         compare("match_fraction")
-    for name in (
-        "keypoint_fraction", "tile_ok", "lncc", "ncc_margin", "mirror_probe", "misaligned_fraction",
-    ):  # fmt: skip
+    compare("mirror_probe")
+    matched = not any(reasons.values())
+    for name in ("keypoint_fraction", "tile_ok", "lncc", "ncc_margin", "misaligned_fraction"):
         compare(name)
     determinant = row.get("determinant")
     if determinant is not None and (determinant < 0) != row["mirrored"]:
@@ -122,7 +122,7 @@ def assess(
         compare(name)
     if rigid_kept:
         reasons[REVIEW].append("the rigid map was kept, because the nonrigid one lowered tile_ok")
-    retryable = any(reasons.values())
+    retryable = bool(reasons[FAIL]) or not matched
     compare("coverage_fraction")
     if contradicts_sheet:
         reasons[REVIEW].append("mirrored in the sheet, but HER2 matches better as it is stored")

@@ -22,10 +22,9 @@ from tests.small_registration import (
 )
 from tests.small_sections import FIXED_PX, MOVING_UM, MPP, sections, to_moving
 
-FAST, FULL = "default_initial_nonrigid_fast", "default_initial_nonrigid"
+FAST = "default_initial_nonrigid_fast"
 
 WRONG = given(lambda p: to_moving(p) + 200.0)
-BROKEN = given(None, reason="DeeperHistReg failed")
 MIRRORED = given(lambda p: p, matches=30, mirrored_matches=120, fraction=None)
 
 
@@ -154,14 +153,25 @@ class TestAttempts:
         wrong = given(lambda p: to_moving(p) + 200.0, fraction=0.1)
         calls = in_turn(monkeypatch, wrong, wrong, given(to_moving))
         row, d = run(pairs, tmp_path, retries=2)
-        assert (row["verdict"], row["preset"]) == ("pass", FULL)
-        assert [(call["preset"], call["thorough"]) for call in calls] == [
-            (FAST, False), (FAST, True), (FULL, True),
-        ]  # fmt: skip
+        assert (row["verdict"], row["preset"]) == ("pass", FAST)
+        assert [call["thorough"] for call in calls] == [False, True, True]
         assert len(row["attempts"]) == 3
         assert "match_fraction 0.100, below 0.25" in row["attempts"][0]
-        assert row["attempts"][2] == f"{FULL} at 338 px, tissue alone: pass"
+        assert row["attempts"][1].startswith(f"{FAST} at 338 px, tissue alone: fail")
+        words = f"{FAST} at 338 px, haematoxylin of the tissue alone: pass"
+        assert row["attempts"][2] == words
         assert error_um(d).max() < 0.1 * MPP
+        # The last one was of one stain: grey, darker where the nuclei are.
+        assert (given.moving == given.moving[..., :1]).all()
+        stained = np.asarray(Image.open(pairs / "her2.png"))[..., 0]
+        nuclei = given.moving[..., 0] < 140
+        assert nuclei.sum() > 500
+        assert stained[nuclei].mean() < stained[~nuclei].mean() - 60
+
+    def test_good_matches_are_not_made_again(self, pairs, tmp_path, monkeypatch):
+        calls = in_turn(monkeypatch, given(to_moving))
+        row, _ = run(pairs, tmp_path, retries=2, lncc=(1.0, 0.1))
+        assert (row["verdict"], len(calls)) == ("review", 1)
 
     def test_the_best_attempt_is_kept(self, pairs, tmp_path, monkeypatch):
         in_turn(monkeypatch, given(to_moving, fraction=0.4), WRONG, WRONG)
@@ -169,15 +179,6 @@ class TestAttempts:
         assert row["verdict"] == "review"
         assert "match_fraction 0.400" in row["reason"]
         assert error_um(d).max() < 0.1 * MPP
-
-    def test_a_large_canvas_is_halved_in_the_last_attempt(self, pairs, tmp_path, monkeypatch):
-        monkeypatch.setattr(attempts, "HALVED_PX", 300)
-        calls = in_turn(monkeypatch, BROKEN, WRONG, given(to_moving))
-        row, d = run(pairs, tmp_path, preset=FULL, size_px=300, retries=2)
-        assert row["verdict"] == "pass"
-        assert [call["preset"] for call in calls] == [FULL, FULL, FAST]
-        assert given.mpp == pytest.approx(2 * 338 / 300 * MPP)
-        assert error_um(d).max() < 0.15 * MPP
 
     def test_a_later_attempt_starts_from_the_orientation_found(self, pairs, tmp_path, monkeypatch):
         calls = in_turn(monkeypatch, MIRRORED, WRONG, given(to_moving, matches=120))

@@ -14,9 +14,8 @@ from hemera.registration import deeperhistreg as engine
 from hemera.registration import displacement as dp
 from tests.small_sections import FIXED_PX, FIXED_UM, MPP, sections, to_moving
 
-SMALL = RegisterOptions(
-    preset="default_initial_nonrigid_fast", levels=4, iterations=25, device="cpu", torch_threads=1
-)
+FAST, FULL = "default_initial_nonrigid_fast", "default_initial_nonrigid"
+SMALL = RegisterOptions(preset=FAST, levels=4, iterations=25, device="cpu", torch_threads=1)
 
 
 def register(folder, fixed, moving, options=SMALL, **how):
@@ -47,6 +46,10 @@ class TestRegister:
         assert found.rigid.affine.anisotropy == pytest.approx(1, abs=1e-3)
         assert found.rigid.affine.rotation_deg == pytest.approx(11, abs=1)
         assert median_error(found.rigid) < 3 * MPP
+        # The matches are of the slides, not of the map: closer to the truth than a similarity.
+        here, there = np.moveaxis(found.keypoints_um, 1, 0)
+        assert len(here) > 30
+        assert np.median(np.linalg.norm(there - to_moving(here), axis=1)) < 1.5 * MPP
 
     @pytest.mark.slow
     def test_the_nonrigid_displacement_is_better(self, pair, tmp_path):
@@ -146,17 +149,34 @@ class TestParameters:
         own = getattr(configs, preset)()
         assert own["nonrigid_registration_params"]["registration_size"] == CANVAS_PX[preset]
         options = RegisterOptions(preset=preset)
-        usual = engine._parameters(configs, options, "cpu", thorough=False)
+        usual = engine._parameters(configs, options, "cpu", thorough=False, size_px=2048)
         assert "cuda" not in repr(usual).replace("'cuda': False", "")
-        thorough = engine._parameters(configs, options, "cuda:0", thorough=True)
+        thorough = engine._parameters(configs, options, "cuda:0", True, 2048)
         assert repr(thorough).count("'device': 'cuda:0'") == 3
         usual, more = (made["initial_registration_params"] for made in (usual, thorough))
         assert more["angle_step"] <= usual["angle_step"]
         assert max(more["registration_sizes"]) > max(usual["registration_sizes"])
 
+    @pytest.mark.parametrize(
+        ("preset", "size_px", "levels"),
+        [
+            # 2^4 times 32 px is 512 px: five levels from there on, up to those of the preset.
+            (FAST, 511, 4), (FAST, 512, 5), (FAST, 787, 5), (FAST, 2048, 7), (FAST, 8192, 7),
+            (FULL, 787, 5), (FULL, 4096, 8), (FAST, 20, 1),
+        ],
+    )  # fmt: skip
+    def test_the_coarsest_level_is_no_smaller_than_32_px(self, configs, preset, size_px, levels):
+        options = RegisterOptions(preset=preset)
+        made = engine._parameters(configs, options, "cpu", thorough=False, size_px=size_px)
+        made = made["nonrigid_registration_params"]
+        assert (made["num_levels"], made["used_levels"]) == (levels, levels)
+        assert len(made["learning_rates"]) == len(made["alphas"]) == levels
+        assert made["iterations"] == [60] * levels
+
     def test_levels_and_iterations(self, configs):
         def nonrigid(**changes):
-            made = engine._parameters(configs, RegisterOptions(**changes), "cpu", thorough=False)
+            options = RegisterOptions(preset=FULL, **changes)
+            made = engine._parameters(configs, options, "cpu", thorough=False, size_px=4096)
             return made["nonrigid_registration_params"]
 
         made = nonrigid(levels=3, iterations=60)
@@ -165,6 +185,6 @@ class TestParameters:
         assert made["learning_rates"] == [0.005, 0.0025, 0.0025]
         assert made["alphas"] == [1.5, 1.5, 1.5]
         # More levels than the preset has: its last one is repeated.
-        made = nonrigid(levels=10)
+        made = nonrigid(levels=10, iterations=None)
         assert made["iterations"] == [100] * 7 + [200] * 3
         assert len(made["learning_rates"]) == len(made["alphas"]) == 10

@@ -68,11 +68,15 @@ def test_each_quantity_has_its_limits(change, expected, words):
         ({}, False),
         ({"coverage_fraction": 0.2}, False),
         ({"contradicts_sheet": True}, False),
-        ({"rigid_kept": True}, True),
-        ({"lncc": 0.1, "coverage_fraction": 0.2}, True),
+        # The slides matched well: another attempt would match the same.
+        ({"rigid_kept": True}, False),
+        ({"lncc": 0.1, "coverage_fraction": 0.2}, False),
+        ({"match_fraction": 0.4}, True),
+        ({"mirror_probe": 1.2}, True),
+        ({"lncc": 0.05}, True),
     ],
 )
-def test_another_attempt_is_of_no_use_for_coverage_or_the_sheet(change, expected):
+def test_another_attempt_is_made_where_it_fails_or_matched_poorly(change, expected):
     assert assessed(change)[2] is expected
 
 
