@@ -159,7 +159,8 @@ def local_squares(
     """Return the squares of local quality over a picture of H&E; sizes are (width, height).
 
     A row per square: `x`, `y`, `width`, `height` in pixels of the picture; `error_um`, and its
-    class `kind`, an index of `ERROR_CLASSES`; `worse`: matches at least as well elsewhere.
+    class `kind`, an index of `ERROR_CLASSES`; `worse`: matches at least as well elsewhere;
+    `misaligned`: in a region where most do.
     """
     scale = np.array(size_px) / he_um
     width, height = SQUARE * local.step_um * scale
@@ -167,7 +168,7 @@ def local_squares(
     kind = np.searchsorted(ERRORS_UM, local.error_um)
     return pd.DataFrame(
         {"x": x, "y": y, "width": width, "height": height, "error_um": local.error_um,
-         "kind": kind, "worse": ~local.ok}
+         "kind": kind, "worse": ~local.ok, "misaligned": local.regions > 0}
     )  # fmt: skip
 
 

@@ -88,6 +88,30 @@ def test_squares_lie_where_they_were_measured_in_the_class_of_their_error() -> N
     assert names == ["up to 10 µm", "100 to 200", "up to 10 µm"]
     # As good elsewhere as in place counts as worse.
     assert found["worse"].tolist() == [False, True, True]
+    # Two squares are no region.
+    assert not found["misaligned"].any()
+
+
+def test_misaligned_regions_are_filled_and_counted() -> None:
+    """Of 8 x 6 squares the left three columns match better elsewhere."""
+    local = quality_of(
+        [
+            (50.0 * column, 50.0 * row, 0.5, 0.8 if column < 3 else 0.2, 3.0)
+            for row in range(6)
+            for column in range(8)
+        ]
+    )
+    found = registration.local_squares(local, (400.0, 300.0), (400, 300))
+    filled = found["misaligned"].to_numpy().reshape(6, 8)
+    assert filled[:, :3].all() and not filled[:, 5:].any()
+    item = {
+        "row": {"pair": "p1"}, "squares": found, "size_px": (400, 300),
+        "pictures": {"ground": "data:,"}, "classes": registration.ERROR_CLASSES,
+    }  # fmt: skip
+    template: Any = html._environment().get_template("registration.html").module
+    made = unescape(str(template.local_quality(item)))
+    assert made.count('class="misaligned"') == 1
+    assert f"{100 * filled.mean():.0f} % are in misaligned regions" in made
 
 
 def test_no_square_is_no_picture_of_squares() -> None:
