@@ -14,7 +14,6 @@ cells of the others that change. *Resolution*: the same figures where it is give
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +42,7 @@ from skimage import filters
 from hemera.config import MaskOptions
 from hemera.masks import label_format
 from hemera.masks.engine import Engine, module
-from hemera.masks.her2_score import asco_cap_score
+from hemera.masks.her2_score import CLASSES, h_scores, her2_scores
 from hemera.sheet import SCORES
 
 RGB = npt.NDArray[np.uint8]
@@ -170,25 +169,21 @@ def of_baseline(image: Image) -> dict[str, Counts]:
 # --- HER2
 
 
-def h_score(intensity: npt.NDArray[np.uint8]) -> float:
-    """Return the H-score, 0 to 300, of the DAB classes of cells."""
-    return float(100 * intensity.mean()) if len(intensity) else 0.0
-
-
 def score_row(engine: Engine, image: Image, scale: float = 1.0) -> dict[str, float]:
     """Return the score of an image next to what the engine and the percentile of DAB make of it."""
     assert image.score is not None
     found = segmented(engine, image, scale)
-    intensity = found.cells.intensity
-    text = asco_cap_score(np.bincount(intensity, minlength=4).tolist())
+    counts = np.bincount(found.cells.intensity, minlength=4)
+    name = CLASSES[max(int(her2_scores(counts[None])[0]), 0)]
     return {
         "score": image.score,
-        "read": SCORES.index(text) if text else 0,
-        "H-score": h_score(intensity),
-        "moderate+strong": float((intensity >= 2).mean()) if len(intensity) else 0.0,
+        # Ultralow is a 0.
+        "read": SCORES.index(name) if name in SCORES else 0,
+        "H-score": float(np.nan_to_num(h_scores(counts[None])[0])),
+        "moderate+strong": float(counts[2:].sum() / max(counts.sum(), 1)),
         "p95": dab_percentile(image.rgb, image.mpp),
-        "cells": len(intensity),
-        "excluded": found.excluded_fraction,
+        "cells": int(counts.sum()),
+        "excluded": float(label_format.excluded(found.mask).mean()),
     }
 
 
@@ -235,12 +230,9 @@ def line(*cells: object) -> None:
     sys.stdout.flush()
 
 
-def summed(
-    rows: Sequence[dict[str, Counts]], name: str, chosen: npt.NDArray | None = None
-) -> Counts:
+def summed(rows: Sequence[dict[str, Counts]], name: str) -> Counts:
     """Return the sum of counts over images."""
-    used = rows if chosen is None else [rows[k] for k in chosen]
-    return np.sum([row[name] for row in used], axis=0)
+    return np.sum([row[name] for row in rows], axis=0)
 
 
 def signed_f1(counts: Counts) -> float:
@@ -273,7 +265,9 @@ def nuclear_table(data: dict[str, list[Image]], engine: Engine) -> None:
         simple = [of_baseline(image) for image in data[source]]
         for words, score, key in figures:
             if key in own[0]:
-                ours = interval(functools.partial(_over, own, key, score), len(own))
+                ours = interval(
+                    lambda k, f=score, n=key, r=own: f(summed([r[i] for i in k], n)), len(own)
+                )
                 theirs = f"{score(summed(simple, key)):.3f}"
                 line(f"{source}, {words}", ours, theirs, GOALS.get((source, words), ""))
         if "pixels" in own[0]:
@@ -284,15 +278,6 @@ def nuclear_table(data: dict[str, list[Image]], engine: Engine) -> None:
             off = summed([of_engine(engine, image, scale) for image in data[source]], "cells")
             found = f"{f1(off[:3]):.3f}; {signed_f1(off):.3f}"
             line(f"{source}, resolution x {scale:.2f}: F1; sign", found, "", "")
-
-
-def _over(
-    rows: Sequence[dict[str, Counts]],
-    name: str,
-    score: Callable[[Counts], float],
-    chosen: npt.NDArray,
-) -> float:
-    return score(summed(rows, name, chosen))
 
 
 def score_table(rows: Sequence[Mapping[str, float]], source: Sequence[str]) -> None:
