@@ -323,7 +323,7 @@ def membrane_table(images: Sequence[Image], engine: Engine) -> None:
 def left_out(data: dict[str, list[Image]]) -> None:
     """Print the figures of every nuclear source with the options that suit the others."""
     results = {}
-    for values in itertools.product((0.16, 0.20, 0.24), (0.08, 0.10, 0.12), (0.30, 0.35, 0.45)):
+    for values in itertools.product((0.16, 0.20, 0.24), (0.08, 0.10, 0.12), (0.09, 0.12, 0.16)):
         own = dict(zip(("nucleus_contrast", "nucleus_edge", "nucleus_dab"), values, strict=True))
         engine = engine_of("nucleus", **own)
         results[values] = {

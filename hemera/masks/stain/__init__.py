@@ -38,9 +38,9 @@ class Options(Base):
     nucleus_edge: Annotated[float, Field(ge=0, lt=1)] = 0.10
     """Smallest difference in haematoxylin between a nucleus and the 2 um around it, as a fraction
     of the dark haematoxylin of the slide."""
-    nucleus_dab: Annotated[float, Field(gt=0, le=10)] = 0.35
-    """Smallest DAB of a positive nucleus, as a fraction of the dark haematoxylin of the slide;
-    used with compartment nucleus."""
+    nucleus_dab: Annotated[float, Field(gt=0, lt=1)] = 0.12
+    """Smallest DAB of a positive nucleus, as a fraction of the dark DAB of the slide; used with
+    compartment nucleus."""
     nucleus_window_um: Annotated[float, Field(gt=1, le=200)] = 13.0
     """Side of the window whose mean haematoxylin is the local threshold of nuclei, um."""
     nucleus_area_min_um2: Positive = 12.0

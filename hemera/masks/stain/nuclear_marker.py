@@ -15,6 +15,8 @@ Float = npt.NDArray[np.float32]
 # Weight of DAB beside haematoxylin in the density from which nuclei are segmented: a brown nucleus
 # covers its counterstain only in part.
 _DAB_WEIGHT = 0.35
+# Fraction of the haematoxylin of dark nuclei that the separation may show as DAB.
+_LEAK = 0.25
 
 
 def nuclear_stain(separated: Float) -> Float:
@@ -33,9 +35,10 @@ def measure_nuclei(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], label_format.Cells]:
     """Grade every nucleus by its mean DAB.
 
-    A nucleus is stained from `options.nucleus_dab` times the haematoxylin of the dark nuclei of the
-    slide: so the sign does not depend on how dark the slide was stained and scanned. Moderate and
-    strong are the common thresholds of DAB.
+    A nucleus is stained from `options.nucleus_dab` times the dark DAB of the slide: so the sign
+    does not depend on how dark the slide was stained and scanned. Its DAB must also exceed what the
+    separation leaves of the haematoxylin of dark nuclei. Moderate and strong are the common
+    thresholds of DAB.
 
     Args:
         nuclei: of a tile (H, W).
@@ -51,7 +54,7 @@ def measure_nuclei(
     """
     labels = nuclei.labels
     count = int(labels.max(initial=0))
-    weak = options.nucleus_dab * stains.nuclear_density
+    weak = max(options.nucleus_dab * stains.dark_dab, _LEAK * stains.nuclear_density)
     levels = np.array([weak, max(weak, shared.dab_moderate), max(weak, shared.dab_strong)])
     at = np.flatnonzero(labels != 0)
     of = labels.ravel()[at]

@@ -31,6 +31,10 @@ SMOOTHING_UM = 0.6
 PEAK_WINDOW_UM = 6.0
 # Largest density that is distinguished, as a multiple of that of dark nuclei.
 _DARKEST = 1.4
+# Density of the edge of a nucleus between that of its surroundings, 0, and its own mean, 1. It is
+# nearer to the surroundings because a nucleus is thinner towards its edge: at 0.3 of the greatest
+# thickness, an ellipsoid has 0.95 of its radius.
+_EDGE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +93,26 @@ def find_nuclei(tile: Tile, options: Options) -> Nuclei:
     steps = distance_inside(inside)
     pieces = _split(inside, steps, mpp)
     outside_px, regions = voronoi_regions(pieces)
-    kept = _plausible(smooth, pieces, outside_px, regions, inside, mpp, nuclear_density, options)
+    kept, edge = _plausible(smooth, pieces, outside_px, regions, inside, mpp, nuclear_density, options)
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    regions = np.take(numbers, regions, mode="clip")
-    # Width of the rim that smoothing and opening removed, um.
-    rim_um = 0.5
-    depth_px = np.where(pieces != 0, steps / np.float32(DISTANCE_STEPS), -outside_px)
-    depth_px += np.float32(rim_um / mpp)
+    # How far the outline may be from the edge of the nuclear pixels, um.
+    reach_px = 1.0 / mpp
+    whole = (smooth > edge[regions]) & (outside_px <= reach_px)
+    whole |= (steps > DISTANCE_STEPS * reach_px) & (pieces != 0)
     if excluded is not None:
-        depth_px[excluded] = -np.inf
-    labels = np.where(depth_px >= 0, regions, 0)
+        whole &= ~excluded
+    regions = np.take(numbers, regions, mode="clip")
+    labels = np.where(whole, regions, 0)
     # The watershed at half the resolution crosses gaps of one pixel.
     detached = detached_pixels(labels, int(kept.sum()))
     if detached is not None:
         labels[detached] = regions[detached] = 0
+    background = (labels == 0).view(np.uint8)
+    depth_px = distance_inside(1 - background).astype(np.float32)
+    depth_px -= distance_inside(background)
+    depth_px /= np.float32(DISTANCE_STEPS)
+    if excluded is not None:
+        depth_px[excluded] = -np.inf
     return Nuclei(labels, regions, depth_px)
 
 
@@ -167,8 +177,8 @@ def _plausible(
     mpp: float,
     nuclear_density: float,
     options: Options,
-) -> Mask:
-    """Return which pieces are nuclei by their area and the contrast to their surroundings."""
+) -> tuple[Mask, Float]:
+    """Return which pieces are nuclei by their area and contrast, and the density of their edge."""
     # Width of the ring around a nucleus that it is compared with, um.
     ring_um = 2.5
     # Smallest product of this contrast, as a fraction of the density of dark nuclei, and the
@@ -184,7 +194,8 @@ def _plausible(
     kept &= area * mpp**2 >= options.nucleus_area_min_um2
     kept &= area * mpp**2 <= options.nucleus_area_max_um2
     kept[0] = False
-    return kept
+    edge = np.where(ring_area > 0, ring_density + _EDGE * (density - ring_density), 0)
+    return kept, np.where(kept, edge, np.inf).astype(np.float32)
 
 
 def _areas_and_means(

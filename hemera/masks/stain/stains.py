@@ -57,6 +57,8 @@ _PURE_RESIDUAL = 0.35
 _DARK_PERCENTILE = 98
 # A darker channel has too few gray values left for a colour.
 _SATURATED_DENSITY = 1.2
+# DAB is measured where it exceeds this density and haematoxylin.
+_DAB_MIN = 0.25
 # Density of haematoxylin in dark nuclei where too little is stained to measure it, and its bounds.
 _NUCLEAR_DENSITY = 0.35
 _NUCLEAR_DENSITY_MIN = 0.08
@@ -81,14 +83,17 @@ class Stains:
 
     `background` is its colour (r, g, b), 0 to 255; `haematoxylin` and `dab` are unit vectors of
     density; `nuclear_density` is the haematoxylin of the pair's dark nuclei (98th percentile of
-    pixels of little DAB); `estimated` names the vectors that were measured; `background_dab` is the
-    DAB of stroma away from nuclei (first quartile), 0 where there is too little such tissue.
+    pixels of little DAB); `dark_dab` is the DAB of its most stained places (98th percentile of
+    pixels where it prevails), 0 where there is too little; `estimated` names the vectors that were
+    measured; `background_dab` is the DAB of stroma away from nuclei (first quartile), 0 where there
+    is too little such tissue.
     """
 
     background: tuple[int, int, int]
     haematoxylin: Vector = HAEMATOXYLIN
     dab: Vector = DAB
     nuclear_density: float = _NUCLEAR_DENSITY
+    dark_dab: float = 0.0
     estimated: tuple[str, ...] = ()
     background_dab: float = 0.0
 
@@ -127,6 +132,7 @@ def estimate(tiles: Sequence[RGB], mpp: float, background: color.Color | None = 
         haematoxylin=_triple(vectors[0]),
         dab=_triple(vectors[1]),
         nuclear_density=_nuclear_density(blocks, vectors),
+        dark_dab=_dark_dab(blocks, vectors),
         estimated=estimated,
     )
     return dataclasses.replace(stains, background_dab=_background_dab(tiles, mpp, stains))
@@ -208,6 +214,17 @@ def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> float:
         )  # fmt: skip
         return _NUCLEAR_DENSITY
     return density
+
+
+def _dark_dab(blocks: Sequence[Float64], vectors: Float64) -> float:
+    """Return the DAB of the most stained places, 0 where there is too little."""
+    found = []
+    for block in blocks:
+        haematoxylin, dab, _ = (block @ color.unmixing_matrix(vectors)).T
+        dab = dab[(dab > _DAB_MIN) & (dab > haematoxylin)]
+        if len(dab) >= _SAMPLES_MIN:
+            found.append(np.percentile(dab, _DARK_PERCENTILE))
+    return float(np.median(found)) if found else 0.0
 
 
 def _extremes(
