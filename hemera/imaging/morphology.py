@@ -114,6 +114,48 @@ def watershed(ridge: npt.NDArray[np.uint16], markers: Labels, inside: Mask) -> L
     return np.where(inside, whole, 0)
 
 
+def merged(
+    labels: npt.NDArray[np.integer],
+    ridge: npt.NDArray[np.uint16],
+    peak: npt.NDArray[np.uint16],
+    saddle_min: float,
+) -> npt.NDArray[Any]:
+    """Return numbered regions (H, W) of which those with a high saddle between them are one.
+
+    Args:
+        labels: (H, W), 0 outside.
+        ridge: (H, W), for example the distance from the edge.
+        peak: (N,), highest value of the ridge in each region.
+        saddle_min: smallest saddle between parts of one region, as a fraction of the lower of their
+            peaks.
+    """
+    first, second, saddle = _saddles(labels, ridge, len(peak))
+    one = np.arange(len(peak))
+    # The highest saddle first; a merged region has the number of the one with the higher peak.
+    for k in np.argsort(-saddle, kind="stable"):
+        a, b = one[first[k]], one[second[k]]
+        if a != b and saddle[k] >= saddle_min * min(peak[a], peak[b]):
+            kept, lost = (a, b) if peak[a] >= peak[b] else (b, a)
+            one[one == lost] = kept
+    return one.astype(labels.dtype)[labels]
+
+
+def _saddles(
+    labels: npt.NDArray[np.integer], ridge: npt.NDArray[np.uint16], count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return pairs of regions that touch, and the highest value of the ridge between them."""
+    pairs, values = [], []
+    for here, there in (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1]):
+        touching = (labels[here] != labels[there]) & (labels[here] > 0) & (labels[there] > 0)
+        a, b = (labels[side][touching].astype(np.int64) for side in (here, there))
+        pairs.append(np.minimum(a, b) * count + np.maximum(a, b))
+        values.append(np.minimum(ridge[here][touching], ridge[there][touching]).astype(np.int64))
+    pair, inverse = np.unique(np.concatenate(pairs), return_inverse=True)
+    saddle = np.zeros(len(pair), np.int64)
+    np.maximum.at(saddle, inverse, np.concatenate(values))
+    return pair // count, pair % count, saddle
+
+
 def _halved(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return an image at half the resolution: the maximum of four pixels, 0 outside."""
     height, width = image.shape

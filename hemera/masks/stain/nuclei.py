@@ -13,6 +13,7 @@ from hemera.imaging.morphology import (
     disc,
     distance_inside,
     fill_holes,
+    merged,
     odd_px,
     smoothed,
     voronoi_regions,
@@ -93,11 +94,13 @@ def find_nuclei(tile: Tile, options: Options) -> Nuclei:
     steps = distance_inside(inside)
     pieces = _split(inside, steps, mpp)
     outside_px, regions = voronoi_regions(pieces)
-    kept, edge = _plausible(smooth, pieces, outside_px, regions, inside, mpp, nuclear_density, options)
+    kept, edge = _plausible(
+        smooth, pieces, outside_px, regions, inside, mpp, nuclear_density, options
+    )
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     # How far the outline may be from the edge of the nuclear pixels, um.
     reach_px = 1.0 / mpp
-    whole = (smooth > edge[regions]) & (outside_px <= reach_px)
+    whole = (smooth > np.take(edge, regions, mode="clip")) & (outside_px <= reach_px)
     whole |= (steps > DISTANCE_STEPS * reach_px) & (pieces != 0)
     if excluded is not None:
         whole &= ~excluded
@@ -147,8 +150,11 @@ def _nuclear_pixels(
 def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: float) -> Labels:
     """Divide nuclear pixels (H, W) into numbered pieces; components without a core have 0."""
     # Smallest distance between the cores of two nuclei, and of a core from the edge, um.
-    separation_um = 7.0
+    separation_um = 6.0
     core_um = 1.1
+    # Two nuclei that touch have a neck between them: where the distance from the edge falls less
+    # than to this fraction of the smaller of theirs, they are one.
+    neck_max = 0.9
     # The blur of integers is exact.
     ridge = smoothed(steps, mpp, SMOOTHING_UM)
     peaks = ridge >= cv2.dilate(ridge, disc(separation_um, mpp))
@@ -164,7 +170,10 @@ def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: fl
     result: Labels = number[components]
     several = (cores > 1)[components]
     if several.any():
-        result += watershed(ridge, np.where(several, markers, 0), several)
+        cut = watershed(ridge, np.where(several, markers, 0), several)
+        peak = np.zeros(count, np.uint16)
+        np.maximum.at(peak, markers[peaks], ridge[peaks])
+        result += merged(cut, ridge, peak, neck_max)
     return result
 
 

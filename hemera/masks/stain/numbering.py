@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.errors import EngineError
-from hemera.imaging.morphology import detached_pixels, disc, fill_holes
+from hemera.imaging.morphology import detached_pixels, disc, fill_holes, merged
 
 Labels = npt.NDArray[np.int32]
 Numbers = npt.NDArray[np.uint16]
@@ -68,7 +68,7 @@ def numbered(
     labels = _grown(markers.astype(np.uint16), ridge, mask, _GROWTH_UM / mpp)
     peak = np.zeros(count, np.uint16)
     np.maximum.at(peak, markers[peaks], ridge[peaks])
-    labels = _merged(labels, ridge, peak)
+    labels = merged(labels, ridge, peak, _SADDLE_MIN)
     area = np.bincount(labels.ravel(), minlength=count)
     kept = (area > 0) & (area * mpp**2 >= area_min_um2)
     kept[0] = False
@@ -95,38 +95,6 @@ def _grown(labels: Numbers, ridge: Numbers, mask: Map, reach_px: float) -> Numbe
             around = cv2.dilate(labels, _CROSS)
             cv2.copyTo(around, allowed & (labels == 0).view(np.uint8), labels)
     return labels
-
-
-def _merged(labels: Numbers, ridge: Numbers, peak: Numbers) -> Numbers:
-    """Return numbered regions (H, W) of which those with a high saddle between them are one.
-
-    `peak` is the highest value of the ridge in each region, (N,).
-    """
-    first, second, saddle = _saddles(labels, ridge, len(peak))
-    one = np.arange(len(peak))
-    # The highest saddle first; a merged region has the number of the one it is merged into.
-    for k in np.argsort(-saddle, kind="stable"):
-        a, b = one[first[k]], one[second[k]]
-        if a != b and saddle[k] >= _SADDLE_MIN * min(peak[a], peak[b]):
-            kept, lost = (a, b) if peak[a] >= peak[b] else (b, a)
-            one[one == lost] = kept
-    return one.astype(np.uint16)[labels]
-
-
-def _saddles(
-    labels: Numbers, ridge: Numbers, count: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return pairs of regions that touch, and the highest value of the ridge between them."""
-    pairs, values = [], []
-    for here, there in (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1]):
-        touching = (labels[here] != labels[there]) & (labels[here] > 0) & (labels[there] > 0)
-        a, b = (labels[side][touching].astype(np.int64) for side in (here, there))
-        pairs.append(np.minimum(a, b) * count + np.maximum(a, b))
-        values.append(np.minimum(ridge[here][touching], ridge[there][touching]).astype(np.int64))
-    pair, inverse = np.unique(np.concatenate(pairs), return_inverse=True)
-    saddle = np.zeros(len(pair), np.int64)
-    np.maximum.at(saddle, inverse, np.concatenate(values))
-    return pair // count, pair % count, saddle
 
 
 def enlarged(
