@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {7: "ee2f2aaf8f4e3a0fa26cadc8519f4f46cc650598bcb7571d2645d257a7ec4e35"}
+GOLDEN = {7: "0ce11ba38700e593438b3b52f00e519193abf02f61f82c6480d08d6357c5ea56"}
 
 
 # As the table of tiles has it; a little off what the tiles show, so that its origin is tested.
