@@ -137,7 +137,7 @@ def merged(
         if a != b and saddle[k] >= saddle_min * min(peak[a], peak[b]):
             kept, lost = (a, b) if peak[a] >= peak[b] else (b, a)
             one[one == lost] = kept
-    return one.astype(labels.dtype)[labels]
+    return np.asarray(one.astype(labels.dtype)[labels])
 
 
 def _saddles(

@@ -172,7 +172,7 @@ def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: fl
     if several.any():
         cut = watershed(ridge, np.where(several, markers, 0), several)
         peak = np.zeros(count, np.uint16)
-        np.maximum.at(peak, markers[peaks], ridge[peaks])
+        np.maximum.at(peak, np.asarray(markers, np.int32)[peaks], ridge[peaks])
         result += merged(cut, ridge, peak, neck_max)
     return result
 
