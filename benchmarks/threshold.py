@@ -92,6 +92,7 @@ def write_unit(results: Path, unit: str, pairs: tuple[Pair, ...], per_pair: list
         "he_sharpness": rng.lognormal(5, 0.8, count),
         "her2_sharpness": rng.lognormal(3.5, 0.8, count),
         "histogram_similarity": rng.uniform(-0.1, 1, count),
+        "alignment_margin": pa.array(rng.uniform(-0.5, 0.2, count)) if block else nothing,
         "her2_coverage_fraction": 1 - rng.exponential(0.002, count).clip(0, 1),
         "folding_fraction": rng.exponential(0.001, count).clip(0, 1),
         "shard": pa.array([f"tile/{unit}.tar"] * count),

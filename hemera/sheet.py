@@ -122,7 +122,7 @@ COLUMNS = tuple(Pair.model_fields)
 REQUIRED = ("pair", "case", "dataset", "he", "her2")
 
 STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "describe": ("pair", "he", "her2", "registered", "he_mpp", "her2_mpp"),
+    "describe": ("pair", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp"),
     "register": ("pair", "he", "her2", "mirrored", "he_mpp", "her2_mpp", "displacement"),
     "landmarks": (
         "pair", "mirrored", "he_landmarks", "her2_landmarks", "he_mpp", "her2_mpp",

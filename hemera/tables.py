@@ -51,6 +51,9 @@ DESCRIBE = _schema("""
     float64? tissue_threshold  # of saturation (he) or optical density over background (her2)
     float64? tissue_fraction tissue_area_um2 tissue_mpp
     binary?  tissue  # PNG, 0 or 255, the image at tissue_mpp
+    float64? alignment_ncc  # of HER2 that comes registered: correlation of structure in place
+    float64? alignment_margin  # the same less the best of 48 shifted positions
+    float64? alignment_others  # fraction of the unit's other HER2 images that match as well
     binary?  thumbnail  # JPEG
     float64? thumbnail_mpp
 """)
@@ -133,6 +136,7 @@ TILE = _schema("""
     float64  tissue_fraction her2_tissue_fraction
     float64  he_sharpness her2_sharpness  # variance of the Laplacian, at 0.5 um/px
     float64? histogram_similarity  # null: one of the two is flat
+    float64? alignment_margin  # of a pair that comes registered, as in DESCRIBE
     uint8s   he_background her2_background  # their colours, RGB, of the slide or source image
     float64  her2_coverage_fraction folding_fraction
     string   shard  # relative to the folder of results

@@ -47,6 +47,8 @@ class Made:
     tile_ok: float | None = None
     map: str = "nonrigid"
     mirrored_by: str = ""
+    aligned: float = 0.0
+    """Of a pair that comes registered: margin of its alignment over -0.2."""
     attempts: tuple[str, ...] = ("default_initial_nonrigid at 4096 px: pass",)
 
 
@@ -187,7 +189,11 @@ def _describe(pair: Pair, made: Made) -> list[dict[str, Any]]:
                 "tissue_fraction": 0.6,
                 "thumbnail": encode(image, "jpeg", 85),
                 "thumbnail_mpp": 9.2,
+                "digest": f"{pair.pair} {stain}",
             }
+            if stain == "her2" and not made.slide:
+                row |= {"alignment_ncc": 0.25, "alignment_others": 0.5 - made.aligned}
+                row["alignment_margin"] = made.aligned - 0.2
         rows.append(row)
     return rows
 
@@ -301,6 +307,7 @@ def _tile(
         registration_error_um=7.0 * number if made.slide else None,
         registration_ncc=0.5 if made.slide else None,
         registration_margin=0.2 if made.slide else None,
+        alignment_margin=None if made.slide else made.aligned - 0.2 + 0.1 * (number == 0),
         shard=f"tile/{unit}.tar",
     )
     name = row["tile"]

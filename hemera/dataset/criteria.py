@@ -91,6 +91,10 @@ MEASURES = {
         "Registration margin",
         "correlation in place less the best shifted one",
     ),
+    "alignment_margin": (
+        "Alignment of pairs provided registered",
+        "correlation of structure in place less the best shifted one",
+    ),
 }
 """Title and unit of the measures that a page shows as histograms."""
 

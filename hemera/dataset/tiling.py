@@ -17,6 +17,7 @@ from hemera.imaging.geometry import grid_positions, polygon_fraction, same_mpp, 
 from hemera.imaging.quality import histogram_similarity, sharpness
 from hemera.imaging.resample import halved
 from hemera.imaging.slide import Slide
+from hemera.registration.alignment import match_in_place, structure
 from hemera.registration.displacement import Displacement, folding_fraction_in
 from hemera.registration.warping import read_displaced
 from hemera.sheet import Pair
@@ -201,9 +202,20 @@ class Tiling:
             "histogram_similarity": histogram_similarity(
                 small_he, small_her2, self.he.background, self.her2.background
             ),
+            "alignment_margin": self._alignment_margin(small_he, small_her2),
             "he_background": list(self.he.background),
             "her2_background": list(self.her2.background),
         }
+
+    def _alignment_margin(self, he: RGB, her2: RGB) -> float | None:
+        """Return the evidence of alignment in a tile, at half its resolution; None: registered."""
+        if self.displacement is not None:
+            return None
+        found = match_in_place(
+            structure(he, 2 * self.mpp, self.he.background),
+            structure(her2, 2 * self.mpp, self.her2.background),
+        )
+        return None if found is None else found[1]
 
     def _folding(self, x: int, y: int) -> float:
         if self.displacement is None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from hemera.imaging.color import STAIN_UNIT, WHITE, Color, gray, haematoxylin
 
 RGB = npt.NDArray[np.uint8]
+Histogram = npt.NDArray[np.float64]
 
 SHARPNESS_MPP = 0.5
 """Resolution at which `sharpness` is stated, um/px."""
@@ -54,8 +55,13 @@ def histogram_similarity(
     Each is centred on its median and divided by its standard deviation, so that brightness and
     contrast do not matter. It separates true pairs from false ones weakly.
     """
-    first = _centred_histogram(he, he_background)
-    second = _centred_histogram(her2, her2_background)
+    return histogram_correlation(
+        haematoxylin_histogram(he, he_background), haematoxylin_histogram(her2, her2_background)
+    )
+
+
+def histogram_correlation(first: Histogram | None, second: Histogram | None) -> float | None:
+    """Return the correlation of two of `haematoxylin_histogram`, None where one is None."""
     if first is None or second is None:
         return None
     first, second = first - first.mean(), second - second.mean()
@@ -63,8 +69,11 @@ def histogram_similarity(
     return float(first @ second) / norm if norm else None
 
 
-def _centred_histogram(rgb: RGB, background: Color) -> npt.NDArray[np.float64] | None:
-    """Count haematoxylin in bins over `SIMILARITY_RANGE` deviations around its median."""
+def haematoxylin_histogram(rgb: RGB, background: Color) -> Histogram | None:
+    """Count haematoxylin in bins over `SIMILARITY_RANGE` deviations around its median.
+
+    (HISTOGRAM_BINS,); None of an image of one colour.
+    """
     stain = haematoxylin(rgb, background)
     _, spread = cv2.meanStdDev(stain)
     deviation = float(spread[0, 0])

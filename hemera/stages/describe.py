@@ -1,7 +1,9 @@
 """Describe every image of a unit before anything expensive starts: size, resolution, tissue."""
 
+import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hemera.imaging.codecs import encode
 from hemera.imaging.identity import OVERVIEW_PX, Identity, contradictions, identify
 from hemera.imaging.slide import open_slide
 from hemera.imaging.tissue import find_tissue
+from hemera.registration.alignment import Structure, match_in_place, match_others, structure
 from hemera.sheet import Pair, read_sheet, unit_pairs
 
 log = logging.getLogger(__name__)
@@ -36,15 +39,14 @@ def run(
     An image that cannot be used is a row with its reason, never an error.
     """
     rows: list[dict[str, Any]] = []
+    structures: dict[str, tuple[Structure, Structure]] = {}
     for pair in unit_pairs(read_sheet(sheet), unit, block_count):
-        found = [_describe(pair, stain, options) for stain in tables.STAINS]
-        images = [row for row, _ in found]
+        he, her2 = (_describe(pair, stain, options) for stain in tables.STAINS)
         faults = {}
-        he, her2 = (identity for _, identity in found)
-        if he is not None and her2 is not None:
-            faults = contradictions(he, her2)
-        mismatch = _extent_mismatch(pair, *images)
-        for row in images:
+        if he.identity is not None and her2.identity is not None:
+            faults = contradictions(he.identity, her2.identity)
+        mismatch = _extent_mismatch(pair, he.row, her2.row)
+        for row in (he.row, her2.row):
             verdict, reason = faults.get(row["stain"], (None, None))
             if mismatch and verdict != "refuse":
                 verdict, reason = "refuse", mismatch
@@ -52,14 +54,45 @@ def run(
                 row |= {"verdict": verdict, "reason": reason}
             if row["verdict"] != "accept":
                 log.warning("pair %s, %s: %s", pair.pair, row["stain"], row["reason"])
-        rows += images
+            rows.append(row)
+        if he.structure is not None and her2.structure is not None and not mismatch:
+            structures[pair.pair] = he.structure, her2.structure
+    _add_alignment(rows, structures)
     tables.write(images_table, rows, tables.DESCRIBE, tables.provenance(options))
 
 
-def _describe(
-    pair: Pair, stain: str, options: DescribeOptions
-) -> tuple[dict[str, Any], Identity | None]:
-    """Return the row of DESCRIBE of one image and its identity, None where it cannot be read."""
+def _add_alignment(
+    rows: list[dict[str, Any]], structures: Mapping[str, tuple[Structure, Structure]]
+) -> None:
+    """Add to the rows of HER2 how well the images of pairs that come registered match in place."""
+    others = match_others(structures)
+    for row in rows:
+        found = None
+        if row["stain"] == "her2" and row["pair"] in structures:
+            found = match_in_place(*structures[row["pair"]])
+        if found is None:
+            continue
+        row["alignment_ncc"], row["alignment_margin"] = found
+        row["alignment_others"] = others.get(row["pair"])
+        if found[1] <= 0 and row["verdict"] == "accept":
+            log.warning(
+                "pair %s: registered in the sheet, but its structure matches as well elsewhere "
+                "(correlation %.2f in place, %.2f shifted): the alignment is not measurable, or "
+                "HER2 is of another place", row["pair"], found[0], found[0] - found[1],
+            )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Image:
+    """The row of an image, what it shows, and its structure where the pair comes registered."""
+
+    row: dict[str, Any]
+    identity: Identity | None = None
+    structure: Structure | None = None
+
+
+def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
+    """Describe one image; that of an unusable image has the reason."""
     path, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2, pair.her2_mpp)
     row: dict[str, Any] = dict.fromkeys(tables.DESCRIBE.names)
     row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
@@ -92,18 +125,24 @@ def _describe(
                 "tissue_mpp": mpp_x,
                 "tissue": cv2.imencode(".png", tissue.astype(np.uint8) * 255)[1].tobytes(),
             }
+            shown = None
+            if pair.registered:
+                small, (small_mpp, _) = slide.overview(side_px=OVERVIEW_PX)
+                if pair.mirrored and stain == "her2":
+                    small = np.ascontiguousarray(small[:, ::-1])
+                shown = structure(small, small_mpp, slide.background)
             if not pair.in_block:
                 # A report shows registrations on it; the pairs of a block are not registered.
                 thumbnail, (thumbnail_mpp, _) = slide.overview(side_px=OVERVIEW_PX)
                 row |= {"thumbnail": encode(thumbnail, "jpeg", 85), "thumbnail_mpp": thumbnail_mpp}
     except SlideError as error:
-        return row | {"verdict": "refuse", "reason": str(error)}, None
+        return _Image(row | {"verdict": "refuse", "reason": str(error)})
     if not fraction and stain == "he":
         row |= {"verdict": "refuse", "reason": f"{path.name}: no tissue found on it"}
     elif not fraction:
         # Unstained tissue may be invisible on IHC, but not on H&E.
         log.warning("pair %s, her2: no tissue found; the outline of H&E is used", pair.pair)
-    return row, identity
+    return _Image(row, identity, shown)
 
 
 def _extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> str | None:

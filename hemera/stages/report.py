@@ -25,6 +25,7 @@ from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality
 from hemera.reports import data, filters, pictures, registration
 from hemera.reports import tiles as galleries
+from hemera.reports.evidence import evidence
 from hemera.reports.html import write_page
 from hemera.sheet import read_sheet, units
 
@@ -72,6 +73,7 @@ def run(
         "filters": filters.filters(cohort, rejections),
         "biases": statistics.selection_bias(rejections),
         "quality": filters.quality(cohort),
+        "evidence": evidence(cohort, read),
         "accepted": galleries.accepted(cohort, read, options.gallery_tiles),
         "rejected": galleries.rejected(cohort, read, options.gallery_tiles),
         "disputed": galleries.disputed(compared, cohort.engines, read),

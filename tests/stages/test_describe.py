@@ -158,6 +158,41 @@ def test_wrong_pairs_are_named(cohort, rng):
     assert len({row["digest"] for row in rows if row["file"] == he}) == 1
 
 
+def test_pairs_that_come_registered_have_evidence_of_alignment(rng, tmp_path, caplog):
+    """Nuclei of one section in two colours match in place; those of another one do not."""
+
+    def write(name, seed, color):
+        noise = np.random.default_rng(seed).integers(0, 256, (400, 520), dtype=np.uint8)
+        texture = cv2.GaussianBlur(noise.astype(np.float32), (0, 0), 5)
+        absorbed = np.where(texture > np.median(texture), 0.5, 0.1)[..., None] * color
+        rgb = np.rint(245 * 10**-absorbed)
+        rgb[:60] = 245
+        Image.fromarray(rgb.astype(np.uint8)).save(tmp_path / name)
+
+    for seed in range(10):
+        write(f"p{seed}.he.png", seed, (0.2, 0.9, 0.2))
+        write(f"p{seed}.her2.png", seed + 100 * (seed == 3), (0.3, 0.6, 0.8))
+    flipped = Image.open(tmp_path / "p4.her2.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    flipped.save(tmp_path / "p4.her2.png")
+    pairs = [pair(f"p{n}", mirrored="true" if n == 4 else "") for n in range(10)]
+    rows = described(tmp_path, pairs)
+    assert all(row["alignment_ncc"] is None for row in rows if row["stain"] == "he")
+    found = {row["pair"]: row for row in rows if row["stain"] == "her2"}
+    aligned = set(found) - {"p3"}
+    assert all(found[name]["alignment_margin"] > 0.5 for name in aligned)
+    assert all(found[name]["alignment_others"] == 0 for name in aligned)
+    # Another section: a warning, and accepted.
+    assert found["p3"]["alignment_margin"] < 0
+    assert found["p3"]["verdict"] == "accept"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("pair p3: registered in the sheet, but its structure matches as well")
+    (alone,) = described(tmp_path, pairs[:1])[1:]
+    assert alone["alignment_margin"] == pytest.approx(found["p0"]["alignment_margin"])
+    assert alone["alignment_others"] is None
+    (row,) = described(tmp_path, [pair("p0", registered="")], unit="p0")[1:]
+    assert row["alignment_margin"] is None
+
+
 def test_her2_without_tissue_does_not_refuse_the_pair(cohort, rng):
     blank = stained(rng, (240, 240, 240), (0, 0, 0), (0, 0, 0, 0))
     Image.fromarray(blank).save(cohort / "good.her2.png")
@@ -206,7 +241,7 @@ def test_real_images(images, tmp_path):
     assert 0.3 < row["tissue_fraction"] < 0.5
 
 
-GOLDEN = {2: "8fde449a801f908e"}
+GOLDEN = {2: "d48d28575f0af969"}
 
 
 def test_golden(cohort):

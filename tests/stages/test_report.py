@@ -1,11 +1,13 @@
 """The page about the data, from cohorts of every kind."""
 
+import dataclasses
 import hashlib
 import re
 from pathlib import Path
 
 import pytest
 
+from hemera import tables
 from hemera.__main__ import main
 from hemera.config import ReportOptions
 from hemera.errors import ShardError, TableError
@@ -18,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {10: "07e49ee2c7c54bca"}
+GOLDEN = {10: "ab5c99a779ef275b"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -98,6 +100,35 @@ def test_a_cohort_of_both_kinds(tmp_path: Path) -> None:
     options = re.findall(r"<summary>(\w+)", section(text, "provenance"))
     assert options == ["register", "tile", "mask", "filter", "index"]
     assert str(tmp_path) not in text
+
+
+def test_the_alignment_of_pairs_provided_registered_is_a_finding(tmp_path: Path) -> None:
+    made = [
+        dataclasses.replace(pair, aligned=0.5 if pair.score in ("2+", "3+") else 0.0)
+        for pair in image_pairs(3)
+    ]
+    copy = dataclasses.replace(made[0], pair="copy")
+    sheet = make(tmp_path, [*made, copy, *slides()[:2]], engines=("stain",))
+    described = tmp_path / "results" / "describe"
+    for path in described.glob("bci.*.parquet"):
+        rows = tables.read(path, tables.DESCRIBE).to_pylist()
+        for row in rows:
+            row["digest"] = row["digest"].replace("copy", made[0].pair)
+        tables.write(path, rows, tables.DESCRIBE)
+    text = page_of(tmp_path, sheet).read_text()
+    assert "<strong>6 of 13 pairs provided registered show measurable alignment</strong>" in text
+    found = section(text, "registration").partition("provided registered")[2]
+    rows = re.findall(r"<tr[^>]*><td>([^<]*)</td>(.*?)</tr>", found)
+    cells = {name: re.findall(r">([^<]*)</td>", row) for name, row in rows}
+    # Pairs, measurable, fraction, correlation, above the others, tiles, measurable, fraction.
+    assert cells["bci 3+"] == ["3", "3", "100 %", "0.25", "3 of 3", "12", "12", "100 %"]
+    assert cells["bci 0"][:5] == ["4", "0", "0 %", "0.25", "0 of 4"]
+    assert cells["all"][:3] == ["13", "6", "46 %"]
+    assert "One image in several cases: bci_0_0 he, copy he" in text
+    separation = section(text, "quality").partition("true and shuffled")[2]
+    tiles, auc, *_ = re.findall(r'<td class="n">([^<]*)</td>', separation)
+    assert tiles == "48"
+    assert 0 <= float(auc) <= 1
 
 
 @pytest.mark.parametrize(
