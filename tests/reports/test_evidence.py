@@ -18,7 +18,7 @@ def tiles(fractions: list[float]) -> tuple[Any, dict[str, np.ndarray]]:
         rgb[:, -4:] = (190, 180, 215)
         images[f"t{number}"] = rgb
         rows.append({"tile": f"t{number}", "pair": f"p{number}", "dataset": "d"})
-        rows[-1] |= dict.fromkeys(("he_background", "her2_background"), [245, 244, 246])
+        rows[-1] |= {f"{stain}_background": [245, 244, 246] for stain in ("he", "her2")}
     return pd.DataFrame(rows), images
 
 
