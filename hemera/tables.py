@@ -73,6 +73,7 @@ CERTIFICATE = _schema("""
     int64?   match_count
     float64? match_fraction
     float64? keypoint_fraction keypoint_error_um  # matches that the map was not fitted to
+    float64? keypoint_error_low_um keypoint_error_high_um  # 90 % of them are between
     float64? mirror_probe  # matches over those of the mirror image
     float64? tile_ok misaligned_fraction lncc ncc ncc_margin
     float64? rotation_deg scale anisotropy determinant

@@ -20,7 +20,9 @@ SIGNALS = {
     "ncc_margin": "correlation above the best of 36 shifts",
     "match_fraction": "matches near the similarity fitted to them",
     "keypoint_fraction": "matches near the final map, which was not fitted to them",
-    "keypoint_error_um": "their median distance, µm",
+    "keypoint_error_um": "their median distance, µm: an estimate of the error",
+    "keypoint_error_low_um": "a twentieth of them is nearer, µm",
+    "keypoint_error_high_um": "a twentieth of them is farther, µm",
     "match_count": "matches",
     "mirror_probe": "matches over those of the mirror image",
     "coverage_fraction": "H&E tissue that HER2 covers",
@@ -29,8 +31,8 @@ SIGNALS = {
     "log_scale": "|log| of the scale of the affine part",
     "rotation_deg": "rotation, degrees",
     "displacement_median_um": "median displacement, µm",
-    "error_median_um": "estimated error, median, µm",
-    "error_p90_um": "estimated error, 90th percentile, µm",
+    "error_median_um": "local estimate of the error, median, µm: too low",
+    "error_p90_um": "local estimate of the error, 90th percentile, µm",
 }
 """What a certificate shows, in this order. `log_scale` is computed from the column `scale`."""
 

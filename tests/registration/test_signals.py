@@ -132,14 +132,17 @@ def test_the_part_that_is_covered_is_judged(pair):
 
 
 def test_keypoints_near_the_map_are_counted():
-    here = np.array([(100.0, 200.0), (300, 400), (500, 600), (700, 800)])
-    beside = np.array([(3.0, 4.0), (0, 10), (30, 40), (0, 0)])
+    here = np.random.default_rng(3).uniform(200, 1000, (200, 2))
+    # 0, 0.25 to 49.75 um in all directions.
+    length, angle = np.arange(200) / 4, np.arange(200) * 2.4
+    beside = length[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     pairs = np.stack([here, to_moving(here) + beside], axis=1)
-    # Within 2 % of 1,000 um.
-    assert match_keypoints(made(to_moving), pairs, 1000.0) == pytest.approx(
-        {"keypoint_fraction": 0.75, "keypoint_error_um": 5}, abs=0.05
-    )
-    assert match_keypoints(made(lambda p: p + 9000), pairs, 1000.0) == {"keypoint_fraction": 0}
+    # Within 2 % of 1,010 um: up to 20.2 um.
+    found = match_keypoints(made(to_moving), pairs, 1010.0)
+    assert found == pytest.approx(
+        {"keypoint_fraction": 81 / 200, "keypoint_error_um": 24.875,
+         "keypoint_error_low_um": 2.4875, "keypoint_error_high_um": 47.2625}, abs=0.06
+    )  # fmt: skip
 
 
 def test_coverage_is_the_fraction_of_tissue_that_maps_onto_the_slide(pair):

@@ -27,7 +27,7 @@ from tests.small_registration import (
 from tests.small_sections import MPP, to_moving
 from tests.small_slides import damage_tile, write_pyramid
 
-GOLDEN = "5786878d5a442fb9b5a9a8e10664056518e66e6619291fafd63226d60b44b9f9"
+GOLDEN = "2754619daac147a1a0bd22a9afc219ea22276bd93ee0f3f61e2ff8081fb314ef"
 
 
 @pytest.fixture

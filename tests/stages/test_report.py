@@ -20,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {10: "ab5c99a779ef275b"}
+GOLDEN = {10: "05bcf9e4e9bd6542"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
