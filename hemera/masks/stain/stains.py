@@ -109,8 +109,8 @@ def estimate(tiles: Sequence[RGB], mpp: float, background: color.Color | None = 
     Macenko et al. (ISBI 2009): the extreme directions of stained pixels in the plane of their two
     largest variances. They are estimated on every tile, or on sixteen blocks of each where there
     are one or two, and the median is taken, so that ink on one tile does not change the others. A
-    direction further than 15 degrees from the fixed vector of its stain is noise or another dye;
-    such a tile counts with the fixed vector.
+    direction further than 15 degrees from the fixed vector of its stain is noise or another dye:
+    such a tile does not count, unless most are; such a block counts with the fixed vector.
 
     The haematoxylin of dark nuclei is the median likewise, of pixels with little DAB and little
     residual: brown nuclei, ink and dust are dark too.
@@ -126,7 +126,7 @@ def estimate(tiles: Sequence[RGB], mpp: float, background: color.Color | None = 
     if not tiles:
         return stains
     blocks = _blocks(tiles, mpp, stains)
-    vectors, estimated = _vectors(blocks)
+    vectors, estimated = _vectors(blocks, len(tiles) >= _TILES_MIN)
     stains = dataclasses.replace(
         stains,
         haematoxylin=_triple(vectors[0]),
@@ -171,8 +171,11 @@ def _blocks(tiles: Sequence[RGB], mpp: float, stains: Stains) -> list[Float64]:
     return blocks
 
 
-def _vectors(blocks: Sequence[Float64]) -> tuple[Float64, tuple[str, ...]]:
-    """Return the stain vectors (2, 3) of the densities of blocks, and which were estimated."""
+def _vectors(blocks: Sequence[Float64], whole: bool) -> tuple[Float64, tuple[str, ...]]:
+    """Return the stain vectors (2, 3) of the densities of blocks, and which were estimated.
+
+    A block is a tile if `whole`, else a part of one, whose directions are less certain.
+    """
     vectors = np.array([_unit(HAEMATOXYLIN), _unit(DAB)])
     stained = [block[block.sum(axis=1) > _STAINED_DENSITY] for block in blocks]
     extremes = [_extremes(block) for block in stained if len(block) >= _SAMPLES_MIN]
@@ -182,9 +185,13 @@ def _vectors(blocks: Sequence[Float64]) -> tuple[Float64, tuple[str, ...]]:
     for row, name in enumerate(("haematoxylin", "dab")):
         found = np.array([_purified(pair[row], row) for pair in extremes])
         far = found @ vectors[row] <= math.cos(math.radians(_ANGLE_MAX_DEG))
-        found[far] = vectors[row]
+        few = far.mean() <= 0.5
+        if whole and few:
+            found = found[~far]
+        else:
+            found[far] = vectors[row]
         vectors[row] = _unit(np.median(found, axis=0))
-        if far.mean() < 0.5:
+        if few:
             estimated.append(name)
     return vectors, tuple(estimated)
 

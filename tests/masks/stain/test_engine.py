@@ -205,6 +205,30 @@ def test_a_nuclear_marker_is_graded_in_the_nucleus() -> None:
         np.testing.assert_array_equal(cells.positive[slide.matched(cells)], positive)
 
 
+@pytest.mark.parametrize(("dark", "positive"), [(0.5, True), (2.0, False)])
+def test_a_pale_brown_nucleus_is_positive_where_no_other_is_much_darker(
+    dark: float, positive: bool
+) -> None:
+    """One nucleus of six has 0.18 of DAB, another `dark`: 0.12 of the darkest is the limit."""
+    slide = draw(np.zeros((2, 3)), counterstain=0.3)
+    y, x = np.mgrid[: slide.rgb.shape[0], : slide.rgb.shape[1]]
+    density = np.zeros(slide.rgb.shape[:2])
+    for k, strength in ((1, 0.18), (4, dark)):
+        density[np.hypot(y - slide.y_px[k], x - slide.x_px[k]) < 8] = strength
+    tiles = [over(slide.rgb, density[..., None] * DAB)] * 3
+    of = estimate(tiles, 0.5)
+    assert of.dark_dab == pytest.approx(dark, rel=0.2)
+    cells = segment(tiles[0], 0.5, of, compartment="nucleus").cells
+    assert cells.positive[slide.matched(cells)].tolist() == [
+        False,
+        positive,
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
 @pytest.mark.parametrize("strength", [0.25, 0.5])
 def test_diffuse_cytoplasm_is_no_membrane_and_a_membrane_around_it_is(strength: float) -> None:
     """Cytoplasm 4 to 11 um from the centre; a membrane in it must be darker than it."""

@@ -42,6 +42,25 @@ def test_touching_nuclei_are_cut() -> None:
     assert labels[40, 40] != labels[38, 62]
 
 
+def test_a_nucleus_with_a_slight_waist_is_one() -> None:
+    """Two discs of radius 10 px, 24 px apart, connected over 0.93 or 0.5 of their width."""
+    y, x = np.mgrid[:80, :120].astype(float)
+    discs = (np.hypot(y - 40, x - 48) < 10) | (np.hypot(y - 40, x - 72) < 10)
+    for half_width, count in ((9.3, 1), (5.0, 2)):
+        waist = (abs(y - 40) < half_width) & (abs(x - 60) < 12)
+        assert labels_of(0.5 * (discs | waist)).max() == count
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.4999, 0.5001])
+def test_the_outline_of_a_ball_is_its_edge_whatever_the_resolution(mpp: float) -> None:
+    """A nucleus is thinner towards its edge: the density of a ball of 4.5 um follows its depth."""
+    y, x = (np.mgrid[: round(30 / mpp), : round(37 / mpp)] + 0.5) * mpp
+    radius = np.hypot(y - 14, x - 17) / 4.5
+    labels = labels_of(0.03 + 0.5 * np.sqrt(np.maximum(1 - radius**2, 0)), mpp)
+    assert labels.max() == 1
+    assert (labels > 0).sum() * mpp**2 == pytest.approx(np.pi * 4.5**2, rel=0.1)
+
+
 def test_the_pale_middle_of_a_nucleus_is_filled_and_the_middle_of_a_ring_is_not() -> None:
     """Holes of 5 and 20 um^2 in discs; what is filled is up to 8 um^2."""
     y, x = np.mgrid[:90, :160].astype(float)

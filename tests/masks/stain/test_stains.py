@@ -57,6 +57,16 @@ def test_a_stroke_on_one_tile_does_not_change_the_stains(ink: tuple[float, float
     np.testing.assert_allclose(after.vectors, before.vectors, atol=0.02)
 
 
+def test_tiles_of_another_dye_do_not_count_when_others_agree() -> None:
+    """Haematoxylin of two of four tiles is 17 degrees from the fixed vector, beyond the limit."""
+    own = [draw(np.roll(STRENGTHS, k, axis=1), mpp=0.25, haematoxylin=TRUE_H).rgb for k in (0, 1)]
+    other = unit(0.80, 0.46, 0.39)
+    others = [draw(np.roll(STRENGTHS, k), mpp=0.25, haematoxylin=other).rgb for k in (0, 1)]
+    stains = estimate([*own, *others], 0.25)
+    assert "haematoxylin" in stains.estimated
+    assert np.degrees(np.arccos(stains.haematoxylin @ TRUE_H)) < 1.5
+
+
 def test_dark_brown_nuclei_do_not_set_the_scale_of_haematoxylin() -> None:
     """A third of the nuclei took up DAB until they are nearly black."""
     slide = draw(np.zeros((6, 9)), counterstain=0.3)
