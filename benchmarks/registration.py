@@ -116,7 +116,7 @@ def exactness() -> Iterator[str]:
             with open_slide(path, mpp=MPP) as slide:
                 for y in range(0, FIXED_PX[1] - TILE_PX, TILE_PX):
                     for x in range(0, FIXED_PX[0] - TILE_PX, TILE_PX):
-                        tile, coverage, _ = read_displaced(
+                        tile, coverage, *_ = read_displaced(
                             slide, d, x * MPP, y * MPP, size_px=TILE_PX, mpp=MPP
                         )
                         if coverage == 1:

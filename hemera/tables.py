@@ -50,6 +50,9 @@ DESCRIBE = _schema("""
     bool?    background_measured  # false: no background on the image, estimated from pale tissue
     float64? tissue_threshold  # of saturation (he) or optical density over background (her2)
     float64? tissue_fraction tissue_area_um2 tissue_mpp
+    float64? tissue_density  # 75th percentile over the tissue, mean of the channels
+    float64? artefact_fraction  # of the tissue
+    binary?  artefacts  # PNG of numbers of `imaging.artefacts.KINDS`, at tissue_mpp; null: none
     binary?  tissue  # PNG, 0 or 255, the image at tissue_mpp
     float64? alignment_ncc  # of HER2 that comes registered: correlation of structure in place
     float64? alignment_margin  # the same less the best of 48 shifted positions
@@ -139,6 +142,12 @@ TILE = _schema("""
     float64? histogram_similarity  # null: one of the two is flat
     float64? alignment_margin  # of a pair that comes registered, as in DESCRIBE
     uint8s   he_background her2_background  # their colours, RGB, of the slide or source image
+    float64  he_pen_fraction her2_pen_fraction
+    float64  he_fold_fraction her2_fold_fraction
+    float64  he_edge_fraction her2_edge_fraction  # of bubbles and of the coverslip, hairs
+    float64  he_dust_fraction her2_dust_fraction
+    float64  he_blur_fraction her2_blur_fraction  # of 4 x 4 cells of the tile
+    binary?  artefacts  # PNG of `dataset.excluded`: what the mask excludes; null: nothing
     float64  her2_coverage_fraction folding_fraction
     string   shard  # relative to the folder of results
     int64    he_offset he_length
@@ -155,6 +164,7 @@ PAIRS = _schema("""
     string   registration  # registered (came so), pass, review, fail; accepted, refused: manually
     int64    tiles_grid  # positions on the grid inside the image
     int64    tiles_tissue  # of these, above the tissue floor
+    int64    tiles_artefact  # of these, not read: under pen, a fold or an edge on H&E
     int64    tiles_unreadable tiles_written
 """)
 """tile: one row per pair, with the reason where it has no tiles."""

@@ -139,6 +139,7 @@ def _unit(
                     "registration": _registration(made),
                     "tiles_grid": made.tiles + 3,
                     "tiles_tissue": made.tiles if tiled else 0,
+                    "tiles_artefact": 0,
                     "tiles_unreadable": 0,
                     "tiles_written": made.tiles if tiled else 0,
                 }

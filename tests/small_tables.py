@@ -31,6 +31,10 @@ def tile_row(
         "tissue_fraction": 0.75, "her2_tissue_fraction": 0.5,
         "he_sharpness": 100.0, "her2_sharpness": 50.0, "histogram_similarity": 0.6,
         "alignment_margin": None,
+        **dict.fromkeys(
+            (f"{stain}_{kind}_fraction" for stain in ("he", "her2")
+             for kind in ("pen", "fold", "edge", "dust", "blur")), 0.0,
+        ),
         "he_background": [240, 240, 242], "her2_background": [241, 240, 238],
         "her2_coverage_fraction": 1.0, "folding_fraction": 0.0, "shard": f"tile/{pair}.tar",
         "he_offset": 512, "he_length": 100, "he_sha256": digest(f"he {name}"),

@@ -47,7 +47,7 @@ def example(schema: pa.Schema, number: int) -> dict[str, Any]:
             inner = pa.types.is_string(kind.value_type)
             row[field.name] = ["a", f"b-{number}"] if inner else [240, 241, number % 255]
         elif pa.types.is_binary(kind):
-            row[field.name] = bytes([place, number])
+            row[field.name] = bytes([place, number % 256])
         else:
             row[field.name] = f"{field.name}-{number}"
     return row

@@ -11,7 +11,7 @@ class FilterOptions(Options):
     """Which tiles are accepted. Reads no pixel."""
 
     section: ClassVar[str] = "filter"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     tissue_fraction_min: Annotated[Fraction, paper('"low tissue content", no number')] = 0.5
     """Smallest tissue fraction of an H&E tile."""
@@ -38,8 +38,20 @@ class FilterOptions(Options):
     positions; null: no limit."""
     accept_review: bool = False
     """Accept tiles of pairs whose registration has the verdict review."""
+    pen_max: Fraction = 0.01
+    """Largest fraction of a tile under pen, on either stain."""
+    fold_max: Fraction = 0.05
+    """Largest fraction of a tile in folds of the tissue, on either stain."""
+    edge_max: Fraction = 0.01
+    """Largest fraction of a tile under edges of bubbles and of the coverslip, and hairs, on either
+    stain."""
+    dust_max: Fraction = 0.05
+    """Largest fraction of a tile under dust, on either stain."""
+    blur_max: Fraction = 0.25
+    """Largest fraction of 4 x 4 cells of a tile that are out of focus, on either stain."""
     excluded_max: Fraction = 0.5
-    """Largest fraction of a tile that a mask engine excludes: pen, folds, dust."""
+    """Largest fraction of a tile that its mask excludes: artefacts of both stains, and places that
+    HER2 does not cover."""
     require_agreement: Fraction | None = None
     """Smallest agreement of the mask engines on a tile, 0 to 1: the lower of the Dice of their
     positive masks and the fraction of cells with the same sign; null: not required."""

@@ -53,6 +53,9 @@ class TileOptions(Options):
     """Allow a tile resolution finer than the native resolution of an image."""
     tissue_floor: Fraction = 0.05
     """Tiles whose tissue fraction in the outline is below this are neither read nor stored."""
+    artefact_max: Fraction = 0.5
+    """Tiles of which the outline of artefacts on H&E covers more than this are neither read nor
+    stored."""
     codec: Literal["jpeg", "png"] = "jpeg"
     """Image format of the tiles; png is lossless."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95

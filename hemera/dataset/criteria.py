@@ -60,6 +60,17 @@ CRITERIA = (
         "registration_margin_min",
         "registration_margin",
     ),
+    *(
+        Criterion(reason, text, option, f"{stain}_{kind}_fraction", "<=")
+        for reason, text, option, kind in (
+            ("pen", "pen on it", "pen_max", "pen"),
+            ("tissue_fold", "a fold of the tissue", "fold_max", "fold"),
+            ("edge", "the edge of a bubble or of the coverslip, or a hair", "edge_max", "edge"),
+            ("dust", "dust on it", "dust_max", "dust"),
+            ("partly_blurred", "out of focus in part", "blur_max", "blur"),
+        )
+        for stain in ("he", "her2")
+    ),
     Criterion("blurred_he", "blurred on H&E", "he_sharpness_min", "he_sharpness"),
     Criterion("blurred_her2", "blurred on HER2", "her2_sharpness_min", "her2_sharpness"),
     Criterion(

@@ -11,6 +11,9 @@ import numpy.typing as npt
 import shapely
 
 from hemera.config import TileOptions
+from hemera.dataset.excluded import pack
+from hemera.imaging.artefacts import find_artefacts, fractions
+from hemera.imaging.blur import blurred_cells
 from hemera.imaging.codecs import encode
 from hemera.imaging.color import DENSITY_STEP, density, saturation
 from hemera.imaging.geometry import grid_positions, polygon_fraction, same_mpp, tissue_fraction
@@ -24,6 +27,7 @@ from hemera.sheet import Pair
 
 RGB = npt.NDArray[np.uint8]
 Corners = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 UPSAMPLING_MAX = {"he": 0.01, "her2": 0.10}
 """By how much the tiles' resolution may be finer than an image's own: scanners differ by less."""
@@ -50,6 +54,7 @@ class Outcome:
     reason: str | None = None
     tiles_grid: int = 0
     tiles_tissue: int = 0
+    tiles_artefact: int = 0
     tiles_unreadable: int = 0
     tiles_written: int = 0
 
@@ -67,7 +72,8 @@ class Tile:
 class Tiling:
     """What all tiles of a pair have in common; no displacement where it comes registered.
 
-    Tissue has at least `saturation_min`, 0 to 1, on H&E, and `density_min` on HER2.
+    Tissue has at least `saturation_min`, 0 to 1, on H&E, and `density_min` on HER2;
+    `tissue_density` is `imaging.artefacts.typical_density` of both.
     """
 
     pair: Pair
@@ -76,6 +82,7 @@ class Tiling:
     displacement: Displacement | None
     saturation_min: float
     density_min: float
+    tissue_density: tuple[float, float]
     options: TileOptions
 
     @functools.cached_property
@@ -100,12 +107,17 @@ class Tiling:
         return self.mpp * self.her2.mpp / self.he.mpp if self._on_one_grid else self.mpp
 
     def positions(
-        self, outline: npt.NDArray[np.bool_], roi: Sequence[shapely.Polygon] | None, to: Outcome
+        self,
+        outline: Mask,
+        artefacts: Mask | None,
+        roi: Sequence[shapely.Polygon] | None,
+        to: Outcome,
     ) -> Corners:
         """Return the positions of tiles with tissue, inside the region of interest.
 
         Args:
             outline: (H, W), the tissue of H&E from edge to edge.
+            artefacts: (H, W), what is covered by pen, folds and edges; None: nothing.
             roi: polygons on H&E, level-0 pixels; None: the whole slide.
             to: where the numbers of positions are noted.
 
@@ -131,6 +143,15 @@ class Tiling:
                 "no_tissue",
                 f"{name}: none of {to.tiles_grid} positions has {self.options.tissue_floor:.0%} "
                 "tissue; lower tile.tissue_floor",
+            )
+        if artefacts is not None:
+            covered = tissue_fraction(artefacts, size, corners, side) > self.options.artefact_max
+            corners, to.tiles_artefact = corners[~covered], int(covered.sum())
+        if not len(corners):
+            raise NotTiled(
+                "no_tissue",
+                f"{name}: artefacts cover all of {to.tiles_tissue} positions with tissue; see the "
+                "overview, or raise tile.artefact_max",
             )
         if roi is not None:
             corners = corners[polygon_fraction(roi, corners, side) >= ROI_FRACTION_MIN]
@@ -158,7 +179,7 @@ class Tiling:
         x, y = corner.tolist()
         size, options = self.options.size_px, self.options
         he = self.he.read(x, y, size, size, self.mpp)
-        her2, coverage, (her2_x, her2_y) = self._read_her2(x, y)
+        her2, coverage, (her2_x, her2_y), covered = self._read_her2(x, y)
         row = {
             "tile": f"{self.pair.pair}_{x:06d}_{y:06d}",
             "pair": self.pair.pair,
@@ -176,6 +197,7 @@ class Tiling:
             "her2_coverage_fraction": coverage,
             "folding_fraction": self._folding(x, y),
             **self._measure(he, her2),
+            **self._artefacts(he, her2, covered),
         }
         stored_he = stored_her2 = None
         if options.codec == "jpeg" and options.copy_stored:
@@ -217,6 +239,18 @@ class Tiling:
         )
         return None if found is None else found[1]
 
+    def _artefacts(self, he: RGB, her2: RGB, covered: Mask | None) -> dict[str, Any]:
+        """Return the columns of artefacts; `covered` are the pixels where there is HER2."""
+        row: dict[str, Any] = {}
+        numbers: list[npt.NDArray[np.uint8] | None] = []
+        sides = (("he", he, self.he), ("her2", her2, self.her2))
+        for (stain, rgb, slide), typical in zip(sides, self.tissue_density, strict=True):
+            kinds = find_artefacts(rgb, self.mpp, slide.background, typical)
+            row |= {f"{stain}_{kind}_fraction": part for kind, part in fractions(kinds).items()}
+            row[f"{stain}_blur_fraction"] = float(blurred_cells(rgb, self.mpp, stain).mean())
+            numbers.append(kinds)
+        return row | {"artefacts": pack(numbers[0], numbers[1], covered, her2.shape[:2], self.mpp)}
+
     def _folding(self, x: int, y: int) -> float:
         if self.displacement is None:
             return 0.0
@@ -226,8 +260,11 @@ class Tiling:
         mirrored = self.displacement.affine.determinant < 0
         return folding_fraction_in(self.displacement, box, mirrored=mirrored)
 
-    def _read_her2(self, x: int, y: int) -> tuple[RGB, float, tuple[float, float]]:
-        """Return HER2 for the tile at (x, y), the fraction covered, and the corner on HER2."""
+    def _read_her2(self, x: int, y: int) -> tuple[RGB, float, tuple[float, float], Mask | None]:
+        """Return HER2 for the tile at (x, y), the fraction covered, and the corner on HER2.
+
+        The last are the covered pixels (H, W), None where HER2 covers all of them.
+        """
         her2, size, mpp = self.her2, self.options.size_px, self.mpp
         if self.displacement is not None:
             x_um, y_um = x * self.he.mpp, y * self.he.mpp
@@ -246,4 +283,13 @@ class Tiling:
             max(0.0, min(low + side, length) - max(low, 0.0)) / side
             for low, length in ((left, her2.size_px[0]), (top, her2.size_px[1]))
         ]
-        return pixels, min(1.0, inside[0] * inside[1]), corner
+        coverage = min(1.0, inside[0] * inside[1])
+        if coverage == 1:
+            return pixels, coverage, corner, None
+        centres = (np.arange(size) + 0.5) * side / size
+        columns, rows = (
+            (low + centres >= 0) & (low + centres < length)
+            for low, length in ((left, her2.size_px[0]), (top, her2.size_px[1]))
+        )
+        covered = rows[:, None] & (columns[::-1] if self.pair.mirrored else columns)
+        return pixels, coverage, corner, covered

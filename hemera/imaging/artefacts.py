@@ -1,7 +1,7 @@
-"""Artefacts in tiles: pen, folds, dust, and gray lines such as the edge of a coverslip.
+"""Artefacts of a slide or a tile: pen, folds, edges of bubbles and of the coverslip, dust.
 
-All are searched for at `COARSE_MPP`. A density is an optical density: log10 of background over
-pixel.
+All are searched for at `COARSE_MPP`, or at the resolution of a coarser image. A density is an
+optical density: log10 of background over pixel.
 """
 
 import math
@@ -13,84 +13,108 @@ import numpy.typing as npt
 from hemera.imaging import color
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc
 
+KINDS = ("pen", "fold", "edge", "dust")
+"""What `find_artefacts` distinguishes; the first is number 1."""
+
 Mask = npt.NDArray[np.bool_]
+Float = npt.NDArray[np.float32]
 
-# Smallest saturation of ink: densest minus least dense channel, density.
-_PEN_SATURATION = 0.25
-# Smallest angle between ink and any mixture of both stains, degrees.
-_PEN_ANGLE_DEG = 13.0
-# Smallest width of a stroke in a colour of its own, um.
-_PEN_WIDTH_UM = 18.0
-# Ink of the hue of haematoxylin: smallest fraction of the density of the slide's dark nuclei, over
-# a width that no nucleus has, um. On 28 real and drawn tiles, tissue keeps 0.44 over 24 um at most.
-_PEN_NUCLEAR_FRACTION = 0.6
-_PEN_NUCLEAR_WIDTH_UM = 28.0
-# The dark nuclei of a slide have at least this density: a pale slide does not turn tissue into ink.
-_PEN_NUCLEAR_DENSITY_MIN = 0.5
-# Folds and particles: smallest density in every channel, smallest width, um, and the largest
-# difference between channels as a fraction of the density: strong DAB is dark and brown.
-_FOLD_DENSITY = 0.4
+# Smallest saturation of ink beside its direction: densest minus least dense channel, density.
+_INK_SATURATION = 0.25
+# Pen. It absorbs red light more than green by this factor and this density, which haematoxylin
+# never does (0.9 to 1.25)...
+_CYAN_RATIO = 1.5
+_CYAN_DENSITY = 0.15
+_CYAN_EDGE_DENSITY = 0.05
+# ... or red light so much, over more than nuclei, without the blue absorption of DAB...
+_DARK_RED = 0.6
+_WIDE_RED = 0.4
+_WIDE_UM = 28.0
+_BROWN_RATIO = 1.4
+# ... or green and blue, and hardly any red; eosin hardly absorbs blue, DAB absorbs red.
+_RED_DENSITY = 0.3
+_RED_TO_GREEN = 0.4
+_BLUE_TO_GREEN = 0.65
+# Smallest width and length of a stroke, um.
+_PEN_WIDTH_UM = 6.0
+_PEN_LENGTH_UM = 80.0
+# A fold is denser than the denser quarter of the tissue of its slide by this factor, and has this
+# density; several layers are dark in every channel. DAB is brown, ink and dust are colourless.
+_FOLD_LAYERS = 1.7
+_FOLD_DENSITY = 0.5
+_FOLD_LOW = 0.35
+_FOLD_COLOR = 1.1
 _FOLD_WIDTH_UM = 8.0
-_FOLD_COLOR = 0.8
-# Smallest length of a fold, a particle or a line, um.
-_LENGTH_UM = 60.0
-# Gray lines: smallest density in every channel, and by which fraction of it channels may differ. On
-# 24 real and drawn tiles, such pixels of tissue are connected over 38 um at most, those of the
-# edge of a coverslip over 190 um.
-_LINE_DENSITY = 0.15
-_LINE_COLOR = 0.2
-# A line is at most so wide, um, and at most so many times as long as its two ends are apart: a
-# network of pale membranes is connected too, and much longer.
-_LINE_WIDTH_UM = 12.0
-_LINE_BENDS = 2.0
-# The same where a pixel is connected to such a line; where both are no thin line together, at most
-# this far from it, um.
-_LINE_END_DENSITY = 0.10
-_LINE_END_COLOR = 0.3
-_LINE_END_UM = 60.0
+_FOLD_LENGTH_UM = 60.0
+# Colourless: the channels differ by at most this fraction of the densest.
+_GRAY = 0.35
+# The edge of a bubble, of the coverslip, a hair or a scratch is a line that is darker than both its
+# sides by this density in every channel; its largest width and smallest length, um.
+_EDGE_DENSITY = 0.12
+_EDGE_GRAY = 0.27
+_EDGE_END_DENSITY = 0.06
+_EDGE_END_UM = 60.0
+_EDGE_END_MPP = 3.0
+_EDGE_BENDS = 3.0
+_EDGE_WIDTH_UM = 16.0
+_EDGE_LENGTH_UM = 80.0
+# Dust is dark and colourless, and wider than a nucleus, um.
+_DUST_DENSITY = 0.5
+_DUST_WIDTH_UM = 16.0
+# Density of tissue, mean of the channels.
+_TISSUE_DENSITY = 0.05
+# Smallest length of a stroke, a fold or a line on a coarse image, px.
+_LENGTH_PX = 20
 # Gaps in an artefact that are filled, and the width of its pale edge, um.
-_GAP_UM = 30.0
-_EDGE_UM = 6.0
+_GAP_UM = 20.0
+_MARGIN_UM = 4.0
 
 
-def ihc_artefacts(
+def find_artefacts(
     rgb: npt.NDArray[np.uint8],
     mpp: float,
-    background: tuple[int, int, int],
-    vectors: npt.NDArray[np.float64],
-    nuclear_density: float,
-) -> Mask | None:
-    """Find what is neither tissue nor background in a tile stained with haematoxylin and DAB.
-
-    Pen is saturated colour over an even area whose direction no mixture of both stains has, or
-    which is as dark as a nucleus over more than a nucleus. A fold or a particle absorbs in every
-    channel over more than a nucleus, without the colour of strong DAB. A line, such as the edge of
-    a coverslip, a scratch or a hair, is long, thin, and absorbs all colours alike.
+    background: color.Color,
+    tissue_density: float = math.inf,
+) -> npt.NDArray[np.uint8] | None:
+    """Return what is neither tissue nor background on an image stained with H&E or with H-DAB.
 
     Args:
         rgb: (H, W, 3) uint8.
         mpp: its resolution, um/px.
         background: its colour (r, g, b), 0 to 255.
-        vectors: (2, 3) unit vectors of haematoxylin and DAB in optical density.
-        nuclear_density: haematoxylin of the slide's dark nuclei, density.
+        tissue_density: `typical_density` of the slide, to which folds are compared.
 
     Returns:
-        (H, W) bool, or None without artefacts, as on nearly every tile.
+        (h, w) uint8 at `COARSE_MPP`, or at `mpp` if that is coarser: 0, or 1 and the place of the
+        artefact in `KINDS`. None without artefacts, as for nearly every tile.
     """
     density = color.optical_density(coarse(rgb, mpp), background)
-    red, green, blue = cv2.split(density)
-    low = np.asarray(cv2.min(cv2.min(red, green), blue), np.float32)
-    spread = np.asarray(cv2.max(cv2.max(red, green), blue) - low, np.float32)
-    found = _pen(density, spread, vectors, nuclear_density)
-    found |= _folds(low, spread)
-    found |= _lines(low, spread)
-    if not found.any():
+    at = max(mpp, COARSE_MPP)
+    channels = cv2.split(density)
+    red, green, blue = (np.asarray(channel, np.float32) for channel in channels)
+    low = np.minimum(np.minimum(red, green), blue)
+    high = np.maximum(np.maximum(red, green), blue)
+    gray = high - low < _GRAY * high
+    layers = cv2.blur((red + green + blue) / 3, (3, 3)) > max(
+        _FOLD_DENSITY, _FOLD_LAYERS * tissue_density
+    )
+    layers &= blue < _BROWN_RATIO * red
+    layers |= (low > _FOLD_LOW) & (high - low < _FOLD_COLOR * low)
+    masks = (
+        _pen(red, green, blue, (low > _FOLD_LOW) & gray, at),
+        _long(_opened(layers & ~gray, _FOLD_WIDTH_UM, at), _FOLD_LENGTH_UM, at),
+        _edges(density, at),
+        _opened((low > _DUST_DENSITY) & gray, _DUST_WIDTH_UM, at),
+    )
+    if not any(mask.any() for mask in masks):
         return None
-    # Ink over a nucleus has the direction of neither; the edges of an artefact are paler.
-    whole = cv2.morphologyEx(found.view(np.uint8), cv2.MORPH_CLOSE, disc(_GAP_UM, COARSE_MPP))
-    whole = cv2.dilate(whole, disc(_EDGE_UM, COARSE_MPP))
-    height, width = rgb.shape[:2]
-    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_NEAREST) > 0)
+    kinds = np.zeros(low.shape, np.uint8)
+    # The first of the kinds takes precedence.
+    for number, mask in reversed(list(enumerate(masks, 1))):
+        if mask.any():
+            whole = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_CLOSE, disc(_GAP_UM, at))
+            kinds[cv2.dilate(whole, disc(2 * _MARGIN_UM, at)) > 0] = number
+    return kinds
 
 
 def ink_pixels(
@@ -111,47 +135,55 @@ def ink_pixels(
     distance = np.where((first >= 0) & (second >= 0), residual * residual, square - nearest**2)
     spread = cv2.max(cv2.max(red, green), blue) - cv2.min(cv2.min(red, green), blue)
     far = distance > math.sin(math.radians(angle_deg)) ** 2 * square
-    return np.asarray(far & (spread > _PEN_SATURATION), np.bool_)
+    return np.asarray(far & (spread > _INK_SATURATION), np.bool_)
 
 
-def _pen(
-    density: npt.NDArray[np.float32],
-    spread: npt.NDArray[np.float32],
-    vectors: npt.NDArray[np.float64],
-    nuclear_density: float,
-) -> Mask:
-    ink = ink_pixels(density, vectors, _PEN_ANGLE_DEG)
-    lowest = _PEN_NUCLEAR_FRACTION * max(nuclear_density, _PEN_NUCLEAR_DENSITY_MIN)
-    haematoxylin = cv2.transform(density, color.unmixing_matrix(vectors)[:, :1].T)
-    dark = (spread > _PEN_SATURATION) & (haematoxylin > lowest)
-    return _opened(ink, _PEN_WIDTH_UM) | _opened(dark, _PEN_NUCLEAR_WIDTH_UM)
+def resized(kinds: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return an image of `find_artefacts` at the size (H, W) of its tile."""
+    return np.asarray(cv2.resize(kinds, shape[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
-def _folds(low: npt.NDArray[np.float32], spread: npt.NDArray[np.float32]) -> Mask:
-    dark = (low > _FOLD_DENSITY) & (spread < _FOLD_COLOR * low)
-    return _long(_opened(dark, _FOLD_WIDTH_UM))
+def fractions(kinds: npt.NDArray[np.uint8] | None) -> dict[str, float]:
+    """Return the fraction of an image that each of `KINDS` covers."""
+    if kinds is None:
+        return dict.fromkeys(KINDS, 0.0)
+    counts = np.bincount(kinds.ravel(), minlength=len(KINDS) + 1)[1:] / kinds.size
+    return dict(zip(KINDS, counts.tolist(), strict=True))
 
 
-def _lines(low: npt.NDArray[np.float32], spread: npt.NDArray[np.float32]) -> Mask:
-    line = _thin(_long((low > _LINE_DENSITY) & (spread < _LINE_COLOR * low)))
-    if not line.any():
+def _pen(red: Float, green: Float, blue: Float, dark_gray: Mask, mpp: float) -> Mask:
+    """Return strokes of ink: colours that neither stain has, over a long connected region."""
+    cyan = red > _CYAN_RATIO * green
+    pale, cyan = (cyan & (red - green > limit) for limit in (_CYAN_EDGE_DENSITY, _CYAN_DENSITY))
+    blue_black = np.maximum(green, blue) < _BROWN_RATIO * red
+    dark = (red > _DARK_RED) & blue_black
+    crimson = np.minimum(green, blue) > _RED_DENSITY
+    crimson &= (red < _RED_TO_GREEN * green) & (blue > _BLUE_TO_GREEN * green)
+    found = _opened((red > _WIDE_RED) & blue_black, _WIDE_UM, mpp)
+    for ink in (cyan, dark, crimson, dark_gray):
+        found |= _long(_opened(ink, _PEN_WIDTH_UM, mpp), _PEN_LENGTH_UM, mpp)
+    return found | _connected(pale, found)
+
+
+def _edges(density: Float, mpp: float) -> Mask:
+    """Return thin, long lines that are darker than both of their sides in every channel alike."""
+    wide = disc(max(_EDGE_WIDTH_UM, 4 * mpp), mpp)
+    excess = np.asarray(cv2.morphologyEx(density, cv2.MORPH_TOPHAT, wide), np.float32)
+    low, high = excess.min(axis=2), excess.max(axis=2)
+    gray = high - low < _EDGE_GRAY * high
+    line = _thin(_long((low > _EDGE_DENSITY) & gray, _EDGE_LENGTH_UM, mpp))
+    # On a coarse image pale tissue would be connected to it.
+    if mpp > _EDGE_END_MPP or not line.any():
         return line
-    gray = line | ((low > _LINE_END_DENSITY) & (spread < _LINE_END_COLOR * low))
-    near = cv2.dilate(line.view(np.uint8), disc(2 * _LINE_END_UM, COARSE_MPP)) > 0
-    return _thin(_connected(gray, line)) | _connected(gray & near, line)
-
-
-def _connected(mask: Mask, to: Mask) -> Mask:
-    """Return the pieces of a mask that contain a pixel of another."""
-    _, pieces = cv2.connectedComponents(mask.view(np.uint8))
-    return np.isin(pieces, pieces[to])
+    near = cv2.dilate(line.view(np.uint8), disc(_EDGE_END_UM, mpp)) > 0
+    return _connected((low > _EDGE_END_DENSITY) & gray & near, line)
 
 
 def _thin(mask: Mask) -> Mask:
-    """Return the pieces of a mask at `COARSE_MPP` that are single thin lines.
+    """Return the pieces of a mask that are single lines or rings, not a network of lines.
 
     The mean distance from the edge is a quarter of the width of a line; its length is its area over
-    its width, and hardly more than its extent.
+    its width, and not many times its extent.
     """
     if not mask.any():
         return mask
@@ -161,25 +193,47 @@ def _thin(mask: Mask) -> Mask:
     area = boxes[:, cv2.CC_STAT_AREA]
     width = np.maximum(4 * np.bincount(pieces.ravel(), distance.ravel(), count) / area, 1)
     extent = np.hypot(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT])
-    kept = (width * COARSE_MPP <= _LINE_WIDTH_UM) & (area <= _LINE_BENDS * extent * width)
+    kept = area <= _EDGE_BENDS * extent * width
     kept[0] = False
     return np.asarray(kept[pieces])
 
 
-def _opened(mask: Mask, width_um: float) -> Mask:
-    """Return the regions of a mask at `COARSE_MPP` that are at least this wide."""
+def _connected(mask: Mask, to: Mask) -> Mask:
+    """Return the pieces of a mask that contain a pixel of another."""
+    if not to.any():
+        return to
+    _, pieces = cv2.connectedComponents(mask.view(np.uint8))
+    kept = np.zeros(int(pieces.max()) + 1, np.bool_)
+    kept[pieces[to]] = True
+    kept[0] = False
+    return np.asarray(kept[pieces])
+
+
+def typical_density(rgb: npt.NDArray[np.uint8], background: color.Color) -> float:
+    """Return the 75th percentile of the density of the tissue of an image, the mean of channels.
+
+    Infinite without tissue.
+    """
+    density = color.optical_density(rgb, background).mean(axis=2)
+    tissue = density[density > _TISSUE_DENSITY]
+    return float(np.percentile(tissue, 75)) if len(tissue) else math.inf
+
+
+def _opened(mask: Mask, width_um: float, mpp: float) -> Mask:
+    """Return the regions of a mask that are at least this wide."""
     if not mask.any():
         return mask
-    kernel = disc(width_um, COARSE_MPP)
-    return np.asarray(cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, kernel) > 0)
+    return np.asarray(
+        cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_OPEN, disc(width_um, mpp)) > 0
+    )
 
 
-def _long(mask: Mask) -> Mask:
-    """Return the pieces of a mask at `COARSE_MPP` that are at least as long as a fold."""
+def _long(mask: Mask, length_um: float, mpp: float) -> Mask:
+    """Return the pieces of a mask whose bounding box has at least this diagonal."""
     if not mask.any():
         return mask
     _, pieces, boxes, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8))
-    length = np.hypot(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT])
-    kept = length * COARSE_MPP > _LENGTH_UM
+    extent = np.hypot(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT])
+    kept = extent >= max(length_um / mpp, _LENGTH_PX)
     kept[0] = False
     return np.asarray(kept[pieces])

@@ -71,7 +71,7 @@ class Selection:
     def columns(self) -> list[str]:
         """Columns of the index that have a meaning outside the folder of results."""
         names = next(iter(self.splits.values())).column_names
-        local = {"accepted", "reason", "shard", *_LOCATION}
+        local = {"accepted", "reason", "shard", "artefacts", *_LOCATION}
         return [name for name in names if not {name, name.rsplit("_", 1)[-1]} & local]
 
 

@@ -34,13 +34,13 @@ def read_displaced(
     *,
     size_px: int,
     mpp: float,
-) -> tuple[RGB, float, tuple[float, float]]:
+) -> tuple[RGB, float, tuple[float, float], npt.NDArray[np.bool_] | None]:
     """Read HER2 for a square tile of the H&E grid: one region, remapped once.
 
     Returns:
         (size, size, 3) pixels, with the slide's background outside HER2; the fraction of the tile
         that HER2 and the displacement cover; the tile's top-left corner on HER2, (x, y) in its
-        level-0 pixels.
+        level-0 pixels; the covered pixels (size, size), None where HER2 covers all of them.
     """
     origin, at = fields.map_tile(field, left_um, top_um, mpp, size_px)
     origin, at = origin / her2.mpp, at / np.float32(her2.mpp)
@@ -53,7 +53,7 @@ def read_displaced(
     outside = bool((low < 0).any() or (high > her2.size_px).any())
     low, high = np.maximum(low, 0), np.minimum(high, her2.size_px)
     if (low >= high).any():
-        return np.full((size_px, size_px, 3), her2.background, np.uint8), 0.0, corner
+        return _empty(her2, size_px), 0.0, corner, np.zeros((size_px, size_px), bool)
     # Larger regions do not fit into memory either.
     side_px = size_px * mpp / her2.mpp
     width, height = (high - low).tolist()
@@ -89,7 +89,12 @@ def read_displaced(
     pixels = remap(region, columns, rows, cubic=True)
     if within is not None:
         pixels[~within] = her2.background
-    return pixels, coverage, corner
+    return pixels, coverage, corner, within
+
+
+def _empty(slide: Slide, size_px: int) -> RGB:
+    """Return a tile of background."""
+    return np.full((size_px, size_px, 3), slide.background, np.uint8)
 
 
 def _averaged(slide: Slide, level: int, box: tuple[int, int, int, int], factor: int) -> RGB:

@@ -9,11 +9,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import SlideError
+from hemera.imaging.artefacts import find_artefacts, resized, typical_density
 from hemera.imaging.codecs import encode
+from hemera.imaging.color import Color
 from hemera.imaging.identity import OVERVIEW_PX, Identity, contradictions, identify
 from hemera.imaging.slide import open_slide
 from hemera.imaging.tissue import find_tissue
@@ -113,6 +116,7 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
                 view, stain, slide.background, math.sqrt(mpp_x * mpp_y), options
             )
             fraction = float(tissue.mean())
+            row |= _artefacts(view, math.sqrt(mpp_x * mpp_y), slide.background, tissue)
             identity = identify(slide, view)
             row |= {
                 "digest": identity.digest,
@@ -143,6 +147,21 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
         # Unstained tissue may be invisible on IHC, but not on H&E.
         log.warning("pair %s, her2: no tissue found; the outline of H&E is used", pair.pair)
     return _Image(row, identity, shown)
+
+
+def _artefacts(
+    view: npt.NDArray[np.uint8], mpp: float, background: Color, tissue: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Return the columns of DESCRIBE about artefacts on an overview."""
+    typical = typical_density(view, background)
+    row: dict[str, Any] = {"tissue_density": typical if math.isfinite(typical) else None}
+    kinds = find_artefacts(view, mpp, background, typical)
+    if kinds is None:
+        return row | {"artefact_fraction": 0.0}
+    kinds = resized(kinds, view.shape[:2])
+    covered = float((kinds > 0)[tissue].mean()) if tissue.any() else 0.0
+    stored = cv2.imencode(".png", kinds)[1].tobytes()
+    return row | {"artefact_fraction": covered, "artefacts": stored}
 
 
 def _extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> str | None:

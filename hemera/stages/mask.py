@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from hemera import tables
 from hemera.config import MaskOptions
-from hemera.dataset import shards
+from hemera.dataset import excluded, shards
 from hemera.errors import ShardError
 from hemera.files.atomic import replacing
 from hemera.imaging import codecs
 from hemera.masks.agreement import lowest_agreements
 from hemera.masks.engine import Engine, module
-from hemera.masks.label_format import Cells, statistics
+from hemera.masks.label_format import Cells, exclude, statistics
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ def run(
                 name: engine.segment(rgb, row["mpp"], states[row["pair"]][name])
                 for name, engine in engines.items()
             }
+            numbers = excluded.unpack(row["artefacts"], rgb.shape[:2])
+            if numbers is not None:
+                where = (numbers[0] > 0) | (numbers[1] > 0)
+                labelled = {name: exclude(found, where) for name, found in labelled.items()}
             agreements = lowest_agreements(labelled, row["mpp"])
             for name, found in labelled.items():
                 data = codecs.encode_mask(found.mask)

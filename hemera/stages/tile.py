@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from hemera import tables
@@ -147,11 +148,14 @@ def _tile(
             field,
             max(images["he"]["tissue_threshold"], options.saturation_min),
             max(images["her2"]["tissue_threshold"], options.density_min),
+            (_tissue_density(images["he"]), _tissue_density(images["her2"])),
             options,
         )
-        outline = np.frombuffer(images["he"]["tissue"], np.uint8)
+        outline = images["he"]["tissue"]
+        artefacts = images["he"]["artefacts"]
         corners = tiling.positions(
-            np.asarray(cv2.imdecode(outline, cv2.IMREAD_GRAYSCALE)) > 0,
+            _image(outline) > 0,
+            None if artefacts is None else _image(artefacts) > 0,
             None if pair.roi is None else read_polygons(pair.roi),
             outcome,
         )
@@ -168,6 +172,17 @@ def _tile(
             outcome.tiles_unreadable = losses.lost
     outcome.tiles_written = len(rows)
     return rows
+
+
+def _image(data: bytes) -> npt.NDArray[np.uint8]:
+    """Return a PNG of one channel, (H, W)."""
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8)
+
+
+def _tissue_density(described: Mapping[str, Any]) -> float:
+    """Return the typical density of a slide, infinite where it has no tissue."""
+    found = described["tissue_density"]
+    return math.inf if found is None else float(found)
 
 
 def _add(writer: ShardWriter, tile: Tile, suffix: str) -> dict[str, Any]:

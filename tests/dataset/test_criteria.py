@@ -11,6 +11,7 @@ from hemera.config import FilterOptions
 from hemera.dataset import criteria
 
 LIMITS: dict[str, Any] = FilterOptions().model_dump()
+ARTEFACT_LIMITS = ("pen_max", "fold_max", "edge_max", "dust_max", "blur_max")
 GOOD = {
     "tissue_fraction": 0.9,
     "her2_coverage_fraction": 1.0,
@@ -22,6 +23,7 @@ GOOD = {
     "histogram_similarity": 0.6,
     "dataset": "bci",
     "registration": "pass",
+    **dict.fromkeys((c.column for c in criteria.CRITERIA if c.option in ARTEFACT_LIMITS), 0.0),
 }
 
 
@@ -67,6 +69,11 @@ def test_the_first_reason_counts() -> None:
         "outside_her2": {"her2_coverage_fraction": 0.5},
         "folded": {"folding_fraction": 0.5},
         "misregistered": {"registration_error_um": 500.0, "registration_margin": 0.1},
+        "pen": {"her2_pen_fraction": 0.1},
+        "tissue_fold": {"he_fold_fraction": 0.1},
+        "edge": {"he_edge_fraction": 0.1},
+        "dust": {"her2_dust_fraction": 0.1},
+        "partly_blurred": {"her2_blur_fraction": 0.5},
         "blurred_he": {"he_sharpness": 1.0},
         "blurred_her2": {"her2_sharpness": 1.0},
         "unlike_histograms": {"histogram_similarity": -0.5},

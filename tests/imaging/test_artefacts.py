@@ -4,13 +4,12 @@ import cv2
 import numpy as np
 import pytest
 
-from hemera.imaging.artefacts import ihc_artefacts
+from hemera.imaging.artefacts import KINDS, find_artefacts, resized, typical_density
 from tests.small_cells import BACKGROUND, DAB, HAEMATOXYLIN, RGB, over
 
 
 def finds(rgb: RGB) -> bool:
-    vectors = np.array([HAEMATOXYLIN, DAB])
-    return ihc_artefacts(rgb, 0.5, BACKGROUND, vectors, nuclear_density=0.5) is not None
+    return find_artefacts(rgb, 0.5, BACKGROUND) is not None
 
 
 @pytest.mark.parametrize("shape", ["crowd", "giant"])
@@ -32,3 +31,73 @@ def test_a_thin_line_is_an_artefact_only_without_colour(dye: np.ndarray | None) 
     assert finds(over(np.array(BACKGROUND), line[..., None] * (gray if dye is None else dye))) == (
         dye is None
     )
+
+
+def tissue() -> tuple[RGB, np.ndarray]:
+    """H&E of 200 x 240 um at 0.5 um/px: nuclei in eosin, and its optical density."""
+    y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
+    nuclei = np.hypot((y + 7) % 14 - 7, (x + 7) % 14 - 7) < 3.5
+    blue = cv2.GaussianBlur(0.5 * nuclei.astype(float), (0, 0), 0.8)
+    density = blue[..., None] * HAEMATOXYLIN + 0.18 * np.array(EOSIN)
+    return over(np.array(BACKGROUND), density), density
+
+
+EOSIN = (0.07, 0.94, 0.33)
+INKS = {
+    "black": (0.58, 0.58, 0.57),
+    "blue": (0.84, 0.50, 0.20),
+    "green": (0.82, 0.25, 0.50),
+    "red": (0.06, 0.72, 0.69),
+}
+
+
+@pytest.mark.parametrize("ink", INKS)
+@pytest.mark.parametrize("width_um", [9, 40])
+def test_a_stroke_of_pen_is_found_where_it_is(ink: str, width_um: float) -> None:
+    """An oblique stroke; the stroke may be found 8 um wider, for its pale edge."""
+    clean, density = tissue()
+    assert find_artefacts(clean, 0.5, BACKGROUND) is None
+    y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
+    distance = np.abs((x - 120) * 0.8 + (y - 100) * 0.6)
+    stroke = 1 / (1 + np.exp((distance - width_um / 2) / 0.7))
+    inked = over(np.array(BACKGROUND), density + stroke[..., None] * 1.1 * np.array(INKS[ink]))
+    found = find_artefacts(inked, 0.5, BACKGROUND)
+    assert found is not None
+    pen = resized(found, (400, 480)) == 1 + KINDS.index("pen")
+    assert pen[distance < width_um / 2 - 1].mean() > 0.95
+    assert not pen[distance > width_um / 2 + 10].any()
+
+
+def test_a_bubble_and_dust_are_told_from_tissue() -> None:
+    _, density = tissue()
+    y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
+    rim = np.exp(-(((np.hypot(y - 90, x - 110) - 60) / 3) ** 2))
+    found = find_artefacts(
+        over(np.array(BACKGROUND), density + 0.4 * rim[..., None]), 0.5, BACKGROUND
+    )
+    assert found is not None
+    assert set(np.unique(found)) == {0, 1 + KINDS.index("edge")}
+    speck = np.hypot(y - 90, x - 110) < 13
+    found = find_artefacts(
+        over(np.array(BACKGROUND), density + 1.2 * speck[..., None]), 0.5, BACKGROUND
+    )
+    assert found is not None
+    assert set(np.unique(found)) == {0, 1 + KINDS.index("dust")}
+
+
+def test_a_fold_is_denser_than_the_tissue_of_its_slide() -> None:
+    """A band of three layers, on a slide of this density; on a denser slide it is none."""
+    rgb, density = tissue()
+    x = (np.mgrid[:400, :480][1] + 0.5) * 0.5
+    density = density + 0.25 * np.array([0.5, 0.8, 0.4])
+    folded = over(np.array(BACKGROUND), density * (1 + 2 * (np.abs(x - 120) < 20))[..., None])
+    plain = over(np.array(BACKGROUND), density)
+    typical = typical_density(plain, BACKGROUND)
+    assert typical == pytest.approx(np.percentile(density.mean(axis=2), 75), abs=0.01)
+    found = find_artefacts(folded, 0.5, BACKGROUND, typical)
+    assert found is not None
+    fold = resized(found, (400, 480)) == 1 + KINDS.index("fold")
+    assert fold[np.abs(x - 120) < 18].mean() > 0.9
+    assert not fold[np.abs(x - 120) > 30].any()
+    assert find_artefacts(plain, 0.5, BACKGROUND, typical) is None
+    assert find_artefacts(rgb, 0.5, BACKGROUND, typical) is None

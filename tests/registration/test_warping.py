@@ -52,8 +52,9 @@ def read(her2, field, x, y, **changes):
 @pytest.mark.parametrize("mpp", [0.5, 0.4, 1.3])
 def test_a_tile_shows_what_lies_where_the_map_leads(her2, mpp):
     """To a fiftieth of a pixel: half a pixel is the classic mistake."""
-    pixels, coverage, corner = read(her2, field_of(turned), 160, 120, mpp=mpp)
+    pixels, coverage, corner, covered = read(her2, field_of(turned), 160, 120, mpp=mpp)
     assert coverage == 1
+    assert covered is None
     assert corner == pytest.approx(tuple(turned(np.array([80.0, 60.0])) / MPP), abs=0.1)
     x, y = np.meshgrid(np.arange(96) + 0.5, np.arange(96) + 0.5)
     at = turned(np.stack([80 + x * mpp, 60 + y * mpp], axis=-1))
@@ -73,13 +74,15 @@ def test_a_tile_shows_what_lies_where_the_map_leads(her2, mpp):
 def test_beyond_her2_lies_its_glass(her2):
     """HER2 reaches to x = 360 um; the map is a plain shift by 200 um to the right."""
     field = field_of(lambda points: points + np.array([200.0, 0.0]))
-    pixels, coverage, _ = read(her2, field, 300, 40)
+    pixels, coverage, _, covered = read(her2, field, 300, 40)
     # 150 um + 200 um = 350 um: 10 um, 20 px are left.
     assert coverage == pytest.approx(20 / 96)
+    assert (covered == (np.arange(96) < 20)).all()
     assert (pixels[:, 20:] == GLASS).all()
     assert not (pixels[:, :20] == GLASS).all(axis=-1).any()
-    pixels, coverage, corner = read(her2, field, 400, 40)
+    pixels, coverage, corner, covered = read(her2, field, 400, 40)
     assert coverage == 0
+    assert not covered.any()
     assert corner == pytest.approx((1000.0, 50.0))
     assert (pixels == GLASS).all()
 

@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {7: "0ce11ba38700e593438b3b52f00e519193abf02f61f82c6480d08d6357c5ea56"}
+GOLDEN = {7: "460705974b1d681ededd1ebe1b50b5219f13ab0fb0d1ac03ff7113b0caf86f61"}
 
 
 # As the table of tiles has it; a little off what the tiles show, so that its origin is tested.

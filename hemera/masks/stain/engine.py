@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.config import MaskOptions
-from hemera.imaging.artefacts import ihc_artefacts
+from hemera.imaging.artefacts import find_artefacts, resized
 from hemera.imaging.color import Color
 from hemera.masks import label_format
 from hemera.masks.stain import Options, detectors, versions
@@ -70,9 +70,8 @@ class StainEngine:
             work = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
             work_mpp = mpp * math.sqrt(width * height / math.prod(size))
         separated = separate(work, state)
-        excluded = ihc_artefacts(
-            work, work_mpp, state.background, state.vectors, state.nuclear_density
-        )
+        artefacts = find_artefacts(work, work_mpp, state.background)
+        excluded = None if artefacts is None else resized(artefacts, work.shape[:2]) > 0
         if excluded is not None:
             separated[excluded] = 0
         labels, stained, grown, cells = self._cells(work, separated, work_mpp, state, excluded)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.imaging import color
-from hemera.imaging.artefacts import ihc_artefacts, ink_pixels
+from hemera.imaging.artefacts import find_artefacts, ink_pixels, resized
 from hemera.imaging.background import measure_background
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
 
@@ -159,9 +159,9 @@ def _blocks(tiles: Sequence[RGB], mpp: float, stains: Stains) -> list[Float64]:
         # The pale edge of a stroke has its colour and little saturation.
         edge = disc(2 * _INK_EDGE_UM, step * mpp)
         used &= cv2.dilate(ink.view(np.uint8), edge) == 0
-        found = ihc_artefacts(tile, mpp, stains.background, stains.vectors, _NUCLEAR_DENSITY_MAX)
+        found = find_artefacts(tile, mpp, stains.background)
         if found is not None:
-            used &= ~found[::step, ::step]
+            used &= resized(found, used.shape) == 0
         for k in range(side):
             for m in range(side):
                 part = np.s_[k * len(used) // side : (k + 1) * len(used) // side]

@@ -1,0 +1,56 @@
+"""What a tile excludes, as its table stores it: artefacts of both stains, and where HER2 ends.
+
+A PNG of one byte per pixel at `COARSE_MPP` or coarser: the number of the artefact on H&E, from
+`hemera.imaging.artefacts.KINDS`, plus 16 times that on HER2, where 15 is a place that HER2 does not
+cover.
+"""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.imaging.morphology import coarse
+
+Bytes = npt.NDArray[np.uint8]
+
+UNCOVERED = 15
+
+
+def pack(
+    he: Bytes | None,
+    her2: Bytes | None,
+    covered: npt.NDArray[np.bool_] | None,
+    shape: tuple[int, int],
+    mpp: float,
+) -> bytes | None:
+    """Return the PNG of a tile (H, W), None where nothing is excluded.
+
+    Args:
+        he: artefacts, as `find_artefacts` returns them; None: none.
+        her2: likewise.
+        covered: pixels (H, W) of the tile where there is HER2; None: all.
+        shape: of the tile, px.
+        mpp: its resolution, um/px.
+    """
+    if he is None and her2 is None and covered is None:
+        return None
+    size = coarse(np.zeros(shape, np.uint8), mpp).shape
+    numbers = np.zeros(size, np.uint8)
+    if he is not None:
+        numbers += he
+    if her2 is not None:
+        numbers += 16 * her2
+    if covered is not None:
+        # Of a pixel that is covered in part, all.
+        inside = coarse(covered.astype(np.float32), mpp) > 1 - 1e-3
+        numbers[~inside] = numbers[~inside] % 16 + 16 * UNCOVERED
+    return cv2.imencode(".png", numbers)[1].tobytes() if numbers.any() else None
+
+
+def unpack(data: bytes | None, shape: tuple[int, int]) -> tuple[Bytes, Bytes] | None:
+    """Return the numbers on H&E and on HER2 at the size (H, W) of the tile; None: none."""
+    if data is None:
+        return None
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    numbers = cv2.resize(stored, shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return np.asarray(numbers % 16, np.uint8), np.asarray(numbers // 16, np.uint8)
