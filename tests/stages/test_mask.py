@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {7: "460705974b1d681ededd1ebe1b50b5219f13ab0fb0d1ac03ff7113b0caf86f61"}
+GOLDEN = {7: "f769ce6224042f757a39f6a63514f351149ca33a08632705a42f62653c6ca118"}
 
 
 # As the table of tiles has it; a little off what the tiles show, so that its origin is tested.

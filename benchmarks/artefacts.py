@@ -1,0 +1,240 @@
+"""Artefacts: drawn ones over real clean tiles, false alarms on these, and real overviews and tiles.
+
+Drawn are pen (9 to 40 um wide, four colours, three strengths), folds of two and three layers,
+bubbles and blur of one half. *Found* is a tile that `filter` would refuse for its artefact with
+default options, *correct* one that it refuses for this reason. A table per artefact and stain, and
+one per source, of real images that are given with --images.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from hemera.config import FilterOptions
+from hemera.imaging.artefacts import find_artefacts, fractions, resized, typical_density
+from hemera.imaging.background import measure_background
+from hemera.imaging.blur import blurred_cells
+from hemera.imaging.color import Color, density, saturation
+from hemera.imaging.morphology import at_mpp
+
+RGB = npt.NDArray[np.uint8]
+
+SOURCES = (
+    ("bci", "he", "bci_pairs_1024/HE/*/*.png", 0.46),
+    ("bci", "her2", "bci_*_1024/IHC/*/*.png", 0.46),
+    ("mist", "he", "panels_*/HE/mist*.png", 0.6),
+    ("mist", "her2", "panels_*/IHC/mist*.png", 0.6),
+    ("normal", "he", "qc_artifact/normal*.png", 0.5),
+    ("qc", "he", "qc_tiles/[tm]*.png", 0.5),
+    ("focus", "he", "qc_focus/*in_focus.png", 0.25),
+    ("fields", "her2", "her2_fields/*.jpg", 0.5),
+    ("tma", "her2", "her2_tma/*.jpg", 0.25),
+    ("bcdata", "her2", "ki67_bcdata/*.png", 0.25),
+    ("shidc", "her2", "ki67_shidc/*.jpg", 0.25),
+    ("glioma", "her2", "ki67_glioma/*original.jpg", 0.15),
+    ("deepliif", "her2", "deepliif/test_ihc/*.png", 0.25),
+)
+"""Name, stain, files and um/px; where a source states none, an estimate from the size of nuclei."""
+OVERVIEWS = (
+    "qc_artifact/pen_green",
+    "qc_artifact/coverslip_edge_he",
+    "qc_artifact/pen_red_on_tissue_tupac",
+    "qc_artifact/fold_strong_a",
+)
+OVERVIEW_MPP = 8.0
+INKS = {
+    "black": (0.58, 0.58, 0.57),
+    "blue": (0.84, 0.50, 0.20),
+    "green": (0.82, 0.25, 0.50),
+    "red": (0.06, 0.72, 0.69),
+}
+"""Unit vectors in optical density."""
+TILE_PX = 512
+TILES_MAX = 6
+"""Of one image."""
+TISSUE_MIN = 0.5
+
+
+class Tile(NamedTuple):
+    """A tile of a real image, and what stage describe measures on that."""
+
+    source: str
+    stain: str
+    rgb: RGB
+    mpp: float
+    background: Color
+    tissue_density: float
+
+
+def tiles(folder: Path) -> Iterator[Tile]:
+    """Return clean tiles with tissue."""
+    for source, stain, pattern, mpp in SOURCES:
+        for path in sorted(folder.glob(pattern)):
+            image = read(path)
+            small, at = at_mpp(image, mpp, 1.0), max(mpp, 1.0)
+            background = measure_background([small], at).color
+            typical = typical_density(at_mpp(image, mpp, OVERVIEW_MPP), background)
+            side = min(TILE_PX, *image.shape[:2])
+            found = []
+            for y in range(0, image.shape[0] - side + 1, side):
+                for x in range(0, image.shape[1] - side + 1, side):
+                    rgb = np.ascontiguousarray(image[y : y + side, x : x + side])
+                    stained = (
+                        saturation(rgb) > 15 if stain == "he" else density(rgb, background) > 15
+                    )
+                    if stained.mean() >= TISSUE_MIN:
+                        found.append(Tile(source, stain, rgb, mpp, background, typical))
+            yield from found[:: max(1, len(found) // TILES_MAX)][:TILES_MAX]
+
+
+def read(path: Path) -> RGB:
+    """Return an image (H, W, 3)."""
+    return np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def reason(tile: Tile, rgb: RGB, options: FilterOptions) -> str:
+    """Return the first artefact for which filter refuses a tile that shows `rgb`, or nothing."""
+    found = find_artefacts(rgb, tile.mpp, tile.background, tile.tissue_density)
+    measured: dict[str, float] = dict(fractions(found))
+    measured["blur"] = float(blurred_cells(rgb, tile.mpp, tile.stain).mean())
+    return next((k for k, v in measured.items() if v > getattr(options, f"{k}_max")), "")
+
+
+def stroke(tile: Tile, width_um: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return a wavy band across the tile, (H, W), 0 to 1."""
+    height, width = tile.rgb.shape[:2]
+    along = np.linspace(-0.1, 1.1, 200)
+    angle = rng.uniform(0, np.pi)
+    direction = np.array([np.cos(angle), np.sin(angle)])
+    centre = np.array([width, height]) * (0.5 + rng.uniform(-0.2, 0.2, 2))
+    wave = np.sin(along * rng.uniform(2, 5) + rng.uniform(0, 6)) * rng.uniform(10, 50) / tile.mpp
+    points = centre + (along[:, None] - 0.5) * 1.5 * max(height, width) * direction
+    points += wave[:, None] * np.array([-direction[1], direction[0]])
+    band = np.zeros((height, width), np.uint8)
+    line = [np.round(points * 16).astype(np.int32)]
+    cv2.polylines(band, line, False, 255, max(1, round(width_um / tile.mpp)), cv2.LINE_AA, 4)
+    edge_px = max(0.6, 0.7 / tile.mpp)
+    return np.asarray(cv2.GaussianBlur(band.astype(np.float32) / 255, (0, 0), edge_px), np.float32)
+
+
+def rounded(values: npt.NDArray[Any]) -> RGB:
+    """Return values as pixels."""
+    return np.asarray(values.round().clip(0, 255), np.uint8)
+
+
+def pen(tile: Tile, ink: str, strength: float, rng: np.random.Generator) -> RGB:
+    """Draw a stroke of ink of an optical density."""
+    band = stroke(tile, float(rng.choice([9, 12, 20, 40])), rng)[..., None]
+    return rounded(tile.rgb * 10 ** (-strength * 1.6 * band * np.array(INKS[ink])))
+
+
+def fold(tile: Tile, layers: int, rng: np.random.Generator) -> RGB:
+    """Add the densities of other places of the tile within a band."""
+    own = np.log10(np.array(tile.background) / np.maximum(tile.rgb.astype(np.float32), 1)).clip(0)
+    others = sum(
+        np.roll(own, tuple(rng.integers(-60, 60, 2)), (0, 1))[:, :: int(rng.choice([-1, 1]))]
+        for _ in range(layers - 1)
+    )
+    band = stroke(tile, float(rng.choice([15, 30, 60])), rng)[..., None]
+    return rounded(np.array(tile.background) * 10 ** -(own + band * (others + 0.05)))
+
+
+def bubble(tile: Tile, strength: float, rng: np.random.Generator) -> RGB:
+    """Draw a dark rim around a brighter, blurred inside."""
+    height, width = tile.rgb.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    down, right = y - rng.uniform(0.2, 0.8) * height, x - rng.uniform(0.2, 0.8) * width
+    radius = np.hypot(down, right) * tile.mpp - rng.choice([25, 40, 60])
+    rim = np.exp(-((radius / rng.uniform(3, 6)) ** 2))[..., None]
+    blurred = cv2.GaussianBlur(tile.rgb, (0, 0), 3 / tile.mpp).astype(np.float32)
+    inside = np.where(radius[..., None] < 0, 0.6 * blurred + 0.4 * 240, tile.rgb)
+    return rounded(inside * 10 ** (-strength * rim))
+
+
+def half_blur(tile: Tile, sigma_um: float, rng: np.random.Generator) -> RGB:
+    """Blur one half of the tile, in any direction; its noise remains."""
+    height, width = tile.rgb.shape[:2]
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[:height, :width]
+    half = (y - height / 2) * np.sin(angle) + (x - width / 2) * np.cos(angle) > 0
+    blurred = cv2.GaussianBlur(tile.rgb, (0, 0), sigma_um / tile.mpp)
+    return rounded(np.where(half[..., None], blurred + rng.normal(0, 1, tile.rgb.shape), tile.rgb))
+
+
+def drawn(tile: Tile, rng: np.random.Generator) -> Iterator[tuple[str, str, RGB]]:
+    """Yield the name of an artefact, the reason that is correct, and the tile with it."""
+    for ink in INKS:
+        yield f"pen, {ink}", "pen", pen(tile, ink, float(rng.choice([0.5, 0.8, 1.2])), rng)
+    for layers in (2, 3):
+        yield f"fold, {layers} layers", "fold", fold(tile, layers, rng)
+    yield "bubble", "edge", bubble(tile, float(rng.choice([0.3, 0.6])), rng)
+    for sigma_um in (1.5, 3.0):
+        yield f"half blur, {sigma_um:g} um", "blur", half_blur(tile, sigma_um, rng)
+
+
+def overviews(folder: Path) -> None:
+    """Print what is found on real overviews, and its recall and precision where there is truth."""
+    line("overview", "pen", "fold", "edge", "recall", "precision")
+    line(*["---"] * 6)
+    for name in OVERVIEWS:
+        image = read(folder / f"{name}.png")
+        background = measure_background([image], OVERVIEW_MPP).color
+        typical = typical_density(image, background)
+        kinds = find_artefacts(image, OVERVIEW_MPP, background, typical)
+        covered = fractions(kinds)
+        figures = [f"{covered[kind]:.3f}" for kind in ("pen", "fold", "edge")]
+        path = folder / f"{name}_mask.png"
+        if path.exists() and kinds is not None:
+            truth = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0
+            found = resized(kinds, truth.shape) > 0
+            figures += [f"{found[truth].mean():.2f}", f"{truth[found].mean():.2f}"]
+        else:
+            figures += ["", ""]
+        line(Path(name).name, *figures)
+
+
+def line(*cells: object) -> None:
+    """Print a row of a table."""
+    sys.stdout.write("| " + " | ".join(str(cell) for cell in cells) + " |\n")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="folder of real test images")
+    given = parser.parse_args()
+    if given.images is None:
+        sys.stdout.write("artefacts: not measured, no folder given (--images)\n")
+        return
+    cv2.setNumThreads(1)
+    options, rng = FilterOptions(), np.random.default_rng(0)
+    artefacts: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    sources: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    for tile in tiles(given.images):
+        clean = reason(tile, tile.rgb, options)
+        sources[tile.source, tile.stain].append((not clean, True))
+        for name, right, rgb in drawn(tile, rng):
+            found = reason(tile, rgb, options)
+            artefacts[name, tile.stain].append((bool(found), found == right))
+    line("drawn", "stain", "tiles", "found", "correct reason")
+    line(*["---"] * 5)
+    for (name, stain), rows in artefacts.items():
+        line(name, stain, len(rows), *(f"{value:.2f}" for value in np.mean(rows, axis=0)))
+    sys.stdout.write("\n")
+    line("clean tiles of", "stain", "tiles", "accepted")
+    line(*["---"] * 4)
+    for (name, stain), rows in sources.items():
+        line(name, stain, len(rows), sum(accepted for accepted, _ in rows))
+    sys.stdout.write("\n")
+    overviews(given.images)
+
+
+if __name__ == "__main__":
+    main()
