@@ -51,6 +51,6 @@ def unpack(data: bytes | None, shape: tuple[int, int]) -> tuple[Bytes, Bytes] | 
     """Return the numbers on H&E and on HER2 at the size (H, W) of the tile; None: none."""
     if data is None:
         return None
-    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    stored = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8)
     numbers = cv2.resize(stored, shape[::-1], interpolation=cv2.INTER_NEAREST)
     return np.asarray(numbers % 16, np.uint8), np.asarray(numbers // 16, np.uint8)
