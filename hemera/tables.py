@@ -178,6 +178,8 @@ MASK = _schema("""
     float64? agreement_sign  # likewise, fraction of matched cells; null: none matched
     int64?   agreement_cells  # matched
     int64    cells positive_cells weak_cells moderate_cells strong_cells
+    float64? h_score  # 0 to 300; null: no cells
+    float64? membrane_od cytoplasm_od  # means of CELLS; null: no cells, or not measured
     string?  note  # blank: a tile without tissue
     string   shard
     int64    offset length
@@ -185,7 +187,7 @@ MASK = _schema("""
 """)
 """mask: one row per tile and engine."""
 
-MASK_STATISTICS = tuple(MASK.names[3:17])
+MASK_STATISTICS = tuple(MASK.names[3:20])
 """The columns of MASK that describe a mask."""
 
 MASK_COLUMNS = (*MASK_STATISTICS, "shard", "offset", "length", "sha256")
@@ -199,8 +201,20 @@ CELLS = _schema("""
     bool     positive
     int8     intensity  # 0 to 3
     float32? completeness  # stained fraction of the membrane ring
+    float32? membrane_od  # DAB density that the membrane adds to that of the cytoplasm
+    float32? cytoplasm_od nucleus_od  # DAB density of the rest of the cell: diffuse staining
 """)
-"""mask: one row per cell."""
+"""mask: one row per cell. Densities are above background; null: not measured."""
+
+STAINING = _schema("""
+    string   engine case dataset score
+    int64    tiles cells  # accepted tiles
+    string   resampled  # tiles; quarters of tiles: fewer than four tiles; empty: too few cells
+    float64? h_score h_score_low h_score_high  # 90 % interval
+    float64? membrane_od membrane_od_low membrane_od_high cytoplasm_od  # means over the cells
+    float64? probability_0 probability_ultralow probability_1 probability_2 probability_3
+""")
+"""report: one row per engine and case."""
 
 HISTORY = _schema("""
     int32    epoch  # from 1

@@ -156,6 +156,26 @@ def _unit(
     tables.write(results / "tile" / f"{unit}.pairs.parquet", outcomes, tables.PAIRS, metadata)
     metadata = tables.provenance(config.MaskOptions(engines={"stain": {}}))
     tables.write(results / "mask" / f"{unit}.parquet", mask_rows, tables.MASK, metadata)
+    cells = [row for masked in mask_rows for row in _cells(masked)]
+    tables.write(results / "mask" / f"{unit}.cells.parquet", cells, tables.CELLS)
+
+
+def _cells(masked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the cells of a tile on its diagonal, the stained ones first."""
+    return [
+        {
+            "tile": masked["tile"],
+            "engine": masked["engine"],
+            "cell": k + 1,
+            "x_px": SIZE_PX * (k + 0.5) / masked["cells"],
+            "y_px": SIZE_PX * (k + 0.5) / masked["cells"],
+            "area_px": 30,
+            "positive": k < masked["weak_cells"],
+            "intensity": int(k < masked["weak_cells"]),
+            "membrane_od": masked["membrane_od"],
+        }
+        for k in range(masked["cells"])
+    ]
 
 
 def _registration(made: Made) -> str:
@@ -341,6 +361,7 @@ def _tile(
                 "cells": 12,
                 "positive_cells": 9 if positive.any() else 0,
                 "weak_cells": 9 if positive.any() else 0,
+                "membrane_od": 0.0625 if positive.any() else 0.0,
                 "note": None,
                 **compared,
                 "shard": f"mask/{unit}.tar",

@@ -29,6 +29,9 @@ CELL = {
     "positive": True,
     "intensity": 2,
     "completeness": None,
+    "membrane_od": None,
+    "cytoplasm_od": None,
+    "nucleus_od": None,
 }
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemera import tables
 from hemera.dataset.criteria import ACCEPTED, REASONS
 from hemera.masks.agreement import suitability
-from hemera.masks.her2_score import CLASSES, her2_scores, staining
+from hemera.masks.her2_score import BLOCKS_MIN, her2_scores, staining
 from hemera.sheet import SCORES, SPLITS
 
 Frame = Any
@@ -168,21 +169,62 @@ def score_confusion(
     return table.reindex(index=rows, columns=[*SCORES, ""], fill_value=0)
 
 
-def case_staining(tiles: Frame, engine: str) -> Frame:
-    """Return the H-score of each case, its 90 % interval and the probability of each class.
+def with_few_tiles(tiles: Frame) -> Frame:
+    """Return the tiles of cases with fewer than `BLOCKS_MIN` tiles."""
+    return tiles[tiles.groupby("case")["tile"].transform("size") < BLOCKS_MIN]
 
-    Returns:
-        Columns `dataset`, `score`, `tiles`, `cells`, `h_score`, `low`, `high` and `CLASSES`; NaN
-        where a case has too few tiles for an interval.
+
+def case_staining(tiles: Frame, engine: str, cells: Frame) -> Frame:
+    """Return the staining of each case: a frame with the columns of `tables.STAINING`.
+
+    The resampled blocks are the tiles, or the quarters of the tiles of a case with few.
+
+    Args:
+        tiles: with the columns of the index.
+        engine: whose masks are read.
+        cells: rows of `tables.CELLS` of the tiles `with_few_tiles`.
     """
+    named = tables.STAINING.names
     counts = _intensities(tiles, engine)
-    rows = {}
-    for case, own in counts.groupby(tiles["case"]):
-        found = staining(own.to_numpy(np.int64), seed=0)
-        rows[case] = [len(own), own.to_numpy().sum(), *found[:3], *found.probabilities]
-    columns = ["tiles", "cells", "h_score", "low", "high", *CLASSES]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    return tiles.groupby("case")[GROUP].first().join(table).sort_values([*GROUP, "h_score"])
+    total = counts.sum(axis=1)
+    means = tiles[[f"{engine}_membrane_od", f"{engine}_cytoplasm_od"]].astype(float)
+    # A tile without cells adds nothing; other engines than `stain` may not measure densities.
+    sums = means.mul(total, axis=0).mask(total == 0, 0.0)
+    quarters = _quarters(cells[cells["engine"] == engine], with_few_tiles(tiles))
+    rows = []
+    for case, own in tiles.groupby("case"):
+        blocks, densities = counts.loc[own.index], sums.loc[own.index]
+        cell_count = int(total.loc[own.index].sum())
+        cytoplasm_od = densities.iloc[:, 1].sum() / cell_count if cell_count else np.nan
+        values, membrane_od = blocks.to_numpy(np.int64), densities.iloc[:, 0].to_numpy()
+        resampled = "tiles"
+        if len(own) < BLOCKS_MIN:
+            few = quarters.loc[own["tile"]]
+            values = few[[*range(4)]].to_numpy(np.int64)
+            membrane_od, resampled = few["membrane_od"].to_numpy(float), "quarters"
+        found = staining(values, membrane_od, seed=0)
+        if np.isnan(found.h_score.low):
+            resampled = ""
+        dataset, score = own[GROUP].iloc[0]
+        rows.append(
+            [engine, case, dataset, score, len(own), cell_count, resampled]
+            + [*found.h_score, *found.membrane_od, cytoplasm_od, *found.probabilities]
+        )
+    return pd.DataFrame(rows, columns=named).sort_values([*GROUP, "h_score"])
+
+
+def _quarters(cells: Frame, tiles: Frame) -> Frame:
+    """Return the cells of intensity 0 to 3 and the sum of their densities, four rows per tile."""
+    sizes = tiles.set_index("tile")["size_px"]
+    cells = cells[cells["tile"].isin(sizes.index)]
+    half = cells["tile"].map(sizes).astype(float) / 2
+    number = 2 * (cells["y_px"] >= half) + (cells["x_px"] >= half)
+    places = pd.MultiIndex.from_product([sizes.index, range(4)], names=["tile", "quarter"])
+    groups = cells.assign(quarter=number).groupby(["tile", "quarter"])
+    counts = groups["intensity"].value_counts().unstack(fill_value=0)
+    counts = counts.reindex(index=places, columns=range(4), fill_value=0)
+    sums = groups["membrane_od"].sum(min_count=1).reindex(places)
+    return counts.assign(membrane_od=sums.mask(counts.sum(axis=1) == 0, 0.0)).droplevel("quarter")
 
 
 def _intensities(tiles: Frame, engine: str) -> Frame:

@@ -1,11 +1,13 @@
 """Cells of the tissue: positions, kinds, shapes and HER2 expression."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from hemera.masks.her2_score import CLASSES, her2_scores
 from hemera.demo.grid import GRID_UM, Array, hexagons, sample
 
 SPINDLE, LYMPHOCYTE, EPITHELIUM, TUMOUR, FAT = range(5)
@@ -13,11 +15,13 @@ SPINDLE, LYMPHOCYTE, EPITHELIUM, TUMOUR, FAT = range(5)
 
 EXPRESSION = {
     "0": (1.0, 0.0, 0.0, 0.0),
+    "ultralow": (0.95, 0.05, 0.0, 0.0),
     "1+": (0.50, 0.43, 0.07, 0.0),
     "2+": (0.26, 0.22, 0.47, 0.05),
     "3+": (0.22, 0.08, 0.15, 0.55),
 }
-"""Fractions of tumour cells of intensity 0, 1, 2, 3 in a slide of each score."""
+"""Fractions of tumour cells of intensity 0, 1, 2, 3 in a slide of each score. Weak membranes are
+faint and have holes: at most a tenth of such cells, and more than none, is ultralow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +45,22 @@ class Cells:
         return len(self.x)
 
 
+def staining_class(cells: Cells) -> str:
+    """Return the HER2 class of the tumour cells, one of `her2_score.CLASSES`.
+
+    Ultralow is weak staining of more than no and at most a tenth of them, as in the guideline.
+    """
+    counts = np.bincount(cells.intensity[cells.kind == TUMOUR], minlength=4)
+    score = CLASSES[her2_scores(counts[None])[0]]
+    if score in CLASSES[:2]:
+        return CLASSES[int(counts[1:].any())]
+    return score
+
+
 def place_cells(
     rng: np.random.Generator,
     size_um: tuple[float, float],
-    score: str,
+    expression: Sequence[float],
     fields: dict[str, Array],
     nests: npt.NDArray[np.bool_],
     malignant: Array,
@@ -53,8 +69,11 @@ def place_cells(
     waves: Array,
     fibre_angles: tuple[float, float],
 ) -> Cells:
-    """Place cells by kind, the most particular first, and give each its appearance."""
-    fractions = np.array(EXPRESSION[score])
+    """Place cells by kind, the most particular first, and give each its appearance.
+
+    `expression` are the fractions of tumour cells of intensity 0, 1, 2, 3.
+    """
+    fractions = np.array(expression)
     inside_nests = latent[nests]
     # Crowded small cells below this level of the latent field, spread large cells above it.
     low = fractions[0] + 0.5 * fractions[1]

@@ -7,6 +7,7 @@ slide costs little more memory than its own pixels.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import cv2
 import numpy as np
@@ -28,6 +29,8 @@ DAB = np.array([0.31, 0.58, 0.78], np.float32)
 BAND_ROWS = 64
 TEXTURE_PX = 1024
 FAT_STEPS = 30
+DIRECTIONS = 24
+CYTOPLASM_UM = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,20 @@ class Appearance:
     second: float = 1.0
     grain: float = 0.8
     blur_px: float = 0.45
+
+
+@dataclasses.dataclass(frozen=True)
+class Densities:
+    """DAB of cells in decimal optical density along its unit vector; (N,), NaN without a pixel.
+
+    `membrane` is the mean over `DIRECTIONS` around the cell of the largest DAB that the membrane
+    adds there, 0 where there is none; `cytoplasm` the mean without membranes outside of the
+    nucleus, up to `CYTOPLASM_UM` from it, within epithelium; `nucleus` that inside.
+    """
+
+    membrane: npt.NDArray[np.float64]
+    cytoplasm: npt.NDArray[np.float64]
+    nucleus: npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +159,14 @@ class Renderer:
         self._moods = np.dstack([tissue.loose, tissue.cleft, tissue.waves[..., 2]])
         self._bends = np.ascontiguousarray(tissue.waves[..., :2])
 
+    def _jitter(self, stain: str) -> _Jitter:
+        return _jitter(self.tissue, np.random.default_rng(self._sections[stain][2]))
+
     def draw(self, stain: str, look: Appearance) -> Image:
         """Return the image of the section, (H, W, 3) uint8, without grain."""
         width, height = self.raster.size_px
         image = np.empty((height, width, 3), np.uint8)
-        jitter = _jitter(self.tissue, np.random.default_rng(self._sections[stain][2]))
+        jitter = self._jitter(stain)
         if stain == "he":
             vectors = np.stack([HAEMATOXYLIN * look.first, EOSIN * look.second])
         else:
@@ -154,7 +174,7 @@ class Renderer:
         background = np.array(look.background, np.float32)
         for top in range(0, height, BAND_ROWS):
             rows = slice(top, min(top + BAND_ROWS, height))
-            first, second = self._stains(stain, rows, jitter)
+            first, second, _ = self._stains(stain, rows, jitter)
             for channel in range(3):
                 density = first * vectors[0, channel] + second * vectors[1, channel]
                 image[rows, :, channel] = np.exp(-density) * background[channel] + np.float32(0.5)
@@ -183,6 +203,30 @@ class Renderer:
             value = np.where(nucleus | within, value, 0) + np.where(nucleus, 4, 0)
             image[rows] = np.where(scene.tissue > 0.5, value, 0)
         return image
+
+    def densities(self, look: Appearance) -> Densities:
+        """Return the DAB that each cell of the HER2 section was drawn with."""
+        count = len(self.tissue.cells)
+        peaks = np.zeros(count * DIRECTIONS, np.float32)
+        sums, pixels = np.zeros((2, 2, count))
+        jitter = self._jitter("her2")
+        for top in range(0, self.raster.size_px[1], BAND_ROWS):
+            rows = slice(top, min(top + BAND_ROWS, self.raster.size_px[1]))
+            scene = self._scene(rows, jitter)
+            _, dab, membrane = self._stains("her2", rows, jitter)
+            turn = np.arctan2(scene.dy, scene.dx) / (2 * np.pi) % 1
+            direction = np.minimum(turn * DIRECTIONS, DIRECTIONS - 1).astype(np.intp)
+            np.maximum.at(peaks, scene.cell * DIRECTIONS + direction, membrane)
+            nucleus = scene.radius < 1
+            around = (scene.radius - 1) * scene.short <= CYTOPLASM_UM
+            for k, where in enumerate((~nucleus & around & (scene.epithelium > 0.5), nucleus)):
+                of = scene.cell[where]
+                sums[k] += np.bincount(of, (dab - membrane)[where], count)
+                pixels[k] += np.bincount(of, minlength=count)
+        scale = look.second * float(np.linalg.norm(DAB)) / math.log(10)
+        membranes = peaks.reshape(count, DIRECTIONS).mean(axis=1, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            return Densities(membranes * scale, *(sums / pixels * scale))
 
     def _coarse(self, field: Array, rows: slice) -> Array:
         """Read fields of the coarse grid at the pixels of a band, bilinearly."""
@@ -265,8 +309,8 @@ class Renderer:
         matter = ramp(fibres + np.float32(1.35) - np.float32(0.95) * moods[..., 0], 0.9)
         return np.clip(np.float32(0.5) + np.float32(0.27) * fibres, 0, 1.4), matter
 
-    def _stains(self, stain: str, rows: slice, jitter: _Jitter) -> tuple[Array, Array]:
-        """Return the amounts of both stains of a section in a band of rows."""
+    def _stains(self, stain: str, rows: slice, jitter: _Jitter) -> tuple[Array, Array, Array]:
+        """Return the amounts of both stains in a band of rows, and of DAB that of membranes."""
         cells = self.tissue.cells
         scene = self._scene(rows, jitter)
         fine_texture, coarse_texture, _ = self._sections[stain]
@@ -305,7 +349,7 @@ class Renderer:
             second += scene.lumen * ramp(clumps + cleft - 1, 1.5) * np.float32(0.22)
             red = (kind == SPINDLE) | (kind == LYMPHOCYTE)
             second += np.float32(0.12) * _bump(scene.radius - np.float32(1.25), 0.3) * red * stroma
-            return np.maximum(first, 0), np.maximum(second, 0)
+            return np.maximum(first, 0), np.maximum(second, 0), np.zeros_like(first)
 
         first = nucleus * (np.float32(0.12) + np.float32(0.50) * chromatin)
         first += np.float32(0.075) * scene.epithelium * (1 + np.float32(0.3) * clumps)
@@ -321,11 +365,11 @@ class Renderer:
         ring *= np.clip(1 + np.float32(0.16) * grains, 0.4, 1.6)
         near = np.float32(8.5) + np.float32(0.35) * intensity
         reach = ramp(near - np.hypot(scene.dx, scene.dy), 2.0)
-        body = np.where(tumour, strength * ring * reach, np.float32(0.0))
-        body += np.where(owned, blush, np.float32(0.02)) * (1 - np.float32(0.6) * nucleus)
+        membrane = np.where(tumour, strength * ring * reach, np.float32(0.0))
+        body = membrane + np.where(owned, blush, np.float32(0.02)) * (1 - np.float32(0.6) * nucleus)
         second = body * scene.epithelium + np.float32(0.06) * stroma * fibres
         second += np.float32(0.015) * nucleus
-        return np.maximum(first, 0), np.maximum(second, 0)
+        return np.maximum(first, 0), np.maximum(second, 0), membrane * scene.epithelium
 
 
 @dataclasses.dataclass(frozen=True)

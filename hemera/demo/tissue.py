@@ -4,13 +4,13 @@ Everything is in um of the H&E frame, so that the same tissue is drawn at any re
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from hemera.demo.cells import Cells, place_cells
+from hemera.demo.cells import EXPRESSION, Cells, place_cells
 from hemera.demo.grid import GRID_UM, Array, hexagons, sample, signed_distance, smooth_noise
 
 
@@ -79,15 +79,17 @@ def grow(
     *,
     whole: bool,
     empty: bool = False,
+    expression: Sequence[float] | None = None,
 ) -> Tissue:
     """Grow one tissue.
 
     Args:
         rng: every choice is drawn from it.
         size_um: width and height of the H&E image.
-        score: HER2 score of the slide; sets the fractions of cells of each intensity.
+        score: HER2 score of the slide, or ultralow.
         whole: a whole section with background around it; else tissue from edge to edge.
         empty: almost only background.
+        expression: fractions of tumour cells of intensity 0, 1, 2, 3; None: those of the score.
     """
     shape = (int(np.ceil(size_um[1] / GRID_UM)), int(np.ceil(size_um[0] / GRID_UM)))
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
@@ -115,8 +117,9 @@ def grow(
     # Ducts inside the bed are malignant; elsewhere they are normal glands.
     malignant = np.where(nests, 1.0, bed + 0.15).astype(np.float32)
     latent = (0.85 * noise(300) + 0.45 * noise(95)).astype(np.float32)
+    fractions = EXPRESSION[score] if expression is None else expression
     cells = place_cells(
-        rng, size_um, score, fields, nests, malignant, latent, noise(210), waves, fibre_angles
+        rng, size_um, fractions, fields, nests, malignant, latent, noise(210), waves, fibre_angles
     )
     fat_seeds = hexagons(rng, size_um, 58.0, 0.17).astype(np.float32)
     return Tissue(

@@ -35,6 +35,7 @@ CARD = "results/index/card.md"
 
 REPORT = "results/report/report.html"
 PAIR_PAGES = "results/report/pairs"
+CASES = "results/report/cases.parquet"
 
 GENERATOR = "results/train_generation/{generator}/generator.safetensors"
 GENERATOR_METADATA = "results/train_generation/{generator}/metadata.json"

@@ -1,4 +1,4 @@
-"""HER2 score and H-score of cells by staining intensity, with intervals over the tiles of a case.
+"""HER2 score, H-score and membrane density of cells, with intervals over the tiles of a case.
 
 All cells of an engine count, with the intensity that `completeness_min` of their membrane reaches;
 the guideline counts tumour cells with complete membranes. A proxy, not a diagnosis.
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 CLASSES = ("0", "ultralow", "1+", "2+", "3+")
 
@@ -17,19 +17,26 @@ FRACTION = 0.10
 ULTRALOW_FRACTION = 0.01
 """Of the cells that must be exceeded by stained ones for ultralow instead of 0. Any stained cell is
 enough in the guideline; a detector finds some in every unstained section."""
-TILES_MIN = 4
-"""Fewer tiles support no interval."""
+BLOCKS_MIN = 4
+"""Fewer blocks support no interval."""
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-class Staining(NamedTuple):
-    """H-score of a case with its interval, and the fraction of resamples of each of `CLASSES`."""
+class Estimate(NamedTuple):
+    """A value of a case and its interval, NaN where there is none."""
 
-    h_score: float
+    value: float
     low: float
     high: float
+
+
+class Staining(NamedTuple):
+    """H-score and mean membrane density of a case; fraction of resamples of each of `CLASSES`."""
+
+    h_score: Estimate
+    membrane_od: Estimate
     probabilities: tuple[float, ...]
 
 
@@ -68,28 +75,48 @@ def h_scores(counts: Counts) -> Floats:
 
 
 def staining(
-    counts: Counts, *, seed: int, samples: int = 1000, confidence: float = 0.90
+    counts: Counts,
+    membrane_od: Floats,
+    *,
+    seed: int,
+    samples: int = 1000,
+    confidence: float = 0.90,
 ) -> Staining:
-    """Return the staining of a case from the cells of its tiles; NaN where there is none.
+    """Return the staining of a case from the cells of its blocks; NaN where there is none.
 
-    The interval is the expanded percentile interval of a bootstrap of the tiles (Hesterberg, Am
-    Stat 69, 2015), because the plain one is too narrow for few tiles.
+    A block is a tile, or a quarter of one where a case has fewer tiles than `BLOCKS_MIN`. The
+    intervals are the expanded percentile intervals of a bootstrap of the blocks (Hesterberg, Am
+    Stat 69, 2015), because the plain ones are too narrow for few blocks.
 
     Args:
-        counts: (N, 4), cells of intensity 0 to 3 of each tile.
+        counts: (N, 4), cells of intensity 0 to 3 of each block.
+        membrane_od: (N,), sum of the membrane densities of its cells.
         seed: of the bootstrap.
         samples: number of resamples.
-        confidence: of the interval.
+        confidence: of the intervals.
     """
     count = len(counts)
-    value = float(h_scores(counts.sum(axis=0, keepdims=True))[0])
-    if count < TILES_MIN or np.isnan(value):
-        return Staining(value, np.nan, np.nan, (np.nan,) * len(CLASSES))
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), samples)
     drawn = weights @ counts
-    drawn = drawn[drawn.sum(axis=1) > 0]
-    width = np.sqrt(count / (count - 1)) * stats.t.ppf((1 + confidence) / 2, count - 1)
-    tail = stats.norm.cdf(-width)
-    low, high = np.quantile(h_scores(drawn), [tail, 1 - tail])
+    used = drawn.sum(axis=1) > 0
+    drawn, sums = drawn[used], (weights @ membrane_od)[used]
+    h_score = float(h_scores(counts.sum(axis=0, keepdims=True))[0])
+    with np.errstate(invalid="ignore"):
+        mean_od = float(membrane_od.sum() / counts.sum())
+    if count < BLOCKS_MIN or not len(drawn):
+        nothing = np.nan, np.nan
+        unknown = (np.nan,) * len(CLASSES)
+        return Staining(Estimate(h_score, *nothing), Estimate(mean_od, *nothing), unknown)
+    width = np.sqrt(count / (count - 1)) * special.stdtrit(count - 1, (1 + confidence) / 2)
+    tail = special.ndtr(-width)
+
+    def interval(values: Floats) -> tuple[float, float]:
+        low, high = np.quantile(values, [tail, 1 - tail])
+        return float(low), float(high)
+
     found = np.bincount(her2_scores(drawn), minlength=len(CLASSES)) / len(drawn)
-    return Staining(value, float(low), float(high), tuple(found.tolist()))
+    return Staining(
+        Estimate(h_score, *interval(h_scores(drawn))),
+        Estimate(mean_od, *interval(sums / drawn.sum(axis=1))),
+        tuple(found.tolist()),
+    )

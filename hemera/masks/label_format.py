@@ -7,10 +7,13 @@ is known. Its other bits are zero, as are bits 6-7.
 """
 
 import dataclasses
+import math
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from hemera.masks.her2_score import h_scores
 
 BACKGROUND, NEGATIVE, POSITIVE, BOUNDARY = range(4)
 
@@ -26,7 +29,9 @@ class Cells:
 
     `x_px` and `y_px` are the centroid of the nucleus in the tile (pixel edges at integers),
     `area_px` its pixels, `intensity` the DAB class 0 to 3 of the membrane around it, and
-    `completeness` the stained fraction of that membrane.
+    `completeness` the stained fraction of that membrane. `membrane_od` is the optical density of
+    DAB that the membrane adds to `cytoplasm_od`, that of diffuse staining beside it; `nucleus_od`
+    is that of the nucleus; NaN where an engine does not measure it.
     """
 
     x_px: npt.NDArray[np.float32]
@@ -35,6 +40,9 @@ class Cells:
     positive: npt.NDArray[np.bool_]
     intensity: npt.NDArray[np.uint8]
     completeness: npt.NDArray[np.float32]
+    membrane_od: npt.NDArray[np.float32]
+    cytoplasm_od: npt.NDArray[np.float32]
+    nucleus_od: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         """Return the number of cells."""
@@ -50,7 +58,7 @@ class Labelled:
     note: str | None = None
 
 
-def statistics(labelled: Labelled) -> dict[str, float | int]:
+def statistics(labelled: Labelled) -> dict[str, float | int | None]:
     """Return the measured columns of a row of `tables.MASK`, fractions of all pixels."""
     mask, cells = labelled.mask, labelled.cells
     pixels = np.bincount(intensity(mask).ravel(), minlength=4) / mask.size
@@ -67,7 +75,16 @@ def statistics(labelled: Labelled) -> dict[str, float | int]:
         "weak_cells": int(strength[1]),
         "moderate_cells": int(strength[2]),
         "strong_cells": int(strength[3]),
+        "h_score": float(h_scores(strength[None])[0]) if len(cells) else None,
+        "membrane_od": _mean(cells.membrane_od),
+        "cytoplasm_od": _mean(cells.cytoplasm_od),
     }
+
+
+def _mean(values: npt.NDArray[np.float32]) -> float | None:
+    """Return the mean of the values of all cells; None without cells, or where one is NaN."""
+    mean = float(values.mean(dtype=np.float64)) if len(values) else math.nan
+    return None if math.isnan(mean) else mean
 
 
 def blank(shape: tuple[int, int], note: str | None = None) -> Labelled:
@@ -78,7 +95,7 @@ def blank(shape: tuple[int, int], note: str | None = None) -> Labelled:
         np.zeros(0, np.int32),
         np.zeros(0, np.bool_),
         np.zeros(0, np.uint8),
-        np.zeros(0, np.float32),
+        *(np.zeros(0, np.float32),) * 4,
     )
     return Labelled(np.zeros(shape, np.uint8), nothing, note)
 

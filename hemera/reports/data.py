@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemera import tables
 from hemera.config import STAGES
 from hemera.dataset import statistics
 from hemera.dataset.statistics import GROUP, Frame
@@ -60,10 +61,13 @@ class Cohort:
         return dict(json.loads(self.metadata.get(f"options_{stage}", "{}")))
 
 
-def content(cohort: Cohort, compared: Frame, intense_fraction: float | None) -> dict[str, Any]:
+def content(
+    cohort: Cohort, compared: Frame, staining: Frame, intense_fraction: float | None
+) -> dict[str, Any]:
     """Return what the page shows of pairs, masks, splits and provenance.
 
-    `compared` is of `statistics.agreement`; `intense_fraction` as for `her2_scores`.
+    `compared` is of `statistics.agreement`, `staining` of `statistics.case_staining`;
+    `intense_fraction` as for `her2_scores`.
     """
     pairs = _pairs(cohort)
     listed = pairs[~pairs["in_block"] | (pairs["state"] != "tiled")]
@@ -81,11 +85,12 @@ def content(cohort: Cohort, compared: Frame, intense_fraction: float | None) -> 
         "confusions": _confusions(cohort, intense_fraction),
         "intense_fraction": intense_fraction,
         "staining": {
-            engine: statistics.case_staining(accepted, engine)[:ROWS_MAX]
+            engine: staining[staining["engine"] == engine][:ROWS_MAX]
             for engine in cohort.engines
             if len(accepted)
         },
         "classes": CLASSES,
+        "probabilities": tables.STAINING.names[-len(CLASSES) :],
         "splits": _splits(accepted),
         "networks": NETWORKS,
         "subsets": {

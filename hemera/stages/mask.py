@@ -114,4 +114,6 @@ def _cell_table(tile: str, engine: str, cells: Cells) -> pa.Table:
         "intensity": cells.intensity.astype(np.int8),
         "completeness": cells.completeness,
     }
+    for name in ("membrane_od", "cytoplasm_od", "nucleus_od"):
+        columns[name] = pa.array(getattr(cells, name), from_pandas=True)
     return pa.table(columns, schema=tables.CELLS)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from hemera import tables
@@ -43,13 +44,15 @@ def run(
     preset: str,
     page: Path,
     pairs: Path,
+    cases: Path,
     options: ReportOptions,
 ) -> None:
-    """Write the page about the data.
+    """Write the page about the data, and the staining of each case.
 
     Args:
         page: HTML of at most 30 MB.
         pairs: folder with a page {pair}.html for each registered pair that is not on `page`.
+        cases: table of the staining of each case and engine.
     """
     cohort = _read_cohort(sheet, block_count, results, preset)
 
@@ -64,10 +67,12 @@ def run(
 
     rejections = statistics.rejections(cohort.tiles)
     compared = statistics.agreement(cohort.accepted, cohort.engines)
+    staining = _staining(cohort, sheet, block_count, results)
+    tables.write(cases, pa.Table.from_pandas(staining, tables.STAINING), tables.STAINING)
     errors = _landmark_errors(cohort, results)
     content = {
         "title": f"HEMERA data report: {cohort.sheet}",
-        **data.content(cohort, compared, options.intense_share),
+        **data.content(cohort, compared, staining, options.intense_share),
         **_registrations(errors, cohort, results, page, pairs, options.worst_pairs),
         "errors": errors,
         "filters": filters.filters(cohort, rejections),
@@ -106,6 +111,22 @@ def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> d
         tiles=_named(_frame([index], schema, columns)),
         metadata=metadata,
     )
+
+
+def _staining(cohort: data.Cohort, sheet: Path, block_count: int, results: Path) -> Frame:
+    """Return the staining of the cases with accepted tiles, by every engine."""
+    few = statistics.with_few_tiles(cohort.accepted)
+    pairs, names = set(few["pair"]), set(few["tile"])
+    columns = ["tile", "engine", "x_px", "y_px", "intensity", "membrane_od"]
+    found = [tables.CELLS.empty_table().select(columns)]
+    for unit, own in units(read_sheet(sheet), block_count).items():
+        if not pairs.isdisjoint(pair.pair for pair in own):
+            path = layout.path(layout.CELLS, results, unit=unit)
+            cells = tables.read(path, tables.CELLS, columns)
+            found.append(cells.filter(pc.is_in(cells["tile"], pa.array(names, pa.string()))))
+    cells = pa.concat_tables(found).to_pandas()
+    parts = [statistics.case_staining(cohort.accepted, name, cells) for name in cohort.engines]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _frame(paths: Iterable[Path], schema: pa.Schema, columns: Sequence[str] | None = None) -> Frame:

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from hemera import tables
 from hemera.dataset import statistics
 from hemera.dataset.statistics import Bias
 
@@ -102,18 +103,38 @@ def test_the_cells_of_a_case_are_added_before_they_are_scored() -> None:
 
 
 def test_staining_of_cases_by_hand() -> None:
-    """Five tiles of 10 cells, 4 of them strong; and a case of one tile without cells."""
+    """Five tiles of 10 cells, 4 of them strong; a case of one tile without cells; one of a tile
+    with a cell in each quarter, one strong, and a cell of another engine."""
     tiles = two_engines(
-        tile=[f"t{k}" for k in range(6)], case=["c1"] * 5 + ["c2"], score=["3+"] * 5 + ["0"],
-        a_cells=[10] * 5 + [0], a_weak_cells=[0] * 6, a_moderate_cells=[0] * 6,
-        a_strong_cells=[4] * 5 + [0],
+        tile=[f"t{k}" for k in range(7)], case=["c1"] * 5 + ["c2", "c3"],
+        score=["3+"] * 5 + ["0", "1+"], size_px=[100] * 7, a_cells=[10] * 5 + [0, 4],
+        a_weak_cells=[0] * 7, a_moderate_cells=[0] * 7, a_strong_cells=[4] * 5 + [0, 1],
+        a_membrane_od=[0.125] * 5 + [None, 0.25], a_cytoplasm_od=[0.5] * 5 + [None, 0.0],
     )  # fmt: skip
-    found = statistics.case_staining(tiles, "a")
-    assert found.index.tolist() == ["c2", "c1"]
-    first = found.loc["c1"].to_dict()
-    assert (first["tiles"], first["cells"], first["h_score"]) == (5, 50, 120)
-    assert (first["low"], first["high"], first["3+"]) == (120, 120, 1)
-    assert found.loc["c2"][["h_score", "low", "3+"]].isna().all()
+    assert statistics.with_few_tiles(tiles)["tile"].tolist() == ["t5", "t6"]
+    cells = pd.DataFrame(
+        {
+            "tile": "t6", "engine": ["a"] * 4 + ["b"], "x_px": [20, 70, 20, 70, 70],
+            "y_px": [20, 20, 70, 70, 70], "intensity": [3, 0, 0, 0, 3],
+            "membrane_od": [1.0, 0, 0, 0, 5],
+        }
+    )  # fmt: skip
+    found = statistics.case_staining(tiles, "a", cells)
+    assert found.columns.tolist() == tables.STAINING.names
+    assert found["case"].tolist() == ["c2", "c3", "c1"]
+    rows = found.set_index("case")
+    first = rows.loc["c1"].to_dict()
+    assert (first["tiles"], first["cells"], first["resampled"]) == (5, 50, "tiles")
+    assert [first[f"h_score{end}"] for end in ("", "_low", "_high")] == [120, 120, 120]
+    assert [first[f"membrane_od{end}"] for end in ("", "_low", "_high")] == [0.125, 0.125, 0.125]
+    assert (first["cytoplasm_od"], first["probability_3"]) == (0.5, 1)
+    assert rows.loc["c2"][["h_score", "h_score_low", "membrane_od"]].isna().all()
+    assert rows.loc["c2"]["resampled"] == ""
+    third = rows.loc["c3"].to_dict()
+    assert (third["h_score"], third["membrane_od"], third["resampled"]) == (75, 0.25, "quarters")
+    # Of four quarters with one strong cell, 0 to 4 are drawn: none of them in 0.316 of the cases.
+    assert (third["h_score_low"], third["membrane_od_low"]) == (0, 0)
+    assert third["probability_3"] == pytest.approx(1 - 0.75**4, abs=0.04)
 
 
 def test_mask_statistics_of_a_group() -> None:

@@ -16,7 +16,7 @@ def cells(places: list[tuple[float, float]], positive: list[bool]) -> label_form
         np.full(count, 40, np.int32),
         np.array(positive, bool),
         np.zeros(count, np.uint8),
-        np.zeros(count, np.float32),
+        *[np.zeros(count, np.float32)] * 4,
     )
 
 

@@ -31,8 +31,8 @@ def test_no_cell_has_no_score() -> None:
     nothing = np.zeros((1, 4), np.int64)
     assert her2_scores(nothing).tolist() == [-1]
     assert np.isnan(h_scores(nothing)).all()
-    found = staining(np.zeros((5, 4), np.int64), seed=1)
-    assert np.isnan([found.h_score, found.low, *found.probabilities]).all()
+    found = staining(np.zeros((5, 4), np.int64), np.zeros(5), seed=1)
+    assert np.isnan([*found.h_score, *found.membrane_od, *found.probabilities]).all()
 
 
 def test_few_intense_cells_are_2_only_with_that_clause() -> None:
@@ -46,31 +46,44 @@ def test_h_score_by_hand() -> None:
 
 
 def test_intervals_contain_the_truth_as_often_as_they_claim() -> None:
-    """90 % intervals of 400 cases of 4 to 40 tiles: 85 to 95 % contain the H-score of the case.
+    """90 % intervals of 400 cases of 4 to 40 tiles: 85 to 95 % contain the truth of the case.
 
     Each tile has a mixture of intensities of its own around that of the case, so that the cells of
     a tile are not independent.
     """
     rng = np.random.default_rng(3)
-    inside = 0
+    inside = np.zeros(2)
     for number in range(400):
         mixture = rng.dirichlet([2, 1, 1, 1])
         cells = rng.poisson(rng.gamma(4, 40, rng.integers(4, 41))) + 1
         of_tiles = rng.dirichlet(mixture * rng.choice([3, 10, 30]) + 1e-3, len(cells))
         counts = np.array([rng.multinomial(n, p) for n, p in zip(cells, of_tiles, strict=True)])
-        found = staining(counts, seed=number, samples=400)
-        inside += found.low <= mixture @ (0, 100, 200, 300) <= found.high
-    assert 0.85 <= inside / 400 <= 0.95
+        densities = counts @ (0, 0.05, 0.15, 0.4)
+        found = staining(counts, densities, seed=number, samples=400)
+        inside += [
+            estimate.low <= true <= estimate.high
+            for estimate, true in (
+                (found.h_score, mixture @ (0, 100, 200, 300)),
+                (found.membrane_od, mixture @ (0, 0.05, 0.15, 0.4)),
+            )
+        ]
+    assert (inside >= 0.85 * 400).all() and (inside <= 0.95 * 400).all()
 
 
 def test_probabilities_of_a_case_between_two_scores() -> None:
     """Half of eight tiles 9 % strong, half 12 %: 2+ where six or more drawn tiles are the first."""
-    found = staining(np.array([[85, 0, 6, 9], [82, 0, 6, 12]] * 4), seed=1)
+    found = staining(np.array([[85, 0, 6, 9], [82, 0, 6, 12]] * 4), np.zeros(8), seed=1)
     assert sum(found.probabilities) == pytest.approx(1)
     assert found.probabilities[3:] == pytest.approx([37 / 256, 219 / 256], abs=0.04)
 
 
-def test_three_tiles_have_a_value_without_an_interval() -> None:
-    found = staining(np.array([[1, 0, 0, 3]] * 3), seed=1)
-    assert found.h_score == 225
-    assert np.isnan([found.low, found.high, *found.probabilities]).all()
+def test_three_blocks_have_values_without_intervals() -> None:
+    found = staining(np.array([[1, 0, 0, 3]] * 3), np.full(3, 1.0), seed=1)
+    assert (found.h_score.value, found.membrane_od.value) == (225, 0.25)
+    assert np.isnan([*found.h_score[1:], *found.membrane_od[1:], *found.probabilities]).all()
+
+
+def test_densities_that_were_not_measured_have_no_interval() -> None:
+    found = staining(np.array([[1, 0, 0, 3]] * 5), np.full(5, np.nan), seed=1)
+    assert np.isnan(found.membrane_od).all()
+    assert found.h_score == (225, 225, 225)

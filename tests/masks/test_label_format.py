@@ -66,10 +66,11 @@ def test_the_edge_of_the_image_is_no_contour() -> None:
 
 
 def test_excluded_pixels_have_no_other_bit_and_their_cells_are_gone() -> None:
-    one = np.ones(2, np.float32)
+    one, densities = np.ones(2, np.float32), np.array([0.5, 0.25], np.float32)
     cells = label_format.Cells(
         np.array([1.5, 4.5], np.float32), np.array([0.5, 1.5], np.float32),
-        np.array([2, 3], np.int32), np.array([True, False]), np.array([3, 0], np.uint8), one,
+        np.array([2, 3], np.int32), np.array([True, False]), np.array([3, 1], np.uint8), one,
+        densities, densities / 2, np.full(2, np.nan, np.float32),
     )  # fmt: skip
     classes = np.array([[2, 2, 0, 1, 1], [2, 2, 0, 1, 1]])
     found = label_format.Labelled(label_format.pack(classes, classes > 0, classes), cells)
@@ -83,4 +84,11 @@ def test_excluded_pixels_have_no_other_bit_and_their_cells_are_gone() -> None:
     assert kept.cells.x_px.tolist() == [4.5]
     counted = label_format.statistics(kept)
     assert (counted["excluded_fraction"], counted["cells"]) == (0.6, 1)
+    # The cell that is left is weak: 100 %, once.
+    assert (counted["h_score"], counted["membrane_od"], counted["cytoplasm_od"]) == (100, 0.25, 0.125)
+
+
+def test_without_cells_there_is_no_score_and_no_density() -> None:
+    counted = label_format.statistics(label_format.blank((4, 6)))
+    assert [counted[name] for name in ("h_score", "membrane_od", "cytoplasm_od")] == [None] * 3
     assert counted["positive_fraction"] == 0

@@ -54,7 +54,7 @@ class Toy:
         one = np.ones(1, np.float32)
         area_px = np.array([self.side_px**2], np.int32)
         cells = label_format.Cells(
-            x * one, y * one, area_px, np.array([True]), np.array([state], np.uint8), one
+            x * one, y * one, area_px, np.array([True]), np.array([state], np.uint8), *[one] * 4
         )
         return label_format.Labelled(label_format.pack(classes, classes > 0, classes), cells)
 

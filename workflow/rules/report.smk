@@ -2,7 +2,7 @@
 #
 # REQUIRED INPUTS: everything up to the index
 # OUTPUTS: one self-contained HTML page; beside it a page for each registered pair beyond those on
-# it
+# it; a table of the staining of each case
 
 
 rule report:
@@ -15,10 +15,12 @@ rule report:
         of_units(layout.TILE_SHARD),
         of_units(layout.PAIRS),
         of_units(layout.MASK_SHARD),
+        of_units(layout.CELLS),
         layout.INDEX,
     output:
         page=layout.REPORT,
         pairs=directory(layout.PAIR_PAGES),
+        cases=layout.CASES,
     log:
         "logs/report/report.log",
     benchmark:
@@ -40,4 +42,4 @@ rule report:
     shell:
         "hemera report --sheet {params.sheet:q} --block-count {params.block_count}"
         " --preset {params.preset:q} --page {output.page:q} --pairs {output.pairs:q}"
-        " {params.options} > {log:q} 2>&1"
+        " --cases {output.cases:q} {params.options} > {log:q} 2>&1"

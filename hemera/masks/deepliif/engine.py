@@ -35,7 +35,7 @@ from hemera.masks.deepliif.model_files import (
     REMEDY,
     check_model,
 )
-from hemera.masks.stain.membranes import measure_cells, membrane_classes
+from hemera.masks.stain.membranes import find_membranes, measure_cells
 from hemera.masks.stain.nuclei import Nuclei
 from hemera.masks.stain.stains import Stains, estimate, separate
 
@@ -104,13 +104,13 @@ class DeepliifEngine:
         size_px = defaults["size_thresh"] if options.size_px is None else options.size_px
         package.create_cell_classification(labels, found, size_px, options.marker)
         classes, inside, nuclei = self._nuclei(labels, found)
-        membrane = membrane_classes(separate(rgb, state), mpp, state, self._shared)
-        _, cells = measure_cells(Nuclei.from_labels(nuclei), membrane, mpp, self._shared)
+        membranes = find_membranes(separate(rgb, state), mpp, state, self._shared)
+        _, cells = measure_cells(Nuclei.from_labels(nuclei), membranes, mpp, self._shared)
         negative = np.bincount(
             nuclei.ravel(), classes.ravel() == label_format.NEGATIVE, len(cells) + 1
         )
         return label_format.Labelled(
-            label_format.pack(classes, inside, membrane),
+            label_format.pack(classes, inside, membranes.classes),
             dataclasses.replace(cells, positive=np.asarray(negative[1:] == 0)),
         )
 

@@ -15,7 +15,7 @@ from hemera.imaging.artefacts import find_artefacts, resized
 from hemera.imaging.color import Color
 from hemera.masks import label_format
 from hemera.masks.stain import Options, detectors, versions
-from hemera.masks.stain.membranes import measure_cells, membrane_classes
+from hemera.masks.stain.membranes import find_membranes, measure_cells
 from hemera.masks.stain.nuclear_marker import measure_nuclei, nuclear_stain
 from hemera.masks.stain.nuclei import Nuclei, Tile
 from hemera.masks.stain.stains import Stains, estimate, separate
@@ -111,9 +111,9 @@ class StainEngine:
         brown = np.maximum(separated[..., 1] - np.float32(shared.dab_moderate), 0)
         blue = np.ascontiguousarray(separated[..., 0] - _BROWN * brown, np.float32)
         nuclei = self.find(Tile(rgb, mpp, state, blue, excluded))
-        membrane = membrane_classes(separated, mpp, state, shared)
-        grown, cells = measure_cells(nuclei, membrane, mpp, shared)
-        return nuclei.labels, membrane, grown, cells
+        membranes = find_membranes(separated, mpp, state, shared)
+        grown, cells = measure_cells(nuclei, membranes, mpp, shared)
+        return nuclei.labels, membranes.classes, grown, cells
 
 
 def _nearest(image: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:

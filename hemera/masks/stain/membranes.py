@@ -1,5 +1,6 @@
 """Membranes from DAB: which DAB can be a membrane, and how far it surrounds each nucleus."""
 
+import dataclasses
 import math
 
 import cv2
@@ -34,10 +35,29 @@ _SECTORS = 24
 _SECTOR_FRACTION = 0.125
 
 
-def membrane_classes(
-    separated: Float, mpp: float, stains: Stains, options: MaskOptions
-) -> npt.NDArray[np.uint8]:
-    """Return the class (H, W) of the DAB that can be a membrane: 0 none, 1 weak to 3 strong.
+# How far beyond the border of its region the membrane of a cell may be, um: the line between two
+# cells is on the border, which is as uncertain as the outlines of their nuclei.
+_BORDER_UM = 0.5
+# How far inside the edge of its nucleus the DAB of a nucleus is measured, um: the blur of the
+# microscope mixes what is nearer with the membrane.
+_NUCLEAR_UM = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Membranes:
+    """DAB of one tile, all (H, W).
+
+    `classes` is that of what can be a membrane: 0 none, 1 weak to 3 strong. `dab` is the density of
+    DAB, `diffuse` the part of it that is wider than the membranes of two cells.
+    """
+
+    classes: npt.NDArray[np.uint8]
+    dab: Float
+    diffuse: Float
+
+
+def find_membranes(separated: Float, mpp: float, stains: Stains, options: MaskOptions) -> Membranes:
+    """Find the DAB that can be a membrane.
 
     A membrane is a thin line: its DAB exceeds that of the cytoplasm and the nuclei beside it, which
     is the morphological opening of the DAB with a disc wider than two membranes. Diffuse staining
@@ -67,7 +87,7 @@ def membrane_classes(
     bounded = np.minimum(smooth, np.float32(255 * _DIFFUSE_STEP))
     membrane[bounded - diffuse < _RIDGE * bounded] = 0
     membrane[(membrane == 1) & (smooth < _lowest_weak(haematoxylin, dab, mpp, options))] = 0
-    return membrane
+    return Membranes(membrane, dab, diffuse)
 
 
 def _classes(density: Float, levels: tuple[float, ...]) -> npt.NDArray[np.uint8]:
@@ -101,7 +121,7 @@ def _lowest_weak(haematoxylin: Float, dab: Float, mpp: float, options: MaskOptio
 
 
 def measure_cells(
-    nuclei: Nuclei, membrane: npt.NDArray[np.uint8], mpp: float, options: MaskOptions
+    nuclei: Nuclei, membranes: Membranes, mpp: float, options: MaskOptions
 ) -> tuple[npt.NDArray[np.int32], label_format.Cells]:
     """Measure the membrane around every nucleus.
 
@@ -111,9 +131,13 @@ def measure_cells(
     covers `options.completeness_min` of the ring, so pigment on one side is not enough. A
     cell with any intensity is positive.
 
+    Densities of a cell: `cytoplasm_od` is the mean diffuse DAB of the ring, `membrane_od` the mean
+    over the sectors of how much the largest DAB of the membrane exceeds it, 0 in sectors that are
+    not stained; `nucleus_od` is the mean DAB of the inside of the nucleus.
+
     Args:
         nuclei: of a tile (H, W).
-        membrane: (H, W) of 0 to 3, see `membrane_classes`.
+        membranes: of the same tile.
         mpp: resolution of both, um/px.
         options: width of the ring, completeness.
 
@@ -132,6 +156,8 @@ def measure_cells(
     area = np.bincount(of, minlength=count + 1)
     centre_x = np.bincount(of, x, count + 1) / np.maximum(area, 1)
     centre_y = np.bincount(of, y, count + 1) / np.maximum(area, 1)
+    deep = depth_px.ravel()[at] > _NUCLEAR_UM / mpp
+    nucleus_od = _nucleus_od(membranes.dab.ravel()[at], deep, of, count)
 
     at = np.flatnonzero((grown > 0) & (depth_px <= _INNER_UM / mpp))
     of = grown.ravel()[at]
@@ -141,16 +167,25 @@ def measure_cells(
     # A tile that is one nucleus has no ring, and OpenCV rejects empty arrays.
     turn = cv2.phase(east, south).ravel() if len(at) else east
     sector = np.minimum((turn * np.float32(_SECTORS / (2 * np.pi))).astype(np.int64), _SECTORS - 1)
-    key = (of * np.int64(_SECTORS) + sector) * 4 + membrane.ravel()[at]
+    sector += of * np.int64(_SECTORS)
     shape = (count + 1, _SECTORS, 4)
-    pixels = np.bincount(key, minlength=math.prod(shape)).reshape(shape)
+    classes = membranes.classes.ravel()[at]
+    pixels = np.bincount(sector * 4 + classes, minlength=math.prod(shape)).reshape(shape)
     # From the strongest class down: what reaches a class reaches those below it.
     reached = np.cumsum(pixels[..., ::-1], axis=-1)[..., ::-1]
     total = reached[..., :1]
     stained = (reached[..., 1:] >= _SECTOR_FRACTION * total) & (reached[..., 1:] > 0)
-    fraction = stained.sum(axis=1) / np.maximum((total > 0).sum(axis=1), 1)
+    sectors = np.maximum((total > 0).sum(axis=1), 1)
+    fraction = stained.sum(axis=1) / sectors
     # What covers enough at a class does so at those below it: the number of classes is the class.
     intensity = (fraction >= options.completeness_min).sum(axis=1).astype(np.uint8)[1:]
+    diffuse = np.bincount(of, membranes.diffuse.ravel()[at], count + 1)
+    cytoplasm_od = diffuse / np.maximum(total.sum(axis=1)[:, 0], 1)
+    beyond = cv2.dilate(membranes.dab, disc(2 * _BORDER_UM + mpp, mpp))
+    peaks = np.zeros(shape[:2], np.float32)
+    brown = np.flatnonzero(classes)
+    np.maximum.at(peaks.reshape(-1), sector[brown], beyond.ravel()[at[brown]])
+    excess = np.maximum(peaks - cytoplasm_od[:, None], 0) * stained[..., 0]
     return grown, label_format.Cells(
         x_px=(centre_x[1:] + 0.5).astype(np.float32),
         y_px=(centre_y[1:] + 0.5).astype(np.float32),
@@ -158,4 +193,21 @@ def measure_cells(
         positive=intensity > 0,
         intensity=intensity,
         completeness=fraction[1:, 0].astype(np.float32),
+        membrane_od=(excess.sum(axis=1) / sectors[:, 0])[1:].astype(np.float32),
+        cytoplasm_od=cytoplasm_od[1:].astype(np.float32),
+        nucleus_od=nucleus_od[1:].astype(np.float32),
     )
+
+
+def _nucleus_od(
+    dab: Float, deep: npt.NDArray[np.bool_], of: npt.NDArray[np.integer], count: int
+) -> npt.NDArray[np.float64]:
+    """Return the mean DAB of the deep pixels of nuclei; of all of one that is too small for it.
+
+    `dab`, `deep` and `of`, the number of the nucleus, are lists of pixels (N,).
+    """
+    small = np.bincount(of[deep], minlength=count + 1) == 0
+    used = deep | small[of]
+    pixels = np.bincount(of[used], minlength=count + 1)
+    sums = np.bincount(of[used], dab[used], count + 1)
+    return np.asarray(sums / np.maximum(pixels, 1), np.float64)

@@ -68,6 +68,10 @@ def measure_nuclei(
     intensity = np.searchsorted(levels, mean, side="right").astype(np.uint8)
     complete = np.bincount(of, smooth >= weak, count + 1)[1:] / np.maximum(area, 1)
     grown = np.where(nuclei.depth_px >= -shared.ring_um / mpp, nuclei.regions, 0)
+    ring = np.flatnonzero((grown != 0) & (labels == 0))
+    around = grown.ravel()[ring]
+    outside = np.bincount(around, dab.ravel()[ring], count + 1)[1:]
+    outside /= np.maximum(np.bincount(around, minlength=count + 1)[1:], 1)
     return (
         stained,
         grown,
@@ -78,5 +82,8 @@ def measure_nuclei(
             positive=intensity > 0,
             intensity=intensity,
             completeness=complete.astype(np.float32),
+            membrane_od=np.full(count, np.nan, np.float32),
+            cytoplasm_od=outside.astype(np.float32),
+            nucleus_od=mean.astype(np.float32),
         ),
     )

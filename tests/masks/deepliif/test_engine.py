@@ -20,7 +20,7 @@ from hemera.masks import label_format
 from hemera.masks.deepliif import Options, engine
 from hemera.masks.deepliif.engine import DeepliifEngine
 from hemera.masks.stain import stains
-from hemera.masks.stain.membranes import membrane_classes
+from hemera.masks.stain.membranes import find_membranes
 
 SHARED = MaskOptions()
 STAINS = stains.Stains((245, 245, 245))
@@ -103,7 +103,7 @@ def test_cells_of_both_signs_are_where_the_mask_has_them(serialized: DeepliifEng
 def test_intensity_is_the_membrane_class_of_the_engine_stain(serialized: DeepliifEngine) -> None:
     rgb = tile()
     found = serialized.segment(rgb, 0.5, STAINS)
-    classes = membrane_classes(stains.separate(rgb, STAINS), 0.5, STAINS, SHARED)
+    classes = find_membranes(stains.separate(rgb, STAINS), 0.5, STAINS, SHARED).classes
     np.testing.assert_array_equal(label_format.intensity(found.mask), classes)
     assert len(np.unique(classes)) > 2
 

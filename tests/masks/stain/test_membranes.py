@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from skimage.segmentation import expand_labels
 
-from hemera.masks.stain.membranes import measure_cells, membrane_classes
+from hemera.masks.stain.membranes import Membranes, find_membranes, measure_cells
 from hemera.masks.stain.nuclei import Nuclei
 from tests.small_cells import DAB, MEASURED, SHARED, draw, over, segment
+
+
+def unstained(shape: tuple[int, ...]) -> Membranes:
+    nothing = np.zeros(shape, np.float32)
+    return Membranes(np.zeros(shape, np.uint8), nothing, nothing)
 
 
 def test_faint_brown_beside_a_dark_nucleus_is_its_coloured_fringe() -> None:
@@ -19,7 +24,7 @@ def test_faint_brown_beside_a_dark_nucleus_is_its_coloured_fringe() -> None:
         radius = np.hypot(y - 40, x - cx)
         separated[..., 0] += dark * (radius < 8)
         separated[..., 1] += 0.12 * ((radius > 9) & (radius < 13))
-    membrane = membrane_classes(separated, 0.5, MEASURED, SHARED)
+    membrane = find_membranes(separated, 0.5, MEASURED, SHARED).classes
     for half, expected in ((slice(0, 80), False), (slice(90, 170), True)):
         assert (membrane[:, half] == 1).any() == expected
 
@@ -54,8 +59,7 @@ def test_cells_grow_as_scikit_image_expands_labels() -> None:
     y, x = rng.integers(5, 85, 12), rng.integers(5, 125, 12)
     for k in range(12):
         labels[y[k] - 2 : y[k] + 3, x[k] - 1 : x[k] + 4] = k + 1
-    empty = np.zeros(labels.shape, np.uint8)
-    ours, _ = measure_cells(Nuclei.from_labels(labels), empty, 0.5, SHARED)
+    ours, _ = measure_cells(Nuclei.from_labels(labels), unstained(labels.shape), 0.5, SHARED)
     theirs = expand_labels(labels, SHARED.ring_um / 0.5)
     # OpenCV's distance is within 2 % of Euclid's; pixels in between may go to the other cell.
     assert (ours != theirs).mean() < 0.01
@@ -64,7 +68,40 @@ def test_cells_grow_as_scikit_image_expands_labels() -> None:
 
 def test_without_nuclei_there_are_no_cells() -> None:
     nothing = np.zeros((40, 70), np.int32)
-    classes = np.full(nothing.shape, 3, np.uint8)
-    grown, cells = measure_cells(Nuclei.from_labels(nothing), classes, 0.5, SHARED)
+    membranes = dataclasses.replace(
+        unstained(nothing.shape), classes=np.full(nothing.shape, 3, np.uint8)
+    )
+    grown, cells = measure_cells(Nuclei.from_labels(nothing), membranes, 0.5, SHARED)
     assert len(cells) == 0
     assert not grown.any()
+
+
+@pytest.mark.parametrize("mpp", [0.46, 0.5, 0.92])
+def test_densities_are_those_a_cell_was_drawn_with(mpp: float) -> None:
+    """Half of a ring of 0.4 on a cell of 0.1, and a bare cell beside it.
+
+    The ring covers half of the directions, 0.2 on average; blur adds up to one at each end, 0.033.
+    """
+    y, x = (np.mgrid[: round(40 / mpp), : round(90 / mpp)] + 0.5) * mpp
+    left, right = (np.hypot(y - 20, x - centre) for centre in (22, 66))
+    dab = np.where(left < 9, 0.1, 0.0)
+    dab[(left > 5.5) & (left < 7.5) & (y < 20)] += 0.4
+    separated = np.zeros((*y.shape, 3), np.float32)
+    separated[..., 0] = 0.4 * ((left < 4) | (right < 4))
+    separated[..., 1] = dab
+    labels = np.where(left < 4, 1, np.where(right < 4, 2, 0)).astype(np.int32)
+    membranes = find_membranes(separated, mpp, MEASURED, SHARED)
+    _, cells = measure_cells(Nuclei.from_labels(labels), membranes, mpp, SHARED)
+    assert 0.19 < cells.membrane_od[0] < 0.243
+    assert cells.cytoplasm_od == pytest.approx([0.1, 0], abs=0.01)
+    assert cells.nucleus_od == pytest.approx([0.1, 0], abs=0.001)
+    assert cells.membrane_od[1] == 0
+
+
+def test_diffuse_staining_is_cytoplasm_and_not_membrane() -> None:
+    """Brown of 0.3 over a wide area, as strong as a moderate membrane."""
+    stained = over(draw(np.zeros((3, 4))).rgb, 0.3 * DAB)
+    cells = segment(stained, 0.5, MEASURED).cells
+    assert cells.membrane_od.max() < 0.01
+    assert cells.cytoplasm_od == pytest.approx(0.3, abs=0.03)
+    assert cells.intensity.max() == 0
