@@ -184,7 +184,6 @@ def case_staining(tiles: Frame, engine: str, cells: Frame) -> Frame:
         engine: whose masks are read.
         cells: rows of `tables.CELLS` of the tiles `with_few_tiles`.
     """
-    named = tables.STAINING.names
     counts = _intensities(tiles, engine)
     total = counts.sum(axis=1)
     means = tiles[[f"{engine}_membrane_od", f"{engine}_cytoplasm_od"]].astype(float)
@@ -193,10 +192,10 @@ def case_staining(tiles: Frame, engine: str, cells: Frame) -> Frame:
     quarters = _quarters(cells[cells["engine"] == engine], with_few_tiles(tiles))
     rows = []
     for case, own in tiles.groupby("case"):
-        blocks, densities = counts.loc[own.index], sums.loc[own.index]
-        cell_count = int(total.loc[own.index].sum())
-        cytoplasm_od = densities.iloc[:, 1].sum() / cell_count if cell_count else np.nan
-        values, membrane_od = blocks.to_numpy(np.int64), densities.iloc[:, 0].to_numpy()
+        values = counts.loc[own.index].to_numpy(np.int64)
+        membrane_od, cytoplasm = sums.loc[own.index].to_numpy().T
+        cell_count = int(values.sum())
+        cytoplasm_od = cytoplasm.sum() / cell_count if cell_count else np.nan
         resampled = "tiles"
         if len(own) < BLOCKS_MIN:
             few = quarters.loc[own["tile"]]
@@ -206,11 +205,10 @@ def case_staining(tiles: Frame, engine: str, cells: Frame) -> Frame:
         if np.isnan(found.h_score.low):
             resampled = ""
         dataset, score = own[GROUP].iloc[0]
-        rows.append(
-            [engine, case, dataset, score, len(own), cell_count, resampled]
-            + [*found.h_score, *found.membrane_od, cytoplasm_od, *found.probabilities]
-        )
-    return pd.DataFrame(rows, columns=named).sort_values([*GROUP, "h_score"])
+        named = [engine, case, dataset, score, len(own), cell_count, resampled]
+        densities = *found.membrane_od, cytoplasm_od
+        rows.append([*named, *found.h_score, *densities, *found.probabilities])
+    return pd.DataFrame(rows, columns=tables.STAINING.names).sort_values([*GROUP, "h_score"])
 
 
 def _quarters(cells: Frame, tiles: Frame) -> Frame:

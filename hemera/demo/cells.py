@@ -1,14 +1,13 @@
 """Cells of the tissue: positions, kinds, shapes and HER2 expression."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from hemera.masks.her2_score import CLASSES, her2_scores
 from hemera.demo.grid import GRID_UM, Array, hexagons, sample
+from hemera.masks.her2_score import CLASSES, her2_scores
 
 SPINDLE, LYMPHOCYTE, EPITHELIUM, TUMOUR, FAT = range(5)
 """Kinds of cells."""
@@ -46,21 +45,21 @@ class Cells:
 
 
 def staining_class(cells: Cells) -> str:
-    """Return the HER2 class of the tumour cells, one of `her2_score.CLASSES`.
+    """Return the HER2 class of the tumour cells, one of `her2_score.CLASSES`; empty without any.
 
-    Ultralow is weak staining of more than no and at most a tenth of them, as in the guideline.
+    Ultralow is staining of more than none and at most a tenth of them, see `EXPRESSION`.
     """
     counts = np.bincount(cells.intensity[cells.kind == TUMOUR], minlength=4)
-    score = CLASSES[her2_scores(counts[None])[0]]
-    if score in CLASSES[:2]:
-        return CLASSES[int(counts[1:].any())]
-    return score
+    if not counts.any():
+        return ""
+    # A truth without detection errors needs no smallest fraction of ultralow.
+    return CLASSES[max(her2_scores(counts[None])[0], int(counts[1:].any()))]
 
 
 def place_cells(
     rng: np.random.Generator,
     size_um: tuple[float, float],
-    expression: Sequence[float],
+    expression: npt.ArrayLike,
     fields: dict[str, Array],
     nests: npt.NDArray[np.bool_],
     malignant: Array,
@@ -73,7 +72,7 @@ def place_cells(
 
     `expression` are the fractions of tumour cells of intensity 0, 1, 2, 3.
     """
-    fractions = np.array(expression)
+    fractions = np.asarray(expression, np.float64)
     inside_nests = latent[nests]
     # Crowded small cells below this level of the latent field, spread large cells above it.
     low = fractions[0] + 0.5 * fractions[1]

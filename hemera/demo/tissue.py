@@ -4,7 +4,7 @@ Everything is in um of the H&E frame, so that the same tissue is drawn at any re
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -79,7 +79,7 @@ def grow(
     *,
     whole: bool,
     empty: bool = False,
-    expression: Sequence[float] | None = None,
+    expression: npt.ArrayLike | None = None,
 ) -> Tissue:
     """Grow one tissue.
 

@@ -85,7 +85,11 @@ def test_excluded_pixels_have_no_other_bit_and_their_cells_are_gone() -> None:
     counted = label_format.statistics(kept)
     assert (counted["excluded_fraction"], counted["cells"]) == (0.6, 1)
     # The cell that is left is weak: 100 %, once.
-    assert (counted["h_score"], counted["membrane_od"], counted["cytoplasm_od"]) == (100, 0.25, 0.125)
+    assert (counted["h_score"], counted["membrane_od"], counted["cytoplasm_od"]) == (
+        100,
+        0.25,
+        0.125,
+    )
 
 
 def test_without_cells_there_is_no_score_and_no_density() -> None:

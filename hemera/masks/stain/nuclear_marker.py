@@ -70,8 +70,8 @@ def measure_nuclei(
     grown = np.where(nuclei.depth_px >= -shared.ring_um / mpp, nuclei.regions, 0)
     ring = np.flatnonzero((grown != 0) & (labels == 0))
     around = grown.ravel()[ring]
-    outside = np.bincount(around, dab.ravel()[ring], count + 1)[1:]
-    outside /= np.maximum(np.bincount(around, minlength=count + 1)[1:], 1)
+    pixels = np.maximum(np.bincount(around, minlength=count + 1)[1:], 1)
+    outside = np.bincount(around, dab.ravel()[ring], count + 1)[1:] / pixels
     return (
         stained,
         grown,
