@@ -174,7 +174,7 @@ class Renderer:
         background = np.array(look.background, np.float32)
         for top in range(0, height, BAND_ROWS):
             rows = slice(top, min(top + BAND_ROWS, height))
-            first, second, _ = self._stains(stain, rows, jitter)
+            first, second, _ = self._stains(stain, rows, self._scene(rows, jitter), jitter)
             for channel in range(3):
                 density = first * vectors[0, channel] + second * vectors[1, channel]
                 image[rows, :, channel] = np.exp(-density) * background[channel] + np.float32(0.5)
@@ -213,7 +213,7 @@ class Renderer:
         for top in range(0, self.raster.size_px[1], BAND_ROWS):
             rows = slice(top, min(top + BAND_ROWS, self.raster.size_px[1]))
             scene = self._scene(rows, jitter)
-            _, dab, membrane = self._stains("her2", rows, jitter)
+            _, dab, membrane = self._stains("her2", rows, scene, jitter)
             turn = np.arctan2(scene.dy, scene.dx) / (2 * np.pi) % 1
             direction = np.minimum(turn * DIRECTIONS, DIRECTIONS - 1).astype(np.intp)
             np.maximum.at(peaks, scene.cell * DIRECTIONS + direction, membrane)
@@ -309,10 +309,11 @@ class Renderer:
         matter = ramp(fibres + np.float32(1.35) - np.float32(0.95) * moods[..., 0], 0.9)
         return np.clip(np.float32(0.5) + np.float32(0.27) * fibres, 0, 1.4), matter
 
-    def _stains(self, stain: str, rows: slice, jitter: _Jitter) -> tuple[Array, Array, Array]:
+    def _stains(
+        self, stain: str, rows: slice, scene: _Scene, jitter: _Jitter
+    ) -> tuple[Array, Array, Array]:
         """Return the amounts of both stains in a band of rows, and of DAB that of membranes."""
         cells = self.tissue.cells
-        scene = self._scene(rows, jitter)
         fine_texture, coarse_texture, _ = self._sections[stain]
         fine, grains = self._tiled(fine_texture, rows), self._tiled(coarse_texture, rows)
         clumps = self._tiled(self._clumps, rows)
