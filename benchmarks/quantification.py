@@ -188,12 +188,13 @@ def intervals(truths: pd.DataFrame, cells: dict[int, pd.DataFrame]) -> None:
                 f"{each}), mean width {table[f'{name}_width'].mean():.3g}; mean absolute error "
                 f"{error:.3g}, Spearman {values.corr('spearman').iloc[0, 1]:.3f} (goal 0.95)"
             )
-        given = pd.DataFrame(list(table["probability"]), index=table.index)
+        # A tile without cells gives no probability.
+        given = pd.DataFrame(list(table["probability"]), index=table.index).dropna()
         true = pd.get_dummies(truths["class"]).reindex(index=given.index, columns=CLASSES)
         say(
             f"{words}: mean probability of the true class of the tumour cells "
             f"{(given * true.fillna(False)).sum(axis=1).mean():.2f}, most probable class right in "
-            f"{(given.idxmax(axis=1) == truths['class']).mean():.2f} of the cases"
+            f"{(given.idxmax(axis=1) == truths['class'][given.index]).mean():.2f} of the cases"
         )
         if tiles is None:
             counts = pd.crosstab(truths["class"], given.idxmax(axis=1))
