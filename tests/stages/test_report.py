@@ -20,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {10: "05bcf9e4e9bd6542"}
+GOLDEN = {10: "a61b3085e4e9422e"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -59,6 +59,7 @@ def page_of(folder: Path, sheet: Path, *, preset: str = "hemera", **options: int
         preset=preset,
         page=page,
         pairs=page.parent / "pairs",
+        cases=page.parent / "cases.parquet",
         options=ReportOptions(**options),
     )
     return page
@@ -311,6 +312,22 @@ def test_a_missing_table_is_named(tmp_path: Path, lost: str) -> None:
     assert not (tmp_path / "results" / "report" / "report.html").exists()
 
 
+def test_staining_of_a_case_with_few_tiles_is_that_of_its_quarters(tmp_path: Path) -> None:
+    """Cells are on the diagonal of a tile, the stained 9 of 12 first: two quarters are empty."""
+    pairs = [Made("bci_1", score="3+", tiles=3), Made("bci_2", score="3+", tiles=6)]
+    page = write(tmp_path, pairs)
+    rows = tables.read(page.parent / "cases.parquet", tables.STAINING).to_pylist()
+    few, many = sorted(rows, key=lambda row: row["tiles"])
+    assert (few["resampled"], many["resampled"]) == ("quarters", "tiles")
+    assert few["cells"] == 12 * few["tiles"] < 48
+    assert few["h_score"] == many["h_score"] == 75
+    assert few["h_score_low"] < 75 < few["h_score_high"]
+    assert many["h_score_low"] == many["h_score_high"] == 75
+    assert few["membrane_od"] == 0.0625
+    text = section(page.read_text(), "masks")
+    assert text.count(">quarters<") == text.count(">tiles</td>") == 1
+
+
 def test_digest_of_the_page_stands_by_version(tmp_path: Path) -> None:
     """A changed page without a raised version would not be made again by the graph."""
     sheet = make(tmp_path, slides()[:3])
@@ -328,6 +345,7 @@ def test_the_command_line_gives_the_same_bytes(tmp_path: Path) -> None:
     again = tmp_path / "again" / "report.html"
     given = {"sheet": sheet, "block_count": BLOCK_COUNT, "results": tmp_path / "results"}
     given |= {"preset": "hemera", "worst_pairs": 1, "page": again, "pairs": again.parent / "pairs"}
+    given["cases"] = again.parent / "cases.parquet"
     assert main(["report", *words(given)]) == 0
     for path in page.parent.rglob("*.html"):
         assert (again.parent / path.relative_to(page.parent)).read_bytes() == path.read_bytes()
