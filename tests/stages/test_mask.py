@@ -27,7 +27,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {7: "f769ce6224042f757a39f6a63514f351149ca33a08632705a42f62653c6ca118"}
+GOLDEN = {7: "a7112749ab30c9a6b16f48b7a88e07cf8cc2c10367aee7e18764fb6716c3bb50"}
 
 
 # As the table of tiles has it; a little off what the tiles show, so that its origin is tested.
