@@ -15,7 +15,7 @@ import pytest
 
 from hemera import tables
 from hemera.config import MaskOptions
-from hemera.dataset import shards
+from hemera.dataset import excluded, shards
 from hemera.errors import EngineError, ShardError, TableError
 from hemera.imaging import codecs
 from hemera.masks import label_format as labels
@@ -147,6 +147,38 @@ def test_stains_are_those_of_the_pair_not_of_the_tile(
     )
     own = stains.estimate([TILES[1][2], TILES[3][2]], MPP, BACKGROUNDS["a"])
     np.testing.assert_array_equal(image, segment(TILES[1][2], MPP, own).mask)
+
+
+def test_pixels_that_the_table_of_tiles_excludes_are_bit_5_and_their_cells_are_left_out(
+    unit: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Pen on H&E over the left half of a tile, and no HER2 on the right."""
+    table, shard = unit
+    pen = np.zeros((30, 40), np.uint8)
+    pen[:, :16] = 1
+    covered = np.ones((120, 160), np.bool_)
+    covered[:, 140:] = False
+    rows = tables.read(table, tables.TILE).to_pylist()
+    rows[0]["artefacts"] = excluded.pack(pen, None, covered, (120, 160), MPP)
+    changed = tmp_path / "changed.parquet"
+    tables.write(changed, rows, tables.TILE)
+    plain, found = (
+        run(given, tmp_path / name) for name, given in (("a", unit), ("b", (changed, shard)))
+    )
+    before, after = (
+        tables.read(folder / "unit.parquet", tables.MASK).to_pylist()[0]
+        for folder in (plain, found)
+    )
+    first, second = (
+        codecs.decode_mask(shards.read_member(folder / "unit.tar", row["offset"], row["length"]))
+        for folder, row in ((plain, before), (found, after))
+    )
+    assert (second[:, :64] == 32).all()
+    assert (second[:, 140:] == 32).all()
+    np.testing.assert_array_equal(second[:, 64:140], first[:, 64:140])
+    assert after["excluded_fraction"] == pytest.approx((64 + 20) / 160)
+    # Two of the three columns of cells are left.
+    assert (before["cells"], after["cells"]) == (6, 4)
 
 
 def test_an_empty_unit_writes_empty_outputs(tmp_path: Path) -> None:

@@ -288,6 +288,23 @@ def test_stored_tiles_are_copied_where_they_are_tiles(rng, tmp_path):
     ]
 
 
+def test_tiles_under_artefacts_of_the_overview_are_not_read(images_of_pair):
+    """Three columns of two tiles; the outline covers the first and a quarter of the second."""
+    folder, _, _ = images_of_pair
+    unit = Unit(folder, [registered("p1")])
+    before = {(row["x_px"], row["y_px"]) for row in unit.tile()}
+    rows = tables.read(unit.images_table, tables.DESCRIBE).to_pylist()
+    for row in rows:
+        outline = np.zeros((row["height_px"], row["width_px"]), np.uint8)
+        outline[:, :160] = 1
+        row["artefacts"] = cv2.imencode(".png", outline)[1].tobytes()
+    tables.write(unit.images_table, rows, tables.DESCRIBE)
+    after = {(row["x_px"], row["y_px"]) for row in unit.tile()}
+    assert after == {(x, y) for x, y in before if x > 0}
+    assert unit.state["tiles_artefact"] == len(before) - len(after) > 0
+    assert {row["x_px"] for row in unit.tile(artefact_max=0.2)} == {256}
+
+
 def test_only_inside_the_region_of_interest(images_of_pair):
     folder, _, _ = images_of_pair
     roi = folder / "roi.geojson"
