@@ -79,6 +79,7 @@ _HELP = {
     "cells": "written: table with one row per cell.",
     "certificate": "written: table with signals and verdict of the registration.",
     "quality": "written: table of the registration quality by position.",
+    "registration_quality": "table of the registration quality by position.",
     "errors": "written: table of landmark errors.",
     "engines": "mask engines whose statistics are included.",
     "index": "written: the index of all tiles.",
@@ -171,7 +172,7 @@ def _stage(name: str) -> Callable[..., None]:
     files = []
     for parameter in inspect.signature(run, eval_str=True).parameters.values():
         own = [kind]
-        if parameter.name in _HELP and f" {parameter.name}: " not in run.__doc__:
+        if parameter.name in _HELP and f"  {parameter.name}: " not in run.__doc__:
             own.append(Parameter(help=_HELP[parameter.name]))
         if parameter.name != "options":
             files.append(parameter.replace(annotation=Annotated[parameter.annotation, *own]))
@@ -207,7 +208,7 @@ def _option(ident: str, name: str, key: Key) -> inspect.Parameter:
                 name=_flag(name),
                 help=f"{key.help} ({'; '.join(filter(None, notes))})",
                 group=_OPTIONS,
-                metavar=key.type.__name__,
+                metavar=key.type.__name__ + ("..." if key.is_list else ""),
                 consume_multiple=True,
                 negative=(),
                 show_default=False,

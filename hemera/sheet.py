@@ -170,7 +170,7 @@ def read_sheet(path: Path) -> Sheet:
 
 def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
     """Return the valid rows of a sheet, and a line per fault of the others."""
-    if not path.exists():
+    if not path.is_file():
         raise SheetError(f"{path}: no such file; give the path of a sheet of pairs")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -279,12 +279,19 @@ def _fault(details: ErrorDetails) -> str:
     if details["type"] == "string_pattern_mismatch":
         expected = "give 1 to 100 letters, digits, hyphens and underscores, no hyphen in front"
     elif details["type"] == "literal_error":
-        expected = f"give {details['ctx']['expected']}"
+        values = [value for value in typing.get_args(Pair.model_fields[column].annotation) if value]
+        expected = f"give {', '.join(values[:-1])} or {values[-1]}, or nothing"
+    elif Pair.model_fields[column].annotation is bool:
+        expected = "give true or false, or nothing"
     elif column in ("he_mpp", "her2_mpp"):
         expected = f"give {MPP_BOUNDS[0]:g} to {MPP_BOUNDS[1]:g} um per pixel, or nothing"
     else:
         expected = details["msg"]
     return f"{column} is {details['input']!r}; {expected}"
+
+
+def _split_words(split: str) -> str:
+    return f"split {split}" if split else "no split"
 
 
 def _common_faults(rows: Mapping[int, Pair]) -> Iterator[str]:
@@ -295,8 +302,8 @@ def _common_faults(rows: Mapping[int, Pair]) -> Iterator[str]:
         split, first = splits.setdefault(pair.case, (pair.split, row))
         if split != pair.split:
             yield (
-                f"row {row}: case {pair.case} is {pair.split or 'free'} here and "
-                f"{split or 'free'} in row {first}; give both the same split"
+                f"row {row}: case {pair.case} has {_split_words(pair.split)} here and "
+                f"{_split_words(split)} in row {first}; give both rows the same split"
             )
         for column, image in zip(("he", "her2"), pair.images, strict=True):
             case, first = owners.setdefault(os.path.normpath(image), (pair.case, row))

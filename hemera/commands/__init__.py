@@ -12,6 +12,7 @@ from hemera.errors import ConfigError
 ConfigFile = Annotated[Path, Parameter(name="--configfile")]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 Quality = Annotated[int, Parameter(validator=Number(gte=1, lte=100))]
+Steps = Annotated[int, Parameter(validator=Number(gte=1))]
 Workers = Annotated[int, Parameter(validator=Number(gte=1, lte=256))]
 
 

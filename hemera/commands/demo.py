@@ -10,8 +10,8 @@ def demo(*, folder: Path, size: Literal["full", "small"] = "full", workers: Work
     """Write the synthetic cohort with known ground truth.
 
     Args:
-        folder: where the cohort is written.
-        size: small: the cohort of the tests.
+        folder: where the cohort is written; its pairs.tsv is replaced only if it is the demo's.
+        size: full: the cohort of the tutorial; small: one slide pair and four image pairs.
         workers: processes; any number writes the same bytes.
     """
     from hemera.demo import write_cohort

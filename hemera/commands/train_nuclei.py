@@ -5,20 +5,22 @@ import json
 from pathlib import Path
 
 from hemera import __version__
-from hemera.config.base import Count, Seed
+from hemera.commands import Steps, check_new
+from hemera.config.base import Seed
 
 
-def train_nuclei(*, weights: Path, steps: Count = 2200, seed: Seed = 0) -> None:
+def train_nuclei(*, weights: Path, steps: Steps = 2200, seed: Seed = 0) -> None:
     """Train the network that finds nuclei, on synthetic tissue alone, on one processor core.
 
     The same steps, seed, machine and versions give the same bytes. The metadata of the file state
     them, and a digest of all images that the network was trained on.
 
     Args:
-        weights: written: safetensors, for option nuclei of the mask engine stain.
+        weights: a new file, written: safetensors, for option nuclei of the mask engine stain.
         steps: weight updates; the default takes some minutes.
         seed: of the tissue, its variants and the initial weights.
     """
+    check_new(weights)
     from hemera.demo.nucleus_training import train_on_tissue
     from hemera.networks.storage import write_weights
 

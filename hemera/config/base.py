@@ -70,8 +70,11 @@ class Options(BaseModel):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                faults = [_fault(type(self), each) for each in error.errors(include_url=False)]
-                raise ConfigError("\n".join(faults)) from None
+                faults: dict[Any, str] = {}
+                for each in error.errors(include_url=False):
+                    # Of several faults of an option, the first is the cause.
+                    faults.setdefault(each["loc"][:1], _fault(type(self), each))
+                raise ConfigError("\n".join(faults.values())) from None
 
     @classmethod
     def nested(cls) -> dict[str, type[Options]]:
@@ -164,10 +167,20 @@ def _fault(cls: type[Options], details: ErrorDetails) -> str:
         return f"{prefix}{option}: no such key{nearest(option, cls.model_fields)}"
     if details["type"].startswith(("greater_than", "less_than")):
         valid = f"it should be {range_words(keys(cls)[option].limits)}"
+    elif details["type"] in ("too_short", "too_long"):
+        count, found = details["ctx"].get("min_length"), details["ctx"]["actual_length"]
+        valid = f"it should have {count or details['ctx']['max_length']} values, and has {found}"
     else:
         valid = details["msg"].replace("Input ", "it ").replace("Tuple ", "the list ")
         valid = valid.replace("tuple", "list, such as [a, b]")
-    return f"{prefix}{option}: {details['input']!r} is not valid; {valid}"
+        valid = valid.replace("a valid boolean", "true or false")
+    if details["input"] is None:
+        return f"{prefix}{option}: is empty; {valid}"
+    return f"{prefix}{option}: {_shown(details['input'])} is not valid; {valid}"
+
+
+def _shown(value: Any) -> str:
+    return repr(list(value) if isinstance(value, tuple) else value)
 
 
 def flags(options: Options, prefix: str = "--") -> list[str]:

@@ -113,6 +113,6 @@ class ReportOptions(Options):
     """Tiles in each gallery."""
     worst_pairs: Annotated[int, Field(ge=1, le=200)] = 20
     """Registered pairs shown on the main page, worst first; the others have linked pages."""
-    intense_share: Annotated[float | None, Field(ge=0, lt=1)] = None
+    intense_fraction: Annotated[float | None, Field(ge=0, lt=1)] = None
     """Fraction of strongly stained cells, too few for 3+, above which a slide is scored 2+
-    (ASCO/CAP 2018: any; 0.01 suppresses noise); null: this rule is not applied."""
+    (0 in ASCO/CAP 2018: any such cell; 0.01 suppresses noise); null: this rule is not applied."""

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from hemera.config.base import Fraction, Options, Positive, paper
+from hemera.config.base import Fraction, Options, paper
 
 
 class DescribeOptions(Options):
@@ -45,7 +45,7 @@ class TileOptions(Options):
 
     size_px: Annotated[int, Field(ge=32, le=4096), paper("512")] = 512
     """Side of a tile, px."""
-    mpp: Annotated[Positive | None, paper("not stated")] = None
+    mpp: Annotated[float | None, Field(gt=0, le=20), paper("not stated")] = None
     """Resolution of the tiles, um per pixel; null: the native resolution of the H&E image."""
     stride_px: Annotated[int | None, Field(ge=16, le=4096)] = None
     """Distance between the origins of adjacent tiles, px; null: size_px, without overlap."""

@@ -219,13 +219,13 @@ def _crop_faults(options: TrainingOptions, divisor: int, tile_px: int) -> list[s
             f"{options.section}.crop_px: {crop_px} is larger than tile.size_px {tile_px}; give a "
             "smaller crop or larger tiles"
         ]
-    if (crop_px or 0) % divisor or tile_px % divisor:
-        return [
-            f"{options.section}.crop_px: {crop_px or 'null'}, with tile.size_px {tile_px}: both "
-            f"must be multiples of {divisor}, by which the networks downsample; give multiples, "
-            "or a shallower train_generation.network"
-        ]
-    return []
+    sizes = {f"{options.section}.crop_px": crop_px or 0, "tile.size_px": tile_px}
+    return [
+        f"{name}: {size} is not a multiple of {divisor}, by which the networks of "
+        f"{options.section} downsample; give a multiple, or a shallower train_generation.network"
+        for name, size in sizes.items()
+        if size % divisor
+    ]
 
 
 def check_datasets(config: Config, sheet: str, datasets: Collection[str]) -> None:
@@ -241,7 +241,7 @@ def check_datasets(config: Config, sheet: str, datasets: Collection[str]) -> Non
                 faults.append(
                     f"{stage}.{name}: {', '.join(unknown)}: no such data set in {sheet}, which has "
                     f"{', '.join(sorted(datasets))}; name one of these, or set {stage}.{name}: [] "
-                    "for all"
+                    f"for {'none' if name == 'histogram_datasets' else 'all'}"
                 )
     if faults:
         raise ConfigError("\n".join(faults))

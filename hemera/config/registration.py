@@ -21,8 +21,11 @@ MEMORY_MB_PER_MEGAPIXEL = 300
 """Of registration on the processor; measured, see `benchmarks/registration.py`."""
 
 
-Limits = Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]
+Two = Field(min_length=2, max_length=2)
+Limits = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Two]
 """Limits of a signal of the certificate: of `pass` and of `fail`."""
+Fractions = Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Two]
+Correlations = Annotated[tuple[Annotated[float, Field(ge=-1, le=1)], ...], Two]
 
 AT_LEAST = (
     *("tile_ok", "lncc", "ncc_margin", "match_fraction", "keypoint_fraction", "mirror_probe"),
@@ -58,28 +61,28 @@ class RegisterOptions(Options):
     retries: Annotated[int, Field(ge=0, le=2)] = 2
     """Further attempts for a pair that fails or matches poorly, on its tissue alone with more
     angles and scales: first in colour, then on haematoxylin."""
-    tile_ok: Limits = (0.60, 0.30)
+    tile_ok: Fractions = (0.60, 0.30)
     """Fraction of tissue squares whose best match is in place: a pair passes with at least the
     first, fails below the second, and is for review between."""
-    misaligned_fraction: Limits = (0.2, 1.0)
+    misaligned_fraction: Fractions = (0.2, 1.0)
     """Fraction of tissue squares in connected regions where few squares match in place: passes
     up to the first, fails above the second. Tiles in such regions are rejected in any case."""
-    lncc: Limits = (0.15, 0.08)
+    lncc: Correlations = (0.15, 0.08)
     """Median local correlation of haematoxylin: passes with at least the first, fails below the
     second."""
-    ncc_margin: Limits = (0.05, 0.0)
+    ncc_margin: Correlations = (0.05, 0.0)
     """Correlation of haematoxylin minus the best of 36 shifted positions: passes with at least the
     first, fails below the second."""
-    match_fraction: Limits = (0.50, 0.25)
+    match_fraction: Fractions = (0.50, 0.25)
     """Fraction of feature matches near the similarity transform fitted to them: passes with at
     least the first, fails below the second."""
-    keypoint_fraction: Limits = (0.50, 0.25)
+    keypoint_fraction: Fractions = (0.50, 0.25)
     """Fraction of feature matches near the final displacement, which was not fitted to them: passes
     with at least the first, fails below the second."""
     mirror_probe: Limits = (1.5, 1.0)
     """Feature matches of HER2 over those of its mirror image: passes with at least the first, fails
     below the second."""
-    coverage_fraction: Limits = (0.25, 0.0)
+    coverage_fraction: Fractions = (0.25, 0.0)
     """Fraction of the H&E tissue that HER2 covers, on which the other signals are measured: passes
     with at least the first, fails below the second."""
     log_scale: Limits = (0.25, 0.25)
@@ -88,7 +91,7 @@ class RegisterOptions(Options):
     anisotropy: Limits = (1.2, 1.2)
     """Ratio of the two scales of the affine transform: passes up to the first, fails above the
     second."""
-    folding_fraction: Limits = (0.005, 0.02)
+    folding_fraction: Fractions = (0.005, 0.02)
     """Fraction of folded tissue area: passes up to the first, fails above the second."""
 
     @model_validator(mode="after")

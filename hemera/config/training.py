@@ -79,9 +79,9 @@ class TrainingOptions(Options):
     """Longest time between two checkpoints, minutes."""
 
     @property
-    def whole_batches(self) -> bool:
-        """Whether an incomplete last batch is dropped, because one tile alone is not enough."""
-        return False
+    def whole_batches(self) -> str:
+        """The option that needs several tiles, so that an incomplete last batch is dropped."""
+        return ""
 
     @model_validator(mode="after")
     def _batch_can_be_divided(self) -> Self:
@@ -94,7 +94,7 @@ class TrainingOptions(Options):
         if self.whole_batches and self.batch_size == parts:
             raise ValueError(
                 f"batch_size: {self.batch_size} leaves one tile per GPU and accumulation step, and "
-                "variance_weight and decoder deeplabv3plus need two; give a larger batch_size"
+                f"{self.whole_batches} needs two; give a larger batch_size"
             )
         return self
 
@@ -171,9 +171,9 @@ class TrainGenerationOptions(TrainingOptions):
         return GENERATORS[self.network]
 
     @property
-    def whole_batches(self) -> bool:
+    def whole_batches(self) -> str:
         """A variance needs more than one tile."""
-        return self.variance_weight > 0
+        return "variance_weight" if self.variance_weight else ""
 
     @model_validator(mode="after")
     def _schedule_and_weights_fit(self) -> Self:
@@ -228,9 +228,9 @@ class TrainSegmentationOptions(TrainingOptions):
     """Epoch whose weights are kept; best: highest pooled F1 on validation tiles, threshold 0.5."""
 
     @property
-    def whole_batches(self) -> bool:
-        """Its globally pooled features are normalised over the batch."""
-        return self.decoder == "deeplabv3plus"
+    def whole_batches(self) -> str:
+        """Globally pooled features are normalised over the batch."""
+        return "decoder deeplabv3plus" if self.decoder == "deeplabv3plus" else ""
 
     @model_validator(mode="after")
     def _skips_and_weights_fit(self) -> Self:

@@ -75,6 +75,9 @@ class Truth:
 def write_cohort(folder: Path, size: str, *, seed: int, workers: int) -> None:
     """Write the cohort; see `hemera.demo.write_cohort`."""
     folder = Path(folder)
+    sheet = folder / "pairs.tsv"
+    if sheet.is_file() and sheet.read_text() not in (sheet_text("full"), sheet_text("small")):
+        raise HemeraError(f"{sheet}: not a sheet of the demo, and kept; name another folder")
     cohort = plan(size)
     jobs: list[SlidePair | TilePair] = [*cohort.slides, *cohort.tiles]
     make = functools.partial(_make, folder, seed)
@@ -88,7 +91,6 @@ def write_cohort(folder: Path, size: str, *, seed: int, workers: int) -> None:
         points = [make(job) for job in jobs]
     atomic.write_text(folder / META, _metadata(cohort.slides))
     atomic.write_text(folder / LANDMARKS, _landmarks(cohort.slides, points))
-    sheet = folder / "pairs.tsv"
     # The demo's own sheet is committed: it is not rewritten when unchanged.
     if not sheet.is_file() or sheet.read_text() != sheet_text(size):
         atomic.write_text(sheet, sheet_text(size))

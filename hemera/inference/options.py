@@ -25,7 +25,7 @@ class PredictOptions:
             default is half a nucleus.
         probability: also write NAME.probability.tif, the probability from 0 to 255.
         device: where the network runs; auto is the GPU where there is one.
-        precision: of the network; all but float32 need a GPU.
+        precision: of the numbers in the network; on a processor, float32.
         batch_size: tiles that the network takes at once.
         workers: threads that read.
     """

@@ -72,7 +72,7 @@ def run(
     errors = _landmark_errors(cohort, results)
     content = {
         "title": f"HEMERA data report: {cohort.sheet}",
-        **data.content(cohort, compared, staining, options.intense_share),
+        **data.content(cohort, compared, staining, options.intense_fraction),
         **_registrations(errors, cohort, results, page, pairs, options.worst_pairs),
         "errors": errors,
         "filters": filters.filters(cohort, rejections),

@@ -43,7 +43,7 @@ class TrainingSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
         self.step = step
         self.ranks = ranks
-        self.drop_last = options.whole_batches or options.accumulate * ranks.count > 1
+        self.drop_last = bool(options.whole_batches) or options.accumulate * ranks.count > 1
         if self.drop_last and count < options.batch_size:
             raise TrainingError(
                 f"batch_size: {options.batch_size} tiles make a step and there are {count}; give a "

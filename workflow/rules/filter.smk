@@ -1,4 +1,4 @@
-# Accepted or refused, and why, for every tile of the cohort. Reads no pixel.
+# Accepted or rejected, and why, for every tile of the cohort. Reads no pixel.
 #
 # REQUIRED INPUTS: the tables of tile and mask of all units
 # OUTPUTS: all tiles with `accepted` and `reason`
