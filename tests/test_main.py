@@ -158,3 +158,18 @@ def test_a_fault_of_the_file_system_is_one_line(
     (record,) = caplog.records
     assert record.getMessage().endswith("Not a directory")
     assert record.exc_info is None
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [(("demo", "--size", "small", "--folder"), "pairs.tsv"), (("train-nuclei", "--weights"), "")],
+)
+def test_a_file_of_the_user_is_never_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, words: tuple[str, ...], name: str
+) -> None:
+    path = tmp_path / (name or "weights.safetensors")
+    path.write_text("mine")
+    assert main([*words, str(tmp_path if name else path)]) == 1
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+    assert str(path) in caplog.text

@@ -212,7 +212,8 @@ def _csv_rows(path: Path) -> Iterator[Mapping[str, str]]:
 def check(path: Path, /) -> None:
     """Open every file of a sheet and report all faults of cells and files.
 
-    The same image twice and a wrong stain are faults; verdict accept overrides the stain.
+    Images that contradict the sheet are faults too: the same image twice, registered images of
+    different extent, a wrong stain. Verdict accept overrides the stain.
 
     Args:
         path: the sheet.
@@ -285,7 +286,7 @@ def _contradictions(pair: Pair, owners: dict[str, tuple[str, Pair]]) -> Iterator
         except HemeraError:
             # A fault of the file, which `_faults` yields.
             return
-    faults = contradictions(*found)
+    faults = contradictions(*found, registered=pair.registered)
     for verdict, reason in dict.fromkeys(faults.values()):
         if verdict == "refuse" or pair.verdict != "accept":
             yield reason

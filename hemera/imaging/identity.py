@@ -33,6 +33,9 @@ STAIN_MPP = 8.0
 """Stains are identified on an overview of at most the first, or at the second where it is finer."""
 SAMPLE_PX = 2_000_000
 
+EXTENT_MISMATCH_MAX = 0.02
+"""Largest relative difference in extent of images that come registered."""
+
 SIDE_PX = 128
 """Both images are compared at this side; what is left of either is finer than 1/32 of it."""
 CORRELATION_MIN = 0.7
@@ -104,6 +107,7 @@ class Identity:
     digest: str
     small: RGB
     size_px: tuple[int, int]
+    mpp: float
 
 
 def identify(slide: Slide, view: RGB | None = None) -> Identity:
@@ -119,17 +123,29 @@ def identify(slide: Slide, view: RGB | None = None) -> Identity:
     stain = identify_stain(
         np.ascontiguousarray(overview[::step, ::step]), mpp, found.color if found.measured else None
     )
-    return Identity(slide.path.name, stain, digest, np.asarray(small, np.uint8), slide.size_px)
+    return Identity(
+        slide.path.name, stain, digest, np.asarray(small, np.uint8), slide.size_px, slide.mpp
+    )
 
 
-def contradictions(he: Identity, her2: Identity) -> dict[str, tuple[str, str]]:
+def contradictions(
+    he: Identity, her2: Identity, *, registered: bool = False
+) -> dict[str, tuple[str, str]]:
     """Return what excludes that two images are an H&E and a HER2 image of a pair.
 
+    Args:
+        registered: whether both are declared to have the same position, and so the same extent.
+
     Returns:
-        By column, `he` and `her2`: `refuse` for the same image twice, or `wrong_stain`, and why.
+        By column, `he` and `her2`: `refuse` for the same image twice or another extent, or
+        `wrong_stain`, and why.
     """
+    reason = None
     if is_same_image(he, her2):
         reason = f"{he.name}, {her2.name}: the same image twice; correct he or her2 in the sheet"
+    elif registered:
+        reason = _extent_mismatch(he, her2)
+    if reason is not None:
         return {"he": ("refuse", reason), "her2": ("refuse", reason)}
     wrong = []
     if he.stain == IHC:
@@ -140,6 +156,17 @@ def contradictions(he: Identity, her2: Identity) -> dict[str, tuple[str, str]]:
     found = " and ".join(what for _, what in wrong)
     reason = f"{found}; {remedy}, or set verdict to accept in the sheet"
     return {column: ("wrong_stain", reason) for column, _ in wrong}
+
+
+def _extent_mismatch(he: Identity, her2: Identity) -> str | None:
+    extents = [[side * image.mpp for side in image.size_px] for image in (he, her2)]
+    if all(abs(a - b) <= EXTENT_MISMATCH_MAX * max(a, b) for a, b in zip(*extents, strict=True)):
+        return None
+    shown = " and ".join(f"{width:.0f} x {height:.0f}" for width, height in extents)
+    return (
+        f"{he.name}, {her2.name}: {shown} um, yet registered; at most {EXTENT_MISMATCH_MAX:.0%} "
+        "apart: correct he_mpp, her2_mpp or registered in the sheet"
+    )
 
 
 def is_same_image(first: Identity, second: Identity) -> bool:

@@ -25,9 +25,6 @@ from hemera.sheet import Pair, read_sheet, unit_pairs
 
 log = logging.getLogger(__name__)
 
-EXTENT_MISMATCH_MAX = 0.02
-"""Largest relative difference in extent of images that come registered."""
-
 
 def run(
     *,
@@ -47,18 +44,16 @@ def run(
         he, her2 = (_describe(pair, stain, options) for stain in tables.STAINS)
         faults = {}
         if he.identity is not None and her2.identity is not None:
-            faults = contradictions(he.identity, her2.identity)
-        mismatch = _extent_mismatch(pair, he.row, her2.row)
+            faults = contradictions(he.identity, her2.identity, registered=pair.registered)
         for row in (he.row, her2.row):
             verdict, reason = faults.get(row["stain"], (None, None))
-            if mismatch and verdict != "refuse":
-                verdict, reason = "refuse", mismatch
             if verdict is not None and row["verdict"] == "accept":
                 row |= {"verdict": verdict, "reason": reason}
             if row["verdict"] != "accept":
                 log.warning("pair %s, %s: %s", pair.pair, row["stain"], row["reason"])
             rows.append(row)
-        if he.structure is not None and her2.structure is not None and not mismatch:
+        refused = "refuse" in (he.row["verdict"], her2.row["verdict"])
+        if he.structure is not None and her2.structure is not None and not refused:
             structures[pair.pair] = he.structure, her2.structure
     _add_alignment(rows, structures)
     tables.write(images_table, rows, tables.DESCRIBE, tables.provenance(options))
@@ -162,17 +157,3 @@ def _artefacts(
     covered = float((kinds > 0)[tissue].mean()) if tissue.any() else 0.0
     stored = cv2.imencode(".png", kinds)[1].tobytes()
     return row | {"artefact_fraction": covered, "artefacts": stored}
-
-
-def _extent_mismatch(pair: Pair, he: dict[str, Any], her2: dict[str, Any]) -> str | None:
-    """Return the reason to refuse images that come registered and differ in extent, or None."""
-    if not pair.registered or he["mpp"] is None or her2["mpp"] is None:
-        return None
-    extents = [(row["width_px"] * row["mpp"], row["height_px"] * row["mpp"]) for row in (he, her2)]
-    if all(abs(a - b) <= EXTENT_MISMATCH_MAX * max(a, b) for a, b in zip(*extents, strict=True)):
-        return None
-    shown = " and ".join(f"{width:.0f} x {height:.0f}" for width, height in extents)
-    return (
-        f"{he['file']}, {her2['file']}: {shown} um, yet registered; at most "
-        f"{EXTENT_MISMATCH_MAX:.0%} apart: correct he_mpp, her2_mpp or registered in the sheet"
-    )

@@ -333,6 +333,10 @@ def test_check_finds_wrong_pairs(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     (line,) = checked(good, ("b", "renamed.he.png", "2.her2.png", ""))
     assert "renamed.he.png is the image of pair p0, he, case a" in line
     assert checked(good, ("a", "renamed.he.png", "2.her2.png", "")) == []
+    half = cv2.imread(str(tmp_path / "2.her2.png"))[:, :100]
+    cv2.imwrite(str(tmp_path / "half.her2.png"), half)
+    (line,) = checked(("a", "1.he.png", "half.her2.png", "accept"))
+    assert "um, yet registered" in line
 
 
 def test_landmarks_of_swapped_slides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

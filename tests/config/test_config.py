@@ -118,10 +118,13 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
         ({"train_generation": {"l1_weights": [1]}}, ["l1_weights", "four"]),
         (
             {"tile": {"size_px": 256}, "train_segmentation": {"generation_branch": "none"}},
-            ["train_generation.crop_px", "256", "512"],
+            ["tile.size_px: 256", "multiple of 512"],
         ),
         ({"train_segmentation": {"crop_px": 544}}, ["544", "512"]),
-        ({"train_segmentation": {"crop_px": 256}}, ["crop_px", "multiples of 512"]),
+        (
+            {"train_segmentation": {"crop_px": 256}},
+            ["train_segmentation.crop_px", "multiple of 512"],
+        ),
         ({"train_generation": {"network": "unet_32"}}, ["generation_branch", "unet_128"]),
     ],
     ids=repr,

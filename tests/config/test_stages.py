@@ -12,7 +12,7 @@ GENERATION, SEGMENTATION = "train_generation", "train_segmentation"
     ("stage", "values", "message"),
     [
         ("register", {"tile_ok": (0.3, 0.6)}, "register.tile_ok: 0.3 is less strict"),
-        ("register", {"tile_ok": (0.3,)}, "register.tile_ok: .* the list should have at least 2"),
+        ("register", {"tile_ok": (0.3,)}, "register.tile_ok: .* 2 values, and has 1"),
         ("register", {"folding_fraction": (0.5, 0.1)}, "register.folding_fraction: 0.5 is less"),
         (GENERATION, {"variance_weight": 25, "batch_size": 1}, "batch_size: 1 leaves one tile"),
         (GENERATION, {"variance_weight": 25, "batch_size": 4, "gpus": 4}, "4 leaves one tile"),
