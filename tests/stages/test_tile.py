@@ -448,12 +448,12 @@ def test_a_missing_or_damaged_map_is_a_state(slides, damaged, words):
 
 
 def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
-    """Squares 40 um apart whose error is a formula of the place: bilinear in between."""
+    """Squares 40 um apart that match in place, with an error that is a formula of the place."""
     unit = whole_slides(slides)
     rows = [
         {
             "pair": "case1", "x_um": x, "y_um": y, "side_um": 80.0, "step_um": 40.0,
-            "ncc": x / 1000, "best_shifted_ncc": 0.1,
+            "ncc": 0.2 + x / 1000, "best_shifted_ncc": 0.1,
             "residual_x_um": 3 * (x / 100), "residual_y_um": 4 * (x / 100),
         }
         for y in np.arange(20.0, 200, 40) for x in np.arange(20.0, 300, 40)
@@ -465,8 +465,8 @@ def test_each_tile_has_the_quality_of_the_registration_at_its_centre(slides):
         centre = (row["x_px"] + 64) * HE_MPP
         if centre <= 260:
             assert row["registration_error_um"] == pytest.approx(5 * centre / 100)
-            assert row["registration_ncc"] == pytest.approx(centre / 1000)
-            assert row["registration_margin"] == pytest.approx(centre / 1000 - 0.1)
+            assert row["registration_ncc"] == pytest.approx(0.2 + centre / 1000)
+            assert row["registration_margin"] == pytest.approx(0.1 + centre / 1000)
         elif centre > 300 + 40:
             assert row["registration_error_um"] is None
     assert {row["registration_error_um"] for row in unit.tile()} == {None}
