@@ -204,23 +204,8 @@ def main(request: Path) -> None:
     pipeline.save_path = str(folder)
     pipeline.load_images()
     pipeline.preprocessing()
-    # Matching needs no gradients; with them, each match keeps gigabytes.
-    with torch.no_grad():
-        pipeline.initial_registration()
-    match_count = _final_matches(folder / "engine.log")
-    mirrored_match_count = match_fraction = None
-    keypoints, keypoint_scale = np.zeros((0, 2, 2)), 1.0
-    if arguments["probe"]:
-        with torch.no_grad():
-            _match_mirrored(pipeline)
-        mirrored_match_count = _final_matches(folder / "engine.log")
-    if mirrored_match_count is None or mirrored_match_count <= match_count:
-        keypoints, size = _match_warped(pipeline, torch)
-        canvas = pipeline.pre_target.shape[2:]
-        keypoint_scale = canvas[0] / size[0]
-        if len(keypoints):
-            distances = np.linalg.norm(keypoints[:, 0] - keypoints[:, 1], axis=1)
-            match_fraction = float((distances <= MATCH_RADIUS * math.hypot(*size)).mean())
+    found = _match(pipeline, torch, folder / "engine.log", probe=arguments["probe"])
+    match_fraction = found["matches"]["match_fraction"]
     refined = (match_fraction or 0.0) >= max(options.match_fraction[1], 1e-9)
     if refined:
         pipeline.nonrigid_registration()
@@ -237,6 +222,31 @@ def main(request: Path) -> None:
             "moving_pad": [pads["pad_1"][1][0], pads["pad_1"][0][0]],
             "fixed_pad": [pads["pad_2"][1][0], pads["pad_2"][0][0]],
         },
+        **found,
+    }
+    (folder / "answer.json").write_text(json.dumps(answer))
+
+
+def _match(pipeline: Any, torch: Any, engine_log: Path, *, probe: bool) -> dict[str, Any]:
+    """Register by matches; return their figures, keypoints, and canvas px per px of these."""
+    # Matching needs no gradients; with them, each match keeps gigabytes.
+    with torch.no_grad():
+        pipeline.initial_registration()
+    match_count = _final_matches(engine_log)
+    mirrored_match_count = match_fraction = None
+    keypoints, keypoint_scale = np.zeros((0, 2, 2)), 1.0
+    if probe:
+        with torch.no_grad():
+            _match_mirrored(pipeline)
+        mirrored_match_count = _final_matches(engine_log)
+    if mirrored_match_count is None or mirrored_match_count <= match_count:
+        keypoints, size = _match_warped(pipeline, torch)
+        canvas = pipeline.pre_target.shape[2:]
+        keypoint_scale = canvas[0] / size[0]
+        if len(keypoints):
+            distances = np.linalg.norm(keypoints[:, 0] - keypoints[:, 1], axis=1)
+            match_fraction = float((distances <= MATCH_RADIUS * math.hypot(*size)).mean())
+    return {
         "matches": {
             "match_count": match_count,
             "mirrored_match_count": mirrored_match_count,
@@ -245,7 +255,6 @@ def main(request: Path) -> None:
         "keypoints": keypoints.tolist(),
         "keypoint_scale": keypoint_scale,
     }
-    (folder / "answer.json").write_text(json.dumps(answer))
 
 
 def _parameters(
