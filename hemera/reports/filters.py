@@ -74,10 +74,12 @@ def _steps(cohort: Cohort, totals: Frame, written: int) -> Markup:
 def _limits(reason: str, cohort: Cohort) -> str:
     """Return the keys and values in config.yaml that a reason depends on."""
     limits = cohort.options("filter")
+    # Both stains have the same limit.
+    options = dict.fromkeys(each.option for each in CRITERIA if each.reason == reason)
     return ", ".join(
-        f"filter.{criterion.option}: {json.dumps(limits[criterion.option])}"
-        for criterion in CRITERIA
-        if criterion.reason == reason and limits[criterion.option] is not None
+        f"filter.{option}: {json.dumps(limits[option])}"
+        for option in options
+        if limits[option] is not None
     )
 
 
