@@ -8,7 +8,7 @@ registration displacement, verdict, warping, landmarks, transfer of annotations
 networks     architectures, losses, weight files
 masks        label format, mask engines, nuclei and membranes, HER2 score from cells
 dataset      tiles, shards, index, splits, filter criteria, PyTorch dataset
-training     session, checkpoints of a run, batches, logs
+training     session, checkpoints of a run, batches, logs; the loops are in stages.train_*
 evaluation   metrics of images and masks, FID, published results
 inference    a trained network applied to a whole slide
 interop      exports for other software, dataset card
