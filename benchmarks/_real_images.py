@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from skimage import feature, filters, segmentation
+
+from hemera.imaging.artefacts import artefact_pixels
+from hemera.imaging.background import measure_background
+from hemera.masks import label_format
+from hemera.masks.engine import Engine
+from hemera.masks.stain.stains import Stains
 
 RGB = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
@@ -137,6 +143,21 @@ def _membranes(folder: Path, source: str) -> Iterator[Image]:
             continue
         mask = picture(path.with_name(f"{path.stem}_mask.png"), 0) > 127
         yield Image(source, path.stem, picture(path), MPP[source], membrane=mask)
+
+
+def prepared(engine: Engine, tiles: Sequence[RGB], mpp: float) -> Stains:
+    """Return the stains of tiles without their artefacts, as stage mask does."""
+    background = measure_background(tiles, mpp).color
+    without = [artefact_pixels(tile, mpp, background) for tile in tiles]
+    state: Stains = engine.prepare(tiles, mpp, background, without)
+    return state
+
+
+def labelled(engine: Engine, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
+    """Label a tile and exclude its artefacts, as stage mask does."""
+    artefacts = artefact_pixels(rgb, mpp, state.background)
+    found = engine.segment(rgb, mpp, state, artefacts)
+    return found if artefacts is None else label_format.exclude(found, artefacts)
 
 
 # --- the simple baseline

@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+from _real_images import labelled, prepared
 from _synthetic import interleaved, ratio
 
 from hemera.config import MaskOptions
@@ -83,7 +84,7 @@ def demo(name: str, engine: Engine, folder: Path) -> None:
         assert truth.field is not None
         rgb, mpp = picture(folder / row["her2"]), float(row["her2_mpp"])
         height, width = rgb.shape[:2]
-        found = engine.segment(rgb, mpp, engine.prepare(quarters(rgb), mpp))
+        found = labelled(engine, rgb, mpp, prepared(engine, quarters(rgb), mpp))
         places = truth.field.to_moving(np.column_stack([truth.cells.x, truth.cells.y]))
         seen = ((places > 0) & (places < np.array([width, height]) * mpp)).all(axis=1)
         intensity = truth.cells.intensity[seen]
@@ -156,7 +157,7 @@ def nuclear(name: str, engine: Engine, images: Path) -> None:
     """Print how the engine does on the real Ki67 tiles with ground truth."""
     scores = []
     for tile, rgb, truth in deepliif_tiles(images):
-        found = engine.segment(rgb, DEEPLIIF_MPP, engine.prepare([rgb], DEEPLIIF_MPP))
+        found = labelled(engine, rgb, DEEPLIIF_MPP, prepared(engine, [rgb], DEEPLIIF_MPP))
         values, agreement, count = against_deepliif(found, truth)
         scores.append(values[2])
         say(f"{name}, {tile}, nuclear pixels (goal F1 0.60)", values)  # type: ignore[arg-type]
@@ -178,7 +179,7 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
     """Print what share of cells the engine finds stained on real HER2 tiles."""
     for path in bci_tiles(images):
         rgb = picture(path)
-        found = engine.segment(rgb, BCI_MPP, engine.prepare(quarters(rgb), BCI_MPP))
+        found = labelled(engine, rgb, BCI_MPP, prepared(engine, quarters(rgb), BCI_MPP))
         counts = np.bincount(found.cells.intensity, minlength=4)
         shares = counts / max(counts.sum(), 1)
         note = " (no tumour)" if path.stem in NO_TUMOUR else ""
@@ -194,7 +195,7 @@ def ordered(name: str, engine: Engine, images: Path) -> None:
 def speed(words: str, rgb: RGB, mpp: float, engine: Engine) -> None:
     """Print stain's time against the decode of the tile as JPEG, both in turn."""
     tiles = quarters(rgb)
-    stains = engine.prepare(tiles, mpp)
+    stains = prepared(engine, tiles, mpp)
     stored = [simplejpeg.encode_jpeg(tile, 85, colorsubsampling="420") for tile in tiles]
 
     def decode() -> None:

@@ -32,6 +32,8 @@ from _real_images import (
     dab,
     dab_percentile,
     images,
+    labelled,
+    prepared,
 )  # fmt: skip
 from _synthetic import interleaved, ratio
 from scipy import ndimage
@@ -79,7 +81,7 @@ def estimated_from(rgb: RGB) -> list[RGB]:
 def segmented(engine: Engine, image: Image, scale: float = 1.0) -> label_format.Labelled:
     """Label an image; `scale`: factor on its resolution."""
     mpp = image.mpp * scale
-    return engine.segment(image.rgb, mpp, engine.prepare(estimated_from(image.rgb), mpp))
+    return labelled(engine, image.rgb, mpp, prepared(engine, estimated_from(image.rgb), mpp))
 
 
 def numbered_nuclei(mask: RGB) -> Labels:
@@ -359,7 +361,8 @@ def pen(image: Image, engine: Engine) -> None:
     """Print how many cells of the other tiles of an image change with a stroke on one of them."""
     tiles = estimated_from(image.rgb)
     before = [
-        engine.segment(tile, image.mpp, engine.prepare(tiles, image.mpp)).cells for tile in tiles
+        labelled(engine, tile, image.mpp, prepared(engine, tiles, image.mpp)).cells
+        for tile in tiles
     ]
     changes = []
     for density, inked in itertools.product(INKS.values(), range(len(tiles))):
@@ -368,10 +371,10 @@ def pen(image: Image, engine: Engine) -> None:
         cv2.line(stroke, (10, height - 110), (width - 10, 90), 1, round(9 / image.mpp))
         under = tiles[inked] * np.where(stroke[..., None] > 0, 10.0 ** -np.array(density), 1.0)
         drawn = [under.round().astype(np.uint8) if k == inked else t for k, t in enumerate(tiles)]
-        state = engine.prepare(drawn, image.mpp)
+        state = prepared(engine, drawn, image.mpp)
         old = new = same = 0
         for k in (k for k in range(len(tiles)) if k != inked):
-            after = engine.segment(tiles[k], image.mpp, state).cells
+            after = labelled(engine, tiles[k], image.mpp, state).cells
             places = [np.column_stack([c.x_px, c.y_px]).astype(float) for c in (before[k], after)]
             same += int((matched(*places, 2 / image.mpp) >= 0).sum())
             old, new = old + len(before[k]), new + len(after)
@@ -388,7 +391,7 @@ def pen(image: Image, engine: Engine) -> None:
 def speed(image: Image, engine: Engine) -> None:
     """Print the time of the engine over the decode of the same tiles as JPEG."""
     tiles = [np.ascontiguousarray(image.rgb[:512, :512])]
-    state = engine.prepare(tiles, image.mpp)
+    state = prepared(engine, tiles, image.mpp)
     stored = simplejpeg.encode_jpeg(tiles[0], 85, colorsubsampling="420")
     sides = {"stain": lambda: engine.segment(tiles[0], image.mpp, state),
              "decode": lambda: [simplejpeg.decode_jpeg(stored) for _ in range(10)]}  # fmt: skip

@@ -1,6 +1,7 @@
 """Drawn HER2 tiles: cells of known place, staining and membrane; and real ones."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.config import MaskOptions
-from hemera.masks.label_format import Cells, Labelled
+from hemera.imaging import color
+from hemera.imaging.artefacts import artefact_pixels
+from hemera.imaging.background import measure_background
+from hemera.masks.label_format import Cells, Labelled, exclude
 from hemera.masks.stain import Options, stains
 from hemera.masks.stain.engine import StainEngine
 
@@ -86,8 +90,20 @@ def draw(
 def segment(
     rgb: RGB, mpp: float, of: stains.Stains, shared: MaskOptions = SHARED, **options: Any
 ) -> Labelled:
-    """Label a tile by the engine `stain`."""
-    return StainEngine(Options(**options), shared).segment(rgb, mpp, of)
+    """Label a tile by the engine `stain`, without its artefacts, as stage mask does."""
+    artefacts = artefact_pixels(rgb, mpp, of.background)
+    found = StainEngine(Options(**options), shared).segment(rgb, mpp, of, artefacts)
+    return found if artefacts is None else exclude(found, artefacts)
+
+
+def estimate(
+    tiles: Sequence[RGB], mpp: float, background: color.Color | None = None
+) -> stains.Stains:
+    """Estimate the stains of tiles without their artefacts, as stage mask does."""
+    background = background or measure_background(tiles, mpp).color
+    return stains.estimate(
+        tiles, mpp, background, [artefact_pixels(tile, mpp, background) for tile in tiles]
+    )
 
 
 def over(rgb: RGB, density: npt.ArrayLike) -> RGB:

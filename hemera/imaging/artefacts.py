@@ -138,6 +138,17 @@ def ink_pixels(
     return np.asarray(far & (spread > _INK_SATURATION), np.bool_)
 
 
+def artefact_pixels(
+    rgb: npt.NDArray[np.uint8],
+    mpp: float,
+    background: color.Color,
+    tissue_density: float = math.inf,
+) -> Mask | None:
+    """Return where `find_artefacts` finds any on an image, (H, W), None where nowhere."""
+    kinds = find_artefacts(rgb, mpp, background, tissue_density)
+    return None if kinds is None else resized(kinds, rgb.shape[:2]) > 0
+
+
 def resized(kinds: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return an image of `find_artefacts` at the size (H, W) of its tile."""
     return np.asarray(cv2.resize(kinds, shape[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hemera.masks.label_format import Labelled
 
     RGB = npt.NDArray[np.uint8]
+    Mask = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,25 @@ class Engine(Protocol):
     def versions(self) -> Mapping[str, str]:
         """See `EngineModule.versions`."""
 
-    def prepare(self, tiles: Sequence[RGB], mpp: float, background: Color | None = None) -> Any:
+    def prepare(
+        self,
+        tiles: Sequence[RGB],
+        mpp: float,
+        background: Color | None = None,
+        excluded: Sequence[Mask | None] = (),
+    ) -> Any:
         """Return the engine's state for a pair, estimated from some of its HER2 tiles.
 
-        `background` is the colour of HER2's background; None: the engine measures it.
+        `background` is the colour of HER2's background; None: the engine measures it. `excluded`
+        are the pixels (H, W) of each tile that it does not use, None or nothing given: none.
         """
 
-    def segment(self, rgb: RGB, mpp: float, state: Any) -> Labelled:
-        """Label one HER2 tile (H, W, 3) of `mpp` um/px; `state` of its pair is from `prepare`."""
+    def segment(self, rgb: RGB, mpp: float, state: Any, excluded: Mask | None = None) -> Labelled:
+        """Label one HER2 tile (H, W, 3) of `mpp` um/px; `state` of its pair is from `prepare`.
+
+        `excluded` (H, W) are artefacts and places without HER2, which stain nothing; None: none.
+        The caller marks them in the result, with those of H&E.
+        """
 
 
 class EngineModule(Protocol):

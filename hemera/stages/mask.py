@@ -23,6 +23,8 @@ from hemera.masks.label_format import Cells, exclude, statistics
 
 log = logging.getLogger(__name__)
 
+Mask = npt.NDArray[np.bool_]
+
 
 def run(
     *,
@@ -43,13 +45,13 @@ def run(
     with replacing(shard) as temporary, shards.ShardWriter(temporary) as writer:
         for row in tqdm(rows, desc="mask", unit="tile", disable=None):
             rgb = _read(tile_shard, row)
+            he_artefacts, her2_artefacts = _excluded(row, rgb)
             labelled = {
-                name: engine.segment(rgb, row["mpp"], states[row["pair"]][name])
+                name: engine.segment(rgb, row["mpp"], states[row["pair"]][name], her2_artefacts)
                 for name, engine in engines.items()
             }
-            numbers = excluded.unpack(row["artefacts"], rgb.shape[:2])
-            if numbers is not None:
-                where = (numbers[0] > 0) | (numbers[1] > 0)
+            if he_artefacts is not None and her2_artefacts is not None:
+                where = he_artefacts | her2_artefacts
                 labelled = {name: exclude(found, where) for name, found in labelled.items()}
             agreements = lowest_agreements(labelled, row["mpp"])
             for name, found in labelled.items():
@@ -80,12 +82,22 @@ def _prepared(
     states = {}
     for pair, own in by_pair.items():
         chosen = min(len(own), count)
-        tiles = [_read(tile_shard, own[k * len(own) // chosen]) for k in range(chosen)]
+        used = [own[k * len(own) // chosen] for k in range(chosen)]
+        tiles = [_read(tile_shard, row) for row in used]
+        without = [_excluded(row, rgb)[1] for row, rgb in zip(used, tiles, strict=True)]
         states[pair] = {
-            name: engine.prepare(tiles, own[0]["mpp"], tuple(own[0]["her2_background"]))
+            name: engine.prepare(tiles, own[0]["mpp"], tuple(own[0]["her2_background"]), without)
             for name, engine in engines.items()
         }
     return states
+
+
+def _excluded(
+    row: Mapping[str, Any], rgb: npt.NDArray[np.uint8]
+) -> tuple[Mask | None, Mask | None]:
+    """Return the excluded pixels (H, W) of H&E and of HER2 of a tile; None and None: none."""
+    numbers = excluded.unpack(row["artefacts"], rgb.shape[:2])
+    return (None, None) if numbers is None else (numbers[0] > 0, numbers[1] > 0)
 
 
 def _read(tile_shard: Path, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:

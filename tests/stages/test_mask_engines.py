@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from hemera import masks, tables
@@ -25,6 +26,8 @@ from hemera.stages import filter, index, mask
 from tests.command_line import words
 from tests.small_cells import RGB, draw
 from tests.small_tables import stored, tile_row
+
+Mask = npt.NDArray[np.bool_]
 
 
 class ToyOptions(Options):
@@ -44,10 +47,18 @@ class Toy:
     def __init__(self, options: ToyOptions) -> None:
         self.side_px = options.side_px
 
-    def prepare(self, tiles: Sequence[RGB], mpp: float, background: Color | None = None) -> int:
+    def prepare(
+        self,
+        tiles: Sequence[RGB],
+        mpp: float,
+        background: Color | None = None,
+        excluded: Sequence[Mask | None] = (),
+    ) -> int:
         return len(tiles)
 
-    def segment(self, rgb: RGB, mpp: float, state: int) -> label_format.Labelled:
+    def segment(
+        self, rgb: RGB, mpp: float, state: int, excluded: Mask | None = None
+    ) -> label_format.Labelled:
         classes = np.zeros(rgb.shape[:2], np.uint8)
         y, x = (length // 2 for length in classes.shape)
         classes[y : y + self.side_px, x : x + self.side_px] = label_format.POSITIVE

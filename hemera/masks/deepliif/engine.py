@@ -42,6 +42,7 @@ from hemera.masks.stain.stains import Stains, estimate, separate
 logger = logging.getLogger(__name__)
 
 RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 # Side of the window that DeepLIIF was trained on, px, and its resolution, um/px.
 _WINDOW_PX = 512
@@ -79,15 +80,24 @@ class DeepliifEngine:
                 f"modality Marker; set none, or {REMEDY}"
             )
 
-    def prepare(self, tiles: Sequence[RGB], mpp: float, background: Color | None = None) -> Stains:
+    def prepare(
+        self,
+        tiles: Sequence[RGB],
+        mpp: float,
+        background: Color | None = None,
+        excluded: Sequence[Mask | None] = (),
+    ) -> Stains:
         """Return the stains of a pair, by which DAB intensity is measured."""
-        return estimate(tiles, mpp, background)
+        return estimate(tiles, mpp, background, excluded)
 
-    def segment(self, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
+    def segment(
+        self, rgb: RGB, mpp: float, state: Stains, excluded: Mask | None = None
+    ) -> label_format.Labelled:
         """Label one HER2 tile; a tile of one colour has an empty mask and the note ``blank``.
 
         Class and sign are DeepLIIF's own; a boundary is the pixel around its cells. The class
-        of the membranes is measured as in the engine `stain`. `mpp` sets the magnification.
+        of the membranes is measured as in the engine `stain`, without `excluded` pixels. `mpp` sets
+        the magnification.
         """
         if self._package.is_empty(Image.fromarray(rgb)):
             return label_format.blank((rgb.shape[0], rgb.shape[1]), "blank")
@@ -104,7 +114,10 @@ class DeepliifEngine:
         size_px = defaults["size_thresh"] if options.size_px is None else options.size_px
         package.create_cell_classification(labels, found, size_px, options.marker)
         classes, inside, nuclei = self._nuclei(labels, found)
-        membranes = find_membranes(separate(rgb, state), mpp, state, self._shared)
+        separated = separate(rgb, state)
+        if excluded is not None:
+            separated[excluded] = 0
+        membranes = find_membranes(separated, mpp, state, self._shared)
         _, cells = measure_cells(Nuclei.from_labels(nuclei), membranes, mpp, self._shared)
         negative = np.bincount(
             nuclei.ravel(), classes.ravel() == label_format.NEGATIVE, len(cells) + 1

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.config import MaskOptions
-from hemera.imaging.artefacts import find_artefacts, resized
 from hemera.imaging.color import Color
 from hemera.masks import label_format
 from hemera.masks.stain import Options, detectors, versions
@@ -21,6 +20,7 @@ from hemera.masks.stain.nuclei import Nuclei, Tile
 from hemera.masks.stain.stains import Stains, estimate, separate
 
 RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 # A tile finer than three quarters of this is segmented at this resolution, um/px, at which nuclei
 # and membranes are resolved.
@@ -48,11 +48,19 @@ class StainEngine:
         """What finds nuclei; EngineError when its weights or its package are missing."""
         return detectors.load(self.options)
 
-    def prepare(self, tiles: Sequence[RGB], mpp: float, background: Color | None = None) -> Stains:
+    def prepare(
+        self,
+        tiles: Sequence[RGB],
+        mpp: float,
+        background: Color | None = None,
+        excluded: Sequence[Mask | None] = (),
+    ) -> Stains:
         """Return the stains of a pair."""
-        return estimate(tiles, mpp, background)
+        return estimate(tiles, mpp, background, excluded)
 
-    def segment(self, rgb: RGB, mpp: float, state: Stains) -> label_format.Labelled:
+    def segment(
+        self, rgb: RGB, mpp: float, state: Stains, excluded: Mask | None = None
+    ) -> label_format.Labelled:
         """Label one HER2 tile.
 
         A tile finer than 0.375 um/px is segmented at 0.5 um/px, and its labels are resampled to its
@@ -62,6 +70,7 @@ class StainEngine:
             rgb: (H, W, 3) uint8.
             mpp: its resolution, um/px.
             state: stains of its pair.
+            excluded: pixels (H, W) that belong to no cell.
         """
         height, width = rgb.shape[:2]
         work, work_mpp = rgb, mpp
@@ -69,9 +78,9 @@ class StainEngine:
             size = tuple(max(1, round(side * mpp / _WORKING_MPP)) for side in (width, height))
             work = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
             work_mpp = mpp * math.sqrt(width * height / math.prod(size))
+            if excluded is not None:
+                excluded = _nearest(excluded, *size)
         separated = separate(work, state)
-        artefacts = find_artefacts(work, work_mpp, state.background)
-        excluded = None if artefacts is None else resized(artefacts, work.shape[:2]) > 0
         if excluded is not None:
             separated[excluded] = 0
         labels, stained, grown, cells = self._cells(work, separated, work_mpp, state, excluded)
@@ -88,10 +97,7 @@ class StainEngine:
                 area_px=np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:].astype(np.int32),
             )
         mask = label_format.pack(_classes(grown, positive), labels > 0, stained)
-        found = label_format.Labelled(mask, cells)
-        if excluded is None:
-            return found
-        return label_format.exclude(found, _nearest(excluded, width, height))
+        return label_format.Labelled(mask, cells)
 
     def _cells(
         self,

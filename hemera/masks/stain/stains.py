@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.imaging import color
-from hemera.imaging.artefacts import find_artefacts, ink_pixels, resized
+from hemera.imaging.artefacts import ink_pixels
 from hemera.imaging.background import measure_background
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
 
@@ -25,6 +25,7 @@ DAB = (0.268, 0.570, 0.776)
 for a slide that has too little of a stain to measure it."""
 
 RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 Float64 = npt.NDArray[np.float64]
 Vector = tuple[float, float, float]
 
@@ -103,7 +104,12 @@ class Stains:
         return np.array([self.haematoxylin, self.dab])
 
 
-def estimate(tiles: Sequence[RGB], mpp: float, background: color.Color | None = None) -> Stains:
+def estimate(
+    tiles: Sequence[RGB],
+    mpp: float,
+    background: color.Color | None = None,
+    excluded: Sequence[Mask | None] = (),
+) -> Stains:
     """Estimate background and stain vectors of a pair from some of its HER2 tiles.
 
     Macenko et al. (ISBI 2009): the extreme directions of stained pixels in the plane of their two
@@ -119,13 +125,15 @@ def estimate(tiles: Sequence[RGB], mpp: float, background: color.Color | None = 
         tiles: (H, W, 3) uint8 RGB each, of any sizes; none: white background, fixed vectors.
         mpp: their resolution, um/px.
         background: its colour; None: `measure_background` of the tiles.
+        excluded: of each tile the pixels (H, W) that are not used, None where all are; none given:
+            all pixels of all tiles are used.
     """
     if background is None:
         background = measure_background(tiles, mpp).color
     stains = Stains(background)
     if not tiles:
         return stains
-    blocks = _blocks(tiles, mpp, stains)
+    blocks = _blocks(tiles, excluded or [None] * len(tiles), mpp, stains)
     vectors, estimated = _vectors(blocks, len(tiles) >= _TILES_MIN)
     stains = dataclasses.replace(
         stains,
@@ -144,13 +152,15 @@ def separate(rgb: RGB, stains: Stains) -> npt.NDArray[np.float32]:
     return np.asarray(cv2.transform(density, color.unmixing_matrix(stains.vectors).T), np.float32)
 
 
-def _blocks(tiles: Sequence[RGB], mpp: float, stains: Stains) -> list[Float64]:
+def _blocks(
+    tiles: Sequence[RGB], excluded: Sequence[Mask | None], mpp: float, stains: Stains
+) -> list[Float64]:
     """Return the densities (N, 3) of the tissue of every tile or block, without artefacts."""
     side = 1 if len(tiles) >= _TILES_MIN else _BLOCKS_PER_SIDE
     pixels = sum(tile.shape[0] * tile.shape[1] for tile in tiles)
     step = min(max(1, round(math.sqrt(pixels / _SAMPLES))), _STEP_MAX)
     blocks = []
-    for tile in tiles:
+    for tile, without in zip(tiles, excluded, strict=True):
         # A blur before sampling: single pixels contain noise of sensor and JPEG.
         sample = np.asarray(cv2.blur(tile, (3, 3)), np.uint8)[::step, ::step]
         density = color.optical_density(sample, stains.background)
@@ -159,9 +169,8 @@ def _blocks(tiles: Sequence[RGB], mpp: float, stains: Stains) -> list[Float64]:
         # The pale edge of a stroke has its colour and little saturation.
         edge = disc(2 * _INK_EDGE_UM, step * mpp)
         used &= cv2.dilate(ink.view(np.uint8), edge) == 0
-        found = find_artefacts(tile, mpp, stains.background)
-        if found is not None:
-            used &= resized(found, used.shape) == 0
+        if without is not None:
+            used &= ~without[::step, ::step]
         for k in range(side):
             for m in range(side):
                 part = np.s_[k * len(used) // side : (k + 1) * len(used) // side]

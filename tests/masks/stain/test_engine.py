@@ -12,7 +12,7 @@ from scipy import ndimage
 from hemera.demo import load_truth
 from hemera.masks import label_format
 from hemera.masks.agreement import matched
-from hemera.masks.stain.stains import Stains, estimate
+from hemera.masks.stain.stains import Stains
 from tests.small_cells import (
     BACKGROUND,
     DAB,
@@ -21,6 +21,7 @@ from tests.small_cells import (
     RGB,
     STRENGTHS,
     draw,
+    estimate,
     over,
     read,
     segment,
