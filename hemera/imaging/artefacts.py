@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.imaging import color
-from hemera.imaging.morphology import COARSE_MPP, coarse, disc
+from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
 
 KINDS = ("pen", "fold", "edge", "dust")
 """What `find_artefacts` distinguishes; the first is number 1."""
@@ -63,6 +63,14 @@ _DUST_DENSITY = 0.5
 _DUST_WIDTH_UM = 16.0
 # Density of tissue, mean of the channels.
 _TISSUE_DENSITY = 0.05
+# A small colourless particle without tissue around it is dust or a bubble: largest extent, um;
+# smallest density of its darkest pixel; largest difference of its channels, a fraction of the
+# densest; largest fraction of a window of this side, um, that has the density of tissue beside it.
+_PARTICLE_UM = 40.0
+_PARTICLE_DENSITY = 0.1
+_PARTICLE_GRAY = 0.3
+_EMPTY_FRACTION = 0.02
+_EMPTY_UM = 100.0
 # Smallest length of a stroke, a fold or a line on a coarse image, px.
 _LENGTH_PX = 20
 # Gaps in an artefact that are filled, and the width of its pale edge, um.
@@ -100,12 +108,13 @@ def find_artefacts(
     )
     layers &= blue < _BROWN_RATIO * red
     layers |= (low > _FOLD_LOW) & (high - low < _FOLD_COLOR * low)
-    masks = (
+    masks = [
         _pen(red, green, blue, (low > _FOLD_LOW) & gray, at),
         _long(_opened(layers & ~gray, _FOLD_WIDTH_UM, at), _FOLD_LENGTH_UM, at),
         _edges(density, at),
         _opened((low > _DUST_DENSITY) & gray, _DUST_WIDTH_UM, at),
-    )
+    ]
+    masks[-1] |= _particles(density, masks[0] | masks[2], at)
     if not any(mask.any() for mask in masks):
         return None
     kinds = np.zeros(low.shape, np.uint8)
@@ -188,6 +197,35 @@ def _edges(density: Float, mpp: float) -> Mask:
         return line
     near = cv2.dilate(line.view(np.uint8), disc(_EDGE_END_UM, mpp)) > 0
     return _connected((low > _EDGE_END_DENSITY) & gray & near, line)
+
+
+def _particles(density: Float, artefacts: Mask, mpp: float) -> Mask:
+    """Return small colourless objects on empty background, where no nucleus can be."""
+    mean = density.mean(axis=2)
+    dense = (mean > _TISSUE_DENSITY) & ~artefacts
+    side = odd_px(_EMPTY_UM, mpp)
+    around = cv2.blur(dense.astype(np.float32), (side, side), borderType=cv2.BORDER_REFLECT)
+    found = np.zeros(dense.shape, np.bool_)
+    # In front of the search for pieces, for speed: nearly all tiles are full of tissue.
+    alone = _EMPTY_FRACTION + (_PARTICLE_UM / _EMPTY_UM) ** 2
+    if not (dense & (mean > _PARTICLE_DENSITY) & (around < alone)).any():
+        return found
+    _, pieces, boxes, _ = cv2.connectedComponentsWithStats(dense.view(np.uint8))
+    extent = np.hypot(boxes[:, cv2.CC_STAT_WIDTH], boxes[:, cv2.CC_STAT_HEIGHT]) * mpp
+    for k in np.flatnonzero(extent[1:] <= _PARTICLE_UM) + 1:
+        left, top, width, height, area = boxes[k]
+        box = np.s_[top : top + height, left : left + width]
+        inside = pieces[box] == k
+        darkest = mean[box][inside].max()
+        color_of = density[box][inside & (mean[box] > darkest / 2)].mean(axis=0)
+        beside = around[box][inside].mean() - area / side**2
+        found[box] |= (
+            inside
+            & (darkest > _PARTICLE_DENSITY)
+            & (color_of.max() - color_of.min() < _PARTICLE_GRAY * color_of.max())
+            & (beside < _EMPTY_FRACTION)
+        )
+    return found
 
 
 def _thin(mask: Mask) -> Mask:

@@ -85,6 +85,22 @@ def test_a_bubble_and_dust_are_told_from_tissue() -> None:
     assert set(np.unique(found)) == {0, 1 + KINDS.index("dust")}
 
 
+@pytest.mark.parametrize("dye", ["gray", "haematoxylin"])
+def test_a_small_colourless_particle_is_dust_where_there_is_no_tissue(dye: str) -> None:
+    """A disc of 8 um on background, and the same between nuclei; a lone nucleus is none."""
+    rgb, _ = tissue()
+    y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
+    vector = np.full(3, 0.577) if dye == "gray" else HAEMATOXYLIN
+    disc = 0.5 * (np.hypot(y - 90, x - 110) < 4)[..., None] * vector
+    alone = find_artefacts(over(np.full_like(rgb, BACKGROUND), disc), 0.5, BACKGROUND)
+    assert (alone is not None) == (dye == "gray")
+    if alone is not None:
+        kinds = resized(alone, (400, 480))
+        assert (kinds[np.hypot(y - 90, x - 110) < 4] == 1 + KINDS.index("dust")).all()
+        assert not kinds[np.hypot(y - 90, x - 110) > 16].any()
+    assert find_artefacts(over(rgb, disc), 0.5, BACKGROUND) is None
+
+
 def test_a_fold_is_denser_than_the_tissue_of_its_slide() -> None:
     """A band of three layers, on a slide of this density; on a denser slide it is none."""
     rgb, density = tissue()

@@ -241,7 +241,7 @@ def test_real_images(images, tmp_path):
     assert 0.3 < row["tissue_fraction"] < 0.5
 
 
-GOLDEN = {2: "06d9a1765f0c668f"}
+GOLDEN = {3: "06d9a1765f0c668f"}
 
 
 def test_golden(cohort):

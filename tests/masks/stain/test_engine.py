@@ -4,7 +4,6 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -292,17 +291,12 @@ def test_nuclei_of_real_tiles_with_truth(images: Path) -> None:
 
 
 def test_the_edge_of_a_real_coverslip_is_no_row_of_cells(images: Path) -> None:
-    """Nothing is positive near the dark line; a bubble and dust of the size of nuclei remain."""
+    """Of up to 31 positive cells one remains, a bubble beside the edge."""
     tile = read(images / "qc_tiles/no-tissue-line.png")
-    dark = (tile.max(axis=2) < 110).astype(np.uint8)
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(dark)
-    line = pieces == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])
-    assert np.ptp(np.nonzero(line)[0]) > 450
-    near = cv2.distanceTransform((~line).view(np.uint8), cv2.DIST_L2, 5) < 20
-    for mpp in (0.25, 0.46, 0.5, 0.92):
+    for mpp, allowed in ((0.25, 0), (0.46, 0), (0.5, 0), (0.92, 1)):
         found = labelled(tile, mpp)
-        assert not label_format.positive(found.mask)[near].any()
-        assert found.cells.positive.sum() <= 3
+        assert found.cells.positive.sum() <= allowed
+        assert label_format.positive(found.mask).mean() < 0.001
 
 
 def test_real_tiles_are_ordered_by_their_score(images: Path) -> None:
