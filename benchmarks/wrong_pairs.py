@@ -5,7 +5,9 @@ of one stain, the same file, a recompressed and a resized copy. *Left out*: the 
 are those in the middle of the gap between H&E and IHC of all other sources. *Quarters*: the stain
 of each quarter of an image. *Alignment*: pairs that come registered whose structure matches best in
 place, of true and of all wrong pairs. *Histograms*: the similarity of tiles of registered pairs.
-Ready-made pairs of another patient are accepted with a warning; slides fail in `register`.
+Ready-made pairs of another patient are accepted with a warning. *Slides* (``--slides FILE``): the
+verdict of `register`, with its default options, on every H&E slide with every IHC slide, right and
+another patient's; hours. The verdicts are kept in FILE, a pair in it is not registered again.
 """
 
 import argparse
@@ -22,6 +24,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from hemera import tables
+from hemera.config import DescribeOptions, RegisterOptions
 from hemera.errors import SlideError
 from hemera.imaging.background import measure_background
 from hemera.imaging.identity import (
@@ -38,6 +42,7 @@ from hemera.imaging.quality import histogram_similarity
 from hemera.imaging.resample import halved
 from hemera.imaging.slide import open_slide
 from hemera.registration.alignment import Structure, match_in_place, structure
+from hemera.stages import describe, register
 
 RGB = npt.NDArray[np.uint8]
 
@@ -247,15 +252,74 @@ def histograms(pairs: list[tuple[Real, Real]]) -> None:
     )
 
 
+SLIDE_SOURCES = ("registration", "wsi", "he_os1", "her2_tma")
+"""Whole sections, a part of one, whole tissue cores."""
+SIGNALS = ("tile_ok", "lncc", "ncc_margin", "match_fraction", "keypoint_fraction", "mirror_probe")
+
+
+def register_slides(he: Real, her2: Real) -> dict[str, str]:
+    """Return the certificate of two slides as texts, by `describe` and `register`."""
+    mpps = ["" if real.path.suffix in (".svs", ".tif") else str(MPP[real.source]) for real in (he, her2)]
+    header = ("pair", "case", "dataset", "he", "her2", "he_mpp", "her2_mpp")
+    cells = ["p", "p", "own", str(he.path.resolve()), str(her2.path.resolve()), *mpps]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pairs.tsv").write_text("\t".join(header) + "\n" + "\t".join(cells) + "\n")
+        common = {"sheet": folder / "pairs.tsv", "unit": "p", "images_table": folder / "d.parquet"}
+        describe.run(**common, block_count=1, options=DescribeOptions())
+        register.run(
+            **common,
+            displacement=folder / "d.npz",
+            certificate=folder / "c.parquet",
+            quality=folder / "q.parquet",
+            options=RegisterOptions(torch_threads=1),
+        )
+        [row] = tables.read(folder / "c.parquet", tables.CERTIFICATE).to_pylist()
+    signals = {key: "" if row[key] is None else f"{row[key]:.2f}" for key in SIGNALS}
+    return {"verdict": row["verdict"], **signals, "reason": row["reason"] or ""}
+
+
+def slides(images: list[Real], known: Path) -> None:
+    """Register all combinations of slides that `known` lacks, add them, and print the verdicts."""
+    chosen = [real for real in images if real.source in SLIDE_SOURCES]
+    he, ihc = ([real for real in chosen if real.stain == stain] for stain in (HE, IHC))
+    columns = ("he", "her2", "given", "verdict", *SIGNALS, "reason")
+    rows = []
+    if known.is_file():
+        with known.open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    done = {(row["he"], row["her2"]) for row in rows}
+    # Every H&E slide early, with all of them if the run is ended before it is complete.
+    for b, a in itertools.product(ihc, he):
+        if (a.name, b.name) in done:
+            continue
+        given = "right" if a.key and a.key == b.key else "another patient's"
+        rows.append({"he": a.name, "her2": b.name, "given": given, **register_slides(a, b)})
+        with known.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, delimiter="\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    verdicts = collections.Counter((row["given"], row["verdict"]) for row in rows)
+    for (given, found), number in sorted(verdicts.items()):
+        sys.stdout.write(f"slides, {given}: {found}: {number}\n")
+    for row in rows:
+        sys.stdout.write("  " + "  ".join(row[name] or "-" for name in columns) + "\n")
+
+
 def main() -> None:
     """Read the images once and print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, help="folder of real images with MANIFEST.tsv")
-    folder = parser.parse_args().images
+    parser.add_argument("--slides", type=Path, help="TSV with verdicts on slides, to be completed")
+    arguments = parser.parse_args()
+    folder = arguments.images
     if folder is None:
         sys.stdout.write("not measured, no real images given (--images)\n")
         return
     images = list(real_images(folder))
+    if arguments.slides is not None:
+        slides(images, arguments.slides)
+        return
     confusion(images)
     stains(images)
     pairs = registered(images)
