@@ -259,7 +259,9 @@ SIGNALS = ("tile_ok", "lncc", "ncc_margin", "match_fraction", "keypoint_fraction
 
 def register_slides(he: Real, her2: Real) -> dict[str, str]:
     """Return the certificate of two slides as texts, by `describe` and `register`."""
-    mpps = ["" if real.path.suffix in (".svs", ".tif") else str(MPP[real.source]) for real in (he, her2)]
+    mpps = [
+        "" if real.path.suffix in (".svs", ".tif") else str(MPP[real.source]) for real in (he, her2)
+    ]
     header = ("pair", "case", "dataset", "he", "her2", "he_mpp", "her2_mpp")
     cells = ["p", "p", "own", str(he.path.resolve()), str(her2.path.resolve()), *mpps]
     with tempfile.TemporaryDirectory() as name:
@@ -289,8 +291,9 @@ def slides(images: list[Real], known: Path) -> None:
         with known.open(newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
     done = {(row["he"], row["her2"]) for row in rows}
-    # Every H&E slide early, with all of them if the run is ended before it is complete.
-    for b, a in itertools.product(ihc, he):
+    # Those that are registered at a coarse resolution first: they take minutes, the others longer.
+    pairs = sorted(itertools.product(he, ihc), key=lambda pair: -max(real.mpp for real in pair))
+    for a, b in pairs:
         if (a.name, b.name) in done:
             continue
         given = "right" if a.key and a.key == b.key else "another patient's"

@@ -73,6 +73,8 @@ class Pair(BaseModel):
     he_landmarks: SheetPath | None = None
     her2_landmarks: SheetPath | None = None
     roi: SheetPath | None = None
+    he_artefacts: SheetPath | None = None
+    her2_artefacts: SheetPath | None = None
     verdict: Literal["", "accept", "refuse"] = ""
     displacement: SheetPath | None = None
 
@@ -113,6 +115,11 @@ class Pair(BaseModel):
         return tuple(dict.fromkeys(given))
 
     @property
+    def artefacts(self) -> tuple[Path | None, Path | None]:
+        """The files with the artefacts of H&E and of HER2; None: they are detected."""
+        return self.he_artefacts, self.her2_artefacts
+
+    @property
     def has_landmarks(self) -> bool:
         """Whether errors at landmarks are measured: of whole slides only."""
         return bool(self.landmarks) and not self.in_block
@@ -122,7 +129,10 @@ COLUMNS = tuple(Pair.model_fields)
 REQUIRED = ("pair", "case", "dataset", "he", "her2")
 
 STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "describe": ("pair", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp"),
+    "describe": (
+        "pair", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp",
+        "he_artefacts", "her2_artefacts",
+    ),
     "register": ("pair", "he", "her2", "mirrored", "he_mpp", "her2_mpp", "displacement"),
     "landmarks": (
         "pair", "mirrored", "he_landmarks", "her2_landmarks", "he_mpp", "her2_mpp",
@@ -130,6 +140,7 @@ STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "landmarks_cohort": ("pair", "dataset"),
     "tile": (
         "pair", "he", "her2", "registered", "mirrored", "he_mpp", "her2_mpp", "roi", "verdict",
+        "he_artefacts", "her2_artefacts",
     ),
     "filter": ("pair", "dataset", "score"),
     "index": ("pair", "case", "dataset", "split", "score", "he", "her2"),

@@ -146,6 +146,7 @@ TILE = _schema("""
     float64  he_fold_fraction her2_fold_fraction
     float64  he_edge_fraction her2_edge_fraction  # of bubbles and of the coverslip, hairs
     float64  he_dust_fraction her2_dust_fraction
+    float64  he_other_fraction her2_other_fraction  # of a mask that the sheet gives, without kinds
     float64  he_blur_fraction her2_blur_fraction  # of 4 x 4 cells of the tile
     binary?  artefacts  # PNG of `dataset.excluded`: what the mask excludes; null: nothing
     float64  her2_coverage_fraction folding_fraction

@@ -33,7 +33,7 @@ def tile_row(
         "alignment_margin": None,
         **dict.fromkeys(
             (f"{stain}_{kind}_fraction" for stain in ("he", "her2")
-             for kind in ("pen", "fold", "edge", "dust", "blur")), 0.0,
+             for kind in ("pen", "fold", "edge", "dust", "other", "blur")), 0.0,
         ),
         "he_background": [240, 240, 242], "her2_background": [241, 240, 238],
         "her2_coverage_fraction": 1.0, "folding_fraction": 0.0, "shard": f"tile/{pair}.tar",

@@ -243,7 +243,10 @@ def check(path: Path, /) -> None:
 
 def _faults(pair: Pair) -> Iterator[str]:
     """Yield the faults of the files of a pair."""
+    import numpy as np
+
     from hemera.files.geojson import read_polygons
+    from hemera.imaging.artefact_files import read_artefacts
     from hemera.imaging.slide import open_slide
     from hemera.registration.displacement_files import read_displacement
     from hemera.registration.landmarks import read_landmarks
@@ -251,11 +254,18 @@ def _faults(pair: Pair) -> Iterator[str]:
     def read_slide(path: Path, mpp: float | None, column: str) -> None:
         open_slide(path, mpp=mpp, mpp_column=column).close()
 
+    def read_mask(stain: str, path: Path) -> None:
+        image, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2, pair.her2_mpp)
+        with open_slide(image, mpp=mpp, mpp_column=f"{stain}_mpp") as slide:
+            read_artefacts(path, slide.size_px, np.ones((64, 64), np.bool_), f"{stain}_artefacts")
+
     checks: list[tuple[str, tuple[Path | None, ...], Callable[..., object]]] = [
         ("he", (pair.he,), lambda path: read_slide(path, pair.he_mpp, "he_mpp")),
         ("her2", (pair.her2,), lambda path: read_slide(path, pair.her2_mpp, "her2_mpp")),
         ("landmarks", pair.landmarks, lambda *_: read_landmarks(pair, 1.0, 1.0, "um")),
         ("roi", (pair.roi,), read_polygons),
+        ("he_artefacts", (pair.he_artefacts,), lambda path: read_mask("he", path)),
+        ("her2_artefacts", (pair.her2_artefacts,), lambda path: read_mask("her2", path)),
         ("displacement", (pair.displacement,), read_displacement),
     ]
     for column, paths, read in checks:

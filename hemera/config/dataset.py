@@ -11,7 +11,7 @@ class FilterOptions(Options):
     """Which tiles are accepted. Reads no pixel."""
 
     section: ClassVar[str] = "filter"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     tissue_fraction_min: Annotated[Fraction, paper('"low tissue content", no number')] = 0.5
     """Smallest tissue fraction of an H&E tile."""
@@ -47,6 +47,9 @@ class FilterOptions(Options):
     stain."""
     dust_max: Fraction = 0.05
     """Largest fraction of a tile under dust, on either stain."""
+    other_max: Fraction = 0.05
+    """Largest fraction of a tile under artefacts without a kind, in files that the sheet names, on
+    either stain."""
     blur_max: Fraction = 0.25
     """Largest fraction of 4 x 4 cells of a tile that are out of focus, on either stain."""
     excluded_max: Fraction = 0.5

@@ -67,6 +67,12 @@ CRITERIA = (
             ("tissue_fold", "a fold of the tissue", "fold_max", "fold"),
             ("edge", "the edge of a bubble or of the coverslip, or a hair", "edge_max", "edge"),
             ("dust", "dust on it", "dust_max", "dust"),
+            (
+                "other_artefact",
+                "an artefact in the file that the sheet names",
+                "other_max",
+                "other",
+            ),
             ("partly_blurred", "out of focus in part", "blur_max", "blur"),
         )
         for stain in ("he", "her2")

@@ -17,17 +17,19 @@ from hemera.imaging.blur import blurred_cells
 from hemera.imaging.codecs import encode
 from hemera.imaging.color import DENSITY_STEP, density, saturation
 from hemera.imaging.geometry import grid_positions, polygon_fraction, same_mpp, tissue_fraction
+from hemera.imaging.morphology import COARSE_MPP
 from hemera.imaging.quality import histogram_similarity, sharpness
 from hemera.imaging.resample import halved
 from hemera.imaging.slide import Slide
 from hemera.registration.alignment import match_in_place, structure
-from hemera.registration.displacement import Displacement, folding_fraction_in
+from hemera.registration.displacement import Displacement, folding_fraction_in, map_points
 from hemera.registration.warping import read_displaced
 from hemera.sheet import Pair
 
 RGB = npt.NDArray[np.uint8]
 Corners = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
 
 UPSAMPLING_MAX = {"he": 0.01, "her2": 0.10}
 """By how much the tiles' resolution may be finer than an image's own: scanners differ by less."""
@@ -73,7 +75,9 @@ class Tiling:
     """What all tiles of a pair have in common; no displacement where it comes registered.
 
     Tissue has at least `saturation_min`, 0 to 1, on H&E, and `density_min` on HER2;
-    `tissue_density` is `imaging.artefacts.typical_density` of both.
+    `tissue_density` is `imaging.artefacts.typical_density` of both. `artefacts` are the artefacts
+    of both slides from edge to edge that the sheet gives, (H, W) numbers of `KINDS`; None: they
+    are detected in each tile.
     """
 
     pair: Pair
@@ -83,6 +87,7 @@ class Tiling:
     saturation_min: float
     density_min: float
     tissue_density: tuple[float, float]
+    artefacts: tuple[Bytes | None, Bytes | None]
     options: TileOptions
 
     @functools.cached_property
@@ -102,6 +107,11 @@ class Tiling:
         return same_mpp(self.he.mpp, self.her2.mpp)
 
     @property
+    def _her2_ratio(self) -> float:
+        """Pixels of HER2 per pixel of H&E where it comes registered."""
+        return 1.0 if self._on_one_grid else self.he.mpp / self.her2.mpp
+
+    @property
     def _her2_mpp(self) -> float:
         """Resolution to read HER2 with where it comes registered."""
         return self.mpp * self.her2.mpp / self.he.mpp if self._on_one_grid else self.mpp
@@ -109,7 +119,7 @@ class Tiling:
     def positions(
         self,
         outline: Mask,
-        artefacts: Mask | None,
+        artefacts: Mask,
         roi: Sequence[shapely.Polygon] | None,
         to: Outcome,
     ) -> Corners:
@@ -117,7 +127,7 @@ class Tiling:
 
         Args:
             outline: (H, W), the tissue of H&E from edge to edge.
-            artefacts: (H, W), what is covered by pen, folds and edges; None: nothing.
+            artefacts: (H, W), what artefacts cover on H&E.
             roi: polygons on H&E, level-0 pixels; None: the whole slide.
             to: where the numbers of positions are noted.
 
@@ -144,14 +154,14 @@ class Tiling:
                 f"{name}: none of {to.tiles_grid} positions has {self.options.tissue_floor:.0%} "
                 "tissue; lower tile.tissue_floor",
             )
-        if artefacts is not None:
-            covered = tissue_fraction(artefacts, size, corners, side) > self.options.artefact_max
-            corners, to.tiles_artefact = corners[~covered], int(covered.sum())
+        covered = tissue_fraction(artefacts, size, corners, side) > self.options.artefact_max
+        corners, to.tiles_artefact = corners[~covered], int(covered.sum())
         if not len(corners):
             raise NotTiled(
-                "no_tissue",
-                f"{name}: artefacts cover all of {to.tiles_tissue} positions with tissue; see the "
-                "overview, or raise tile.artefact_max",
+                "refused",
+                f"{name}: artefacts cover more than {self.options.artefact_max:.0%} of each of "
+                f"{to.tiles_tissue} positions with tissue; see the overview in the report, or "
+                "raise tile.artefact_max, up to 1",
             )
         if roi is not None:
             corners = corners[polygon_fraction(roi, corners, side) >= ROI_FRACTION_MIN]
@@ -197,7 +207,7 @@ class Tiling:
             "her2_coverage_fraction": coverage,
             "folding_fraction": self._folding(x, y),
             **self._measure(he, her2),
-            **self._artefacts(he, her2, covered),
+            **self._artefacts(x, y, he, her2, covered),
         }
         stored_he = stored_her2 = None
         if options.codec == "jpeg" and options.copy_stored:
@@ -239,17 +249,45 @@ class Tiling:
         )
         return None if found is None else found[1]
 
-    def _artefacts(self, he: RGB, her2: RGB, covered: Mask | None) -> dict[str, Any]:
+    def _artefacts(
+        self, x: int, y: int, he: RGB, her2: RGB, covered: Mask | None
+    ) -> dict[str, Any]:
         """Return the columns of artefacts; `covered` are the pixels where there is HER2."""
         row: dict[str, Any] = {}
-        numbers: list[npt.NDArray[np.uint8] | None] = []
+        numbers: list[Bytes | None] = []
         sides = (("he", he, self.he), ("her2", her2, self.her2))
-        for (stain, rgb, slide), typical in zip(sides, self.tissue_density, strict=True):
-            kinds = find_artefacts(rgb, self.mpp, slide.background, typical)
+        for k, (stain, rgb, slide) in enumerate(sides):
+            if self.artefacts[k] is None:
+                typical = self.tissue_density[k]
+                kinds = find_artefacts(rgb, self.mpp, slide.background, typical)
+            else:
+                kinds = self._given_artefacts(k, x, y)
             row |= {f"{stain}_{kind}_fraction": part for kind, part in fractions(kinds).items()}
-            row[f"{stain}_blur_fraction"] = float(blurred_cells(rgb, self.mpp, stain).mean())
+            blur = float(blurred_cells(rgb, self.mpp, stain).mean())
+            row[f"{stain}_blur_fraction"] = max(blur, row[f"{stain}_blur_fraction"])
             numbers.append(kinds)
         return row | {"artefacts": pack(numbers[0], numbers[1], covered, her2.shape[:2], self.mpp)}
+
+    def _given_artefacts(self, k: int, x: int, y: int) -> Bytes | None:
+        """Return the artefacts that the sheet gives for a tile of a stain, as `find_artefacts`."""
+        given = self.artefacts[k]
+        assert given is not None
+        count = max(1, round(self.options.size_px * min(self.mpp / COARSE_MPP, 1.0)))
+        centres = (np.arange(count) + 0.5) / count * self.side_px
+        points = np.stack(np.meshgrid(x + centres, y + centres), axis=-1)
+        width, height = self.he.size_px if k == 0 else self.her2.size_px
+        if k and self.displacement is not None:
+            mapped = map_points(self.displacement, (points * self.he.mpp).reshape(-1, 2))
+            points = mapped.reshape(points.shape) / self.her2.mpp
+        elif k:
+            points = points * self._her2_ratio
+            if self.pair.mirrored:
+                points[..., 0] = width - points[..., 0]
+        inside = np.asarray(((points >= 0) & (points < (width, height))).all(axis=-1))
+        places = np.where(inside[..., None], points, 0) * given.shape[::-1] / (width, height)
+        columns, rows = np.moveaxis(places.astype(np.int64), -1, 0)
+        kinds = np.where(inside, given[rows, columns], np.uint8(0))
+        return kinds if kinds.any() else None
 
     def _folding(self, x: int, y: int) -> float:
         if self.displacement is None:
@@ -269,7 +307,7 @@ class Tiling:
         if self.displacement is not None:
             x_um, y_um = x * self.he.mpp, y * self.he.mpp
             return read_displaced(her2, self.displacement, x_um, y_um, size_px=size, mpp=mpp)
-        ratio = 1.0 if self._on_one_grid else self.he.mpp / her2.mpp
+        ratio = self._her2_ratio
         side = self.side_px * ratio
         left, top = x * ratio, y * ratio
         corner = left, top

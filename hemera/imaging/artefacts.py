@@ -13,8 +13,9 @@ import numpy.typing as npt
 from hemera.imaging import color
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
 
-KINDS = ("pen", "fold", "edge", "dust")
-"""What `find_artefacts` distinguishes; the first is number 1."""
+KINDS = ("pen", "fold", "edge", "dust", "other", "blur")
+"""Kinds of artefacts; the first is number 1. `find_artefacts` distinguishes the first four, the
+last two occur in files that the sheet names."""
 
 Mask = npt.NDArray[np.bool_]
 Float = npt.NDArray[np.float32]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import SlideError
+from hemera.imaging.artefact_files import read_artefacts
 from hemera.imaging.artefacts import find_artefacts, resized, typical_density
 from hemera.imaging.codecs import encode
 from hemera.imaging.color import Color
@@ -111,7 +112,6 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
                 view, stain, slide.background, math.sqrt(mpp_x * mpp_y), options
             )
             fraction = float(tissue.mean())
-            row |= _artefacts(view, math.sqrt(mpp_x * mpp_y), slide.background, tissue)
             identity = identify(slide, view)
             row |= {
                 "digest": identity.digest,
@@ -124,6 +124,11 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
                 "tissue_mpp": mpp_x,
                 "tissue": cv2.imencode(".png", tissue.astype(np.uint8) * 255)[1].tobytes(),
             }
+            given = pair.he_artefacts if stain == "he" else pair.her2_artefacts
+            kinds = None
+            if given is not None:
+                kinds = read_artefacts(given, slide.size_px, tissue, f"{stain}_artefacts")
+            row |= _artefacts(view, math.sqrt(mpp_x * mpp_y), slide.background, tissue, kinds)
             shown = None
             if pair.registered:
                 small, (small_mpp, _) = slide.overview(side_px=OVERVIEW_PX)
@@ -145,13 +150,18 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
 
 
 def _artefacts(
-    view: npt.NDArray[np.uint8], mpp: float, background: Color, tissue: npt.NDArray[np.bool_]
+    view: npt.NDArray[np.uint8],
+    mpp: float,
+    background: Color,
+    tissue: npt.NDArray[np.bool_],
+    kinds: npt.NDArray[np.uint8] | None,
 ) -> dict[str, Any]:
-    """Return the columns of DESCRIBE about artefacts on an overview."""
+    """Return the columns of DESCRIBE about artefacts on an overview; `kinds`: as given, or None."""
     typical = typical_density(view, background)
     row: dict[str, Any] = {"tissue_density": typical if math.isfinite(typical) else None}
-    kinds = find_artefacts(view, mpp, background, typical)
     if kinds is None:
+        kinds = find_artefacts(view, mpp, background, typical)
+    if kinds is None or not kinds.any():
         return row | {"artefact_fraction": 0.0}
     kinds = resized(kinds, view.shape[:2])
     covered = float((kinds > 0)[tissue].mean()) if tissue.any() else 0.0

@@ -99,14 +99,18 @@ def _check(
     pair: Pair, images: Mapping[str, Any], refusal: str | None, displacement: Path | None
 ) -> Displacement | None:
     """Return the displacement of a pair, None where it comes registered, or raise NotTiled."""
-    for row in images.values():
-        if row["verdict"] == "refuse":
-            if row["tissue"] is None:
-                raise NotTiled("unreadable", row["reason"])
-            raise NotTiled("refused" if row["tissue_fraction"] else "no_tissue", row["reason"])
-    wrong = [row["reason"] for row in images.values() if row["verdict"] == "wrong_stain"]
+    refused, wrong = (
+        [row for row in images.values() if row["verdict"] == verdict]
+        for verdict in ("refuse", "wrong_stain")
+    )
+    # Both images have the same reason where they contradict each other.
+    reason = "; ".join(dict.fromkeys(row["reason"] for row in refused or wrong))
+    if any(row["tissue"] is None for row in refused):
+        raise NotTiled("unreadable", reason)
+    if refused:
+        raise NotTiled("refused" if images["he"]["tissue_fraction"] else "no_tissue", reason)
     if wrong and pair.verdict != "accept":
-        raise NotTiled("wrong_stain", wrong[0])
+        raise NotTiled("wrong_stain", reason)
     if refusal is not None:
         raise NotTiled("refused", refusal)
     if pair.registered:
@@ -141,6 +145,13 @@ def _tile(
             )
             for stain, path in (("he", pair.he), ("her2", pair.her2))
         )
+        outlines = {stain: _image(row["tissue"]) for stain, row in images.items()}
+        artefacts = {
+            stain: np.zeros_like(outlines[stain])
+            if row["artefacts"] is None
+            else _image(row["artefacts"])
+            for stain, row in images.items()
+        }
         tiling = Tiling(
             pair,
             he,
@@ -149,13 +160,15 @@ def _tile(
             max(images["he"]["tissue_threshold"], options.saturation_min),
             max(images["her2"]["tissue_threshold"], options.density_min),
             (_tissue_density(images["he"]), _tissue_density(images["her2"])),
+            (
+                None if pair.he_artefacts is None else artefacts["he"],
+                None if pair.her2_artefacts is None else artefacts["her2"],
+            ),
             options,
         )
-        outline = images["he"]["tissue"]
-        artefacts = images["he"]["artefacts"]
         corners = tiling.positions(
-            _image(outline) > 0,
-            None if artefacts is None else _image(artefacts) > 0,
+            outlines["he"] > 0,
+            artefacts["he"] > 0,
             None if pair.roi is None else read_polygons(pair.roi),
             outcome,
         )

@@ -256,9 +256,10 @@ def test_check_reads_what_stands_beside_the_images(
     give(
         tmp_path / "pairs.tsv",
         {"he_landmarks": "he.csv", "her2_landmarks": "her2.csv"},
-        {"roi": "roi.geojson"},
+        {"roi": "roi.geojson", "her2_artefacts": "mask.png"},
         {"displacement": "own.npz", "registered": ""},
     )
+    cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((20, 28), np.uint8))
     ring = [[0, 0], [40, 0], [40, 30]]
     (tmp_path / "he.csv").write_text("X,Y\n1,2\n")
     (tmp_path / "her2.csv").write_text("X,Y\n3,4\n")
@@ -267,11 +268,18 @@ def test_check_reads_what_stands_beside_the_images(
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 0, errors(caplog)
     (tmp_path / "her2.csv").write_text("X,Y\n3,four\n")
     (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": ring}))
+    cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((20, 40), np.uint8))
     (tmp_path / "own.npz").write_bytes((tmp_path / "own.npz").read_bytes()[:-40])
     caplog.clear()
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
-    words = ("'four' is no coordinate", "roi.geojson: not GeoJSON", "own.npz")
-    assert_faults(errors(caplog), [pair.pair for pair in sheet.pairs], words)
+    words = (
+        "'four' is no coordinate",
+        "roi.geojson: not GeoJSON",
+        "not the proportions",
+        "own.npz",
+    )
+    names = [pair.pair for pair in sheet.pairs]
+    assert_faults(errors(caplog), [*names[:2], *names[1:]], words)
 
 
 def test_check_lists_faults_of_cells_and_of_files_together(

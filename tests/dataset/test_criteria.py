@@ -11,7 +11,7 @@ from hemera.config import FilterOptions
 from hemera.dataset import criteria
 
 LIMITS: dict[str, Any] = FilterOptions().model_dump()
-ARTEFACT_LIMITS = ("pen_max", "fold_max", "edge_max", "dust_max", "blur_max")
+ARTEFACT_LIMITS = ("pen_max", "fold_max", "edge_max", "dust_max", "other_max", "blur_max")
 GOOD = {
     "tissue_fraction": 0.9,
     "her2_coverage_fraction": 1.0,
@@ -73,6 +73,7 @@ def test_the_first_reason_counts() -> None:
         "tissue_fold": {"he_fold_fraction": 0.1},
         "edge": {"he_edge_fraction": 0.1},
         "dust": {"her2_dust_fraction": 0.1},
+        "other_artefact": {"he_other_fraction": 0.1},
         "partly_blurred": {"her2_blur_fraction": 0.5},
         "blurred_he": {"he_sharpness": 1.0},
         "blurred_her2": {"her2_sharpness": 1.0},

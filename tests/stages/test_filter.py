@@ -18,7 +18,7 @@ from hemera.stages import filter
 from tests.command_line import words
 from tests.small_tables import digest, tile_row
 
-GOLDEN = {4: "915271cc2abf0dd0"}
+GOLDEN = {5: "915271cc2abf0dd0"}
 ENGINES = ("stain", "deepliif")
 BLOCKS = 2
 

@@ -224,9 +224,9 @@ def test_refused_images_and_verdicts_are_states(images_of_pair):
     (folder / "cut.he.png").write_bytes((folder / "p1.he.png").read_bytes()[:3000])
     (folder / "person.he.png").write_bytes((folder / "p1.he.png").read_bytes())
     (folder / "wide.he.png").write_bytes((folder / "p1.he.png").read_bytes())
-    changes = {"blank": {}, "cut": {}, "p1": {}, "person": {"verdict": "refuse"}}
+    changes = {"blank": {}, "cut": {"her2": "lost.png"}, "p1": {}, "person": {"verdict": "refuse"}}
     changes["wide"] = {"her2_mpp": 0.7}
-    unit = Unit(folder, [registered(k, her2="p1.her2.png", **v) for k, v in changes.items()])
+    unit = Unit(folder, [registered(k, **{"her2": "p1.her2.png"} | v) for k, v in changes.items()])
     rows = unit.tile()
     assert {row["pair"] for row in rows} == {"p1"}
     assert {name: state["state"] for name, state in unit.states.items()} == {
@@ -234,7 +234,8 @@ def test_refused_images_and_verdicts_are_states(images_of_pair):
         "wide": "refused",
     }  # fmt: skip
     assert unit.states["person"]["registration"] == "refused"
-    assert "cannot be read" in unit.states["cut"]["reason"]
+    for words in ("cut.he.png: cannot be read", "lost.png: no such file"):
+        assert words in unit.states["cut"]["reason"]
 
 
 def test_a_wrong_stain_is_a_state_unless_a_person_accepts_it(images_of_pair):
@@ -288,21 +289,47 @@ def test_stored_tiles_are_copied_where_they_are_tiles(rng, tmp_path):
     ]
 
 
-def test_tiles_under_artefacts_of_the_overview_are_not_read(images_of_pair):
-    """Three columns of two tiles; the outline covers the first and a quarter of the second."""
+def test_artefacts_of_a_file_replace_those_that_are_detected(images_of_pair):
+    """Three columns of two tiles; the file covers the first and a quarter of the second."""
     folder, _, _ = images_of_pair
-    unit = Unit(folder, [registered("p1")])
-    before = {(row["x_px"], row["y_px"]) for row in unit.tile()}
-    rows = tables.read(unit.images_table, tables.DESCRIBE).to_pylist()
-    for row in rows:
-        outline = np.zeros((row["height_px"], row["width_px"]), np.uint8)
-        outline[:, :160] = 1
-        row["artefacts"] = cv2.imencode(".png", outline)[1].tobytes()
-    tables.write(unit.images_table, rows, tables.DESCRIBE)
-    after = {(row["x_px"], row["y_px"]) for row in unit.tile()}
-    assert after == {(x, y) for x, y in before if x > 0}
-    assert unit.state["tiles_artefact"] == len(before) - len(after) > 0
+    mask = folder / "mask.png"
+    classes = np.ones((75, 105), np.uint8)
+    classes[:, :40] = 4
+    Image.fromarray(classes).save(mask)
+    for stain, mirror in (("he", ""), ("her2", ""), ("her2", "true")):
+        changes = {f"{stain}_artefacts": mask.name, "mirrored": mirror}
+        rows = Unit(folder, [registered("p1", **changes)]).tile(artefact_max=1)
+        assert len(rows) == 6
+        for row in rows:
+            left, right = row["x_px"], row["x_px"] + 128
+            if mirror:
+                left, right = 420 - right, 420 - left
+            pen = np.clip(160 - left, 0, 128) / 128
+            # The overview has pixels of 8 um, a tile is 64 um wide.
+            assert row[f"{stain}_pen_fraction"] == pytest.approx(pen, abs=0.07)
+            others = {"he", "her2"} - {stain}
+            assert [row[f"{other}_pen_fraction"] for other in others] == [0]
+            assert (row["artefacts"] is None) == (pen == 0)
+    unit = Unit(folder, [registered("p1", he_artefacts=mask.name)])
+    assert {row["x_px"] for row in unit.tile()} == {128, 256}
+    assert unit.state["tiles_artefact"] == 2
     assert {row["x_px"] for row in unit.tile(artefact_max=0.2)} == {256}
+
+
+@pytest.mark.parametrize(
+    ("shape", "value", "reason"),
+    [
+        ((75, 105), 1, "artefacts cover more than 50% of each of 6 positions with tissue"),
+        ((75, 75), 1, "he_artefacts: mask.png has 75 x 75 px, which are not the proportions of"),
+    ],
+)
+def test_artefacts_of_a_file_can_refuse_a_pair(images_of_pair, shape, value, reason):
+    folder, _, _ = images_of_pair
+    Image.fromarray(np.full(shape, value, np.uint8)).save(folder / "mask.png")
+    unit = Unit(folder, [registered("p1", he_artefacts="mask.png")])
+    assert unit.tile() == []
+    assert unit.state["state"] == "refused"
+    assert reason in unit.state["reason"]
 
 
 def test_only_inside_the_region_of_interest(images_of_pair):
@@ -401,6 +428,23 @@ def test_her2_is_resampled_through_the_displacement(slides):
         corner = field_at(np.array([row["x_px"], row["y_px"]]) * HE_MPP) / HER2_MPP
         assert (row["her2_x_px"], row["her2_y_px"]) == pytest.approx(tuple(corner), abs=0.1)
     assert np.abs(np.concatenate(errors)).mean() < 0.5
+
+
+def test_artefacts_of_a_file_follow_the_displacement(slides):
+    """A disc on HER2, drawn in level-0 pixels, is where its corresponding points are."""
+    angles = np.linspace(0, 2 * np.pi, 49)
+    centre, radius = np.array([430, 300]), 160
+    ring = (centre + radius * np.stack([np.cos(angles), np.sin(angles)], -1)).tolist()
+    (slides / "marks.geojson").write_text(json.dumps(geometry("Polygon", [ring])))
+    rows = whole_slides(slides, her2_artefacts="marks.geojson").tile()
+    assert len(rows) == 15
+    for row in rows:
+        x, y = np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5)
+        fixed = np.stack([x + row["x_px"], y + row["y_px"]], axis=-1) * HE_MPP
+        inside = np.linalg.norm(field_at(fixed) / HER2_MPP - centre, axis=-1) < radius
+        assert row["her2_other_fraction"] == pytest.approx(inside.mean(), abs=0.05)
+        assert row["he_other_fraction"] == row["her2_pen_fraction"] == 0
+    assert max(row["her2_other_fraction"] for row in rows) > 0.6
 
 
 def test_a_fold_is_found_in_its_tile(slides):
@@ -518,7 +562,7 @@ def test_a_real_slide_against_itself(images, tmp_path):
     assert max(row["tissue_fraction"] for row in rows) > 0.7
 
 
-GOLDEN = {6: "036ac4715e16aba7"}
+GOLDEN = {6: "cb17f2e50504f938"}
 
 
 def test_golden(slides):

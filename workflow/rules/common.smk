@@ -72,6 +72,11 @@ def images(wildcards):
     return [str(path) for pair in known(wildcards) for path in pair.images]
 
 
+def artefact_files(wildcards):
+    """The files of a unit with the artefacts of its images, where the sheet names them."""
+    return [str(path) for pair in known(wildcards) for path in pair.artefacts if path]
+
+
 def landmark_files(wildcards):
     """The landmark files of a unit."""
     return [str(path) for pair in known(wildcards) for path in pair.landmarks]

@@ -1,12 +1,13 @@
 # The cheap pass that finds a bad image before anything expensive starts.
 #
-# REQUIRED INPUTS: the images of a unit
+# REQUIRED INPUTS: the images of a unit; the files with their artefacts where the sheet names them
 # OUTPUTS: one row per image: size, resolution and its source, tissue outline, verdict
 
 
 rule describe:
     input:
         images,
+        artefact_files,
     output:
         images_table=layout.IMAGES_TABLE,
     log:

@@ -1,0 +1,123 @@
+"""Artefacts that another program found: masks of HistoQC and GrandQC, other masks, GeoJSON.
+
+Classes of GrandQC, by number in its mask and by name in its GeoJSON: 1 Normal Tissue, 2 Fold,
+3 Darkspot & Foreign Object, 4 PenMarking, 5 Edge & Air Bubble, 6 OOF (out of focus), 7 Background;
+0 is a margin that it did not process. HistoQC's `*_mask_use.png` is not 0 where tissue is usable.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from skimage.draw import polygon
+
+from hemera.errors import HemeraError, SlideError
+from hemera.files.geojson import Feature, read_features
+from hemera.imaging.artefacts import KINDS
+from hemera.imaging.label_images import read_labels
+
+Bytes = npt.NDArray[np.uint8]
+
+GEOJSON_SUFFIXES = (".geojson", ".json")
+USABLE_SUFFIX = "_mask_use.png"
+"""End of the name of HistoQC's mask of usable tissue."""
+ASPECT_TOLERANCE = 0.02
+"""Relative difference of the proportions of a mask and of its slide: GrandQC rounds its tiles."""
+
+_OTHER = 1 + KINDS.index("other")
+_GRANDQC = (None, None, "fold", "dust", "pen", "edge", "blur", None)
+_NAMES = {
+    "normal tissue": None,
+    "fold": "fold",
+    "darkspot & foreign object": "dust",
+    "penmarking": "pen",
+    "edge & air bubble": "edge",
+    "oof": "blur",
+    "out of focus": "blur",
+    "background": None,
+} | {kind: kind for kind in KINDS}
+
+
+def read_artefacts(
+    path: Path, size_px: tuple[int, int], tissue: npt.NDArray[np.bool_], column: str
+) -> Bytes:
+    """Read the artefacts of a slide from a mask of all of it, of any scale, or from GeoJSON.
+
+    In a mask, every value but 0 is an artefact of kind `other`, with two exceptions: a file of
+    HistoQC named `*_mask_use.png`, of which the tissue that it does not use is an artefact; and
+    numbers up to 7 with one above 1, which are classes of GrandQC. The polygons of a GeoJSON file,
+    level-0 pixels, are of the kind that their class names, else `other`.
+
+    Args:
+        size_px: (width, height) of the slide.
+        tissue: (H, W), its tissue from edge to edge; the result has the same pixels.
+        column: of the sheet, for messages.
+
+    Returns:
+        (H, W): 0, or 1 and the place of the artefact in `KINDS`.
+
+    Raises:
+        SlideError: the file is missing, cannot be read or is not of the whole slide.
+    """
+    if not path.is_file():
+        raise SlideError(f"{path}: no such file; correct {column} in the sheet, or leave it empty")
+    if path.suffix.lower() in GEOJSON_SUFFIXES:
+        try:
+            return _drawn(read_features(path)[1], size_px, tissue.shape)
+        except HemeraError as error:
+            raise SlideError(f"{column}: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        labels = np.array(read_labels(path, Path(folder)))
+    height, width = labels.shape
+    wide = width * size_px[1] / (height * size_px[0])
+    # A pixel more or less is rounding.
+    if abs(wide - 1) > ASPECT_TOLERANCE + 1 / min(height, width):
+        raise SlideError(
+            f"{column}: {path.name} has {width} x {height} px, which are not the proportions of "
+            f"the slide of {size_px[0]} x {size_px[1]} px ({ASPECT_TOLERANCE:.0%} difference at "
+            "most); give a mask of the whole slide, at any scale"
+        )
+    kinds = np.where(labels != 0, _OTHER, 0).astype(np.uint8)
+    if path.name.endswith(USABLE_SUFFIX):
+        kinds = np.where(labels == 0, _OTHER, 0).astype(np.uint8)
+    elif 1 < labels.max() < len(_GRANDQC):
+        kinds = np.array([_number(name) for name in _GRANDQC], np.uint8)[labels]
+    kinds = np.asarray(
+        cv2.resize(kinds, tissue.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
+    )
+    # HistoQC does not use the background either.
+    return kinds * tissue.view(np.uint8) if path.name.endswith(USABLE_SUFFIX) else kinds
+
+
+def _number(kind: str | None) -> int:
+    return 0 if kind is None else 1 + KINDS.index(kind)
+
+
+def _drawn(features: list[Feature], size_px: tuple[int, int], shape: tuple[int, ...]) -> Bytes:
+    """Return the kinds (H, W) of the polygons of features, at the centres of the pixels."""
+    kinds = np.zeros(shape, np.uint8)
+    scale = np.array(shape[::-1]) / size_px
+    for feature in features:
+        number = _number(_NAMES.get(_class(feature.item).lower(), "other"))
+        parts = shapely.get_parts(shapely.get_parts(list(feature.shapes.values())))
+        for part in parts if number else ():
+            if isinstance(part, shapely.Polygon):
+                outer, *holes = (
+                    polygon(*(np.array(ring.coords) * scale - 0.5).T[::-1], shape)
+                    for ring in (part.exterior, *part.interiors)
+                )
+                below = [kinds[hole] for hole in holes]
+                kinds[outer] = number
+                for hole, before in zip(holes, below, strict=True):
+                    kinds[hole] = before
+    return kinds
+
+
+def _class(item: Any) -> str:
+    """Return the name of a feature's class: a text as of GrandQC, or in an object as of QuPath."""
+    given = (item.get("properties") or {}).get("classification") or ""
+    return str(given.get("name", "") if isinstance(given, dict) else given)
