@@ -106,10 +106,10 @@ def _drawn(features: list[Feature], size_px: tuple[int, int], shape: tuple[int, 
         parts = shapely.get_parts(shapely.get_parts(list(feature.shapes.values())))
         for part in parts if number else ():
             if isinstance(part, shapely.Polygon):
-                outer, *holes = (
-                    polygon(*(np.array(ring.coords) * scale - 0.5).T[::-1], shape)
-                    for ring in (part.exterior, *part.interiors)
-                )
+                rings = [
+                    np.array(ring.coords) * scale - 0.5 for ring in (part.exterior, *part.interiors)
+                ]
+                outer, *holes = (polygon(ring[:, 1], ring[:, 0], shape) for ring in rings)
                 below = [kinds[hole] for hole in holes]
                 kinds[outer] = number
                 for hole, before in zip(holes, below, strict=True):
