@@ -9,7 +9,7 @@ import numpy.typing as npt
 from hemera.dataset import statistics
 from hemera.dataset.criteria import CRITERIA, MEASURES, REASONS
 from hemera.dataset.statistics import Frame
-from hemera.reports import pictures
+from hemera.reports import artefacts, pictures
 from hemera.reports.data import Cohort
 
 GALLERY_BYTES = 8_000_000
@@ -45,14 +45,19 @@ def _cards(cohort: Cohort, tiles: Frame, groups: Frame, read: Read, count: int) 
     limits, target = cohort.options("filter"), cohort.target
     cards: list[dict[str, Any]] = []
     for row in tiles.iloc[chosen].to_dict("records"):
-        images = {"H&E": read(row, "he"), "HER2": read(row, "her2")}
+        he, her2 = read(row, "he"), read(row, "her2")
+        images = {
+            "H&E": artefacts.marked_tile(he, row, "he"),
+            "HER2": artefacts.marked_tile(her2, row, "her2"),
+        }
         if isinstance(row[f"{target}_shard"], str):
-            images["HER2 with mask"] = pictures.outlined(images["HER2"], read(row, target))
+            images["HER2 with mask"] = pictures.outlined(her2, read(row, target))
         uris = album.take(images, SIDE_PX)
         if not uris:
             break
         mask = {name: row[f"{target}_{name}"] for name in MASK_MEASURES}
-        cards.append({**row, "images": uris, "mask": mask, "deciding": deciding(row, limits)})
+        found = {"deciding": deciding(row, limits), "measures": artefacts.measures(row, limits)}
+        cards.append({**row, "images": uris, "mask": mask, **found})
     return {"cards": cards, "drawn": len(chosen)}
 
 

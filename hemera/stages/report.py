@@ -24,7 +24,7 @@ from hemera.imaging.codecs import decode, decode_mask
 from hemera.registration.canvas import size_um
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.local_quality import LocalQuality
-from hemera.reports import data, filters, pictures, registration
+from hemera.reports import artefacts, data, filters, pictures, registration
 from hemera.reports import tiles as galleries
 from hemera.reports.evidence import evidence
 from hemera.reports.html import write_page
@@ -32,7 +32,8 @@ from hemera.sheet import read_sheet, units
 
 log = logging.getLogger(__name__)
 
-REGISTRATION_BYTES = 11_000_000
+REGISTRATION_BYTES = 10_000_000
+ARTEFACT_BYTES = 1_000_000
 PAIR_BYTES = 20_000_000
 
 
@@ -76,6 +77,7 @@ def run(
         **_registrations(errors, cohort, results, page, pairs, options.worst_pairs),
         "errors": errors,
         "filters": filters.filters(cohort, rejections),
+        "artefacts": _artefacts(cohort, results),
         "biases": statistics.selection_bias(rejections),
         "quality": filters.quality(cohort),
         "evidence": evidence(cohort, read),
@@ -209,6 +211,20 @@ def _registrations(
         "mirrored": registration.mirrored(rows),
         "pages": _relative(folder, page) if len(lines) > len(shown) else "",
     }
+
+
+def _artefacts(cohort: data.Cohort, results: Path) -> dict[str, Any]:
+    """Return the page's content on artefacts, with pictures of the slides that have some."""
+    found = artefacts.content(cohort)
+    album = pictures.Album(ARTEFACT_BYTES)
+    cards = []
+    for name, *covered in found["slides"]:
+        described = tables.described(layout.path(layout.IMAGES_TABLE, results, unit=name))[name]
+        own = cohort.tiles[cohort.tiles["pair"] == name]
+        drawn = album.take(artefacts.overview(described, own), artefacts.SIDE_PX)
+        if drawn:
+            cards.append({"pair": name, "covered": covered, "pictures": drawn})
+    return {**found, "slides": cards}
 
 
 def _pictures(
