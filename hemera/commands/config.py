@@ -8,7 +8,14 @@ from typing import Any
 
 import yaml
 
-from hemera.config import PRESETS, STAGES, CohortOptions, load, load_file
+from hemera.config import (
+    PRESETS,
+    STAGES,
+    CohortOptions,
+    check_sheet_given,
+    load,
+    read_yaml,
+)
 from hemera.config.base import Key, Options, keys, plain
 from hemera.errors import ConfigError
 
@@ -29,7 +36,9 @@ def config(
     elif template is not None:
         sys.stdout.write(explained(template))
     else:
-        effective = load_file(configfile)
+        given = read_yaml(configfile)
+        effective = load(given, source=str(configfile))
+        check_sheet_given(effective, given)
         values = plain(effective.cohort)
         values |= {name: plain(options) for name, options in effective.stages.items()}
         yaml.safe_dump(values, sys.stdout, sort_keys=False, allow_unicode=True)

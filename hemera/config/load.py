@@ -116,7 +116,7 @@ class Config:
         faults: list[str] = []
         options = _section(faults, TrainGenerationOptions, values)
         if options is not None:
-            faults += _crop_faults(options, options.divisor, self.options(TileOptions).size_px)
+            faults += _size_faults(self.options(TileOptions).size_px, (options, options.divisor))
         if options is None or faults:
             raise ConfigError(_lines(f"evaluate.generators: {name}: ", faults))
         return options
@@ -199,8 +199,7 @@ def _disagreements(config: Config) -> list[str]:
     # SegmentationNet passes its input to GenerationNet too, unless it has no such branch.
     branch = segmentation.generation_branch
     both = 32 if branch == "none" else max(32, generation.divisor)
-    faults += _crop_faults(generation, generation.divisor, tile.size_px)
-    faults += _crop_faults(segmentation, both, tile.size_px)
+    faults += _size_faults(tile.size_px, (generation, generation.divisor), (segmentation, both))
     fits = BRANCHES.get(branch, tuple(GENERATORS))
     if generation.network not in fits:
         faults.append(
@@ -211,20 +210,27 @@ def _disagreements(config: Config) -> list[str]:
     return faults
 
 
-def _crop_faults(options: TrainingOptions, divisor: int, tile_px: int) -> list[str]:
-    """Return why crops, which are trained on, or tiles, which are evaluated, do not fit."""
-    crop_px = options.crop_px
-    if crop_px is not None and crop_px > tile_px:
-        return [
-            f"{options.section}.crop_px: {crop_px} is larger than tile.size_px {tile_px}; give a "
-            "smaller crop or larger tiles"
-        ]
-    sizes = {f"{options.section}.crop_px": crop_px or 0, "tile.size_px": tile_px}
-    return [
-        f"{name}: {size} is not a multiple of {divisor}, by which the networks of "
-        f"{options.section} downsample; give a multiple, or a shallower train_generation.network"
-        for name, size in sizes.items()
-        if size % divisor
+def _size_faults(tile_px: int, *networks: tuple[TrainingOptions, int]) -> list[str]:
+    """Return why crops, which are trained on, or tiles, which are evaluated, do not fit.
+
+    `networks` are options of training and the factor by which their networks downsample.
+    """
+    faults = []
+    misfits: dict[str, dict[str, int]] = {}
+    for options, divisor in networks:
+        name = f"{options.section}.crop_px: {options.crop_px}"
+        if options.crop_px is not None and options.crop_px > tile_px:
+            faults.append(
+                f"{name} is larger than tile.size_px {tile_px}; give a smaller crop or larger tiles"
+            )
+        elif options.crop_px is not None and options.crop_px % divisor:
+            misfits.setdefault(name, {})[options.section] = divisor
+        if tile_px % divisor:
+            misfits.setdefault(f"tile.size_px: {tile_px}", {})[options.section] = divisor
+    return faults + [
+        f"{name} is not a multiple of {max(own.values())}, by which the networks of "
+        f"{' and '.join(own)} downsample; give a multiple, or a shallower train_generation.network"
+        for name, own in misfits.items()
     ]
 
 
@@ -245,6 +251,15 @@ def check_datasets(config: Config, sheet: str, datasets: Collection[str]) -> Non
                 )
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def check_sheet_given(config: Config, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError where `values` name no sheet, which only the demo does without."""
+    if config.cohort.preset != "demo" and "sheet" not in values:
+        raise ConfigError(
+            f"sheet: not set, and preset is {config.cohort.preset}; set sheet: to your sheet of "
+            "pairs, or preset: demo for the demo cohort"
+        )
 
 
 def load_file(path: Path) -> Config:

@@ -1,4 +1,4 @@
-"""Colour of the background: the empty glass of a slide or of a ready-made image.
+"""Colour of the background: empty places of a slide or of a ready-made image.
 
 It is measured once per image, in `describe`; the tables of tiles contain it. Densities of masks,
 similarity and artefacts are relative to it.
@@ -17,7 +17,7 @@ from hemera.imaging.morphology import at_mpp, coarse
 RGB = npt.NDArray[np.uint8]
 
 # Background is at most this fraction darker than the brightest pixels, and neighbouring pixels at
-# `COARSE_MPP` differ by at most the second fraction: stroma is textured, empty glass is not.
+# `COARSE_MPP` differ by at most the second fraction: stroma is textured, background is not.
 _DARKER_MAX = 0.05
 _TEXTURE_MAX = 0.04
 # Smallest fraction of the pixels that makes a background.

@@ -63,6 +63,15 @@ def test_an_unknown_preset(caplog: pytest.LogCaptureFixture) -> None:
     assert "--template paper: unknown; choose from demo, hemera, " in caplog.text
 
 
+def test_only_the_demo_needs_no_sheet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("preset: no_weights\n")
+    assert main(["config", "--configfile", str(path)]) == 1
+    assert "sheet: not set, and preset is no_weights; set sheet: to your sheet" in caplog.text
+    path.write_text("preset: no_weights\nsheet: pairs.tsv\n")
+    assert main(["config", "--configfile", str(path)]) == 0
+
+
 def test_a_missing_or_faulty_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["config", "--configfile", str(tmp_path / "no.yaml")]) == 1
     assert "No such file or directory; give the path of a config file" in caplog.text

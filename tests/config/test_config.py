@@ -120,6 +120,7 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
             {"tile": {"size_px": 256}, "train_segmentation": {"generation_branch": "none"}},
             ["tile.size_px: 256", "multiple of 512"],
         ),
+        ({"tile": {"size_px": 500}}, ["size_px: 500", "train_generation and train_segmentation"]),
         ({"train_segmentation": {"crop_px": 544}}, ["544", "512"]),
         (
             {"train_segmentation": {"crop_px": 256}},

@@ -4,8 +4,15 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from hemera.errors import ConfigError, HemeraError
-from hemera.config import DEMO_SHEET, DEMO_VERSION, check_datasets, load, read_yaml
+from hemera.errors import HemeraError
+from hemera.config import (
+    DEMO_SHEET,
+    DEMO_VERSION,
+    check_datasets,
+    check_sheet_given,
+    load,
+    read_yaml,
+)
 from hemera.files import layout
 from hemera.sheet import digest, read_sheet, units
 
@@ -14,11 +21,7 @@ try:
     for path in workflow.configfiles:
         read_yaml(Path(path))
     CONFIG = load(config)
-    if CONFIG.cohort.preset != "demo" and "sheet" not in config:
-        raise ConfigError(
-            f"sheet: not set, and preset is {CONFIG.cohort.preset}; set sheet: to your sheet of "
-            "pairs, or preset: demo for the demo cohort"
-        )
+    check_sheet_given(CONFIG, config)
     SHEET = read_sheet(Path(CONFIG.cohort.sheet))
     check_datasets(CONFIG, CONFIG.cohort.sheet, {pair.dataset for pair in SHEET.pairs})
     UNITS = units(SHEET, CONFIG.cohort.block_count)

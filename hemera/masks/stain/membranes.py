@@ -33,8 +33,6 @@ _INNER_UM = 1.0
 # membrane is half a um thick.
 _SECTORS = 24
 _SECTOR_FRACTION = 0.125
-
-
 # How far beyond the border of its region the membrane of a cell may be, um: the line between two
 # cells is on the border, which is as uncertain as the outlines of their nuclei.
 _BORDER_UM = 0.5
