@@ -11,7 +11,7 @@ from hemera.config import MaskOptions
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px, smoothed
 from hemera.masks import label_format
 from hemera.masks.stain.nuclei import PEAK_WINDOW_UM, SMOOTHING_UM, Nuclei
-from hemera.masks.stain.stains import Stains
+from hemera.masks.stain.stains import NUCLEAR_DENSITY, Stains
 
 Float = npt.NDArray[np.float32]
 
@@ -25,14 +25,24 @@ _UNMEASURED = 1.5
 # density is compared in steps, in which morphology of 8 bits is exact.
 _MEMBRANE_UM = 6.0
 _DIFFUSE_STEP = 0.005
-# Smallest difference of a membrane from the diffuse staining beside it, as a fraction of its DAB.
+# Smallest difference of a membrane from the diffuse staining beside it, as a fraction of its DAB;
+# the same of strong staining, which is dark beside dark cytoplasm, too.
 _RIDGE = 0.35
+_STRONG_RIDGE = 0.2
+# A strong membrane is as wide as the part of it above half of its maximum, which is searched for in
+# a window of this side, um.
+_HALF_MAXIMUM = 0.5
+_LINE_WINDOW_UM = 5.0
+# Largest contrast of a slide, as a factor on the thresholds.
+_CONTRAST_MAX = 2.0
 # How far inside the edge of its nucleus a membrane may be, um.
 _INNER_UM = 1.0
 # Sectors of the ring around a nucleus, and the smallest stained fraction of a stained sector: a
 # membrane is half a um thick.
 _SECTORS = 24
 _SECTOR_FRACTION = 0.125
+# Smallest stained fraction of the ring of strong staining.
+_COMPLETE = 0.5
 # How far beyond the border of its region the membrane of a cell may be, um: the line between two
 # cells is on the border, which is as uncertain as the outlines of their nuclei.
 _BORDER_UM = 0.5
@@ -59,7 +69,13 @@ def find_membranes(separated: Float, mpp: float, stains: Stains, options: MaskOp
 
     A membrane is a thin line: its DAB exceeds that of the cytoplasm and the nuclei beside it, which
     is the morphological opening of the DAB with a disc wider than two membranes. Diffuse staining
-    of any strength is none.
+    of any strength is none. The line is as wide as its full width at half maximum.
+
+    Cameras and scanners differ in contrast, which multiplies the densities of both stains. The
+    thresholds of moderate and strong staining are therefore in proportion to the haematoxylin of
+    the dark nuclei of the slide; they are used as they are where that is `NUCLEAR_DENSITY`. The
+    threshold of weak staining is not lowered: noise of the image and of the separation does not
+    depend on the counterstain.
 
     Faint DAB over a wide area is background staining of skin, stroma or a poorly rinsed section:
     it counts as weak only where it exceeds its surroundings and, beside a dark nucleus, the
@@ -76,16 +92,29 @@ def find_membranes(separated: Float, mpp: float, stains: Stains, options: MaskOp
     """
     haematoxylin, dab = (np.ascontiguousarray(separated[..., k]) for k in (0, 1))
     smooth = smoothed(dab, mpp, SMOOTHING_UM)
-    weak = options.dab_weak * (1 if "dab" in stains.estimated else _UNMEASURED)
-    weak = min(max(weak, options.dab_control * stains.background_dab), options.dab_moderate)
-    levels = weak, options.dab_moderate, options.dab_strong
     diffuse = _diffuse(smooth, mpp)
+    levels = _levels(stains, options)
     membrane = _classes(smooth, levels)
     # Beyond the steps, a dark particle would exceed its own opening.
     bounded = np.minimum(smooth, np.float32(255 * _DIFFUSE_STEP))
-    membrane[bounded - diffuse < _RIDGE * bounded] = 0
+    excess = bounded - diffuse
+    window = odd_px(_LINE_WINDOW_UM, mpp)
+    half = cv2.dilate(bounded, np.ones((window, window), np.uint8)) - diffuse
+    half *= np.float32(_HALF_MAXIMUM)
+    line = (membrane == 3) & (excess >= np.maximum(half, np.float32(_STRONG_RIDGE) * bounded))
+    membrane[excess < _RIDGE * bounded] = 0
+    membrane[membrane == 3] = 2
+    membrane[line] = 3
     membrane[(membrane == 1) & (smooth < _lowest_weak(haematoxylin, dab, mpp, options))] = 0
     return Membranes(membrane, dab, diffuse)
+
+
+def _levels(stains: Stains, options: MaskOptions) -> tuple[float, float, float]:
+    """Return the smallest DAB of weak, moderate and strong staining of a slide."""
+    contrast = min(max(stains.nuclear_density / NUCLEAR_DENSITY, 1.0), _CONTRAST_MAX)
+    moderate, strong = contrast * options.dab_moderate, contrast * options.dab_strong
+    weak = options.dab_weak * (1 if "dab" in stains.estimated else _UNMEASURED)
+    return min(max(weak, options.dab_control * stains.background_dab), moderate), moderate, strong
 
 
 def _classes(density: Float, levels: tuple[float, ...]) -> npt.NDArray[np.uint8]:
@@ -126,8 +155,9 @@ def measure_cells(
     The ring, from just inside the edge of a nucleus outwards, is cut into 24 sectors around its
     centroid. A sector is stained at a class when an eighth of its pixels reach it. `completeness`
     is the fraction of sectors that are stained; `intensity` is the strongest class that
-    covers `options.completeness_min` of the ring, so pigment on one side is not enough. A
-    cell with any intensity is positive.
+    covers `options.completeness_min` of the ring, so pigment on one side is not enough; strong
+    staining covers at least half of it, because 3+ is a complete membrane (ASCO/CAP: Wolff et al.,
+    J Clin Oncol 36, 2018). A cell with any intensity is positive.
 
     Densities of a cell: `cytoplasm_od` is the mean diffuse DAB of the ring, `membrane_od` the mean
     over the sectors of how much the largest DAB of the membrane exceeds it, 0 in sectors that are
@@ -176,7 +206,9 @@ def measure_cells(
     sectors = np.maximum((total > 0).sum(axis=1), 1)
     fraction = stained.sum(axis=1) / sectors
     # What covers enough at a class does so at those below it: the number of classes is the class.
-    intensity = (fraction >= options.completeness_min).sum(axis=1).astype(np.uint8)[1:]
+    least = np.full(3, options.completeness_min)
+    least[2] = max(least[2], _COMPLETE)
+    intensity = (fraction >= least).sum(axis=1).astype(np.uint8)[1:]
     diffuse = np.bincount(of, membranes.diffuse.ravel()[at], count + 1)
     cytoplasm_od = diffuse / np.maximum(total.sum(axis=1)[:, 0], 1)
     beyond = cv2.dilate(membranes.dab, disc(2 * _BORDER_UM + mpp, mpp))

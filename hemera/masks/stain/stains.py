@@ -23,6 +23,8 @@ HAEMATOXYLIN = (0.650, 0.704, 0.286)
 DAB = (0.268, 0.570, 0.776)
 """Vectors of Ruifrok and Johnston (Anal Quant Cytol Histol 23, 2001), density of red, green, blue:
 for a slide that has too little of a stain to measure it."""
+NUCLEAR_DENSITY = 0.35
+"""Density of haematoxylin in dark nuclei, likewise."""
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -60,8 +62,7 @@ _DARK_PERCENTILE = 98
 _SATURATED_DENSITY = 1.2
 # DAB is measured where it exceeds this density and haematoxylin.
 _DAB_MIN = 0.25
-# Density of haematoxylin in dark nuclei where too little is stained to measure it, and its bounds.
-_NUCLEAR_DENSITY = 0.35
+# Bounds of the density of haematoxylin in dark nuclei.
 _NUCLEAR_DENSITY_MIN = 0.08
 _NUCLEAR_DENSITY_MAX = 1.0
 # Negative control: smallest summed density of tissue; haematoxylin of a nucleus as a fraction of
@@ -93,7 +94,7 @@ class Stains:
     background: tuple[int, int, int]
     haematoxylin: Vector = HAEMATOXYLIN
     dab: Vector = DAB
-    nuclear_density: float = _NUCLEAR_DENSITY
+    nuclear_density: float = NUCLEAR_DENSITY
     dark_dab: float = 0.0
     estimated: tuple[str, ...] = ()
     background_dab: float = 0.0
@@ -221,14 +222,14 @@ def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> float:
     if not enough:
         enough = [np.concatenate(pure)]
         if len(enough[0]) < _SAMPLES_MIN:
-            return _NUCLEAR_DENSITY
+            return NUCLEAR_DENSITY
     density = float(np.median([np.percentile(values, _DARK_PERCENTILE) for values in enough]))
     if not _NUCLEAR_DENSITY_MIN <= density <= _NUCLEAR_DENSITY_MAX:
         log.warning(
             "haematoxylin of nuclei: %.2f is outside %.2f to %.2f; %.2f is used",
-            density, _NUCLEAR_DENSITY_MIN, _NUCLEAR_DENSITY_MAX, _NUCLEAR_DENSITY,
+            density, _NUCLEAR_DENSITY_MIN, _NUCLEAR_DENSITY_MAX, NUCLEAR_DENSITY,
         )  # fmt: skip
-        return _NUCLEAR_DENSITY
+        return NUCLEAR_DENSITY
     return density
 
 

@@ -11,7 +11,7 @@ from scipy import ndimage
 from hemera.demo import load_truth
 from hemera.masks import label_format
 from hemera.masks.agreement import matched
-from hemera.masks.stain.stains import Stains
+from hemera.masks.stain.stains import NUCLEAR_DENSITY, Stains
 from tests.small_cells import (
     BACKGROUND,
     DAB,
@@ -40,7 +40,7 @@ def excluded_fraction(found: label_format.Labelled) -> float:
 def test_cells_are_found_and_graded_at_any_resolution_and_on_a_gray_background(
     mpp: float, background: tuple[int, int, int]
 ) -> None:
-    slide = draw(STRENGTHS, mpp=mpp, background=background)
+    slide = draw(STRENGTHS, mpp=mpp, background=background, counterstain=NUCLEAR_DENSITY)
     found = labelled(slide.rgb, mpp)
     at = slide.matched(found.cells)
     assert len(found.cells) == STRENGTHS.size
@@ -51,6 +51,15 @@ def test_cells_are_found_and_graded_at_any_resolution_and_on_a_gray_background(
     nuclei = label_format.nuclei(found.mask)
     assert (nuclei & slide.nuclei).sum() / (nuclei | slide.nuclei).sum() > 0.6
     assert found.mask.shape == slide.rgb.shape[:2]
+
+
+@pytest.mark.parametrize("contrast", [1.3, 1.6])
+def test_a_camera_of_higher_contrast_gives_the_same_classes(contrast: float) -> None:
+    """Contrast multiplies the densities of both stains."""
+    expected = np.searchsorted([0.07, 0.16, 0.36], STRENGTHS.ravel(), side="right")
+    slide = draw(contrast * STRENGTHS, counterstain=contrast * NUCLEAR_DENSITY)
+    cells = labelled(slide.rgb).cells
+    assert (cells.intensity[slide.matched(cells)] == expected).mean() >= 0.9
 
 
 def test_mask_and_cells_are_consistent() -> None:
@@ -77,7 +86,7 @@ def test_a_membrane_stained_on_one_side_is_not_positive(
 
 
 def test_the_weakest_positive_intensity_is_an_option() -> None:
-    slide = draw(STRENGTHS)
+    slide = draw(STRENGTHS, counterstain=NUCLEAR_DENSITY)
     cells = labelled(slide.rgb, positive_intensity_min=3).cells
     np.testing.assert_array_equal(cells.positive[slide.matched(cells)], STRENGTHS.ravel() == 0.6)
 
