@@ -144,7 +144,8 @@ def estimated(cells: pd.DataFrame, tiles: int, parts: int) -> Staining:
     count = tiles * parts**2
     counts = np.zeros((count, 4), np.int64)
     np.add.at(counts, (block, cells["intensity"]), 1)
-    return staining(counts, np.bincount(block, cells["membrane_od"], count), seed=0)
+    sums = np.bincount(block, cells["membrane_od"], count)
+    return staining(counts, sums, seed=0, parts=parts**2)
 
 
 def densities(compared: pd.DataFrame) -> None:

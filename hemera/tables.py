@@ -210,7 +210,7 @@ CELLS = _schema("""
 STAINING = _schema("""
     string   engine case dataset score
     int64    tiles cells  # accepted tiles
-    string   resampled  # tiles; quarters of tiles: fewer than four tiles; empty: too few cells
+    string   blocks  # behind the interval: tiles; quarters of fewer than four tiles; empty: none
     float64? h_score h_score_low h_score_high  # 90 % interval
     float64? membrane_od membrane_od_low membrane_od_high cytoplasm_od  # means over the cells
     float64? probability_0 probability_ultralow probability_1 probability_2 probability_3

@@ -177,7 +177,7 @@ def with_few_tiles(tiles: Frame) -> Frame:
 def case_staining(tiles: Frame, engine: str, cells: Frame) -> Frame:
     """Return the staining of each case: a frame with the columns of `tables.STAINING`.
 
-    The resampled blocks are the tiles, or the quarters of the tiles of a case with few.
+    Intervals are from the tiles, or from the quarters of the tiles of a case with few.
 
     Args:
         tiles: with the columns of the index.
@@ -196,16 +196,17 @@ def case_staining(tiles: Frame, engine: str, cells: Frame) -> Frame:
         membrane_od, cytoplasm = sums.loc[own.index].to_numpy().T
         cell_count = int(values.sum())
         cytoplasm_od = cytoplasm.sum() / cell_count if cell_count else np.nan
-        resampled = "tiles"
+        blocks, parts = "tiles", 1
         if len(own) < BLOCKS_MIN:
             few = quarters.loc[own["tile"]]
             values = few[[*range(4)]].to_numpy(np.int64)
-            membrane_od, resampled = few["membrane_od"].to_numpy(float), "quarters"
-        found = staining(values, membrane_od, seed=0)
+            membrane_od = few["membrane_od"].to_numpy(float)
+            blocks, parts = "quarters", 4
+        found = staining(values, membrane_od, seed=0, parts=parts)
         if np.isnan(found.h_score.low):
-            resampled = ""
+            blocks = ""
         dataset, score = own[GROUP].iloc[0]
-        named = [engine, case, dataset, score, len(own), cell_count, resampled]
+        named = [engine, case, dataset, score, len(own), cell_count, blocks]
         densities = *found.membrane_od, cytoplasm_od
         rows.append([*named, *found.h_score, *densities, *found.probabilities])
     return pd.DataFrame(rows, columns=tables.STAINING.names).sort_values([*GROUP, "h_score"])

@@ -20,6 +20,13 @@ enough in the guideline; a detector finds some in every unstained section."""
 BLOCKS_MIN = 4
 """Fewer blocks support no interval."""
 
+# Correlation of the quarters of a tile: 0 to 0.8 on ten real HER2 images, 0.4 on average.
+_QUARTER_CORRELATION = 0.4
+# Smallest correlation of the cells of a tile: it is 0 to 0.3 on the same images, 0.1 on average.
+_CELL_CORRELATION = 0.05
+# Cells that are added in equal parts to the four intensities.
+_PRIOR_CELLS = 1.0
+
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -33,14 +40,16 @@ class Estimate(NamedTuple):
 
 
 class Staining(NamedTuple):
-    """H-score and mean membrane density of a case; fraction of resamples of each of `CLASSES`."""
+    """H-score and mean membrane density of a case; probability of each of `CLASSES`."""
 
     h_score: Estimate
     membrane_od: Estimate
     probabilities: tuple[float, ...]
 
 
-def her2_scores(counts: Counts, intense_fraction: float | None = None) -> npt.NDArray[np.int64]:
+def her2_scores(
+    counts: Counts | Floats, intense_fraction: float | None = None
+) -> npt.NDArray[np.int64]:
     """Return the place in `CLASSES` of each row of counted cells; -1 without any cell.
 
     ASCO/CAP (Wolff et al., J Clin Oncol 36, 2018): 3+ when more than `FRACTION` are strong; else 2+
@@ -48,7 +57,7 @@ def her2_scores(counts: Counts, intense_fraction: float | None = None) -> npt.ND
     with more than `ULTRALOW_FRACTION` stained.
 
     Args:
-        counts: (N, 4), cells of intensity 0 to 3.
+        counts: (N, 4), cells of intensity 0 to 3, or their fractions.
         intense_fraction: 2+ also when more than this are strong, as in the guideline of 2018.
     """
     total = counts.sum(axis=1)
@@ -79,44 +88,75 @@ def staining(
     membrane_od: Floats,
     *,
     seed: int,
-    samples: int = 1000,
+    parts: int = 1,
+    samples: int = 2000,
     confidence: float = 0.90,
 ) -> Staining:
     """Return the staining of a case from the cells of its blocks; NaN where there is none.
 
-    A block is a tile, or a quarter of one where a case has fewer tiles than `BLOCKS_MIN`. The
-    intervals are the expanded percentile intervals of a bootstrap of the blocks (Hesterberg, Am
-    Stat 69, 2015), because the plain ones are too narrow for few blocks.
+    A block is a tile, or a quarter of one where a case has fewer tiles than `BLOCKS_MIN`. The cells
+    of a block are alike, so they are as informative as a smaller number of independent cells: that
+    with the same variance of the H-score, times the square of the ratio of the normal to Student's
+    quantile (Korn and Graubard, Surv Methodol 24, 1998). The fractions of the intensities have a
+    Dirichlet distribution of that many cells and Perks' prior, one cell in all; the interval of the
+    H-score and the probabilities of the classes are from draws of it. Without a stained cell the
+    interval begins at 0, and it ends at 300 where all are strong (Brown et al., Stat Sci 16, 2001).
+    The membrane density has a log-normal distribution, with Student's quantile.
 
     Args:
         counts: (N, 4), cells of intensity 0 to 3 of each block.
         membrane_od: (N,), sum of the membrane densities of its cells.
-        seed: of the bootstrap.
-        samples: number of resamples.
+        seed: of the draws.
+        parts: blocks per tile, whose correlation makes the variance larger.
+        samples: number of draws.
         confidence: of the intervals.
     """
-    count = len(counts)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), samples)
-    drawn = weights @ counts
-    used = drawn.sum(axis=1) > 0
-    drawn, sums = drawn[used], (weights @ membrane_od)[used]
+    cells = counts.sum(axis=1)
+    total = int(cells.sum())
     h_score = float(h_scores(counts.sum(axis=0, keepdims=True))[0])
     with np.errstate(invalid="ignore"):
-        mean_od = float(membrane_od.sum() / counts.sum())
-    if count < BLOCKS_MIN or not len(drawn):
+        mean_od = float(membrane_od.sum() / np.float64(total))
+    if len(counts) < BLOCKS_MIN or not total:
         nothing = np.nan, np.nan
         unknown = (np.nan,) * len(CLASSES)
         return Staining(Estimate(h_score, *nothing), Estimate(mean_od, *nothing), unknown)
-    width = np.sqrt(count / (count - 1)) * special.stdtrit(count - 1, (1 + confidence) / 2)
-    tail = special.ndtr(-width)
-
-    def interval(values: Floats) -> tuple[float, float]:
-        low, high = np.quantile(values, [tail, 1 - tail])
-        return float(low), float(high)
-
-    found = np.bincount(her2_scores(drawn), minlength=len(CLASSES)) / len(drawn)
+    used = max(int(np.count_nonzero(cells)), 2)
+    tail = (1 - confidence) / 2
+    quantile = special.stdtrit(used - 1, 1 - tail)
+    fractions = counts.sum(axis=0) / total
+    intensities = np.arange(4)
+    spread = float(fractions @ (intensities - fractions @ intensities) ** 2)
+    variance = _variance(counts @ intensities, cells, used, parts)
+    # A few blocks may be alike by chance, as those without a stained cell are.
+    most = total / (1 + max(parts * total / used - 1, 0) * _CELL_CORRELATION)
+    effective = min(spread / variance, most) if variance else most
+    effective *= (special.ndtri(1 - tail) / quantile) ** 2
+    rng = np.random.default_rng(seed)
+    drawn = rng.dirichlet(effective * fractions + _PRIOR_CELLS / 4, samples)
+    low, high = np.quantile(100 * drawn @ intensities, [tail, 1 - tail])
+    low, high = min(low, h_score), max(high, h_score)
+    if fractions[0] == 1:
+        low = 0.0
+    if fractions[3] == 1:
+        high = 300.0
+    found = np.bincount(her2_scores(drawn), minlength=len(CLASSES)) / samples
+    relative = _variance(membrane_od, cells, used, parts) / mean_od**2 if mean_od else 0.0
+    factor = float(np.exp(quantile * np.sqrt(np.log1p(relative))))
     return Staining(
-        Estimate(h_score, *interval(h_scores(drawn))),
-        Estimate(mean_od, *interval(sums / drawn.sum(axis=1))),
+        Estimate(h_score, float(low), float(high)),
+        Estimate(mean_od, mean_od / factor, mean_od * factor),
         tuple(found.tolist()),
     )
+
+
+def _variance(sums: npt.NDArray[np.generic], cells: Counts, used: int, parts: int) -> float:
+    """Return the variance of a mean per cell from the sums and cells of blocks (N,).
+
+    That of a ratio of means of `used` blocks, times the design effect of `parts` correlated blocks
+    per tile (Kish, Survey Sampling, 1965) over what the blocks of a sample differ less for it.
+    """
+    total = cells.sum()
+    residual = sums - cells * (sums.sum() / total)
+    variance = used / (used - 1) * float(residual @ residual) / float(total) ** 2
+    shared = (parts - 1) * _QUARTER_CORRELATION
+    return variance * (1 + shared) / max(1 - shared / (used - 1), 0.1)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hemera.masks.her2_score import CLASSES, h_scores, her2_scores, staining
 
@@ -70,11 +71,51 @@ def test_intervals_contain_the_truth_as_often_as_they_claim() -> None:
     assert (inside >= 0.85 * 400).all() and (inside <= 0.95 * 400).all()
 
 
+def test_intervals_of_few_stained_cells_contain_the_truth() -> None:
+    """Ultralow: 1 to 10 % weak cells, in few of the tiles; and cases without any."""
+    rng = np.random.default_rng(4)
+    inside = 0
+    for number in range(300):
+        true = rng.uniform(0.01, 0.10)
+        cells = rng.poisson(100, rng.integers(4, 13)) + 1
+        weak = rng.binomial(cells, rng.beta(true * 12, (1 - true) * 12, len(cells)))
+        counts = np.column_stack([cells - weak, weak, 0 * weak, 0 * weak])
+        found = staining(counts, 0.1 * weak, seed=number, samples=400)
+        inside += found.h_score.low <= 100 * true <= found.h_score.high
+    assert 0.85 * 300 <= inside <= 0.98 * 300
+    unstained = staining(np.array([[100, 0, 0, 0]] * 6), np.zeros(6), seed=1)
+    assert unstained.h_score[:2] == (0, 0)
+    assert 0 < unstained.h_score.high < 15
+    assert unstained.membrane_od == (0, 0, 0)
+    assert 0.5 < unstained.probabilities[0] < 1
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3])
+def test_intervals_of_quarters_allow_for_their_correlation(tiles: int) -> None:
+    """Quarters of a tile vary by 0.6 of the variance, and tiles by 0.4 of it."""
+    rng = np.random.default_rng(5)
+    inside = 0
+    for number in range(300):
+        true = rng.uniform(0.2, 0.8)
+        of_tile = 0.4**0.5 * rng.normal(size=(tiles, 1)) + 0.6**0.5 * rng.normal(size=(tiles, 4))
+        weak = rng.binomial(60, (true + 0.08 * of_tile).clip(0, 1)).ravel()
+        counts = np.column_stack([60 - weak, weak, 0 * weak, 0 * weak])
+        found = staining(counts, 0.1 * weak, seed=number, parts=4, samples=400)
+        inside += found.h_score.low <= 100 * true <= found.h_score.high
+    assert 0.85 * 300 <= inside
+
+
 def test_probabilities_of_a_case_between_two_scores() -> None:
-    """Half of eight tiles 9 % strong, half 12 %: 2+ where six or more drawn tiles are the first."""
+    """Half of eight tiles 9 % strong, half 12 %: 3+ above a tenth.
+
+    800 cells whose correlation is 0.05 are worth 800 / (1 + 99 * 0.05) = 134.5 of independent ones,
+    and with Student's quantile of seven degrees of freedom 134.5 * (1.645 / 1.895)**2 = 101.3.
+    10.64 of them are strong, and a quarter of the prior cell.
+    """
     found = staining(np.array([[85, 0, 6, 9], [82, 0, 6, 12]] * 4), np.zeros(8), seed=1)
     assert sum(found.probabilities) == pytest.approx(1)
-    assert found.probabilities[3:] == pytest.approx([37 / 256, 219 / 256], abs=0.04)
+    expected = stats.beta.sf(0.1, 10.64 + 0.25, 101.3 - 10.64 + 0.75)
+    assert found.probabilities[4] == pytest.approx(expected, abs=0.03)
 
 
 def test_three_blocks_have_values_without_intervals() -> None:
@@ -86,4 +127,5 @@ def test_three_blocks_have_values_without_intervals() -> None:
 def test_densities_that_were_not_measured_have_no_interval() -> None:
     found = staining(np.array([[1, 0, 0, 3]] * 5), np.full(5, np.nan), seed=1)
     assert np.isnan(found.membrane_od).all()
-    assert found.h_score == (225, 225, 225)
+    assert found.h_score.value == 225
+    assert 0 < found.h_score.low < 225 < found.h_score.high < 300

@@ -30,7 +30,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {8: "c327e5c96b2cc9e40328c2892101d944ef23fc1cde3bcb1e016838eee3c2896a"}
+GOLDEN = {8: "1f04e33afe9d072566c319e0fd08642830760efe867d38d7ce72469a8d893120"}
 
 
 # As the table of tiles has it; a little off what the tiles show, so that its origin is tested.
