@@ -41,16 +41,16 @@ class MaskOptions(Options):
     """Smallest DAB optical density above the background of moderate (2+) staining; higher on slides
     of high contrast, whose dark nuclei have more than 0.35 of haematoxylin."""
     dab_strong: Annotated[float, Field(gt=0, le=3)] = 0.35
-    """Smallest DAB optical density above the background of strong (3+) staining; higher on slides of
-    high contrast, likewise."""
+    """Smallest DAB optical density above the background of strong (3+) staining; higher on
+    slides of high contrast, likewise."""
     dab_contrast: Annotated[float, Field(ge=0, le=10)] = 1.3
     """Smallest ratio of weak membrane staining to the mean DAB of the 22 um around it."""
     dab_control: Annotated[float, Field(ge=0, le=10)] = 2.0
     """Smallest ratio of weak membrane staining to the background DAB of the slide, measured in
     tissue away from nuclei; 0: not required."""
     completeness_min: Annotated[float, Field(gt=0, le=1)] = 0.28
-    """Smallest stained fraction of the membrane ring of a positive cell; half of it, or this if more,
-    is strong for 3+."""
+    """Smallest stained fraction of the membrane ring of a positive cell; that of strong
+    staining (3+) is at least 0.5."""
     stain_tiles: Count = 32
     """Evenly spaced tiles of a pair from which its stain vectors are estimated; a few tiles are
     divided into blocks."""

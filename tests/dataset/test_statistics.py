@@ -134,9 +134,9 @@ def test_staining_of_cases_by_hand() -> None:
     assert rows.loc["c2"]["blocks"] == ""
     third = rows.loc["c3"].to_dict()
     assert (third["h_score"], third["membrane_od"], third["blocks"]) == (75, 0.25, "quarters")
-    # Four quarters of intensity 3, 0, 0, 0: variance of the mean 0.5625, times (1 + 1.2) / (1 - 0.4)
-    # for their correlation; that of a cell is 1.6875, so they are worth 0.818 cells, and with
-    # Student's quantile of three degrees of freedom 0.4. A quarter of each class is the prior.
+    # Four quarters of intensity 3, 0, 0, 0: variance of the mean 0.5625, times 2.2 / 0.6 for their
+    # correlation; that of a cell is 1.6875, so they are worth 0.818 cells, and with Student's
+    # quantile of three degrees of freedom 0.4. A quarter of each class is the prior.
     assert third["probability_3"] == pytest.approx(stats.beta.sf(0.1, 0.35, 1.05), abs=0.03)
     # The relative variance of the density is 0.229 / 0.0625, its logarithm's ln(4.67).
     assert third["membrane_od_low"] == pytest.approx(0.25 / 18.55, rel=0.01)
