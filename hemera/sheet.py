@@ -270,6 +270,9 @@ def _header_faults(header: list[str]) -> Iterator[str]:
         if len(header) == 1 and separator in header[0]:
             yield f"its cells are separated by {word}; separate them by tabs"
             return
+    if len(header) == 1 and len(header[0].split()) > 1:
+        yield "its cells are separated by spaces; separate them by tabs"
+        return
     for name in dict.fromkeys(header):
         if name not in COLUMNS:
             yield f"column {name!r} is unknown{nearest(name, COLUMNS)}"
@@ -295,7 +298,8 @@ def _fault(details: ErrorDetails) -> str:
     elif Pair.model_fields[column].annotation is bool:
         expected = "give true or false, or nothing"
     elif column in ("he_mpp", "her2_mpp"):
-        expected = f"give {MPP_BOUNDS[0]:g} to {MPP_BOUNDS[1]:g} um per pixel, or nothing"
+        low, high = MPP_BOUNDS
+        expected = f"give {low:g} to {high:g} um per pixel with a decimal point, or nothing"
     else:
         expected = details["msg"]
     return f"{column} is {details['input']!r}; {expected}"

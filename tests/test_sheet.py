@@ -181,6 +181,8 @@ def test_columns(tmp_path: Path) -> None:
         "pairs.tsv: no column dataset, he, her2; add it (cells are separated by tabs, not by "
         "spaces)",
     ]
+    line = fault(write(tmp_path, cells(), header=HEADER.replace("\t", " ")))
+    assert line == "pairs.tsv: its cells are separated by spaces; separate them by tabs"
 
 
 def test_a_pair_by_its_name() -> None:

@@ -271,7 +271,13 @@ def _faults(pair: Pair) -> Iterator[str]:
     for column, paths, read in checks:
         given = [path for path in paths if path is not None]
         missing = [path for path in given if not path.is_file()]
-        yield from (f"{column} {path} does not exist; correct the path" for path in missing)
+        for path in missing:
+            what = (
+                "is a directory; give a file"
+                if path.is_dir()
+                else "does not exist; correct the path"
+            )
+            yield f"{column} {path} {what}"
         if given and not missing:
             try:
                 read(*given)

@@ -16,7 +16,7 @@ import shapely
 from skimage.draw import polygon
 
 from hemera.errors import HemeraError, SlideError
-from hemera.files.geojson import Feature, read_features
+from hemera.files.geojson import read_features, read_polygons
 from hemera.imaging.artefacts import KINDS
 from hemera.imaging.label_images import read_labels
 
@@ -65,13 +65,13 @@ def read_artefacts(
     """
     if not path.is_file():
         raise SlideError(f"{path}: no such file; correct {column} in the sheet, or leave it empty")
-    if path.suffix.lower() in GEOJSON_SUFFIXES:
-        try:
-            return _drawn(read_features(path)[1], size_px, tissue.shape)
-        except HemeraError as error:
-            raise SlideError(f"{column}: {error}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        labels = np.array(read_labels(path, Path(folder)))
+    try:
+        if path.suffix.lower() in GEOJSON_SUFFIXES:
+            return _drawn(path, size_px, tissue.shape)
+        with tempfile.TemporaryDirectory() as folder:
+            labels = np.array(read_labels(path, Path(folder)))
+    except HemeraError as error:
+        raise SlideError(f"{column}: {error}") from error
     height, width = labels.shape
     wide = width * size_px[1] / (height * size_px[0])
     # A pixel more or less is rounding.
@@ -86,6 +86,11 @@ def read_artefacts(
         kinds = np.where(labels == 0, _OTHER, 0).astype(np.uint8)
     elif 1 < labels.max() < len(_GRANDQC):
         kinds = np.array([_number(name) for name in _GRANDQC], np.uint8)[labels]
+    elif kinds.all():
+        raise SlideError(
+            f"{column}: {path.name} is 0 nowhere, so that all of the image would be an artefact; "
+            "give a mask that is 0 where there is none, or leave the column empty"
+        )
     kinds = np.asarray(
         cv2.resize(kinds, tissue.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
     )
@@ -97,8 +102,12 @@ def _number(kind: str | None) -> int:
     return 0 if kind is None else 1 + KINDS.index(kind)
 
 
-def _drawn(features: list[Feature], size_px: tuple[int, int], shape: tuple[int, ...]) -> Bytes:
-    """Return the kinds (H, W) of the polygons of features, at the centres of the pixels."""
+def _drawn(path: Path, size_px: tuple[int, int], shape: tuple[int, ...]) -> Bytes:
+    """Return the kinds (H, W) of the polygons of a file, at the centres of the pixels."""
+    features = read_features(path)[1]
+    if features:
+        # An error where there are features, yet no polygon.
+        read_polygons(path)
     kinds = np.zeros(shape, np.uint8)
     scale = np.array(shape[::-1]) / size_px
     for feature in features:

@@ -319,7 +319,7 @@ def test_artefacts_of_a_file_replace_those_that_are_detected(images_of_pair):
 @pytest.mark.parametrize(
     ("shape", "value", "reason"),
     [
-        ((75, 105), 1, "artefacts cover more than 50% of each of 6 positions with tissue"),
+        ((75, 105), 4, "artefacts cover more than 50% of each of 6 positions with tissue"),
         ((75, 75), 1, "he_artefacts: mask.png has 75 x 75 px, which are not the proportions of"),
     ],
 )
