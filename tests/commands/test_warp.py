@@ -11,13 +11,14 @@ import openslide
 import pytest
 import tifffile
 import tiffslide
+from scipy import ndimage
 
 from hemera.__main__ import main
 from hemera.imaging.slide import open_slide
 from hemera.registration import displacement
 from hemera.registration.displacement import Displacement, none
 from hemera.registration.displacement_files import write_displacement
-from tests.small_displacements import field_of
+from tests.small_displacements import field_of, to_he, to_her2
 from tests.small_geojson import feature, geometry, rectangle, stray
 from tests.small_sheets import write_certificate, write_sheet
 from tests.small_slides import damage_tile, write_pyramid
@@ -25,25 +26,6 @@ from tests.small_slides import damage_tile, write_pyramid
 HE_MPP, HER2_MPP = 0.5, 0.44
 HE_SIZE, HER2_SIZE = (1030, 515), (1290, 670)
 BACKGROUND = (236, 241, 243)
-
-
-def to_her2(points_um):
-    """Where a point of H&E lies on HER2, um: a swirl that dies away, sheared and shifted."""
-    points_um = np.asarray(points_um, float)
-    x, y = points_um[..., 0] - 260, points_um[..., 1] - 130
-    angle = 0.25 * np.exp(-(x**2 + y**2) / 120**2)
-    x, y = np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y
-    return np.stack([1.01 * x + 0.06 * y + 285, -0.03 * x + 0.99 * y + 150], axis=-1)
-
-
-def to_he(points_um):
-    """The way back, by as many steps as it takes."""
-    goal = np.asarray(points_um, float)
-    points = goal - (25, 20)
-    for _ in range(200):
-        points = points + 0.7 * (goal - to_her2(points))
-    assert np.abs(to_her2(points) - goal).max() < 1e-9
-    return points
 
 
 MARKS_UM = np.array([[x, y] for x in range(45, 480, 62) for y in range(38, 230, 41)], float)
@@ -129,16 +111,13 @@ def refused(caplog, cohort, *words, **more):
 # Points
 
 
-def write_points(path, points, header=("X", "Y")):
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([header, *points])
+def write_points(path, points):
+    np.savetxt(path, points, fmt="%.17g", delimiter=",", header="X,Y", comments="")
 
 
 def read_points(path):
     """The points of a table; NaN where cells are empty."""
-    with open(path, newline="") as file:
-        rows = [[row["X"], row["Y"]] for row in csv.DictReader(file)]
-    return np.array([[float(cell or "nan") for cell in row] for row in rows])
+    return np.genfromtxt(path, delimiter=",", skip_header=1).reshape(-1, 2)
 
 
 @pytest.fixture
@@ -296,23 +275,6 @@ def test_labels_lie_where_the_formula_leads(cohort, tmp_path, to, suffix, mpp):
     assert (found[~inside] != 0).mean() < 0.05 if (~inside).any() else True
 
 
-@pytest.mark.parametrize(
-    ("name", "words", "why"),
-    [
-        ("out.png", (), "name it .tif"),
-        ("out.tif", ("--mpp", 0.2), "--mpp 0.2: he.tif has 0.5 um/px; give that or more"),
-    ],
-)
-def test_labels_that_cannot_be_written(cohort, tmp_path, caplog, name, words, why):
-    tifffile.imwrite(tmp_path / "in.tif", np.ones((40, 60), np.int32))
-    before = sorted(tmp_path.iterdir())
-    line = refused(
-        caplog, cohort, "labels", tmp_path / "in.tif", tmp_path / name, "--to", "he", *words
-    )
-    assert why in line
-    assert sorted(tmp_path.iterdir()) == before
-
-
 # The warped slide
 
 
@@ -323,20 +285,9 @@ def centroids(rgb, centres_px, radius):
     for x, y in centres_px:
         left, top = round(x - radius), round(y - radius)
         part = dark[top : top + 2 * radius, left : left + 2 * radius]
-        part = np.where(part > 12, part, 0)
-        column, row = np.meshgrid(np.arange(2 * radius), np.arange(2 * radius))
-        found.append(
-            [
-                left + 0.5 + (part * column).sum() / part.sum(),
-                top + 0.5 + (part * row).sum() / part.sum(),
-            ]
-        )
+        row, column = ndimage.center_of_mass(np.where(part > 12, part, 0))
+        found.append([left + 0.5 + column, top + 0.5 + row])
     return np.array(found)
-
-
-def level_0(path):
-    with tifffile.TiffFile(path) as file:
-        return file.pages[0].asarray()
 
 
 @pytest.mark.parametrize(
@@ -379,7 +330,7 @@ def test_where_her2_does_not_reach_is_background(cohort, tmp_path):
     # HER2 reaches to 567 um; H&E from 367 um on leads beyond.
     cohort.register(field_of(lambda points: points + np.array([200.0, 0.0])))
     assert cohort.run("slide", tmp_path / "out.tif") == 0
-    pixels = level_0(tmp_path / "out.tif").astype(int)
+    pixels = tifffile.imread(tmp_path / "out.tif", key=0).astype(int)
     edge = round((HER2_SIZE[0] * HER2_MPP - 200) / HE_MPP)
     assert np.abs(pixels[:, edge + 8 :] - BACKGROUND).max() <= 2
     assert np.abs(pixels[:, : edge - 8] - BACKGROUND).sum(axis=-1).max() > 100, "blobs"
@@ -395,7 +346,7 @@ def test_a_pair_that_comes_registered(tmp_path, mirror):
     write_pyramid(tmp_path / "her2.tif", [rgb[:, ::-1] if mirror else rgb], (0.5, 0.5))
     cohort = Cohort(tmp_path, registered="true", mirrored="true" if mirror else "")
     assert cohort.run("slide", tmp_path / "out.ome.tif", "--quality", 100) == 0
-    found = level_0(tmp_path / "out.ome.tif")
+    found = tifffile.imread(tmp_path / "out.ome.tif", key=0)
     assert found.shape == rgb.shape
     assert np.abs(found.astype(int) - rgb).mean() < 1
     write_points(tmp_path / "in.csv", [[10, 20], [300, 216]])
@@ -416,11 +367,8 @@ def test_a_part_of_her2_that_cannot_be_decoded(cohort, slides, tmp_path, caplog)
     assert cohort.run("slide", out) == 0
     (line,) = [line for line in said(caplog, logging.WARNING) if "show the background" in line]
     assert "1 of 63 tiles cannot be read and show the background" in line
-    pixels = level_0(out)
+    pixels = tifffile.imread(out, key=0)
     assert np.abs(pixels[:500, :500].astype(int) - 150).max() <= 2
-
-
-# The pair and its map
 
 
 @pytest.fixture
@@ -429,14 +377,11 @@ def points(tmp_path):
     return "points", tmp_path / "in.csv", tmp_path / "out.csv", "--to", "her2"
 
 
-def test_a_pair_that_is_not_registered_yet(cohort, points, caplog):
-    (cohort.folder / "results/register/p1.displacement.npz").unlink()
-    assert "pair p1: not registered yet" in refused(caplog, cohort, *points)
-
-
-def test_a_registration_without_a_map(cohort, points, caplog):
+def test_a_pair_without_a_map(cohort, points, caplog):
     cohort.register(none(), "fail", "no matches")
     assert "gave no map" in refused(caplog, cohort, *points, "--allow-failed-registration")
+    (cohort.folder / "results/register/p1.displacement.npz").unlink()
+    assert "pair p1: not registered yet" in refused(caplog, cohort, *points)
 
 
 @pytest.mark.parametrize(
@@ -452,9 +397,6 @@ def test_a_refused_registration_needs_a_flag(cohort, points, caplog, verdict, ma
     assert cohort.run(*points, "--allow-failed-registration") == 0
 
 
-# Flags and files
-
-
 def test_an_existing_file_is_never_replaced(cohort, tmp_path, caplog):
     write_points(tmp_path / "in.csv", [[10, 10]])
     before = (tmp_path / "in.csv").read_bytes()
@@ -464,21 +406,29 @@ def test_an_existing_file_is_never_replaced(cohort, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("name", "mpp", "why"),
+    ("kind", "name", "mpp", "why"),
     [
-        ("out.svs", 0.5, "name it .tif"),
-        ("out.tif", 0.2, "her2.tif has 0.44 um/px"),
-        ("out.tif", 1e5, "up to 20"),
+        ("labels", "out.png", 0.5, "name it .tif"),
+        ("labels", "out.tif", 0.2, "--mpp 0.2: he.tif has 0.5 um/px; give that or more"),
+        ("slide", "out.svs", 0.5, "name it .tif"),
+        ("slide", "out.tif", 0.2, "her2.tif has 0.44 um/px"),
+        ("slide", "out.tif", 1e5, "up to 20"),
     ],
 )
-def test_a_slide_that_cannot_be_written(cohort, tmp_path, caplog, name, mpp, why):
-    assert why in refused(caplog, cohort, "slide", tmp_path / name, "--mpp", mpp)
+def test_images_that_cannot_be_written(cohort, tmp_path, caplog, kind, name, mpp, why):
+    tifffile.imwrite(tmp_path / "in.tif", np.ones((40, 60), np.int32))
+    before = sorted(tmp_path.iterdir())
+    words = [tmp_path / "in.tif", tmp_path / name, "--to", "he"]
+    given = words if kind == "labels" else words[1:2]
+    assert why in refused(caplog, cohort, kind, *given, "--mpp", mpp)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_any_number_of_workers_gives_the_same_bytes(cohort, tmp_path):
-    for workers in (1, 3):
-        assert cohort.run("slide", tmp_path / f"{workers}.tif", "--workers", workers) == 0
-    assert (tmp_path / "1.tif").read_bytes() == (tmp_path / "3.tif").read_bytes()
+    paths = [tmp_path / f"{workers}.tif" for workers in (1, 3)]
+    for path in paths:
+        assert cohort.run("slide", path, "--workers", path.stem) == 0
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_a_real_slide_onto_itself_is_unchanged(images, tmp_path):
