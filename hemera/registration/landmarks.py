@@ -74,9 +74,7 @@ def read_landmarks(
         )
     if pair.he_landmarks == pair.her2_landmarks:
         return _read_acrobat(pair, pair.he_landmarks, he_mpp, her2_mpp, coordinates)
-    landmarks = _pair_plain(pair, pair.he_landmarks, pair.her2_landmarks, he_mpp, her2_mpp)
-    _check_correspondence(pair, landmarks)
-    return landmarks
+    return _pair_plain(pair, pair.he_landmarks, pair.her2_landmarks, he_mpp, her2_mpp)
 
 
 def predictions_csv(landmarks: Landmarks, predicted: Floats) -> str:
@@ -144,6 +142,7 @@ def _pair_plain(
                 f"{he_path.name}: {len(he)} landmarks, {len(her2)} in {her2_path.name}; without "
                 "ids row n corresponds to row n: add the missing rows, or a column id to both files"
             )
+        _check_order(he_path.name, he, her2)
         return Landmarks([str(n + 1) for n in range(len(he))], he[:, None], her2)
     common = [name for name in he_ids if name in set(her2_ids)]
     if not common:
@@ -161,29 +160,28 @@ def _pair_plain(
     return Landmarks(common, he[:, None], her2)
 
 
-def _check_correspondence(pair: Pair, landmarks: Landmarks) -> None:
-    """Raise an error where most landmarks fit other points of HER2 better than their own.
+def _check_order(name: str, he: Floats, her2: Floats) -> None:
+    """Raise an error where most landmarks (N, 2) fit other points of HER2 better than their own.
 
-    An affine map is fitted to the pairs by least median of squares, and its predictions are
+    An affine map is fitted to the rows by least median of squares, and its predictions are
     assigned to the points of HER2 by least total distance. The order of the rows is wrong where
-    these assignments differ from the pairs; a bent section does not change them.
+    these assignments differ from the rows; a section that bends by less than the distance of two
+    landmarks does not change them. `name` is that of the H&E file.
     """
-    given = np.isfinite(landmarks.he[:, 0, 0]) & np.isfinite(landmarks.her2[:, 0])
-    if given.sum() < CHECKED_MIN:
+    rows = np.flatnonzero(np.isfinite(he[:, 0]) & np.isfinite(her2[:, 0]))
+    if len(rows) < CHECKED_MIN:
         return
-    he, her2 = landmarks.he[given, 0], landmarks.her2[given]
-    matrix, _ = cv2.estimateAffine2D(he, her2, method=cv2.LMEDS)
+    matrix, _ = cv2.estimateAffine2D(he[rows], her2[rows], method=cv2.LMEDS)
     if matrix is None:
         return
-    predicted = he @ matrix[:, :2].T + matrix[:, 2]
-    distances = np.linalg.norm(predicted[:, None] - her2, axis=2)
-    wrong = np.flatnonzero(scipy.optimize.linear_sum_assignment(distances)[1] != np.arange(len(he)))
-    if len(wrong) > MISPLACED_MAX * len(he):
-        names = [landmarks.points[n] for n in np.flatnonzero(given)[wrong]]
+    predicted = he[rows] @ matrix[:, :2].T + matrix[:, 2]
+    distances = np.linalg.norm(predicted[:, None] - her2[rows], axis=2)
+    wrong = rows[scipy.optimize.linear_sum_assignment(distances)[1] != np.arange(len(rows))]
+    if len(wrong) > MISPLACED_MAX * len(rows):
         raise TableError(
-            f"{pair.he_landmarks and pair.he_landmarks.name}: {len(wrong)} of {len(he)} landmarks "
-            f"do not correspond to those of HER2 in this order (first: {names[0]}); a row is "
-            "missing or moved: correct the order, or add a column id to both files"
+            f"{name}: {len(wrong)} of {len(rows)} landmarks do not correspond to those of HER2 in "
+            f"this order (first: row {wrong[0] + 1}); a row is missing or moved: correct the "
+            "order, or add a column id to both files"
         )
 
 

@@ -169,8 +169,23 @@ class TestPlain:
         if change == "mirrored":
             assert len(read(tmp_path, tuple(texts)).points) == 20
             return
-        with pytest.raises(TableError, match=r"of (19|20) landmarks do not correspond"):
+        words = r"he.csv: \d+ of (19|20) landmarks do not correspond.*\(first: row \d+\).*column id"
+        with pytest.raises(TableError, match=words):
             read(tmp_path, tuple(texts))
+
+    def test_points_with_ids_are_not_compared_by_place(self, tmp_path):
+        """A section that bends by more than the distance of two landmarks, in another order."""
+        rng = np.random.default_rng(4)
+        he = rng.uniform(0, 4000, (300, 2))
+        her2 = he + 400 * np.sin(he[:, ::-1] / 500)
+        order = rng.permutation(300)
+        texts = [
+            "id,X,Y\n" + "\n".join(f"{n},{x},{y}" for n, (x, y) in zip(ids, points, strict=True))
+            for ids, points in ((range(300), he), (order, her2[order]))
+        ]
+        found = read(tmp_path, tuple(texts))
+        np.testing.assert_allclose(found.he[:, 0], he * HE_MPP)
+        np.testing.assert_allclose(found.her2, her2 * HER2_MPP)
 
     @pytest.mark.parametrize(
         ("text", "words"),
