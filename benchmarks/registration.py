@@ -1,12 +1,10 @@
-"""How exact the maps are, and whether a bad one passes.
+"""Whether a bad registration passes, and what presets of the engine reach and cost.
 
-Three tables. *Exactness*: a given field applied to a picture that is a formula of the place, by
-HEMERA's tiles and by DeeperHistReg's own full-resolution warp; what each adds to the field is
-measured against the formula (goal for HEMERA: median <= 0.05 px). *Stress*: right and wrong pairs
-through the real stage: as they are, turned, mirrored, cropped, of other tissue, blank, noise,
-against themselves; target registration error where there is a truth, and the verdict (goal: no
-wrong map is `pass`). *Presets* (``--only presets``): error and processor time of options of the
-engine on the kidney pair. Real pairs take part with ``--images DIR``; it takes hours on two cores.
+*Stress*: right and wrong pairs through the real stage: as they are, turned, mirrored, cropped, of
+other tissue, blank, noise, against themselves; target registration error where there is a truth,
+and the verdict (goal: no wrong map is `pass`). *Presets* (``--only presets``): error and processor
+time of options of the engine, on a synthetic slide of a known field at several canvas sizes and on
+the kidney pair. Real pairs take part with ``--images DIR``; it takes hours on two cores.
 """
 
 from __future__ import annotations
@@ -14,156 +12,33 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import importlib
 import math
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
 from hemera import demo, tables
 from hemera.config import DescribeOptions, RegisterOptions
+from hemera.demo.plan import plan
 from hemera.imaging.slide import open_slide
-from hemera.registration import deeperhistreg
 from hemera.registration import displacement as fields
+from hemera.registration.attempts import ATTEMPTS, run_engine
+from hemera.registration.canvas import Canvas
 from hemera.registration.displacement_files import read_displacement
-from hemera.registration.warping import read_displaced
 from hemera.stages import describe, register
 
 RGB = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float64]
 
-# --- exactness -----------------------------------------------------------------------------------
-
-MPP = 0.5
-FIXED_PX, MOVING_PX = (2050, 1600), (2050, 1600)
-"""Equal, so that the engine's warp needs no padding: what it adds then is its own."""
-
-TILE_PX = 512
-WINDOW_PX = 32
-
-
-def picture(points_px: Points) -> npt.NDArray[np.float64]:
-    """The moving picture as a formula of the place: (..., 2) to (..., 3), 60 to 200 levels."""
-    x, y = points_px[..., 0], points_px[..., 1]
-    red = 130 + 60 * np.sin(x / 9 + 0.5) * np.cos(y / 11)
-    green = 130 + 50 * np.cos(x / 8 - y / 13) + 15 * np.sin(y / 7)
-    blue = 130 + 60 * np.sin(y / 9 + 1) * np.sin(x / 12)
-    return np.stack([red, green, blue], axis=-1)
-
-
-def beside(
-    found: RGB, ideal: Callable[[Points], npt.NDArray[np.float64]], origin: Points
-) -> Points:
-    """How far, in pixels, what was resampled lies beside what it should be, window by window.
-
-    Least squares on the gradient of the ideal picture (one step of Lucas and Kanade).
-    """
-    height, width = found.shape[:2]
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    points = np.stack([x, y], axis=-1) + origin
-    step = np.array([0.25, 0.0])
-    goal = ideal(points)
-    along_x = (ideal(points + step) - ideal(points - step)) / 0.5
-    along_y = (ideal(points + step[::-1]) - ideal(points - step[::-1])) / 0.5
-    difference = found - goal
-
-    def pooled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        rows, columns = height // WINDOW_PX, width // WINDOW_PX
-        part = values.sum(axis=-1)[: rows * WINDOW_PX, : columns * WINDOW_PX]
-        return part.reshape(rows, WINDOW_PX, columns, WINDOW_PX).sum(axis=(1, 3))
-
-    a, b, c = pooled(along_x**2), pooled(along_x * along_y), pooled(along_y**2)
-    d, e = pooled(along_x * difference), pooled(along_y * difference)
-    determinant = a * c - b * b
-    return np.hypot((c * d - b * e) / determinant, (a * e - b * d) / determinant)
-
-
-def exactness() -> Iterator[str]:
-    """Apply fields on grids two and five times as coarse as the slide, both ways."""
-    yield "field, grid      added by              median px   p90 px   max px"
-    grid_px = np.stack(
-        np.meshgrid(np.arange(MOVING_PX[0]) + 0.5, np.arange(MOVING_PX[1]) + 0.5), axis=-1
-    )
-    moving = np.rint(picture(grid_px)).astype(np.uint8)
-    warping = _engine_warping()
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "moving.tif"
-        tifffile.imwrite(path, moving, tile=(256, 256), photometric="rgb", compression="deflate")
-        for factor in (2, 5):
-            width, height = FIXED_PX[0] // factor, FIXED_PX[1] // factor
-            field = _field(width, height, factor)
-            d = fields.from_engine_field(
-                field,
-                fixed_size=(width, height),
-                fixed_pad=(0, 0),
-                moving_pad=(0, 0),
-                mpp=MPP * factor,
-            )
-
-            def ideal(points: Points, factor: int = factor) -> npt.NDArray[np.float64]:
-                return picture(points + factor * _bend(points / factor))
-
-            ours = []
-            with open_slide(path, mpp=MPP) as slide:
-                for y in range(0, FIXED_PX[1] - TILE_PX, TILE_PX):
-                    for x in range(0, FIXED_PX[0] - TILE_PX, TILE_PX):
-                        tile, coverage, *_ = read_displaced(
-                            slide, d, x * MPP, y * MPP, size_px=TILE_PX, mpp=MPP
-                        )
-                        if coverage == 1:
-                            ours.append(beside(tile, ideal, np.array([x, y])).ravel())
-            vips = warping.pyvips.Image.new_from_memory(moving.data, *MOVING_PX, 3, "uchar")
-            warped = warping.warp_pyvips_with_np_df(vips, field).numpy()
-            margin = 128
-            inner = warped[margin:-margin, margin:-margin]
-            theirs = beside(inner, ideal, np.array([margin, margin])).ravel()
-            for who, errors in (
-                ("HEMERA's tiles", np.concatenate(ours)),
-                ("engine's warp", theirs),
-            ):
-                yield (
-                    f"x{factor}, {width} x {height:<6} {who:<20} {np.median(errors):10.3f}"
-                    f" {np.percentile(errors, 90):8.3f} {errors.max():8.3f}"
-                )
-
-
-def _bend(points_px: Points) -> Points:
-    """The field in pixels of its grid: a shift, a turn, a bend, and what changes within ten nodes.
-
-    The last is what an engine's field has, and what a coarser lattice would miss.
-    """
-    x, y = points_px[..., 0], points_px[..., 1]
-    return np.stack(
-        [
-            4.3 + 0.02 * y + 2.0 * np.sin(y / 60) + 0.15 * np.sin(x / 3) * np.cos(y / 4),
-            -3.1 - 0.02 * x + 1.5 * np.cos(x / 75) + 0.15 * np.cos(x / 4) * np.sin(y / 3),
-        ],
-        axis=-1,
-    )
-
-
-def _field(width: int, height: int, factor: int) -> npt.NDArray[np.float32]:
-    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    return np.moveaxis(_bend(np.stack([x, y], axis=-1)), -1, 0).astype(np.float32)
-
-
-def _engine_warping() -> Any:
-    importlib.import_module("deeperhistreg")
-    return importlib.import_module("dhr_utils.warping")
-
-
 ALARM = "  <-- A WRONG MAP PASSED"
-
-# --- stress --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,37 +132,50 @@ def real_cases(images: Path) -> Iterator[Case]:
 
 def demo_cases(folder: Path) -> Iterator[Case]:
     """Pairs of the demo cohort at a quarter of their resolution, with their exact truth."""
-    demo.write_cohort(folder)
     names = [
         line.split("\t")[0] for line in demo.sheet_text().splitlines()[1:] if "\tacrobat\t" in line
     ]
-    read = {}
+    is_stressed = True
     for name in names:
-        truth = demo.load_truth(folder, name)
-        stem, number = name.removeprefix("acrobat_").rsplit("_", 1)
-        slides = [folder / "acrobat" / f"{number}_{stain}_{stem}.tif" for stain in ("HE", "HER2")]
-        images, mpps = [], []
-        for path in slides:
-            with open_slide(path) as slide:
-                small, effective = slide.overview(mpp=4 * slide.mpp)
-                images.append(small)
-                mpps.append(effective[0])
-        read[name] = images, (mpps[0], mpps[1]), truth
-    good = [name for name in names if read[name][2].field is not None]
-    other = [name for name in names if read[name][2].field is None]
-    for name in good:
-        (he, her2), mpp, truth = read[name]
-        y, x = np.nonzero(_dark(he))
-        chosen = np.random.default_rng(3).permutation(len(x))[:400]
-        here = np.stack([x, y], axis=-1)[chosen] + 0.5
-        there = truth.field.to_moving(here * mpp[0]) / mpp[1]
-        inside = ((there > 0) & (there < (her2.shape[1], her2.shape[0]))).all(axis=1)
-        cases = stressed(f"demo {name}", he, her2, mpp, here[inside], there[inside])
+        case = demo_case(folder, name, 4)
+        if case.he_points is None or case.her2_points is None:
+            yield case
+            continue
+        cases = stressed(case.name, case.he, case.her2, case.mpp, case.he_points, case.her2_points)
         # One of them in full, of the others the pair as it is.
-        yield from cases if name == good[0] else [next(cases)]
-    for name in other:
-        (he, her2), mpp, _ = read[name]
-        yield Case(f"demo {name}, other tissue", he, her2, mpp)
+        yield from cases if is_stressed else [case]
+        is_stressed = False
+
+
+def demo_case(folder: Path, name: str, factor: float) -> Case:
+    """Return a pair of the demo cohort at a multiple of its um per pixel, with its exact truth."""
+    truth = demo.load_truth(folder, name)
+    stem, number = name.removeprefix("acrobat_").rsplit("_", 1)
+    images, mpps = [], []
+    for stain in ("HE", "HER2"):
+        with open_slide(folder / "acrobat" / f"{number}_{stain}_{stem}.tif") as slide:
+            small, effective = slide.overview(mpp=factor * slide.mpp)
+            images.append(small)
+            mpps.append(effective[0])
+    he, her2 = images
+    mpp = mpps[0], mpps[1]
+    if truth.field is None:
+        return Case(f"demo {name}, other tissue", he, her2, mpp)
+    y, x = np.nonzero(_dark(he))
+    chosen = np.random.default_rng(3).permutation(len(x))[:400]
+    here = np.stack([x, y], axis=-1)[chosen] + 0.5
+    there = truth.field.to_moving(here * mpp[0]) / mpp[1]
+    inside = ((there > 0) & (there < (her2.shape[1], her2.shape[0]))).all(axis=1)
+    return Case(f"demo {name}", he, her2, mpp, here[inside], there[inside])
+
+
+def sized_cases(folder: Path, sizes_px: Sequence[int]) -> Iterator[Case]:
+    """The first slide of the demo cohort on canvases of these shortest sides."""
+    slide = plan("full").slides[0]
+    native_px = max(slide.he_size_px[1], slide.her2_size_px[1])
+    for size_px in sizes_px:
+        case = demo_case(folder, slide.pair, max(1.0, native_px / size_px))
+        yield dataclasses.replace(case, name=f"demo, {min(size_px, native_px)} px")
 
 
 def _dark(rgb: RGB) -> npt.NDArray[np.bool_]:
@@ -310,22 +198,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def presets(cases: list[Case]) -> Iterator[str]:
-    """Run the engine alone on the canvas of each case; errors are in px of HER2."""
+    """Run the engine alone on the canvas of each case; errors are in um of HER2."""
     yield f"{'pair':<24} {'options':<24} levels  CPU s  rigid: median p90    final: median p90"
     for case in cases:
         assert case.he_points is not None
         for name, changes in PRESETS.items():
             options = RegisterOptions(torch_threads=1, device="cpu", **changes)
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            attempt = ATTEMPTS[int("turned" in case.name)]
+            canvas = Canvas(case.he, case.her2, case.mpp[0])
             with tempfile.TemporaryDirectory() as folder:
-                thorough = "turned" in case.name
-                found = deeperhistreg.register(
-                    case.he, case.her2, case.mpp[0], options, Path(folder), thorough=thorough
+                found, mirrored, _ = run_engine(
+                    canvas, attempt, case.mirrored, options, Path(folder) / "engine"
                 )
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             at_um = case.he_points * case.mpp[0]
-            mapped = [fields.map_points(d, at_um) for d in (found.rigid, found.nonrigid) if d]
-            errors = [np.linalg.norm(p / case.mpp[1] - case.her2_points, axis=1) for p in mapped]
+            width_um = case.her2.shape[1] * case.mpp[1]
+            maps = [
+                fields.mirrored(d, width_um) if mirrored else d
+                for d in (found.rigid, found.nonrigid)
+                if d is not None
+            ]
+            goal_um = case.her2_points * case.mpp[1]
+            errors = [np.linalg.norm(fields.map_points(d, at_um) - goal_um, axis=1) for d in maps]
             figures = "".join(f"{np.median(e):14.2f} {np.percentile(e, 90):6.2f}" for e in errors)
             levels = options.levels or "auto"
             seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -399,26 +294,25 @@ def _wrong(case: Case, errors: str) -> bool:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--images", type=Path, help="folder of real images, for the real pairs")
-    parser.add_argument("--only", choices=("exactness", "stress", "presets"), help="one table")
+    parser.add_argument("--only", choices=("stress", "presets"), help="one table")
     parser.add_argument("--preset", default=RegisterOptions.preset, help="of the stress table")
+    parser.add_argument(
+        "--sizes", type=int, nargs="*", default=[768, 2048, 4096], help="of presets"
+    )
     parser.add_argument("--retries", type=int, default=RegisterOptions.retries)
     parser.add_argument("--filter", default="", help="only cases whose name holds this")
     parser.add_argument("--workers", type=int, default=2, help="cases at a time")
     given = parser.parse_args()
-    if given.only in (None, "exactness"):
-        for line in exactness():
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-    if given.only == "exactness":
-        return
     if given.only == "presets":
-        if not given.images:
-            parser.error("--only presets needs --images")
-        true = [case for case in real_cases(given.images) if case.he_points is not None]
-        for line in presets([case for case in true if given.filter in case.name]):
+        with tempfile.TemporaryDirectory() as name:
+            demo.write_cohort(Path(name))
+            cases = [*sized_cases(Path(name), given.sizes)]
+        if given.images:
+            cases += [case for case in real_cases(given.images) if case.he_points is not None]
+        for line in presets([case for case in cases if given.filter in case.name]):
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
         return
@@ -431,6 +325,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as name,
         concurrent.futures.ProcessPoolExecutor(given.workers, max_tasks_per_child=1) as pool,
     ):
+        demo.write_cohort(Path(name))
         cases = [*demo_cases(Path(name))]
         if given.images:
             cases = [*real_cases(given.images), *cases]

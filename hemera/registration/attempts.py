@@ -123,7 +123,7 @@ def _attempt(
     """Run the engine, first with the given orientation, and assess its result."""
     given = canvas.tissue_only(described) if attempt.tissue_only else canvas
     given = given.haematoxylin() if attempt.haematoxylin else given
-    outcome, mirrored, other_count = _run_engine(given, attempt, mirrored, options, folder)
+    outcome, mirrored, other_count = run_engine(given, attempt, mirrored, options, folder)
     probe = None
     if other_count is not None and outcome.match_count:
         probe = outcome.match_count / max(other_count, 1)
@@ -173,7 +173,7 @@ def _attempt(
     return Result(d, row, local, retryable)
 
 
-def _run_engine(
+def run_engine(
     canvas: Canvas, attempt: Attempt, mirrored: bool, options: RegisterOptions, folder: Path
 ) -> tuple[deeperhistreg.Outcome, bool, int | None]:
     """Run the engine, and once more with HER2 mirrored where that matches better.
