@@ -21,10 +21,7 @@ from hemera.files.faults import translated
 
 STAINS = ("he", "her2")
 
-_LISTS = {
-    f"{name}s": pa.list_(pa.type_for_alias(name))
-    for name in ("uint8", "int64", "string", "float64")
-}
+_LISTS = {f"{name}s": pa.list_(pa.type_for_alias(name)) for name in ("uint8", "string", "float64")}
 
 
 def _schema(text: str) -> pa.Schema:
@@ -97,6 +94,7 @@ QUALITY = _schema("""
     float64  ncc  # correlation of haematoxylin in place
     float64  best_shifted_ncc  # best of 16 shifted versions
     float64  residual_x_um residual_y_um  # where it matches best instead
+    float64  spread_um  # expected distance of the best match
 """)
 """register: one row per square of tissue; zero rows where there is no map."""
 
@@ -138,6 +136,7 @@ TILE = _schema("""
     int32    size_px
     float64  mpp he_mpp her2_mpp  # of the tile and of both images
     float64? registration_error_um  # at the tile's centre; null: came registered, or not measured
+    float64? registration_error_low_um registration_error_high_um  # with a probability of 90 %
     float64? registration_ncc  # correlation of haematoxylin in place
     float64? registration_margin  # the same less the best shifted version
     float64  tissue_fraction her2_tissue_fraction
@@ -236,9 +235,6 @@ EVALUATION_TILES = _schema("""
     float64? ssim  # uniform window of 7, as BCI is scored
     float64? ssim_gaussian  # with a Gaussian window
     float64? lpips  # null: no weights were named
-    float64s? stain_sums  # of `evaluation.stain_quality.tile_sums`
-    int64s?  cells cells_real  # of intensity 0 to 3, of both images; null: not compared
-    int64?   positive_cells positive_cells_real matched_cells
     int64?   true_positive_px false_positive_px false_negative_px true_negative_px
 """)
 """evaluate: one row per tile, network and method."""
@@ -248,7 +244,7 @@ METRICS = _schema("""
     string   method  # and best_constant: the better of all_positive and all_negative
     string   group  # all, or dataset=…, score=…, case=…
     string   metric  # a column of EVALUATION_TILES, psnr_infinite, fid, kid, precision, ...
-    string   aggregation  # mean, pooled, mean_nonempty, empty, tiles, cases, set, count
+    string   aggregation  # mean, pooled, mean_nonempty, set (all tiles together), count
     float64? value
     float64? deviation  # over tiles, for means; over random subsets, for kid
     float64? low high  # bootstrap interval over cases; null: of one case, of a set, not requested

@@ -10,11 +10,15 @@ from hemera import tables
 from hemera.config import RegisterOptions
 from hemera.registration import deeperhistreg as engine
 from hemera.registration import displacement as dp
+from hemera.registration import local_error
 from hemera.registration.displacement_files import read_displacement
 from hemera.stages import register
 from tests.small_displacements import field_of
 from tests.small_sections import FIXED_UM, MOVING_UM, MPP, sections, to_moving
 from tests.small_sheets import describe_unit, write_sheet
+
+PLAIN_ERROR = {"median": (0.0, 1, 0), "low": (-math.log(4), 1, 0), "high": (math.log(2), 1, 0)}
+"""A model by which the error is the residual, from a quarter to twice of it; see `plain_errors`."""
 
 SMALL = {
     "preset": "default_initial_nonrigid_fast", "size_px": 512, "levels": 5, "iterations": 60,
@@ -108,6 +112,13 @@ def in_turn(monkeypatch, *engines):
 
     monkeypatch.setattr(engine, "register", register)
     return calls
+
+
+def plain_errors(monkeypatch):
+    """Make the estimated error the length of the residual."""
+    monkeypatch.setattr(local_error, "COEFFICIENTS", PLAIN_ERROR)
+    for name in ("FLOOR", "ERROR_FLOOR"):
+        monkeypatch.setattr(local_error, name, 1e-12)
 
 
 def made(function, mpp=MPP):

@@ -292,6 +292,7 @@ def _quality(pair: str) -> list[dict[str, Any]]:
             "best_shifted_ncc": 0.2 if column < 12 else 0.6,
             "residual_x_um": 3.0 * column**2,
             "residual_y_um": 0.0,
+            "spread_um": 3.0 * column**2,
         }
         for column in range(17)
         for line in range(11)
@@ -326,6 +327,8 @@ def _tile(
         her2_sharpness=made.sharpness,
         histogram_similarity=histogram_similarity(he, her2),
         registration_error_um=7.0 * number if made.slide else None,
+        registration_error_low_um=2.0 * number if made.slide else None,
+        registration_error_high_um=21.0 * number if made.slide else None,
         registration_ncc=0.5 if made.slide else None,
         registration_margin=0.2 if made.slide else None,
         alignment_margin=None if made.slide else made.aligned - 0.2 + 0.1 * (number == 0),

@@ -40,7 +40,7 @@ class RegisterOptions(Options):
     """Registration of HER2 onto H&E by DeeperHistReg, and the limits of its certificate."""
 
     section: ClassVar[str] = "register"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     preset: Annotated[Preset, paper("DeeperHistReg, rigid and nonrigid; no preset named")] = (
         "default_initial_nonrigid_fast"

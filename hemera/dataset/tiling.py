@@ -202,6 +202,8 @@ class Tiling:
             "he_mpp": self.he.mpp,
             "her2_mpp": self.her2.mpp,
             "registration_error_um": None,
+            "registration_error_low_um": None,
+            "registration_error_high_um": None,
             "registration_ncc": None,
             "registration_margin": None,
             "her2_coverage_fraction": coverage,

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from hemera.registration.local_error import estimate_error
+
 Floats = npt.NDArray[np.float64]
 
 # Lengths as a fraction of the diagonal of the H&E image.
@@ -29,9 +31,14 @@ REGION_OK_MIN = 0.35
 """A region is misaligned where a smaller fraction matches in place; by chance it is 1/17."""
 REGION_SQUARES_MIN = 4
 """Least squares of such a region."""
+SAMPLES = 80
+"""Independent values in a square, for `expected_distance`."""
 FLAT = 0.1
 """A square is flat when the standard deviation of its haematoxylin is below this fraction of the
 median one: background contains camera noise, which does not correlate."""
+
+VALUES = ("error_um", "error_low_um", "error_high_um", "ncc", "margin")
+"""What is interpolated between squares."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +54,8 @@ class LocalQuality:
     best_shifted: Floats
     """The best correlation of the 16 shifted versions."""
     residuals_um: Floats
+    spread_um: Floats
+    """Expected distance of the best match: see `expected_distance`."""
     side_um: float
     step_um: float
     """Distance of neighbouring squares."""
@@ -64,9 +73,11 @@ class LocalQuality:
         maps too, where the stains have nothing in common; neighbours fail together where the map is
         wrong.
         """
-        axes = [np.unique(values, return_inverse=True)[1] for values in self.centres_um.T[::-1]]
         if not len(self.ncc):
             return np.zeros(0, np.int64)
+        # The last square of an axis is at its end, less than a step from the one before.
+        steps = np.ceil((self.centres_um - self.centres_um.min(axis=0)) / self.step_um - 1e-6)
+        axes = list(steps.astype(np.int64).T[::-1])
         is_ok, known = np.zeros((2, *(axis.max() + 1 for axis in axes)))
         is_ok[*axes], known[*axes] = self.ok, 1
         ok_count, count = (
@@ -79,11 +90,17 @@ class LocalQuality:
         wide: npt.NDArray[np.int64] = ndimage.grey_dilation(labels, size=(3, 3))[*axes]
         return wide
 
+    @functools.cached_property
+    def errors_um(self) -> Floats:
+        """Estimated error of the registration and the ends of its interval of 90 %, (3, N)."""
+        residuals = np.hypot(*self.residuals_um.T) / self.side_um
+        return self.side_um * estimate_error(residuals, self.spread_um / self.side_um)
+
     @property
     def error_um(self) -> Floats:
-        """Length of the residuals: the estimated error of the registration."""
-        lengths: Floats = np.hypot(*self.residuals_um.T)
-        return lengths
+        """The first of `errors_um`."""
+        estimates: Floats = self.errors_um[0]
+        return estimates
 
     def to_columns(self, pair: str) -> dict[str, Any]:
         """Return the columns of `tables.QUALITY`."""
@@ -98,26 +115,50 @@ class LocalQuality:
             "best_shifted_ncc": self.best_shifted,
             "residual_x_um": self.residuals_um[:, 0],
             "residual_y_um": self.residuals_um[:, 1],
+            "spread_um": self.spread_um,
         }
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Sequence[float]]) -> Self:
         """Create it from the columns of `tables.QUALITY`."""
-        names = ("x_um", "y_um", "ncc", "best_shifted_ncc", "residual_x_um", "residual_y_um")
-        x, y, ncc, best, dx, dy = (np.asarray(columns[name], np.float64) for name in names)
+        names = (
+            *("x_um", "y_um", "ncc", "best_shifted_ncc", "residual_x_um", "residual_y_um"),
+            "spread_um",
+        )
+        x, y, ncc, best, dx, dy, spread = (np.asarray(columns[name], np.float64) for name in names)
         # Equal in every row.
         side, step = (columns[name][0] if len(ncc) else 1.0 for name in ("side_um", "step_um"))
-        return cls(np.stack([x, y], axis=-1), ncc, best, np.stack([dx, dy], axis=-1), side, step)
+        residuals = np.stack([dx, dy], axis=-1)
+        return cls(np.stack([x, y], axis=-1), ncc, best, residuals, spread, side, step)
 
     def at(self, points_um: npt.ArrayLike) -> dict[str, Floats]:
-        """Interpolate error_um, ncc and margin (ncc minus the best shifted) at points (N, 2), um.
+        """Return `VALUES` at points (N, 2), um; margin is ncc minus the best shifted.
 
         NaN outside all squares. Where a square of a misaligned region contributes, the values are
-        the worst of the region: within it some squares match by chance.
+        the worst of the region, and the interval contains those of all its squares: within it some
+        squares match by chance.
+        """
+        (residuals, spreads, ncc, margins), regions = self.measured_at(points_um)
+        errors = self.side_um * estimate_error(residuals / self.side_um, spreads / self.side_um)
+        found = np.stack([*errors, ncc, margins])
+        squares = np.stack([*self.errors_um, self.ncc, self.ncc - self.best_shifted])
+        for region in np.unique(regions[regions > 0]):
+            error, low, high, ncc, margins = squares[:, self.regions == region]
+            worst = error.max(), low.min(), high.max(), ncc.min(), margins.min()
+            found[:, regions == region] = np.array(worst)[:, None]
+        return dict(zip(VALUES, found, strict=True))
+
+    def measured_at(self, points_um: npt.ArrayLike) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Interpolate length of the residual, spread, ncc and margin at points (N, 2), um.
+
+        Returns:
+            (4, N), NaN outside all squares; and the misaligned region of a square that contributes.
         """
         points = np.asarray(points_um, np.float64).reshape(-1, 2)
-        values = np.stack([self.error_um, self.ncc, self.ncc - self.best_shifted])
-        found = np.full((3, len(points)), np.nan)
+        lengths = np.hypot(*self.residuals_um.T)
+        values = np.stack([lengths, self.spread_um, self.ncc, self.ncc - self.best_shifted])
+        found = np.full((len(values), len(points)), np.nan)
+        regions = np.zeros(len(points), np.int64)
         for n, point in enumerate(points):
             near = (1 - np.abs(self.centres_um - point) / self.step_um).clip(0)
             weights = near[:, 0] * near[:, 1]
@@ -126,13 +167,10 @@ class LocalQuality:
                 away = np.abs(self.centres_um - point).max(axis=1)
                 nearest = (away <= self.side_um / 2) & (away == away.min(initial=np.inf))
                 weights = nearest.astype(np.float64)
-            region = self.regions[weights > 0].max(initial=0)
-            if region:
-                inside = values[:, self.regions == region]
-                found[:, n] = inside[0].max(), inside[1].min(), inside[2].min()
-            elif weights.any():
+            if weights.any():
                 found[:, n] = values @ weights / weights.sum()
-        return dict(zip(("error_um", "ncc", "margin"), found, strict=True))
+                regions[n] = self.regions[weights > 0].max()
+        return found, regions
 
 
 def measure_local_quality(
@@ -160,8 +198,9 @@ def measure_local_quality(
     offsets = np.arange(-reach, reach + 1) / reach
     prior = SEARCH_PRIOR * (offsets[:, None] ** 2 + offsets**2)
     shifts = directions(np.array(SHIFTS) * diagonal_px, 8)
+    lengths = np.hypot(offsets[:, None], offsets) * reach
     # A square that is flat in one of the two has no match: the worst values possible.
-    ncc, best = np.zeros(len(rows)), np.ones(len(rows))
+    ncc, best, spread = np.zeros(len(rows)), np.ones(len(rows)), np.full(len(rows), lengths.mean())
     residuals = np.tile((float(reach), 0.0), (len(rows), 1))
     squares = [
         (slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width)))
@@ -181,8 +220,22 @@ def measure_local_quality(
         ncc[n] = found[reach, reach]
         best[n] = found[reach + shifts[:, 1], reach + shifts[:, 0]].max()
         residuals[n] = _peak(found - prior, reach)
+        spread[n] = expected_distance(found.astype(np.float64), lengths)
     centres = np.stack([x[columns] + 0.5, y[rows] + 0.5], axis=-1) * mpp
-    return LocalQuality(centres, ncc, best, residuals * mpp, side * mpp, step * mpp)
+    return LocalQuality(centres, ncc, best, residuals * mpp, spread * mpp, side * mpp, step * mpp)
+
+
+def expected_distance(correlations: Floats, lengths: Floats) -> float:
+    """Return the mean of the lengths of shifts, weighted by how probable each is the right one.
+
+    Where two images of n independent values correlate by r at the right shift, the likelihood of a
+    shift is proportional to (1 - r^2)^(-n/2). It is small where the match is in place and its peak
+    sharp; uniform tissue and several equal peaks make it large. `correlations` and `lengths` have
+    one shape.
+    """
+    logarithm = -SAMPLES / 2 * np.log1p(-(correlations.clip(0, 0.999) ** 2))
+    weights = np.exp(logarithm - logarithm.max())
+    return float((weights * lengths).sum() / weights.sum())
 
 
 def directions(radii_px: Floats, count: int) -> npt.NDArray[np.int64]:

@@ -31,7 +31,7 @@ SIGNALS = {
     "log_scale": "|log| of the scale of the affine part",
     "rotation_deg": "rotation, degrees",
     "displacement_median_um": "median displacement, µm",
-    "error_median_um": "local estimate of the error, median, µm: too low",
+    "error_median_um": "local estimate of the error, median, µm",
     "error_p90_um": "local estimate of the error, 90th percentile, µm",
 }
 """What a certificate shows, in this order. `log_scale` is computed from the column `scale`."""

@@ -189,8 +189,12 @@ class TestLocal:
         assert min(left.sum(), right.sum()) > 10
         assert local.ok[left].mean() > 0.9
         assert local.ok[right].mean() < 0.4
-        assert np.median(local.error_um[left]) < MPP
-        assert np.median(local.error_um[right]) == pytest.approx(math.hypot(45, 20), abs=MPP)
+        lengths = np.hypot(*local.residuals_um.T)
+        assert np.median(lengths[left]) < MPP
+        assert np.median(lengths[right]) == pytest.approx(math.hypot(45, 20), abs=MPP)
+        assert (local.error_um[left] < MPP).mean() > 0.9
+        low, high = (np.median(values[right]) for values in local.errors_um[1:])
+        assert low < math.hypot(45, 20) < high
 
     @pytest.mark.parametrize("shift", [(0.0, 0.0), (24.0, -10.0), (-6.0, 30.0)])
     def test_the_residual_is_the_error_of_the_map(self, pair, shift):
@@ -206,7 +210,9 @@ class TestLocal:
         blank = local.centres_um[:, 0] > FIXED_UM[0] / 2 + 1.5 * local.side_um
         assert blank.sum() > 10
         assert not local.ok[blank].any()
-        assert local.error_um[blank] == pytest.approx(0.035 * math.hypot(*FIXED_UM), rel=0.05)
+        reach = 0.035 * math.hypot(*FIXED_UM)
+        assert np.hypot(*local.residuals_um[blank].T) == pytest.approx(reach, rel=0.05)
+        assert (local.errors_um.max(axis=1) == local.errors_um[:, blank].T).all()
         assert (local.ncc - local.best_shifted)[blank].max() <= -0.5
 
     def test_squares_reach_the_end_of_the_slide(self, pair):

@@ -13,6 +13,7 @@ from hemera.config import RegisterOptions
 from hemera.registration.displacement import Displacement, none
 from hemera.registration.local_quality import LocalQuality
 from hemera.reports import html, pictures, registration
+from tests.small_registration import plain_errors
 from tests.small_results import tissue
 
 
@@ -69,21 +70,30 @@ def quality_of(rows: list[tuple[float, float, float, float, float]]) -> LocalQua
     """Squares of 100 um, 50 apart, from (x, y, in place, shifted, residual)."""
     x, y, ncc, best, residual = (np.array(column, float) for column in zip(*rows, strict=True))
     return LocalQuality(
-        np.stack([x, y], axis=-1), ncc, best, np.stack([0 * x, residual], axis=-1), 100.0, 50.0
+        np.stack([x, y], axis=-1),
+        ncc,
+        best,
+        np.stack([0 * x, residual], axis=-1),
+        0 * x,
+        100.0,
+        50.0,
     )
 
 
-def test_squares_lie_where_they_were_measured_in_the_class_of_their_error() -> None:
+def test_squares_lie_where_they_were_measured_in_the_class_of_their_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On a slide of 2000 x 1000 um drawn at 400 x 300 px, so that a swapped axis shows."""
+    plain_errors(monkeypatch)
     local = quality_of(
-        [(500.0, 100.0, 0.5, 0.2, -10.0), (1000.0, 900.0, 0.1, 0.4, 120.0),
+        [(500.0, 100.0, 0.5, 0.2, -9.9), (1000.0, 900.0, 0.1, 0.4, 120.0),
          (1500.0, 900.0, 0.3, 0.3, 9.0)]
     )  # fmt: skip
     found = registration.local_squares(local, (2000.0, 1000.0), (400, 300))
     # 0.2 px/um along x and 0.3 along y; a square is drawn at 0.72 of 50 um: 7.2 x 10.8 px.
     expected = [[96.4, 24.6, 7.2, 10.8], [196.4, 264.6, 7.2, 10.8], [296.4, 264.6, 7.2, 10.8]]
     assert found[["x", "y", "width", "height"]].to_numpy() == pytest.approx(np.array(expected))
-    assert found["error_um"].tolist() == [10, 120, 9]
+    assert found["error_um"].tolist() == pytest.approx([9.9, 120, 9])
     names = [registration.ERROR_CLASSES[kind][0] for kind in found["kind"]]
     assert names == ["up to 10 µm", "100 to 200", "up to 10 µm"]
     # As good elsewhere as in place counts as worse.
