@@ -1,6 +1,7 @@
 """Images of nuclei for training, with exact truth: any variant of any block of tissue."""
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +9,7 @@ import numpy.typing as npt
 from hemera.demo import debris
 from hemera.demo.blocks import Block, Structures, look_at, noise
 from hemera.demo.camera import photograph
-from hemera.demo.cells import TUMOUR
+from hemera.demo.cells import TUMOUR, Cells
 from hemera.demo.grid import Array
 from hemera.demo.render import ramp
 from hemera.demo.variants import Counterstain, NucleusShape, Staining, Variant
@@ -50,6 +51,16 @@ class Nuclei:
     doubtful: npt.NDArray[np.bool_]
 
 
+class Scene(NamedTuple):
+    """What one image is drawn from: its cells, and where they are on it."""
+
+    rng: np.random.Generator
+    cells: Cells
+    seen: Structures
+    nuclei: Nuclei
+    grain: debris.Grain
+
+
 def draw_sample(
     rng: np.random.Generator, block: Block, variant: Variant, side: int, mpp: float
 ) -> Sample:
@@ -68,8 +79,9 @@ def draw_sample(
         return noise(rng, block, side, mpp, sigma_um)
 
     nuclei = _nuclei(rng, block, seen, variant.shape, variant.geometry.scale)
-    first, extra = _haematoxylin(rng, block, seen, nuclei, variant, grain)
-    second, hidden = _dab(rng, block, seen, nuclei, variant.staining, grain)
+    scene = Scene(rng, block.tissue.cells, seen, nuclei, grain)
+    first, extra = _haematoxylin(scene, variant)
+    second, hidden = _dab(scene, variant.staining)
     first, second = first * (1 - hidden), second + extra.dab
     first, second, weight = debris.add(rng, block, seen, variant.debris, first, second, grain)
     camera = variant.camera
@@ -130,17 +142,10 @@ class Extra:
     dab: Array
 
 
-def _haematoxylin(
-    rng: np.random.Generator,
-    block: Block,
-    seen: Structures,
-    nuclei: Nuclei,
-    variant: Variant,
-    grain: debris.Grain,
-) -> tuple[Array, Extra]:
+def _haematoxylin(scene: Scene, variant: Variant) -> tuple[Array, Extra]:
     """Return the amount of haematoxylin, and the truth of the additional nuclei."""
-    look, shape = variant.counterstain, variant.shape
-    cells, cell = block.tissue.cells, seen.cell
+    rng, cells, seen, nuclei, grain = scene
+    look, shape, cell = variant.counterstain, variant.shape, seen.cell
     count = len(cells)
     of_kind = np.array([1.0, 1.25, 1.0, 0.85, 0.9]) ** look.kinds
     amount = of_kind[cells.kind] * np.exp(rng.normal(0, look.spread, count))
@@ -216,15 +221,9 @@ def _additional(
     return np.float32(strength) * presence
 
 
-def _dab(
-    rng: np.random.Generator,
-    block: Block,
-    seen: Structures,
-    nuclei: Nuclei,
-    look: Staining,
-    grain: debris.Grain,
-) -> tuple[Array, Array]:
+def _dab(scene: Scene, look: Staining) -> tuple[Array, Array]:
     """Return the amount of DAB, and which fraction of the haematoxylin it hides."""
+    rng, cells, seen, nuclei, grain = scene
     clumps = grain(2.5)
     second = look.unspecific * (
         seen.epithelium * np.clip(1 + 0.4 * clumps, 0, 3) * (1 - 0.3 * nuclei.presence)
@@ -232,12 +231,12 @@ def _dab(
     )
     hidden = np.zeros_like(second)
     if look.pattern in ("nuclear", "mixed"):
-        amount, hidden = _nuclear_dab(rng, block, seen, nuclei, look, grain)
+        amount, hidden = _nuclear_dab(scene, look)
         second = second + amount
     if look.pattern in ("membrane", "mixed"):
-        second = second + _membranes(rng, block, seen, nuclei, look, grain)
+        second = second + _membranes(scene, look)
     if look.pattern in ("cytoplasm", "mixed"):
-        count = len(block.tissue.cells)
+        count = len(cells)
         some = rng.random(count) < rng.uniform(0.1, 1)
         amount = np.where(some, np.exp(rng.normal(-0.9, 0.6, count)), 0).astype(np.float32)
         texture = np.clip(1 + 0.4 * clumps + 0.3 * grain(1), 0, 3)
@@ -246,16 +245,9 @@ def _dab(
     return np.asarray(second, np.float32), hidden
 
 
-def _nuclear_dab(
-    rng: np.random.Generator,
-    block: Block,
-    seen: Structures,
-    nuclei: Nuclei,
-    look: Staining,
-    grain: debris.Grain,
-) -> tuple[Array, Array]:
+def _nuclear_dab(scene: Scene, look: Staining) -> tuple[Array, Array]:
     """Return DAB of a nuclear marker, and which fraction of the haematoxylin it hides."""
-    cells = block.tissue.cells
+    rng, cells, seen, nuclei, grain = scene
     count = len(cells)
     elsewhere = 1.0 if rng.random() < 0.4 else rng.uniform(0, 0.8)
     positive = rng.random(count) < look.positive * np.where(cells.kind == TUMOUR, 1, elsewhere)
@@ -273,16 +265,9 @@ def _nuclear_dab(
     return np.asarray(found, np.float32), np.asarray(hidden, np.float32)
 
 
-def _membranes(
-    rng: np.random.Generator,
-    block: Block,
-    seen: Structures,
-    nuclei: Nuclei,
-    look: Staining,
-    grain: debris.Grain,
-) -> Array:
+def _membranes(scene: Scene, look: Staining) -> Array:
     """Return DAB of membranes and of the cytoplasm inside of them."""
-    cells = block.tissue.cells
+    rng, cells, seen, nuclei, grain = scene
     count = len(cells)
     drawn = {
         "score": cells.intensity,
