@@ -280,7 +280,7 @@ def figures(samples: Sequence[Sample]) -> str:
     rank = scipy.stats.spearmanr(estimate, true)[0]
     return (
         f"{len(samples):4} maps {len(true):6} points  Spearman {rank:.2f}"
-        f", within a slide {np.median(ranks):.2f}"
+        f", within a slide {np.nanmedian(ranks):.2f}"
         f"  ratio of medians {np.median(estimate) / np.median(true):.2f}"
         f"  within the interval {inside:.1%}, below {(true < low).mean():.1%}"
         f"  high / low {np.median(high / low):.1f}"
@@ -290,7 +290,10 @@ def figures(samples: Sequence[Sample]) -> str:
 def main() -> None:
     """Print coefficients and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("folder", type=Path, help="where maps are kept")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("build/registration_error"),
+        help="where maps are kept",
+    )  # fmt: skip
     parser.add_argument("--slides", type=int, default=30)
     parser.add_argument("--fitted", type=int, default=20, help="the first of them")
     parser.add_argument("--images", type=Path, help="folder of real images, for the kidney pair")
