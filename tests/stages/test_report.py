@@ -20,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {11: "48bc10f8f4c7b8e8"}
+GOLDEN = {11: "a0f5f1298aa4c555"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
