@@ -16,13 +16,9 @@ import tifffile
 import tiffslide
 
 from hemera.demo import load_truth, outputs, sheet_text, write_cohort
-from hemera.demo.cells import EXPRESSION, SPINDLE, TUMOUR, staining_class
+from hemera.demo.cells import EXPRESSION, TUMOUR
 from hemera.demo.cohort import Truth
-from hemera.demo.field import Field, make_field
 from hemera.demo.plan import LANDMARKS, META, plan
-from hemera.demo.render import DAB, Appearance, Renderer, rasterise
-from hemera.demo.scanner import defocus, photograph
-from hemera.demo.tissue import grow
 from hemera.errors import ConfigError, HemeraError
 from hemera.imaging.quality import histogram_similarity, sharpness
 from hemera.registration.displacement import Displacement, map_points
@@ -43,17 +39,6 @@ def read_rgb(path: Path) -> np.ndarray:
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
 
 
-def slide_field() -> Field:
-    return make_field(
-        np.random.default_rng(3),
-        angle_deg=118.0,
-        shift_um=(21.0, -34.0),
-        elastic_um=18.0,
-        fixed_um=(920.0, 552.0),
-        moving_um=(700.0, 950.0),
-    )
-
-
 def test_the_same_bytes_come_twice_whatever_the_number_of_workers(
     cohort: Path, tmp_path: Path
 ) -> None:
@@ -66,16 +51,6 @@ def test_the_same_bytes_come_twice_whatever_the_number_of_workers(
     first, second = digests(cohort), digests(tmp_path)
     assert first == second
     assert sorted(first) == sorted(outputs("small"))
-
-
-def test_another_seed_grows_other_tissue() -> None:
-    tissues = [
-        grow(np.random.default_rng(seed), (300.0, 200.0), "2+", whole=False) for seed in (1, 2, 1)
-    ]
-    assert np.array_equal(tissues[0].cells.x, tissues[2].cells.x)
-    assert not np.array_equal(tissues[0].outline, tissues[1].outline) or not np.array_equal(
-        tissues[0].cells.x, tissues[1].cells.x
-    )
 
 
 def test_the_committed_sheet_is_that_of_the_demo() -> None:
@@ -211,72 +186,6 @@ def test_metadata_is_acrobats(cohort: Path) -> None:
     ]
     assert float(rows[0]["mpp_lvl_0"]) == 0.92 and float(rows[0]["mpp_lvl_2"]) == 3.68
     assert rows[0]["mpp_lvl_3"] == ""
-
-
-def test_the_field_leads_there_and_back() -> None:
-    field = slide_field()
-    points = np.random.default_rng(1).uniform((0, 0), (920, 552), (400, 2))
-    moved = field.to_moving(points)
-    assert np.abs(field.to_fixed(moved) - points).max() < 1e-6
-    # Without deformation: a rotation by hand. (1, 0) turned by 118 degrees, y down.
-    still = dataclasses.replace(field, amplitudes=np.zeros_like(field.amplitudes))
-    step = still.to_moving(field.fixed_centre + np.array([1.0, 0.0])) - field.moving_centre
-    assert step == pytest.approx([np.cos(np.radians(118)), np.sin(np.radians(118))])
-    assert field.moving_centre == pytest.approx([350 + 21, 475 - 34])
-    wave = field.elastic(points)
-    assert 5 < np.sqrt((wave**2).sum(axis=1).mean()) < 40
-
-
-def test_the_field_has_no_fold() -> None:
-    for slide in plan("full").slides:
-        width, height = slide.he_size_px
-        field = make_field(
-            np.random.default_rng(slide.number),
-            angle_deg=slide.angle_deg,
-            shift_um=slide.shift_um,
-            elastic_um=slide.elastic_um,
-            fixed_um=(width * slide.he_mpp, height * slide.he_mpp),
-            moving_um=(3000.0, 2800.0),
-        )
-        x, y = np.meshgrid(np.arange(0, width, 40.0), np.arange(0, height, 40.0))
-        moved = field.to_moving(np.stack([x, y], axis=-1))
-        dx, dy = np.gradient(moved, axis=1), np.gradient(moved, axis=0)
-        area = (dx[..., 0] * dy[..., 1] - dx[..., 1] * dy[..., 0]) / 1600
-        assert area.min() > 0.5 and area.max() < 1.8
-
-
-def test_blobs_land_exactly_where_the_field_says() -> None:
-    field = slide_field()
-    fixed_mpp, moving_mpp = 0.92, 0.8
-    width, height = 1000, 600
-    # Centres (x, y) in um with pixel edges at integers, nowhere near a pixel's own centre.
-    centres = np.array([[203.3, 151.7], [611.13, 171.9], [402.77, 381.31], [702.2, 437.4]])
-    y, x = np.mgrid[0:height, 0:width]
-    image = np.zeros((height, width))
-    for cx, cy in centres / fixed_mpp:
-        image += 220 * np.exp(-((x + 0.5 - cx) ** 2 + (y + 0.5 - cy) ** 2) / (2 * 4.0**2))
-    rgb = np.repeat(np.rint(image).astype(np.uint8)[..., None], 3, axis=2)
-    warped = field.warp(rgb, fixed_mpp, (875, 1188), moving_mpp, (0, 0, 0))
-    assert warped.shape == (1188, 875, 3)
-    for centre in centres:
-        expected = field.to_moving(centre) / moving_mpp
-        j, i = (int(value) for value in expected)
-        part = warped[i - 20 : i + 21, j - 20 : j + 21, 1].astype(float)
-        rows, columns = np.mgrid[i - 20 : i + 21, j - 20 : j + 21]
-        found = [
-            (part * (columns + 0.5)).sum() / part.sum(),
-            (part * (rows + 0.5)).sum() / part.sum(),
-        ]
-        # Twice the blob's own shear by the second derivative of the field: 0.05 px.
-        assert found == pytest.approx(expected, abs=0.05)
-
-
-def test_outside_the_section_her2_shows_glass() -> None:
-    field = slide_field()
-    rgb = np.full((600, 1000, 3), 90, np.uint8)
-    warped = field.warp(rgb, 0.92, (875, 1188), 0.8, (250, 240, 230))
-    assert tuple(warped[0, 0]) == (250, 240, 230)
-    assert tuple(warped[600, 470]) == (90, 90, 90)
 
 
 def test_the_sampled_truth_is_the_field(cohort: Path) -> None:
@@ -445,65 +354,3 @@ def test_a_slide_of_another_tissue_has_no_truth_and_other_cells(tmp_path: Path) 
         around = 255.0 - image[image.min(axis=2) < 225][:, 0].astype(float)
         excess.append(haematoxylin_at(image, where).mean() - around.mean())
     assert excess[0] > excess[1] + 20
-
-
-def test_the_blurred_region_is_blurred_and_marked_slides_differ() -> None:
-    rng = np.random.default_rng(8)
-    tissue = grow(rng, (460.0, 322.0), "1+", whole=False)
-    look = Appearance((230, 220, 225))
-    drawing = Renderer(tissue, rasterise(tissue, 0.92, (500, 350)), rng).draw("he", look)
-    spoilt = defocus(drawing, (350.0, 175.0), (110.0, 120.0))
-    assert np.array_equal(spoilt[:, :200], drawing[:, :200])
-    sharp, blurred = (
-        sharpness(np.ascontiguousarray(photograph(x, look, rng)[125:225, 300:400]), 0.92)
-        for x in (drawing, spoilt)
-    )
-    assert sharp >= 60 and blurred < 15
-
-
-def test_a_section_lies_on_glass_and_a_tile_of_one_may_be_empty() -> None:
-    rng = np.random.default_rng(12)
-    whole = grow(rng, (1500.0, 1100.0), "3+", whole=True)
-    inside = whole.outline > 0
-    assert 0.3 < inside.mean() < 0.9
-    assert not inside[:8].any() and not inside[:, -8:].any()
-    empty = grow(rng, (470.0, 470.0), "1+", whole=False, empty=True)
-    assert 0.005 < (empty.outline > 0).mean() < 0.25
-    # Nuclei lie in tissue, and not in a lumen.
-    i = (whole.cells.y / 3).astype(int)
-    j = (whole.cells.x / 3).astype(int)
-    assert (whole.outline[i, j] > 0).mean() > 0.99 and (whole.lumen[i, j] < 3).all()
-
-
-def test_ultralow_is_faint_staining_of_at_most_a_tenth_of_the_tumour_cells() -> None:
-    for score in EXPRESSION:
-        cells = grow(np.random.default_rng(3), (600.0, 400.0), score, whole=False).cells
-        assert staining_class(cells) == score
-        stained = cells.intensity[cells.kind == TUMOUR] > 0
-        assert (0 < stained.mean() <= 0.1) == (score == "ultralow")
-    few = (0.995, 0.005, 0.0, 0.0)
-    rare = grow(np.random.default_rng(3), (600.0, 400.0), "0", whole=False, expression=few)
-    assert staining_class(rare.cells) == "ultralow"
-    benign = dataclasses.replace(rare.cells, kind=np.full_like(rare.cells.kind, SPINDLE))
-    assert staining_class(benign) == ""
-
-
-def test_true_densities_are_the_stain_that_cells_were_drawn_with() -> None:
-    """Against the amounts of `Renderer`: cytoplasm 0.035 to 0.30, membranes up to 1.3 units."""
-    rng = np.random.default_rng(6)
-    tissue = grow(rng, (300.0, 230.0), "3+", whole=False)
-    renderer = Renderer(tissue, rasterise(tissue, 0.5, (600, 460)), rng)
-    unit = float(np.linalg.norm(DAB)) / np.log(10)
-    found = renderer.densities(Appearance((250, 250, 250)))
-    cells = tissue.cells
-    inner = (np.abs(cells.x - 150) < 130) & (np.abs(cells.y - 115) < 95) & (cells.kind == TUMOUR)
-    for intensity, (strength, blush) in enumerate(
-        ((0, 0.035), (0.27, 0.085), (0.62, 0.15), (1.3, 0.3))
-    ):
-        own = inner & (cells.intensity == intensity)
-        assert np.nanmedian(found.cytoplasm[own]) == pytest.approx(blush * unit, rel=0.15)
-        assert np.nanmedian(found.nucleus[own]) < np.nanmedian(found.cytoplasm[own])
-        # Texture adds up to 0.6 to the largest value of a direction; holes and gaps have none.
-        assert 0.4 * strength * unit <= found.membrane[own].mean() <= 1.4 * strength * unit
-    twice = renderer.densities(Appearance((250, 250, 250), second=2.0))
-    assert twice.membrane == pytest.approx(2 * found.membrane)
