@@ -46,8 +46,6 @@ from hemera.training.batches import TrainingSampler, prefetch_to_device, trainin
 from hemera.training.checkpoint import TrainingState
 
 ROUNDS = 5
-THRESHOLD = 0.15
-"""DAB density of balanced Dice, for both sides."""
 
 
 class Plain(Dataset[dict[str, Any]]):
@@ -126,7 +124,9 @@ def plain_generation_step(
     pyramids = (plain_pyramid(generated * weight), plain_pyramid(target * weight))
     levels = [functional.l1_loss(a, b) for a, b in zip(*pyramids, strict=True)]
     maps = [
-        losses.soft_dab((image + 1) / 2, options.dice_slope, THRESHOLD)
+        losses.soft_dab(
+            (image + 1) / 2, batch["her2_background"], options.dice_slope, options.dice_threshold
+        )
         for image in (generated, target)
     ]
     dice = losses.balanced_dice(maps[0], maps[1], weight)
@@ -206,7 +206,8 @@ class Contest:
         paper = 2 if network == "generation" else 16
         self.batch = given.batch or (paper if self.gpu else 2)
         self.workers = given.workers if given.workers is not None else (6 if self.gpu else 0)
-        self.images = ("he", "her2", "weight") if network == "generation" else ("he", "positive")
+        stained = ("he", "her2", "weight", "valid", "her2_background")
+        self.images = stained if network == "generation" else ("he", "positive", "valid")
         self.crop_px = None if self.side == 512 else self.side
 
     def finish(self) -> None:
@@ -219,7 +220,7 @@ class Contest:
         own: dict[str, Any] = {"batch_size": self.batch, "workers": self.workers, **changes}
         if self.network == "generation":
             options: Any = TrainGenerationOptions(
-                crop_px=self.crop_px, network=self.generator, dice_threshold=THRESHOLD, **own
+                crop_px=self.crop_px, network=self.generator, **own
             )
         else:
             options = TrainSegmentationOptions(crop_px=self.crop_px, encoder_weights=None, **own)
@@ -241,7 +242,7 @@ class Contest:
         if self.network == "generation":
 
             def step(batch: dict[str, Any]) -> object:
-                return train_generation.train_step([batch], state, options, THRESHOLD)
+                return train_generation.train_step([batch], state, options)
         else:
 
             def step(batch: dict[str, Any]) -> object:

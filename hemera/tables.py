@@ -21,7 +21,10 @@ from hemera.files.faults import translated
 
 STAINS = ("he", "her2")
 
-_LISTS = {f"{name}s": pa.list_(pa.type_for_alias(name)) for name in ("uint8", "string", "float64")}
+_LISTS = {
+    f"{name}s": pa.list_(pa.type_for_alias(name))
+    for name in ("uint8", "int64", "string", "float64")
+}
 
 
 def _schema(text: str) -> pa.Schema:
@@ -235,6 +238,9 @@ EVALUATION_TILES = _schema("""
     float64? ssim  # uniform window of 7, as BCI is scored
     float64? ssim_gaussian  # with a Gaussian window
     float64? lpips  # null: no weights were named
+    float64s? stain_sums  # of `evaluation.stain_quality.tile_sums`
+    int64s?  cells cells_real  # of intensity 0 to 3, of both images; null: not compared
+    int64?   positive_cells positive_cells_real matched_cells
     int64?   true_positive_px false_positive_px false_negative_px true_negative_px
 """)
 """evaluate: one row per tile, network and method."""
@@ -244,7 +250,7 @@ METRICS = _schema("""
     string   method  # and best_constant: the better of all_positive and all_negative
     string   group  # all, or dataset=…, score=…, case=…
     string   metric  # a column of EVALUATION_TILES, psnr_infinite, fid, kid, precision, ...
-    string   aggregation  # mean, pooled, mean_nonempty, set (all tiles together), count
+    string   aggregation  # mean, pooled, mean_nonempty, empty, tiles, cases, set, count
     float64? value
     float64? deviation  # over tiles, for means; over random subsets, for kid
     float64? low high  # bootstrap interval over cases; null: of one case, of a set, not requested

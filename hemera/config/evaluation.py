@@ -12,7 +12,7 @@ class EvaluateOptions(Options):
     """Metrics of the generators and of SegmentationNet on the test subsets."""
 
     section: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     generators: tuple[str, ...] = ()
     """Presets, such as pix2pix, whose generators are trained and evaluated for comparison with the
@@ -33,6 +33,11 @@ class EvaluateOptions(Options):
     """CPU threads of PyTorch."""
     batch_size: Count = 4
     """Tiles per forward pass."""
+    cell_tiles: Annotated[int, Field(ge=0, le=100000)] = 500
+    """Evenly spaced test tiles on which the cells of generated and real images are compared."""
+    public_mode: bool = False
+    """Run the generators tile by tile with batch normalisation and dropout as in training, as the
+    test script of the public code of pix2pix does."""
     gallery_tiles: Annotated[int, Field(ge=1, le=200)] = 12
     """Tiles in the gallery of the page."""
 

@@ -207,6 +207,13 @@ def _disagreements(config: Config) -> list[str]:
             f"{', '.join(fits)}, and train_generation.network is {generation.network}; choose one "
             "of these networks, or generation_branch: virtual_rgb_encoder or none"
         )
+    own = segmentation.normalise_background
+    if branch != "none" and own != generation.normalise_background:
+        faults.append(
+            f"train_segmentation.normalise_background: {own} differs from that of "
+            f"train_generation, whose generator has the same input; set both to {own}, or "
+            "generation_branch: none"
+        )
     return faults
 
 

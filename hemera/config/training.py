@@ -50,6 +50,9 @@ class TrainingOptions(Options):
     select: Select
     crop_px: Annotated[int | None, Field(ge=32, le=2048), paper("512, whole")] = None
     """Side of the random crop of a tile that is trained on, px; null: the full tile."""
+    normalise_background: Annotated[bool, paper("not stated")] = True
+    """Divide the images of both stains by their backgrounds, as measured, which become white.
+    Slides differ in the gray of the background, and otherwise networks learn it."""
     seed: Seed = 20251
     """Seed of initial weights, order of tiles and augmentation."""
     device: Device = "auto"
@@ -103,7 +106,7 @@ class TrainGenerationOptions(TrainingOptions):
     """GenerationNet (sections 3.1 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_generation"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     network: Annotated[Network, paper("U-Net, depth not stated")] = "unet_512"
     """Architecture of the generator."""
@@ -129,10 +132,12 @@ class TrainGenerationOptions(TrainingOptions):
     l1_weights: Annotated[tuple[NonNegative, ...], paper("1, 25, 25, 25")] = (1.0, 25.0, 25.0, 25.0)
     """Weights of the L1 loss at the four levels of the image pyramid, finest first."""
     weight_map: Annotated[
-        Literal["inside", "literal", "none"], paper("printed as literal, described as inside")
+        Literal["inside", "literal", "positive", "none"],
+        paper("printed as literal, described as inside"),
     ] = "inside"
-    """Distance weights of nuclei (equation 1): inside: grow towards the centre, as the text
-    describes; literal: the printed equation; none: not used."""
+    """Weights of the L1 and Dice losses (equation 1): inside: grow towards the centre of nuclei, as
+    the text describes; literal: the printed equation; positive: HER2-positive pixels have twice the
+    weight of others; none: not used."""
     mask_source: Annotated[Literal["nuclei", "her2_positive"], paper("nuclei")] = "nuclei"
     """Mask from which the distance weights are computed."""
     gan_loss: Annotated[Literal["vanilla", "lsgan"], paper("not stated")] = "vanilla"
@@ -148,11 +153,12 @@ class TrainGenerationOptions(TrainingOptions):
     none: no such loss."""
     dice_weight: NonNegative = 1.0
     """Weight of the balanced Dice loss of GenerationNet."""
-    dice_slope: Positive = 20.0
-    """Slope of the sigmoid of the soft DAB mask, per unit of optical density."""
-    dice_threshold: Annotated[float | None, Field(gt=0, le=3)] = None
-    """DAB optical density at the centre of the soft DAB mask; null: estimated from training
-    tiles."""
+    dice_slope: Positive = 60.0
+    """Slope of the sigmoid of the soft DAB mask, per unit of optical density. With 20, an image of
+    one colour has nearly the loss of the real one, and GenerationNet generates no DAB."""
+    dice_threshold: Annotated[float, Field(gt=0, le=3)] = 0.15
+    """DAB optical density above the background at the centre of the soft DAB mask; 0.15 is that of
+    moderate staining, see mask.dab_moderate."""
     variance_weight: Annotated[NonNegative, paper("not used; its own paper does not state it")] = (
         0.0
     )
@@ -163,7 +169,8 @@ class TrainGenerationOptions(TrainingOptions):
     flip: bool = True
     """Augment by random horizontal flips of tile pairs."""
     select: Annotated[Select, paper("not stated; pix2pix keeps the last")] = "last"
-    """Epoch whose generator is kept; best: lowest reconstruction loss on validation tiles."""
+    """Epoch whose generator is kept; best: highest sum of SSIM and the concordance of DAB on
+    validation tiles."""
 
     @property
     def divisor(self) -> int:
@@ -193,7 +200,7 @@ class TrainSegmentationOptions(TrainingOptions):
     """SegmentationNet (sections 3.2 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_segmentation"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     generation_branch: Annotated[
         Literal["skip16", "attention_unet_32_bottleneck", "virtual_rgb_encoder", "none"],

@@ -90,8 +90,8 @@ class TileIndex:
         return table.select(list(columns))
 
     def facts(self, network: str, split: str) -> dict[str, dict[str, Any]]:
-        """Return what evaluation records of the tiles of a network's split, by tile, in order."""
-        columns = ("tile", "case", "dataset", "score")
+        """Return what evaluation needs of the tiles of a network's split, by tile, in order."""
+        columns = ("tile", "case", "dataset", "score", "mpp")
         rows = self.select(columns, network=network, split=split, refused=True).to_pylist()
         return {row["tile"]: row for row in rows}
 

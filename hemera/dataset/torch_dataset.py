@@ -22,12 +22,15 @@ from hemera.dataset.index import TileIndex
 from hemera.dataset.shards import ShardReader
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.imaging.codecs import decode, decode_mask
+from hemera.imaging.color import WHITE, Color, normalise_background
 from hemera.masks import label_format
 from hemera.networks.weight_map import weight_map
 
 STORED = ("he", "her2", "mask")
 DERIVED = ("positive", "valid", "weight")
 """Computed from the mask."""
+
+BACKGROUND = "her2_background"
 
 MASK_SOURCES = {"nuclei": label_format.nuclei, "her2_positive": label_format.positive}
 """The pixels that the weight map measures distances to, by name."""
@@ -42,8 +45,9 @@ def tile_weight(
 ) -> npt.NDArray[np.float32]:
     """Return GenerationNet's weight map of a label image, (H, W); see `weight_map`.
 
-    `source` is a name of `MASK_SOURCES`.
+    `source` is a name of `MASK_SOURCES`; mode positive has her2_positive.
     """
+    source = "her2_positive" if mode == "positive" else source
     return weight_map(MASK_SOURCES[source](mask), mode, renormalise_mean=renormalise_mean)
 
 
@@ -59,6 +63,9 @@ class TileDataset(Dataset[dict[str, Any]]):
     valid     (1, H, W)   bool     pixels that the mask does not exclude
     weight    (1, H, W)   float32  GenerationNet's weight map, in (0, 1]
     ========  ==========  =======  ================================================
+
+    With ``her2_background`` there is the colour of that background too, (3, 1, 1), float32, 0 to 1:
+    white where `normalise_background`.
 
     The key (epoch, position) gives a tile as in that epoch: cropped, flipped and turned,
     the images of a tile alike, by (seed, epoch, position). Epoch 0 is validation: the crop is
@@ -76,6 +83,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         crop_px: int | None = None,
         flips: Sequence[int] = (),
         turns: bool = False,
+        normalise_background: bool = False,
         seed: int = 0,
         **rows: Any,
     ) -> None:
@@ -84,16 +92,18 @@ class TileDataset(Dataset[dict[str, Any]]):
         Args:
             index: the index; shards are found from the folder above the index's own.
             engine: whose masks; None for those that the index was made to train on.
-            images: of he, her2, mask, positive, valid and weight; only what they need is decoded.
+            images: of he, her2, mask, positive, valid, weight and her2_background; only what they
+                need is decoded.
             weighting: computes the weight map from the mask.
             crop_px: side of the square crop; None for the full tile.
             flips: axes along which a tile may be flipped: 1 is left to right, 0 top to bottom.
             turns: whether a tile may be turned by quarters; it must be square, or cropped.
+            normalise_background: divide H&E and HER2 by their backgrounds, which become white.
             seed: of crops, flips and turns.
             rows: conditions of `TileIndex.select`: where, network, split, refused.
         """
         index = index if isinstance(index, TileIndex) else TileIndex(index)
-        known = (*STORED, *DERIVED)
+        known = (*STORED, *DERIVED, BACKGROUND)
         if isinstance(images, str) or not images or set(images) - set(known):
             raise ConfigError(f"images: {images!r}; give a list of {', '.join(known)}")
         if crop_px is not None and crop_px < 1:
@@ -103,8 +113,9 @@ class TileDataset(Dataset[dict[str, Any]]):
         self.crop_px = crop_px
         self.flips = tuple(flips)
         self.turns = turns
+        self.normalise_background = normalise_background
         self.seed = seed
-        needed = {"mask" if name in DERIVED else name for name in images}
+        needed = {"mask" if name in DERIVED else name for name in images} - {BACKGROUND}
         self._decoded = [name for name in STORED if name in needed]
         self._locate(index, engine, rows)
         self._reader = ShardReader(index.path.parent.parent)
@@ -121,13 +132,20 @@ class TileDataset(Dataset[dict[str, Any]]):
         offsets, lengths = (
             [f"{prefix}_{of}" for _, prefix in members.values()] for of in ("offset", "length")
         )
-        columns = dict.fromkeys(["tile", *shards, *offsets, *lengths])
+        stains = ("he", "her2")
+        backgrounds = [f"{stain}_background" for stain in stains]
+        columns = dict.fromkeys(["tile", *shards, *offsets, *lengths, *backgrounds])
         table = index.select(list(columns), **rows)
         if lacking := table.column(shards[-1]).null_count:
             raise ShardError(
                 f"{index.path}: {lacking} tiles without a mask of {engine}; run mask and index "
                 "again"
             )
+        self._backgrounds = {
+            stain: np.stack(table.column(name).to_numpy()).astype(np.uint8).reshape(-1, 3)
+            if len(table) else np.empty((0, 3), np.uint8)
+            for stain, name in zip(stains, backgrounds, strict=True)
+        }  # fmt: skip
         self._tiles = table.column("tile").cast(pa.large_string()).combine_chunks()
         self._shards = [table.column(name).combine_chunks().dictionary_encode() for name in shards]
         self._offsets, self._lengths = (
@@ -151,6 +169,11 @@ class TileDataset(Dataset[dict[str, Any]]):
         """Return the number of tiles."""
         return len(self._tiles)
 
+    def background(self, position: int, stain: str) -> Color:
+        """Return the colour of the background of a tile's stored image of he or her2."""
+        red, green, blue = self._backgrounds[stain][position].tolist()
+        return red, green, blue
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of plain positions, before a loader begins it; 0 is validation."""
         self._epoch[0] = epoch
@@ -171,6 +194,9 @@ class TileDataset(Dataset[dict[str, Any]]):
             seen["valid"] = ~label_format.excluded(seen["mask"][0])[None]
         if "weight" in self.images:
             seen["weight"] = self.weighting(seen["mask"][0])[None]
+        if BACKGROUND in self.images:
+            color = WHITE if self.normalise_background else self.background(position, "her2")
+            seen[BACKGROUND] = np.array(color, np.float32).reshape(3, 1, 1) / 255
         return {
             "tile": self._name(position),
             **{name: torch.from_numpy(seen[name]) for name in self.images},
@@ -179,7 +205,8 @@ class TileDataset(Dataset[dict[str, Any]]):
     def stored(self, position: int, images: Sequence[str] | None = None) -> dict[str, Any]:
         """Return a tile's id and uncropped images: he and her2 (H, W, 3), mask (H, W).
 
-        `images` are some of those that the dataset reads; None for all.
+        With `normalise_background` those of the stains are divided by their backgrounds. `images`
+        are some of those that the dataset reads; None for all.
         """
         position = self._checked(position)
         names = self._decoded if images is None else images
@@ -206,6 +233,8 @@ class TileDataset(Dataset[dict[str, Any]]):
                 int(self._lengths[position, place]),
             )
             image = decode_mask(data) if name == "mask" else decode(data)
+            if self.normalise_background and name != "mask":
+                image = normalise_background(image, self.background(position, name))
             size = size or image.shape[:2]
             if image.shape[:2] != size:
                 raise ShardError(

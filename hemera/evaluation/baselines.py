@@ -1,6 +1,8 @@
-"""Trivial baselines of virtual staining: the mean colour, and blurred H&E in the colours of HER2.
+"""Trivial baselines of both networks.
 
-Both use the colours of the training tiles and nothing of the target image.
+Of virtual staining: the mean colour, and blurred H&E in the colours of HER2. Of segmentation: a
+threshold on the darkness of blurred H&E. They use the training tiles and nothing of the target
+image. All tiles are divided by their backgrounds.
 """
 
 import contextlib
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.files.threads import in_order
+from hemera.masks import label_format
 
 RGB = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -26,6 +29,8 @@ BASELINES = ("mean_colour", "blurred")
 
 BLUR_SIGMA_PX = 8.0
 """Standard deviation of the Gaussian blur."""
+
+DARKNESS_TILES = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,13 @@ def images(he: RGB, colors: Colors) -> dict[str, RGB]:
 
 def measure_colors(index: TileIndex | Path) -> Colors:
     """Measure the colours of HER2 and of blurred H&E over GenerationNet's training tiles."""
-    tiles = TileDataset(index, network="generation", split="train", images=("he", "her2"))
+    tiles = TileDataset(
+        index,
+        network="generation",
+        split="train",
+        images=("he", "her2"),
+        normalise_background=True,
+    )
     local = threading.local()
 
     def sums(position: int) -> tuple[int, Floats]:
@@ -74,6 +85,39 @@ def measure_colors(index: TileIndex | Path) -> Colors:
     mean = total[:, 0] / pixels
     std = np.sqrt(np.maximum(total[:, 1] / pixels - np.square(mean), 0))
     return Colors(mean[0], std[0], mean[1], std[1])
+
+
+def dark(he: RGB, threshold: int) -> npt.NDArray[np.bool_]:
+    """Return the pixels of an H&E tile (H, W, 3) with at least this darkness, (H, W)."""
+    return np.asarray(_darkness(he) >= threshold)
+
+
+def fit_darkness(index: TileIndex | Path) -> int:
+    """Return the darkness, 0 to 255, with the highest F1 over SegmentationNet's training tiles.
+
+    They are up to `DARKNESS_TILES`, evenly spaced.
+    """
+    tiles = TileDataset(
+        index,
+        network="segmentation",
+        split="train",
+        images=("he", "mask"),
+        normalise_background=True,
+    )
+    counts = np.zeros((2, 256), np.int64)
+    for place in np.linspace(0, len(tiles) - 1, min(DARKNESS_TILES, len(tiles))).round():
+        item = tiles.stored(int(place))
+        darkness, positive = _darkness(item["he"]), label_format.positive(item["mask"])
+        valid = ~label_format.excluded(item["mask"])
+        for row, where in enumerate((positive & valid, ~positive & valid)):
+            counts[row] += np.bincount(darkness[where], minlength=256)
+    hit, false = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+    f1 = 2 * hit / np.maximum(hit + false + counts[0].sum(), 1)
+    return int(f1.argmax())
+
+
+def _darkness(he: RGB) -> npt.NDArray[np.uint8]:
+    return np.asarray(255 - np.rint(_blurred(he).mean(axis=2)), np.uint8)
 
 
 def _blurred(image: RGB) -> npt.NDArray[np.float32]:

@@ -96,12 +96,18 @@ class Bootstrap:
             columns: (T, K), summed over the tiles of each of S samples.
             statistic: from sums (S, K) to values (S,); those that are not finite are left out.
         """
+        sums = self.sums(columns)
+        return (None, None) if sums is None else self.bounds(statistic(sums))
+
+    def sums(self, columns: npt.NDArray[np.generic]) -> Floats | None:
+        """Return the sums (S, K) of columns (T, K) over the tiles of each sample, or None."""
         if self._times is None:
-            return None, None
-        sums = np.stack(
-            [np.bincount(self._case, column, self._count) for column in columns.T], axis=1
-        )
-        values = statistic(self._times @ sums)
+            return None
+        of_cases = [np.bincount(self._case, column, self._count) for column in columns.T]
+        return np.asarray(self._times @ np.stack(of_cases, axis=1))
+
+    def bounds(self, values: Floats) -> tuple[float | None, float | None]:
+        """Return the percentile interval of the values (S,) that are finite."""
         values = values[np.isfinite(values)]
         if values.size == 0:
             return None, None
@@ -134,7 +140,7 @@ def summarise(
     if finite.size == 0:
         return Summary(None, None, 0)
     columns = np.stack([np.where(included, given, 0), included], axis=1)
-    low, high = bootstrap.interval(columns, lambda sums: _ratio(sums[:, 0], sums[:, 1]))
+    low, high = bootstrap.interval(columns, lambda sums: ratio(sums[:, 0], sums[:, 1]))
     return Summary(float(finite.mean()), float(finite.std()), int(finite.size), low, high)
 
 
@@ -164,10 +170,10 @@ def rates(counts: npt.NDArray[np.generic]) -> dict[str, Floats]:
     hit, false, missed, _ = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
     empty = hit + false + missed == 0
     found = {
-        "precision": _ratio(hit, hit + false),
-        "recall": _ratio(hit, hit + missed),
-        "f1": _ratio(2 * hit, 2 * hit + false + missed),
-        "iou": _ratio(hit, hit + false + missed),
+        "precision": ratio(hit, hit + false),
+        "recall": ratio(hit, hit + missed),
+        "f1": ratio(2 * hit, 2 * hit + false + missed),
+        "iou": ratio(hit, hit + false + missed),
     }
     return {
         name: np.where(empty, 1.0, np.where(hit == 0, 0.0, value)) for name, value in found.items()
@@ -203,7 +209,7 @@ def _rate(metric: str, counts: Floats) -> Floats:
     return rates(counts)[metric]
 
 
-def _ratio(above: Floats, below: Floats) -> Floats:
+def ratio(above: Floats, below: Floats) -> Floats:
     """Return a quotient, NaN where the divisor is 0."""
     found = np.full(np.shape(above), np.nan)
     np.divide(above, below, out=found, where=below != 0)

@@ -58,6 +58,23 @@ def unmixing_matrix(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
     return np.asarray(np.linalg.inv(np.vstack([vectors, normal])), np.float64)
 
 
+def normalise_background(rgb: RGB, background: Color) -> RGB:
+    """Return an image (H, W, 3) divided by its background, which becomes white; clipped at 255.
+
+    The optical density over white is then that over the background, up to rounding.
+    """
+    if background == WHITE:
+        return rgb
+    return np.asarray(cv2.LUT(np.ascontiguousarray(rgb), _over_background(background)), np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _over_background(background: Color) -> RGB:
+    """Return every value of every channel over the background, (1, 256, 3)."""
+    ratio = np.arange(256)[:, None] * 255 / np.maximum(background, 1)
+    return np.rint(ratio).clip(max=255).astype(np.uint8)[None]
+
+
 def density(rgb: RGB, background: Color) -> RGB:
     """Return the optical density in the channel that absorbs most, (H, W), in `DENSITY_STEP`.
 

@@ -29,6 +29,8 @@ class Model:
     mpp: float
     """Median resolution of the tiles, um/px; `mpp_max` is that of the coarsest."""
     mpp_max: float
+    normalise_background: bool = False
+    """Whether tiles are divided by the background of their slide before."""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -52,6 +54,7 @@ def load_model(folder: Path, device: torch.device, precision: str = "float32") -
         described["tile_px"],
         described["mpp"],
         described["mpp_max"],
+        storage.normalises_background(described),
         {
             "weights_sha256": storage.file_digest(weights),
             **{name: described.get(name) for name in names},

@@ -30,6 +30,7 @@ from hemera.errors import SlideError, TrainingError
 from hemera.files.atomic import new_folder
 from hemera.files.geojson import annotation
 from hemera.imaging.codecs import encode
+from hemera.imaging.color import normalise_background
 from hemera.imaging.outlines import reduction, trace
 from hemera.imaging.pyramid import TILE_PX, stored_tiles, tile_count, write_pyramid
 from hemera.imaging.slide import Slide, open_slide
@@ -265,6 +266,8 @@ class _Drawing:
             for length, start in zip(grid.size_px, place, strict=True)
         )
         tile = self._slide.read(x * grid.scale, y * grid.scale, width, height, grid.mpp)
+        if self._model.normalise_background:
+            tile = normalise_background(tile, self._slide.background)
         margins = ((0, grid.tile_px - height), (0, grid.tile_px - width), (0, 0))
         return np.pad(tile, margins, mode="symmetric")
 

@@ -69,21 +69,25 @@ def pyramid_l1(
     return [level.abs().mean((1, 2, 3)) for level in pyramid(difference, levels)]
 
 
-def dab_density(images: Tensor) -> Tensor:
+def dab_density(images: Tensor, background: Tensor) -> Tensor:
     """Return the DAB density of RGB in [0, 1]: (B, 3, H, W) to (B, 1, H, W).
 
     Fixed colour deconvolution, differentiable, in optical density (decimal logarithm): six times
     the third channel of scikit-image's rgb2hed, before that clips at 0. Intensities are clipped at
     1/255, the darkest stored pixel that is not black.
+
+    Args:
+        background: its colour in [0, 1], (B, 3, 1, 1), which has density 0.
     """
-    red, green, blue = (-torch.log10(images.float().clamp(min=1 / 255))).split(1, 1)
+    density = background.float().log10() - images.float().clamp(min=1 / 255).log10()
+    red, green, blue = density.split(1, 1)
     stain: Tensor = red * _DAB[0] + green * _DAB[1] + blue * _DAB[2]
     return stain
 
 
-def soft_dab(images: Tensor, slope: float, threshold: float) -> Tensor:
-    """Return the soft DAB-positive mask, 0 to 1, of RGB in [0, 1]."""
-    return torch.sigmoid(slope * (dab_density(images) - threshold))
+def soft_dab(images: Tensor, background: Tensor, slope: float, threshold: float) -> Tensor:
+    """Return the soft DAB-positive mask, 0 to 1, of RGB in [0, 1]; see `dab_density`."""
+    return torch.sigmoid(slope * (dab_density(images, background) - threshold))
 
 
 def balanced_dice(generated: Tensor, real: Tensor, weight_map: Tensor | None = None) -> Tensor:

@@ -1,9 +1,15 @@
-"""PSNR and SSIM of a batch on its own device, for validation during a training."""
+"""Similarity of a batch to real images, on its own device: PSNR, SSIM, the stain."""
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hemera.imaging.ssim import WINDOW_PX, structural_similarity
+from hemera.networks import losses
+
+Floats = npt.NDArray[np.float64]
 
 
 def as_stored(images: Tensor) -> Tensor:
@@ -38,3 +44,31 @@ def ssim(images: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     whole = -functional.max_pool2d(-valid.float(), WINDOW_PX, 1)
     total = (similarity * whole).flatten(1).sum(1)
     return total / (whole.flatten(1).sum(1) * images.shape[1])
+
+
+def dab_sums(images: Tensor, truth: Tensor, background: Tensor, valid: Tensor) -> Tensor:
+    """Return sums of the DAB densities x of `images` and y of `truth`, (B, 6) in double precision.
+
+    They are those of 1, x, y, x^2, y^2 and x y over the pixels of `valid` (B, 1, H, W). Images are
+    (B, 3, H, W) in [0, 1], densities those of `losses.dab_density`, clipped at 0.
+    """
+    x, y = (losses.dab_density(each, background).clamp(min=0).double() for each in (images, truth))
+    terms = (torch.ones_like(x), x, y, x * x, y * y, x * y)
+    return torch.stack([(term * valid).flatten(1).sum(1) for term in terms], 1)
+
+
+def moments(sums: Floats) -> tuple[Floats, ...]:
+    """Return means of x and y, their variances and covariance, from `dab_sums` (..., 6)."""
+    count, *rest = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
+    x, y, xx, yy, xy = (each / np.maximum(count, 1) for each in rest)
+    return x, y, np.maximum(xx - x * x, 0), np.maximum(yy - y * y, 0), xy - x * y
+
+
+def concordance(sums: Floats) -> Floats:
+    """Return Lin's concordance correlation coefficient (...) from `dab_sums` (..., 6).
+
+    It is 2 cov / (var x + var y + (mean x - mean y)^2): at most 1, where both are equal; 0 for a
+    uniform image. Unlike a correlation it falls if there is too little stain or too much.
+    """
+    x, y, var_x, var_y, covariance = moments(sums)
+    return np.asarray(2 * covariance / np.maximum(var_x + var_y + (x - y) ** 2, 1e-12))

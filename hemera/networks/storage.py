@@ -122,6 +122,11 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
     return metadata
 
 
+def normalises_background(described: Mapping[str, Any]) -> bool:
+    """Return whether a network's input is divided by its background, from its metadata."""
+    return bool(described.get("options", {}).get("normalise_background", False))
+
+
 def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str, Any]]:
     """Return a trained generator in evaluation mode, and its metadata, or raise TrainingError."""
     described = read_metadata(metadata, "generation")

@@ -14,15 +14,17 @@ def weight_map(
     Args:
         mode: ``inside``: D is a nuclear pixel's distance to the nearest other pixel, 0 elsewhere,
             so nuclei weigh most, as in the paper's text. ``literal``: D is the distance to the
-            nearest nuclear pixel, as equation 1 is printed, so nuclei weigh least. ``none``: W is
-            1.
+            nearest nuclear pixel, as equation 1 is printed, so nuclei weigh least. ``positive``: W
+            is 1 on the mask and 1/2 elsewhere, whatever the distance. ``none``: W is 1.
         renormalise_mean: divide by the mean, so that every patch has mean weight 1.
     """
-    if mode == "none" or not mask.any() or mask.all():
+    if mode == "positive":
+        weights = (mask + 1.0) / 2
+    elif mode == "none" or not mask.any() or mask.all():
         return np.ones(mask.shape, np.float32)
-    source = mask if mode == "inside" else ~mask
-    distance = _distance(source)
-    weights = (distance + 1) / (distance.max() + 1)
+    else:
+        distance = _distance(mask if mode == "inside" else ~mask)
+        weights = (distance + 1) / (distance.max() + 1)
     if renormalise_mean:
         weights = weights / weights.mean()
     return np.asarray(weights, np.float32)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hemera.config import RegisterOptions
 from hemera.errors import SlideError
-from hemera.imaging.color import STAIN_UNIT, haematoxylin
+from hemera.imaging.color import STAIN_UNIT, haematoxylin, normalise_background
 from hemera.imaging.slide import Slide, open_slide
 from hemera.imaging.tolerant import LOST_MAX, Losses, read_region
 from hemera.sheet import Pair
@@ -90,14 +90,13 @@ def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:
         width, height = (max(1, math.ceil(n * slide.mpp / mpp - 1e-6)) for n in slide.size_px)
         # The engine pads with white; background of another colour would end in an edge, and edges
         # are what it matches.
-        scaled = np.arange(256)[:, None] * 255 / np.maximum(described["background"], 1)
-        white = np.rint(scaled).clip(max=255).astype(np.uint8)[None]
+        background = tuple(described["background"])
         result = np.empty((height, width, 3), np.uint8)
         losses = Losses(path.name, width * height, LOST_MAX, "px")
         rows = max(16, BAND_PX // width)
         for top in range(0, height, rows):
             band = _read_band(slide, top, width, min(rows, height - top), mpp, losses)
-            result[top : top + rows] = cv2.LUT(band, white)
+            result[top : top + rows] = normalise_background(band, background)
     if losses.lost:
         log.warning("%s; %d px are treated as background", losses.first, losses.lost)
     return result

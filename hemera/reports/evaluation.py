@@ -13,9 +13,11 @@ import pandas as pd
 from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.statistics import Frame
-from hemera.evaluation import published
+from hemera.evaluation import image_quality, published
 from hemera.evaluation.image_quality import COUNTS, SEGMENTER
-from hemera.evaluation.metrics import rates
+from hemera.evaluation.metrics import SEGMENTATION_METRICS, rates
+from hemera.evaluation.stain_quality import BROWN_DENSITY
+from hemera.masks.her2_score import CLASSES
 from hemera.reports import pictures
 from hemera.reports.data import NETWORKS
 from hemera.reports.html import write_page
@@ -44,19 +46,46 @@ METRICS = {
     "lpips": Metric("LPIPS", 3, higher=False),
     "fid": Metric("FID", 2, higher=False),
     "kid": Metric("KID", 4, higher=False),
+    "dab_r": Metric("r of DAB", 3),
+    "dab_concordance": Metric("concordance of DAB", 3),
+    "dab_ratio": Metric("DAB, generated / real", 2),
+    "dab_kl": Metric("KL divergence of DAB from real", 3, higher=False),
+    "brown_dice": Metric("Dice of brown", 3),
+    "brown_dice_8": Metric("Dice of brown within 8 px", 3),
+    "brown_dice_32": Metric("Dice of brown within 32 px", 3),
+    "brown_recall": Metric("recall of brown", 3),
+    "brown_recall_8": Metric("recall of brown within 8 px", 3),
+    "brown_recall_32": Metric("recall of brown within 32 px", 3),
+    "red_positive": Metric("red minus blue, positive pixels", 1),
+    "red_other": Metric("red minus blue, other pixels", 1, higher=False),
+    "cell_f1": Metric("F1 of positive cells", 3),
+    "cell_score": Metric("fraction of cases with the score of the real image", 2),
     "precision": Metric("precision", 3),
     "recall": Metric("recall", 3),
     "f1": Metric("F1", 3),
     "iou": Metric("IoU", 3),
+    "false_positive_fraction": Metric("false positives where none is", 4, higher=False),
 }
+IMAGE_COLUMNS = ("psnr_db", "ssim", "ssim_gaussian", "lpips", "fid", "kid")
+STAIN_ROWS = (
+    ("dab_r", "pooled"), ("dab_r", "tiles"), ("dab_ratio", "pooled"), ("dab_kl", "pooled"),
+    ("brown_dice", "pooled"), ("brown_dice_8", "pooled"), ("brown_dice_32", "pooled"),
+    ("brown_recall", "pooled"), ("brown_recall_8", "pooled"), ("brown_recall_32", "pooled"),
+    ("red_positive", "pooled"), ("red_other", "pooled"),
+    ("cell_f1", "pooled"), ("cell_score", "cases"),
+)  # fmt: skip
+"""Rows of the table of the stain: metric and aggregation."""
+DAB_RATIO_MIN = 0.25
+"""A generator with less DAB, as a fraction of that of the real images, has no stain."""
 BASELINES = {
     "mean_colour": "mean colour of the training tiles",
     "blurred": "blurred H&E in the colours of HER2",
     "all_positive": "every pixel positive",
     "all_negative": "no pixel positive",
     "best_constant": "the better of both constants",
+    "dark": "darkness of blurred H&E, threshold fitted to training tiles",
 }
-COMPARED_BASELINES = ("mean_colour", "blurred", "best_constant")
+COMPARED_BASELINES = ("mean_colour", "blurred", "best_constant", "dark")
 """Baselines that a network should exceed."""
 AGGREGATIONS = {
     "pooled": "all pixels of all tiles together",
@@ -64,6 +93,8 @@ AGGREGATIONS = {
     "mean_nonempty": "mean over tiles with a positive pixel in truth",
 }
 HEADLINE = (
+    ("generation", "dab_r", "pooled"),
+    ("generation", "brown_recall_8", "pooled"),
     ("generation", "psnr_db", "mean"),
     ("generation", "ssim", "mean"),
     ("segmentation", "f1", "pooled"),
@@ -119,6 +150,11 @@ def evaluation_page(
         "labels": BASELINES | {each.name: each.label for each in trained},
         "aggregations": AGGREGATIONS,
         "headline": HEADLINE,
+        "stain_rows": STAIN_ROWS,
+        "unstained": _unstained(table, trained),
+        "scores": _score_tables(rows, trained),
+        "classes": CLASSES,
+        "brown_density": BROWN_DENSITY,
         "found": {(*row.Index, row.method): row for row in table.itertuples()},
         "tested": tested.reindex(list(NETWORKS), fill_value=0),
         "sections": {network: _section(network, table, trained) for network in NETWORKS},
@@ -153,6 +189,46 @@ def _compared(table: Frame) -> Frame:
     return table.assign(best=best).join(list(compared))
 
 
+def _unstained(table: Frame, trained: Sequence[Trained]) -> list[str]:
+    """Return why each generator without a stain has none, in words; see `DAB_RATIO_MIN`."""
+    rows = table.set_index("method", append=True).to_dict("index")
+    found = []
+    for each in (each for each in trained if each.network == "generation"):
+        ratio, r = (
+            rows.get(("generation", "all", name, "pooled", each.name))
+            for name in ("dab_ratio", "dab_r")
+        )
+        if ratio is None or r is None:
+            continue
+        if ratio["value"] < DAB_RATIO_MIN:
+            fault = f"generates {ratio['value']:.0%} of the DAB of the real images"
+        elif not r["value"] > r["baseline_value"]:
+            fault = (
+                f"its DAB correlates with that of the real images with r {r['value']:.3f}, not "
+                f"more than a trivial baseline ({BASELINES[r['baseline']]}: "
+                f"{r['baseline_value']:.3f})"
+            )
+        else:
+            continue
+        found.append(f"{each.label}: no usable stain, whatever its SSIM: {fault}")
+    return found
+
+
+def _score_tables(tiles: Frame, trained: Sequence[Trained]) -> dict[str, Any]:
+    """Return, by generator, the cases by score read from real (row) and generated cells."""
+    compared = tiles[tiles["matched_cells"].notna()]
+    found = {}
+    for each in trained:
+        own = compared[compared["method"] == each.name]
+        if own.empty:
+            continue
+        scores = image_quality.read_scores(own)
+        counts = pd.crosstab(scores["real"], scores["generated"])
+        every = range(len(CLASSES))
+        found[each.name] = counts.reindex(index=every, columns=every, fill_value=0).to_numpy()
+    return found
+
+
 def _section(network: str, table: Frame, trained: Sequence[Trained]) -> dict[str, Any]:
     """Return the methods, metrics and groups that a section of the page shows, in order."""
     by, aggregation = ("ssim", "mean") if network == "generation" else ("f1", "pooled")
@@ -168,7 +244,7 @@ def _section(network: str, table: Frame, trained: Sequence[Trained]) -> dict[str
     return {
         "methods": methods,
         "baselines": [name for name in BASELINES if name in set(own["method"])],
-        "columns": [name for name in METRICS if name in present],
+        "columns": [name for name in (*IMAGE_COLUMNS, *SEGMENTATION_METRICS) if name in present],
         "by": by,
         "aggregation": aggregation,
         "groups": sorted(first["group"][is_group]),

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.evaluation import baselines, image_quality
-from hemera.evaluation.image_quality import SEGMENTER, Features, Rows
+from hemera.evaluation.image_quality import SEGMENTER, Features, Network, Rows
 from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.files import layout
 from hemera.masks import label_format
@@ -54,33 +54,38 @@ def run(
     """
     opened = TileIndex(index)
     names = options.names(preset)
-    nets: dict[str, nn.Module] = {}
+    nets: dict[str, Network] = {}
     trained = []
     for name in names:
         weights, described, history = (
             layout.path(pattern, results, generator=name)
             for pattern in (layout.GENERATOR, layout.GENERATOR_METADATA, layout.GENERATION_HISTORY)
         )
-        nets[name], found = storage.load_generation(weights, described)
+        net, found = storage.load_generation(weights, described)
+        nets[name] = Network(net, storage.normalises_background(found))
         trained.append(_trained(name, "generation", found, history, opened))
-    segmenter, described, history = (
+    weights, described, history = (
         layout.path(pattern, results)
         for pattern in (layout.SEGMENTER, layout.SEGMENTER_METADATA, layout.SEGMENTATION_HISTORY)
     )
-    net, found = storage.load_segmentation(segmenter, described)
+    module, found = storage.load_segmentation(weights, described)
+    segmenter = Network(module, storage.normalises_background(found))
     trained.append(_trained(SEGMENTER, "segmentation", found, history, opened))
     with session.session(
         seed=options.seed, threads=options.torch_threads, device=options.device
     ) as device:
         extractors = FeatureExtractors.load(options.fid_weights, options.lpips_weights, device)
-        for module in (*nets.values(), net):
-            module.to(device)
+        for each in (*nets.values(), segmenter):
+            each.module.to(device)
+        if options.public_mode:
+            for each in nets.values():
+                each.module.train()
         test = {
             network: TileDataset(opened, network=network, split="test")
             for network in ("generation", "segmentation")
         }
-        rows, features = _measure(opened, test, nets, net, extractors, device, options)
-        examples = list(_examples(test, nets, net, rows, device, options))
+        rows, features = _measure(opened, test, nets, segmenter, extractors, device, options)
+        examples = list(_examples(test, nets, segmenter, rows, device, options))
     summaries = image_quality.summarise(rows, features, options)
     provenance = {
         **tables.provenance(options),
@@ -114,8 +119,8 @@ def _trained(
 def _measure(
     index: TileIndex,
     test: Mapping[str, TileDataset],
-    generators: Mapping[str, nn.Module],
-    segmenter: nn.Module,
+    generators: Mapping[str, Network],
+    segmenter: Network,
     extractors: FeatureExtractors,
     device: torch.device,
     options: EvaluateOptions,
@@ -133,16 +138,18 @@ def _measure(
             generators, test["generation"], facts, colors, extractors, device, options
         )
     facts = index.facts("segmentation", "test")
-    rows += image_quality.evaluate_segmenter(
-        segmenter, test["segmentation"], facts, device, options
-    )
+    if len(test["segmentation"]):
+        darkness = baselines.fit_darkness(index)
+        rows += image_quality.evaluate_segmenter(
+            segmenter, test["segmentation"], facts, darkness, device, options
+        )
     return rows, features
 
 
 def _examples(
     test: Mapping[str, TileDataset],
-    generators: Mapping[str, nn.Module],
-    segmenter: nn.Module,
+    generators: Mapping[str, Network],
+    segmenter: Network,
     rows: Sequence[Mapping[str, Any]],
     device: torch.device,
     options: EvaluateOptions,
@@ -153,20 +160,21 @@ def _examples(
         rows, next(iter(generators)), options.gallery_tiles
     ):
         tiles = test[facts[tile]["network"]]
-        item = tiles.stored(tiles.position(tile))
-        image = item["he"][None]
-        (logits,) = image_quality.predict(segmenter, image, "segmentation", device)
+        item = image_quality.stored(tiles, tiles.position(tile))
+
+        def output(net: Network, network: str, item: image_quality.Item = item) -> Tensor:
+            image = image_quality.input_image(net, item)[None]
+            return image_quality.predict(net.module, image, network, device)[0]
+
         yield Example(
             **{name: facts[tile][name] for name in ("tile", "case", "dataset", "score")},
             label=label,
-            he=item["he"],
-            her2=item["her2"],
+            he=item.normalised("he"),
+            her2=item.normalised("her2"),
             generated={
-                name: image_quality.to_image(
-                    image_quality.predict(net, image, "generation", device)[0]
-                )
+                name: image_quality.to_image(net, output(net, "generation"), item)
                 for name, net in generators.items()
             },
-            truth=label_format.positive(item["mask"]),
-            probability=image_quality.to_probability(logits),
+            truth=label_format.positive(item.mask),
+            probability=image_quality.to_probability(output(segmenter, "segmentation")),
         )

@@ -17,7 +17,6 @@ from hemera.config import TrainGenerationOptions
 from hemera.dataset.index import TileIndex, training_tiles
 from hemera.dataset.torch_dataset import TileDataset, tile_weight
 from hemera.evaluation import metrics
-from hemera.imaging.tissue import otsu
 from hemera.networks import losses, similarity
 from hemera.networks.discriminator import PatchGAN
 from hemera.networks.generation import build_generator, initialise
@@ -36,11 +35,7 @@ log = logging.getLogger(__name__)
 ADAM_BETAS = (0.5, 0.999)
 """Of both optimisers (HEMERA paper, 4.1)."""
 
-THRESHOLD_TILES = 64
-"""Training tiles from which the DAB threshold of balanced Dice is fitted."""
-
-THRESHOLD_MIN = 0.05
-"""The lowest fitted DAB density: below it is the noise of unstained tissue."""
+WEIGHT_TILES = 64
 
 
 def run(
@@ -71,6 +66,7 @@ def run(
     }
     with training_session(options) as compute:
         train, val = (_tiles(opened, split, options) for split in ("train", "val"))
+        log.info("mean of the weight map: %.3f", mean_weight(train))
         modules = {
             "generator": build_generator(**model),
             "discriminator": PatchGAN(width=options.discriminator_width, norm=options.norm),
@@ -85,16 +81,12 @@ def run(
             )
             for name, module in modules.items()
         }
-        threshold = options.dice_threshold
-        if threshold is None and options.dice_source == "dab":
-            threshold = fit_threshold(train)
-            log.info("balanced Dice: DAB density %.3f, fitted on training tiles", threshold)
-        described = {"network": "generation", "model": model, "dice_threshold": threshold}
+        described = {"network": "generation", "model": model}
         folder = checkpoints / run_digest(options, tiles)
         state = TrainingState(folder, options, tiles, compute, modules, optimisers, described)
         state.resume()
         if state.progress.epoch <= options.epochs:
-            _train(state, train, val, options, threshold)
+            _train(state, train, val, options)
         state.write_results(weights=generator, metadata=metadata, table=history)
 
 
@@ -103,7 +95,7 @@ def _tiles(index: TileIndex, split: str, options: TrainGenerationOptions) -> Til
         index,
         network="generation",
         split=split,
-        images=("he", "her2", "weight", "valid"),
+        images=("he", "her2", "weight", "valid", "her2_background"),
         weighting=functools.partial(
             tile_weight,
             mode=options.weight_map,
@@ -112,16 +104,23 @@ def _tiles(index: TileIndex, split: str, options: TrainGenerationOptions) -> Til
         ),
         crop_px=options.crop_px,
         flips=(1,) if options.flip else (),
+        normalise_background=options.normalise_background,
         seed=options.seed,
     )
 
 
+def mean_weight(tiles: TileDataset) -> float:
+    """Return the mean of the weight map over `WEIGHT_TILES` evenly spaced tiles.
+
+    The losses are multiplied by it: the paper's map is normalised by its maximum, so that its mean
+    is far below 1, and differs between tiles.
+    """
+    places = np.linspace(0, len(tiles) - 1, min(WEIGHT_TILES, len(tiles))).round()
+    return float(np.mean([float(tiles[0, int(place)]["weight"].mean()) for place in places]))
+
+
 def _train(
-    state: TrainingState,
-    train: TileDataset,
-    val: TileDataset,
-    options: TrainGenerationOptions,
-    threshold: float | None,
+    state: TrainingState, train: TileDataset, val: TileDataset, options: TrainGenerationOptions
 ) -> None:
     """Train from the state's epoch and step to the last epoch."""
     compute, progress, net = state.compute, state.progress, state.result
@@ -141,7 +140,7 @@ def _train(
             state.set_learning_rate(rate)
             for _ in range(progress.step, sampler.steps):
                 micro_batches = [next(batches) for _ in range(options.accumulate)]
-                found = train_step(micro_batches, state, options, threshold)
+                found = train_step(micro_batches, state, options)
                 state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
                 run_log.step()
                 if state.must_settle(sampler.steps, stop):
@@ -150,7 +149,9 @@ def _train(
             validated = validate(net, validation, compute, options)
             if not silent:
                 run_log.picture(epoch, draw_samples(net, examples, compute))
-            values = state.end_epoch(rate, validated, -validated["reconstruction"])
+            values = state.end_epoch(
+                rate, validated, validated["ssim"] + validated["dab_concordance"]
+            )
             run_log.epoch(epoch, options.epochs, values)
     state.save()
 
@@ -167,33 +168,8 @@ def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
     return 1 - max(0, epoch + shift - n) / (options.epochs - n + 1)
 
 
-def fit_threshold(tiles: TileDataset) -> float:
-    """Return the DAB density between stained and unstained pixels of training tiles, by Otsu.
-
-    Takes up to THRESHOLD_TILES tiles, spread evenly over the subset, and every fourth pixel of
-    them each way; the result is between THRESHOLD_MIN and 3.
-    """
-    positions = np.unique(np.linspace(0, len(tiles) - 1, THRESHOLD_TILES).round().astype(int))
-    edges = np.linspace(0, 3, 601)
-    histogram = np.zeros(600, np.int64)
-    for position in positions:
-        image = np.ascontiguousarray(
-            tiles.stored(int(position), ["her2"])["her2"][::4, ::4].transpose(2, 0, 1)
-        )
-        density = losses.dab_density(torch.from_numpy(image)[None].float() / 255)
-        histogram += np.histogram(density.clamp(0, 3).numpy(), edges)[0]
-    if np.count_nonzero(histogram) < 2:
-        return THRESHOLD_MIN
-    centres = (edges[1:] + edges[:-1]) / 2
-    # Where no pixel is between the two, every bin divides as well: take the middle.
-    return float(np.clip(centres[otsu(histogram)].mean(), THRESHOLD_MIN, 3))
-
-
 def train_step(
-    micro_batches: Sequence[dict[str, Any]],
-    state: TrainingState,
-    options: TrainGenerationOptions,
-    threshold: float | None,
+    micro_batches: Sequence[dict[str, Any]], state: TrainingState, options: TrainGenerationOptions
 ) -> dict[str, Tensor]:
     """Update the discriminator, then the generator, and return the losses.
 
@@ -235,7 +211,8 @@ def train_step(
         discriminator.requires_grad_(False)
         with compute.autocast():
             fake_logits = discriminator(torch.cat((source, fake), 1))
-        own = generator_losses(generated, target, weight, options, threshold)
+        background = batch["her2_background"].to(compute.device)
+        own = generator_losses(generated, target, weight, background, options)
         own["adversarial"] = losses.adversarial(fake_logits, True, options.gan_loss)
         total = own["adversarial"] + weigh_all(own, options)
         compute.backward(total, len(micro_batches))
@@ -256,10 +233,13 @@ def generator_losses(
     generated: Tensor,
     target: Tensor,
     weight: Tensor,
+    background: Tensor,
     options: TrainGenerationOptions,
-    threshold: float | None,
 ) -> dict[str, Tensor]:
-    """Return the losses of generated images against real ones, by name, not weighted."""
+    """Return the losses of generated images against real ones, by name, not weighted.
+
+    Images are in [-1, 1]; `background` (B, 3, 1, 1), the colour of that of HER2, is in [0, 1].
+    """
     found = {
         f"l1_{level}": each.mean()
         for level, each in enumerate(
@@ -269,8 +249,10 @@ def generator_losses(
     if options.dice_source != "none":
         pair = [(generated + 1) / 2, (target + 1) / 2]
         if options.dice_source == "dab":
-            assert threshold is not None
-            pair = [losses.soft_dab(image, options.dice_slope, threshold) for image in pair]
+            pair = [
+                losses.soft_dab(image, background, options.dice_slope, options.dice_threshold)
+                for image in pair
+            ]
         found["dice"] = losses.balanced_dice(pair[0], pair[1], weight)
     if options.variance_weight > 0:
         found["variance"] = losses.variance_penalty(
@@ -303,9 +285,11 @@ def validate(
     compute: Compute,
     options: TrainGenerationOptions,
 ) -> dict[str, float]:
-    """Return the weighted reconstruction loss, PSNR and SSIM over the validation tiles.
+    """Return the measures of generated images over the validation tiles.
 
-    The generator is in evaluation mode: its batch norms use their running statistics.
+    They are the weighted reconstruction loss, PSNR, SSIM and the concordance of DAB, see
+    `hemera.networks.similarity.concordance`. The generator is in evaluation mode: its batch norms
+    use their running statistics.
     """
     net.eval()
     found: list[Tensor] = []
@@ -316,24 +300,23 @@ def validate(
         pair = [_without_excluded(images, valid) for images in (generated, real * 2 - 1)]
         levels = losses.pyramid_l1(pair[0], pair[1], batch["weight"], len(options.l1_weights))
         stored = similarity.as_stored(generated)
-        found.append(
-            torch.stack(
-                (
-                    weigh(levels, options.l1_weights),
-                    similarity.psnr(stored, real, valid),
-                    similarity.ssim(stored, real, valid),
-                ),
-                1,
-            )
+        measured = (
+            weigh(levels, options.l1_weights),
+            similarity.psnr(stored, real, valid),
+            similarity.ssim(stored, real, valid),
         )
+        dab = similarity.dab_sums(stored, real, batch["her2_background"], valid)
+        found.append(torch.cat((torch.stack(measured, 1).double(), dab), 1))
     # Read once: each reading makes the GPU wait.
     rows = torch.cat(found).tolist() if found else []
-    reconstruction, psnr_db, ssim = zip(*compute.ranks.gather(rows), strict=True)
+    reconstruction, psnr_db, ssim, *sums = zip(*compute.ranks.gather(rows), strict=True)
+    pooled = np.array([math.fsum(column) for column in sums])
     return {
         # An exact sum, independent of the order of the ranks.
         "reconstruction": math.fsum(reconstruction) / len(reconstruction),
         "psnr_db": finite_mean(psnr_db),
         "ssim": finite_mean(ssim),
+        "dab_concordance": float(similarity.concordance(pooled)),
     }
 
 

@@ -111,6 +111,7 @@ def _tiles(index: TileIndex, split: str, options: TrainSegmentationOptions) -> T
         images=("he", "positive", "valid"),
         crop_px=options.crop_px,
         flips=(0, 1) if options.flip else (),
+        normalise_background=options.normalise_background,
         seed=options.seed,
     )
 

@@ -127,6 +127,10 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
             ["train_segmentation.crop_px", "multiple of 512"],
         ),
         ({"train_generation": {"network": "unet_32"}}, ["generation_branch", "unet_128"]),
+        (
+            {"train_segmentation": {"normalise_background": False}},
+            ["train_segmentation.normalise_background", "set both to False"],
+        ),
     ],
     ids=repr,
 )

@@ -55,6 +55,8 @@ def write_results(folder, count=COUNT):
                     "stain_shard": f"mask/{unit}.tar",
                     "registration_error_um": 10.0 * number if number else None,
                     "accepted": number % 4 != 3,
+                    "he_background": [255, 255, 255],
+                    "her2_background": [240, 200, 120 + number],
                     "split": ("train", "val", "test")[number % 3],
                     "generation_split": "train" if number < 5 else None,
                 }
@@ -132,6 +134,20 @@ def test_an_item_is_tensors_of_documented_shapes_and_ranges(index):
     assert (item["weight"][0].numpy() == weight_map(label_format.nuclei(mask), "inside")).all()
     assert 0 < item["weight"].min() < item["weight"].max() == 1
     assert dataset[-7]["tile"] == item["tile"]
+
+
+def test_background_becomes_white(index):
+    """HER2 of tile 4 has the background (240, 200, 124); brighter pixels are white too."""
+    dataset = everything(index, images=("her2", "her2_background"), normalise_background=True)
+    expected = np.minimum(np.rint(drawn(4)[1] * 255.0 / np.array([240, 200, 124])), 255)
+    item = dataset[4]
+    assert (item["her2"].permute(1, 2, 0).numpy() == expected).all()
+    assert (dataset.stored(4)["her2"] == expected).all()
+    assert item["her2_background"].flatten().tolist() == [1, 1, 1]
+    assert dataset.background(4, "her2") == (240, 200, 124)
+    plain = everything(index, images=("her2", "her2_background"))[4]
+    assert (plain["her2"].permute(1, 2, 0).numpy() == drawn(4)[1]).all()
+    assert (plain["her2_background"] * 255).flatten().tolist() == pytest.approx([240, 200, 124])
 
 
 def test_only_what_is_needed_is_read(index, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.evaluation import baselines
 from hemera.evaluation.baselines import Colors
+from hemera.masks import label_format
 from tests.small_index import write_index
 
 
@@ -28,7 +29,7 @@ def test_colors_are_those_of_all_training_pixels(tmp_path, monkeypatch, threads)
     index = write_index(tmp_path, train=7, height=48, width=80)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     found = baselines.measure_colors(index)
-    tiles = TileDataset(index, network="generation", split="train")
+    tiles = TileDataset(index, network="generation", split="train", normalise_background=True)
     items = [tiles.stored(place) for place in range(len(tiles))]
     her2 = np.concatenate([item["her2"].reshape(-1, 3) for item in items]).astype(float)
     soft = np.concatenate(
@@ -40,3 +41,18 @@ def test_colors_are_those_of_all_training_pixels(tmp_path, monkeypatch, threads)
     ):
         assert np.allclose(mean, values.mean(0), rtol=0, atol=1e-4)
         assert np.allclose(std, values.std(0), rtol=0, atol=1e-4)
+
+
+def test_the_threshold_of_darkness_has_the_highest_f1(tmp_path):
+    index = write_index(tmp_path, train=4, height=48, width=80)
+    tiles = TileDataset(index, network="segmentation", split="train", normalise_background=True)
+    items = [tiles.stored(place) for place in range(len(tiles))]
+    truth = np.stack([label_format.positive(item["mask"]) for item in items])
+
+    def f1(threshold):
+        found = np.stack([baselines.dark(item["he"], threshold) for item in items])
+        return 2 * np.sum(found & truth) / (np.sum(found) + np.sum(truth))
+
+    fitted = baselines.fit_darkness(index)
+    assert 0 < fitted < 255
+    assert f1(fitted) == max(f1(threshold) for threshold in range(256))

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from hemera.config import EvaluateOptions
-from hemera.evaluation import image_quality, perceptual
-from hemera.evaluation.image_quality import SEGMENTER
+from hemera.evaluation import image_quality, perceptual, stain_quality
+from hemera.evaluation.image_quality import SEGMENTER, Network
 from hemera.evaluation.metrics import Confusion
 
 OPTIONS = EvaluateOptions(bootstrap_samples=200)
@@ -24,7 +24,10 @@ class Tiles:
 
     def stored(self, place):
         gray = np.full((*self.sizes[place], 3), 10 * place, np.uint8)
-        return {"tile": f"t{place}", "he": gray, "her2": gray}
+        return {"tile": f"t{place}", "he": gray, "her2": gray, "mask": gray[..., 0]}
+
+    def background(self, place, stain):
+        return (128, 128, 128) if stain == "he" else (250, 250, 250)
 
 
 class Add(nn.Module):
@@ -42,20 +45,25 @@ class Add(nn.Module):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 9])
 def test_every_network_is_applied_to_every_tile_whatever_its_size(batch_size):
-    nets = {"a": Add(0.25), "b": Add(-0.5)}
+    modules = {"a": Add(0.25), "b": Add(-0.5)}
+    nets = {name: Network(net, name == "b") for name, net in modules.items()}
     found = list(image_quality.predict_tiles(nets, Tiles(), "generation", CPU, batch_size))
-    assert [item["tile"] for item, _ in found] == ["t0", "t1", "t2", "t3", "t4"]
+    assert [item.tile for item, _ in found] == ["t0", "t1", "t2", "t3", "t4"]
     for place, (item, outputs) in enumerate(found):
         assert list(outputs) == ["a", "b"]
         for name, number in (("a", 0.25), ("b", -0.5)):
-            assert outputs[name].shape == (3, *item["he"].shape[:2])
-            value = 10 * place / 255 * 2 - 1 + number
+            assert outputs[name].shape == (3, *item.he.shape[:2])
+            # The second divides by its background.
+            shown = 10 * place if name == "a" else round(10 * place * 255 / 128)
+            value = shown / 255 * 2 - 1 + number
             assert torch.allclose(outputs[name], torch.tensor(value), atol=1e-6)
-    assert sum(shape[0] for shape in nets["a"].shapes) == 5
+    assert sum(shape[0] for shape in modules["a"].shapes) == 5
 
 
 def test_the_segmenter_gets_images_in_0_to_1():
-    ((_, found), *_) = image_quality.predict_tiles({"x": Add(0)}, Tiles(), "segmentation", CPU, 1)
+    ((_, found), *_) = image_quality.predict_tiles(
+        {"x": Network(Add(0), False)}, Tiles(), "segmentation", CPU, 1
+    )
     assert found["x"].unique().tolist() == [0]
 
 
@@ -68,7 +76,10 @@ def row(network, tile, case="c", **values):
 
 
 def generated(tile, case="c", psnr_db=20.0, ssim=0.5):
-    return row("generation", tile, case, psnr_db=psnr_db, ssim=ssim, ssim_gaussian=0.5)
+    sums = np.ones(stain_quality.SUMS_COUNT).tolist()
+    return row(
+        "generation", tile, case, psnr_db=psnr_db, ssim=ssim, ssim_gaussian=0.5, stain_sums=sums
+    )
 
 
 def summarised(rows, features=None):
@@ -85,6 +96,41 @@ def test_an_infinite_psnr_is_counted_and_left_out_of_the_mean():
     assert found["all", "psnr_db", "mean"]["tiles"] == 2
     assert found["all", "psnr_infinite", "count"]["value"] == 1
     assert found["all", "ssim", "mean"]["tiles"] == 3
+
+
+def test_scores_and_cells_are_those_of_the_tiles_that_were_compared():
+    """Case a: 3+ on both; case b: no cell is stained on the generated image, 2+ on the real one."""
+    cells = {
+        "a0": ([0, 0, 0, 9], [0, 0, 0, 8], 9, 8, 7), "a1": ([5, 0, 0, 0], [5, 0, 0, 0], 0, 0, 0),
+        "b0": ([9, 0, 0, 0], [5, 0, 4, 0], 0, 4, 0), "c0": None,
+    }  # fmt: skip
+    names = ("cells", "cells_real", "positive_cells", "positive_cells_real", "matched_cells")
+    rows = [
+        generated(tile, tile[0]) | (dict(zip(names, counted, strict=True)) if counted else {})
+        for tile, counted in cells.items()
+    ]
+    found = summarised(rows)
+    assert found["all", "cell_f1", "pooled"]["value"] == pytest.approx(2 * 7 / (9 + 12))
+    assert found["all", "cell_f1", "pooled"]["tiles"] == 3
+    assert found["all", "cell_score", "cases"]["value"] == 0.5
+    assert ("case=c", "cell_f1", "pooled") not in found
+
+
+def test_false_alarms_are_counted_where_nothing_is_positive():
+    counts = {
+        "a": Confusion(0, 10, 0, 90),
+        "b": Confusion(0, 0, 0, 100),
+        "c": Confusion(5, 50, 5, 40),
+    }
+    rows = [
+        row("segmentation", tile, **dict(zip(image_quality.COUNTS, count, strict=True)))
+        | {"method": method}
+        for method in (SEGMENTER, *image_quality.CONSTANTS)
+        for tile, count in counts.items()
+    ]
+    found = summarised(rows)
+    assert found["all", "false_positive_fraction", "empty"]["value"] == 0.05
+    assert found["all", "false_positive_fraction", "empty"]["tiles"] == 2
 
 
 def test_set_metrics_are_of_the_tiles_of_their_group():

@@ -27,6 +27,14 @@ def test_optical_density_by_hand():
     assert density[0, 1] == pytest.approx(np.log10([250 / 200, 2.5, 4]), abs=1e-5)
 
 
+def test_an_image_over_its_background_is_one_over_white():
+    rgb = np.array([[[179, 178, 174], [90, 178, 0], [200, 89, 87]]], np.uint8)
+    found = color.normalise_background(rgb, (179, 178, 174))
+    # 90 * 255 / 179 = 128.2, 89 * 255 / 178 = 127.5, to even; brighter than background is white.
+    assert found.tolist() == [[[255, 255, 255], [128, 255, 0], [255, 128, 128]]]
+    assert color.normalise_background(rgb, color.WHITE) is rgb
+
+
 def test_gray_and_near_black_have_no_saturation():
     rgb = np.array([[[180, 180, 180], [20, 0, 10], [200, 80, 150]]], np.uint8)
     assert color.saturation(rgb).tolist() == [[0, 0, 153]]

@@ -4,6 +4,7 @@ On a slide of pink with purple rectangles the mask, its areas and the corners of
 known by hand.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -117,6 +118,21 @@ def test_mask_regions_and_areas_are_those_counted_by_hand(tmp_path):
     assert facts["tiles"] == {"grid": 7 * 5, "tissue": 7 * 5, "unreadable": 0}
     assert (facts["map"]["width_px"], facts["map"]["height_px"]) == (701, 433)
     assert (facts["slide"]["width_px"], facts["slide"]["mpp"]) == (701, pytest.approx(0.5))
+
+
+def test_tiles_are_divided_by_the_background_of_their_slide_where_the_model_was(tmp_path):
+    path = write_slide(tmp_path / "case.tif", slide_of((300, 260), [], margin=60))
+    seen = {False: [], True: []}
+    for normalised, tiles in seen.items():
+
+        def segment(batch, tiles=tiles):
+            tiles.append(batch.reshape(-1, 3).max(axis=0).tolist())
+            return dark(batch)
+
+        model = dataclasses.replace(model_of(segment), normalise_background=normalised)
+        run(path, tmp_path / str(normalised), model)
+    assert [255, 255, 255] in seen[True]
+    assert list(BACKGROUND) in seen[False] and [255, 255, 255] not in seen[False]
 
 
 def test_small_regions_leave_the_geojson_and_nothing_else(tmp_path):

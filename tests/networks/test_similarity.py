@@ -6,6 +6,8 @@ import torch
 from hemera.evaluation import metrics
 from hemera.networks import similarity
 
+DAB = torch.tensor([0.27, 0.57, 0.78]).view(1, 3, 1, 1)
+
 
 def draw(seed: int):
     rng = np.random.default_rng(seed)
@@ -34,6 +36,26 @@ def test_a_batch_scores_as_its_images_do_in_evaluation():
         expected = [theirs(*pair, valid) for pair in pairs]
         given = torch.from_numpy(valid).expand(3, 1, -1, -1)
         assert ours(images, truths, given).tolist() == pytest.approx(expected, abs=tolerance)
+
+
+def test_concordance_by_formula():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((2, 500))
+    sums = np.array([500, x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum()])
+    covariance = np.mean((x - x.mean()) * (y - y.mean()))
+    expected = 2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2)
+    assert similarity.concordance(sums) == pytest.approx(expected)
+    assert similarity.concordance(np.zeros(6)) == 0
+
+
+def test_dab_is_summed_over_valid_pixels():
+    brown = 10 ** -(torch.tensor([0.1, 0.4]).view(2, 1, 1, 1) * DAB).expand(2, 3, 4, 6)
+    valid = torch.zeros(2, 1, 4, 6, dtype=torch.bool)
+    valid[:, :, :2] = True
+    sums = similarity.dab_sums(brown, brown.flip(0), torch.ones(2, 3, 1, 1), valid)
+    assert sums.shape == (2, 6)
+    expected = [12, 12 * 0.1, 12 * 0.4, 12 * 0.01, 12 * 0.16, 12 * 0.04]
+    assert sums[0].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_images_are_cut_off_as_they_are_stored():

@@ -30,6 +30,13 @@ def test_literal_reading_of_the_worked_example(nucleus):
     assert weights[0, 3] == pytest.approx(3 / (1 + 2 * np.sqrt(2)), abs=5e-4)
 
 
+def test_positive_pixels_have_twice_the_weight_of_others(nucleus):
+    weights = weight_map(nucleus, "positive")
+    assert (weights[nucleus] == 1).all() and (weights[~nucleus] == 0.5).all()
+    assert (weight_map(np.zeros((5, 8), bool), "positive") == 0.5).all()
+    assert weight_map(nucleus, "positive", renormalise_mean=True).mean() == pytest.approx(1)
+
+
 LINE = np.ones((3, 2100), bool)
 LINE[1, 2] = False
 """Its distances are beyond single precision."""

@@ -22,6 +22,11 @@ PSNR = {"hemera": 19.5, "pix2pix": 18.0, "mean_colour": 16.25, "blurred": 15.0}
 F1 = {SEGMENTER: 0.7, "all_positive": 0.4, "all_negative": 0.0, "best_constant": 0.4}
 
 
+STAIN = {"hemera": (0.6, 0.9), "pix2pix": (0.7, 1.1), "mean_colour": (None, 1.0),
+         "blurred": (0.5, 1.0)}  # fmt: skip
+"""r of DAB, and its ratio to that of the real images."""
+
+
 def metric_rows(loss: float = 0.0) -> list[dict[str, Any]]:
     """Rows of METRICS; the networks are worse by `loss` dB and a twentieth of it in F1."""
     rows = []
@@ -40,6 +45,9 @@ def metric_rows(loss: float = 0.0) -> list[dict[str, Any]]:
             add("generation", method, group, "psnr_db", "mean", value)
             add("generation", method, group, "ssim", "mean", value / 50)
             add("generation", method, group, "ssim_gaussian", "mean", value / 45)
+            for name, figure in zip(("dab_r", "dab_ratio"), STAIN[method], strict=True):
+                if figure is not None:
+                    add("generation", method, group, name, "pooled", figure)
         for method, f1 in F1.items():
             for metric in ("precision", "recall", "f1", "iou"):
                 for aggregation in ("pooled", "mean", "mean_nonempty"):
@@ -183,6 +191,36 @@ def test_a_network_that_a_baseline_exceeds_is_a_warning(tmp_path: Path) -> None:
     assert "pix2pix: PSNR, dB 10.00 does not exceed" in text
     assert "SegmentationNet: F1 0.300 does not exceed" in text
     assert "Demo sizes." not in text
+
+
+def test_a_generator_without_stain_is_named_first_whatever_its_ssim(tmp_path: Path) -> None:
+    def changed(name: str, value: float) -> list[dict[str, Any]]:
+        return [
+            row | ({"value": value} if (row["method"], row["metric"]) == ("hemera", name) else {})
+            for row in metric_rows()
+        ]
+
+    fine = written(tmp_path / "fine.html")
+    assert "no usable stain" not in fine
+    assert "Every network exceeds the trivial baselines" in fine
+    pale = written(tmp_path / "pale.html", metrics=changed("dab_ratio", 0.24))
+    assert "hemera: no usable stain, whatever its SSIM: generates 24% of the DAB" in pale
+    wrong = written(tmp_path / "wrong.html", metrics=changed("dab_r", 0.5))
+    assert "with r 0.500, not more than a trivial baseline (blurred H&amp;E" in wrong
+    for text in (pale, wrong):
+        first = re.findall(r'<li class="([^"]*)"', text[text.index('class="warnings"') :])[0]
+        assert "stop" in first
+        assert "Every network exceeds" not in text
+
+
+def test_scores_read_from_cells_are_a_table(tmp_path: Path) -> None:
+    """Both cases: 3+ on the real image, 0 on the generated one."""
+    counted = {"cells": [9, 0, 0, 0], "cells_real": [1, 0, 0, 8], "positive_cells": 0,
+               "positive_cells_real": 8, "matched_cells": 0}  # fmt: skip
+    rows = [row | (counted if row["method"] == "hemera" else {}) for row in tile_rows()]
+    text = written(tmp_path / "evaluate.html", tiles=rows)
+    (line,) = re.findall(r"<tr><th>3\+</th>(.*?)</tr>", text)
+    assert re.findall(r">(\d+)<", line) == ["2", "0", "0", "0", "0"]
 
 
 def test_a_page_without_test_tiles(tmp_path: Path) -> None:

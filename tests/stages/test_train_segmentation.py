@@ -25,11 +25,11 @@ OPTIONS = TrainSegmentationOptions(
 )  # fmt: skip
 
 GOLDEN = {
-    4: {
-        ("train", "total"): 0.80947,
-        ("train", "cross_entropy"): 0.84577,
-        ("train", "dice"): 0.77316,
-        ("val", "total"): 0.88213,
+    5: {
+        ("train", "total"): 0.80877,
+        ("train", "cross_entropy"): 0.84505,
+        ("train", "dice"): 0.77249,
+        ("val", "total"): 0.88219,
     }
 }
 """What the second epoch gives, by version: processors differ in the last bits, not in these."""

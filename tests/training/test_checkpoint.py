@@ -216,7 +216,8 @@ def test_sigterm_to_every_process_of_a_job_leaves_a_checkpoint(tmp_path):
 
 def test_a_validation_without_a_number_ends_the_run(tmp_path, monkeypatch):
     index = write_index(tmp_path / "results")
-    lost = {"reconstruction": float("nan"), "psnr_db": 20.0, "ssim": 0.5}
+    lost = {"reconstruction": float("nan"), "psnr_db": 20.0, "ssim": 0.5,
+            "dab_concordance": 0.1}  # fmt: skip
     monkeypatch.setattr(train_generation, "validate", lambda *_: lost)
     with pytest.raises(TrainingError, match=r"epoch 1: .* not a number for reconstruction; lower"):
         train_generation.run(index=index, options=OPTIONS, **paths(tmp_path))
