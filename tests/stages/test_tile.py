@@ -17,6 +17,7 @@ from hemera.errors import SheetError
 from hemera.registration.displacement import none
 from hemera.registration.displacement_files import write_displacement
 from tests.small_geojson import geometry, rectangle
+from tests.small_registration import plain_errors
 from tests.small_sheets import describe_unit, write_certificate
 from tests.small_slides import damage_tile
 from tests.small_units import (
