@@ -49,8 +49,7 @@ class MaskOptions(Options):
     """Smallest ratio of weak membrane staining to the background DAB of the slide, measured in
     tissue away from nuclei; 0: not required."""
     completeness_min: Annotated[float, Field(gt=0, le=1)] = 0.28
-    """Smallest stained fraction of the membrane ring of a positive cell; that of strong
-    staining (3+) is at least 0.5."""
+    """Smallest stained fraction of the membrane ring of a positive cell."""
     stain_tiles: Count = 32
     """Evenly spaced tiles of a pair from which its stain vectors are estimated; a few tiles are
     divided into blocks."""

@@ -41,8 +41,6 @@ _INNER_UM = 1.0
 # membrane is half a um thick.
 _SECTORS = 24
 _SECTOR_FRACTION = 0.125
-# Smallest stained fraction of the ring of strong staining.
-_COMPLETE = 0.5
 # How far beyond the border of its region the membrane of a cell may be, um: the line between two
 # cells is on the border, which is as uncertain as the outlines of their nuclei.
 _BORDER_UM = 0.5
@@ -155,9 +153,8 @@ def measure_cells(
     The ring, from just inside the edge of a nucleus outwards, is cut into 24 sectors around its
     centroid. A sector is stained at a class when an eighth of its pixels reach it. `completeness`
     is the fraction of sectors that are stained; `intensity` is the strongest class that
-    covers `options.completeness_min` of the ring, so pigment on one side is not enough; strong
-    staining covers at least half of it, because 3+ is a complete membrane (ASCO/CAP: Wolff et al.,
-    J Clin Oncol 36, 2018). A cell with any intensity is positive.
+    covers `options.completeness_min` of the ring, so pigment on one side is not enough. A
+    cell with any intensity is positive.
 
     Densities of a cell: `cytoplasm_od` is the mean diffuse DAB of the ring, `membrane_od` the mean
     over the sectors of how much the largest DAB of the membrane exceeds it, 0 in sectors that are
@@ -206,9 +203,7 @@ def measure_cells(
     sectors = np.maximum((total > 0).sum(axis=1), 1)
     fraction = stained.sum(axis=1) / sectors
     # What covers enough at a class does so at those below it: the number of classes is the class.
-    least = np.full(3, options.completeness_min)
-    least[2] = max(least[2], _COMPLETE)
-    intensity = (fraction >= least).sum(axis=1).astype(np.uint8)[1:]
+    intensity = (fraction >= options.completeness_min).sum(axis=1).astype(np.uint8)[1:]
     diffuse = np.bincount(of, membranes.diffuse.ravel()[at], count + 1)
     cytoplasm_od = diffuse / np.maximum(total.sum(axis=1)[:, 0], 1)
     beyond = cv2.dilate(membranes.dab, disc(2 * _BORDER_UM + mpp, mpp))
