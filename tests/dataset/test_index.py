@@ -115,7 +115,7 @@ def test_facts_of_a_split_by_tile(tmp_path):
     assert found == {
         f"pair{number}_000000_{number:06d}": {
             "tile": f"pair{number}_000000_{number:06d}", "case": f"case{number}", "dataset": "bci",
-            "score": score,
+            "score": score, "mpp": 0.5,
         }
         for number, score in ((1, "3+"), (2, "1+"))
     }  # fmt: skip
