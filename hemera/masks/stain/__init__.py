@@ -24,11 +24,12 @@ class Options(Base):
 
     section: ClassVar[str] = "mask.engines.stain"
 
-    nuclei: str = nucleus_files.CLASSICAL
+    nuclei: str = nucleus_files.AUTO
     """How nuclei are found. classical: by thresholds of haematoxylin, which the other options of
-    nuclei are for; network: by the network that was trained on synthetic tissue (extra train); a
-    file: by other weights of `hemera train-nuclei` (.safetensors), or by a TorchScript model of
-    InstanSeg (extra instanseg)."""
+    nuclei are for; network: by the network that was trained on synthetic tissue (extra train),
+    confirmed by the thresholds; auto: network with compartment nucleus, else classical; a file: by
+    other weights of `hemera train-nuclei` (.safetensors), or by a TorchScript model of InstanSeg
+    (extra instanseg)."""
     compartment: Literal["membrane", "nucleus"] = "membrane"
     """Where DAB makes a cell positive: membrane (HER2) or nucleus (Ki67, ER, PR)."""
     nucleus_density_min: Annotated[float, Field(gt=0, le=3)] = 0.045
@@ -50,6 +51,17 @@ class Options(Base):
     positive_intensity_min: Annotated[int, Field(ge=1, le=3)] = 1
     """Weakest membrane staining of a positive cell: 1 weak, 2 moderate, 3 strong."""
 
+    @property
+    def detector(self) -> str:
+        """How nuclei are found: the option `nuclei`, chosen by the compartment if it is auto.
+
+        The network finds more nuclei of Ki67; on HER2 it is not better, see docs/how-to/masks.md.
+        """
+        if self.nuclei != nucleus_files.AUTO:
+            return self.nuclei
+        nuclear = self.compartment == "nucleus"
+        return nucleus_files.NETWORK if nuclear else nucleus_files.CLASSICAL
+
     @model_validator(mode="after")
     def _nuclei_have_a_range_of_areas(self) -> Self:
         if self.nucleus_area_min_um2 >= self.nucleus_area_max_um2:
@@ -62,12 +74,12 @@ class Options(Base):
 
 def requirements(options: Options) -> list[str]:
     """Return what is missing: packages or weights of the network that finds nuclei."""
-    return nucleus_files.requirements(options.nuclei)
+    return nucleus_files.requirements(options.detector)
 
 
 def versions(options: Options) -> dict[str, str]:
     """Return the digest of the weights that find nuclei; see `hemera.masks.engine`."""
-    return nucleus_files.versions(options.nuclei)
+    return nucleus_files.versions(options.detector)
 
 
 def resources(options: Options) -> Resources:

@@ -15,7 +15,7 @@ def load(options: Options) -> Callable[[Tile], Nuclei]:
     Raises:
         EngineError: when its weights or its package are missing or unusable.
     """
-    named = options.nuclei
+    named = options.detector
     if named == nucleus_files.CLASSICAL:
         return functools.partial(find_nuclei, options=options)
     missing = nucleus_files.requirements(named)

@@ -13,12 +13,20 @@ import torch
 from hemera.errors import EngineError, TrainingError
 from hemera.imaging import color
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import Nuclei, Tile
-from hemera.masks.stain.numbering import enlarged, numbered, renumbered
+from hemera.masks.stain.nuclei import Limits, Nuclei, Tile, dark_pixels, outlined
+from hemera.masks.stain.numbering import enlarged, numbered
 from hemera.networks import nuclei as network
 from hemera.networks.storage import load_into, read_weights
 
 Map = npt.NDArray[np.uint8]
+
+# Value of the map of centres, 0 to 1, from which a nucleus needs no confirmation, and the fraction
+# of it that confirms one: dark by the thresholds.
+_CONFIRMED_MIN = 0.5
+_DARK_FRACTION = 0.7
+# Smallest evidence, see `Limits`, and how far dark pixels belong to a nucleus of the network, um.
+_EVIDENCE_UM = 0.7
+_GROW_UM = 4.0
 
 
 class NetworkDetector:
@@ -37,25 +45,42 @@ class NetworkDetector:
             raise EngineError(str(error)) from error
         # In float32: with bfloat16, labels differ between processors in 1 pixel of 800.
         self._net = network.fused(net)
-        self._area_min_um2 = options.nucleus_area_min_um2
+        self._options = options
+        self._limits = Limits(
+            area_min_um2=options.nucleus_area_min_um2,
+            area_max_um2=options.nucleus_area_max_um2,
+            edge_min=0.0,
+            evidence_min_um=_EVIDENCE_UM,
+            core_um=0.0,
+            grow_um=_GROW_UM,
+            without_pale=options.compartment == "nucleus",
+        )
 
     def find(self, tile: Tile) -> Nuclei:
-        """Return the nuclei of a tile; its nuclear stain is not used."""
-        height, width = tile.rgb.shape[:2]
-        mpp, excluded = tile.mpp, tile.excluded
-        centre, inside = self.maps(tile.rgb, mpp, tile.stains.background)
+        """Return the nuclei of a tile.
+
+        The network finds nuclei and separates those that touch. A nucleus whose maximum is low must
+        also be dark by the thresholds of `nuclei.find_nuclei`. The outline is the edge of the
+        stain at the resolution of the tile, which is finer than that of the network.
+        """
+        dark = dark_pixels(tile, self._options)
+        centre, inside = self.maps(tile.rgb, tile.mpp, tile.stains.background)
+        shape, excluded = tile.rgb.shape[:2], tile.excluded
         if excluded is not None:
             rows, columns = inside.shape
-            out = cv2.resize(excluded.view(np.uint8), (columns, rows)) > 0
-            inside[out] = 0
-        own_mpp = mpp * math.sqrt(height * width / inside.size)
-        small = numbered(centre, inside, own_mpp, area_min_um2=self._area_min_um2)
-        labels = enlarged(small, inside, (height, width))
+            inside[cv2.resize(excluded.view(np.uint8), (columns, rows)) > 0] = 0
+        own_mpp = tile.mpp * math.sqrt(math.prod(shape) / inside.size)
+        small = numbered(centre, inside, own_mpp, area_min_um2=self._options.nucleus_area_min_um2)
+        pieces = enlarged(small, inside, shape)
         if excluded is not None:
-            labels[excluded] = 0
-        if excluded is not None or own_mpp < mpp:
-            labels = renumbered(labels)
-        return Nuclei.from_labels(labels)
+            pieces[excluded] = 0
+        count = int(small.max(initial=0)) + 1
+        kept = np.bincount(small[centre >= 255 * _CONFIRMED_MIN], minlength=count) > 0
+        area = np.bincount(pieces.ravel(), minlength=count)
+        kept |= np.bincount(pieces[dark.inside > 0], minlength=count) >= _DARK_FRACTION * area
+        kept[0] = False
+        numbers = np.where(kept, np.arange(count), 0).astype(np.int32)
+        return outlined(tile, dark, numbers[pieces], self._limits)
 
     def maps(
         self, rgb: npt.NDArray[np.uint8], mpp: float, background: color.Color

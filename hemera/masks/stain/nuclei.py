@@ -36,6 +36,14 @@ _DARKEST = 1.4
 # nearer to the surroundings because a nucleus is thinner towards its edge: at 0.3 of the greatest
 # thickness, an ellipsoid has 0.95 of its radius.
 _EDGE = 0.3
+# Product of the difference in density between a nucleus and its surroundings and its diameter, um:
+# what is below it, and below this fraction of the median of its tile, is out of focus or cut at its
+# edge, and is not counted for a marker of nuclei. Chosen leaving one source of real images out at a
+# time; see docs/how-to/masks.md.
+_PALE_UM = 0.2
+_PALE_FRACTION = 0.67
+# How far the outline may be from the edge of the pixels that a nucleus was found from, um.
+_REACH_UM = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,25 +91,84 @@ def find_nuclei(tile: Tile, options: Options) -> Nuclei:
     near it; so a nucleus in blue stroma is found. Touching nuclei are cut by watershed on the
     distance from their edge. A piece that is not darker than its surroundings is removed.
     """
-    mpp, excluded, nuclear_density = tile.mpp, tile.excluded, tile.stains.nuclear_density
+    dark = dark_pixels(tile, options)
+    pieces = _split(dark.inside, dark.steps, tile.mpp)
+    limits = Limits(
+        area_min_um2=options.nucleus_area_min_um2,
+        area_max_um2=options.nucleus_area_max_um2,
+        edge_min=options.nucleus_edge,
+        evidence_min_um=0.5,
+        core_um=_REACH_UM,
+        grow_um=0.0,
+        without_pale=options.compartment == "nucleus",
+    )
+    return outlined(tile, dark, pieces, limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dark:
+    """Dark pixels of a tile, all (H, W).
+
+    `smooth` is the blurred density of the nuclear stain, `inside` 1 where it is dark enough for a
+    nucleus, `steps` the distance to the edge of these pixels in 1 / `DISTANCE_STEPS` px.
+    """
+
+    smooth: Float
+    inside: npt.NDArray[np.uint8]
+    steps: npt.NDArray[np.uint16]
+
+
+def dark_pixels(tile: Tile, options: Options) -> Dark:
+    """Return the pixels of a tile that are dark enough for a nucleus, see `find_nuclei`."""
     # A nucleus that is much darker than others would hide those beside it.
-    darkest = np.float32(_DARKEST * nuclear_density)
+    darkest = np.float32(_DARKEST * tile.stains.nuclear_density)
     bounded = np.asarray(np.minimum(tile.nuclear_stain, darkest), np.float32)
-    smooth = smoothed(bounded, mpp, SMOOTHING_UM)
-    inside = _nuclear_pixels(smooth, mpp, nuclear_density, options)
-    if excluded is not None:
-        inside[excluded] = 0
-    steps = distance_inside(inside)
-    pieces = _split(inside, steps, mpp)
+    smooth = smoothed(bounded, tile.mpp, SMOOTHING_UM)
+    inside = _nuclear_pixels(smooth, tile.mpp, tile.stains.nuclear_density, options)
+    if tile.excluded is not None:
+        inside[tile.excluded] = 0
+    return Dark(smooth, inside, distance_inside(inside))
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What distinguishes a nucleus from other pieces of its tile.
+
+    `edge_min` is the smallest difference in density between it and its surroundings, and
+    `evidence_min_um` the smallest product of this difference and the diameter, both relative to
+    the density of dark nuclei of the slide: a pale nucleus is larger than a fragment of stroma of
+    the same difference. Dark pixels further than `core_um` from the edge of all dark pixels, and
+    not further than `grow_um` from a piece, belong to it whatever their density. `without_pale`
+    removes what is much paler than the nuclei of its tile.
+    """
+
+    area_min_um2: float
+    area_max_um2: float
+    edge_min: float
+    evidence_min_um: float
+    core_um: float
+    grow_um: float
+    without_pale: bool
+
+
+def outlined(tile: Tile, dark: Dark, pieces: Labels, limits: Limits) -> Nuclei:
+    """Return the pieces (H, W) that are nuclei, with their outline at the edge of the stain.
+
+    Args:
+        tile: that they were found in.
+        dark: its dark pixels.
+        pieces: numbered, 0 outside.
+        limits: of nuclei.
+    """
+    mpp, excluded = tile.mpp, tile.excluded
     outside_px, regions = voronoi_regions(pieces)
     kept, edge = _plausible(
-        smooth, pieces, outside_px, regions, inside, mpp, nuclear_density, options
-    )
+        dark, pieces, outside_px, regions, mpp, tile.stains.nuclear_density, limits
+    )  # fmt: skip
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    # How far the outline may be from the edge of the nuclear pixels, um.
-    reach_px = 1.0 / mpp
-    whole = (smooth > np.take(edge, regions, mode="clip")) & (outside_px <= reach_px)
-    whole |= (steps > DISTANCE_STEPS * reach_px) & (pieces != 0)
+    whole = (dark.smooth > np.take(edge, regions, mode="clip")) & (outside_px <= _REACH_UM / mpp)
+    core = dark.steps > DISTANCE_STEPS * limits.core_um / mpp
+    whole |= core & (outside_px <= limits.grow_um / mpp)
     if excluded is not None:
         whole &= ~excluded
     regions = np.take(numbers, regions, mode="clip")
@@ -178,32 +245,33 @@ def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: fl
 
 
 def _plausible(
-    smooth: Float,
+    dark: Dark,
     pieces: Labels,
     outside_px: Float,
     regions: Labels,
-    inside: npt.NDArray[np.uint8],
     mpp: float,
     nuclear_density: float,
-    options: Options,
+    limits: Limits,
 ) -> tuple[Mask, Float]:
     """Return which pieces are nuclei by their area and contrast, and the density of their edge."""
     # Width of the ring around a nucleus that it is compared with, um.
     ring_um = 2.5
-    # Smallest product of this contrast, as a fraction of the density of dark nuclei, and the
-    # diameter, um: a pale nucleus is larger than a fragment of stroma of the same contrast.
-    evidence_um = 0.5
     count = int(pieces.max()) + 1
-    area, density = _areas_and_means(pieces, smooth, pieces != 0, count)
-    ring = (outside_px <= ring_um / mpp) & (inside == 0)
-    ring_area, ring_density = _areas_and_means(regions, smooth, ring, count)
-    contrast = (density - ring_density) / nuclear_density
-    kept: Mask = (contrast >= options.nucleus_edge) | (ring_area == 0)
-    kept &= (contrast * np.sqrt(area) * mpp >= evidence_um) | (ring_area == 0)
-    kept &= area * mpp**2 >= options.nucleus_area_min_um2
-    kept &= area * mpp**2 <= options.nucleus_area_max_um2
-    kept[0] = False
-    edge = np.where(ring_area > 0, ring_density + _EDGE * (density - ring_density), 0)
+    area, density = _areas_and_means(pieces, dark.smooth, pieces != 0, count)
+    ring = (outside_px > 0) & (outside_px <= ring_um / mpp) & (dark.inside == 0)
+    ring_area, ring_density = _areas_and_means(regions, dark.smooth, ring, count)
+    contrast = density - ring_density
+    evidence_um = contrast * np.sqrt(area) * mpp
+    sized: Mask = (area * mpp**2 >= limits.area_min_um2) & (area * mpp**2 <= limits.area_max_um2)
+    sized[0] = False
+    pale_um = 0.0
+    if limits.without_pale and sized.any():
+        pale_um = min(_PALE_UM, _PALE_FRACTION * float(np.median(evidence_um[sized])))
+    kept: Mask = contrast >= limits.edge_min * nuclear_density
+    kept &= evidence_um >= max(limits.evidence_min_um * nuclear_density, pale_um)
+    # Without surroundings there is nothing to compare with.
+    kept = (kept | (ring_area == 0)) & sized
+    edge = np.where(ring_area > 0, ring_density + _EDGE * contrast, 0)
     return kept, np.where(kept, edge, np.inf).astype(np.float32)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from hemera.errors import EngineError
 from hemera.files.faults import translated
 
-CLASSICAL, NETWORK = "classical", "network"
+AUTO, CLASSICAL, NETWORK = "auto", "classical", "network"
 """Values of the option that are not the name of a file."""
 
 SHIPPED = Path(__file__).with_name("nuclei.safetensors")

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.errors import EngineError
-from hemera.imaging.morphology import detached_pixels, disc, fill_holes, merged
+from hemera.imaging.morphology import disc, fill_holes, merged
 
 Labels = npt.NDArray[np.int32]
 Numbers = npt.NDArray[np.uint16]
@@ -15,7 +15,7 @@ Map = npt.NDArray[np.uint8]
 
 # Smallest value of a maximum of the map of centres, and of the map of insides: out of 255. Chosen
 # leaving one source of real images out at a time; see docs/how-to/masks.md.
-_CENTRE_MIN = 0.40
+_CENTRE_MIN = 0.25
 _INSIDE_MIN = 0.30
 # Smallest distance between two centres, and standard deviation of the blur of their map, um.
 _SEPARATION_UM = 4.0
@@ -109,13 +109,3 @@ def enlarged(
     near = cv2.resize(numbers, size, interpolation=cv2.INTER_NEAREST_EXACT)
     smooth = cv2.resize(inside, size, interpolation=cv2.INTER_LINEAR)
     return np.asarray(near * (smooth >= 255 * inside_min), np.int32)
-
-
-def renumbered(labels: Labels) -> Labels:
-    """Return nuclei (H, W) of which pixels were lost, each one piece, numbered without gaps."""
-    detached = detached_pixels(labels, len(np.unique(labels[labels > 0])))
-    if detached is not None:
-        labels[detached] = 0
-    present = np.bincount(labels.ravel()) > 0
-    present[0] = False
-    return np.where(present, np.cumsum(present), 0).astype(np.int32)[labels]

@@ -1,6 +1,7 @@
 """Nuclei by the network: from maps of known shape, and on drawn cells with the shipped weights."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from hemera.masks.stain.engine import StainEngine
 from hemera.masks.stain.network import NetworkDetector
 from hemera.masks.stain.nuclei import Tile
 from hemera.masks.stain.numbering import numbered
-from hemera.masks.stain.stains import Stains
+from hemera.masks.stain.stains import Stains, separate
 from tests.small_cells import BACKGROUND, MEASURED, RGB, SHARED, STRENGTHS, draw, read
 
 Map = npt.NDArray[np.uint8]
@@ -99,7 +100,8 @@ def test_drawn_nuclei_are_found_at_any_resolution_and_on_a_gray_background(
 
 
 def tile_of(rgb: RGB, mpp: float, excluded: npt.NDArray[np.bool_] | None = None) -> Tile:
-    return Tile(rgb, mpp, MEASURED, np.zeros(rgb.shape[:2], np.float32), excluded)
+    haematoxylin = np.ascontiguousarray(separate(rgb, MEASURED)[..., 0])
+    return Tile(rgb, mpp, MEASURED, haematoxylin, excluded)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 33), (101, 64)])
@@ -119,6 +121,17 @@ def test_excluded_pixels_belong_to_no_nucleus(shipped: NetworkDetector) -> None:
     found = shipped.find(tile_of(slide.rgb, 0.5, excluded))
     assert found.labels.any()
     assert not found.labels[excluded].any()
+
+
+def test_a_place_as_pale_as_its_surroundings_is_no_nucleus_whatever_the_network_finds(
+    shipped: NetworkDetector,
+) -> None:
+    """The network sees colours, the thresholds only the density of the nuclear stain."""
+    slide = draw(np.zeros((2, 4)))
+    stained = tile_of(slide.rgb, 0.5)
+    pale = dataclasses.replace(stained, nuclear_stain=np.zeros_like(stained.nuclear_stain))
+    assert shipped.find(stained).labels.max() >= 6
+    assert not shipped.find(pale).labels.any()
 
 
 def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was(
@@ -165,6 +178,14 @@ def test_the_tables_record_the_digest_of_the_weights() -> None:
     assert list(network) == ["stain_nuclei_sha256"]
     assert not StainEngine(Options(nuclei="classical"), SHARED).versions
     assert nucleus_files.SHIPPED.stat().st_size < 3e6
+
+
+def test_auto_is_the_network_for_markers_of_nuclei_and_thresholds_for_membranes() -> None:
+    assert Options().detector == "classical"
+    assert Options(compartment="nucleus").detector == "network"
+    assert Options(compartment="nucleus", nuclei="classical").detector == "classical"
+    assert list(StainEngine(Options(compartment="nucleus"), SHARED).versions)
+    assert not StainEngine(Options(), SHARED).versions
 
 
 def test_a_missing_package_is_a_requirement_that_names_its_extra(

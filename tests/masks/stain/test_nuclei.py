@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import Tile, find_nuclei
+from hemera.masks.stain.nuclei import Limits, Tile, dark_pixels, find_nuclei, outlined
 from hemera.masks.stain.stains import Stains, estimate, separate
 from tests.small_cells import read
 
@@ -81,6 +81,43 @@ def test_a_nucleus_is_darker_than_two_um_around_it_whatever_the_resolution(mpp: 
     for slope, expected in ((0.4 / 7.5, 1), (0.4 / 14, 0)):
         cone = np.maximum(0.4 - slope * np.hypot(y - 12, x - 15), 0)
         assert labels_of(cone, mpp, 1.1).max() == expected
+
+
+def test_what_is_much_paler_than_the_nuclei_of_its_tile_is_no_nucleus() -> None:
+    """Eight discs of radius 4 um; their density and that of a ninth.
+
+    The limit is two thirds of the usual product of density and diameter, and at most 0.2 um.
+    """
+    y, x = np.mgrid[:90, :260].astype(float)
+    for eight, ninth, expected in ((0.1, 0.1, 9), (0.1, 0.02, 8), (0.02, 0.02, 9), (0.4, 0.05, 9)):
+        density = np.zeros(y.shape)
+        for k in range(9):
+            disc = np.hypot(y - (25 if k % 2 else 62), x - 25 - 26 * k) < 8
+            density += (ninth if k == 4 else eight) * disc
+        options = Options(nucleus_density_min=0.01, nucleus_contrast=0.05, compartment="nucleus")
+        stains = Stains((255, 255, 255), nuclear_density=min(eight, 0.2))
+        rgb = np.full((*y.shape, 3), 255, np.uint8)
+        found = find_nuclei(Tile(rgb, 0.5, stains, density.astype(np.float32)), options)
+        assert found.labels.max() == expected, (eight, ninth)
+
+
+def test_a_piece_is_outlined_where_it_is_dark_and_one_in_a_pale_hole_is_removed() -> None:
+    """A disc found from its upper half, and the pale middle of a ring: 0.5 um/px."""
+    y, x = np.mgrid[:80, :160].astype(float)
+    disc, ring = np.hypot(y - 40, x - 40), np.hypot(y - 40, x - 110)
+    density = 0.5 * ((disc < 10) | ((ring >= 12) & (ring < 18)))
+    stains = Stains((255, 255, 255), nuclear_density=0.5)
+    rgb = np.full((*y.shape, 3), 255, np.uint8)
+    tile = Tile(rgb, 0.5, stains, density.astype(np.float32))
+    pieces = np.where((disc < 9) & (y < 38), 1, np.where(ring < 9, 2, 0)).astype(np.int32)
+    limits = Limits(
+        12, 600, edge_min=0.0, evidence_min_um=0.5, core_um=0, grow_um=8, without_pale=False
+    )
+    labels = outlined(tile, dark_pixels(tile, OPTIONS), pieces, limits).labels
+    assert labels.max() == 1
+    assert labels[40, 110] == 0
+    assert (labels > 0).sum() == pytest.approx(np.pi * 10**2, rel=0.1)
+    assert not labels[disc > 13].any()
 
 
 def test_threads_without_a_core_belong_to_no_nucleus() -> None:
