@@ -104,7 +104,9 @@ def reason(tile: Tile, rgb: RGB, options: FilterOptions) -> str:
     found = find_artefacts(rgb, tile.mpp, tile.background, tile.tissue_density)
     measured: dict[str, float] = dict(fractions(found))
     measured["blur"] = float(blurred_cells(rgb, tile.mpp, tile.stain).mean())
-    return next((k for k, v in measured.items() if v > getattr(options, f"{k}_max")), "")
+    # In the order of `hemera.dataset.criteria`.
+    order = ("pen", "edge", "blur", "fold", "dust")
+    return next((k for k in order if measured[k] > getattr(options, f"{k}_max")), "")
 
 
 def stroke(tile: Tile, width_um: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -136,14 +138,14 @@ def pen(tile: Tile, ink: str, strength: float, rng: np.random.Generator) -> RGB:
 
 
 def fold(tile: Tile, layers: int, rng: np.random.Generator) -> RGB:
-    """Add the densities of other places of the tile within a band."""
+    """Add the densities of other places of the tile within a band: those of layers add up."""
     own = np.log10(np.array(tile.background) / np.maximum(tile.rgb.astype(np.float32), 1)).clip(0)
     others = sum(
         np.roll(own, tuple(rng.integers(-60, 60, 2)), (0, 1))[:, :: int(rng.choice([-1, 1]))]
         for _ in range(layers - 1)
     )
-    band = stroke(tile, float(rng.choice([15, 30, 60])), rng)[..., None]
-    return rounded(np.array(tile.background) * 10 ** -(own + band * (others + 0.05)))
+    band = stroke(tile, float(rng.choice([20, 40, 80])), rng)[..., None]
+    return rounded(np.array(tile.background) * 10 ** -(own + band * others))
 
 
 def bubble(tile: Tile, strength: float, rng: np.random.Generator) -> RGB:

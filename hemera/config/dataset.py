@@ -55,6 +55,9 @@ class FilterOptions(Options):
     excluded_max: Fraction = 0.5
     """Largest fraction of a tile that its mask excludes: artefacts of both stains, and places that
     HER2 does not cover."""
+    nuclei_min_per_mm2: NonNegative = 50.0
+    """Smallest number of nuclei per mm^2 of a tile without its excluded pixels, by the mask engine
+    that finds most."""
     require_agreement: Fraction | None = None
     """Smallest agreement of the mask engines on a tile, 0 to 1: the lower of the Dice of their
     positive masks and the fraction of cells with the same sign; null: not required."""

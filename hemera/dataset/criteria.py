@@ -23,8 +23,8 @@ class Criterion:
 
     Attributes:
         option: key of section `filter` with the bound; none there: the criterion is not applied.
-        column: the measure; `agreement` and `excluded` are those of the mask engines; None: the
-            option is a switch.
+        column: the measure; `agreement`, `excluded` and `nuclei` are those of the mask engines;
+            None: the option is a switch.
         direction: how an accepted tile compares with the bound. NaN and null meet no bound.
     """
 
@@ -64,8 +64,10 @@ CRITERIA = (
         Criterion(reason, text, option, f"{stain}_{kind}_fraction", "<=")
         for reason, text, option, kind in (
             ("pen", "pen on it", "pen_max", "pen"),
-            ("tissue_fold", "a fold of the tissue", "fold_max", "fold"),
+            # The inside of a bubble is blurred, and a border of blur may look like a fold.
             ("edge", "the edge of a bubble or of the coverslip, or a hair", "edge_max", "edge"),
+            ("partly_blurred", "out of focus in part", "blur_max", "blur"),
+            ("tissue_fold", "a fold of the tissue", "fold_max", "fold"),
             ("dust", "dust on it", "dust_max", "dust"),
             (
                 "other_artefact",
@@ -73,7 +75,6 @@ CRITERIA = (
                 "other_max",
                 "other",
             ),
-            ("partly_blurred", "out of focus in part", "blur_max", "blur"),
         )
         for stain in ("he", "her2")
     ),
@@ -86,6 +87,7 @@ CRITERIA = (
         "histogram_similarity",
     ),
     Criterion("artefact", "an artefact covers too much of it", "excluded_max", "excluded", "<="),
+    Criterion("few_nuclei", "too few nuclei", "nuclei_min_per_mm2", "nuclei"),
     Criterion("disputed_mask", "the two mask engines disagree", "require_agreement", "agreement"),
 )
 """In the order in which they are applied: the first that a tile misses is its reason."""
@@ -148,6 +150,12 @@ def _missed(
     elif criterion.column == "excluded":
         of_engines = [_column(table, f"{engine}_excluded_fraction") for engine in engines]
         values = np.fmax.reduce(of_engines, initial=0.0)
+    elif criterion.column == "nuclei":
+        if not engines:
+            return np.zeros(table.num_rows, np.bool_)
+        values = np.fmax.reduce([_nuclei_per_mm2(table, engine) for engine in engines])
+        # Where nothing is left, another criterion decides.
+        values = np.nan_to_num(values, nan=limit)
     else:
         values = _column(table, criterion.column)
     missed = criterion.missed(values, limit)
@@ -159,6 +167,13 @@ def _missed(
     if criterion.reason == "unlike_histograms":
         missed &= _is_in(table, "dataset", limits["histogram_datasets"])
     return missed
+
+
+def _nuclei_per_mm2(table: pa.Table, engine: str) -> npt.NDArray[np.float64]:
+    """Return the nuclei per mm^2 of tiles without their excluded pixels, NaN without any left."""
+    side_mm = _column(table, "size_px") * _column(table, "mpp") / 1000
+    area = side_mm**2 * (1 - _column(table, f"{engine}_excluded_fraction"))
+    return _column(table, f"{engine}_cells") / np.where(area > 0, area, np.nan)
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[np.float64]:

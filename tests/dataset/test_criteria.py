@@ -23,6 +23,8 @@ GOOD = {
     "histogram_similarity": 0.6,
     "dataset": "bci",
     "registration": "pass",
+    "size_px": 512,
+    "mpp": 0.5,
     **dict.fromkeys((c.column for c in criteria.CRITERIA if c.option in ARTEFACT_LIMITS), 0.0),
 }
 
@@ -30,7 +32,7 @@ GOOD = {
 def test_every_criterion_names_an_option_and_a_column_that_exist() -> None:
     for criterion in criteria.CRITERIA:
         assert criterion.option in LIMITS
-        assert criterion.column in {None, "agreement", "excluded", *tables.TILE.names}
+        assert criterion.column in {None, "agreement", "excluded", "nuclei", *tables.TILE.names}
     assert set(criteria.MEASURES) <= set(tables.TILE.names)
     assert list(criteria.REASONS) == list(dict.fromkeys(c.reason for c in criteria.CRITERIA))
 
@@ -70,11 +72,11 @@ def test_the_first_reason_counts() -> None:
         "folded": {"folding_fraction": 0.5},
         "misregistered": {"registration_error_um": 500.0, "registration_margin": 0.1},
         "pen": {"her2_pen_fraction": 0.1},
-        "tissue_fold": {"he_fold_fraction": 0.1},
         "edge": {"he_edge_fraction": 0.1},
+        "partly_blurred": {"her2_blur_fraction": 0.5},
+        "tissue_fold": {"he_fold_fraction": 0.1},
         "dust": {"her2_dust_fraction": 0.1},
         "other_artefact": {"he_other_fraction": 0.1},
-        "partly_blurred": {"her2_blur_fraction": 0.5},
         "blurred_he": {"he_sharpness": 1.0},
         "blurred_her2": {"her2_sharpness": 1.0},
         "unlike_histograms": {"histogram_similarity": -0.5},
@@ -112,6 +114,7 @@ def test_the_least_agreement_of_any_two_engines_counts(engines: tuple[str, ...])
         # The row of an engine holds its least agreement: only one of three disagrees with both.
         mild = engine == "b" and len(engines) == 3
         columns[f"{engine}_excluded_fraction"] = [0.0] * 8
+        columns[f"{engine}_cells"] = [100] * 8
         columns[f"{engine}_agreement_dice"] = [0.9] * 7 + [None] if mild else dice
         columns[f"{engine}_agreement_sign"] = [0.9] * 7 + [None] if mild else sign
     table = pa.table(columns)
@@ -122,8 +125,27 @@ def test_the_least_agreement_of_any_two_engines_counts(engines: tuple[str, ...])
     assert set(found[found != ""]) == {"disputed_mask"}
 
 
+def test_a_tile_with_too_few_nuclei_by_every_engine_is_refused() -> None:
+    """50 per mm^2 are 3.3 on 256 um, and 1.6 where half of the tile is excluded."""
+    columns = {
+        "size_px": [512] * 5,
+        "mpp": [0.5] * 5,
+        "a_cells": [4, 3, 3, 2, 0],
+        "a_excluded_fraction": [0.0, 0.0, 0.0, 0.5, 1.0],
+        "b_cells": [0, 4, 3, 0, 0],
+        "b_excluded_fraction": [0.0, 0.0, 0.0, 0.5, 1.0],
+    }
+    table = pa.table({name: [value] * 5 for name, value in GOOD.items()} | columns)
+    limits = {**LIMITS, "excluded_max": 1.0}
+    found = criteria.refusals(table, limits, ("a", "b")).tolist()
+    assert found == ["", "", "few_nuclei", "", ""]
+    assert criteria.refusals(table, limits, ("a",)).tolist()[1] == "few_nuclei"
+    assert not criteria.refusals(table, {**limits, "nuclei_min_per_mm2": 0}, ("a",)).any()
+
+
 def test_a_tile_is_refused_by_the_engine_that_excludes_most_of_it() -> None:
     excluded = {"a_excluded_fraction": [0.5, 0.51, 0.0], "b_excluded_fraction": [0.1, 0.1, 0.7]}
+    excluded |= {"a_cells": [100] * 3, "b_cells": [100] * 3}
     table = pa.table({name: [value] * 3 for name, value in GOOD.items()} | excluded)
     assert criteria.refusals(table, LIMITS, ("a", "b")).tolist() == ["", "artefact", "artefact"]
     assert criteria.refusals(table, LIMITS, ("a",)).tolist() == ["", "artefact", ""]

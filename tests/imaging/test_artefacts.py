@@ -68,6 +68,19 @@ def test_a_stroke_of_pen_is_found_where_it_is(ink: str, width_um: float) -> None
     assert not pen[distance > width_um / 2 + 10].any()
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_dark_rim_is_a_bubble_where_it_is_round_and_pen_where_it_is_not(closed: bool) -> None:
+    """Both are grey, 12 um wide and as dark as ink: a circle, and a wave across the tile."""
+    _, density = tissue()
+    y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
+    distance = np.hypot(y - 100, x - 120) - 60 if closed else y - 100 - 20 * np.sin(x / 30)
+    rim = 0.7 / (1 + np.exp((np.abs(distance) - 6) / 0.7))
+    found = find_artefacts(over(np.array(BACKGROUND), density + rim[..., None]), 0.5, BACKGROUND)
+    assert found is not None
+    kind = 1 + KINDS.index("edge" if closed else "pen")
+    assert (resized(found, (400, 480))[np.abs(distance) < 4] == kind).mean() > 0.9
+
+
 def test_a_bubble_and_dust_are_told_from_tissue() -> None:
     _, density = tissue()
     y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
