@@ -3,7 +3,8 @@
 Drawn are pen (9 to 40 um wide, four colours, three strengths), folds of two and three layers,
 bubbles and blur of one half. *Found* is a tile that `filter` would refuse for its artefact with
 default options, *correct* one that it refuses for this reason. A table per artefact and stain, and
-one per source, of real images that are given with --images.
+one per source, of real images that are given with --images; the limit of the contrast of folds
+without every source.
 """
 
 import argparse
@@ -16,13 +17,15 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+import tifffile
 
 from hemera.config import FilterOptions
 from hemera.imaging.artefacts import find_artefacts, fractions, resized, typical_density
 from hemera.imaging.background import measure_background
 from hemera.imaging.blur import blurred_cells
-from hemera.imaging.color import Color, density, saturation
-from hemera.imaging.morphology import at_mpp
+from hemera.imaging.color import Color, density, optical_density, saturation
+from hemera.imaging.folds import fold_contrast
+from hemera.imaging.morphology import COARSE_MPP, at_mpp, coarse
 
 RGB = npt.NDArray[np.uint8]
 
@@ -42,13 +45,16 @@ SOURCES = (
     ("deepliif", "her2", "deepliif/test_ihc/*.png", 0.25),
 )
 """Name, stain, files and um/px; where a source states none, an estimate from the size of nuclei."""
-OVERVIEWS = (
-    "qc_artifact/pen_green",
-    "qc_artifact/coverslip_edge_he",
-    "qc_artifact/pen_red_on_tissue_tupac",
-    "qc_artifact/fold_strong_a",
-)
 OVERVIEW_MPP = 8.0
+OVERVIEWS = {
+    "qc_artifact/pen_green.png": OVERVIEW_MPP,
+    "qc_artifact/coverslip_edge_he.png": OVERVIEW_MPP,
+    "qc_artifact/pen_red_on_tissue_tupac.png": OVERVIEW_MPP,
+    "qc_artifact/fold_strong_a.png": OVERVIEW_MPP,
+    "wsi_derived/0_HE_val.tif": 4.6,
+    "wsi_derived/0_PANCK_val.tif": 4.6,
+}
+"""Files and um/px."""
 INKS = {
     "black": (0.58, 0.58, 0.57),
     "blue": (0.84, 0.50, 0.20),
@@ -185,14 +191,15 @@ def overviews(folder: Path) -> None:
     """Print what is found on real overviews, and its recall and precision where there is truth."""
     line("overview", "pen", "fold", "edge", "recall", "precision")
     line(*["---"] * 6)
-    for name in OVERVIEWS:
-        image = read(folder / f"{name}.png")
-        background = measure_background([image], OVERVIEW_MPP).color
+    for name, mpp in OVERVIEWS.items():
+        path = folder / name
+        image = read(path) if path.suffix == ".png" else tifffile.imread(path)[..., :3]
+        background = measure_background([image], mpp).color
         typical = typical_density(image, background)
-        kinds = find_artefacts(image, OVERVIEW_MPP, background, typical)
+        kinds = find_artefacts(image, mpp, background, typical)
         covered = fractions(kinds)
         figures = [f"{covered[kind]:.3f}" for kind in ("pen", "fold", "edge")]
-        path = folder / f"{name}_mask.png"
+        path = path.with_name(f"{path.stem}_mask.png")
         if path.exists() and kinds is not None:
             truth = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0
             found = resized(kinds, truth.shape) > 0
@@ -200,6 +207,24 @@ def overviews(folder: Path) -> None:
         else:
             figures += ["", ""]
         line(Path(name).name, *figures)
+
+
+def contrast(tile: Tile) -> float:
+    """Return the largest contrast of a band on a clean tile, see `imaging.folds`."""
+    at = max(tile.mpp, COARSE_MPP)
+    found = fold_contrast(optical_density(coarse(tile.rgb, tile.mpp), tile.background), at)
+    return float(found.max())
+
+
+def left_out(contrasts: list[tuple[str, float]]) -> None:
+    """Print the limit of the contrast of folds that the sources but one give, and what it does."""
+    line("source left out", "98 % of the others are below", "of its tiles above")
+    line(*["---"] * 3)
+    for source in dict.fromkeys(name for name, _ in contrasts):
+        limit = float(np.percentile([v for name, v in contrasts if name != source], 98))
+        own = [v > limit for name, v in contrasts if name == source]
+        line(source, f"{limit:.2f}", f"{sum(own)} of {len(own)}")
+    sys.stdout.write("\n")
 
 
 def line(*cells: object) -> None:
@@ -218,23 +243,29 @@ def main() -> None:
     cv2.setNumThreads(1)
     options, rng = FilterOptions(), np.random.default_rng(0)
     artefacts: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
-    sources: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    sources: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    contrasts: list[tuple[str, float]] = []
     for tile in tiles(given.images):
-        clean = reason(tile, tile.rgb, options)
-        sources[tile.source, tile.stain].append((not clean, True))
+        of_source = sources[tile.source, tile.stain]
+        of_source["clean"].append(not reason(tile, tile.rgb, options))
+        contrasts.append((tile.source, contrast(tile)))
         for name, right, rgb in drawn(tile, rng):
             found = reason(tile, rgb, options)
             artefacts[name, tile.stain].append((bool(found), found == right))
+            of_source[name.split(",")[0]].append(bool(found))
     line("drawn", "stain", "tiles", "found", "correct reason")
     line(*["---"] * 5)
     for (name, stain), rows in artefacts.items():
         line(name, stain, len(rows), *(f"{value:.2f}" for value in np.mean(rows, axis=0)))
     sys.stdout.write("\n")
-    line("clean tiles of", "stain", "tiles", "accepted")
-    line(*["---"] * 4)
-    for (name, stain), rows in sources.items():
-        line(name, stain, len(rows), sum(accepted for accepted, _ in rows))
+    kinds = ("pen", "fold", "bubble", "half blur")
+    line("source", "stain", "tiles", "clean accepted", *(f"{kind} found" for kind in kinds))
+    line(*["---"] * 8)
+    for (name, stain), of in sources.items():
+        shown = (f"{np.mean(of[kind]):.2f}" for kind in kinds)
+        line(name, stain, len(of["clean"]), sum(of["clean"]), *shown)
     sys.stdout.write("\n")
+    left_out(contrasts)
     overviews(given.images)
 
 
