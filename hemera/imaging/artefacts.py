@@ -247,7 +247,7 @@ def _bands(density: Float, mpp: float) -> Mask:
     # A band that is wider than the fold has a part of its contrast.
     count, pieces = cv2.connectedComponents(folds.view(np.uint8))
     largest = np.zeros(count, np.float32)
-    np.maximum.at(largest, pieces, contrast)
+    np.maximum.at(largest, np.asarray(pieces, np.int32), contrast)
     folds &= contrast > _FOLD_EXTENT * largest[pieces]
     height, width = density.shape[:2]
     return cv2.resize(folds.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
