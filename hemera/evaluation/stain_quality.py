@@ -41,7 +41,7 @@ _PRIOR = 0.5
 
 _SUMS = (
     *(f"dab_{name}" for name in ("pixels", "x", "y", "xx", "yy", "xy")),
-    *("brown", "brown_real", "brown_both"),
+    *("brown_dab", "brown_dab_real", "brown", "brown_real", "brown_both"),
     *(f"{name}_{px}" for px in TOLERANCES_PX for name in ("precise", "recalled")),
     *("positive", "positive_red", "other", "other_red"),
 )
@@ -73,6 +73,7 @@ def tile_sums(image: RGB, real: RGB, positive: Mask, valid: Mask) -> Floats:
         (dab >= BROWN_DENSITY) & (each[..., 0] > each[..., 2]) & valid
         for dab, each in zip(density, (image, real), strict=True)
     ]
+    sums += [float(dab[where].sum()) for dab, where in zip(density, brown, strict=True)]
     counts = [brown[0], brown[1], brown[0] & brown[1]]
     for px in TOLERANCES_PX:
         near = [_within(each, px) for each in brown]
@@ -132,6 +133,9 @@ FIGURES: dict[str, Callable[[Floats], Floats]] = {
     "dab_concordance": lambda sums: concordance(sums[..., _PLACE["dab"]]),
     "dab_ratio": lambda sums: metrics.ratio(_sum(sums, "dab_x"), _sum(sums, "dab_y")),
     "dab_kl": _divergence,
+    "brown_ratio": lambda sums: metrics.ratio(
+        _sum(sums, "brown_dab"), _sum(sums, "brown_dab_real")
+    ),
     "brown_dice": lambda sums: metrics.ratio(
         2 * _sum(sums, "brown_both"), _sum(sums, "brown") + _sum(sums, "brown_real")
     ),

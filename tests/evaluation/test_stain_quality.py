@@ -45,7 +45,7 @@ def test_figures_of_density_by_formula():
     """Half the density in the same places: r is 1, the ratio a half, the concordance lower."""
     found = figures(bars(density=0.25), bars())
     assert found["dab_r"] == pytest.approx(1, abs=1e-3)
-    assert found["dab_ratio"] == pytest.approx(0.5, abs=0.01)
+    assert (found["dab_ratio"], found["brown_ratio"]) == pytest.approx((0.5, 0.5), abs=0.01)
     # Of a fraction f of the pixels: var = f (1 - f) d^2, means f d; here d is 1/2 and 1/4.
     f = 1 / 8
     spread = f * (1 - f)
@@ -57,7 +57,8 @@ def test_gray_is_not_brown_and_one_colour_has_no_correlation():
     gray = np.full((64, 96, 3), 100, np.uint8)
     found = figures(gray, bars())
     assert np.isnan(found["dab_r"]) and found["dab_concordance"] == pytest.approx(0, abs=1e-9)
-    assert found["brown_recall_32"] == found["brown_dice"] == 0
+    assert found["brown_recall_32"] == found["brown_dice"] == found["brown_ratio"] == 0
+    assert found["dab_ratio"] > 1, "gray has a DAB density"
     assert found["dab_kl"] > 1
 
 

@@ -24,7 +24,7 @@ F1 = {SEGMENTER: 0.7, "all_positive": 0.4, "all_negative": 0.0, "best_constant":
 
 STAIN = {"hemera": (0.6, 0.9), "pix2pix": (0.7, 1.1), "mean_colour": (None, 1.0),
          "blurred": (0.5, 1.0)}  # fmt: skip
-"""r of DAB, and its ratio to that of the real images."""
+"""r of DAB, and the ratio of brown to that of the real images."""
 
 
 def metric_rows(loss: float = 0.0) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def metric_rows(loss: float = 0.0) -> list[dict[str, Any]]:
             add("generation", method, group, "psnr_db", "mean", value)
             add("generation", method, group, "ssim", "mean", value / 50)
             add("generation", method, group, "ssim_gaussian", "mean", value / 45)
-            for name, figure in zip(("dab_r", "dab_ratio"), STAIN[method], strict=True):
+            for name, figure in zip(("dab_r", "brown_ratio"), STAIN[method], strict=True):
                 if figure is not None:
                     add("generation", method, group, name, "pooled", figure)
         for method, f1 in F1.items():
@@ -203,8 +203,8 @@ def test_a_generator_without_stain_is_named_first_whatever_its_ssim(tmp_path: Pa
     fine = written(tmp_path / "fine.html")
     assert "no usable stain" not in fine
     assert "Every network exceeds the trivial baselines" in fine
-    pale = written(tmp_path / "pale.html", metrics=changed("dab_ratio", 0.24))
-    assert "hemera: no usable stain, whatever its SSIM: generates 24% of the DAB" in pale
+    pale = written(tmp_path / "pale.html", metrics=changed("brown_ratio", 0.24))
+    assert "hemera: no usable stain, whatever its SSIM: generates 24% of the brown" in pale
     wrong = written(tmp_path / "wrong.html", metrics=changed("dab_r", 0.5))
     assert "with r 0.500, not more than a trivial baseline (blurred H&amp;E" in wrong
     for text in (pale, wrong):
