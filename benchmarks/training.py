@@ -78,6 +78,8 @@ class Plain(Dataset[dict[str, Any]]):
             ),
             "weight": torch.from_numpy((distance + 1) / (distance + 1).max()).float()[None],
             "positive": torch.from_numpy(label_format.positive(label)).float()[None],
+            "valid": torch.ones(1, *label.shape, dtype=torch.bool),
+            "her2_background": torch.ones(3, 1, 1),
         }
 
 
@@ -105,7 +107,8 @@ def plain_generation_step(
 ) -> dict[str, float]:
     """Take one step of GenerationNet."""
     net, discriminator = modules["generator"], modules["discriminator"]
-    source, target, weight = (batch[name].to(device) for name in ("he", "her2", "weight"))
+    names = ("he", "her2", "weight", "her2_background")
+    source, target, weight, background = (batch[name].to(device) for name in names)
     entropy = nn.BCEWithLogitsLoss()
 
     def said(image: Tensor, real: bool) -> Tensor:
@@ -124,9 +127,7 @@ def plain_generation_step(
     pyramids = (plain_pyramid(generated * weight), plain_pyramid(target * weight))
     levels = [functional.l1_loss(a, b) for a, b in zip(*pyramids, strict=True)]
     maps = [
-        losses.soft_dab(
-            (image + 1) / 2, batch["her2_background"], options.dice_slope, options.dice_threshold
-        )
+        losses.soft_dab((image + 1) / 2, background, options.dice_slope, options.dice_threshold)
         for image in (generated, target)
     ]
     dice = losses.balanced_dice(maps[0], maps[1], weight)
@@ -314,6 +315,7 @@ class Contest:
         he, her2 = (((places[k] + 1) * 127.5).round().to(torch.uint8) for k in ("he", "her2"))
         same = {
             "he": he, "her2": her2, "weight": places["weight"], "positive": places["positive"] > 0,
+            "valid": places["valid"], "her2_background": places["her2_background"],
         }  # fmt: skip
         found = [
             self.plain().step(places),

@@ -20,6 +20,7 @@ def write_generator(
     fingerprint: str = "f" * 64,
     model: dict[str, object] = MODEL,
     name: str = "demo",
+    normalise_background: bool = False,
 ) -> dict[str, Path]:
     """Write a generator; return the paths under the names that stages give them."""
     with torch.random.fork_rng():
@@ -31,6 +32,7 @@ def write_generator(
         "generator_metadata": layout.path(layout.GENERATOR_METADATA, results, generator=name),
     }
     described = {"network": "generation", "model": model, "index_fingerprint": fingerprint}
+    described["options"] = {"normalise_background": normalise_background}
     storage.write_weights(paths["generator"], net.state_dict())
     storage.write_metadata(paths["generator_metadata"], described)
     history = layout.path(layout.GENERATION_HISTORY, results, generator=name)

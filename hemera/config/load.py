@@ -210,8 +210,8 @@ def _disagreements(config: Config) -> list[str]:
     own = segmentation.normalise_background
     if branch != "none" and own != generation.normalise_background:
         faults.append(
-            f"train_segmentation.normalise_background: {own} differs from that of "
-            f"train_generation, whose generator has the same input; set both to {own}, or "
+            f"train_segmentation.normalise_background: {own}, and that of train_generation is "
+            f"{not own}; the generator has the same input: give both the same value, or "
             "generation_branch: none"
         )
     return faults

@@ -139,7 +139,7 @@ class TrainGenerationOptions(TrainingOptions):
     the text describes; literal: the printed equation; positive: HER2-positive pixels have twice the
     weight of others; none: not used."""
     mask_source: Annotated[Literal["nuclei", "her2_positive"], paper("nuclei")] = "nuclei"
-    """Mask from which the distance weights are computed."""
+    """Mask from which the distance weights of inside and literal are computed."""
     gan_loss: Annotated[Literal["vanilla", "lsgan"], paper("not stated")] = "vanilla"
     """Adversarial loss: vanilla: cross-entropy; lsgan: least squares."""
     weight_adversarial: bool = False
@@ -155,10 +155,10 @@ class TrainGenerationOptions(TrainingOptions):
     """Weight of the balanced Dice loss of GenerationNet."""
     dice_slope: Positive = 60.0
     """Slope of the sigmoid of the soft DAB mask, per unit of optical density. With 20, an image of
-    one colour has nearly the loss of the real one, and GenerationNet generates no DAB."""
+    one colour has a low loss, and GenerationNet generates gray instead of brown."""
     dice_threshold: Annotated[float, Field(gt=0, le=3)] = 0.15
-    """DAB optical density above the background at the centre of the soft DAB mask; 0.15 is that of
-    moderate staining, see mask.dab_moderate."""
+    """DAB optical density above the background at the centre of the soft DAB mask, by fixed colour
+    deconvolution; about that of moderate staining."""
     variance_weight: Annotated[NonNegative, paper("not used; its own paper does not state it")] = (
         0.0
     )

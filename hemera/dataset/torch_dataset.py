@@ -104,7 +104,7 @@ class TileDataset(Dataset[dict[str, Any]]):
         """
         index = index if isinstance(index, TileIndex) else TileIndex(index)
         known = (*STORED, *DERIVED, BACKGROUND)
-        if isinstance(images, str) or not images or set(images) - set(known):
+        if isinstance(images, str) or not {*images} - {BACKGROUND} or set(images) - set(known):
             raise ConfigError(f"images: {images!r}; give a list of {', '.join(known)}")
         if crop_px is not None and crop_px < 1:
             raise ConfigError(f"crop_px: {crop_px}; give at least 1, or None for full tiles")

@@ -75,8 +75,11 @@ def stored(tiles: TileDataset, position: int) -> Item:
 def predict(net: nn.Module, images: RGB, network: str, device: torch.device) -> Tensor:
     """Return the output (B, C, H, W) of a network, on the CPU, for H&E tiles (B, H, W, 3).
 
-    The input of network ``generation`` is in [-1, 1], that of ``segmentation`` in [0, 1].
+    The input of network ``generation`` is in [-1, 1], that of ``segmentation`` in [0, 1]. A network
+    in training mode has the same dropout for every tile, so that no other network changes it.
     """
+    if net.training:
+        torch.manual_seed(0)
     with torch.inference_mode():
         unit = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 255
         output: Tensor = net(unit * 2 - 1 if network == "generation" else unit)
@@ -167,12 +170,15 @@ def evaluate_generators(
             if extractors.lpips is not None:
                 lpips = extractors.lpips(stacked[:-1], real)
             fact = _fact(facts, item.tile, "generation")
-            own = {name: images[name] for name in nets if item.tile in compared}
-            found_cells = cells.compare(own, real, valid, fact["case"], facts[item.tile]["mpp"])
+            shown = images if item.tile in compared else {}
+            found_cells = cells.compare(shown, real, valid, fact["case"], facts[item.tile]["mpp"])
             rows += [
                 fact | {"method": method, **values, "lpips": distance} | found_cells.get(method, {})
                 for method, values, distance in zip(images, measured, lpips, strict=True)
             ]
+            # What the figures of the stain are to be compared with.
+            sums = stain_quality.tile_sums(real, real, positive, valid).tolist()
+            rows.append(fact | {"method": REAL, "stain_sums": sums})
     return rows, features
 
 
@@ -188,9 +194,12 @@ def _cell_comparison(
     cases: dict[str, list[str]] = {}
     for tile, fact in facts.items():
         cases.setdefault(fact["case"], []).append(tile)
-    return stain_quality.CellComparison(
-        cases, lambda tile: stored(tiles, tiles.position(tile)).normalised("her2")
-    )
+
+    def read(tile: str) -> tuple[RGB, Mask]:
+        item = stored(tiles, tiles.position(tile))
+        return item.normalised("her2"), ~label_format.excluded(item.mask)
+
+    return stain_quality.CellComparison(cases, read)
 
 
 def _pixel_metrics(image: RGB, real: RGB, positive: Mask, valid: Mask) -> dict[str, Any]:
@@ -254,6 +263,8 @@ def summarise(
             # One case has too few tiles to compare sets.
             if features and not group.startswith("case="):
                 for method, own in methods.items():
+                    if method == REAL:
+                        continue
                     measured[method] |= _set_metrics(own, method, features, options.seed)
         found += [
             {
@@ -326,23 +337,27 @@ def _cell_metrics(tiles: Frame, bootstrap: Bootstrap) -> Summaries:
 
     bounds = bootstrap.interval(counts, f1)
     scores = read_scores(compared)
-    equal = float((scores["generated"] == scores["real"]).mean())
+    equal = (scores["generated"] == scores["real"]).to_numpy(float)
     return {
         ("cell_f1", "pooled"): _summary(f1(counts.sum(0)), len(compared), bounds),
-        ("cell_score", "cases"): Summary(equal, None, len(compared)),
+        ("cell_score", "cases"): Summary(
+            float(equal.mean()) if equal.size else None, None, len(compared)
+        ),
     }
 
 
 def read_scores(tiles: Frame) -> Frame:
     """Return the HER2 scores of `her2_score.CLASSES` by case, read from the cells of both images.
 
-    `tiles` are rows of one method with compared cells; the result has columns generated and real.
+    `tiles` are rows of one method with compared cells; the result has columns generated and real,
+    -1 for a generated case without cells, and no cases without cells on the real images.
     """
     by_case = tiles.groupby("case")[["cells", "cells_real"]].agg(
         lambda column: np.sum(column.tolist(), axis=0)
     )
+    by_case = by_case[by_case["cells_real"].map(np.sum) > 0]
     read = {
-        name: her2_score.her2_scores(np.stack(by_case[column].tolist()))
+        name: her2_score.her2_scores(np.array(by_case[column].tolist(), np.int64).reshape(-1, 4))
         for name, column in (("generated", "cells"), ("real", "cells_real"))
     }
     return pd.DataFrame(read, index=by_case.index)

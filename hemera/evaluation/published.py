@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 METRICS = {
-    "generation": ("psnr_db", "ssim", "fid"),
+    "generation": ("psnr_db", "ssim", "fid", "kid", "dab_r", "dab_kl"),
     "segmentation": ("precision", "recall", "f1", "iou"),
 }
 """Metrics of the published results, by network."""

@@ -51,7 +51,8 @@ _PLACE = {name: slice(n, n + 1) for n, name in enumerate(_SUMS)} | {
     "real_bins": slice(len(_SUMS) + BINS, len(_SUMS) + 2 * BINS),
 }
 
-SUMS_COUNT = len(_SUMS) + 2 * BINS
+SUMS = (*_SUMS, *(f"{name}_bin_{n}" for name in ("generated", "real") for n in range(BINS)))
+"""Names of the sums of a tile."""
 
 
 def tile_sums(image: RGB, real: RGB, positive: Mask, valid: Mask) -> Floats:
@@ -133,6 +134,9 @@ FIGURES: dict[str, Callable[[Floats], Floats]] = {
     "dab_concordance": lambda sums: concordance(sums[..., _PLACE["dab"]]),
     "dab_ratio": lambda sums: metrics.ratio(_sum(sums, "dab_x"), _sum(sums, "dab_y")),
     "dab_kl": _divergence,
+    "brown_fraction_real": lambda sums: metrics.ratio(
+        _sum(sums, "brown_real"), _sum(sums, "dab_pixels")
+    ),
     "brown_ratio": lambda sums: metrics.ratio(
         _sum(sums, "brown_dab"), _sum(sums, "brown_dab_real")
     ),
@@ -159,12 +163,14 @@ def tile_moments(sums: Floats) -> Floats:
 class CellComparison:
     """The mask engine `stain`, with default options, for generated and real tiles."""
 
-    def __init__(self, cases: Mapping[str, Sequence[str]], read: Callable[[str], RGB]) -> None:
+    def __init__(
+        self, cases: Mapping[str, Sequence[str]], read: Callable[[str], tuple[RGB, Mask]]
+    ) -> None:
         """Load the engine.
 
         Args:
             cases: the tiles of each case, on some of which its stains are estimated.
-            read: returns a real tile (H, W, 3) over white, by its id.
+            read: returns a real tile (H, W, 3) over white, and its valid pixels, by its id.
         """
         options = MaskOptions()
         self._engine = engine.module("stain").load(options.engines["stain"], options)
@@ -184,8 +190,10 @@ class CellComparison:
         if (case, mpp) not in self._states:
             tiles = self._cases[case]
             chosen = tiles[:: -(-len(tiles) // STATE_TILES)]
-            state = self._engine.prepare([self._read(tile) for tile in chosen], mpp, WHITE)
-            self._states[case, mpp] = state
+            reference, used = zip(*(self._read(tile) for tile in chosen), strict=True)
+            self._states[case, mpp] = self._engine.prepare(
+                reference, mpp, WHITE, [~each for each in used]
+            )
         state = self._states[case, mpp]
         truth = self._engine.segment(real, mpp, state, ~valid).cells
         found = {}

@@ -9,7 +9,9 @@ from scipy import ndimage
 def weight_map(
     mask: npt.NDArray[np.bool_], mode: str, *, renormalise_mean: bool = False
 ) -> npt.NDArray[np.float32]:
-    """Return W = (D + 1) / max(D + 1) of a mask (H, W) of nuclei; 1 for an empty or full mask.
+    """Return W = (D + 1) / max(D + 1) of a mask (H, W) of nuclei.
+
+    It is 1 for an empty or full mask, but for mode positive.
 
     Args:
         mode: ``inside``: D is a nuclear pixel's distance to the nearest other pixel, 0 elsewhere,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.statistics import Frame
 from hemera.evaluation import image_quality, published
-from hemera.evaluation.image_quality import COUNTS, SEGMENTER
+from hemera.evaluation.image_quality import COUNTS, REAL, SEGMENTER
 from hemera.evaluation.metrics import SEGMENTATION_METRICS, rates
 from hemera.evaluation.stain_quality import BROWN_DENSITY
 from hemera.masks.her2_score import CLASSES
@@ -50,6 +51,7 @@ METRICS = {
     "dab_concordance": Metric("concordance of DAB", 3),
     "dab_ratio": Metric("DAB, generated / real", 2),
     "dab_kl": Metric("KL divergence of DAB from real", 3, higher=False),
+    "brown_fraction_real": Metric("brown fraction of the real images", 3),
     "brown_ratio": Metric("DAB of brown pixels, generated / real", 2),
     "brown_dice": Metric("Dice of brown", 3),
     "brown_dice_8": Metric("Dice of brown within 8 px", 3),
@@ -70,7 +72,7 @@ METRICS = {
 IMAGE_COLUMNS = ("psnr_db", "ssim", "ssim_gaussian", "lpips", "fid", "kid")
 STAIN_ROWS = (
     ("dab_r", "pooled"), ("dab_r", "tiles"), ("dab_ratio", "pooled"), ("dab_kl", "pooled"),
-    ("brown_ratio", "pooled"),
+    ("brown_fraction_real", "pooled"), ("brown_ratio", "pooled"),
     ("brown_dice", "pooled"), ("brown_dice_8", "pooled"), ("brown_dice_32", "pooled"),
     ("brown_recall", "pooled"), ("brown_recall_8", "pooled"), ("brown_recall_32", "pooled"),
     ("red_positive", "pooled"), ("red_other", "pooled"),
@@ -80,6 +82,9 @@ STAIN_ROWS = (
 BROWN_RATIO_MIN = 0.25
 """A generator with less DAB in brown pixels, as a fraction of that of the real images, has no
 stain. Other pixels do not count: gray has a DAB density."""
+BROWN_FRACTION_MIN = 0.001
+"""Smallest brown fraction of the real images on which the stain of a generator is judged."""
+NO_BROWN = "fewer than 0.1 % of the pixels of the real images are brown"
 BASELINES = {
     "mean_colour": "mean colour of the training tiles",
     "blurred": "blurred H&E in the colours of HER2",
@@ -150,7 +155,7 @@ def evaluation_page(
         "report": report,
         "metrics": METRICS,
         "names": NETWORKS,
-        "labels": BASELINES | {each.name: each.label for each in trained},
+        "labels": BASELINES | {REAL: "real image"} | {each.name: each.label for each in trained},
         "aggregations": AGGREGATIONS,
         "headline": HEADLINE,
         "stain_rows": STAIN_ROWS,
@@ -185,40 +190,51 @@ def _compared(table: Frame) -> Frame:
     quality = table["value"] * higher
     groups = quality.groupby(level=key)
     best = (quality == groups.transform("max")) & (groups.transform("count") > 1)
-    baselines = table[table["method"].isin(COMPARED_BASELINES)].sort_values(["value", "method"])
+    ordered = table.assign(quality=quality).sort_values(["quality", "method"])
+    baselines = ordered[ordered["method"].isin(COMPARED_BASELINES)]
     baselines = baselines.dropna(subset="value")
     baselines = baselines[~baselines.index.duplicated(keep="last")]
     compared = baselines["method"].rename("baseline"), baselines["value"].rename("baseline_value")
     return table.assign(best=best).join(list(compared))
 
 
-def _unstained(table: Frame, trained: Sequence[Trained]) -> list[str]:
-    """Return why each generator without a stain has none, in words; see `BROWN_RATIO_MIN`."""
+def _unstained(table: Frame, trained: Sequence[Trained]) -> list[tuple[str, str]]:
+    """Return a kind of warning and its text for each generator without a stain.
+
+    See `BROWN_RATIO_MIN` and `BROWN_FRACTION_MIN`.
+    """
     rows = table.set_index("method", append=True).to_dict("index")
     found = []
     for each in (each for each in trained if each.network == "generation"):
-        ratio, r = (
+        real, ratio, r = (
             rows.get(("generation", "all", name, "pooled", each.name))
-            for name in ("brown_ratio", "dab_r")
+            for name in ("brown_fraction_real", "brown_ratio", "dab_r")
         )
-        if ratio is None or r is None:
+        if real is None or ratio is None or r is None:
             continue
+        if not real["value"] >= BROWN_FRACTION_MIN:
+            found.append(("care", f"{each.label}: its stain is not judged: {NO_BROWN}"))
+            continue
+        # A baseline without any DAB correlates with nothing.
+        baseline = 0.0 if math.isnan(r["baseline_value"]) else r["baseline_value"]
         if ratio["value"] < BROWN_RATIO_MIN:
             fault = f"generates {ratio['value']:.0%} of the brown of the real images"
-        elif not r["value"] > r["baseline_value"]:
+        elif not r["value"] > baseline:
             fault = (
                 f"its DAB correlates with that of the real images with r {r['value']:.3f}, not "
-                f"more than a trivial baseline ({BASELINES[r['baseline']]}: "
-                f"{r['baseline_value']:.3f})"
+                f"more than the best trivial baseline, {baseline:.3f}"
             )
         else:
             continue
-        found.append(f"{each.label}: no usable stain, whatever its SSIM: {fault}")
+        found.append(("stop", f"{each.label}: no usable stain, whatever its SSIM: {fault}"))
     return found
 
 
 def _score_tables(tiles: Frame, trained: Sequence[Trained]) -> dict[str, Any]:
-    """Return, by generator, the cases by score read from real (row) and generated cells."""
+    """Return, by generator, the cases by score read from real (row) and generated cells.
+
+    The first column has the cases without cells on the generated images.
+    """
     compared = tiles[tiles["matched_cells"].notna()]
     found = {}
     for each in trained:
@@ -228,7 +244,8 @@ def _score_tables(tiles: Frame, trained: Sequence[Trained]) -> dict[str, Any]:
         scores = image_quality.read_scores(own)
         counts = pd.crosstab(scores["real"], scores["generated"])
         every = range(len(CLASSES))
-        found[each.name] = counts.reindex(index=every, columns=every, fill_value=0).to_numpy()
+        counts = counts.reindex(index=every, columns=range(-1, len(CLASSES)), fill_value=0)
+        found[each.name] = counts.to_numpy()
     return found
 
 

@@ -14,7 +14,7 @@ from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.evaluation import baselines, image_quality
+from hemera.evaluation import baselines, image_quality, stain_quality
 from hemera.evaluation.image_quality import SEGMENTER, Features, Network, Rows
 from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.files import layout
@@ -93,7 +93,8 @@ def run(
         "epochs": json.dumps({each.name: each.metadata.get("epoch") for each in trained}),
         **extractors.provenance(),
     }
-    tables.write(tiles, rows, tables.EVALUATION_TILES, provenance)
+    names_of_sums = {"stain_sums": json.dumps(stain_quality.SUMS)}
+    tables.write(tiles, rows, tables.EVALUATION_TILES, provenance | names_of_sums)
     tables.write(metrics, summaries, tables.METRICS, provenance)
     evaluation_page(
         page,

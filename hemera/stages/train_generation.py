@@ -36,6 +36,7 @@ ADAM_BETAS = (0.5, 0.999)
 """Of both optimisers (HEMERA paper, 4.1)."""
 
 WEIGHT_TILES = 64
+"""Training tiles of which the mean of the weight map is logged."""
 
 
 def run(
@@ -66,7 +67,8 @@ def run(
     }
     with training_session(options) as compute:
         train, val = (_tiles(opened, split, options) for split in ("train", "val"))
-        log.info("mean of the weight map: %.3f", mean_weight(train))
+        weight_mean = mean_weight(_tiles(opened, "train", options, images=("weight",)))
+        log.info("mean of the weight map: %.3f", weight_mean)
         modules = {
             "generator": build_generator(**model),
             "discriminator": PatchGAN(width=options.discriminator_width, norm=options.norm),
@@ -81,7 +83,7 @@ def run(
             )
             for name, module in modules.items()
         }
-        described = {"network": "generation", "model": model}
+        described = {"network": "generation", "model": model, "weight_mean": weight_mean}
         folder = checkpoints / run_digest(options, tiles)
         state = TrainingState(folder, options, tiles, compute, modules, optimisers, described)
         state.resume()
@@ -90,12 +92,17 @@ def run(
         state.write_results(weights=generator, metadata=metadata, table=history)
 
 
-def _tiles(index: TileIndex, split: str, options: TrainGenerationOptions) -> TileDataset:
+def _tiles(
+    index: TileIndex,
+    split: str,
+    options: TrainGenerationOptions,
+    images: Sequence[str] = ("he", "her2", "weight", "valid", "her2_background"),
+) -> TileDataset:
     return TileDataset(
         index,
         network="generation",
         split=split,
-        images=("he", "her2", "weight", "valid", "her2_background"),
+        images=images,
         weighting=functools.partial(
             tile_weight,
             mode=options.weight_map,
@@ -112,8 +119,8 @@ def _tiles(index: TileIndex, split: str, options: TrainGenerationOptions) -> Til
 def mean_weight(tiles: TileDataset) -> float:
     """Return the mean of the weight map over `WEIGHT_TILES` evenly spaced tiles.
 
-    The losses are multiplied by it: the paper's map is normalised by its maximum, so that its mean
-    is far below 1, and differs between tiles.
+    L1 is multiplied by it: the paper's map is normalised by its maximum, so that its mean is far
+    below 1, and differs between tiles.
     """
     places = np.linspace(0, len(tiles) - 1, min(WEIGHT_TILES, len(tiles))).round()
     return float(np.mean([float(tiles[0, int(place)]["weight"].mean()) for place in places]))

@@ -129,7 +129,7 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
         ({"train_generation": {"network": "unet_32"}}, ["generation_branch", "unet_128"]),
         (
             {"train_segmentation": {"normalise_background": False}},
-            ["train_segmentation.normalise_background", "set both to False"],
+            ["train_segmentation.normalise_background", "give both the same"],
         ),
     ],
     ids=repr,

@@ -76,7 +76,7 @@ def row(network, tile, case="c", **values):
 
 
 def generated(tile, case="c", psnr_db=20.0, ssim=0.5):
-    sums = np.ones(stain_quality.SUMS_COUNT).tolist()
+    sums = np.ones(len(stain_quality.SUMS)).tolist()
     return row(
         "generation", tile, case, psnr_db=psnr_db, ssim=ssim, ssim_gaussian=0.5, stain_sums=sums
     )

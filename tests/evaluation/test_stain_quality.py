@@ -94,7 +94,9 @@ def test_tiles_are_pooled_and_correlated_by_their_means():
 
 def test_cells_of_an_equal_image_are_equal_and_an_unstained_one_has_none():
     _, real, _ = draw_tile(3)
-    cells = stain_quality.CellComparison({"case": ["tile"]}, lambda tile: real)
+    cells = stain_quality.CellComparison(
+        {"case": ["tile"]}, lambda tile: (real, np.ones(real.shape[:2], np.bool_))
+    )
     _, unstained, _ = draw_tile(4)
     unstained[(unstained[..., 0] > unstained[..., 2].astype(int))] = (236, 232, 230)
     valid = np.ones(real.shape[:2], np.bool_)

@@ -22,9 +22,9 @@ PSNR = {"hemera": 19.5, "pix2pix": 18.0, "mean_colour": 16.25, "blurred": 15.0}
 F1 = {SEGMENTER: 0.7, "all_positive": 0.4, "all_negative": 0.0, "best_constant": 0.4}
 
 
-STAIN = {"hemera": (0.6, 0.9), "pix2pix": (0.7, 1.1), "mean_colour": (None, 1.0),
-         "blurred": (0.5, 1.0)}  # fmt: skip
-"""r of DAB, and the ratio of brown to that of the real images."""
+STAIN = {"hemera": (0.6, 0.9, 0.1), "pix2pix": (0.7, 1.1, 0.1), "mean_colour": (None, 1.0, 0.1),
+         "blurred": (0.5, 1.0, 0.1)}  # fmt: skip
+"""r of DAB, ratio of brown to that of the real images, and its fraction of these."""
 
 
 def metric_rows(loss: float = 0.0) -> list[dict[str, Any]]:
@@ -45,7 +45,9 @@ def metric_rows(loss: float = 0.0) -> list[dict[str, Any]]:
             add("generation", method, group, "psnr_db", "mean", value)
             add("generation", method, group, "ssim", "mean", value / 50)
             add("generation", method, group, "ssim_gaussian", "mean", value / 45)
-            for name, figure in zip(("dab_r", "brown_ratio"), STAIN[method], strict=True):
+            for name, figure in zip(
+                ("dab_r", "brown_ratio", "brown_fraction_real"), STAIN[method], strict=True
+            ):
                 if figure is not None:
                     add("generation", method, group, name, "pooled", figure)
         for method, f1 in F1.items():
@@ -206,7 +208,15 @@ def test_a_generator_without_stain_is_named_first_whatever_its_ssim(tmp_path: Pa
     pale = written(tmp_path / "pale.html", metrics=changed("brown_ratio", 0.24))
     assert "hemera: no usable stain, whatever its SSIM: generates 24% of the brown" in pale
     wrong = written(tmp_path / "wrong.html", metrics=changed("dab_r", 0.5))
-    assert "with r 0.500, not more than a trivial baseline (blurred H&amp;E" in wrong
+    assert "with r 0.500, not more than the best trivial baseline, 0.500" in wrong
+    # Where no baseline has any DAB, none has a correlation.
+    rows = [row for row in changed("dab_r", -0.01) if row["method"] != "blurred"]
+    assert "r -0.010, not more" in written(tmp_path / "alone.html", metrics=rows)
+    rows = [row for row in changed("dab_r", 0.01) if row["method"] != "blurred"]
+    assert "no usable stain" not in written(tmp_path / "first.html", metrics=rows)
+    unknown = written(tmp_path / "unknown.html", metrics=changed("brown_fraction_real", 0.0001))
+    assert "hemera: its stain is not judged: fewer than 0.1 %" in unknown
+    assert "Every network exceeds" not in unknown
     for text in (pale, wrong):
         first = re.findall(r'<li class="([^"]*)"', text[text.index('class="warnings"') :])[0]
         assert "stop" in first
@@ -220,7 +230,7 @@ def test_scores_read_from_cells_are_a_table(tmp_path: Path) -> None:
     rows = [row | (counted if row["method"] == "hemera" else {}) for row in tile_rows()]
     text = written(tmp_path / "evaluate.html", tiles=rows)
     (line,) = re.findall(r"<tr><th>3\+</th>(.*?)</tr>", text)
-    assert re.findall(r">(\d+)<", line) == ["2", "0", "0", "0", "0"]
+    assert re.findall(r">(\d+)<", line) == ["0", "2", "0", "0", "0", "0"]
 
 
 def test_a_page_without_test_tiles(tmp_path: Path) -> None:

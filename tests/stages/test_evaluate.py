@@ -108,7 +108,7 @@ def test_golden(values):
 
 def test_every_test_tile_has_a_row_for_every_method(rows):
     assert {row["tile"] for row in rows} == {"pair5_000000_000005", "pair6_000000_000006"}
-    expected = {("generation", method) for method in GENERATION}
+    expected = {("generation", method) for method in (*GENERATION, "real")}
     expected |= {("segmentation", method) for method in SEGMENTATION}
     assert {(row["network"], row["method"]) for row in rows} == expected
     assert len(rows) == 2 * len(expected)
@@ -218,6 +218,7 @@ def test_lpips_is_in_every_row_of_a_generated_tile(perceived, rows):
     assert all(row["lpips"] is None for row in rows), "without weights"
     _, folder = perceived
     found = tables.read(folder / "tiles.parquet", tables.EVALUATION_TILES).to_pylist()
+    found = [row for row in found if row["method"] != "real"]
     assert sum(row["network"] == "generation" for row in found) == 4 * len(GENERATION)
     for row in found:
         assert (row["lpips"] or 0) > 0 if row["network"] == "generation" else row["lpips"] is None
@@ -231,6 +232,18 @@ def test_tables_contain_options_index_and_digests_of_weights(done, perceived, we
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         assert metadata[f"{name}_sha256"] == digest
         assert f"{name}_sha256" not in described
+
+
+def test_the_public_mode_is_that_of_training_for_generators_alone(given, rows, tmp_path):
+    """Batch norms use the statistics of one tile."""
+    evaluated(given, tmp_path, public_mode=True)
+    found = tables.read(tmp_path / "tiles.parquet", tables.EVALUATION_TILES).to_pylist()
+    for before, after in zip(rows, found, strict=True):
+        assert (before["tile"], before["method"]) == (after["tile"], after["method"])
+        if before["method"] in GENERATION[:2]:
+            assert before["psnr_db"] != pytest.approx(after["psnr_db"], abs=1e-4)
+        else:
+            assert before == after
 
 
 def test_no_test_tiles_is_no_error(given, tmp_path):

@@ -137,6 +137,8 @@ def test_every_switch_trains(train, tmp_path):
     }  # fmt: skip
     # Decaying from the first epoch on, to nothing after the last.
     assert train(tmp_path, **switches)[1, "train", "learning_rate"] == 1e-3
+    described = json.loads((tmp_path / "metadata.json").read_text())
+    assert described["weight_mean"] == pytest.approx(1), "renormalised"
     found = train(tmp_path / "still", **switches, lr_step="start")
     assert found[1, "train", "learning_rate"] == 0
     weights = [

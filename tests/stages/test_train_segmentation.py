@@ -42,7 +42,10 @@ def paths(folder: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
-    return {"index": write_index(folder / "results"), **write_generator(folder)}
+    return {
+        "index": write_index(folder / "results"),
+        **write_generator(folder, normalise_background=True),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ def test_every_switch_trains_and_loads_alone(given, train, switches, tmp_path):
     inputs = {}
     if branch in generators:
         model = {"generator": generators[branch], "base_width": 4}
-        inputs = write_generator(tmp_path / "generator", model=model)
+        inputs = write_generator(tmp_path / "generator", model=model, normalise_background=True)
     found = train(tmp_path, inputs, epochs=1, **switches)
     assert 0 < found[1, "train", "total"] < 2
     assert 0 < found[1, "val", "total"] < 9
@@ -228,13 +231,14 @@ def test_a_generator_that_does_not_fit_is_refused(given, train, tmp_path):
     other = tmp_path / "other.json"
     model = {"generator": "unet_128", "base_width": 8}
     storage.write_metadata(other, {"network": "generation", "model": model})
-    foreign = write_generator(tmp_path / "other", fingerprint="e" * 64)
+    foreign = write_generator(tmp_path / "other", fingerprint="e" * 64, normalise_background=True)
     branch = "attention_unet_32_bottleneck"
     for match, inputs, changes in (
         ("metadata.json: damaged, or not plain", {"generator": given["generator_metadata"]}, {}),
         ("does not fit the network .*size mismatch", {"generator_metadata": other}, {}),
         ("trained on the index eeeeeeeeeeee, and this one is fff", foreign, {}),
         (f"{branch}.*unet_128", {}, {"generation_branch": branch}),
+        ("trained with normalise_background: True", {}, {"normalise_background": False}),
     ):
         with pytest.raises(TrainingError, match=match):
             train(tmp_path, inputs, **changes)
@@ -257,7 +261,9 @@ def test_narrow_networks_train_on_two_threads(tmp_path):
     In a process of its own, which that ended.
     """
     given = {"index": write_index(tmp_path / "results", train=103)}
-    given |= write_generator(tmp_path, model={"generator": "unet_32", "base_width": 4})
+    given |= write_generator(
+        tmp_path, model={"generator": "unet_32", "base_width": 4}, normalise_background=True
+    )
     options = OPTIONS.replace(
         batch_size=16, crop_px=64, torch_threads=2, epochs=1,
         generation_branch="virtual_rgb_encoder",
