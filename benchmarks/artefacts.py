@@ -3,8 +3,7 @@
 Drawn are pen (9 to 40 um wide, four colours, three strengths), folds of two and three layers,
 bubbles and blur of one half. *Found* is a tile that `filter` would refuse for its artefact with
 default options, *correct* one that it refuses for this reason. A table per artefact and stain, and
-one per source, of real images that are given with --images; the limit of the contrast of folds
-without every source.
+one per source, of real images that are given with --images.
 """
 
 import argparse
@@ -23,9 +22,8 @@ from hemera.config import FilterOptions
 from hemera.imaging.artefacts import find_artefacts, fractions, resized, typical_density
 from hemera.imaging.background import measure_background
 from hemera.imaging.blur import blurred_cells
-from hemera.imaging.color import Color, density, optical_density, saturation
-from hemera.imaging.folds import fold_contrast
-from hemera.imaging.morphology import COARSE_MPP, at_mpp, coarse
+from hemera.imaging.color import Color, density, saturation
+from hemera.imaging.morphology import at_mpp
 
 RGB = npt.NDArray[np.uint8]
 
@@ -209,24 +207,6 @@ def overviews(folder: Path) -> None:
         line(Path(name).name, *figures)
 
 
-def contrast(tile: Tile) -> float:
-    """Return the largest contrast of a band on a clean tile, see `imaging.folds`."""
-    at = max(tile.mpp, COARSE_MPP)
-    found = fold_contrast(optical_density(coarse(tile.rgb, tile.mpp), tile.background), at)
-    return float(found.max())
-
-
-def left_out(contrasts: list[tuple[str, float]]) -> None:
-    """Print the limit of the contrast of folds that the sources but one give, and what it does."""
-    line("source left out", "98 % of the others are below", "of its tiles above")
-    line(*["---"] * 3)
-    for source in dict.fromkeys(name for name, _ in contrasts):
-        limit = float(np.percentile([v for name, v in contrasts if name != source], 98))
-        own = [v > limit for name, v in contrasts if name == source]
-        line(source, f"{limit:.2f}", f"{sum(own)} of {len(own)}")
-    sys.stdout.write("\n")
-
-
 def line(*cells: object) -> None:
     """Print a row of a table."""
     sys.stdout.write("| " + " | ".join(str(cell) for cell in cells) + " |\n")
@@ -244,11 +224,9 @@ def main() -> None:
     options, rng = FilterOptions(), np.random.default_rng(0)
     artefacts: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
     sources: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    contrasts: list[tuple[str, float]] = []
     for tile in tiles(given.images):
         of_source = sources[tile.source, tile.stain]
         of_source["clean"].append(not reason(tile, tile.rgb, options))
-        contrasts.append((tile.source, contrast(tile)))
         for name, right, rgb in drawn(tile, rng):
             found = reason(tile, rgb, options)
             artefacts[name, tile.stain].append((bool(found), found == right))
@@ -265,7 +243,6 @@ def main() -> None:
         shown = (f"{np.mean(of[kind]):.2f}" for kind in kinds)
         line(name, stain, len(of["clean"]), sum(of["clean"]), *shown)
     sys.stdout.write("\n")
-    left_out(contrasts)
     overviews(given.images)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.imaging import color
-from hemera.imaging.folds import fold_contrast
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
 
 KINDS = ("pen", "fold", "edge", "dust", "other", "blur")
@@ -53,12 +52,6 @@ _FOLD_LOW = 0.35
 _FOLD_COLOR = 1.1
 _FOLD_WIDTH_UM = 8.0
 _FOLD_LENGTH_UM = 60.0
-# Or every part of it exceeds the tissue at both sides by a whole layer; its extent is where the
-# contrast is this fraction of its largest. The most of 119 clean real tiles is 0.93; of synthetic
-# tiles, 98 % are below 0.94; a real fold has 2.04.
-_FOLD_CONTRAST = 1.0
-_FOLD_EXTENT = 0.6
-_BAND_MPP_MAX = 3.0
 # Colourless: the channels differ by at most this fraction of the densest.
 _GRAY = 0.35
 # The edge of a bubble, of the coverslip, a hair or a scratch is a line that is darker than both its
@@ -128,12 +121,9 @@ def find_artefacts(
     )
     layers &= blue < _BROWN_RATIO * red
     layers |= (low > _FOLD_LOW) & (high - low < _FOLD_COLOR * low)
-    pen, bands = _pen(red, green, blue, (low > _FOLD_LOW) & gray, at), _bands(density, at)
-    # A stroke of ink is a dense band too.
-    bands &= ~_connected(bands, bands & pen)
     masks = [
-        pen,
-        _long(_opened(layers & ~gray, _FOLD_WIDTH_UM, at), _FOLD_LENGTH_UM, at) | bands,
+        _pen(red, green, blue, (low > _FOLD_LOW) & gray, at),
+        _long(_opened(layers & ~gray, _FOLD_WIDTH_UM, at), _FOLD_LENGTH_UM, at),
         _edges(density, at),
         _opened((low > _DUST_DENSITY) & gray, _DUST_WIDTH_UM, at),
     ]
@@ -232,25 +222,6 @@ def _edges(density: Float, mpp: float) -> Mask:
         return line
     near = cv2.dilate(line.view(np.uint8), disc(_EDGE_END_UM, mpp)) > 0
     return _connected((low > _EDGE_END_DENSITY) & gray & near, line)
-
-
-def _bands(density: Float, mpp: float) -> Mask:
-    """Return long bands of several layers of the tissue beside them."""
-    nothing = np.zeros(density.shape[:2], np.bool_)
-    # On a coarse image tubules and vessels are such bands.
-    if mpp > _BAND_MPP_MAX:
-        return nothing
-    contrast = fold_contrast(density, mpp)
-    folds = contrast > _FOLD_CONTRAST
-    if not folds.any():
-        return nothing
-    # A band that is wider than the fold has a part of its contrast.
-    count, pieces = cv2.connectedComponents(folds.view(np.uint8))
-    largest = np.zeros(count, np.float32)
-    np.maximum.at(largest, np.asarray(pieces, np.int32), contrast)
-    folds &= contrast > _FOLD_EXTENT * largest[pieces]
-    height, width = density.shape[:2]
-    return cv2.resize(folds.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
 def _rings(mask: Mask, mpp: float) -> Mask:
