@@ -45,7 +45,7 @@ def picture(points_px: Points) -> npt.NDArray[np.float64]:
 def beside(
     found: RGB, ideal: Callable[[Points], npt.NDArray[np.float64]], origin: Points
 ) -> Points:
-    """How far, in pixels, what was resampled lies beside what it should be, window by window.
+    """Distance, in pixels, of what was resampled from what it should be, window by window.
 
     Least squares on the gradient of the ideal picture (one step of Lucas and Kanade).
     """

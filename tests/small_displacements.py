@@ -12,7 +12,7 @@ def field_of(function, width=129, height=65, mpp=4.0):
 
 
 def to_her2(points_um):
-    """Where a point of H&E lies on HER2, um: a swirl that dies away, sheared and shifted."""
+    """The place on HER2 of a point of H&E, um: a swirl that decays, sheared and shifted."""
     points_um = np.asarray(points_um, float)
     x, y = points_um[..., 0] - 260, points_um[..., 1] - 130
     angle = 0.25 * np.exp(-(x**2 + y**2) / 120**2)

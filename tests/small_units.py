@@ -102,7 +102,7 @@ def truth(x_um, y_um):
 
 
 def field_at(points):
-    """Where a point (x, y) in um of H&E lies on HER2: turned, shifted and bent."""
+    """The place on HER2 of a point (x, y) of H&E, um: turned, shifted and bent."""
     x, y = points[..., 0], points[..., 1]
     angle = np.radians(7)
     return np.stack(

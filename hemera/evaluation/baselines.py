@@ -31,6 +31,7 @@ BLUR_SIGMA_PX = 8.0
 """Standard deviation of the Gaussian blur."""
 
 DARKNESS_TILES = 200
+"""Training tiles to which the threshold is fitted."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -222,6 +222,23 @@ def test_excluded_pixels_change_no_loss_and_no_gradient(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(found[0][2], found[1][2], strict=True))
 
 
+def test_dice_is_that_over_the_background():
+    """A gray background changes nothing, unless it is taken for white."""
+    torch.manual_seed(0)
+    images = 10 ** -(torch.rand(2, 1, 8, 8) * torch.tensor([0.27, 0.57, 0.78]).view(1, 3, 1, 1))
+    white = torch.ones(1, 3, 1, 1)
+    gray = torch.tensor([179, 178, 174]).view(1, 3, 1, 1) / 255
+
+    def dice(shown, taken):
+        generated, target = ((image * shown * 2 - 1) for image in images.split(1))
+        weight = torch.ones(1, 1, 8, 8)
+        found = train_generation.generator_losses(generated, target, weight, taken, OPTIONS)
+        return found["dice"].item()
+
+    assert dice(gray, gray) == pytest.approx(dice(white, white), rel=1e-3)
+    assert dice(gray, white) != pytest.approx(dice(white, white), rel=0.05)
+
+
 def test_the_adversarial_loss_may_be_weighted_as_well(tmp_path):
     """What the discriminator sees of the target is multiplied by the weights: here by 0."""
     batch = batch_of(2) | {"weight": torch.zeros(2, 1, 64, 96)}

@@ -67,7 +67,7 @@ def find_membranes(separated: Float, mpp: float, stains: Stains, options: MaskOp
 
     A membrane is a thin line: its DAB exceeds that of the cytoplasm and the nuclei beside it, which
     is the morphological opening of the DAB with a disc wider than two membranes. Diffuse staining
-    of any strength is none. The line is as wide as its full width at half maximum.
+    of any strength is not a membrane. The line is as wide as its full width at half maximum.
 
     Cameras and scanners differ in contrast, which multiplies the densities of both stains. The
     thresholds of moderate and strong staining are therefore in proportion to the haematoxylin of
