@@ -76,6 +76,11 @@ class TrainingOptions(Options):
     """Number of parts into which each batch is divided to save memory; their gradients are
     accumulated. Batch normalisation, Dice and variance are computed per part, and the generator is
     trained before the discriminator is updated. Above 1, an incomplete last batch is dropped."""
+    ema: Annotated[float, Field(ge=0, lt=1), paper("not used")] = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then what is
+    validated and written; lower in the first steps: (1 + n) / (10 + n) after n; 0: not used."""
+    clip_norm: Annotated[NonNegative, paper("not used")] = 0.0
+    """Longest gradient of each network that is trained, to which longer ones are scaled; 0: any."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     """Processes per GPU that read and decode tiles."""
     checkpoint_minutes: Positive = 10.0

@@ -212,7 +212,7 @@ def train_step(
         )
         compute.backward(discriminator_loss, len(micro_batches))
         if len(micro_batches) == 1:
-            compute.update(optimisers["discriminator"], discriminator)
+            compute.update(optimisers["discriminator"], discriminator, options.clip_norm)
 
         # The generator's gradient passes through the discriminator, which is not updated by it.
         discriminator.requires_grad_(False)
@@ -225,8 +225,8 @@ def train_step(
         compute.backward(total, len(micro_batches))
         found.append({"total": total, "discriminator": discriminator_loss, **own})
     if len(micro_batches) > 1:
-        compute.update(optimisers["discriminator"], discriminator)
-    compute.update(optimisers["generator"], generator)
+        compute.update(optimisers["discriminator"], discriminator, options.clip_norm)
+    compute.update(optimisers["generator"], generator, options.clip_norm)
     compute.scaler.update()
     return {name: torch.stack([each[name].detach() for each in found]).mean() for name in found[0]}
 

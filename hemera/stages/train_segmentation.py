@@ -187,7 +187,7 @@ def train_step(
         loss = losses.segmentation_loss(logits, truth, valid, options.loss_lambda)
         compute.backward(loss[0], len(micro_batches))
         found.append(torch.stack(loss).detach())
-    compute.update(optimiser, net)
+    compute.update(optimiser, net, options.clip_norm)
     compute.scaler.update()
     means = torch.stack(found).mean(0)
     return dict(zip(("total", "cross_entropy", "dice"), means, strict=True))

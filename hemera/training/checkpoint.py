@@ -1,6 +1,7 @@
 """The state of a training: its progress, checkpoints and outputs."""
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -31,6 +32,8 @@ UNDIGESTED = ("workers", "checkpoint_minutes", "select")
 """Options without effect on the trained weights: a run resumes when they change."""
 SETTLE_STEPS = 32
 """Steps after which losses are read: each reading makes the GPU wait."""
+AVERAGE = "average"
+"""Name of the moving average among the modules of a run."""
 
 
 def run_digest(options: TrainingOptions, tiles: TrainingTiles, **more: str) -> str:
@@ -66,6 +69,7 @@ class Progress:
     history: list[tuple[int, str, str, float]] = dataclasses.field(default_factory=list)
     best_epoch: int = 0
     best_value: float = -math.inf
+    updates: int = 0  # steps done in all epochs
 
     def add(self, losses: Mapping[str, float], tiles: int) -> None:
         """Add one step's losses, each a mean over so many tiles."""
@@ -90,9 +94,10 @@ class Progress:
 class TrainingState:
     """A run: its folder, networks and optimisers by name, and progress.
 
-    The first network is the result; `best` are the weights of its best epoch so far. `described`
-    are entries of the JSON beside the weights. With several ranks all call these methods, and the
-    first one writes.
+    The first network is the result, or with the option `ema` its moving average, which becomes the
+    module `AVERAGE`; `best` are the weights of its best epoch so far. `described` are entries of
+    the JSON beside the weights. With several ranks all call these methods, and the first one
+    writes.
     """
 
     folder: Path
@@ -107,10 +112,16 @@ class TrainingState:
     _pending: list[tuple[dict[str, Tensor], list[str]]] = dataclasses.field(default_factory=list)
     _saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        """Begin the moving average with the first network, on the same device."""
+        if self.options.ema:
+            net = next(iter(self.modules.values()))
+            self.modules = {**self.modules, AVERAGE: copy.deepcopy(net)}
+
     @property
     def result(self) -> nn.Module:
-        """First of the networks."""
-        return next(iter(self.modules.values()))
+        """The network that is validated and written."""
+        return self.modules[AVERAGE if self.options.ema else next(iter(self.modules))]
 
     @property
     def path(self) -> Path:
@@ -175,8 +186,37 @@ class TrainingState:
         log.info("resumed at epoch %d, step %d", self.progress.epoch, self.progress.step)
 
     def add_step(self, losses: dict[str, Tensor], tiles: list[str]) -> None:
-        """Add a step's losses, means over this rank's tiles; they are read by `settle`."""
+        """Count a step, average the weights, and add its losses, which are read by `settle`.
+
+        Losses are means over this rank's tiles.
+        """
         self._pending.append((losses, tiles))
+        if self.options.ema:
+            self._average_weights()
+        self.progress.updates += 1
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        """Move the average towards the weights, and running statistics alike.
+
+        After the first step it equals the network; before, it has been nothing else. In the first
+        steps the decay is that of TensorFlow's moving average, (1 + n) / (10 + n), since a long
+        average would consist of the initial weights.
+        """
+        average, net = self.result, next(iter(self.modules.values()))
+        # Validation sets evaluation mode; statistics are averaged over the ranks in this one.
+        average.train()
+        n = self.progress.updates
+        decay = min(self.options.ema, (1 + n) / (10 + n)) if n else 0.0
+        means: tuple[list[Tensor], list[Tensor]] = ([], [])
+        current = net.state_dict()
+        for name, own in average.state_dict().items():
+            if own.is_floating_point():
+                means[0].append(own)
+                means[1].append(current[name])
+            else:
+                own.copy_(current[name])
+        torch._foreach_lerp_(*means, 1 - decay)
 
     def must_settle(self, steps: int, stop: threading.Event) -> bool:
         """Return whether losses are to be read now: often enough, and before a checkpoint.

@@ -144,9 +144,17 @@ class Compute:
         """Accumulate the gradient of the mean loss of one of `count` equal micro-batches."""
         self.scaler.scale(loss / count if count > 1 else loss).backward()
 
-    def update(self, optimiser: torch.optim.Optimizer, module: nn.Module) -> None:
-        """Average the gradients of a network over the ranks and take the optimiser's step."""
+    def update(
+        self, optimiser: torch.optim.Optimizer, module: nn.Module, clip_norm: float = 0.0
+    ) -> None:
+        """Average the gradients of a network over the ranks and take the optimiser's step.
+
+        If `clip_norm` is above 0, a gradient whose Euclidean norm is larger is scaled to it.
+        """
         self.ranks.average_gradients(module)
+        if clip_norm > 0:
+            self.scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
         self.scaler.step(optimiser)
 
 

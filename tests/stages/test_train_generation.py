@@ -334,15 +334,24 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_resumes(
     assert same_bytes(tmp_path, finished)
 
 
-def test_dropout_resumes_to_the_same_bits(train, tmp_path):
-    """The random state is restored from the checkpoint."""
-    options = {"network": "resnet_6blocks", "dropout": True, "checkpoint_minutes": 1e-9}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"network": "resnet_6blocks", "dropout": True},
+        {"ema": 0.9, "clip_norm": 0.1},
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_bits(options, train, finished, tmp_path):
+    """The random state and the moving average are restored from the checkpoint."""
+    options = {**options, "checkpoint_minutes": 1e-9}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(whole, **options)
     with interrupted(2, 1):
         train(broken, **options)
     train(broken, **options)
     assert same_bytes(whole, broken)
+    values = [history(folder)[2, "val", "ssim"] for folder in (whole, finished)]
+    assert values[0] != pytest.approx(values[1], rel=1e-4), "the option has no effect"
 
 
 @pytest.mark.slow

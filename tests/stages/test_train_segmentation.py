@@ -134,7 +134,7 @@ def test_validation_is_the_mean_over_tiles_and_pools_their_pixels():
     "switches",
     [
         {"decoder": "unetplusplus", "generation_skips": True},
-        {"decoder": "deeplabv3plus"},
+        {"decoder": "deeplabv3plus", "ema": 0.9, "clip_norm": 0.1},
         {"generation_branch": "virtual_rgb_encoder", "precision": "bf16"},
         {"generation_branch": "attention_unet_32_bottleneck", "flip": False},
         {"generation_branch": "none", "decoder": "unetplusplus", "accumulate": 2},

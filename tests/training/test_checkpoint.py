@@ -32,10 +32,10 @@ OPTIONS = TrainGenerationOptions(
 TILES = TrainingTiles("f", "stain", ("a", "b"), ("c",), 0.5, 0.5, 512)
 
 
-def make_state(folder: Path, width: int = 3) -> TrainingState:
+def make_state(folder: Path, width: int = 3, **changes: float) -> TrainingState:
     net = nn.Sequential(nn.Conv2d(2, width, 1), nn.BatchNorm2d(width))
     optimisers = {"net": torch.optim.Adam(net.parameters())}
-    options = OPTIONS.replace(checkpoint_minutes=60)
+    options = OPTIONS.replace(checkpoint_minutes=60, **changes)
     return TrainingState(folder, options, TILES, cpu_compute(), {"net": net}, optimisers, {})
 
 
@@ -100,6 +100,37 @@ def test_the_best_epoch_is_kept_and_survives_a_checkpoint(tmp_path):
     assert (other.best["0.weight"] == 2).all()
     assert (other.modules["net"][0].weight == 3).all()
     assert other.progress == state.progress
+
+
+def test_the_moving_average_of_weights_is_what_is_written(tmp_path):
+    """Weights w of each step and their average E, by hand: E becomes d E + (1 - d) w."""
+    state = make_state(tmp_path, ema=0.25)
+    net, average = state.modules["net"], state.result
+    expected = None
+    # d is (1 + n) / (10 + n) after n steps, at most 0.25: 2/11, 3/12, then 0.25.
+    for n, value in enumerate((1.0, 5.0, -3.0, 8.0)):
+        nn.init.constant_(net[0].weight, value)
+        net[1].running_mean.fill_(2 * value)
+        net[1].num_batches_tracked.fill_(n)
+        state.add_step({"total": torch.tensor(0.0)}, ["x"])
+        decay = (0, 2 / 11, 0.25, 0.25)[n]
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert average[0].weight.flatten().tolist() == pytest.approx([expected] * 6)
+        assert average[1].running_mean.tolist() == pytest.approx([2 * expected] * 3)
+        assert int(average[1].num_batches_tracked) == n
+        if n == 1:
+            # A resumed run continues with the same average.
+            state.settle(9, threading.Event())
+            state.save()
+            state = make_state(tmp_path, ema=0.25)
+            state.resume()
+            net, average = state.modules["net"], state.result
+    assert net[0].weight[0, 0].item() == 8
+    state.end_epoch(0.1, {"f1": 0.5}, 0.5)
+    for name in ("last", "best"):
+        written = storage.read_weights(tmp_path / f"{name}.safetensors")
+        assert written["0.weight"][0, 0].item() == pytest.approx(expected)
+        assert len(written) == len(net.state_dict())
 
 
 def test_a_checkpoint_that_does_not_fit_is_an_error_that_names_it(tmp_path):

@@ -84,7 +84,7 @@ def options_of(**changes):
     return dict(
         network="unet_32", base_width=4, discriminator_width=4, crop_px=64, epochs=2,
         decay_from_epoch=1, batch_size=2, norm="instance", device="cpu", torch_threads=1,
-        workers=0, checkpoint_minutes=1e-9,
+        workers=0, checkpoint_minutes=1e-9, ema=0.5, clip_norm=0.5,
     ) | changes  # fmt: skip
 
 

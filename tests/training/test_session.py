@@ -60,3 +60,15 @@ def test_compiling_without_a_compiler_is_an_error_with_a_remedy(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(TrainingError, match=r"compile: true, .* install g\+\+ or set"):
         cpu_compute().prepare(torch.nn.Linear(2, 1), compiled=True)
+
+
+@pytest.mark.parametrize(("clip_norm", "expected"), [(0, (3, 4)), (10, (3, 4)), (0.5, (0.3, 0.4))])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+def test_a_long_gradient_is_scaled_to_the_largest_norm(clip_norm, expected, precision):
+    """A gradient (3, 4) of norm 5; the scale of fp16 is removed before."""
+    compute = cpu_compute(precision)
+    net = torch.nn.Linear(2, 1, bias=False)
+    before = net.weight.detach().clone()
+    compute.backward((net.weight * torch.tensor([3.0, 4.0])).sum(), 1)
+    compute.update(torch.optim.SGD(net.parameters(), 1.0), net, clip_norm)
+    assert (before - net.weight)[0].tolist() == pytest.approx(expected, rel=1e-5)
