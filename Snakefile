@@ -31,14 +31,11 @@ localrules:
 rule all:
     default_target: True
     input:
-        layout.REPORT,
-        layout.EVALUATION,
-        [layout.LANDMARK_COHORT] if landmark_tables() else [],
+        data_files(),
+        training_files(),
 
 
 # The training set alone: registration, tiles, masks, filters, index, report.
 rule data:
     input:
-        layout.INDEX,
-        layout.REPORT,
-        [layout.LANDMARK_COHORT] if landmark_tables() else [],
+        data_files(),

@@ -112,6 +112,30 @@ def landmark_tables():
     return of_units(layout.LANDMARK_ERRORS, has_landmarks)
 
 
+def data_files():
+    """Every file of the stages up to the report. All of them are targets, because Snakemake deletes
+    the outputs of a failed job, and does not make a missing file again while what follows exists."""
+    of_unit = (layout.IMAGES_TABLE, layout.TILE_SHARD, layout.TILES, layout.PAIRS)
+    of_mask = (layout.MASK_SHARD, layout.MASKS, layout.CELLS)
+    of_map = (layout.DISPLACEMENT, layout.CERTIFICATE, layout.QUALITY)
+    of_landmarks = (layout.LANDMARK_ERRORS, layout.LANDMARK_PREDICTIONS)
+    found = [path for pattern in (*of_unit, *of_mask) for path in of_units(pattern)]
+    found += [path for pattern in of_map for path in of_units(pattern, needs_registration)]
+    if landmark_tables():
+        found += [path for pattern in of_landmarks for path in of_units(pattern, has_landmarks)]
+        found += [layout.LANDMARK_COHORT, layout.LANDMARK_COHORT_PREDICTIONS]
+    found += [layout.FILTERED, layout.INDEX, layout.CARD]
+    return [*found, layout.REPORT, layout.PAIR_PAGES, layout.CASES]
+
+
+def training_files():
+    """Every file of both trainings and of the evaluation."""
+    of_generator = (layout.GENERATOR, layout.GENERATOR_METADATA, layout.GENERATION_HISTORY)
+    found = [path for pattern in of_generator for path in of_generators(pattern)]
+    found += [layout.SEGMENTER, layout.SEGMENTER_METADATA, layout.SEGMENTATION_HISTORY]
+    return [*found, layout.EVALUATED_TILES, layout.METRICS, layout.EVALUATION]
+
+
 def megabytes(base, factor=1.0):
     """Memory that grows with each attempt, for `retries` or `--retries`."""
     return lambda wildcards, attempt: int(base * (1 + factor * (attempt - 1)))
