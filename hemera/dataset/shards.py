@@ -5,6 +5,7 @@ A shard is uncompressed ustar with mtime 0 and no owner, so that equal tiles giv
 """
 
 import collections
+import hashlib
 import io
 import os
 import tarfile
@@ -74,8 +75,11 @@ class ShardReader:
         self._folder = str(folder)
         self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
 
-    def read(self, shard: str, offset: int, length: int) -> bytes:
-        """Return the bytes of one member of a shard, which is relative to the folder."""
+    def read(self, shard: str, offset: int, length: int, digest: bytes = b"") -> bytes:
+        """Return the bytes of one member of a shard, which is relative to the folder.
+
+        `digest` is the SHA-256 that they must have, or its first bytes; empty: not compared.
+        """
         path = f"{self._folder}/{shard}"
         try:
             # The header before the bytes shows whether there is a member at the offset. A
@@ -90,7 +94,14 @@ class ShardReader:
                 f"{path}: no member of {length} bytes at {offset}; table and shard are of "
                 "different runs, run the stage again"
             )
-        return data[_BLOCK:]
+        header, data = data[:_BLOCK], data[_BLOCK:]
+        if digest and not hashlib.sha256(data).digest().startswith(digest):
+            member = header[:100].rstrip(b"\0").decode(errors="replace")
+            raise ShardError(
+                f"{path}: {member} differs from its SHA-256 in the table; delete the shard and run "
+                "its stage again"
+            )
+        return data
 
     def _descriptor(self, shard: str, path: str) -> int:
         if shard in self._open:
@@ -110,6 +121,6 @@ class ShardReader:
             os.close(descriptor)
 
 
-def read_member(path: Path, offset: int, length: int) -> bytes:
-    """Read one member of a shard, see `ShardReader.read`."""
-    return ShardReader(path.parent).read(path.name, offset, length)
+def read_member(path: Path, offset: int, length: int, sha256: str = "") -> bytes:
+    """Read one member of a shard, see `ShardReader.read`; the digest as hexadecimal digits."""
+    return ShardReader(path.parent).read(path.name, offset, length, bytes.fromhex(sha256))

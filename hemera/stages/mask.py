@@ -102,7 +102,9 @@ def _excluded(
 
 def _read(tile_shard: Path, row: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
     """Return the HER2 tile of a row."""
-    data = shards.read_member(tile_shard, row["her2_offset"], row["her2_length"])
+    data = shards.read_member(
+        tile_shard, row["her2_offset"], row["her2_length"], row["her2_sha256"]
+    )
     try:
         return codecs.decode(data)
     except ShardError as error:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 import re
@@ -60,6 +61,21 @@ def test_missing_truncated_and_foreign_shards(tmp_path):
     path.write_bytes(path.read_bytes()[: place[0] + 1000])
     with pytest.raises(ShardError, match=r"ends before byte \d+; run its stage again"):
         read_member(path, *place)
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "shard.tar"
+    [(offset, length), other] = write(path, [("a", bytes(range(200))), ("b", b"b" * 700)])
+    sha256 = hashlib.sha256(bytes(range(200))).hexdigest()
+    assert read_member(path, offset, length, sha256) == bytes(range(200))
+    stored = bytearray(path.read_bytes())
+    stored[offset + 77] ^= 0x10
+    path.write_bytes(stored)
+    with pytest.raises(ShardError, match=r"shard.tar: a differs from its SHA-256"):
+        read_member(path, offset, length, sha256)
+    with pytest.raises(ShardError, match="a differs from its SHA-256"):
+        ShardReader(tmp_path).read("shard.tar", offset, length, bytes.fromhex(sha256[:16]))
+    assert read_member(path, *other, hashlib.sha256(b"b" * 700).hexdigest()) == b"b" * 700
 
 
 def webdataset_samples(path):

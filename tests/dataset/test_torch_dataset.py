@@ -68,6 +68,7 @@ def write_results(folder, count=COUNT):
                 ):
                     place = shard.add(f"{tile}.{name}.png", data)
                     row[f"{name}_offset"], row[f"{name}_length"] = place
+                    row[f"{name}_sha256"] = hashlib.sha256(data).hexdigest()
                 rows.append(row)
     rows.sort(key=lambda row: row["number"])
     index = folder / "index" / "index.parquet"
@@ -318,13 +319,31 @@ def test_faults_of_the_index_and_of_its_shards(index, tmp_path):
     assert dataset[1]["he"].shape == (3, HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize(("shard", "name"), [("tile", "he"), ("tile", "her2"), ("mask", "stain")])
+def test_a_flipped_bit_is_found(tmp_path, shard, name):
+    own = write_results(tmp_path / "own", count=4)
+    rows = {row["tile"]: row for row in pq.read_table(own).to_pylist()}
+    dataset = everything(own)
+    [tile] = [tile for tile in dataset.tiles if tile.startswith("pair2_")]
+    path = tmp_path / "own" / shard / "bci.000.tar"
+    stored = bytearray(path.read_bytes())
+    stored[rows[tile][f"{name}_offset"] + rows[tile][f"{name}_length"] // 2] ^= 0x10
+    path.write_bytes(stored)
+    with pytest.raises(ShardError, match=rf"bci\.000\.tar: {tile}\.{name}\.png differs"):
+        dataset[dataset.position(tile)]
+    assert [dataset[i]["tile"] for i in range(4) if dataset.tiles[i] != tile]
+
+
 def test_a_mask_of_another_size_is_refused(index, tmp_path):
     own = write_results(tmp_path / "own", count=1)
     with ShardWriter(tmp_path / "own" / "mask" / "case1.tar") as shard:
-        offset, length = shard.add("pair0.stain.png", encode_mask(np.zeros((9, 30), np.uint8)))
+        data = encode_mask(np.zeros((9, 30), np.uint8))
+        offset, length = shard.add("pair0.stain.png", data)
     table = pq.read_table(own)
-    for name, value in (("stain_offset", offset), ("stain_length", length)):
-        table = table.set_column(table.column_names.index(name), name, pa.array([value]))
+    sha256 = hashlib.sha256(data).hexdigest()
+    for name, value in (("offset", offset), ("length", length), ("sha256", sha256)):
+        place = table.column_names.index(f"stain_{name}")
+        table = table.set_column(place, f"stain_{name}", pa.array([value]))
     pq.write_table(table, own)
     with pytest.raises(ShardError, match=r"mask is 30 x 9 px and he 30 x 20; run tile and mask"):
         TileDataset(own)[0]

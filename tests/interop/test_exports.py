@@ -275,7 +275,7 @@ def test_bytes_that_differ_from_the_index_are_an_error(index, tmp_path):
     data = bytearray(path.read_bytes())
     data[last["her2_offset"] + 700] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ShardError, match=r"her2 of pair8_\d+_\d+ differs from the index"):
+    with pytest.raises(ShardError, match=r"pair8_\d+_\d+\.her2\.\w+ differs from its SHA-256"):
         write("aligned", index, tmp_path / "out")
 
 
