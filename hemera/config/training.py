@@ -37,6 +37,8 @@ BRANCHES: dict[str, tuple[str, ...]] = {
     "skip16": ("unet_512", "unet_256", "unet_128"),
     "attention_unet_32_bottleneck": ("attention_unet_32",),
     "virtual_rgb_encoder": tuple(GENERATORS),
+    "virtual_rgb_input": tuple(GENERATORS),
+    "decoder_maps": tuple(GENERATORS),
 }
 """The generators on which each branch of SegmentationNet works."""
 
@@ -208,12 +210,21 @@ class TrainSegmentationOptions(TrainingOptions):
     version: ClassVar[int] = 5
 
     generation_branch: Annotated[
-        Literal["skip16", "attention_unet_32_bottleneck", "virtual_rgb_encoder", "none"],
+        Literal[
+            "skip16",
+            "attention_unet_32_bottleneck",
+            "virtual_rgb_encoder",
+            "virtual_rgb_input",
+            "decoder_maps",
+            "none",
+        ],
         paper("512 x 16 x 16, which layer not stated"),
     ] = "skip16"
     """Features of the frozen GenerationNet that SegmentationNet uses: skip16: the encoder map of 16
     x 16; attention_unet_32_bottleneck: the bottleneck of that network; virtual_rgb_encoder: an
-    encoder of the generated image; none."""
+    encoder of the generated image; virtual_rgb_input: the generated image beside H&E, as input of
+    six channels; decoder_maps: the decoder maps at 1/2, 1/4 and 1/8 of the side; none. The first
+    three are fused at 1/32 of the side, where the network can do without them."""
     generation_skips: bool = False
     """Also concatenate the encoder maps of GenerationNet in the decoder (skip16 only)."""
     base_width: Annotated[int, Field(ge=4, le=256), paper("ResNet34")] = 64

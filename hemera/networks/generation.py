@@ -55,10 +55,17 @@ def initialise(module: nn.Module) -> None:
 class Generator(nn.Module):
     """(B, 3, H, W) H&E to virtual HER2 of the same shape, in [-1, 1]; `step` divides H and W."""
 
+    decoder_widths: tuple[int, ...]
+    """Channels of `decoder_maps`."""
+
     def __init__(self, generator: str) -> None:
         super().__init__()
         self.generator = generator
         self.step = GENERATORS[generator]
+
+    def decoder_maps(self, image: Tensor) -> list[Tensor]:
+        """Return the decoder's maps at 1/2, 1/4 and 1/8 of the side, if it has one there."""
+        raise NotImplementedError
 
 
 class _UNet(Generator):
@@ -73,6 +80,7 @@ class _UNet(Generator):
         self.widths: tuple[int, ...] = tuple(
             base_width * min(2**level, 8) for level in range(self.depth)
         )
+        self.decoder_widths = self.widths[:3]
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         for level, width in enumerate(self.widths):
@@ -105,7 +113,7 @@ class GenerationNet(_UNet):
     def forward(self, image: Tensor) -> Tensor:
         """Return the virtual HER2 image."""
         skips, x = self._encode(image)
-        return self._decode(skips, x, 0)
+        return self._decode(skips, x, self.depth, 0)
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the activated encoder maps at 1/2 to 1/16 of the side, and the volume at 1/32.
@@ -114,8 +122,15 @@ class GenerationNet(_UNet):
         512 px and base width 32.
         """
         skips, x = self._encode(image)
-        x = self._decode(skips, x, FEATURE_LEVEL + 1)
+        x = self._decode(skips, x, self.depth, FEATURE_LEVEL + 1)
         return skips[:FEATURE_LEVEL], torch.cat((skips[FEATURE_LEVEL], x), 1)
+
+    def decoder_maps(self, image: Tensor) -> list[Tensor]:
+        """Return the normalised decoder maps at 1/2, 1/4 and 1/8 of the side."""
+        skips, x = self._encode(image)
+        eighth = self._decode(skips, x, self.depth, 3)
+        quarter = self._decode(skips, eighth, 3, 2)
+        return [self._decode(skips, quarter, 2, 1), quarter, eighth]
 
     def _encode(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the activated map of every level but the innermost, and the raw innermost."""
@@ -128,9 +143,9 @@ class GenerationNet(_UNet):
             x = block(x)
         return skips, x
 
-    def _decode(self, skips: list[Tensor], x: Tensor, last: int) -> Tensor:
-        """Go up from the innermost map to the output of level `last`."""
-        for level in reversed(range(last, self.depth)):
+    def _decode(self, skips: list[Tensor], x: Tensor, above: int, last: int) -> Tensor:
+        """Go up from the output of level `above`, or the innermost map, to that of level `last`."""
+        for level in reversed(range(last, above)):
             if level < self.depth - 1:
                 x = torch.cat((skips[level], x), 1)
             # In place: the map is used nowhere else, and at full size it is the largest.
@@ -177,15 +192,26 @@ class AttentionGenerationNet(_UNet):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the virtual HER2 image."""
+        x, _ = self._decode(image)
+        virtual: Tensor = self.up[0](functional.relu(x, inplace=True))
+        return virtual
+
+    def decoder_maps(self, image: Tensor) -> list[Tensor]:
+        """Return the normalised decoder maps at 1/2, 1/4 and 1/8 of the side."""
+        return self._decode(image)[1]
+
+    def _decode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return what the outermost level of the decoder takes, and `decoder_maps`."""
         maps, x = self.features(image)
         innermost = self.depth - 1
         x = self.up[innermost](functional.relu(x, inplace=True))
         x = torch.cat((functional.leaky_relu(maps[-1], 0.2), x), 1)
+        found: list[Tensor] = []
         for level in reversed(range(1, innermost)):
             skip = self.gates[level - 1](maps[level - 1], x)
-            x = torch.cat((skip, self.up[level](functional.relu(x))), 1)
-        virtual: Tensor = self.up[0](functional.relu(x, inplace=True))
-        return virtual
+            found.insert(0, self.up[level](functional.relu(x)))
+            x = torch.cat((skip, found[0]), 1)
+        return x, found
 
     def features(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the raw encoder maps at 1/2 to 1/16 of the side, and the innermost at 1/32."""
@@ -244,6 +270,7 @@ class ResidualGenerationNet(Generator):
             return [convolution, NORMS[norm](width), nn.ReLU(True)]
 
         one, two, four = base_width, 2 * base_width, 4 * base_width
+        self.decoder_widths = (two, four)
         self.model = nn.Sequential(
             _Reflect(3),
             *normed(nn.Conv2d(3, one, 7, bias=bias), one),
@@ -262,6 +289,13 @@ class ResidualGenerationNet(Generator):
         check_sides(image, self.generator, self.step)
         virtual: Tensor = self.model(image)
         return virtual
+
+    def decoder_maps(self, image: Tensor) -> list[Tensor]:
+        """Return the map after the first doubling, at 1/2 of the side, and that before it."""
+        check_sides(image, self.generator, self.step)
+        doubling = 10 + BLOCKS[self.generator]
+        quarter = self.model[:doubling](image)
+        return [self.model[doubling : doubling + 3](quarter), quarter]
 
 
 def build_generator(

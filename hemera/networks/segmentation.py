@@ -5,8 +5,13 @@ channels each at the paper's sizes, are concatenated and decoded. The paper does
 of GenerationNet is used. Branch ``skip16`` takes its encoder's and decoder's maps at 16 x 16;
 ``attention_unet_32_bottleneck`` the innermost map of that generator; ``virtual_rgb_encoder`` the
 virtual HER2 image, encoded by layers that train: the only reading that fits every generator.
+
+With its skips a U-Net can do without a map at 1/32. Two branches, which are not in the paper, are
+fused above it: ``decoder_maps`` concatenates the generator's decoder maps at 1/2 to 1/8 to the
+skips, ``virtual_rgb_input`` the virtual HER2 image to the H&E image, an input of six channels.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Self
 
@@ -27,6 +32,10 @@ from hemera.networks.generation import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INNER = 5
+"""The level at 1/32 of the side."""
+VIRTUAL_BRANCHES = ("virtual_rgb_encoder", "virtual_rgb_input")
+"""Branches of the virtual HER2 image."""
 
 
 def _twice(above: int, width: int) -> nn.Sequential:
@@ -137,7 +146,8 @@ class _VirtualEncoder(nn.Module):
 class FrozenGenerationNet(nn.Module):
     """A generator as a source of features: no gradient, and never in training mode."""
 
-    def __init__(self, net: Generator, branch: str) -> None:
+    def __init__(self, net: Generator, branch: str, skips: bool = False) -> None:
+        """Freeze a generator; `skips`: with its encoder maps, of branches of an inner map."""
         super().__init__()
         if net.generator not in BRANCHES[branch]:
             raise TrainingError(
@@ -146,22 +156,37 @@ class FrozenGenerationNet(nn.Module):
                 "or train another generator"
             )
         self.branch = branch
+        self.skips = skips
         self.net = net
         self.net.requires_grad_(False)
         self.train(False)
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Channels of the maps, by level."""
+        if self.branch in VIRTUAL_BRANCHES:
+            return {0: 3}
+        if self.branch == "decoder_maps":
+            return dict(enumerate(self.net.decoder_widths, 1))
+        assert isinstance(self.net, GenerationNet | AttentionGenerationNet)
+        skips = self.net.widths[:FEATURE_LEVEL] if self.skips else ()
+        return dict(enumerate(skips, 1)) | {INNER: self.net.feature_width}
 
     def train(self, mode: bool = True) -> Self:
         """Keep evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the features of an image in [0, 1], or no maps and the virtual HER2 image."""
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        """Return the maps of an image in [0, 1]; at level 0 the virtual HER2 image, in [-1, 1]."""
         image = image * 2 - 1
-        if self.branch == "virtual_rgb_encoder":
-            return [], self.net(image)
+        if self.branch in VIRTUAL_BRANCHES:
+            return {0: self.net(image)}
+        if self.branch == "decoder_maps":
+            return dict(enumerate(self.net.decoder_maps(image), 1))
         assert isinstance(self.net, GenerationNet | AttentionGenerationNet)
-        return self.net.features(image)
+        skips, volume = self.net.features(image)
+        return (dict(enumerate(skips, 1)) if self.skips else {}) | {INNER: volume}
 
 
 class SegmentationNet(nn.Module):
@@ -187,20 +212,19 @@ class SegmentationNet(nn.Module):
             branch: the features taken from `generation`; TrainingError if it has no such branch.
         """
         super().__init__()
-        frozen = None if generation is None else FrozenGenerationNet(generation, branch)
-        self.generation_skips = generation_skips
+        frozen = None
+        if generation is not None:
+            frozen = FrozenGenerationNet(generation, branch, generation_skips)
         self.step = 32 if generation is None else max(32, generation.step)
-        self.encoder = resnet34(base_width)
-        *skips, fused = resnet34_widths(base_width)
+        added = {} if frozen is None else frozen.widths
         self.virtual_encoder: _VirtualEncoder | None = None
-        if generation is not None and branch == "virtual_rgb_encoder":
+        self.encoder = resnet34(base_width, 6 if branch == "virtual_rgb_input" and frozen else 3)
+        if frozen is not None and branch == "virtual_rgb_encoder":
             self.virtual_encoder = _VirtualEncoder(base_width)
-            fused += self.virtual_encoder.width
-        elif isinstance(generation, GenerationNet | AttentionGenerationNet):
-            fused += generation.feature_width
-            if generation_skips:
-                pairs = zip(skips, generation.widths[:FEATURE_LEVEL], strict=True)
-                skips = [own + other for own, other in pairs]
+            added = {INNER: self.virtual_encoder.width}
+        *skips, fused = (
+            own + added.get(level, 0) for level, own in enumerate(resnet34_widths(base_width), 1)
+        )
         self.decoder: nn.Module
         if decoder == "unet":
             self.decoder = Decoder(fused, tuple(skips), base_width)
@@ -214,13 +238,38 @@ class SegmentationNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""
         check_sides(image, "SegmentationNet", 32)
-        *skips, fused = self.encoder((image - self.mean) / self.std)
-        if self.generation is not None:
-            maps, volume = self.generation(image)
-            if self.virtual_encoder is not None:
-                volume = self.virtual_encoder(volume)
-            fused = torch.cat((fused, volume), 1)
-            if self.generation_skips:
-                skips = [torch.cat(pair, 1) for pair in zip(skips, maps, strict=True)]
+        return self.fuse(image, self.branch(image))
+
+    def branch(self, image: Tensor, her2: Tensor | None = None) -> dict[int, Tensor]:
+        """Return the maps of the generation branch, as they are concatenated, by level.
+
+        Level 0 is the input, level k has 1 / 2**k of its side. No maps without a branch.
+
+        Args:
+            image: (B, 3, H, W) H&E in [0, 1], from which the generator computes them.
+            her2: of a branch of `VIRTUAL_BRANCHES`: the HER2 image in [0, 1] instead of the
+                virtual one.
+        """
+        if self.generation is None:
+            return {}
+        maps = self.generation(image) if her2 is None else {0: her2 * 2 - 1}
+        if self.virtual_encoder is not None:
+            return {INNER: self.virtual_encoder(maps[0])}
+        return {
+            level: volume if level else self._normalised((volume + 1) / 2)
+            for level, volume in maps.items()
+        }
+
+    def fuse(self, image: Tensor, maps: Mapping[int, Tensor]) -> Tensor:
+        """Return the logits of an image with the maps of `branch`."""
+
+        def joined(own: Tensor, level: int) -> Tensor:
+            return torch.cat((own, maps[level]), 1) if level in maps else own
+
+        own = self.encoder(joined(self._normalised(image), 0))
+        *skips, fused = (joined(volume, level) for level, volume in enumerate(own, 1))
         logits: Tensor = self.decoder(fused, skips)
         return logits
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.std

@@ -17,7 +17,7 @@ from hemera.dataset.index import TileIndex, training_tiles
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import TrainingError
 from hemera.evaluation import metrics
-from hemera.networks import losses, storage
+from hemera.networks import encoders, losses, storage
 from hemera.networks.segmentation import SegmentationNet
 from hemera.training.batches import (
     TrainingSampler,
@@ -167,6 +167,9 @@ def load_encoder(net: SegmentationNet, path: Path) -> str:
     )
     # fc is the classifier, which SegmentationNet lacks.
     weights = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
+    if (first := weights.get("conv1.weight")) is not None:
+        channels = net.encoder.get_parameter("conv1.weight").shape[1]
+        weights["conv1.weight"] = encoders.extend_input(first, channels)
     storage.load_into(net.encoder, weights, str(path))
     return storage.file_digest(path)
 

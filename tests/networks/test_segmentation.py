@@ -7,7 +7,7 @@ import torchvision
 
 from hemera.config import GENERATORS
 from hemera.errors import TrainingError
-from hemera.networks.encoders import resnet34
+from hemera.networks.encoders import extend_input, resnet34
 from hemera.networks.generation import GenerationNet, build_generator
 from hemera.networks.losses import segmentation_loss
 from hemera.networks.segmentation import SegmentationNet
@@ -161,6 +161,83 @@ def test_the_features_of_the_other_branches():
     assert seen["fused"].shape == (2, 64 + 64, 2, 3)
 
 
+@pytest.mark.parametrize(
+    "generator", ["unet_128", "unet_32", "attention_unet_32", "resnet_6blocks"]
+)
+def test_decoder_maps_are_those_of_the_generated_image(generator):
+    """What the layers of the generator return while it draws; 1/8 is below a residual one."""
+    torch.manual_seed(8)
+    generation = build_generator(generator, 4)
+    net = SegmentationNet(generation, False, 8, "decoder_maps").eval()
+    layers = (
+        list(generation.up[1:4])
+        if "unet" in generator
+        else [generation.model[18], generation.model[15]]
+    )
+    drawn, seen = {}, {}
+    image = torch.rand(1, 3, 128, 256)
+    with torch.no_grad():
+        for level, layer in enumerate(layers):
+            layer.register_forward_hook(
+                lambda _, __, found, level=level: drawn.update({level: found.clone()})
+            )
+        generation(image * 2 - 1)
+        expected = dict(drawn)
+        net.decoder.register_forward_pre_hook(lambda _, given: seen.update(skips=given[1]))
+        net(image)
+    widths = (4, 8, 16) if "unet" in generator else (8, 16)
+    for level, (skip, own) in enumerate(zip(seen["skips"], (64, 8, 16, 32), strict=True)):
+        assert skip.shape[2:] == (64 >> level, 128 >> level)
+        assert skip.shape[1] == own + (widths[level] if level < len(widths) else 0)
+        if level < len(widths):
+            assert torch.equal(skip[:, own:], expected[level])
+
+
+def test_the_virtual_image_is_normalised_as_the_other_half_of_the_input():
+    torch.manual_seed(9)
+    generation = build_generator("resnet_6blocks", 4)
+    net = SegmentationNet(generation, False, 8, "virtual_rgb_input").eval()
+    seen = {}
+    net.encoder.conv1.register_forward_hook(lambda _, given, __: seen.update(encoder=given[0]))
+    image = torch.rand(1, 3, 32, 64)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    with torch.no_grad():
+        net(image)
+        virtual = generation(image * 2 - 1) / 2 + 0.5
+        both = [(half - mean) / std for half in (image, virtual)]
+        assert torch.allclose(seen["encoder"], torch.cat(both, 1), atol=1e-5)
+        # A HER2 image that is given takes the place of the virtual one.
+        her2 = torch.rand(1, 3, 32, 64)
+        net.fuse(image, net.branch(image, her2))
+    assert torch.allclose(seen["encoder"][:, 3:], (her2 - mean) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_an_extended_convolution_gives_the_same_for_the_image_twice(channels):
+    convolution = torch.nn.Conv2d(3, 5, 7, bias=False)
+    wider = torch.nn.Conv2d(channels, 5, 7, bias=False)
+    wider.weight.data = extend_input(convolution.weight.data, channels)
+    image = torch.rand(1, 3, 12, 16)
+    again = torch.cat([image] * (channels // 3), 1)
+    assert torch.allclose(wider(again), convolution(image), atol=1e-6)
+
+
+def test_the_counts_of_the_other_fusions():
+    """Against the network without a branch: 64 further filters of 3 x 7 x 7, and wider merges."""
+    with torch.device("meta"):
+        alone = counts(SegmentationNet(None))[0]
+        beside = SegmentationNet(GenerationNet("unet_128", 32), branch="virtual_rgb_input")
+        decoded = SegmentationNet(GenerationNet("unet_128", 32), branch="decoder_maps")
+        residual = SegmentationNet(build_generator("resnet_9blocks"), branch="decoder_maps")
+    assert counts(beside)[0] == alone + 64 * 3 * 7 * 7
+    # Merges at 1/2, 1/4, 1/8 have 64, 128, 256 channels, and 3 x 3 filters.
+    assert counts(decoded)[0] == alone + 9 * (32 * 64 + 64 * 64 + 128 * 128)
+    assert counts(residual)[0] == alone + 9 * (64 * 64 + 128 * 64)
+
+
 def test_the_virtual_encoder_has_its_count():
     """3x3 convolutions 3-64-64-128-256-512 without bias, each with two numbers of its norm."""
     widths = (3, 64, 64, 128, 256, 512)
@@ -178,6 +255,8 @@ def test_the_virtual_encoder_has_its_count():
         ("skip16", "unet_128"),
         ("attention_unet_32_bottleneck", "attention_unet_32"),
         ("virtual_rgb_encoder", "resnet_6blocks"),
+        ("virtual_rgb_input", "unet_128"),
+        ("decoder_maps", "resnet_6blocks"),
     ],
 )
 def test_the_generator_alone_is_frozen(branch, generator):
@@ -192,8 +271,8 @@ def test_the_generator_alone_is_frozen(branch, generator):
     optimiser = torch.optim.AdamW(trained, 0.01)
     image = torch.rand(2, 3, 128, 128)
     with torch.no_grad():
-        first, again = net.generation(image)[1], net.generation(image)[1]
-    assert torch.equal(first, again) and not first.requires_grad
+        first, again = (list(net.generation(image).values()) for _ in range(2))
+    assert all(map(torch.equal, first, again)) and not any(one.requires_grad for one in first)
     parent(image).mean().backward()
     optimiser.step()
     after = net.generation.state_dict()

@@ -8,6 +8,8 @@ from torch import nn
 
 from hemera.errors import TrainingError
 from hemera.networks import storage
+from hemera.networks.generation import build_generator
+from hemera.networks.segmentation import SegmentationNet
 
 
 class Command:
@@ -109,3 +111,18 @@ def test_a_description_from_elsewhere_is_an_error_that_names_its_file(tmp_path, 
     storage.write_metadata(path, {"network": "segmentation", "model": {"decoder": model}})
     with pytest.raises(TrainingError, match=r"metadata.json: does not describe"):
         storage.load_segmentation(weights, path)
+
+
+@pytest.mark.parametrize("branch", ["virtual_rgb_input", "decoder_maps"])
+def test_a_network_from_its_file_gives_the_same_answers(branch, tmp_path):
+    torch.manual_seed(1)
+    generator = {"generator": "unet_32", "base_width": 4}
+    model = {"base_width": 8, "branch": branch}
+    net = SegmentationNet(build_generator(**generator), **model).eval()
+    paths = (tmp_path / "segmenter.safetensors", tmp_path / "metadata.json")
+    storage.write_weights(paths[0], net.state_dict())
+    described = {"network": "segmentation", "model": model | {"generation": generator}}
+    storage.write_metadata(paths[1], described)
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.equal(storage.load_segmentation(*paths)[0](image), net(image))

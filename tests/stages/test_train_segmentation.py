@@ -10,6 +10,7 @@ import torchvision
 from hemera.config import TrainSegmentationOptions
 from hemera.errors import TrainingError
 from hemera.networks import storage
+from hemera.networks.generation import build_generator
 from hemera.networks.losses import segmentation_loss
 from hemera.networks.segmentation import SegmentationNet
 from hemera.stages import train_segmentation
@@ -137,6 +138,8 @@ def test_validation_is_the_mean_over_tiles_and_pools_their_pixels():
         {"decoder": "deeplabv3plus", "ema": 0.9, "clip_norm": 0.1},
         {"generation_branch": "virtual_rgb_encoder", "precision": "bf16"},
         {"generation_branch": "attention_unet_32_bottleneck", "flip": False},
+        {"generation_branch": "virtual_rgb_input", "accumulate": 2},
+        {"generation_branch": "decoder_maps", "decoder": "deeplabv3plus"},
         {"generation_branch": "none", "decoder": "unetplusplus", "accumulate": 2},
     ],
     ids=lambda switches: "-".join(str(value) for value in switches.values()),
@@ -204,6 +207,12 @@ def test_encoder_weights_come_from_a_file_or_the_cache_of_torch(named, tmp_path,
     assert train_segmentation.load_encoder(net, given) == storage.file_digest(path)
     own = net.encoder.state_dict()
     assert all(torch.equal(own[name], theirs[name]) for name in own)
+    # With the virtual image beside H&E, half of each weight is for either.
+    beside = SegmentationNet(build_generator("resnet_6blocks", 4), branch="virtual_rgb_input")
+    train_segmentation.load_encoder(beside, given)
+    halves = beside.encoder.conv1.weight.detach().chunk(2, 1)
+    assert all(torch.equal(half, theirs["conv1.weight"] / 2) for half in halves)
+    assert torch.equal(beside.encoder.layer4[0].conv1.weight, theirs["layer4.0.conv1.weight"])
     with pytest.raises(TrainingError, match=r"none.pth: no such file; name a file as train_seg"):
         train_segmentation.load_encoder(net, tmp_path / "none.pth")
 
