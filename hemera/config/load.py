@@ -73,7 +73,10 @@ STAGES: dict[str, type[Options]] = {
 }
 """Options class of every stage, in the order of the graph."""
 
-BUDGET = (*TrainingOptions.model_fields, "decay_from_epoch")
+BUDGET = (
+    *(name for name in TrainingOptions.model_fields if name not in ("ema", "clip_norm")),
+    *("decay_from_epoch", "lpips_weights"),
+)
 """Options that are equal for all generators of one configuration."""
 
 SIZE = ("network", "base_width", "discriminator_width")

@@ -33,6 +33,11 @@ GENERATORS: dict[str, int] = dict(
 )
 """The divisor of the side of each generator's input."""
 
+CONTRASTIVE = ("resnet_9blocks", "resnet_6blocks")
+"""The generators whose features contrastive losses compare."""
+LPIPS_CROP_PX = 128
+"""Smallest crop of which LPIPS can be computed at a quarter of its side."""
+
 BRANCHES: dict[str, tuple[str, ...]] = {
     "skip16": ("unet_512", "unet_256", "unet_128"),
     "attention_unet_32_bottleneck": ("attention_unet_32",),
@@ -125,6 +130,13 @@ class TrainGenerationOptions(TrainingOptions):
     """Dropout with rate 0.5 in the generator during training."""
     discriminator_width: Annotated[int, Field(ge=4, le=256)] = 64
     """Filters of the first layer of the PatchGAN discriminator."""
+    discriminator_layers: Annotated[int, Field(ge=1, le=5), paper("not stated; 3 in pix2pix")] = 3
+    """Convolutions of the discriminator that halve the side."""
+    discriminator_input: Annotated[Literal["pair", "her2"], paper("pair")] = "pair"
+    """What the discriminator judges: pair: HER2 beside H&E; her2: HER2 alone, so that pairs which
+    do not match cost nothing."""
+    spectral_norm: bool = False
+    """Spectral normalisation of the convolutions of the discriminator."""
     epochs: Annotated[Count, paper("100")] = 100
     """Training epochs of GenerationNet."""
     decay_from_epoch: Annotated[int, Field(ge=0), paper("50")] = 50
@@ -137,7 +149,7 @@ class TrainGenerationOptions(TrainingOptions):
     learning_rate: Annotated[Positive, paper("2e-4")] = 2e-4
     """Learning rate of Adam for generator and discriminator."""
     l1_weights: Annotated[tuple[NonNegative, ...], paper("1, 25, 25, 25")] = (1.0, 25.0, 25.0, 25.0)
-    """Weights of the L1 loss at the four levels of the image pyramid, finest first."""
+    """Weights of the L1 loss at the levels of the image pyramid, one to six, finest first."""
     weight_map: Annotated[
         Literal["inside", "literal", "positive", "none"],
         paper("printed as literal, described as inside"),
@@ -147,8 +159,8 @@ class TrainGenerationOptions(TrainingOptions):
     weight of others; none: not used."""
     mask_source: Annotated[Literal["nuclei", "her2_positive"], paper("nuclei")] = "nuclei"
     """Mask from which the distance weights of inside and literal are computed."""
-    gan_loss: Annotated[Literal["vanilla", "lsgan"], paper("not stated")] = "vanilla"
-    """Adversarial loss: vanilla: cross-entropy; lsgan: least squares."""
+    gan_loss: Annotated[Literal["vanilla", "lsgan", "hinge"], paper("not stated")] = "vanilla"
+    """Adversarial loss: vanilla: cross-entropy; lsgan: least squares; hinge."""
     weight_adversarial: bool = False
     """Apply the distance weights to the adversarial loss as well."""
     renormalise_mean: bool = False
@@ -173,6 +185,30 @@ class TrainGenerationOptions(TrainingOptions):
     a batch with that of the real images; 0: not used."""
     variance_estimator: Literal["unbiased", "biased"] = "unbiased"
     """Divisor of the variance loss: unbiased: n - 1; biased: n."""
+    coarse_l1_weight: NonNegative = 0.0
+    """Weight of the L1 loss of means of blocks of 8 px, for pairs that do not match exactly."""
+    dab_percentile_weight: NonNegative = 0.0
+    """Weight of the loss of the strongest staining: mean DAB density from the 90th percentile of
+    an image on, wherever it is."""
+    lpips_quarter_weight: NonNegative = 0.0
+    """Weight of LPIPS at a quarter of the resolution; without lpips_weights it is left out."""
+    lpips_half_weight: NonNegative = 0.0
+    """Weight of LPIPS at half the resolution; without lpips_weights it is left out."""
+    lpips_weights: str | None = None
+    """File of torchvision's ImageNet weights of AlexNet for LPIPS; never downloaded."""
+    feature_matching_weight: NonNegative = 0.0
+    """Weight of the difference of the discriminator's maps of generated and of real HER2."""
+    r1_weight: NonNegative = 0.0
+    """Weight of the R1 penalty, the mean squared gradient of the discriminator at real images, on
+    every 16th step."""
+    nce_weight: NonNegative = 0.0
+    """Weight of the contrastive loss between places of H&E and generated HER2 (PatchNCE), in the
+    features of the generator's encoder; with a residual network and instance norm."""
+    supervised_nce_weight: NonNegative = 0.0
+    """Weight of the contrastive loss between places of real and generated HER2 (ASP)."""
+    adaptive_nce: bool = True
+    """Give places whose real and generated features differ less weight in the loss of
+    supervised_nce_weight, increasingly so after decay_from_epoch."""
     flip: bool = True
     """Augment by random horizontal flips of tile pairs."""
     select: Annotated[Select, paper("not stated; pix2pix keeps the last")] = "last"
@@ -189,11 +225,55 @@ class TrainGenerationOptions(TrainingOptions):
         """A variance needs more than one tile."""
         return "variance_weight" if self.variance_weight else ""
 
+    @property
+    def contrastive(self) -> bool:
+        """Whether features of the generator's encoder are compared."""
+        return self.nce_weight > 0 or self.supervised_nce_weight > 0
+
+    @property
+    def perceptual(self) -> bool:
+        """Whether LPIPS is a loss."""
+        return self.lpips_half_weight > 0 or self.lpips_quarter_weight > 0
+
+    def requirements(self) -> list[str]:
+        """Return the weights of LPIPS if they are named and missing."""
+        path = self.lpips_weights
+        if path is None or not self.perceptual or Path(path).is_file():
+            return []
+        return [
+            f"train_generation.lpips_weights: {path} does not exist; give a file of torchvision's "
+            "ImageNet weights of AlexNet, or null to train without LPIPS"
+        ]
+
+    @model_validator(mode="after")
+    def _losses_fit_the_networks(self) -> Self:
+        if self.contrastive and (self.network not in CONTRASTIVE or self.norm != "instance"):
+            name = "nce_weight" if self.nce_weight > 0 else "supervised_nce_weight"
+            raise ValueError(
+                f"{name}: contrastive losses need norm: instance and one of the networks "
+                f"{', '.join(CONTRASTIVE)}, not {self.norm} and {self.network}; change these, or "
+                f"set {name}: 0"
+            )
+        if self.crop_px is None:
+            return self
+        if self.crop_px >> self.discriminator_layers < 3:
+            raise ValueError(
+                f"discriminator_layers: {self.discriminator_layers} leave no patch of a crop of "
+                f"{self.crop_px} px; give fewer, or crop_px of at least "
+                f"{3 << self.discriminator_layers}"
+            )
+        if self.perceptual and self.crop_px < LPIPS_CROP_PX:
+            raise ValueError(
+                f"crop_px: {self.crop_px} is too small for LPIPS at a quarter of it; give at least "
+                f"{LPIPS_CROP_PX}, or set lpips_half_weight: 0 and lpips_quarter_weight: 0"
+            )
+        return self
+
     @model_validator(mode="after")
     def _schedule_and_weights_fit(self) -> Self:
-        if len(self.l1_weights) != 4:
+        if not 1 <= len(self.l1_weights) <= 6:
             raise ValueError(
-                f"l1_weights: {len(self.l1_weights)} weights; give four, finest level first"
+                f"l1_weights: {len(self.l1_weights)} weights; give one to six, finest level first"
             )
         if self.decay_from_epoch > self.epochs:
             raise ValueError(

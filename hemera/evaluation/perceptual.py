@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hemera.errors import TrainingError
 from hemera.evaluation.metrics import Summary
@@ -26,6 +27,9 @@ FEATURES = 2048
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 """Number and size of the subsets of KID, as is usual."""
+
+LPIPS_PX = 31
+"""Smallest side of an image that AlexNet has features of."""
 
 ALEXNET_LAYERS = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}
 """torchvision's convolutions of AlexNet by number, and the slice of LPIPS that contains each."""
@@ -101,6 +105,20 @@ class Lpips:
         )
         found: Tensor = self._net(generated, real.expand_as(generated))
         return [float(value) for value in found.flatten().cpu()]
+
+    def distance(self, images: Tensor, truth: Tensor) -> Tensor:
+        """Return the distances (B,) of images (B, 3, H, W) in [-1, 1], as a loss.
+
+        Sides are at least `LPIPS_PX`. In the package the gradient of a place where all features
+        are 0 is not a number; here it is 0.
+        """
+        net: Any = self._net
+        maps = [net.net(net.scaling_layer(each.float())) for each in (images, truth)]
+        found = []
+        for head, *pair in zip(net.lins, *maps, strict=True):
+            own, real = (functional.normalize(each, dim=1, eps=1e-10) for each in pair)
+            found.append(head((own - real).square()).mean((1, 2, 3)))
+        return torch.stack(found).sum(0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """PatchGAN, the discriminator of patches of image pairs (HEMERA paper, 3.1 and 4.1)."""
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from hemera.networks.generation import NORMS
 
@@ -10,11 +11,17 @@ class PatchGAN(nn.Module):
 
     Convolutions are 4x4 with padding 1: `layers` of stride 2, then two of stride 1. At 512 px and
     three layers h = w = 62. Filters are 1, 2, 4, 8, 8, ... times `width`; 6 input channels are H&E
-    beside HER2. A logit above 0 means real.
+    beside HER2. A logit above 0 means real. With `spectral`, the spectral norm of each convolution
+    is 1 (Miyato et al. 2018).
     """
 
     def __init__(
-        self, in_channels: int = 6, width: int = 64, layers: int = 3, norm: str = "batch"
+        self,
+        in_channels: int = 6,
+        width: int = 64,
+        layers: int = 3,
+        norm: str = "batch",
+        spectral: bool = False,
     ) -> None:
         super().__init__()
         bias = norm == "instance"
@@ -32,9 +39,21 @@ class PatchGAN(nn.Module):
                 nn.LeakyReLU(0.2, True),
             ]
         parts.append(nn.Conv2d(channels, 1, 4, 1, 1))
+        if spectral:
+            parts = [spectral_norm(each) if isinstance(each, nn.Conv2d) else each for each in parts]
         self.model = nn.Sequential(*parts)
 
     def forward(self, pair: Tensor) -> Tensor:
         """Return one logit per patch."""
         logits: Tensor = self.model(pair)
         return logits
+
+    def features(self, pair: Tensor) -> list[Tensor]:
+        """Return the activated map of each convolution, the logits as the last."""
+        maps = []
+        x = pair
+        for layer in self.model:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                maps.append(x)
+        return [*maps, x]

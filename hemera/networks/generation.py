@@ -8,18 +8,21 @@ Convolutions before a norm have a bias only with instance norm. The other genera
 the public code of Pyramid Pix2pix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from hemera.config import GENERATORS
 from hemera.errors import TrainingError
 
 DEPTHS = {name: side.bit_length() - 1 for name, side in GENERATORS.items() if "unet_" in name}
 """How many times each U-Net halves its input."""
+ENCODER_LAYERS = (0, 4, 7, 10, 14)
+"""The layers of a residual generator whose output `encode` returns."""
 BLOCKS = {"resnet_9blocks": 9, "resnet_6blocks": 6}
 FEATURE_LEVEL = 4
 """The level, from 0, whose output has 1/32 of the input's side: 16 x 16 at 512."""
@@ -41,10 +44,17 @@ def check_sides(image: Tensor, network: str, step: int) -> None:
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw weights as pix2pix does: convolutions N(0, 0.02), norms N(1, 0.02), biases 0."""
+    """Draw weights as pix2pix does: convolutions N(0, 0.02), norms N(1, 0.02), biases 0.
+
+    Linear layers are drawn as convolutions are.
+    """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(layer.weight, 0.0, 0.02)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            weight: Any = layer.weight
+            if parametrize.is_parametrized(layer, "weight"):
+                parametrized: Any = layer.parametrizations
+                weight = parametrized.weight.original
+            nn.init.normal_(weight, 0.0, 0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.BatchNorm2d):
@@ -284,6 +294,8 @@ class ResidualGenerationNet(Generator):
             nn.Tanh(),
         )
 
+        self.encoder_widths = (3, two, four, four, four)
+
     def forward(self, image: Tensor) -> Tensor:
         """Return the virtual HER2 image."""
         check_sides(image, self.generator, self.step)
@@ -296,6 +308,50 @@ class ResidualGenerationNet(Generator):
         doubling = 10 + BLOCKS[self.generator]
         quarter = self.model[:doubling](image)
         return [self.model[doubling : doubling + 3](quarter), quarter]
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Return the maps that contrastive losses compare, with `encoder_widths` channels.
+
+        They are those of the public code of CUT: the padded image, both halving convolutions
+        before their norm, the first and the fifth residual block.
+        """
+        check_sides(image, self.generator, self.step)
+        maps = []
+        for number, layer in enumerate(self.model):
+            image = layer(image)
+            if number in ENCODER_LAYERS:
+                maps.append(image)
+            if number == ENCODER_LAYERS[-1]:
+                break
+        return maps
+
+
+class PatchProjection(nn.Module):
+    """Maps features at some places of several maps to unit vectors, by two layers for each map."""
+
+    def __init__(self, widths: Sequence[int], size: int = 256) -> None:
+        """Build it for maps of so many channels; vectors have `size` numbers."""
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, size), nn.ReLU(True), nn.Linear(size, size))
+            for width in widths
+        )
+
+    def forward(self, maps: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
+        """Return the vectors (B, N, size) of each map (B, C, H, W) at its flat places (N,)."""
+        return [
+            functional.normalize(head(each.flatten(2)[..., at].mT).float(), dim=-1)
+            for head, each, at in zip(self.heads, maps, places, strict=True)
+        ]
+
+
+def draw_places(maps: Sequence[Tensor], count: int = 256) -> list[Tensor]:
+    """Return `count` random flat places of each map, or all; the same ones in all its images."""
+    found = []
+    for each in maps:
+        drawn = torch.randperm(each.shape[-2] * each.shape[-1])[:count]
+        found.append(drawn.to(each.device))
+    return found
 
 
 def build_generator(

@@ -7,6 +7,7 @@ float16, and bfloat16 has three digits.
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ EPSILON = 1e-6
 # One dimension of the 3x3 Gaussian of sigma 1: .27407 .45186 .27407.
 _SIDE = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
 _BLURS = 4
+
+COARSE_PX = 8
+"""Side of the blocks whose means `coarse_l1` compares: 64 x 64 blocks of a tile of 512 px."""
+NCE_TEMPERATURE = 0.07
+"""What similarities are divided by (Park et al. 2020)."""
 
 # What red, green and blue add to the density of DAB.
 _DAB: list[float] = torch.linalg.inv(torch.from_numpy(RGB_FROM_HED))[:, 2].tolist()
@@ -118,16 +124,122 @@ def variance_penalty(generated: Tensor, real: Tensor, unbiased: bool = True) -> 
     return (first - second).abs().mean()
 
 
-def adversarial(logits: Tensor, real: bool, mode: str = "vanilla") -> Tensor:
+def adversarial(
+    logits: Tensor, real: bool, mode: str = "vanilla", *, generator: bool = False
+) -> Tensor:
     """Return the loss of a discriminator's logits against "all real" or "all fake".
 
-    Mode vanilla is cross-entropy, lsgan the mean squared difference from 1 or 0.
+    Mode vanilla is cross-entropy, lsgan the mean squared difference from 1 or 0, hinge the mean of
+    max(0, 1 - logit) or max(0, 1 + logit), and as loss of the `generator` that of minus the logit.
     """
     logits = logits.float()
+    if mode == "hinge":
+        sign = -1.0 if real else 1.0
+        return (sign * logits if generator else functional.relu(1 + sign * logits)).mean()
     target = torch.full_like(logits, float(real))
     if mode == "lsgan":
         return functional.mse_loss(logits, target)
     return functional.binary_cross_entropy_with_logits(logits, target)
+
+
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """Return the R1 penalty of real input (B, C, H, W): the mean squared gradient.
+
+    The gradient is that of the sum of all logits. Mescheder et al. 2018 (equation 9) sum the
+    squares over an image and halve them; here they are averaged, as in the public code of
+    UNIStainNet, so that the weight does not depend on the size of the images.
+    """
+    real = real.detach().float().requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
+    return gradient.square().mean()
+
+
+def feature_matching(generated: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Return the mean over a discriminator's maps of their mean absolute difference.
+
+    Real maps have no gradient (Wang et al. 2018, equation 4, each layer with the same weight).
+    """
+    return torch.stack(
+        [
+            functional.l1_loss(own.float(), other.detach().float())
+            for own, other in zip(generated, real, strict=True)
+        ]
+    ).mean()
+
+
+def reduced(images: Tensor, factor: int) -> Tensor:
+    """Return the means of blocks of `factor` x `factor` px of (B, C, H, W)."""
+    return functional.avg_pool2d(images.float(), factor)
+
+
+def coarse_l1(generated: Tensor, real: Tensor) -> Tensor:
+    """Return the mean absolute difference of the means of blocks of `COARSE_PX`.
+
+    A misalignment that is small compared with the blocks costs little. The public code of
+    UNIStainNet interpolates to 64 px instead, which uses four pixels of each block only.
+    """
+    return functional.l1_loss(reduced(generated, COARSE_PX), reduced(real, COARSE_PX))
+
+
+def dab_percentile(generated: Tensor, real: Tensor, background: Tensor) -> Tensor:
+    """Return the mean absolute difference of the strongest staining of images in [0, 1].
+
+    It is the mean `dab_density` of the pixels from the 90th percentile of an image on, each
+    clipped at the 99th: where they are does not matter (UNIStainNet; its public code uses another
+    matrix and a softplus).
+    """
+    pair = [_strongest(dab_density(images, background)) for images in (generated, real)]
+    return functional.l1_loss(pair[0], pair[1])
+
+
+def _strongest(density: Tensor) -> Tensor:
+    """Return the mean (B,) of the highest tenth of (B, 1, H, W), clipped at percentile 99."""
+    values = density.flatten(1)
+    last = values.shape[1] - 1
+    highest = values.topk(last + 1 - math.ceil(0.9 * last), dim=1).values
+    # The percentile is between two values, counted from the highest one.
+    place = 0.01 * last
+    below = int(place)
+    following = highest[:, min(below + 1, highest.shape[1] - 1)]
+    limit = torch.lerp(highest[:, below], following, place - below)
+    return torch.minimum(highest, limit[:, None]).mean(1)
+
+
+def patch_nce(query: Tensor, key: Tensor, supervision: float | None = None) -> Tensor:
+    """Return the contrastive loss of features at N places of images (PatchNCE).
+
+    The key at the place of a query is its positive, those at the other places of its image are the
+    negatives: cross-entropy of their similarities over `NCE_TEMPERATURE` (Park et al. 2020,
+    equation 3). Keys have no gradient.
+
+    Args:
+        query: unit vectors (B, N, C) of generated images.
+        key: those of the images that they are compared with, at the same places.
+        supervision: weigh the places of inconsistent pairs less (Li et al. 2023, ASP): a place has
+            the weight g + (1 - g) max(0, s), of mean 1, where s is the similarity of query and key
+            and g this argument, see `supervision_weight`; None: all alike.
+    """
+    query, key = query.float(), key.detach().float()
+    similarity = query @ key.mT
+    places = torch.arange(query.shape[1], device=query.device).expand(query.shape[:2])
+    loss = functional.cross_entropy(
+        similarity.flatten(0, 1) / NCE_TEMPERATURE, places.flatten(), reduction="none"
+    )
+    if supervision is None:
+        return loss.mean()
+    own = similarity.detach().diagonal(dim1=1, dim2=2).flatten()
+    weight = supervision + (1 - supervision) * own.clamp(min=0)
+    return (loss * weight).sum() / weight.sum()
+
+
+def supervision_weight(epoch: int, epochs: int, decay_from_epoch: int) -> float:
+    """Return g of `patch_nce` in an epoch, from 1: 1, then linearly towards 0 (ASP, lambda).
+
+    With t = (epoch - 1) / epochs and k = decay_from_epoch / epochs it is (1 - t) / (1 - k) from
+    t = k on.
+    """
+    done = epoch - 1
+    return 1.0 if done < decay_from_epoch else (epochs - done) / (epochs - decay_from_epoch)
 
 
 def segmentation_loss(

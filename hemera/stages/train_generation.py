@@ -16,10 +16,17 @@ from torch.utils.data import DataLoader
 from hemera.config import TrainGenerationOptions
 from hemera.dataset.index import TileIndex, training_tiles
 from hemera.dataset.torch_dataset import TileDataset, tile_weight
+from hemera.errors import TrainingError
 from hemera.evaluation import metrics
+from hemera.evaluation.perceptual import Lpips
 from hemera.networks import losses, similarity
-from hemera.networks.discriminator import PatchGAN
-from hemera.networks.generation import build_generator, initialise
+from hemera.networks.generation import (
+    PatchProjection,
+    ResidualGenerationNet,
+    build_generator,
+    initialise,
+)
+from hemera.training import objectives
 from hemera.training.batches import (
     TrainingSampler,
     prefetch_to_device,
@@ -69,10 +76,15 @@ def run(
         train, val = (_tiles(opened, split, options) for split in ("train", "val"))
         weight_mean = mean_weight(_tiles(opened, "train", options, images=("weight",)))
         log.info("mean of the weight map: %.3f", weight_mean)
-        modules = {
-            "generator": build_generator(**model),
-            "discriminator": PatchGAN(width=options.discriminator_width, norm=options.norm),
+        generator_net = build_generator(**model)
+        modules: dict[str, nn.Module] = {
+            "generator": generator_net,
+            "discriminator": objectives.discriminator_for(options),
         }
+        if options.contrastive:
+            assert isinstance(generator_net, ResidualGenerationNet)
+            modules["projection"] = PatchProjection(generator_net.encoder_widths)
+        lpips = _lpips(options, compute)
         for module in modules.values():
             initialise(module)
             compute.prepare(module, compiled=options.compile)
@@ -83,13 +95,29 @@ def run(
             )
             for name, module in modules.items()
         }
-        described = {"network": "generation", "model": model, "weight_mean": weight_mean}
-        folder = checkpoints / run_digest(options, tiles)
+        described: dict[str, Any] = {
+            "network": "generation", "model": model, "weight_mean": weight_mean
+        }  # fmt: skip
+        digests = {} if lpips is None else {"lpips_sha256": lpips.sha256}
+        described |= digests
+        folder = checkpoints / run_digest(options, tiles, **digests)
         state = TrainingState(folder, options, tiles, compute, modules, optimisers, described)
         state.resume()
         if state.progress.epoch <= options.epochs:
-            _train(state, train, val, options)
+            _train(state, train, val, options, lpips)
         state.write_results(weights=generator, metadata=metadata, table=history)
+
+
+def _lpips(options: TrainGenerationOptions, compute: Compute) -> Lpips | None:
+    """Return the network of LPIPS if it is a loss and its weights are named."""
+    if not options.perceptual:
+        return None
+    if options.lpips_weights is None:
+        log.warning("LPIPS is left out; its weights are the option train_generation.lpips_weights")
+        return None
+    if missing := options.requirements():
+        raise TrainingError("\n".join(missing))
+    return Lpips(Path(options.lpips_weights), compute.device)
 
 
 def _tiles(
@@ -127,7 +155,11 @@ def mean_weight(tiles: TileDataset) -> float:
 
 
 def _train(
-    state: TrainingState, train: TileDataset, val: TileDataset, options: TrainGenerationOptions
+    state: TrainingState,
+    train: TileDataset,
+    val: TileDataset,
+    options: TrainGenerationOptions,
+    lpips: Lpips | None,
 ) -> None:
     """Train from the state's epoch and step to the last epoch."""
     compute, progress, net = state.compute, state.progress, state.result
@@ -147,7 +179,7 @@ def _train(
             state.set_learning_rate(rate)
             for _ in range(progress.step, sampler.steps):
                 micro_batches = [next(batches) for _ in range(options.accumulate)]
-                found = train_step(micro_batches, state, options)
+                found = train_step(micro_batches, state, options, lpips)
                 state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
                 run_log.step()
                 if state.must_settle(sampler.steps, stop):
@@ -176,7 +208,10 @@ def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
 
 
 def train_step(
-    micro_batches: Sequence[dict[str, Any]], state: TrainingState, options: TrainGenerationOptions
+    micro_batches: Sequence[dict[str, Any]],
+    state: TrainingState,
+    options: TrainGenerationOptions,
+    lpips: Lpips | None = None,
 ) -> dict[str, Tensor]:
     """Update the discriminator, then the generator, and return the losses.
 
@@ -184,11 +219,15 @@ def train_step(
     computed with the weights of before the step. With one micro-batch, the generator is
     updated against the discriminator that was updated just before.
     """
-    compute, optimisers = state.compute, state.optimisers
+    compute, progress = state.compute, state.progress
     generator, discriminator = state.modules["generator"], state.modules["discriminator"]
-    generator.train()
-    discriminator.train()
-    for optimiser in optimisers.values():
+    projection = state.modules.get("projection")
+
+    def update(name: str) -> None:
+        compute.update(state.optimisers[name], state.modules[name], options.clip_norm)
+
+    for name, optimiser in state.optimisers.items():
+        state.modules[name].train()
         optimiser.zero_grad()
     found: list[dict[str, Tensor]] = []
     for batch in micro_batches:
@@ -203,30 +242,32 @@ def train_step(
             fake, real = fake * weight, target * weight
 
         discriminator.requires_grad_(True)
-        with compute.autocast():
-            fake_logits = discriminator(torch.cat((source, fake.detach()), 1))
-            real_logits = discriminator(torch.cat((source, real), 1))
-        discriminator_loss = 0.5 * (
-            losses.adversarial(fake_logits, False, options.gan_loss)
-            + losses.adversarial(real_logits, True, options.gan_loss)
+        judged = objectives.discriminator_losses(
+            discriminator, source, fake, real, progress.updates, compute, options
         )
-        compute.backward(discriminator_loss, len(micro_batches))
+        penalty = options.r1_weight * judged["r1"] if "r1" in judged else 0
+        compute.backward(judged["discriminator"] + penalty, len(micro_batches))
         if len(micro_batches) == 1:
-            compute.update(optimisers["discriminator"], discriminator, options.clip_norm)
+            update("discriminator")
 
         # The generator's gradient passes through the discriminator, which is not updated by it.
         discriminator.requires_grad_(False)
-        with compute.autocast():
-            fake_logits = discriminator(torch.cat((source, fake), 1))
         background = batch["her2_background"].to(compute.device)
-        own = generator_losses(generated, target, weight, background, options)
-        own["adversarial"] = losses.adversarial(fake_logits, True, options.gan_loss)
+        own = {
+            **generator_losses(generated, target, weight, background, options),
+            **objectives.image_losses(generated, target, background, options, lpips),
+            **objectives.adversarial_losses(discriminator, source, fake, real, compute, options),
+        }
+        if projection is not None:
+            own |= objectives.contrastive_losses(
+                generator, projection, (source, generated, target), progress.epoch, compute, options
+            )
         total = own["adversarial"] + weigh_all(own, options)
         compute.backward(total, len(micro_batches))
-        found.append({"total": total, "discriminator": discriminator_loss, **own})
-    if len(micro_batches) > 1:
-        compute.update(optimisers["discriminator"], discriminator, options.clip_norm)
-    compute.update(optimisers["generator"], generator, options.clip_norm)
+        found.append({"total": total, **judged, **own})
+    for name in state.optimisers:
+        if name != "discriminator" or len(micro_batches) > 1:
+            update(name)
     compute.scaler.update()
     return {name: torch.stack([each[name].detach() for each in found]).mean() for name in found[0]}
 
@@ -272,10 +313,9 @@ def weigh_all(found: Mapping[str, Tensor], options: TrainGenerationOptions) -> T
     """Return the weighted sum of what `generator_losses` found."""
     levels = [found[f"l1_{level}"] for level in range(1, len(options.l1_weights) + 1)]
     total = weigh(levels, options.l1_weights)
-    if "dice" in found:
-        total = total + options.dice_weight * found["dice"]
-    if "variance" in found:
-        total = total + options.variance_weight * found["variance"]
+    for name in objectives.WEIGHTED:
+        if name in found:
+            total = total + getattr(options, f"{name}_weight") * found[name]
     return total
 
 

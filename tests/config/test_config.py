@@ -115,7 +115,19 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
         ({"mask": {"engines": {"stain": {}}}}, ["index.target", "deepliif", "stain"]),
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, ["index.val_fraction", "below 1"]),
         ({"train_generation": {"epochs": 20}}, ["decay_from_epoch", "20"]),
-        ({"train_generation": {"l1_weights": [1]}}, ["l1_weights", "four"]),
+        ({"train_generation": {"l1_weights": []}}, ["l1_weights", "one to six"]),
+        (
+            {"train_generation": {"nce_weight": 1}},
+            ["nce_weight", "norm: instance", "resnet_6blocks", "not batch and unet_512"],
+        ),
+        (
+            {"train_generation": {"crop_px": 64, "network": "unet_32", "discriminator_layers": 5}},
+            ["discriminator_layers: 5", "crop of 64 px", "at least 96"],
+        ),
+        (
+            {"train_generation": {"crop_px": 64, "network": "unet_32", "lpips_half_weight": 1}},
+            ["crop_px: 64", "LPIPS", "at least 128"],
+        ),
         (
             {"tile": {"size_px": 256}, "train_segmentation": {"generation_branch": "none"}},
             ["tile.size_px: 256", "multiple of 512"],
@@ -280,7 +292,8 @@ def test_the_repositorys_config_is_up_to_date() -> None:
 
 def test_generators_share_the_budget_and_differ_in_the_method() -> None:
     own = {"epochs": 70, "workers": 5, "seed": 3, "device": "cpu", "weight_map": "literal"}
-    names = ["pyramid_pix2pix", "pix2pix", "variance_penalized"]
+    own |= {"ema": 0.5, "lpips_weights": "alexnet.pth"}
+    names = ["pyramid_pix2pix", "pix2pix", "variance_penalized", "asp", "misaligned"]
     config = load({"train_generation": own, "evaluate": {"generators": names}})
     assert config.generators == ("hemera", *names)
     found = {name: config.generator(name) for name in config.generators}
@@ -292,6 +305,8 @@ def test_generators_share_the_budget_and_differ_in_the_method() -> None:
     assert found["pyramid_pix2pix"].network == "resnet_9blocks"
     assert found["pix2pix"].weight_map == "none"
     assert found["variance_penalized"].variance_weight == 25
+    assert (found["asp"].ema, found["misaligned"].ema) == (0, 0.999), "of the method"
+    assert found["misaligned"].lpips_weights == "alexnet.pth", "a file of this machine"
 
 
 def test_a_preset_without_a_network_has_the_configured_size_and_its_own_method() -> None:

@@ -175,3 +175,19 @@ def test_one_image_is_no_set(count):
     assert frechet_distance(few, many) is None
     assert frechet_distance(many, few) is None
     assert kernel_distance(few, many, seed=0) == (None, None, count, None, None)
+
+
+def test_lpips_as_a_loss_is_the_distance_of_the_package_with_a_gradient(files):
+    lpips = Lpips(files[Lpips], CPU)
+    images = np.random.default_rng(6).integers(0, 256, (3, 64, 40, 3)).astype(np.uint8)
+    planes = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
+    found = lpips.distance(planes[:2].requires_grad_(), planes[2:].expand(2, -1, -1, -1))
+    assert found.tolist() == pytest.approx(lpips(images[:2], images[2]), rel=1e-4)
+    # Places where no feature is active, for which the package has no gradient.
+    with torch.no_grad():
+        for layer in lpips._net.modules():
+            if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
+                layer.bias.fill_(-1e4)
+    generated = planes[:1].detach().requires_grad_()
+    lpips.distance(generated, planes[2:]).sum().backward()
+    assert bool(torch.isfinite(generated.grad).all())

@@ -52,3 +52,35 @@ def test_the_layers_unrolled_by_hand():
         x = x * scale.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
     x = functional.conv2d(functional.leaky_relu(x, 0.2), last.weight, last.bias, 1, 1)
     assert torch.allclose(net(pair), x, atol=1e-6)
+
+
+def test_spectral_norms_are_one_and_weights_are_drawn_all_the_same():
+    torch.manual_seed(2)
+    net = PatchGAN(3, 8, 3, "instance", True)
+    initialise(net)
+    originals = [
+        layer.parametrizations.weight.original
+        for layer in net.modules()
+        if isinstance(layer, torch.nn.Conv2d)
+    ]
+    assert len(originals) == 5
+    assert originals[-2].std().item() == pytest.approx(0.02, rel=0.02)
+    for _ in range(60):
+        net(torch.rand(1, 3, 32, 32))
+    for layer in net.eval().modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            norm = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+            assert norm.item() == pytest.approx(1, abs=0.02)
+
+
+def test_features_are_activated_and_end_with_the_logits():
+    torch.manual_seed(2)
+    net = PatchGAN(3, 4, 2).eval()
+    image = torch.rand(2, 3, 32, 48)
+    maps = net.features(image)
+    assert [tuple(each.shape[1:]) for each in maps] == [
+        (4, 16, 24), (8, 8, 12), (16, 7, 11), (1, 6, 10),
+    ]  # fmt: skip
+    first = functional.conv2d(image, net.model[0].weight, net.model[0].bias, 2, 1)
+    assert torch.allclose(maps[0], torch.where(first > 0, first, 0.2 * first), atol=1e-6)
+    assert torch.equal(maps[-1], net(image))

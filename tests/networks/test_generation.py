@@ -10,7 +10,9 @@ from hemera.errors import TrainingError
 from hemera.networks.generation import (
     DEPTHS,
     GenerationNet,
+    PatchProjection,
     build_generator,
+    draw_places,
     initialise,
 )
 
@@ -268,3 +270,34 @@ def test_it_compiles_as_one_graph_and_likes_channels_last(generator):
         found = last(image.contiguous(memory_format=torch.channels_last))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["resnet_6blocks", "resnet_9blocks"])
+def test_the_encoder_of_a_residual_generator(network):
+    """The padded image, both halving convolutions, the first and the fifth block, as in CUT."""
+    torch.manual_seed(3)
+    net = build_generator(network, 4, "instance")
+    image = torch.rand(2, 3, 32, 48)
+    maps = net.encode(image)
+    shapes = [(3, 38, 54), (8, 16, 24), (16, 8, 12), (16, 8, 12), (16, 8, 12)]
+    assert [tuple(each.shape[1:]) for each in maps] == shapes
+    assert net.encoder_widths == tuple(shape[0] for shape in shapes)
+    assert torch.equal(maps[0], functional.pad(image, (3, 3, 3, 3), mode="reflect"))
+    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    x = functional.relu(functional.instance_norm(convolutions[0](maps[0])))
+    assert torch.allclose(maps[1], convolutions[1](x), atol=1e-5)
+    x = functional.relu(functional.instance_norm(maps[1]))
+    assert torch.allclose(maps[2], convolutions[2](x), atol=1e-5)
+
+
+def test_projected_features_are_those_of_the_drawn_places():
+    torch.manual_seed(4)
+    projection = PatchProjection((2, 3), 5)
+    maps = [torch.rand(2, 2, 4, 6), torch.rand(2, 3, 2, 2)]
+    places = draw_places(maps, 7)
+    assert [len(set(each.tolist())) for each in places] == [7, 4]
+    found = projection(maps, places)
+    assert [tuple(each.shape) for each in found] == [(2, 7, 5), (2, 4, 5)]
+    row, column = divmod(int(places[0][2]), 6)
+    expected = projection.heads[0](maps[0][1, :, row, column])
+    assert torch.allclose(found[0][1, 2], expected / expected.norm(), atol=1e-6)

@@ -251,3 +251,111 @@ def test_losses_of_half_precision_are_computed_in_single(dtype):
         # What the rounding of the inputs leaves; the sums add none of their own.
         assert float(found[name]) == pytest.approx(float(value), rel=5e-3), name
         assert float(within[name]) == pytest.approx(float(found[name]), rel=1e-5), name
+
+
+# --- losses of presets, against their formulas in NumPy ------------------------------------------
+
+
+def unit(values):
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def nce_by_hand(query, key, supervision):
+    """Each place of each image: -log of its positive among all places of the image."""
+    total, weights = 0.0, 0.0
+    for image_query, image_key in zip(query, key, strict=True):
+        for place, vector in enumerate(image_query):
+            scores = [float(np.exp(vector @ other / 0.07)) for other in image_key]
+            loss = -np.log(scores[place] / sum(scores))
+            weight = 1.0
+            if supervision is not None:
+                own = max(0.0, float(vector @ image_key[place]))
+                weight = supervision * 1.0 + (1 - supervision) * own
+            total, weights = total + weight * loss, weights + weight
+    return total / weights
+
+
+@pytest.mark.parametrize("supervision", [None, 1.0, 0.3, 0.02])
+def test_patch_nce_equals_its_formula(supervision):
+    rng = np.random.default_rng(3)
+    query = unit(rng.normal(size=(2, 5, 4)))
+    # Some pairs are consistent, others are opposite, whose adaptive weight is the lowest.
+    key = unit(query + rng.normal(size=query.shape))
+    key[0, 1] = -query[0, 1]
+    found = losses.patch_nce(torch.from_numpy(query), torch.from_numpy(key), supervision)
+    expected = nce_by_hand(query, key, supervision)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    if supervision == 0.02:
+        assert expected < 0.9 * nce_by_hand(query, key, None), "the opposite pair counts less"
+
+
+def test_patch_nce_moves_the_query_alone():
+    query, key = (torch.rand(1, 3, 4, requires_grad=True) for _ in range(2))
+    losses.patch_nce(query, key, 0.5).backward()
+    assert key.grad is None
+    assert float(query.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(1, 1.0), (30, 1.0), (31, 1.0), (32, 0.9), (36, 0.5), (40, 0.1)]
+)
+def test_supervision_decreases_with_the_learning_rate(epoch, expected):
+    """ASP trains 30 and 10 epochs: with t = (epoch - 1) / 40, k = .75: (1 - t) / (1 - k)."""
+    assert losses.supervision_weight(epoch, 40, 30) == pytest.approx(expected)
+    assert losses.supervision_weight(epoch, 40, 40) == 1
+
+
+def test_the_strongest_staining_equals_its_percentiles():
+    rng = np.random.default_rng(4)
+    images = rng.uniform(0.05, 1, (2, 2, 3, 17, 31)).astype(np.float32)
+    background = torch.full((2, 3, 1, 1), 0.9)
+    found = losses.dab_percentile(*torch.from_numpy(images), background).item()
+    scores = []
+    for pair in images:
+        for image in pair:
+            density = losses.dab_density(torch.from_numpy(image)[None], background[:1])
+            values = density.numpy().ravel().astype(np.float64)
+            values = np.minimum(values, np.quantile(values, 0.99))
+            scores.append(values[values >= np.quantile(values, 0.9)].mean())
+    expected = np.mean([abs(scores[0] - scores[2]), abs(scores[1] - scores[3])])
+    assert found == pytest.approx(expected, rel=1e-4)
+    # Where it is does not matter.
+    moved = np.roll(images[0], (5, 11), (-2, -1)).copy()
+    same = losses.dab_percentile(torch.from_numpy(moved), torch.from_numpy(images[0]), background)
+    assert same.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_coarse_difference_is_that_of_the_means_of_blocks():
+    rng = np.random.default_rng(5)
+    images = rng.uniform(size=(2, 1, 3, 16, 24)).astype(np.float32)
+    means = images.reshape(2, 1, 3, 2, 8, 3, 8).mean((4, 6))
+    expected = np.abs(means[0] - means[1]).mean()
+    assert losses.coarse_l1(*torch.from_numpy(images)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_feature_matching_is_the_mean_over_maps():
+    """Two maps of different size with mean differences .5 and 2: 1.25."""
+    real = [torch.zeros(1, 2, 4, 4, requires_grad=True), torch.zeros(1, 8, 2, 2)]
+    generated = [torch.full((1, 2, 4, 4), 0.5), torch.full((1, 8, 2, 2), -2.0).requires_grad_()]
+    found = losses.feature_matching(generated, real)
+    assert found.item() == 1.25
+    found.backward()
+    assert real[0].grad is None
+
+
+def test_r1_is_the_mean_squared_gradient_and_has_a_gradient_itself():
+    """Of D(x) = sum of a x^2 it is 2 a x: the mean of 4 a^2 x^2, whose derivative is 8 a x^2."""
+    factor = torch.tensor(1.5, requires_grad=True)
+    real = torch.tensor([1.0, -2.0, 0.0, 3.0]).view(1, 1, 2, 2)
+    found = losses.gradient_penalty(lambda x: factor * x.square(), real)
+    assert found.item() == pytest.approx(4 * 1.5**2 * 14 / 4)
+    found.backward()
+    assert factor.grad.item() == pytest.approx(8 * 1.5 * 14 / 4)
+
+
+def test_the_hinge_loss_by_hand():
+    logits = torch.tensor([2.0, 0.5, -3.0])
+    assert losses.adversarial(logits, True, "hinge").item() == pytest.approx((0 + 0.5 + 4) / 3)
+    assert losses.adversarial(logits, False, "hinge").item() == pytest.approx((3 + 1.5 + 0) / 3)
+    own = losses.adversarial(logits, True, "hinge", generator=True)
+    assert own.item() == pytest.approx(0.5 / 3)

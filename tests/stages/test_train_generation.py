@@ -13,17 +13,31 @@ from hemera.config import TrainGenerationOptions
 from hemera.errors import TrainingError
 from hemera.evaluation import metrics
 from hemera.networks import losses, storage
+from hemera.networks.discriminator import PatchGAN
 from hemera.stages import train_generation
 from hemera.stages.train_generation import rate_factor, run
 from hemera.training.checkpoint import TrainingState
 from tests.small_index import write_index
 from tests.small_networks import cpu_compute
 from tests.small_training import history, interrupted, paths, run_command, same_bytes
+from tests.small_weights import write_alexnet
 
 OPTIONS = TrainGenerationOptions(
     network="unet_32", base_width=4, discriminator_width=4, crop_px=64, epochs=2,
     decay_from_epoch=1, learning_rate=2e-3, device="cpu", torch_threads=1, workers=0,
 )  # fmt: skip
+
+ASP = {
+    "network": "resnet_6blocks", "norm": "instance", "discriminator_layers": 4, "gan_loss": "lsgan",
+    "discriminator_input": "her2", "spectral_norm": True, "nce_weight": 3, "l1_weights": [1, 0, 2],
+    "supervised_nce_weight": 5, "dice_source": "none",
+}  # fmt: skip
+MISALIGNED = {
+    "norm": "instance", "discriminator_input": "her2", "spectral_norm": True, "gan_loss": "hinge",
+    "l1_weights": [0], "dice_source": "none", "coarse_l1_weight": 2, "lpips_quarter_weight": 3,
+    "lpips_half_weight": 0.5, "feature_matching_weight": 7, "dab_percentile_weight": 0.2,
+    "r1_weight": 10, "crop_px": 128, "ema": 0.9,
+}  # fmt: skip
 
 GOLDEN = {
     3: {
@@ -101,6 +115,46 @@ def test_the_total_is_the_weighted_sum(train, tmp_path):
     assert found["total"] == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize("options", [ASP, MISALIGNED], ids=["asp", "misaligned"])
+def test_the_methods_of_presets_train(options, train, tmp_path):
+    """With LPIPS, whose weights are named; the total is the weighted sum of the losses."""
+    if options is MISALIGNED:
+        options = {**options, "lpips_weights": str(write_alexnet(tmp_path / "alexnet.pth"))}
+    values = train(tmp_path / "out", epochs=2, **options)
+    found = {
+        name: value for (e, split, name), value in values.items() if (e, split) == (2, "train")
+    }
+    total = found["adversarial"]
+    for level, weight in enumerate(options["l1_weights"], 1):
+        total += weight * found[f"l1_{level}"]
+    names = [name.removesuffix("_weight") for name in options if name.endswith("_weight")]
+    for name in names:
+        assert found[name] > 0 or name == "r1", name
+        total += options[f"{name}_weight"] * found[name] if name != "r1" else 0
+    assert found["total"] == pytest.approx(total, rel=1e-4)
+    # The penalty is taken on the first of every 16 steps.
+    assert ("r1" in names) == (values.get((1, "train", "r1"), 0) > 0)
+    assert found.get("r1", 0) == 0
+    described = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert ("lpips_sha256" in described) == ("lpips_weights" in options)
+    storage.load_generation(
+        tmp_path / "out" / "generator.safetensors", tmp_path / "out" / "metadata.json"
+    )
+
+
+def test_lpips_is_left_out_without_its_weights_and_missing_weights_are_errors(
+    train, tmp_path, caplog
+):
+    options = {"lpips_half_weight": 1, "crop_px": 128, "epochs": 1}
+    assert (1, "train", "lpips_half") not in train(tmp_path, **options)
+    assert "LPIPS is left out" in caplog.text
+    missing = OPTIONS.replace(**options, lpips_weights="nowhere.pth")
+    (fault,) = missing.requirements()
+    assert "train_generation.lpips_weights: nowhere.pth does not exist; give a file" in fault
+    with pytest.raises(TrainingError, match=r"nowhere.pth does not exist"):
+        train(tmp_path, **options, lpips_weights="nowhere.pth")
+
+
 def test_the_network_learns(train, tmp_path):
     found = train(tmp_path, epochs=25, decay_from_epoch=15, learning_rate=5e-3)
     assert found[25, "val", "reconstruction"] < 0.5 * found[1, "val", "reconstruction"]
@@ -176,7 +230,7 @@ def state_of(folder, options, rate=0.1, precision=torch.float32):
     torch.manual_seed(0)
     modules = {
         "generator": train_generation.build_generator("unet_32", 4, options.norm),
-        "discriminator": train_generation.PatchGAN(6, 4, 2, options.norm),
+        "discriminator": PatchGAN(6, 4, 2, options.norm),
     }
     optimisers = {k: torch.optim.SGD(m.parameters(), rate) for k, m in modules.items()}
     compute = cpu_compute(precision)
@@ -339,6 +393,7 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_resumes(
     [
         {"network": "resnet_6blocks", "dropout": True},
         {"ema": 0.9, "clip_norm": 0.1},
+        ASP,
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_bits(options, train, finished, tmp_path):
