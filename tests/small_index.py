@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from hemera import tables
+from hemera.config import MaskOptions
 from hemera.dataset.shards import ShardWriter
 from hemera.imaging.codecs import encode, encode_mask
 from hemera.masks import label_format
@@ -62,6 +63,7 @@ def write_index(results: Path, train: int = 3, val: int = 2, test: int = 2, **dr
             row |= stored(labels, "stain_", f"{row['tile']}.stain.png", encode_mask(mask))
             rows.append(row)
     index = results / "index" / "index.parquet"
-    metadata = {"fingerprint": "f" * 64, "mask_target": "stain"}
+    made = tables.provenance(MaskOptions(engines={"stain": {}}))["options"]
+    metadata = {"fingerprint": "f" * 64, "mask_target": "stain", "options_mask": made}
     tables.write(index, rows, tables.index(("stain",)), metadata)
     return index

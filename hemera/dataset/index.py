@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import operator
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from hemera.config import MaskOptions
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.files.faults import translated
 from hemera.sheet import SPLITS
@@ -42,6 +44,12 @@ class TileIndex:
     def mask_target(self) -> str:
         """The engine whose masks are for training."""
         return self._metadata("mask_target")
+
+    @property
+    def mask_options(self) -> MaskOptions:
+        """The options of the stage that made the masks."""
+        values = json.loads(self._metadata("options_mask"))
+        return MaskOptions(**{name: value for name, value in values.items() if name != "version"})
 
     def _metadata(self, key: str) -> str:
         if key not in self.metadata:

@@ -1,47 +1,37 @@
-"""Networks and trivial baselines on test tiles: metrics per tile, and per group of tiles."""
+"""Networks and trivial baselines on test tiles: metrics per tile. `summary` has those of groups."""
 
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hemera import tables
-from hemera.config import EvaluateOptions
-from hemera.dataset.statistics import Frame
+from hemera.config import EvaluateOptions, MaskOptions
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.evaluation import baselines, metrics, perceptual, stain_quality
-from hemera.evaluation.metrics import Bootstrap, Confusion, Summary
+from hemera.evaluation import baselines, metrics, stain_quality
+from hemera.evaluation.metrics import Confusion
 from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.imaging.color import Color, normalise_background
-from hemera.masks import her2_score, label_format
+from hemera.masks import label_format
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Rows = list[dict[str, Any]]
-Summaries = dict[tuple[str, str], Summary]
-"""By metric and aggregation."""
 Features = dict[str, dict[str, npt.NDArray[np.float32]]]
 """InceptionV3's features (2048,) of each tile, by tile and method; `REAL` is the HER2 tile."""
 
 IMAGE_METRICS = ("psnr_db", "ssim", "ssim_gaussian", "lpips")
-SET_METRICS = ("fid", "kid")
 COUNTS = tuple(f"{name}_px" for name in Confusion._fields)
 
 SEGMENTER = "segmenter"
 """Method of SegmentationNet's rows; those of generators are named after their preset."""
 CONSTANTS = ("all_positive", "all_negative")
 REAL = "real"
-
-CONFIDENCE = 0.95
-"""Level of the confidence intervals."""
 
 
 class Network(NamedTuple):
@@ -61,7 +51,7 @@ class Item(NamedTuple):
     he_background: Color
     her2_background: Color
 
-    def normalised(self, stain: str) -> RGB:
+    def over_white(self, stain: str) -> RGB:
         """Return the image of he or her2, divided by its background."""
         return normalise_background(getattr(self, stain), getattr(self, f"{stain}_background"))
 
@@ -111,7 +101,7 @@ def predict_tiles(
 
 def input_image(net: Network, item: Item) -> RGB:
     """Return the H&E image that a network takes, (H, W, 3)."""
-    return item.normalised("he") if net.normalise_background else item.he
+    return item.over_white("he") if net.normalise_background else item.he
 
 
 def to_image(net: Network, generated: Tensor, item: Item) -> RGB:
@@ -135,28 +125,30 @@ def evaluate_generators(
     tiles: TileDataset,
     facts: Mapping[str, Mapping[str, Any]],
     colors: baselines.Colors,
+    masks: MaskOptions,
     extractors: FeatureExtractors,
     device: torch.device,
     options: EvaluateOptions,
 ) -> tuple[Rows, Features]:
     """Measure the images of generators, by name, and of the trivial baselines.
 
-    All are compared with the real tile after division by its background.
+    All are compared with the real tile after division by its background, and their cells by the
+    mask engine with the options `masks`.
 
     Returns rows of `tables.EVALUATION_TILES`, to which `facts` has tile, case, dataset and score by
     tile, and the features, none without InceptionV3.
     """
     rows: Rows = []
     features: Features = {}
-    cells = _cell_comparison(tiles, facts)
+    cells = _cell_comparison(tiles, facts, masks)
     places = np.linspace(0, len(tiles) - 1, min(options.cell_tiles, len(tiles))).round()
     compared = {tiles.tiles[int(place)] for place in places}
     batch_size = 1 if options.public_mode else options.batch_size
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for item, outputs in predict_tiles(nets, tiles, "generation", device, batch_size):
             images = {name: to_image(nets[name], output, item) for name, output in outputs.items()}
-            images |= baselines.images(item.normalised("he"), colors)
-            real, valid = item.normalised("her2"), ~label_format.excluded(item.mask)
+            images |= baselines.images(item.over_white("he"), colors)
+            real, valid = item.over_white("her2"), ~label_format.excluded(item.mask)
             # Nothing is known of excluded pixels: every method has those of the real tile.
             images = {k: np.where(valid[..., None], image, real) for k, image in images.items()}
             positive = label_format.positive(item.mask)
@@ -189,7 +181,7 @@ def _fact(facts: Mapping[str, Mapping[str, Any]], tile: str, network: str) -> di
 
 
 def _cell_comparison(
-    tiles: TileDataset, facts: Mapping[str, Mapping[str, Any]]
+    tiles: TileDataset, facts: Mapping[str, Mapping[str, Any]], masks: MaskOptions
 ) -> stain_quality.CellComparison:
     cases: dict[str, list[str]] = {}
     for tile, fact in facts.items():
@@ -197,9 +189,9 @@ def _cell_comparison(
 
     def read(tile: str) -> tuple[RGB, Mask]:
         item = stored(tiles, tiles.position(tile))
-        return item.normalised("her2"), ~label_format.excluded(item.mask)
+        return item.over_white("her2"), ~label_format.excluded(item.mask)
 
-    return stain_quality.CellComparison(cases, read)
+    return stain_quality.CellComparison(cases, read, masks)
 
 
 def _pixel_metrics(image: RGB, real: RGB, positive: Mask, valid: Mask) -> dict[str, Any]:
@@ -228,7 +220,7 @@ def evaluate_segmenter(
             SEGMENTER: to_probability(outputs[SEGMENTER]) >= metrics.THRESHOLD,
             "all_positive": np.ones_like(truth),
             "all_negative": np.zeros_like(truth),
-            "dark": baselines.dark(item.normalised("he"), darkness),
+            "dark": baselines.dark(item.over_white("he"), darkness),
         }
         fact = _fact(facts, item.tile, "segmentation")
         for method, predicted in predictions.items():
@@ -237,177 +229,25 @@ def evaluate_segmenter(
     return rows
 
 
-def summarise(
-    rows: Sequence[Mapping[str, Any]], features: Features, options: EvaluateOptions
-) -> Rows:
-    """Return the rows of `tables.METRICS`: all tiles, and each data set, score and case.
-
-    `rows` are of `tables.EVALUATION_TILES`; without `features` there is no FID and KID.
-    """
-    table = pd.DataFrame(rows, columns=tables.EVALUATION_TILES.names)
-    table = table.astype(dict.fromkeys(IMAGE_METRICS, float))
-    found: Rows = []
-    for (network, group), members in _groups(table):
-        methods = dict(list(members.groupby("method", sort=False)))
-        # Every method has the same tiles in the same order.
-        bootstrap = Bootstrap(
-            next(iter(methods.values()))["case"],
-            samples=options.bootstrap_samples,
-            confidence=CONFIDENCE,
-            seed=options.seed,
-        )
-        if network == "segmentation":
-            measured = _segmentation_metrics(methods, bootstrap)
-        else:
-            measured = {method: _image_metrics(own, bootstrap) for method, own in methods.items()}
-            # One case has too few tiles to compare sets.
-            if features and not group.startswith("case="):
-                for method, own in methods.items():
-                    if method == REAL:
-                        continue
-                    measured[method] |= _set_metrics(own, method, features, options.seed)
-        found += [
-            {
-                "network": network,
-                "method": method,
-                "group": group,
-                "metric": metric,
-                "aggregation": aggregation,
-                **summary._asdict(),
-            }
-            for method, values in measured.items()
-            for (metric, aggregation), summary in values.items()
-        ]
-    return found
-
-
-def _groups(table: Frame) -> Iterator[tuple[tuple[str, str], Frame]]:
-    """Yield (network, group) and its tiles; groups are all, dataset=..., score=..., case=...."""
-    for network, own in table.groupby("network"):
-        yield (network, "all"), own
-        for key in ("dataset", "score", "case"):
-            for value, members in own.groupby(key):
-                yield (network, f"{key}={value}"), members
-
-
-def _image_metrics(tiles: Frame, bootstrap: Bootstrap) -> Summaries:
-    found = {
-        (metric, "mean"): metrics.summarise(tiles[metric], bootstrap)
-        for metric in IMAGE_METRICS
-        if tiles[metric].notna().any()
-    }
-    infinite = float(np.isinf(tiles["psnr_db"]).sum())
-    found["psnr_infinite", "count"] = Summary(infinite, None, len(tiles))
-    return found | _stain_metrics(tiles, bootstrap) | _cell_metrics(tiles, bootstrap)
-
-
-def _stain_metrics(tiles: Frame, bootstrap: Bootstrap) -> Summaries:
-    """Return `stain_quality.FIGURES` of all pixels together, and r of the mean DAB of tiles."""
-    sums = np.stack(tiles["stain_sums"].tolist())
-    of_tiles = stain_quality.tile_moments(sums)
-    samples, tile_samples = bootstrap.sums(sums), bootstrap.sums(of_tiles)
-    found: Summaries = {}
-    for name, figure in stain_quality.FIGURES.items():
-        bounds = (None, None) if samples is None else bootstrap.bounds(figure(samples))
-        found[name, "pooled"] = _summary(figure(sums.sum(0)), len(tiles), bounds)
-    r = stain_quality.correlation
-    bounds = (None, None) if tile_samples is None else bootstrap.bounds(r(tile_samples))
-    found["dab_r", "tiles"] = _summary(r(of_tiles.sum(0)), len(tiles), bounds)
-    return found
-
-
-def _summary(
-    value: npt.NDArray[np.float64], tiles: int, bounds: tuple[float | None, float | None]
-) -> Summary:
-    defined = bool(np.isfinite(value))
-    return Summary(float(value) if defined else None, None, tiles, *bounds)
-
-
-def _cell_metrics(tiles: Frame, bootstrap: Bootstrap) -> Summaries:
-    """Return F1 of positive cells, and the fraction of cases in which both have one HER2 score."""
-    compared = tiles[tiles["matched_cells"].notna()]
-    if compared.empty:
-        return {}
-    columns = ["matched_cells", "positive_cells", "positive_cells_real"]
-    # Zero for tiles that were not compared: the samples are of all cases.
-    counts = tiles[columns].fillna(0).to_numpy(np.float64)
-
-    def f1(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return metrics.ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
-
-    bounds = bootstrap.interval(counts, f1)
-    scores = read_scores(compared)
-    equal = (scores["generated"] == scores["real"]).to_numpy(float)
-    return {
-        ("cell_f1", "pooled"): _summary(f1(counts.sum(0)), len(compared), bounds),
-        ("cell_score", "cases"): Summary(
-            float(equal.mean()) if equal.size else None, None, len(compared)
-        ),
-    }
-
-
-def read_scores(tiles: Frame) -> Frame:
-    """Return the HER2 scores of `her2_score.CLASSES` by case, read from the cells of both images.
-
-    `tiles` are rows of one method with compared cells; the result has columns generated and real,
-    -1 for a generated case without cells, and no cases without cells on the real images.
-    """
-    by_case = tiles.groupby("case")[["cells", "cells_real"]].agg(
-        lambda column: np.sum(column.tolist(), axis=0)
-    )
-    by_case = by_case[by_case["cells_real"].map(np.sum) > 0]
-    read = {
-        name: her2_score.her2_scores(np.array(by_case[column].tolist(), np.int64).reshape(-1, 4))
-        for name, column in (("generated", "cells"), ("real", "cells_real"))
-    }
-    return pd.DataFrame(read, index=by_case.index)
-
-
-def _set_metrics(tiles: Frame, method: str, features: Features, seed: int) -> Summaries:
-    """Return FID and KID of one method's tiles; without a value for fewer than two tiles."""
-    generated, real = (
-        np.stack([features[tile][name] for tile in tiles["tile"]]) for name in (method, REAL)
-    )
-    return {
-        ("fid", "set"): Summary(perceptual.frechet_distance(generated, real), None, len(tiles)),
-        ("kid", "set"): perceptual.kernel_distance(generated, real, seed=seed),
-    }
-
-
-def _segmentation_metrics(
-    methods: Mapping[str, Frame], bootstrap: Bootstrap
-) -> dict[str, Summaries]:
-    measured = {}
-    for method, tiles in methods.items():
-        counts = tiles[list(COUNTS)].to_numpy(np.int64)
-        measured[method] = metrics.aggregate(counts, bootstrap)
-        measured[method] |= _false_alarms(counts, bootstrap)
-    measured["best_constant"] = {
-        key: max(
-            (measured[method][key] for method in CONSTANTS),
-            key=lambda each: -math.inf if each.value is None else each.value,
-        )
-        for key in measured[CONSTANTS[0]]
-        if key[0] in metrics.SEGMENTATION_METRICS
-    }
-    return measured
-
-
 def choose_examples(
     rows: Sequence[Mapping[str, Any]], generator: str, wanted: int
 ) -> list[tuple[str, str]]:
     """Choose tiles to show, evenly from the best to the worst: (tile, label).
 
     They are ordered by F1 of SegmentationNet where it was evaluated, otherwise by SSIM of one
-    generator. Tiles without a positive pixel in truth and prediction come last.
+    generator. Tiles without a positive pixel in truth come last, by their false positives.
     """
     order: dict[str, tuple[float, str]] = {}
     for row in rows:
         if row["method"] == SEGMENTER:
-            counts = np.array([row[name] for name in COUNTS])
-            f1 = float(metrics.rates(counts)["f1"])
-            empty = not counts[:3].any()
-            order[row["tile"]] = (-1.0, "no positive pixel") if empty else (f1, f"F1 {f1:.3f}")
+            count = Confusion(*(row[name] for name in COUNTS))
+            if count.true_positive + count.false_negative:
+                f1 = metrics.scores(count)["f1"]
+                order[row["tile"]] = f1, f"F1 {f1:.3f}"
+            else:
+                false = count.false_positive / max(1, count.false_positive + count.true_negative)
+                label = f"none positive in truth, {100 * false:.1f} % predicted"
+                order[row["tile"]] = -1 - false, label
         elif row["method"] == generator:
             order.setdefault(row["tile"], (row["ssim"], f"SSIM {row['ssim']:.3f}"))
     ranked = sorted(order, key=lambda tile: (-order[tile][0], tile))
@@ -418,16 +258,3 @@ def choose_examples(
         rank = {0: "best: ", len(ranked) - 1: "worst: "}.get(place, "") if value >= 0 else ""
         chosen.append((ranked[place], rank + label))
     return chosen
-
-
-def _false_alarms(counts: npt.NDArray[np.int64], bootstrap: Bootstrap) -> Summaries:
-    """Return the positive fraction of tiles with empty truth, whose F1 is 0 or 1; counts (T, 4)."""
-    empty = counts[:, 0] + counts[:, 2] == 0
-    columns = np.stack([counts[:, 1] * empty, (counts[:, 1] + counts[:, 3]) * empty], axis=1)
-
-    def fraction(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return metrics.ratio(sums[..., 0], sums[..., 1])
-
-    bounds = bootstrap.interval(columns, fraction)
-    value = fraction(columns.sum(0).astype(np.float64))
-    return {("false_positive_fraction", "empty"): _summary(value, int(empty.sum()), bounds)}

@@ -191,22 +191,37 @@ def aggregate(
     """Return the metrics of confusions (T, 4) of tiles in three aggregations.
 
     ``mean``: over tiles, 1 where truth and prediction are empty. ``pooled``: of all pixels
-    together. ``mean_nonempty``: over the tiles whose truth is not empty.
+    together; undefined where none of them is positive. ``mean_nonempty``: over the tiles whose
+    truth is not empty.
     """
     per_tile = rates(counts)
     nonempty = counts[:, 0] + counts[:, 2] > 0
-    whole = rates(counts.sum(0))
     found = {}
     for metric in SEGMENTATION_METRICS:
-        low, high = bootstrap.interval(counts, functools.partial(_rate, metric))
+        pooled = functools.partial(pooled_rate, metric)
         found[metric, "mean"] = summarise(per_tile[metric], bootstrap)
-        found[metric, "pooled"] = Summary(float(whole[metric]), None, len(counts), low, high)
+        found[metric, "pooled"] = of_sums(counts, pooled, len(counts), bootstrap)
         found[metric, "mean_nonempty"] = summarise(per_tile[metric], bootstrap, nonempty)
     return found
 
 
-def _rate(metric: str, counts: Floats) -> Floats:
-    return rates(counts)[metric]
+def pooled_rate(metric: str, counts: Floats) -> Floats:
+    """Return one of `rates` (...) of confusions (..., 4), NaN where the truth is empty."""
+    empty = counts[..., 0] + counts[..., 2] == 0
+    return np.where(empty, np.nan, rates(counts)[metric])
+
+
+def of_sums(
+    columns: npt.NDArray[np.generic],
+    statistic: Callable[[Floats], Floats],
+    tiles: int,
+    bootstrap: Bootstrap,
+) -> Summary:
+    """Return a statistic of the sums of columns (T, K), and its interval; see `Bootstrap`."""
+    columns = columns.astype(np.float64)
+    value = float(statistic(columns.sum(0)))
+    bounds = bootstrap.interval(columns, statistic)
+    return Summary(value if np.isfinite(value) else None, None, tiles, *bounds)
 
 
 def ratio(above: Floats, below: Floats) -> Floats:

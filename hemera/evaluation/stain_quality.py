@@ -19,7 +19,7 @@ from hemera.masks import engine
 from hemera.masks.agreement import MATCH_UM, matched
 from hemera.masks.label_format import Cells
 from hemera.networks import losses
-from hemera.networks.similarity import concordance, dab_sums, moments
+from hemera.networks.similarity import concordance, moments, pair_sums
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -68,8 +68,9 @@ def tile_sums(image: RGB, real: RGB, positive: Mask, valid: Mask) -> Floats:
         torch.from_numpy(np.ascontiguousarray(each.transpose(2, 0, 1)))[None].float() / 255
         for each in (image, real)
     ]
-    sums = dab_sums(planes[0], planes[1], white, torch.from_numpy(valid)[None, None])[0].tolist()
-    density = [losses.dab_density(each, white)[0, 0].clamp(min=0).numpy() for each in planes]
+    densities = [losses.dab_density(each, white).clamp(min=0) for each in planes]
+    sums = pair_sums(densities[0], densities[1], torch.from_numpy(valid)[None, None])[0].tolist()
+    density = [each[0, 0].numpy() for each in densities]
     brown = [
         (dab >= BROWN_DENSITY) & (each[..., 0] > each[..., 2]) & valid
         for dab, each in zip(density, (image, real), strict=True)
@@ -102,7 +103,7 @@ def _sum(sums: Floats, name: str) -> Floats:
 
 
 def correlation(sums: Floats) -> Floats:
-    """Return Pearson's r from `dab_sums` (..., 6); NaN where an image is uniform."""
+    """Return Pearson's r from `pair_sums` (..., 6); NaN where an image is uniform."""
     _, _, var_x, var_y, covariance = moments(sums)
     uniform = np.minimum(var_x, var_y) < 1e-12
     return np.where(uniform, np.nan, covariance / np.sqrt(np.maximum(var_x * var_y, 1e-24)))
@@ -161,19 +162,23 @@ def tile_moments(sums: Floats) -> Floats:
 
 
 class CellComparison:
-    """The mask engine `stain`, with default options, for generated and real tiles."""
+    """The mask engine `stain` for generated and real tiles."""
 
     def __init__(
-        self, cases: Mapping[str, Sequence[str]], read: Callable[[str], tuple[RGB, Mask]]
+        self,
+        cases: Mapping[str, Sequence[str]],
+        read: Callable[[str], tuple[RGB, Mask]],
+        options: MaskOptions,
     ) -> None:
         """Load the engine.
 
         Args:
             cases: the tiles of each case, on some of which its stains are estimated.
             read: returns a real tile (H, W, 3) over white, and its valid pixels, by its id.
+            options: of the engine, or its defaults where the cohort has no masks of it.
         """
-        options = MaskOptions()
-        self._engine = engine.module("stain").load(options.engines["stain"], options)
+        own = options.engines.get("stain", MaskOptions().engines["stain"])
+        self._engine = engine.module("stain").load(own, options)
         self._cases = cases
         self._read = read
         self._states: dict[tuple[str, float], Any] = {}

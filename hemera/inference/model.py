@@ -54,7 +54,7 @@ def load_model(folder: Path, device: torch.device, precision: str = "float32") -
         described["tile_px"],
         described["mpp"],
         described["mpp_max"],
-        storage.normalises_background(described),
+        storage.background_is_white(described),
         {
             "weights_sha256": storage.file_digest(weights),
             **{name: described.get(name) for name in names},

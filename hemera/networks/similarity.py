@@ -47,25 +47,33 @@ def ssim(images: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def dab_sums(images: Tensor, truth: Tensor, background: Tensor, valid: Tensor) -> Tensor:
-    """Return sums of the DAB densities x of `images` and y of `truth`, (B, 6) in double precision.
+    """Return `pair_sums` of the DAB densities of `images` and `truth`, (B, 3, H, W) in [0, 1].
 
-    They are those of 1, x, y, x^2, y^2 and x y over the pixels of `valid` (B, 1, H, W). Images are
-    (B, 3, H, W) in [0, 1], densities those of `losses.dab_density`, clipped at 0.
+    They are those of `losses.dab_density`, clipped at 0; of `valid` (B, 1, H, W) pixels.
     """
-    x, y = (losses.dab_density(each, background).clamp(min=0).double() for each in (images, truth))
+    x, y = (losses.dab_density(each, background).clamp(min=0) for each in (images, truth))
+    return pair_sums(x, y, valid)
+
+
+def pair_sums(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """Return the sums of 1, x, y, x^2, y^2 and x y over the pixels of `valid`: (B, 6), doubles.
+
+    All are (B, 1, H, W).
+    """
+    x, y = x.double(), y.double()
     terms = (torch.ones_like(x), x, y, x * x, y * y, x * y)
     return torch.stack([(term * valid).flatten(1).sum(1) for term in terms], 1)
 
 
 def moments(sums: Floats) -> tuple[Floats, ...]:
-    """Return means of x and y, their variances and covariance, from `dab_sums` (..., 6)."""
+    """Return means of x and y, their variances and covariance, from `pair_sums` (..., 6)."""
     count, *rest = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
     x, y, xx, yy, xy = (each / np.maximum(count, 1) for each in rest)
     return x, y, np.maximum(xx - x * x, 0), np.maximum(yy - y * y, 0), xy - x * y
 
 
 def concordance(sums: Floats) -> Floats:
-    """Return Lin's concordance correlation coefficient (...) from `dab_sums` (..., 6).
+    """Return Lin's concordance correlation coefficient (...) from `pair_sums` (..., 6).
 
     It is 2 cov / (var x + var y + (mean x - mean y)^2): at most 1, where both are equal; 0 for a
     uniform image. Unlike a correlation it falls if there is too little stain or too much.

@@ -122,8 +122,8 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
     return metadata
 
 
-def normalises_background(described: Mapping[str, Any]) -> bool:
-    """Return whether a network's input is divided by its background, from its metadata."""
+def background_is_white(described: Mapping[str, Any]) -> bool:
+    """Return whether a network is for images over white, divided by their backgrounds."""
     return bool(described.get("options", {}).get("normalise_background", False))
 
 

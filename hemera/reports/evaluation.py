@@ -14,9 +14,9 @@ import pandas as pd
 from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.statistics import Frame
-from hemera.evaluation import image_quality, published
+from hemera.evaluation import published, summary
 from hemera.evaluation.image_quality import COUNTS, REAL, SEGMENTER
-from hemera.evaluation.metrics import SEGMENTATION_METRICS, rates
+from hemera.evaluation.metrics import SEGMENTATION_METRICS, pooled_rate
 from hemera.evaluation.stain_quality import BROWN_DENSITY
 from hemera.masks.her2_score import CLASSES
 from hemera.reports import pictures
@@ -62,11 +62,15 @@ METRICS = {
     "red_positive": Metric("red minus blue, positive pixels", 1),
     "red_other": Metric("red minus blue, other pixels", 1, higher=False),
     "cell_f1": Metric("F1 of positive cells", 3),
+    "cell_false_positive_fraction": Metric(
+        "positive fraction of cells where no real cell is", 4, higher=False
+    ),
     "cell_score": Metric("fraction of cases with the score of the real image", 2),
     "precision": Metric("precision", 3),
     "recall": Metric("recall", 3),
     "f1": Metric("F1", 3),
     "iou": Metric("IoU", 3),
+    "f1_over_dark": Metric("F1 minus that of the threshold on darkness", 3),
     "false_positive_fraction": Metric("false positives where none is", 4, higher=False),
 }
 IMAGE_COLUMNS = ("psnr_db", "ssim", "ssim_gaussian", "lpips", "fid", "kid")
@@ -76,7 +80,7 @@ STAIN_ROWS = (
     ("brown_dice", "pooled"), ("brown_dice_8", "pooled"), ("brown_dice_32", "pooled"),
     ("brown_recall", "pooled"), ("brown_recall_8", "pooled"), ("brown_recall_32", "pooled"),
     ("red_positive", "pooled"), ("red_other", "pooled"),
-    ("cell_f1", "pooled"), ("cell_score", "cases"),
+    ("cell_f1", "pooled"), ("cell_false_positive_fraction", "empty"), ("cell_score", "cases"),
 )  # fmt: skip
 """Rows of the table of the stain: metric and aggregation."""
 BROWN_RATIO_MIN = 0.25
@@ -241,7 +245,7 @@ def _score_tables(tiles: Frame, trained: Sequence[Trained]) -> dict[str, Any]:
         own = compared[compared["method"] == each.name]
         if own.empty:
             continue
-        scores = image_quality.read_scores(own)
+        scores = summary.read_scores(own)
         counts = pd.crosstab(scores["real"], scores["generated"])
         every = range(len(CLASSES))
         counts = counts.reindex(index=every, columns=range(-1, len(CLASSES)), fill_value=0)
@@ -257,7 +261,7 @@ def _section(network: str, table: Frame, trained: Sequence[Trained]) -> dict[str
     present = set(own["metric"])
     first = own[(own["method"] == methods[0]) & (own["metric"] == by)]
     first = first[first["aggregation"] == aggregation].sort_values(
-        ["value", "group"], na_position="first"
+        ["value", "group"], na_position="last"
     )
     is_case = first["group"].str.startswith("case=")
     is_group = ~is_case & (first["group"] != "all")
@@ -278,7 +282,8 @@ def _section(network: str, table: Frame, trained: Sequence[Trained]) -> dict[str
 def _cards(examples: Sequence[Example], rows: Frame) -> list[dict[str, Any]]:
     """Return the cards of the gallery up to the limit of bytes."""
     segmented = rows[rows["method"] == SEGMENTER]
-    segmented = segmented.assign(**rates(segmented[list(COUNTS)].to_numpy(float)))
+    counts = segmented[list(COUNTS)].to_numpy(float)
+    segmented = segmented.assign(**{name: pooled_rate(name, counts) for name in ("f1", "iou")})
     album = pictures.Album(PICTURE_BYTES)
     cards: list[dict[str, Any]] = []
     for example in examples:

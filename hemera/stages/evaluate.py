@@ -14,7 +14,7 @@ from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.evaluation import baselines, image_quality, stain_quality
+from hemera.evaluation import baselines, image_quality, stain_quality, summary
 from hemera.evaluation.image_quality import SEGMENTER, Features, Network, Rows
 from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.files import layout
@@ -62,14 +62,14 @@ def run(
             for pattern in (layout.GENERATOR, layout.GENERATOR_METADATA, layout.GENERATION_HISTORY)
         )
         net, found = storage.load_generation(weights, described)
-        nets[name] = Network(net, storage.normalises_background(found))
+        nets[name] = Network(net, storage.background_is_white(found))
         trained.append(_trained(name, "generation", found, history, opened))
     weights, described, history = (
         layout.path(pattern, results)
         for pattern in (layout.SEGMENTER, layout.SEGMENTER_METADATA, layout.SEGMENTATION_HISTORY)
     )
     module, found = storage.load_segmentation(weights, described)
-    segmenter = Network(module, storage.normalises_background(found))
+    segmenter = Network(module, storage.background_is_white(found))
     trained.append(_trained(SEGMENTER, "segmentation", found, history, opened))
     with session.session(
         seed=options.seed, threads=options.torch_threads, device=options.device
@@ -86,7 +86,7 @@ def run(
         }
         rows, features = _measure(opened, test, nets, segmenter, extractors, device, options)
         examples = list(_examples(test, nets, segmenter, rows, device, options))
-    summaries = image_quality.summarise(rows, features, options)
+    summaries = summary.summarise(rows, features, options)
     provenance = {
         **tables.provenance(options),
         "fingerprint": opened.fingerprint,
@@ -136,7 +136,14 @@ def _measure(
         colors = baselines.measure_colors(index)
         facts = index.facts("generation", "test")
         rows, features = image_quality.evaluate_generators(
-            generators, test["generation"], facts, colors, extractors, device, options
+            generators,
+            test["generation"],
+            facts,
+            colors,
+            index.mask_options,
+            extractors,
+            device,
+            options,
         )
     facts = index.facts("segmentation", "test")
     if len(test["segmentation"]):
@@ -170,8 +177,8 @@ def _examples(
         yield Example(
             **{name: facts[tile][name] for name in ("tile", "case", "dataset", "score")},
             label=label,
-            he=item.normalised("he"),
-            her2=item.normalised("her2"),
+            he=item.over_white("he"),
+            her2=item.over_white("her2"),
             generated={
                 name: image_quality.to_image(net, output(net, "generation"), item)
                 for name, net in generators.items()

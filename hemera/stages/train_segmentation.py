@@ -99,7 +99,7 @@ def _network(
         return SegmentationNet(None, **arguments), {"generation": None, **arguments}
     branch, described = storage.load_generation(weights, metadata)
     storage.check_index("generation", described, fingerprint)
-    if storage.normalises_background(described) != options.normalise_background:
+    if storage.background_is_white(described) != options.normalise_background:
         raise TrainingError(
             f"{metadata}: the generator was trained with normalise_background: "
             f"{not options.normalise_background}, and SegmentationNet gives it images with "

@@ -1,16 +1,13 @@
-import math
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from hemera.config import EvaluateOptions
-from hemera.evaluation import image_quality, perceptual, stain_quality
-from hemera.evaluation.image_quality import SEGMENTER, Network
+from hemera.evaluation import image_quality
+from hemera.evaluation.image_quality import Network
 from hemera.evaluation.metrics import Confusion
+from tests.small_rows import generated, row
 
-OPTIONS = EvaluateOptions(bootstrap_samples=200)
 CPU = torch.device("cpu")
 
 
@@ -67,104 +64,21 @@ def test_the_segmenter_gets_images_in_0_to_1():
     assert found["x"].unique().tolist() == [0]
 
 
-def row(network, tile, case="c", **values):
-    method = "hemera" if network == "generation" else SEGMENTER
-    return {
-        "tile": tile, "case": case, "dataset": "bci", "score": "2+", "network": network,
-        "method": method, **values,
-    }  # fmt: skip
-
-
-def generated(tile, case="c", psnr_db=20.0, ssim=0.5):
-    sums = np.ones(len(stain_quality.SUMS)).tolist()
-    return row(
-        "generation", tile, case, psnr_db=psnr_db, ssim=ssim, ssim_gaussian=0.5, stain_sums=sums
-    )
-
-
-def summarised(rows, features=None):
-    return {
-        (entry["group"], entry["metric"], entry["aggregation"]): entry
-        for entry in image_quality.summarise(rows, features or {}, OPTIONS)
-    }
-
-
-def test_an_infinite_psnr_is_counted_and_left_out_of_the_mean():
-    values = {"a": 20.0, "b": math.inf, "c": 24.0}
-    found = summarised([generated(tile, psnr_db=value) for tile, value in values.items()])
-    assert found["all", "psnr_db", "mean"]["value"] == 22
-    assert found["all", "psnr_db", "mean"]["tiles"] == 2
-    assert found["all", "psnr_infinite", "count"]["value"] == 1
-    assert found["all", "ssim", "mean"]["tiles"] == 3
-
-
-def test_scores_and_cells_are_those_of_the_tiles_that_were_compared():
-    """Case a: 3+ on both; case b: no cell is stained on the generated image, 2+ on the real one."""
-    cells = {
-        "a0": ([0, 0, 0, 9], [0, 0, 0, 8], 9, 8, 7), "a1": ([5, 0, 0, 0], [5, 0, 0, 0], 0, 0, 0),
-        "b0": ([9, 0, 0, 0], [5, 0, 4, 0], 0, 4, 0), "c0": None,
-    }  # fmt: skip
-    names = ("cells", "cells_real", "positive_cells", "positive_cells_real", "matched_cells")
-    rows = [
-        generated(tile, tile[0]) | (dict(zip(names, counted, strict=True)) if counted else {})
-        for tile, counted in cells.items()
-    ]
-    found = summarised(rows)
-    assert found["all", "cell_f1", "pooled"]["value"] == pytest.approx(2 * 7 / (9 + 12))
-    assert found["all", "cell_f1", "pooled"]["tiles"] == 3
-    assert found["all", "cell_score", "cases"]["value"] == 0.5
-    assert ("case=c", "cell_f1", "pooled") not in found
-
-
-def test_false_alarms_are_counted_where_nothing_is_positive():
-    counts = {
-        "a": Confusion(0, 10, 0, 90),
-        "b": Confusion(0, 0, 0, 100),
-        "c": Confusion(5, 50, 5, 40),
-    }
-    rows = [
-        row("segmentation", tile, **dict(zip(image_quality.COUNTS, count, strict=True)))
-        | {"method": method}
-        for method in (SEGMENTER, *image_quality.CONSTANTS)
-        for tile, count in counts.items()
-    ]
-    found = summarised(rows)
-    assert found["all", "false_positive_fraction", "empty"]["value"] == 0.05
-    assert found["all", "false_positive_fraction", "empty"]["tiles"] == 2
-
-
-def test_set_metrics_are_of_the_tiles_of_their_group():
-    rng = np.random.default_rng(2)
-    real, made = rng.normal(size=(2, 7, 5)).astype(np.float32)
-    features = {f"t{k}": {"hemera": made[k], "real": real[k]} for k in range(7)}
-    rows = [
-        generated(f"t{k}", f"c{k}") | {"score": "3+" if k in (1, 4, 6) else "2+"} for k in range(7)
-    ]
-    found = summarised(rows, features)
-    part = [1, 4, 6]
-    entry = found["score=3+", "fid", "set"]
-    expected = perceptual.frechet_distance(made[part], real[part])
-    assert (entry["value"], entry["tiles"]) == (pytest.approx(expected), 3)
-    expected = perceptual.frechet_distance(made, real)
-    assert found["all", "fid", "set"]["value"] == pytest.approx(expected)
-    assert found["all", "kid", "set"]["tiles"] == 7
-    assert ("case=c1", "fid", "set") not in found
-
-
 def test_examples_go_from_the_best_to_the_worst():
     counts = {
         "a": Confusion(1, 9, 9, 81), "b": Confusion(9, 1, 1, 89), "c": Confusion(0, 0, 0, 100),
-        "d": Confusion(5, 5, 5, 85), "e": Confusion(0, 5, 5, 90),
+        "d": Confusion(5, 5, 5, 85), "e": Confusion(0, 5, 5, 90), "f": Confusion(0, 25, 0, 75),
     }  # fmt: skip
     rows = [
         row("segmentation", tile, **dict(zip(image_quality.COUNTS, count, strict=True)))
         for tile, count in counts.items()
     ]
     rows += [generated(tile, ssim=0.9) for tile in counts]
-    assert [tile for tile, _ in image_quality.choose_examples(rows, "hemera", 99)] == list("bdaec")
-    assert image_quality.choose_examples(rows, "hemera", 3) == [
-        ("b", "best: F1 0.900"), ("a", "F1 0.100"), ("c", "no positive pixel"),
-    ]  # fmt: skip
+    found = dict(image_quality.choose_examples(rows, "hemera", 99))
+    assert list(found) == list("bdaecf")
+    assert found["f"] == "none positive in truth, 25.0 % predicted"
+    few = image_quality.choose_examples(rows, "hemera", 3)
+    assert few[:2] == [("b", "best: F1 0.900"), ("a", "F1 0.100")] and few[2][0] == "f"
     assert image_quality.choose_examples([], "hemera", 3) == []
     only = [generated("x", ssim=0.2), generated("y", ssim=0.7)]
     assert [tile for tile, _ in image_quality.choose_examples(only, "hemera", 5)] == ["y", "x"]

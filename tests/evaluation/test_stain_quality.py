@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from hemera.config import MaskOptions
 from hemera.evaluation import stain_quality
 from hemera.evaluation.stain_quality import FIGURES, tile_sums
 from tests.small_index import draw_tile
@@ -92,10 +93,13 @@ def test_tiles_are_pooled_and_correlated_by_their_means():
     assert r == pytest.approx(expected, abs=1e-5)
 
 
-def test_cells_of_an_equal_image_are_equal_and_an_unstained_one_has_none():
+@pytest.mark.parametrize("options", [{}, {"engines": {"deepliif": {}}}])
+def test_cells_of_an_equal_image_are_equal_and_an_unstained_one_has_none(options):
     _, real, _ = draw_tile(3)
     cells = stain_quality.CellComparison(
-        {"case": ["tile"]}, lambda tile: (real, np.ones(real.shape[:2], np.bool_))
+        {"case": ["tile"]},
+        lambda tile: (real, np.ones(real.shape[:2], np.bool_)),
+        MaskOptions(**options),
     )
     _, unstained, _ = draw_tile(4)
     unstained[(unstained[..., 0] > unstained[..., 2].astype(int))] = (236, 232, 230)
@@ -106,3 +110,16 @@ def test_cells_of_an_equal_image_are_equal_and_an_unstained_one_has_none():
     assert same["matched_cells"] == same["positive_cells"] == same["positive_cells_real"]
     assert none["positive_cells"] == none["matched_cells"] == 0 < sum(none["cells"])
     assert cells.compare({}, real, valid, "case", 0.5) == {}
+
+
+def test_cells_are_found_with_the_options_of_the_cohort():
+    """No membrane has an optical density of 2, so that no cell is positive."""
+    _, real, _ = draw_tile(3)
+    valid = np.ones(real.shape[:2], np.bool_)
+    counts = []
+    for options in (MaskOptions(), MaskOptions(dab_weak=2.0, dab_moderate=2.1, dab_strong=2.2)):
+        cells = stain_quality.CellComparison(
+            {"case": ["tile"]}, lambda tile: (real, valid), options
+        )
+        counts.append(cells.compare({"x": real}, real, valid, "case", 0.5)["x"]["positive_cells"])
+    assert counts[0] >= 5 and counts[1] == 0

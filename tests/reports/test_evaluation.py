@@ -195,6 +195,33 @@ def test_a_network_that_a_baseline_exceeds_is_a_warning(tmp_path: Path) -> None:
     assert "Demo sizes." not in text
 
 
+def test_the_difference_to_the_threshold_on_darkness_has_an_interval(tmp_path: Path) -> None:
+    def page(name: str, low: float) -> str:
+        gain = {"network": "segmentation", "method": SEGMENTER, "metric": "f1_over_dark",
+                "group": "all", "aggregation": "pooled", "value": 0.175, "deviation": None,
+                "tiles": 6, "low": low, "high": 0.26}  # fmt: skip
+        return written(tmp_path / name, metrics=[*metric_rows(), gain])
+
+    above = page("above.html", 0.09)
+    assert "darkness: 0.175; 95 % interval of the difference, over cases, 0.090 to 0.260." in above
+    assert "−0.090 to 0.260, which includes 0." in page("unsure.html", -0.09)
+    assert "minus that of the threshold" not in written(tmp_path / "without.html")
+
+
+def test_a_group_without_a_positive_pixel_shows_false_positives(tmp_path: Path) -> None:
+    def empty(row: dict[str, Any]) -> dict[str, Any]:
+        lost = row["group"] == "score=" and row["network"] == "segmentation"
+        return row | (dict.fromkeys(("value", "low", "high")) if lost else {})
+
+    alarm = {"network": "segmentation", "method": SEGMENTER, "metric": "false_positive_fraction",
+             "group": "score=", "aggregation": "empty", "value": 0.0312, "deviation": None,
+             "tiles": 6, "low": None, "high": None}  # fmt: skip
+    text = written(tmp_path / "page.html", metrics=[*map(empty, metric_rows()), alarm])
+    section = text[text.index('id="segmentation"') :]
+    (row,) = re.findall(r'<td class="name">unknown</td>(.*?)</tr>', section, re.S)
+    assert re.findall(r">([^<]+)</td>", row)[2:] == ["–", "–", "–", "–", "0.0312", "–"]
+
+
 def test_a_generator_without_stain_is_named_first_whatever_its_ssim(tmp_path: Path) -> None:
     def changed(name: str, value: float) -> list[dict[str, Any]]:
         return [
