@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import logging
+import platform
 import re
 import subprocess
 import sys
@@ -173,3 +174,22 @@ def test_a_file_of_the_user_is_never_replaced(
     assert path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
     assert str(path) in caplog.text
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this option")
+def test_memory_of_freed_images_is_reused() -> None:
+    """Six images of 2 MiB are 3,072 pages, which glibc returns to the system by default."""
+    program = """if True:
+        import resource
+        import numpy as np
+        from hemera.__main__ import main
+        main(["--version"])
+        faults = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            images = [np.ones(1 << 21, np.uint8) for _ in range(6)]
+            del images
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        assert max(faults[1:]) < 100, faults
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
