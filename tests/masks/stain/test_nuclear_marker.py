@@ -18,7 +18,7 @@ from tests.small_cells import MEASURED, SHARED
 def test_a_nucleus_has_the_class_of_most_of_its_pixels(
     dab: float, intensity: int, brown_px: int
 ) -> None:
-    """Columns 0 to `brown_px` of 40 are brown: with 11, the mean of 0.9 is positive all the same."""
+    """Of 40 columns `brown_px` are brown; 11 of a density of 0.9 have a mean of a positive one."""
     labels = np.zeros((30, 60), np.int32)
     labels[5:25, 10:50] = 1
     separated = np.zeros((30, 60, 3), np.float32)
