@@ -233,7 +233,7 @@ HISTORY = _schema("""
 EVALUATION_TILES = _schema("""
     string   tile case dataset score
     string   network  # generation, segmentation
-    string   method  # a preset, mean_colour, blurred; segmenter, all_positive, all_negative
+    string   method  # a preset, mean_colour, blurred; segmenter, branch_..., all_positive, ...
     float64? psnr_db  # infinite: the images are equal
     float64? ssim  # uniform window of 7, as BCI is scored
     float64? ssim_gaussian  # with a Gaussian window
@@ -242,6 +242,7 @@ EVALUATION_TILES = _schema("""
     int64s?  cells cells_real  # of intensity 0 to 3, of both images; null: not compared
     int64?   positive_cells positive_cells_real matched_cells
     int64?   true_positive_px false_positive_px false_negative_px true_negative_px
+    int64?   changed_px  # answers that change with another branch, see `evaluation.branch_swap`
 """)
 """evaluate: one row per tile, network and method."""
 
@@ -249,8 +250,8 @@ METRICS = _schema("""
     string   network
     string   method  # and best_constant: the better of all_positive and all_negative
     string   group  # all, or dataset=…, score=…, case=…
-    string   metric  # a column of EVALUATION_TILES, psnr_infinite, fid, kid, precision, ...
-    string   aggregation  # mean, pooled, mean_nonempty, empty, tiles, cases, set, count
+    string   metric  # a column of EVALUATION_TILES, psnr_infinite, fid, f1, branch_changed...
+    string   aggregation  # mean, pooled, mean_nonempty, empty, tiles, cases, set, count, a swap
     float64? value
     float64? deviation  # over tiles, for means; over random subsets, for kid
     float64? low high  # bootstrap interval over cases; null: of one case, of a set, not requested

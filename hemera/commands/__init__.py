@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 from hemera.errors import ConfigError
 
 ConfigFile = Annotated[Path, Parameter(name="--configfile")]
+Fraction = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 Quality = Annotated[int, Parameter(validator=Number(gte=1, lte=100))]
 Steps = Annotated[int, Parameter(validator=Number(gte=1))]

@@ -3,17 +3,26 @@
 from pathlib import Path
 from typing import Literal
 
-from hemera.commands import Workers
+from hemera.commands import Fraction, Workers
 
 
-def demo(*, folder: Path, size: Literal["full", "small"] = "full", workers: Workers = 2) -> None:
+def demo(
+    *,
+    folder: Path,
+    size: Literal["full", "small", "tiles"] = "full",
+    visibility: Fraction = 1.0,
+    workers: Workers = 2,
+) -> None:
     """Write the synthetic cohort with known ground truth.
 
     Args:
         folder: where the cohort is written; its pairs.tsv is replaced only if it is the demo's.
-        size: full: the cohort of the tutorial; small: one slide pair and four image pairs.
+        size: full: the cohort of the tutorial; small: one slide pair and four image pairs; tiles:
+            56 image pairs.
+        visibility: how far the look of tumour cells in H&E depends on their HER2; 1: as in the
+            tutorial, 0: not at all.
         workers: processes; any number writes the same bytes.
     """
     from hemera.demo import write_cohort
 
-    write_cohort(folder, size, workers=workers)
+    write_cohort(folder, size, visibility=visibility, workers=workers)

@@ -35,6 +35,9 @@ class EvaluateOptions(Options):
     """Tiles per forward pass."""
     cell_tiles: Annotated[int, Field(ge=0, le=100000)] = 500
     """Evenly spaced test tiles on which the cells of generated and real images are compared."""
+    swap_tiles: Annotated[int, Field(ge=0, le=100000)] = 200
+    """Evenly spaced test tiles on which the branch of SegmentationNet is exchanged, to measure how
+    far its answers depend on GenerationNet; 0: not measured."""
     public_mode: bool = False
     """Run the generators tile by tile with batch normalisation and dropout as in training, as the
     test script of the public code of pix2pix does."""

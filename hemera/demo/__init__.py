@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hemera.demo.plan import SEED, outputs, sheet_text
+from hemera.errors import ConfigError
 
 if TYPE_CHECKING:
     from hemera.demo.cohort import Truth
@@ -17,23 +18,34 @@ if TYPE_CHECKING:
 __all__ = ["SEED", "load_truth", "outputs", "sheet_text", "write_cohort"]
 
 
-def write_cohort(folder: Path, size: str = "full", *, seed: int = SEED, workers: int = 2) -> None:
+def write_cohort(
+    folder: Path,
+    size: str = "full",
+    *,
+    seed: int = SEED,
+    visibility: float = 1.0,
+    workers: int = 2,
+) -> None:
     """Write the demo cohort into `folder`: images, ACROBAT's tables, sheet, truth.
 
     The same size and seed give the same bytes, for any number of workers.
 
     Args:
         folder: made if it is not there; files of the same names are replaced.
-        size: ``full`` (four whole-slide cases, 28 image pairs) or ``small`` (one and four).
+        size: ``full`` (four whole-slide cases, 28 image pairs), ``small`` (one and four) or
+            ``tiles`` (56 image pairs).
         seed: what grows from it; the sheet stays the same.
+        visibility: how far the look of tumour cells in H&E depends on their HER2, 0 to 1.
         workers: processes that render.
 
     Raises:
-        ConfigError: there is no such size.
+        ConfigError: there is no such size or visibility.
     """
     from hemera.demo import cohort
 
-    cohort.write_cohort(folder, size, seed=seed, workers=workers)
+    if not 0 <= visibility <= 1:
+        raise ConfigError(f"visibility: {visibility}; give 0 to 1")
+    cohort.write_cohort(folder, size, seed=seed, visibility=visibility, workers=workers)
 
 
 def load_truth(folder: Path, pair: str) -> Truth:

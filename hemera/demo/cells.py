@@ -67,17 +67,19 @@ def place_cells(
     crowd: Array,
     waves: Array,
     fibre_angles: tuple[float, float],
+    visibility: float = 1.0,
 ) -> Cells:
     """Place cells by kind, the most particular first, and give each its appearance.
 
-    `expression` are the fractions of tumour cells of intensity 0, 1, 2, 3.
+    `expression` are the fractions of tumour cells of intensity 0, 1, 2, 3. `visibility` scales how
+    far the size, distance and chromatin of tumour cells depend on it, 0: not at all.
     """
     fractions = np.asarray(expression, np.float64)
     inside_nests = latent[nests]
     # Crowded small cells below this level of the latent field, spread large cells above it.
     low = fractions[0] + 0.5 * fractions[1]
     level = float(np.quantile(inside_nests, low)) if inside_nests.size else 0.0
-    points, kinds = _place(rng, size_um, fields, malignant, latent, crowd, level)
+    points, kinds = _place(rng, size_um, fields, malignant, latent, crowd, level, visibility)
     count = len(points)
     normal = rng.standard_normal((8, count))
     free_angle = rng.uniform(0, np.pi, count)
@@ -88,7 +90,8 @@ def place_cells(
     expression = _expression(sample(latent, points), tumour, fractions, normal[0])
     # HER2 expression is visible in H&E: expressing cells are larger, paler, with nucleoli and more
     # cytoplasm. Noise keeps the relation from being exact.
-    atypia = np.clip(expression + 0.35 * normal[1], 0, 4) / 4
+    seen = visibility * expression + (1 - visibility) * 1.5
+    atypia = np.clip(seen + 0.35 * normal[1], 0, 4) / 4
     long, short = _radii([spindle, lymphocyte, epithelium, tumour, fat], atypia, normal[2:4])
     angle = np.select(
         [spindle, epithelium],
@@ -132,12 +135,14 @@ def _place(
     latent: Array,
     crowd: Array,
     level: float,
+    visibility: float,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
     """Return centres (N, 2), um, and kinds (N,) of all cells."""
-    groups = []
+    groups: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]] = []
+    nearer = 1.5 * (1 - visibility)
     for kind, spacing, jitter in (
-        (TUMOUR, 10.6, 0.13),
-        (TUMOUR, 13.6, 0.12),
+        (TUMOUR, 10.6 + nearer, 0.13),
+        (TUMOUR, 13.6 - nearer, 0.12),
         (EPITHELIUM, 8.8, 0.11),
         (LYMPHOCYTE, 7.6, 0.16),
         (SPINDLE, 17.0, 0.28),
@@ -149,7 +154,7 @@ def _place(
         cancer = sample(malignant, points) > 0
         if kind == TUMOUR:
             high = sample(latent, points) > level
-            keep = cancer & (high == (spacing > 12)) & (depth > 3.0)
+            keep = cancer & (high == bool(groups)) & (depth > 3.0)
         elif kind == EPITHELIUM:
             keep = ~cancer & (depth > 2.6)
         elif kind == LYMPHOCYTE:

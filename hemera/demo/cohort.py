@@ -20,6 +20,7 @@ from hemera.demo.field import Field, make_field
 from hemera.demo.plan import (
     LANDMARKS,
     META,
+    SIZES,
     TILE_MPP,
     TILE_SIDE_PX,
     SlidePair,
@@ -72,15 +73,15 @@ class Truth:
         return float((self.cells.intensity[tumour] > 0).mean()) if tumour.any() else float("nan")
 
 
-def write_cohort(folder: Path, size: str, *, seed: int, workers: int) -> None:
+def write_cohort(folder: Path, size: str, *, seed: int, visibility: float, workers: int) -> None:
     """Write the cohort; see `hemera.demo.write_cohort`."""
     folder = Path(folder)
     sheet = folder / "pairs.tsv"
-    if sheet.is_file() and sheet.read_text() not in (sheet_text("full"), sheet_text("small")):
+    if sheet.is_file() and sheet.read_text() not in map(sheet_text, SIZES):
         raise HemeraError(f"{sheet}: not a sheet of the demo, and kept; name another folder")
     cohort = plan(size)
     jobs: list[SlidePair | TilePair] = [*cohort.slides, *cohort.tiles]
-    make = functools.partial(_make, folder, seed)
+    make = functools.partial(_make, folder, seed, visibility)
     if workers > 1:
         # Spawned, not forked: OpenCV's threads do not survive a fork.
         with concurrent.futures.ProcessPoolExecutor(
@@ -132,20 +133,24 @@ def _generator(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, *name.encode()])
 
 
-def _make(folder: Path, seed: int, job: SlidePair | TilePair) -> list[tuple[float, ...]]:
+def _make(
+    folder: Path, seed: int, visibility: float, job: SlidePair | TilePair
+) -> list[tuple[float, ...]]:
     """Write one pair and its truth; return its landmarks (x, y on H&E, x, y on HER2), um."""
     cv2.setNumThreads(1)
     if isinstance(job, SlidePair):
-        return _make_slides(folder, seed, job)
-    _make_tiles(folder, seed, job)
+        return _make_slides(folder, seed, visibility, job)
+    _make_tiles(folder, seed, visibility, job)
     return []
 
 
-def _make_slides(folder: Path, seed: int, slide: SlidePair) -> list[tuple[float, ...]]:
+def _make_slides(
+    folder: Path, seed: int, visibility: float, slide: SlidePair
+) -> list[tuple[float, ...]]:
     rng = _generator(seed, slide.pair)
     width, height = slide.he_size_px
     size_um = (width * slide.he_mpp, height * slide.he_mpp)
-    tissue = grow(rng, size_um, slide.score, whole=True)
+    tissue = grow(rng, size_um, slide.score, whole=True, visibility=visibility)
     renderer = Renderer(tissue, rasterise(tissue, slide.he_mpp, slide.he_size_px), rng)
     field = make_field(
         rng,
@@ -166,7 +171,7 @@ def _make_slides(folder: Path, seed: int, slide: SlidePair) -> list[tuple[float,
     labels = renderer.labels()
     if slide.other_tissue:
         other = _generator(seed, f"{slide.pair} other tissue")
-        other_tissue = grow(other, size_um, slide.score, whole=True)
+        other_tissue = grow(other, size_um, slide.score, whole=True, visibility=visibility)
         raster = rasterise(other_tissue, slide.he_mpp, slide.he_size_px)
         renderer = Renderer(other_tissue, raster, other)
     look = Appearance((248, 247, 246), rng.uniform(0.9, 1.1), rng.uniform(0.95, 1.1), grain=0.7)
@@ -185,7 +190,7 @@ def _make_slides(folder: Path, seed: int, slide: SlidePair) -> list[tuple[float,
     return _points(rng, tissue, field, slide)
 
 
-def _make_tiles(folder: Path, seed: int, tile: TilePair) -> None:
+def _make_tiles(folder: Path, seed: int, visibility: float, tile: TilePair) -> None:
     rng = _generator(seed, tile.pair)
     size_px = (TILE_SIDE_PX, TILE_SIDE_PX)
     size_um = (TILE_SIDE_PX * TILE_MPP, TILE_SIDE_PX * TILE_MPP)
@@ -193,7 +198,7 @@ def _make_tiles(folder: Path, seed: int, tile: TilePair) -> None:
     margin = 16
     grown_um = (size_um[0] + 2 * margin * TILE_MPP, size_um[1] + 2 * margin * TILE_MPP)
     drawn_px = (TILE_SIDE_PX + 2 * margin, TILE_SIDE_PX + 2 * margin)
-    tissue = grow(rng, grown_um, tile.score, whole=False, empty=tile.empty)
+    tissue = grow(rng, grown_um, tile.score, whole=False, empty=tile.empty, visibility=visibility)
     renderer = Renderer(tissue, rasterise(tissue, TILE_MPP, drawn_px), rng)
     turn, reach = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 4.0) * TILE_MPP
     field = make_field(

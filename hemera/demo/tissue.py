@@ -80,6 +80,7 @@ def grow(
     whole: bool,
     empty: bool = False,
     expression: npt.ArrayLike | None = None,
+    visibility: float = 1.0,
 ) -> Tissue:
     """Grow one tissue.
 
@@ -90,6 +91,7 @@ def grow(
         whole: a whole section with background around it; else tissue from edge to edge.
         empty: almost only background.
         expression: fractions of tumour cells of intensity 0, 1, 2, 3; None: those of the score.
+        visibility: how far the look of tumour cells in H&E depends on their HER2, 0 to 1.
     """
     shape = (int(np.ceil(size_um[1] / GRID_UM)), int(np.ceil(size_um[0] / GRID_UM)))
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]].astype(np.float32)
@@ -119,8 +121,9 @@ def grow(
     latent = (0.85 * noise(300) + 0.45 * noise(95)).astype(np.float32)
     fractions = EXPRESSION[score] if expression is None else expression
     cells = place_cells(
-        rng, size_um, fractions, fields, nests, malignant, latent, noise(210), waves, fibre_angles
-    )
+        rng, size_um, fractions, fields, nests, malignant, latent, noise(210), waves, fibre_angles,
+        visibility,
+    )  # fmt: skip
     fat_seeds = hexagons(rng, size_um, 58.0, 0.17).astype(np.float32)
     return Tissue(
         size_um,

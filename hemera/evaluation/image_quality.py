@@ -161,7 +161,7 @@ def evaluate_generators(
             lpips: Sequence[float | None] = [None] * len(images)
             if extractors.lpips is not None:
                 lpips = extractors.lpips(stacked[:-1], real)
-            fact = _fact(facts, item.tile, "generation")
+            fact = tile_facts(facts, item.tile, "generation")
             shown = images if item.tile in compared else {}
             found_cells = cells.compare(shown, real, valid, fact["case"], facts[item.tile]["mpp"])
             rows += [
@@ -174,7 +174,7 @@ def evaluate_generators(
     return rows, features
 
 
-def _fact(facts: Mapping[str, Mapping[str, Any]], tile: str, network: str) -> dict[str, Any]:
+def tile_facts(facts: Mapping[str, Mapping[str, Any]], tile: str, network: str) -> dict[str, Any]:
     """Return what every row of a tile begins with."""
     columns = ("tile", "case", "dataset", "score")
     return {name: facts[tile][name] for name in columns} | {"network": network}
@@ -222,7 +222,7 @@ def evaluate_segmenter(
             "all_negative": np.zeros_like(truth),
             "dark": baselines.dark(item.over_white("he"), darkness),
         }
-        fact = _fact(facts, item.tile, "segmentation")
+        fact = tile_facts(facts, item.tile, "segmentation")
         for method, predicted in predictions.items():
             counts = metrics.confusion(predicted, truth, valid)
             rows.append(fact | {"method": method, **dict(zip(COUNTS, counts, strict=True))})

@@ -21,7 +21,7 @@ from hemera.evaluation.stain_quality import BROWN_DENSITY
 from hemera.masks.her2_score import CLASSES
 from hemera.reports import pictures
 from hemera.reports.data import NETWORKS
-from hemera.reports.html import write_page
+from hemera.reports.html import fixed, percent, write_page
 from hemera.reports.training import Trained
 
 RGB = npt.NDArray[np.uint8]
@@ -72,6 +72,8 @@ METRICS = {
     "iou": Metric("IoU", 3),
     "f1_over_dark": Metric("F1 minus that of the threshold on darkness", 3),
     "false_positive_fraction": Metric("false positives where none is", 4, higher=False),
+    "branch_changed": Metric("answers that change", 4),
+    "branch_f1_change": Metric("change of F1", 4),
 }
 IMAGE_COLUMNS = ("psnr_db", "ssim", "ssim_gaussian", "lpips", "fid", "kid")
 STAIN_ROWS = (
@@ -88,6 +90,14 @@ BROWN_RATIO_MIN = 0.25
 stain. Other pixels do not count: gray has a DAB density."""
 BROWN_FRACTION_MIN = 0.001
 """Smallest brown fraction of the real images on which the stain of a generator is judged."""
+BRANCH_CHANGED_MIN = 0.02
+"""SegmentationNet uses its branch when that of another tile changes so many of its answers, and F1
+for the worse."""
+SWAPS = {
+    "other_tile": "that of a tile of another case",
+    "zeros": "zeros",
+    "real_her2": "that of the real HER2 image",
+}
 NO_BROWN = "fewer than 0.1 % of the pixels of the real images are brown"
 BASELINES = {
     "mean_colour": "mean colour of the training tiles",
@@ -165,6 +175,9 @@ def evaluation_page(
         "stain_rows": STAIN_ROWS,
         "unstained": _unstained(table, trained),
         "scores": _score_tables(rows, trained),
+        "swaps": SWAPS,
+        "branch": _branch(trained),
+        "unused": _unused_branch(table),
         "classes": CLASSES,
         "brown_density": BROWN_DENSITY,
         "found": {(*row.Index, row.method): row for row in table.itertuples()},
@@ -232,6 +245,36 @@ def _unstained(table: Frame, trained: Sequence[Trained]) -> list[tuple[str, str]
             continue
         found.append(("stop", f"{each.label}: no usable stain, whatever its SSIM: {fault}"))
     return found
+
+
+def _branch(trained: Sequence[Trained]) -> str:
+    """Return the generation branch of SegmentationNet, or none."""
+    model = next(
+        each.metadata.get("model", {}) for each in trained if each.network == "segmentation"
+    )
+    # Metadata of early versions lack the only branch of theirs.
+    return "none" if model.get("generation", "") is None else str(model.get("branch", "skip16"))
+
+
+def _unused_branch(table: Frame) -> str:
+    """Return in what way SegmentationNet does not use its branch; empty: it does, or not known."""
+    rows = table.set_index("method", append=True).to_dict("index")
+    key = ("other_tile", image_quality.SEGMENTER)
+    changed, f1 = (
+        rows.get(("segmentation", "all", name, *key))
+        for name in ("branch_changed", "branch_f1_change")
+    )
+    if changed is None or f1 is None:
+        return ""
+    bounded = not (math.isnan(f1["low"]) or math.isnan(f1["high"]))
+    worse = f1["high"] < 0 if bounded else f1["value"] < 0
+    if changed["value"] >= BRANCH_CHANGED_MIN and worse:
+        return ""
+    value, low, high = (fixed(f1[name], 4) for name in ("value", "low", "high"))
+    return (
+        f"the branch of another tile changes {percent(changed['value'], 2)} of the answers, and F1 "
+        f"by {value}" + (f", 95 % interval {low} to {high}" if bounded else "")
+    )
 
 
 def _score_tables(tiles: Frame, trained: Sequence[Trained]) -> dict[str, Any]:

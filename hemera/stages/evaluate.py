@@ -14,7 +14,7 @@ from hemera import tables
 from hemera.config import EvaluateOptions
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.evaluation import baselines, image_quality, stain_quality, summary
+from hemera.evaluation import baselines, branch_swap, image_quality, stain_quality, summary
 from hemera.evaluation.image_quality import SEGMENTER, Features, Network, Rows
 from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.files import layout
@@ -85,8 +85,16 @@ def run(
             for network in ("generation", "segmentation")
         }
         rows, features = _measure(opened, test, nets, segmenter, extractors, device, options)
+        swaps = branch_swap.measure(
+            segmenter,
+            test["segmentation"],
+            opened.facts("segmentation", "test"),
+            device,
+            options,
+        )
         examples = list(_examples(test, nets, segmenter, rows, device, options))
     summaries = summary.summarise(rows, features, options)
+    summaries += branch_swap.summarise(swaps, rows, options)
     provenance = {
         **tables.provenance(options),
         "fingerprint": opened.fingerprint,
@@ -94,7 +102,7 @@ def run(
         **extractors.provenance(),
     }
     names_of_sums = {"stain_sums": json.dumps(stain_quality.SUMS)}
-    tables.write(tiles, rows, tables.EVALUATION_TILES, provenance | names_of_sums)
+    tables.write(tiles, rows + swaps, tables.EVALUATION_TILES, provenance | names_of_sums)
     tables.write(metrics, summaries, tables.METRICS, provenance)
     evaluation_page(
         page,

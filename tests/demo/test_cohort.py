@@ -92,9 +92,20 @@ def test_the_sheet_is_valid_and_its_files_are_there(cohort: Path) -> None:
     assert first.he_landmarks == first.her2_landmarks == cohort / LANDMARKS
 
 
-def test_an_unknown_size_is_an_error() -> None:
+def test_image_pairs_alone_have_all_scores_in_both_splits() -> None:
+    tiles = plan("tiles")
+    assert not tiles.slides
+    for part, least in (("train", 40), ("test", 16)):
+        scores = [tile.score for tile in tiles.tiles if tile.part == part]
+        assert len(scores) >= least and set(scores) == {"0", "1+", "2+", "3+"}
+    assert "acrobat" not in sheet_text("tiles")
+
+
+def test_an_unknown_size_or_visibility_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"size: 'huge' is unknown; choose from full, small"):
         sheet_text("huge")
+    with pytest.raises(ConfigError, match=r"visibility: 1\.5; give 0 to 1"):
+        write_cohort(tmp_path, "small", visibility=1.5)
 
 
 def test_the_plan_is_light() -> None:

@@ -49,6 +49,26 @@ def test_ultralow_is_faint_staining_of_at_most_a_tenth_of_the_tumour_cells() -> 
     assert staining_class(benign) == ""
 
 
+def test_visibility_is_how_far_nuclei_show_the_expression() -> None:
+    """Nuclei of strong cells are 1.6 times as wide; at 0.5 half of that; at 0 all look alike."""
+    ratios = {}
+    for visibility in (1.0, 0.5, 0.0):
+        rng = np.random.default_rng(5)
+        tissue = grow(rng, (600.0, 420.0), "3+", whole=False, visibility=visibility)
+        cells = tissue.cells
+        radius = np.sqrt(cells.long_radius * cells.short_radius)
+        means = [
+            radius[(cells.kind == TUMOUR) & (cells.intensity == intensity)].mean()
+            for intensity in (0, 3)
+        ]
+        ratios[visibility] = means[1] / means[0]
+        # HER2 itself stays.
+        assert staining_class(cells) == "3+"
+    assert ratios[1.0] > 1.4
+    assert 1.1 < ratios[0.5] < ratios[1.0] - 0.1
+    assert abs(ratios[0.0] - 1) < 0.03
+
+
 def test_true_densities_are_the_stain_that_cells_were_drawn_with() -> None:
     """Against the amounts of `Renderer`: cytoplasm 0.035 to 0.30, membranes up to 1.3 units."""
     rng = np.random.default_rng(6)

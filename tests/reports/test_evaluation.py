@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+import pytest
 
 from hemera import tables
 from hemera.config import EvaluateOptions, TrainGenerationOptions, TrainSegmentationOptions
@@ -248,6 +249,56 @@ def test_a_generator_without_stain_is_named_first_whatever_its_ssim(tmp_path: Pa
         first = re.findall(r'<li class="([^"]*)"', text[text.index('class="warnings"') :])[0]
         assert "stop" in first
         assert "Every network exceeds" not in text
+
+
+def swap_rows(changed: float, f1: tuple[float, float | None, float | None]) -> list[dict[str, Any]]:
+    shared = {"network": "segmentation", "method": SEGMENTER, "group": "all", "tiles": 6}
+    value, low, high = f1
+    return [
+        shared | {"metric": metric, "aggregation": swap, **figures, "deviation": None}
+        for swap in ("other_tile", "zeros")
+        for metric, figures in (
+            ("branch_changed", {"value": changed, "low": changed / 2, "high": changed * 2}),
+            ("branch_f1_change", {"value": value, "low": low, "high": high}),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "f1", "words"),
+    [
+        (
+            0.0003,
+            (-0.0001, -0.0004, 0.0002),
+            "changes 0.03 % of the answers, and F1 by −0.0001, 95",
+        ),
+        (0.0003, (-0.0003, -0.0004, -0.0001), "hardly uses GenerationNet"),
+        (0.0300, (-0.0200, -0.0400, 0.0001), "interval −0.0400 to 0.0001"),
+        (0.0300, (0.0200, None, None), "and F1 by 0.0200."),
+        (0.0300, (-0.0200, None, None), ""),
+        (0.0300, (-0.0200, -0.0400, -0.0100), ""),
+    ],
+)
+def test_a_segmenter_that_ignores_its_branch_is_a_warning(
+    changed: float, f1: tuple[float, float | None, float | None], words: str, tmp_path: Path
+) -> None:
+    rows = metric_rows() + swap_rows(changed, f1)
+    text = written(tmp_path / "evaluate.html", metrics=rows)
+    assert words in text
+    assert ("hardly uses GenerationNet" in text) == bool(words)
+    assert (
+        f"{f1[0]:.4f}".replace("-", "−")
+        in cells(text, "that of a tile of another case", "segmentation")[2]
+    )
+    assert "not applicable: this branch takes no image" in text
+
+
+def test_no_branch_and_no_measurement_are_stated(tmp_path: Path) -> None:
+    assert "evaluate.swap_tiles is 0" in written(tmp_path / "none.html")
+    model = {"model": {"generation": None}}
+    alone = [*TRAINED[:2], Trained(SEGMENTER, "segmentation", model, TRAINED[2].history)]
+    text = written(tmp_path / "alone.html", trained=alone)
+    assert "SegmentationNet was trained without a generation branch" in text
 
 
 def test_scores_read_from_cells_are_a_table(tmp_path: Path) -> None:

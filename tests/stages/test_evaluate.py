@@ -26,6 +26,8 @@ from tests.small_weights import write_alexnet, write_inception
 SETTINGS = {"device": "cpu", "torch_threads": 1, "batch_size": 2, "gallery_tiles": 3}
 GENERATION = ("demo", "pix2pix", "mean_colour", "blurred")
 SEGMENTATION = (SEGMENTER, "all_positive", "all_negative", "dark")
+SWAPPED = ("branch_other_tile", "branch_zeros")
+"""Of skip16, which takes no image."""
 
 HER2_BACKGROUND = (241, 240, 238)
 """Of the small index."""
@@ -109,7 +111,7 @@ def test_golden(values):
 def test_every_test_tile_has_a_row_for_every_method(rows):
     assert {row["tile"] for row in rows} == {"pair5_000000_000005", "pair6_000000_000006"}
     expected = {("generation", method) for method in (*GENERATION, "real")}
-    expected |= {("segmentation", method) for method in SEGMENTATION}
+    expected |= {("segmentation", method) for method in (*SEGMENTATION, *SWAPPED)}
     assert {(row["network"], row["method"]) for row in rows} == expected
     assert len(rows) == 2 * len(expected)
 
