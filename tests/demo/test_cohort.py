@@ -347,8 +347,8 @@ def test_a_slide_of_another_tissue_has_no_truth_and_other_cells(tmp_path: Path) 
     slide = dataclasses.replace(
         plan("small").slides[0], he_size_px=(800, 620), her2_size_px=(840, 700), landmarks=False
     )
-    making._make(tmp_path / "same", 5, slide)
-    making._make(tmp_path / "other", 5, dataclasses.replace(slide, other_tissue=True))
+    making._make(tmp_path / "same", 5, 1.0, slide)
+    making._make(tmp_path / "other", 5, 1.0, dataclasses.replace(slide, other_tissue=True))
     same = load_truth(tmp_path / "same", slide.pair)
     other = load_truth(tmp_path / "other", slide.pair)
     assert other.field is None and other.vectors_um.shape == (0, 0, 2)
