@@ -21,6 +21,7 @@ from hemera.dataset.torch_dataset import TileDataset
 from hemera.evaluation import image_quality, metrics
 from hemera.evaluation.image_quality import COUNTS, SEGMENTER, Network, Rows
 from hemera.evaluation.metrics import Bootstrap, Summary
+from hemera.evaluation.summary import CONFIDENCE
 from hemera.masks import label_format
 from hemera.networks.segmentation import VIRTUAL_BRANCHES, SegmentationNet
 
@@ -84,7 +85,7 @@ def measure(
                 if image.shape == item.he.shape:
                     branches["other_tile"] = module.branch(_unit(image, device))
             if takes_image:
-                real = item.normalised("her2") if net.normalise_background else item.her2
+                real = item.over_white("her2") if net.normalise_background else item.her2
                 branches["real_her2"] = module.branch(he, _unit(real, device))
             answers = {
                 name: image_quality.to_probability(module.fuse(he, maps)[0].cpu())
@@ -127,7 +128,7 @@ def summarise(rows: Rows, answers: Rows, options: EvaluateOptions) -> Rows:
         bootstrap = Bootstrap(
             members["case"].tolist(),
             samples=options.bootstrap_samples,
-            confidence=image_quality.CONFIDENCE,
+            confidence=CONFIDENCE,
             seed=options.seed,
         )
         with_swap = members[[*COUNTS, "changed_px"]].to_numpy(np.float64)

@@ -259,7 +259,7 @@ def _branch(trained: Sequence[Trained]) -> str:
 def _unused_branch(table: Frame) -> str:
     """Return in what way SegmentationNet does not use its branch; empty: it does, or not known."""
     rows = table.set_index("method", append=True).to_dict("index")
-    key = ("other_tile", image_quality.SEGMENTER)
+    key = ("other_tile", SEGMENTER)
     changed, f1 = (
         rows.get(("segmentation", "all", name, *key))
         for name in ("branch_changed", "branch_f1_change")
