@@ -1,6 +1,8 @@
 """A small index with shards for the tests of training: what is positive can be seen on H&E."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,8 +39,18 @@ def draw_tile(seed: int, height: int = HEIGHT, width: int = WIDTH):
     return he, her2, label_format.pack(classes, nucleus.astype(bool), intensity)
 
 
-def write_index(results: Path, train: int = 3, val: int = 2, test: int = 2, **drawn: int) -> Path:
-    """Write tiles, masks and index; the first tile of val and of test has no positive cell."""
+def write_index(
+    results: Path,
+    train: int = 3,
+    val: int = 2,
+    test: int = 2,
+    draw: Callable[..., tuple[Any, ...]] = draw_tile,
+    **drawn: int,
+) -> Path:
+    """Write tiles, masks and index; the first tile of val and of test has no positive cell.
+
+    `draw` returns H&E, HER2 and mask of a tile by its number, and may return columns of its row.
+    """
     for folder in ("tile", "mask", "index"):
         (results / folder).mkdir(parents=True, exist_ok=True)
     rows = []
@@ -48,7 +60,7 @@ def write_index(results: Path, train: int = 3, val: int = 2, test: int = 2, **dr
     ):
         parts = [*["train"] * train, *["val"] * val, *["test"] * test]
         for number, part in enumerate(parts):
-            he, her2, mask = draw_tile(number, **drawn)
+            he, her2, mask, *facts = draw(number, **drawn)
             if part != "train" and part not in parts[:number]:
                 mask = mask & 4
             row = tile_row(
@@ -58,6 +70,7 @@ def write_index(results: Path, train: int = 3, val: int = 2, test: int = 2, **dr
                 stain_shard="mask/unit.tar", accepted=True, case=f"case{number}",
                 split=part, generation_split=part, segmentation_split=part,
             )  # fmt: skip
+            row |= facts[0] if facts else {}
             for stain, image in (("he", he), ("her2", her2)):
                 row |= stored(tiles, f"{stain}_", f"{row['tile']}.{stain}.jpg", encode(image))
             row |= stored(labels, "stain_", f"{row['tile']}.stain.png", encode_mask(mask))

@@ -1,4 +1,5 @@
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from hemera import tables
 from hemera.__main__ import main
-from hemera.config import EvaluateOptions
+from hemera.config import EvaluateOptions, load
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.errors import TrainingError
 from hemera.evaluation import image_quality, perceptual
@@ -17,8 +18,9 @@ from hemera.files import layout
 from hemera.imaging.color import normalise_background
 from hemera.masks import label_format
 from hemera.networks import storage
-from hemera.stages import evaluate
+from hemera.stages import evaluate, train_generation
 from tests.command_line import words
+from tests.small_demo import draw_tissue
 from tests.small_index import write_index
 from tests.small_networks import write_generator, write_networks
 from tests.small_weights import write_alexnet, write_inception
@@ -274,3 +276,42 @@ def test_command_and_library_write_the_same_bytes(given, done, tmp_path):
     for path, expected in zip(outputs(tmp_path).values(), outputs(done).values(), strict=True):
         # The page links to the report, which is elsewhere relative to it.
         assert path.read_bytes() == expected.read_bytes() or path.suffix == ".html"
+
+
+@pytest.mark.slow
+def test_a_generator_of_the_former_options_has_the_red_warning(tmp_path):
+    """Without division by the background and with a flat Dice loss, nests become gray, not brown.
+
+    The same training with the options of preset demo generates the stain.
+    """
+    index = write_index(tmp_path, train=24, val=2, test=8, draw=draw_tissue)
+    write_networks(tmp_path)
+    preset = (
+        load({"preset": "demo"})
+        .stages["train_generation"]
+        .replace(crop_px=128, epochs=24, decay_from_epoch=12, workers=0, device="cpu")
+    )
+    generator = {
+        name: layout.path(pattern, tmp_path, generator="demo")
+        for name, pattern in (
+            ("generator", layout.GENERATOR),
+            ("metadata", layout.GENERATOR_METADATA),
+            ("history", layout.GENERATION_HISTORY),
+        )
+    }
+    options = EvaluateOptions(device="cpu", torch_threads=1, cell_tiles=0, bootstrap_samples=0)
+    pages = []
+    for changes in ({"normalise_background": False, "dice_slope": 20}, {}):
+        train_generation.run(
+            index=index,
+            checkpoints=tmp_path / "checkpoints",
+            options=preset.replace(**changes),
+            **generator,
+        )
+        evaluate.run(
+            index=index, results=tmp_path, preset="demo", options=options, **outputs(tmp_path)
+        )
+        pages.append(outputs(tmp_path)["page"].read_text())
+    former, present = pages
+    assert re.search('<li class="stop[^>]*>[^<]*no usable stain', former)
+    assert "no usable stain" not in present
