@@ -1,8 +1,12 @@
-"""Files of weights for the perceptual metrics: random, and small on disk."""
+"""Files of weights of published networks: random, and small on disk."""
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
+import timm
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.models import alexnet
@@ -46,4 +50,33 @@ def write_alexnet(path: Path) -> Path:
         torch.manual_seed(2)
         state = alexnet(weights=None).state_dict()
     torch.save({name: v.half() for name, v in state.items() if name.startswith("features")}, path)
+    return path
+
+
+SMALL_VIT: dict[str, Any] = {
+    "architecture": "vit_tiny_patch16_224",
+    "model_args": {
+        "img_size": 56, "patch_size": 14, "embed_dim": 24, "depth": 6, "num_heads": 2,
+        "reg_tokens": 2, "init_values": 1e-5,
+    },
+    "pretrained_cfg": {"mean": [0.7, 0.57, 0.7], "std": [0.21, 0.23, 0.18]},
+}  # fmt: skip
+"""The config.json of a small vision transformer, in the form of the Hugging Face Hub."""
+
+
+def small_vit(**changes: int) -> torch.nn.Module:
+    """Return the vision transformer, untrained."""
+    arguments = {**SMALL_VIT["model_args"], "num_classes": 0, **changes}
+    return timm.create_model(SMALL_VIT["architecture"], **arguments)
+
+
+def write_small_vit(folder: Path) -> Path:
+    """Write the weights of a small vision transformer, with its config.json beside them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        state = small_vit().state_dict()
+    path = folder / "model.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file(state, path)
+    (folder / "config.json").write_text(json.dumps(SMALL_VIT))
     return path

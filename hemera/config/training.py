@@ -312,9 +312,15 @@ class TrainSegmentationOptions(TrainingOptions):
     ResNet34."""
     decoder: Annotated[Literal["unet", "unetplusplus", "deeplabv3plus"], paper("unet")] = "unet"
     """Architecture of the decoder."""
+    encoder: Annotated[str, paper("ResNet34")] = "resnet34"
+    """Encoder of H&E: resnet34; or timm:NAME, a network of the library timm, such as a foundation
+    model of pathology, whose weights are a local file (encoder_weights)."""
     encoder_weights: Annotated[str | None, paper("ImageNet")] = "imagenet"
-    """Initial weights of the ResNet34 encoder: imagenet: those of torchvision in the cache of
-    torch.hub; else a file of them; null: random."""
+    """Initial weights of the encoder: imagenet: those of ResNet34 of torchvision in the cache of
+    torch.hub; else a file of weights of the encoder, and for timm:NAME config.json beside it, if
+    there is one; null: random."""
+    encoder_frozen: bool = False
+    """Do not train the encoder timm:NAME, only what follows it."""
     epochs: Annotated[Count, paper("300")] = 300
     """Training epochs of SegmentationNet."""
     batch_size: Annotated[Count, paper("16")] = 16
@@ -342,17 +348,51 @@ class TrainSegmentationOptions(TrainingOptions):
                 f"generation_skips: true with generation_branch {self.generation_branch}; set "
                 "generation_branch: skip16 or generation_skips: false"
             )
-        if self.encoder_weights is not None and self.base_width != 64:
+        if self.encoder != "resnet34":
+            self._check_timm()
+        elif self.encoder_frozen:
+            raise ValueError(
+                "encoder_frozen: true with encoder resnet34; set encoder_frozen: false, or give an "
+                "encoder timm:NAME"
+            )
+        elif self.encoder_weights is not None and self.base_width != 64:
             raise ValueError(
                 f"encoder_weights: weights of ResNet34 have base_width 64, not {self.base_width}; "
                 "set base_width: 64 or encoder_weights: null"
             )
         return self
 
+    def _check_timm(self) -> None:
+        if not self.encoder.removeprefix("timm:") or not self.encoder.startswith("timm:"):
+            raise ValueError(
+                f"encoder: {self.encoder!r} is neither resnet34 nor timm:NAME; give one of these, "
+                "such as timm:vit_giant_patch14_reg4_dinov2"
+            )
+        if self.encoder_weights == "imagenet":
+            raise ValueError(
+                f"encoder_weights: imagenet are weights of ResNet34, and encoder is {self.encoder};"
+                " give the file of its weights, or null for random ones"
+            )
+        if self.encoder_frozen and self.encoder_weights is None:
+            raise ValueError(
+                "encoder_frozen: true with encoder_weights null, so that the encoder stays random; "
+                "give the file of its weights, or set encoder_frozen: false"
+            )
+        if self.generation_branch == "virtual_rgb_input":
+            raise ValueError(
+                f"generation_branch: virtual_rgb_input has six channels, and {self.encoder} takes "
+                "three; give another generation_branch, or encoder: resnet34"
+            )
+
     def requirements(self) -> list[str]:
         """Return the initial weights of the encoder if they are missing."""
         if self.encoder_weights is None or self.encoder_file.is_file():
             return []
+        if self.encoder != "resnet34":
+            return [
+                f"train_segmentation.encoder_weights: {self.encoder_file} does not exist; give the "
+                f"file of the weights of {self.encoder}"
+            ]
         return [
             f"train_segmentation.encoder_weights: {self.encoder_file} does not exist; download it "
             'with `python -c "from torchvision.models import resnet34; '

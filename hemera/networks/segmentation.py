@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from hemera.config.training import BRANCHES
 from hemera.errors import TrainingError
-from hemera.networks.encoders import resnet34, resnet34_widths
+from hemera.networks.encoders import TimmEncoder, resnet34, resnet34_widths
 from hemera.networks.generation import (
     FEATURE_LEVEL,
     AttentionGenerationNet,
@@ -202,6 +202,7 @@ class SegmentationNet(nn.Module):
         base_width: int = 64,
         branch: str = "skip16",
         decoder: str = "unet",
+        encoder: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the network.
 
@@ -210,6 +211,9 @@ class SegmentationNet(nn.Module):
             generation_skips: give its encoder maps to the decoder too; for branch skip16.
             base_width: filters of the encoder's first stage; 64 is ResNet34.
             branch: the features taken from `generation`; TrainingError if it has no such branch.
+            decoder: architecture of the decoder.
+            encoder: instead of ResNet34, what `encoders.describe_timm` returns; not with the branch
+                virtual_rgb_input.
         """
         super().__init__()
         frozen = None
@@ -218,7 +222,13 @@ class SegmentationNet(nn.Module):
         self.step = 32 if generation is None else max(32, generation.step)
         added = {} if frozen is None else frozen.widths
         self.virtual_encoder: _VirtualEncoder | None = None
-        self.encoder = resnet34(base_width, 6 if branch == "virtual_rgb_input" and frozen else 3)
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if encoder is None:
+            channels = 6 if branch == "virtual_rgb_input" and frozen else 3
+            self.encoder = resnet34(base_width, channels)
+        else:
+            self.encoder = TimmEncoder(**encoder, base_width=base_width)
+            mean, std = tuple(encoder["mean"]), tuple(encoder["std"])
         if frozen is not None and branch == "virtual_rgb_encoder":
             self.virtual_encoder = _VirtualEncoder(base_width)
             added = {INNER: self.virtual_encoder.width}
@@ -232,8 +242,8 @@ class SegmentationNet(nn.Module):
             self.decoder = LibraryDecoder(decoder, fused, tuple(skips), base_width)
         self.generation = frozen
         shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(shape), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(shape), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits."""

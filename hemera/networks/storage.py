@@ -122,6 +122,18 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
     return metadata
 
 
+def read_encoder_config(weights: Path) -> dict[str, Any] | None:
+    """Return the config.json beside an encoder's weights, None without one, or TrainingError."""
+    path = weights.parent / "config.json"
+    if not path.is_file():
+        return None
+    with translated(TrainingError, f"{path}: not JSON ({{error}}); correct or remove it"):
+        config = json.loads(path.read_text())
+    if not isinstance(config, dict):
+        raise TrainingError(f"{path}: not a mapping of names; correct or remove it")
+    return config
+
+
 def background_is_white(described: Mapping[str, Any]) -> bool:
     """Return whether a network is for images over white, divided by their backgrounds."""
     return bool(described.get("options", {}).get("normalise_background", False))

@@ -95,6 +95,12 @@ def _network(
         "base_width": options.base_width,
         "decoder": options.decoder,
     }
+    if options.encoder != "resnet34":
+        name = options.encoder.removeprefix("timm:")
+        config = None
+        if options.encoder_weights is not None:
+            config = storage.read_encoder_config(options.encoder_file)
+        arguments["encoder"] = encoders.describe_timm(name, config, frozen=options.encoder_frozen)
     if options.generation_branch == "none":
         return SegmentationNet(None, **arguments), {"generation": None, **arguments}
     branch, described = storage.load_generation(weights, metadata)
@@ -156,7 +162,7 @@ def _train(
 
 
 def load_encoder(net: SegmentationNet, path: Path) -> str:
-    """Load ResNet34's weights from a file, and return the file's SHA-256.
+    """Load the weights of ResNet34, or of the network of timm, and return the file's SHA-256.
 
     Raises:
         TrainingError: when the file is missing or does not fit.
@@ -165,6 +171,9 @@ def load_encoder(net: SegmentationNet, path: Path) -> str:
     found = storage.read_weights(
         path, missing=remedy.format("a file"), remedy=remedy.format("another file")
     )
+    if isinstance(net.encoder, encoders.TimmEncoder):
+        storage.load_into(net.encoder.backbone, net.encoder.weights_of(found), str(path))
+        return storage.file_digest(path)
     # fc is the classifier, which SegmentationNet lacks.
     weights = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
     if (first := weights.get("conv1.weight")) is not None:

@@ -47,7 +47,7 @@ def changed(cls: type[Options]) -> list[Options]:
     if isinstance(base, TrainGenerationOptions):
         base = base.replace(batch_size=12)
     if isinstance(base, TrainSegmentationOptions):
-        base = base.replace(batch_size=12, encoder_weights=None)
+        base = base.replace(batch_size=12, encoder="timm:x", encoder_weights="x.pth")
     found = []
     for key in keys(cls).values():
         options = []
@@ -84,7 +84,7 @@ def candidates(key: Key, default: Any) -> list[Any]:
         if key.limits.get("ge", 0) < 0:
             found += [-1e-5, -0.25]
     else:
-        found += ["two words", "-leading", "quote ' and \" and $HOME `x` \\"]
+        found += ["two words", "-leading", "quote ' and \" and $HOME `x` \\", "timm:it's"]
     return found
 
 
@@ -131,6 +131,32 @@ def test_options_are_hashable_and_explained(cls: type[Options]) -> None:
         (
             {"tile": {"size_px": 256}, "train_segmentation": {"generation_branch": "none"}},
             ["tile.size_px: 256", "multiple of 512"],
+        ),
+        (
+            {"train_segmentation": {"encoder": "resnet50"}},
+            ["encoder: 'resnet50'", "neither resnet34 nor timm:NAME"],
+        ),
+        ({"train_segmentation": {"encoder": "timm:x"}}, ["encoder_weights: imagenet", "timm:x"]),
+        ({"train_segmentation": {"encoder_frozen": True}}, ["encoder_frozen", "resnet34"]),
+        (
+            {
+                "train_segmentation": {
+                    "encoder": "timm:x",
+                    "encoder_weights": None,
+                    "encoder_frozen": True,
+                }
+            },
+            ["encoder_frozen: true", "stays random"],
+        ),
+        (
+            {
+                "train_segmentation": {
+                    "encoder": "timm:x",
+                    "encoder_weights": "a",
+                    "generation_branch": "virtual_rgb_input",
+                }
+            },
+            ["virtual_rgb_input has six channels", "timm:x takes three"],
         ),
         ({"tile": {"size_px": 500}}, ["size_px: 500", "train_generation and train_segmentation"]),
         ({"train_segmentation": {"crop_px": 544}}, ["544", "512"]),

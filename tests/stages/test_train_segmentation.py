@@ -19,6 +19,7 @@ from tests import small_training
 from tests.small_index import write_index
 from tests.small_networks import MODEL, cpu_compute, write_generator
 from tests.small_training import history, interrupted, run_command, same_bytes
+from tests.small_weights import write_small_vit
 
 OPTIONS = TrainSegmentationOptions(
     base_width=8, crop_px=128, epochs=2, batch_size=2, learning_rate=2e-3, device="cpu",
@@ -166,6 +167,26 @@ def test_every_switch_trains_and_loads_alone(given, train, switches, tmp_path):
         assert all(torch.equal(frozen[key], own[key]) for key in own), "the branch is untouched"
     assert described["options"]["decoder"] == switches.get("decoder", OPTIONS.decoder)
     assert net(torch.rand(1, 3, 128, 256)).shape == (1, 1, 128, 256)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_encoder_of_timm_starts_from_its_local_weights(frozen, train, tmp_path):
+    """Patches of 14 px in crops of 128; the trained network loads without the file."""
+    path = write_small_vit(tmp_path / "vit")
+    options = {"encoder": "timm:vit_tiny_patch16_224", "encoder_frozen": frozen, "epochs": 1}
+    found = train(tmp_path / "out", **options, encoder_weights=str(path), generation_branch="none")
+    assert 0 < found[1, "val", "total"] < 9
+    path.unlink()
+    net, described = storage.load_segmentation(
+        tmp_path / "out" / "segmenter.safetensors", tmp_path / "out" / "metadata.json"
+    )
+    assert described["model"]["encoder"]["mean"] == [0.7, 0.57, 0.7]
+    assert (described["parameters_trained"] < described["parameters"]) == frozen
+    assert net(torch.rand(1, 3, 96, 128)).shape == (1, 1, 96, 128)
+    begun = write_small_vit(tmp_path / "vit")
+    for name, tensor in storage.read_weights(begun).items():
+        same = torch.equal(tensor, net.encoder.backbone.state_dict()[name])
+        assert same == frozen, name
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(train, finished, tmp_path):
