@@ -224,13 +224,15 @@ def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> float:
         if len(enough[0]) < _SAMPLES_MIN:
             return NUCLEAR_DENSITY
     density = float(np.median([np.percentile(values, _DARK_PERCENTILE) for values in enough]))
-    if not _NUCLEAR_DENSITY_MIN <= density <= _NUCLEAR_DENSITY_MAX:
-        log.warning(
-            "haematoxylin of nuclei: %.2f is outside %.2f to %.2f; %.2f is used",
-            density, _NUCLEAR_DENSITY_MIN, _NUCLEAR_DENSITY_MAX, NUCLEAR_DENSITY,
-        )  # fmt: skip
-        return NUCLEAR_DENSITY
-    return density
+    if _NUCLEAR_DENSITY_MIN <= density <= _NUCLEAR_DENSITY_MAX:
+        return density
+    # Below the lower bound there is no counterstain to measure.
+    used = _NUCLEAR_DENSITY_MAX if density > _NUCLEAR_DENSITY_MAX else NUCLEAR_DENSITY
+    log.warning(
+        "haematoxylin of nuclei: %.2f is outside %.2f to %.2f; %.2f is used",
+        density, _NUCLEAR_DENSITY_MIN, _NUCLEAR_DENSITY_MAX, used,
+    )  # fmt: skip
+    return used
 
 
 def _dark_dab(blocks: Sequence[Float64], vectors: Float64) -> float:

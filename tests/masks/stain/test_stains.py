@@ -106,6 +106,15 @@ def test_nuclear_density_is_the_haematoxylin_of_the_nuclei(counterstain: float) 
     assert found == pytest.approx(counterstain, rel=0.1)
 
 
+@pytest.mark.parametrize(("counterstain", "used"), [(0.9, 0.93), (1.25, 1.0)])
+def test_a_darker_counterstain_than_plausible_is_the_darkest_that_is(
+    counterstain: float, used: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    slide = draw(np.zeros((7, 9)), counterstain=counterstain)
+    assert estimate(thirds(slide.rgb), 0.5).nuclear_density == pytest.approx(used, rel=0.05)
+    assert ("1.00 is used" in caplog.text) == (counterstain > 1)
+
+
 def test_background_dab_is_what_tissue_without_nuclei_takes_up() -> None:
     """Cells, brown bundles beside them, background: the first quartile of the bundles."""
     slide = draw(np.full((4, 5), 0.6))
