@@ -25,6 +25,13 @@ class SlideError(HemeraError):
     """An image or a slide that cannot be opened or read, or without resolution."""
 
 
+class InputFileError(HemeraError):
+    """An input file that is missing, was lost while it was read, or has changed since `describe`.
+
+    Not a fault of its content, so no verdict: the job fails, and can be repeated.
+    """
+
+
 class RegistrationError(HemeraError):
     """A registration that failed."""
 

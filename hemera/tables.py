@@ -43,6 +43,7 @@ DESCRIBE = _schema("""
     string   verdict  # accept, refuse; wrong_stain: overridden by verdict accept in the sheet
     string?  reason  # why it is not accepted, in words
     string?  digest  # SHA-256 of its size and of an overview's pixels
+    string?  content_digest  # of the file, see `files.digests`; null: no such file
     string?  stain_found  # by its colours: he, ihc; null: they do not show it
     string?  reader vendor
     int64?   width_px height_px

@@ -11,11 +11,17 @@ class DescribeOptions(Options):
     """Headers, resolution, thumbnails and tissue outlines."""
 
     section: ClassVar[str] = "describe"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     reader: Literal["auto", "tiff", "openslide", "tiffslide", "image"] = "auto"
     """Library that reads the slides, in every stage; auto: direct reading of tiled TIFF where
     possible, else OpenSlide, else TiffSlide."""
+    allow_missing: bool = False
+    """Leave out pairs whose images do not exist, with this reason in tables and report; false: the
+    workflow does not begin without them."""
+    digest: Literal["sampled", "whole"] = "sampled"
+    """What the digest of an image file covers, by which later stages find that it has changed: its
+    size and 4 MiB of it, or the whole file."""
     tissue_mpp: Annotated[float, Field(gt=0, le=64)] = 8.0
     """Resolution at which tissue is segmented, um per pixel."""
     he_saturation_min: Annotated[float, Field(ge=0, lt=1)] = 0.05

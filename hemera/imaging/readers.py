@@ -7,6 +7,7 @@ import io
 import math
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ import openslide
 import tiffslide
 from PIL import Image
 
-from hemera.errors import SlideError
+from hemera.errors import InputFileError, SlideError
 from hemera.files.faults import translated
 
 RGB = npt.NDArray[np.uint8]
 
-IMAGE_PIXELS_MAX = 178_956_970
-"""An image without tiles is kept in memory: half a gigabyte at this size."""
+IMAGE_PIXELS_MAX = 100_000_000
+"""An image without tiles is kept in memory: with its decoder, a gigabyte at this size."""
 
 
 class Reader(abc.ABC):
@@ -52,11 +53,21 @@ class Reader(abc.ABC):
 
     def reading(self, level: int, x: int, y: int) -> contextlib.AbstractContextManager[None]:
         """Translate errors of a library that reads pixels."""
-        return translated(
-            SlideError,
-            f"{self.path.name}: level {level} cannot be read at {x}, {y} ({{error}}); fetch the "
-            "file again",
+        return fault_of(
+            self.path, f"level {level} cannot be read at {x}, {y} ({{error}}); fetch the file again"
         )
+
+
+@contextlib.contextmanager
+def fault_of(path: Path, message: str) -> Iterator[None]:
+    """Translate errors of a library into SlideError, or InputFileError where the file is away."""
+    try:
+        with translated(SlideError, f"{path.name}: {message}"):
+            yield
+    except SlideError as error:
+        if path.exists():
+            raise
+        raise InputFileError(f"{path}: lost while it was read; run again") from error
 
 
 def positive_pair(x: Any, y: Any) -> tuple[float, float] | None:
@@ -96,10 +107,10 @@ class OpenSlideReader(_LibraryReader):
         self._downsamples = self._describe(self._idle[0])
 
     def _open(self) -> openslide.OpenSlide:
-        with translated(
-            SlideError,
-            f"{self.path.name}: OpenSlide cannot read it ({{error}}); fetch it again or convert it "
-            "to a tiled pyramidal TIFF",
+        with fault_of(
+            self.path,
+            "OpenSlide cannot read it ({error}); fetch it again or convert it to a tiled pyramidal "
+            "TIFF",
         ):
             return openslide.OpenSlide(self.path)
 
@@ -133,10 +144,9 @@ class TiffSlideReader(_LibraryReader):
         self.path = path
         # Its cache is not thread-safe.
         self._lock = threading.Lock()
-        with translated(
-            SlideError,
-            f"{path.name}: cannot be opened as TIFF ({{error}}); convert it to 8-bit RGB or fetch "
-            "it again",
+        with fault_of(
+            path,
+            "cannot be opened as TIFF ({error}); convert it to 8-bit RGB or fetch it again",
         ):
             self._handle = tiffslide.TiffSlide(path)
             page: Any = self._handle.ts_tifffile.pages[0]
@@ -166,10 +176,10 @@ class ImageReader(Reader):
     def __init__(self, path: Path) -> None:
         self.path = path
         with (
-            translated(
-                SlideError,
-                f"{path.name}: cannot be read as a slide or an image ({{error}}); fetch it "
-                "again, or convert it to 8-bit RGB, a large one to a tiled pyramidal TIFF",
+            fault_of(
+                path,
+                "cannot be read as a slide or an image ({error}); fetch it again, or convert it "
+                "to 8-bit RGB, a large one to a tiled pyramidal TIFF",
             ),
             warnings.catch_warnings(),
         ):

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
-from hemera.errors import SlideError
-from hemera.files.faults import translated
+from hemera.errors import InputFileError, SlideError
 from hemera.imaging import tiff
 from hemera.imaging.background import Background, measure_background
 from hemera.imaging.color import Color
@@ -38,6 +37,8 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "image": ImageReader,
 }
 
+SIDE_MM_MAX = 160.0
+"""Longest side of a slide; the largest for whole-mount sections are 100 x 150 mm."""
 ANISOTROPY_MAX = 0.01
 """Largest relative difference of um per pixel along x and y."""
 MISMATCH_MAX = 0.10
@@ -234,17 +235,31 @@ def open_slide(
     opened = _open_reader(path, reader)
     try:
         resolved, source = _resolution(opened, mpp, mpp_column)
+        _check_extent(path.name, opened.level_sizes[0], resolved, mpp_column)
     except SlideError:
         opened.close()
         raise
     return Slide(opened, resolved, source, background)
 
 
+def _check_extent(name: str, size_px: tuple[int, int], mpp: float, column: str) -> None:
+    """Raise SlideError for an extent that no slide has, before an overview needs its memory."""
+    width_mm, height_mm = (side * mpp / 1000 for side in size_px)
+    if min(size_px) < 1 or max(width_mm, height_mm) > SIDE_MM_MAX:
+        raise SlideError(
+            f"{name}: {size_px[0]} x {size_px[1]} px at {mpp:.4g} um/px are {width_mm:.4g} x "
+            f"{height_mm:.4g} mm, more than {SIDE_MM_MAX:g}; fetch the file again, or correct "
+            f"{column}"
+        )
+
+
 def _open_reader(path: Path, reader: str) -> Reader:
     name = path.name
+    if not path.exists():
+        raise InputFileError(f"{path}: no such file; correct the path")
     if not path.is_file():
-        raise SlideError(f"{name}: no such file {path}; correct the path")
-    with translated(SlideError, f"{name}: {{error}}; make it readable"), path.open("rb") as file:
+        raise SlideError(f"{name}: a folder, pipe or device, not a file; correct the path")
+    with path.open("rb") as file:
         head = file.read(4)
     if not head:
         raise SlideError(f"{name}: the file is empty; fetch it again")
@@ -258,13 +273,15 @@ def _open_reader(path: Path, reader: str) -> Reader:
 
 def _open_tiff(path: Path, vendor: str | None) -> Reader:
     """Open a TIFF directly if possible, else with the reader that finds most levels."""
-    if vendor is None and not tiff.is_tiled(path):
+    if not tiff.is_tiled(path) and vendor is None:
         return ImageReader(path)
     errors: list[SlideError] = []
     # For other vendors OpenSlide reads what the tags do not state: overlaps, gaps, several scans.
     if vendor in (None, "generic-tiff", "aperio"):
         try:
             return tiff.TiffReader(path)
+        except tiff.DamagedTiffError:
+            raise
         except SlideError as error:
             errors.append(error)
     found: list[Reader] = []

@@ -17,25 +17,45 @@ import tifffile
 from hemera.errors import SlideError
 from hemera.files.faults import translated
 from hemera.imaging.codecs import jpeg_file
-from hemera.imaging.readers import Reader, positive_pair
+from hemera.imaging.readers import Reader, fault_of, positive_pair
 
 RGB = npt.NDArray[np.uint8]
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _CACHE_BYTES = 96 * 2**20
+_TILE_PX_MAX = 4096 * 4096
+"""A stored tile is decoded as a whole, in several threads at once."""
+_REPEATED_MAX = 8
+"""Pictures stored once for several tiles that are decoded, of a level."""
+_ONE_COLOR = 16
+"""Range of the values of a channel in a tile of one colour, whose compression is lossy."""
 _DIRECT_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 50000, 50001})
 """None, LZW, JPEG, Deflate (both), Zstandard, WebP."""
 
 
+class DamagedTiffError(SlideError):
+    """A file whose tags contradict each other; another reader would return wrong pixels."""
+
+
 def is_tiled(path: Path) -> bool:
-    """Return whether a file is TIFF and its first page is stored in tiles."""
+    """Return whether a file is TIFF and its first page is stored in tiles.
+
+    Raises:
+        DamagedTiffError: when the tiles are larger than any reader should decode at once.
+    """
     try:
         with translated(SlideError, "{error}"), tifffile.TiffFile(path) as file:
             page: Any = file.pages[0]
-            return bool(page.is_tiled)
+            tiled, sides = bool(page.is_tiled), (int(page.tilewidth), int(page.tilelength))
     except SlideError:
         return False
+    if tiled and not 0 < sides[0] * sides[1] <= _TILE_PX_MAX:
+        raise DamagedTiffError(
+            f"{path.name}: stored tiles of {sides[0]} x {sides[1]} px, not 1 to {_TILE_PX_MAX} px; "
+            "convert it to a TIFF of smaller tiles"
+        )
+    return tiled
 
 
 class TiffReader(Reader):
@@ -46,10 +66,7 @@ class TiffReader(Reader):
     def __init__(self, path: Path) -> None:
         self.path = path
         with (
-            translated(
-                SlideError,
-                f"{path.name}: cannot be opened as tiled TIFF ({{error}}); fetch it again",
-            ),
+            fault_of(path, "cannot be opened as tiled TIFF ({error}); fetch it again"),
             tifffile.TiffFile(path) as file,
         ):
             pages = _pyramid(file)
@@ -65,6 +82,40 @@ class TiffReader(Reader):
         self._file = os.open(path, os.O_RDONLY)
         tile_bytes = 3 * self._levels[0].width * self._levels[0].height
         self._cached_tile = functools.lru_cache(_CACHE_BYTES // tile_bytes)(self._tile)
+        try:
+            for number in range(len(self._levels)):
+                self._check_places(number)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_places(self, number: int) -> None:
+        """Raise DamagedTiffError where the tiles of a level cannot be where its tags say.
+
+        Empty tiles of one colour may be stored once for all.
+        """
+        grid, name = self._levels[number], f"{self.path.name}: level {number}"
+        expected = grid.across * grid.down
+        if (len(grid.offsets), len(grid.counts)) != (expected, expected):
+            raise DamagedTiffError(
+                f"{name} has positions of {len(grid.offsets)} tiles instead of {expected}; fetch "
+                "the file again"
+            )
+        offsets = np.array(grid.offsets, np.uint64)[np.array(grid.counts) > 0]
+        places, times = np.unique(offsets, return_counts=True)
+        most = np.argsort(-times, kind="stable")[:_REPEATED_MAX]
+        for offset in places[most[times[most] > 1]].tolist():
+            index = grid.offsets.index(offset)
+            try:
+                with self.reading(number, *grid.corner(index)):
+                    colors = self._tile(number, index).reshape(-1, 3)
+            except SlideError:
+                # Lost tiles are counted where they are needed.
+                continue
+            if np.ptp(colors.astype(np.int16), axis=0).max() > _ONE_COLOR:
+                raise DamagedTiffError(
+                    f"{name} has several tiles with the same stored picture; fetch the file again"
+                )
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         grid = self._levels[level]
@@ -115,12 +166,16 @@ class _Level:
     def __init__(self, page: Any) -> None:
         self.width, self.height = int(page.tilewidth), int(page.tilelength)
         self.across = -(-int(page.imagewidth) // self.width)
+        self.down = -(-int(page.imagelength) // self.height)
         self.offsets: tuple[int, ...] = page.dataoffsets
         self.counts: tuple[int, ...] = page.databytecounts
         self.is_jpeg = page.compression == tifffile.COMPRESSION.JPEG
         self._is_rgb = page.photometric == tifffile.PHOTOMETRIC.RGB
         self._tables: bytes = page.jpegtables or b""
         self._decode = page.decode
+
+    def corner(self, index: int) -> tuple[int, int]:
+        return index % self.across * self.width, index // self.across * self.height
 
     def is_tile(self, x: int, y: int, width: int, height: int) -> bool:
         return (width, height) == (self.width, self.height) and not (x % width or y % height)

@@ -42,6 +42,10 @@ cover a small part of the image."""
 _COMMAND = (sys.executable, "-u", "-m", "hemera.registration.deeperhistreg")
 _SETUP_ERROR = 3
 """Exit status of the child for errors that the pair did not cause."""
+_TRANSIENT = re.compile(
+    "MemoryError|out of memory|not enough memory|bad_alloc|No space left|Input/output error"
+)
+"""What the log of the child has where the pair is not the cause."""
 _LOG_LINES = 40
 _SEED = 0
 
@@ -151,6 +155,11 @@ def _run(request: Path) -> str | None:
     last = lines[-1] if lines else "no message"
     if status == _SETUP_ERROR:
         raise RegistrationError(last)
+    if _TRANSIENT.search("\n".join(lines[-_LOG_LINES:])):
+        raise RegistrationError(
+            f"DeeperHistReg lacked memory or its disk ({last}); give the job more memory, or "
+            "choose a smaller register.size_px"
+        )
     if status < 0:
         raise RegistrationError(
             f"DeeperHistReg was ended by {signal.Signals(-status).name}, most often for lack of "

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import SlideError
+from hemera.files.digests import content_digest
 from hemera.imaging.artefact_files import read_artefacts
 from hemera.imaging.artefacts import find_artefacts, resized, typical_density
 from hemera.imaging.codecs import encode
@@ -37,7 +38,10 @@ def run(
 ) -> None:
     """Describe both images of every pair of a unit: size, resolution, tissue, stain.
 
-    An image that cannot be used is a row with its reason, never an error.
+    An image whose content cannot be used is a row with its reason, never an error.
+
+    Raises:
+        InputFileError: when an image is missing, unless `allow_missing`, or lost while it is read.
     """
     rows: list[dict[str, Any]] = []
     structures: dict[str, tuple[Structure, Structure]] = {}
@@ -95,6 +99,11 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
     path, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2, pair.her2_mpp)
     row: dict[str, Any] = dict.fromkeys(tables.DESCRIBE.names)
     row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
+    if options.allow_missing and not path.exists():
+        reason = f"{path.name}: no such file; left out by describe.allow_missing"
+        return _Image(row | {"verdict": "refuse", "reason": reason})
+    if path.is_file():
+        row["content_digest"] = content_digest(path, options.digest == "whole")
     try:
         with open_slide(path, mpp=mpp, reader=options.reader, mpp_column=f"{stain}_mpp") as slide:
             width, height = slide.size_px

@@ -9,6 +9,7 @@ import pyarrow as pa
 from hemera import tables
 from hemera.config import RegisterOptions
 from hemera.errors import RegistrationError, SlideError
+from hemera.files.digests import check_content
 from hemera.registration import deeperhistreg
 from hemera.registration.attempts import certify_own, register_pair
 from hemera.registration.displacement import none
@@ -53,6 +54,8 @@ def run(
     reasons = [found["reason"] for found in described.values() if found["verdict"] == "refuse"]
     row["reason"] = "; ".join(dict.fromkeys(reasons)) or None
     if row["reason"] is None:
+        for stain, path in zip(tables.STAINS, pair.images, strict=True):
+            check_content(path, described[stain]["content_digest"])
         try:
             if pair.displacement is None:
                 folder = displacement.with_name(f".{displacement.stem}.engine")

@@ -20,6 +20,7 @@ from hemera.dataset.shards import ShardWriter
 from hemera.dataset.tiling import NotTiled, Outcome, Tile, Tiling
 from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.files.atomic import replacing
+from hemera.files.digests import check_content
 from hemera.files.geojson import read_polygons
 from hemera.imaging.codecs import SUFFIXES
 from hemera.imaging.slide import open_slide
@@ -52,7 +53,7 @@ def run(
 ) -> None:
     """Cut and measure the tiles of every pair of a unit.
 
-    A pair that cannot be tiled is a row with its state and reason, never an error.
+    A pair whose images cannot be tiled is a row with its state and reason, never an error.
 
     Args:
         displacement: not given for pairs registered on input.
@@ -132,6 +133,8 @@ def _tile(
     options: TileOptions,
 ) -> Rows:
     """Write the tiles of a pair into the shard; return their rows of TILE."""
+    for stain, path in (("he", pair.he), ("her2", pair.her2)):
+        check_content(path, images[stain]["content_digest"])
     with contextlib.ExitStack() as stack:
         he, her2 = (
             stack.enter_context(

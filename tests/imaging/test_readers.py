@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from hemera.errors import SlideError
+from hemera.errors import InputFileError, SlideError
 from hemera.imaging.slide import open_slide
 from tests.imaging.test_slide import error_of
 from tests.small_slides import damage_tile, picture, write_image, write_pyramid
@@ -61,8 +61,22 @@ def test_resolution_of_an_image(rng, tmp_path):
         assert slide.mpp_source == "dpi"
 
 
+@pytest.mark.parametrize("reader", ["openslide", "tiffslide"])
+def test_a_slide_that_is_lost_while_it_is_read_is_no_fault_of_its_content(rng, tmp_path, reader):
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)])
+    with open_slide(path, reader=reader) as slide:
+        slide.close()
+        path.rename(tmp_path / "away.tif")
+        with pytest.raises(InputFileError, match=r"slide\.tif: lost while it was read; run again"):
+            slide.read_level(0, 0, 0, 200, 200)
+
+
 def test_files_that_are_not_images(tmp_path):
-    assert "no such file" in error_of(tmp_path / "missing.tif")
+    with pytest.raises(InputFileError, match=r"missing\.tif: no such file"):
+        open_slide(tmp_path / "missing.tif")
+    os.mkfifo(tmp_path / "pipe.tif")
+    for path in (tmp_path, tmp_path / "pipe.tif"):
+        assert "a folder, pipe or device" in error_of(path)
     empty = tmp_path / "empty.png"
     empty.touch()
     assert "is empty" in error_of(empty)

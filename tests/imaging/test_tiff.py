@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import openslide
@@ -6,6 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from hemera.errors import SlideError
 from hemera.imaging.slide import open_slide
 from tests.small_slides import halves, picture, write_image, write_pyramid
 
@@ -51,6 +53,80 @@ def test_a_stored_tile_comes_out_as_a_jpeg_file_with_its_scan_untouched(
             (-128, 0, 128, slide.mpp),
         ):
             assert slide.stored_jpeg(x, y, side, side, mpp) is None
+
+
+def entries(path, tag):
+    """Return the position in the file and the values of a tag of the first page."""
+    with tifffile.TiffFile(path) as file:
+        found = file.pages[0].tags[tag]
+        return found.valueoffset, found.value
+
+
+def test_several_tiles_with_one_stored_picture_are_a_fault(rng, tmp_path):
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)])
+    for tag in ("TileOffsets", "TileByteCounts"):
+        place, values = entries(path, tag)
+        data = bytearray(path.read_bytes())
+        struct.pack_into("<II", data, place + 4 * 9, values[2], values[2])
+        path.write_bytes(data)
+    with pytest.raises(SlideError, match=r"^slide\.tif: level 0 has several tiles with the same"):
+        open_slide(path)
+
+
+def test_empty_tiles_of_one_colour_may_be_stored_once(rng, tmp_path):
+    rgb = picture(rng)
+    rgb[128:256, 256:640] = 243
+    path = write_pyramid(tmp_path / "slide.tif", [rgb])
+    for tag in ("TileOffsets", "TileByteCounts"):
+        place, values = entries(path, tag)
+        data = bytearray(path.read_bytes())
+        struct.pack_into("<II", data, place + 4 * 9, values[8], values[8])
+        path.write_bytes(data)
+    with open_slide(path) as slide:
+        assert slide.reader == "tiff"
+        assert (slide.read_level(0, 0, 0, 702, 505) == rgb).all()
+
+
+def set_tag(path, code, value):
+    """Overwrite the value of a tag of one number, in a file that begins with its directory."""
+    data = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    for number in range(count):
+        place = start + 2 + 12 * number
+        tag, kind = struct.unpack_from("<HH", data, place)
+        if tag == code:
+            struct.pack_into("<I" if kind == 4 else "<H", data, place + 8, value)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("side", [50_000, 1_000_000, 4_000_000_000])
+def test_a_size_that_the_file_cannot_have_is_a_fault_at_once(rng, tmp_path, side):
+    """Without the bound, 10 s of failing reads, or a MemoryError."""
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng, 70_000 // 250, 300)])
+    for code in (256, 257):
+        with tifffile.TiffFile(path) as file:
+            is_long = file.pages[0].tags[code].dtype == 4
+        if side < 2**16 or is_long:
+            set_tag(path, code, side)
+    with pytest.raises(SlideError, match=r"^slide\.tif: level 0 has positions of \d+ tiles"):
+        open_slide(path)
+
+
+def test_stored_tiles_are_of_a_size_that_can_be_decoded(tmp_path):
+    path = tmp_path / "slide.tif"
+    keywords = {"tile": (8192, 4096), "photometric": "rgb", "compression": "deflate"}
+    tifffile.imwrite(path, np.zeros((100, 90, 3), np.uint8), **keywords)
+    with pytest.raises(SlideError, match=r"stored tiles of 4096 x 8192 px, not 1 to 16777216 px"):
+        open_slide(path)
+
+
+def test_a_slide_wider_than_any_slide_is_a_fault(rng, tmp_path):
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)], (19.0, 19.0))
+    with open_slide(path) as slide:
+        assert slide.mpp == pytest.approx(19)
+    with pytest.raises(SlideError, match=r"at 300 um/px are 210\.6 x 151\.5 mm, more than 160"):
+        open_slide(path, mpp=300.0)
 
 
 def test_what_is_not_jpeg_is_not_copied(tmp_path, rng):

@@ -10,7 +10,7 @@ import tiffslide
 import torch
 from PIL import Image
 
-from hemera.errors import SlideError, TrainingError
+from hemera.errors import InputFileError, TrainingError
 from hemera.inference.model import load_model
 from hemera.inference.options import PredictOptions
 from hemera.inference.whole_slide import predict
@@ -101,5 +101,5 @@ def test_a_folder_without_a_model(tmp_path):
     (cut / "segmenter.safetensors").write_bytes(b"half")
     with pytest.raises(TrainingError, match="damaged"):
         load_model(cut, CPU)
-    with pytest.raises(SlideError, match="no such file"):
+    with pytest.raises(InputFileError, match="no such file"):
         predict(tmp_path / "none.svs", cut, tmp_path / "out")

@@ -88,7 +88,7 @@ class TestEndings:
     @pytest.mark.parametrize(
         ("code", "words"),
         [
-            ("raise MemoryError('of 9 GB')", "failed (MemoryError: of 9 GB)"),
+            ("raise ValueError('of 9 points')", "failed (ValueError: of 9 points)"),
             ("raise SystemExit(1)", "failed (no message)"),
         ],
     )
@@ -108,6 +108,20 @@ class TestEndings:
         code = f"import os, signal; os.kill(os.getpid(), signal.{name})"
         monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-c", code))
         with pytest.raises(RegistrationError, match=f"ended by {name}"):
+            register(tmp_path, *pair)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            "MemoryError('of 9 GB')",
+            "RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes')",
+            "RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')",
+            "OSError(28, 'No space left on device')",
+        ],
+    )
+    def test_a_lack_of_memory_or_disk_fails_the_job(self, error, pair, tmp_path, monkeypatch):
+        monkeypatch.setattr(engine, "_COMMAND", (sys.executable, "-c", f"raise {error}"))
+        with pytest.raises(RegistrationError, match=r"lacked memory or its disk .*more memory"):
             register(tmp_path, *pair)
 
     @pytest.mark.parametrize("where", ["field", "rigid"])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from hemera import tables
 from hemera.config import DescribeOptions
-from hemera.errors import SheetError
+from hemera.errors import InputFileError, SheetError
 from hemera.imaging.codecs import decode
 from tests.small_sheets import describe_unit, write_sheet
 
@@ -99,7 +99,6 @@ def test_a_bad_image_is_a_row_and_the_others_go_on(cohort, rng):
         [
             pair("blank", **her2, **shared),
             pair("cut", **her2, **shared),
-            pair("missing", **her2, **shared),
             pair("lost", he="good.he.png", he_mpp="", **her2, **shared),
             pair("good", **shared),
         ],
@@ -108,11 +107,36 @@ def test_a_bad_image_is_a_row_and_the_others_go_on(cohort, rng):
     assert found["good"] == ("accept", None)
     assert found["blank"] == ("refuse", "blank.he.png: no tissue found on it")
     assert found["cut"][1].startswith("cut.he.png: cannot be read as a slide or an image")
-    assert found["missing"][1].startswith("missing.he.png: no such file")
     assert found["lost"][1] == "good.he.png: no resolution in the file; give he_mpp in the sheet"
     assert all("\n" not in reason for _, reason in found.values() if reason)
-    assert len(rows) == 10
+    assert len(rows) == 8
     assert all(row["verdict"] == "accept" for row in rows if row["stain"] == "her2")
+
+
+def test_a_missing_image_fails_the_job_unless_it_may_be_missing(cohort):
+    rows = [pair("good", case="c"), pair("missing", her2="good.her2.png", case="c")]
+    with pytest.raises(InputFileError, match=r"missing\.he\.png: no such file"):
+        described(cohort, rows)
+    found = described(cohort, rows, DescribeOptions(allow_missing=True))
+    reasons = {(row["pair"], row["stain"]): row["reason"] for row in found if row["reason"]}
+    assert reasons == {
+        ("missing", "he"): "missing.he.png: no such file; left out by describe.allow_missing"
+    }
+
+
+@pytest.mark.parametrize("size", [200_000, 5_000_000])
+def test_the_digest_of_an_image_covers_its_content(cohort, size):
+    """By the formula: size in eight bytes, then all blocks, or 64 of 64 KiB of a large file."""
+    path = cohort / "good.he.png"
+    # Decoders ignore what follows the image.
+    path.write_bytes((path.read_bytes() + np.random.default_rng(1).bytes(size))[:size])
+    data, block = path.read_bytes(), 65536
+    starts = [(size - block) * k // 63 for k in range(64)]
+    sampled = [data] if size < 64 * block else [data[start : start + block] for start in starts]
+    for option, parts in (("sampled", sampled), ("whole", [data])):
+        he, _ = described(cohort, [pair("good")], DescribeOptions(digest=option))
+        expected = hashlib.sha256(size.to_bytes(8) + b"".join(parts)).hexdigest()
+        assert he["content_digest"] == f"{option}:{expected}"
 
 
 def test_registered_images_of_different_extent_are_refused(cohort):
@@ -241,7 +265,7 @@ def test_real_images(images, tmp_path):
     assert 0.3 < row["tissue_fraction"] < 0.5
 
 
-GOLDEN = {3: "06d9a1765f0c668f"}
+GOLDEN = {4: "13e5de4a089a6562"}
 
 
 def test_golden(cohort):

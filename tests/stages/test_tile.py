@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 
@@ -13,7 +14,7 @@ from PIL import Image
 from hemera import tables
 from hemera.config import DescribeOptions, FilterOptions, TileOptions
 from hemera.dataset.criteria import refusals
-from hemera.errors import SheetError
+from hemera.errors import InputFileError, SheetError
 from hemera.registration.displacement import none
 from hemera.registration.displacement_files import write_displacement
 from tests.small_geojson import geometry, rectangle
@@ -68,7 +69,7 @@ def test_refused_images_and_verdicts_are_states(images_of_pair):
     (folder / "cut.he.png").write_bytes((folder / "p1.he.png").read_bytes()[:3000])
     (folder / "person.he.png").write_bytes((folder / "p1.he.png").read_bytes())
     (folder / "wide.he.png").write_bytes((folder / "p1.he.png").read_bytes())
-    changes = {"blank": {}, "cut": {"her2": "lost.png"}, "p1": {}, "person": {"verdict": "refuse"}}
+    changes = {"blank": {}, "cut": {}, "p1": {}, "person": {"verdict": "refuse"}}
     changes["wide"] = {"her2_mpp": 0.7}
     unit = Unit(folder, [registered(k, **{"her2": "p1.her2.png"} | v) for k, v in changes.items()])
     rows = unit.tile()
@@ -78,8 +79,26 @@ def test_refused_images_and_verdicts_are_states(images_of_pair):
         "wide": "refused",
     }  # fmt: skip
     assert unit.states["person"]["registration"] == "refused"
-    for words in ("cut.he.png: cannot be read", "lost.png: no such file"):
-        assert words in unit.states["cut"]["reason"]
+    assert "cut.he.png: cannot be read" in unit.states["cut"]["reason"]
+
+
+def test_an_image_that_is_lost_or_has_changed_fails_the_job(images_of_pair):
+    """A verdict would remain when the file is back."""
+    folder, he, _ = images_of_pair
+    unit = Unit(folder, [registered("p1")])
+    path, stored = folder / "p1.her2.png", (folder / "p1.her2.png").read_bytes()
+    times = path.stat()
+    path.unlink()
+    with pytest.raises(InputFileError, match=r"p1\.her2\.png: no such file"):
+        unit.tile()
+    # Another image at the same place, its time of change as before.
+    Image.fromarray(he).save(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(InputFileError, match=r"p1\.her2\.png: has changed since stage describe"):
+        unit.tile()
+    assert not unit.shard.exists()
+    path.write_bytes(stored)
+    assert len(unit.tile()) == 6
 
 
 def test_a_wrong_stain_is_a_state_unless_a_person_accepts_it(images_of_pair):
@@ -222,7 +241,9 @@ def test_the_reader_chosen_for_describe_reads_here_too(slides, monkeypatch):
     assert [row["he_sha256"] for row in unit.tile()] == direct
 
 
-def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides):
+def test_a_tile_that_cannot_be_decoded_costs_that_tile(slides, monkeypatch):
+    # As of a large slide, whose finest level is not read by describe.
+    monkeypatch.setattr("hemera.stages.tile.check_content", lambda *_: None)
     unit = whole_slides(slides)
     whole = {row["tile"]: row["he_sha256"] for row in unit.tile()}
     damage_tile(slides / "he.tif", 8)  # six stored tiles in a row: row 1, column 2

@@ -1,0 +1,39 @@
+"""Digests of input files, so that one that has changed since a stage read it is not read on."""
+
+import hashlib
+from pathlib import Path
+
+from hemera.errors import InputFileError
+
+_BLOCK = 64 * 1024
+_BLOCKS = 64
+
+
+def content_digest(path: Path, whole: bool = False) -> str:
+    """Return ``whole:`` or ``sampled:`` and the SHA-256 of a file's size and bytes.
+
+    Of files above 4 MiB, unless `whole`, 64 evenly spaced blocks of 64 KiB are read, among them the
+    first and the last, which have the directories of a TIFF file.
+    """
+    size = path.stat().st_size
+    state = hashlib.sha256(size.to_bytes(8))
+    with path.open("rb") as file:
+        if whole or size <= _BLOCK * _BLOCKS:
+            while block := file.read(_BLOCK):
+                state.update(block)
+        else:
+            for number in range(_BLOCKS):
+                file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
+                state.update(file.read(_BLOCK))
+    return f"{'whole' if whole else 'sampled'}:{state.hexdigest()}"
+
+
+def check_content(path: Path, digest: str) -> None:
+    """Raise InputFileError where a file is missing, or differs from its `content_digest`."""
+    if not path.exists():
+        raise InputFileError(f"{path}: no such file; correct the path")
+    if content_digest(path, digest.startswith("whole:")) != digest:
+        raise InputFileError(
+            f"{path}: has changed since stage describe read it; restore it, or run `touch {path}` "
+            "and the workflow again, which repeats all stages of its unit"
+        )
