@@ -27,6 +27,10 @@ localrules:
     data,
 
 
+onerror:
+    print(unfinished())
+
+
 # The default: the report about the data and the evaluation of both networks.
 rule all:
     default_target: True

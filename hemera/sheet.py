@@ -222,6 +222,17 @@ def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
     return tuple(rows.values()), faults
 
 
+def missing_files(sheet: Sheet, *, images: bool = True) -> list[Path]:
+    """Return the files of a sheet that do not exist; `images`: also those of H&E and HER2."""
+    found = dict.fromkeys(
+        path
+        for pair in sheet.pairs
+        for path in (*(pair.images if images else ()), *pair.artefacts, *pair.landmarks,
+                     pair.roi, pair.displacement)
+    )  # fmt: skip
+    return [path for path in found if path is not None and not path.exists()]
+
+
 def units(sheet: Sheet, block_count: int) -> dict[str, tuple[Pair, ...]]:
     """Divide a sheet into units, the work of one job each.
 

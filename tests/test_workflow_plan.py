@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,36 @@ def bare(tmp_path: Path) -> Path:
 
 def test_every_stage_is_planned(bare: Path) -> None:
     assert set(planned(bare)) == set(STAGES) - {"landmarks"}
+
+
+def test_all_missing_files_are_named_before_anything_is_planned(bare: Path) -> None:
+    for name in ("1_her2.tif", "3_he.png"):
+        (bare / "img" / name).unlink()
+    text = snakemake(bare, "-n", "--cores", "2", check=False)
+    assert "Job stats" not in text and "Traceback" not in text
+    for words in ("img/1_her2.tif: no such file", "img/3_he.png: no such file", "2 files of"):
+        assert words in text
+    write_config(bare, TINY, describe={"allow_missing": True})
+    counts = planned(bare, "data")
+    assert (counts["describe"], counts["register"]) == (2 + 1, 1)
+    (bare / "img" / "3_he.png").touch()
+    assert "img/3_he.png" in snakemake(bare, "-n", "--cores", "2", "data")
+
+
+def test_a_result_that_was_cut_off_is_named(bare: Path) -> None:
+    shard = bare / "results/tile/slide_1.tar"
+    shard.parent.mkdir(parents=True)
+    with tarfile.open(shard, "w"):
+        pass
+    assert planned(bare, "data")["tile"] == 3
+    shard.write_bytes(shard.read_bytes()[:100] + b"x")
+    table = bare / "results/mask/bci.000.parquet"
+    table.parent.mkdir()
+    table.write_bytes(b"PAR1 ...")
+    text = snakemake(bare, "-n", "--cores", "2", "data", check=False)
+    for words in ("tile/slide_1.tar: cut off", "mask/bci.000.parquet: cut off", "2 results are"):
+        assert words in text
+    assert "Job stats" not in text and "Traceback" not in text
 
 
 def test_landmarks_are_planned_where_they_are_given(bare: Path) -> None:

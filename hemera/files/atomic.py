@@ -1,7 +1,9 @@
 """Atomic writing: a reader sees either the old or the complete new file."""
 
 import contextlib
+import functools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,10 +17,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it becomes `path` when the block succeeds.
 
     The temporary file keeps the suffix of `path`. When the block raises, it is removed and
-    `path` is unchanged.
+    `path` is unchanged. Those that killed processes left of `path` are removed at the beginning.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in _leftovers(path.parent).get((path.stem, path.suffix), ()):
+        leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
@@ -27,6 +31,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _leftovers(folder: Path) -> dict[tuple[str, str], list[Path]]:
+    """Return the temporary files in a folder when it is first written to, by stem and suffix."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for name in os.listdir(folder):
+        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.\w+)?", name)
+        if match:
+            found.setdefault((match[1], match[2] or ""), []).append(folder / name)
+    return found
 
 
 @contextlib.contextmanager

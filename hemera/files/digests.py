@@ -1,6 +1,7 @@
-"""Digests of input files, so that one that has changed since a stage read it is not read on."""
+"""Files that are not what they were: inputs that have changed, results that were cut off."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from hemera.errors import InputFileError
@@ -37,3 +38,20 @@ def check_content(path: Path, digest: str) -> None:
             f"{path}: has changed since stage describe read it; restore it, or run `touch {path}` "
             "and the workflow again, which repeats all stages of its unit"
         )
+
+
+_ENDINGS = {".tar": bytes(1024), ".parquet": b"PAR1"}
+"""Last bytes of a complete file."""
+
+
+def is_cut_off(path: Path) -> bool:
+    """Return whether a shard or a table exists and does not end as a complete one does."""
+    ending = _ENDINGS.get(path.suffix)
+    if ending is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(len(ending), path.stat().st_size), os.SEEK_END)
+            return file.read() != ending
+    except FileNotFoundError:
+        return False

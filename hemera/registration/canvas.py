@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.config import RegisterOptions
-from hemera.errors import SlideError
 from hemera.imaging.color import STAIN_UNIT, haematoxylin, normalise_background
 from hemera.imaging.slide import Slide, open_slide
 from hemera.imaging.tolerant import LOST_MAX, Losses, read_region
@@ -82,11 +81,6 @@ def read_canvas(pair: Pair, described: Described, options: RegisterOptions) -> C
 def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:
     """Read a whole slide; pieces that cannot be decoded are background."""
     with open_slide(path, mpp=described["mpp"], reader=described["reader"]) as slide:
-        if slide.size_px != (described["width_px"], described["height_px"]):
-            raise SlideError(
-                f"{path.name}: {slide.size_px[0]} x {slide.size_px[1]} px, while describe found "
-                f"{described['width_px']} x {described['height_px']}; run describe again"
-            )
         width, height = (max(1, math.ceil(n * slide.mpp / mpp - 1e-6)) for n in slide.size_px)
         # The engine pads with white; background of another colour would end in an edge, and edges
         # are what it matches.

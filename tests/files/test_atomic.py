@@ -50,3 +50,13 @@ def test_a_reader_sees_whole_files_while_writers_race(tmp_path: Path) -> None:
     assert [write.exception() for write in writes] == [None] * 40
     assert path.read_bytes() in contents
     assert names(tmp_path) == {"race.bin"}
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
+    left = [".bci.000.0123abcd.tar", ".bci.000.deadbeef.tar"]
+    others = [".bci.001.0123abcd.tar", ".bci.000.0123abcd.parquet", ".bci.000.tar", "bci.000.x.tar"]
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "bci.000.tar") as temporary:
+        temporary.write_bytes(b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {"bci.000.tar", *others}

@@ -14,7 +14,8 @@ from hemera.config import (
     read_yaml,
 )
 from hemera.files import layout
-from hemera.sheet import digest, read_sheet, units
+from hemera.files.digests import is_cut_off
+from hemera.sheet import digest, missing_files, read_sheet, units
 
 try:
     # Snakemake itself lets the last of two equal keys win.
@@ -29,6 +30,50 @@ except HemeraError as error:
     raise WorkflowError(str(error))
 
 ENGINES = list(CONFIG.stages["mask"].engines)
+
+
+def shown(paths, fault, remedy):
+    """A message about several files, the first twenty by name."""
+    lines = [f"{path}: {fault}" for path in paths[:20]]
+    lines += [f"... and {len(paths) - 20} more"] if len(paths) > 20 else []
+    return "\n".join([*lines, remedy])
+
+
+def check_inputs():
+    """End the run with all files of the sheet that are missing; Snakemake itself names those of one
+    job. The demo makes its own."""
+    if CONFIG.cohort.sheet == DEMO_SHEET:
+        return
+    missing = missing_files(SHEET, images=not CONFIG.stages["describe"].allow_missing)
+    if missing:
+        remedy = (
+            f"{len(missing)} files of {CONFIG.cohort.sheet} do not exist; correct their paths, or "
+            "set describe: {allow_missing: true} to leave out pairs without images"
+        )
+        raise WorkflowError(shown(missing, "no such file", remedy))
+
+
+def check_outputs():
+    """End the run with all results that were cut off, by a full disk or a copy: Snakemake itself
+    sees only whether a file exists."""
+    cut = [path for path in (*data_files(), *training_files()) if is_cut_off(Path(path))]
+    if cut:
+        remedy = f"{len(cut)} results are damaged; delete them, and run again to make them again"
+        raise WorkflowError(shown(cut, "cut off", remedy))
+
+
+def unfinished():
+    """What a failed run has not made, by stage, and how to continue."""
+    paths = [path for path in data_files() if not Path(path).exists()]
+    paths = paths or [path for path in training_files() if not Path(path).exists()]
+    by_stage = {}
+    for path in paths:
+        by_stage.setdefault(path.split("/")[1], []).append(path)
+    lines = [
+        f"{stage}: {len(own)} files missing, the first {own[0]}; see logs/{stage}/"
+        for stage, own in by_stage.items()
+    ]
+    return "\n".join([*lines, "To continue, run the same command again; what is finished is kept."])
 
 
 wildcard_constraints:
@@ -71,8 +116,10 @@ def known(wildcards):
 
 
 def images(wildcards):
-    """The image files of a unit."""
-    return [str(path) for pair in known(wildcards) for path in pair.images]
+    """The image files of a unit; without those that may be missing."""
+    paths = [path for pair in known(wildcards) for path in pair.images]
+    may_be_missing = CONFIG.stages["describe"].allow_missing
+    return [str(path) for path in paths if path.exists() or not may_be_missing]
 
 
 def artefact_files(wildcards):
@@ -114,7 +161,8 @@ def landmark_tables():
 
 def data_files():
     """Every file of the stages up to the report. All of them are targets, because Snakemake deletes
-    the outputs of a failed job, and does not make a missing file again while what follows exists."""
+    the outputs of a failed job, and does not make a missing file again while what follows exists.
+    """
     of_unit = (layout.IMAGES_TABLE, layout.TILE_SHARD, layout.TILES, layout.PAIRS)
     of_mask = (layout.MASK_SHARD, layout.MASKS, layout.CELLS)
     of_map = (layout.DISPLACEMENT, layout.CERTIFICATE, layout.QUALITY)
@@ -139,6 +187,11 @@ def training_files():
 def megabytes(base, factor=1.0):
     """Memory that grows with each attempt, for `retries` or `--retries`."""
     return lambda wildcards, attempt: int(base * (1 + factor * (attempt - 1)))
+
+
+def minutes(base):
+    """Run time that grows with each attempt."""
+    return lambda wildcards, attempt: base * attempt
 
 
 def registration_mb(wildcards, input, attempt):
@@ -236,3 +289,9 @@ def generator_flags(wildcards):
         return CONFIG.generator_flags(wildcards.generator)
     except HemeraError as error:
         raise WorkflowError(str(error))
+
+
+if workflow.is_main_process:
+    # Jobs read this file too, and their number is that of the pairs.
+    check_inputs()
+    check_outputs()

@@ -21,7 +21,7 @@ if CONFIG.cohort.sheet == DEMO_SHEET:
         threads: 2
         resources:
             mem_mb=megabytes(3000),
-            runtime=15,
+            runtime=minutes(15),
         params:
             folder=demo_folder,
             version=DEMO_VERSION,

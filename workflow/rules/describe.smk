@@ -19,7 +19,7 @@ rule describe:
     threads: 1
     resources:
         mem_mb=megabytes(2000),
-        runtime=30,
+        runtime=minutes(30),
     params:
         sheet=sheet_file,
         block_count=block_count,

@@ -31,7 +31,7 @@ rule evaluate:
     threads: CONFIG.stages["evaluate"].torch_threads
     resources:
         mem_mb=megabytes(8000),
-        runtime=120,
+        runtime=minutes(120),
         gpu=gpus("evaluate"),
     params:
         preset=CONFIG.cohort.preset,

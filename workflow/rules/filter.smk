@@ -20,7 +20,7 @@ rule filter:
     threads: 1
     resources:
         mem_mb=megabytes(4000),
-        runtime=30,
+        runtime=minutes(30),
     params:
         sheet=sheet_file,
         block_count=block_count,

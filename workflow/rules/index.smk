@@ -19,7 +19,7 @@ rule index:
     threads: 1
     resources:
         mem_mb=megabytes(4000),
-        runtime=30,
+        runtime=minutes(30),
     params:
         sheet=sheet_file,
         rows=digest(SHEET.pairs, "index"),

@@ -24,7 +24,7 @@ rule landmarks:
     threads: 1
     resources:
         mem_mb=megabytes(2000),
-        runtime=15,
+        runtime=minutes(15),
     params:
         sheet=sheet_file,
         rows=rows("landmarks"),
@@ -54,7 +54,7 @@ rule landmarks_cohort:
     threads: 1
     resources:
         mem_mb=megabytes(2000),
-        runtime=15,
+        runtime=minutes(15),
     params:
         sheet=sheet_file,
         rows=digest((pair for pair in SHEET.pairs if pair.has_landmarks), "landmarks_cohort"),

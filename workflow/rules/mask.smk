@@ -29,7 +29,7 @@ rule mask:
     threads: MASK_RESOURCES["threads"]
     resources:
         mem_mb=megabytes(MASK_RESOURCES["memory_mb"]),
-        runtime=480,
+        runtime=minutes(480),
         gpu=MASK_RESOURCES["gpu"],
     params:
         options=CONFIG.flags("mask"),

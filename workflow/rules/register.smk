@@ -24,7 +24,7 @@ rule register:
     resources:
         mem_mb=registration_mb,
         # Two hours for each attempt.
-        runtime=(1 + CONFIG.stages["register"].retries) * 120 + 30,
+        runtime=minutes((1 + CONFIG.stages["register"].retries) * 120 + 30),
         gpu=gpus("register"),
     params:
         sheet=sheet_file,

@@ -31,7 +31,7 @@ rule report:
     resources:
         mem_mb=megabytes(4000),
         # A second per registered pair, of which there may be a thousand on a slow disk.
-        runtime=120,
+        runtime=minutes(120),
     params:
         sheet=sheet_file,
         block_count=block_count,

@@ -23,7 +23,7 @@ rule tile:
     threads: 2
     resources:
         mem_mb=megabytes(3000),
-        runtime=240,
+        runtime=minutes(240),
     params:
         sheet=sheet_file,
         block_count=block_count,
