@@ -30,6 +30,8 @@ from hemera.errors import SheetError
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}$"
 MPP_BOUNDS = (0.05, 20.0)
+HEADER_MAX = 200
+"""Columns of a sheet, unknown ones among them, of which each is named in a message."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 """Files with one plain image: registered pairs of these are processed in blocks."""
 
@@ -214,9 +216,12 @@ def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
         except ValidationError as error:
             faults += [f"{row}: {_fault(details)}" for details in error.errors()]
         name = given.get("pair", "")
-        if name and names.setdefault(name, number) != number:
+        # Names become files, and not every file system distinguishes a from A.
+        first = names.setdefault(name.lower(), number)
+        if name and first != number:
             faults.append(
-                f"{row}: pair {name!r} is already in row {names[name]}; give each pair its own name"
+                f"{row}: pair {name!r} is already in row {first}; give each pair its own name, not "
+                "only in another case"
             )
     faults += [f"{path.name} {fault}" for fault in _common_faults(rows)]
     return tuple(rows.values()), faults
@@ -277,6 +282,9 @@ def _unit(pair: Pair, block_count: int) -> str:
 
 
 def _header_faults(header: list[str]) -> Iterator[str]:
+    if len(header) > HEADER_MAX:
+        yield f"{len(header)} columns, over {HEADER_MAX}; keep those of a sheet of pairs"
+        return
     for separator, word in ((",", "commas"), (";", "semicolons")):
         if len(header) == 1 and separator in header[0]:
             yield f"its cells are separated by {word}; separate them by tabs"

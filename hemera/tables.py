@@ -304,7 +304,7 @@ def write(
         table.validate(full=True)
     table = table.replace_schema_metadata(dict(metadata) if metadata else None)
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def _table(rows: list[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -330,7 +330,9 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
     if lacking:
         raise TableError(f"{path}: no columns {', '.join(lacking)}; run its stage again")
     with translated(TableError, f"{path}: {_UNREADABLE}"):
-        table = pq.read_table(path, columns=wanted.names, partitioning=None)
+        table = pq.read_table(
+            path, columns=wanted.names, partitioning=None, page_checksum_verification=True
+        )
     with translated(TableError, f"{path}: another version ({{error}}); run its stage again"):
         return table.select(wanted.names).cast(wanted)
 

@@ -202,6 +202,18 @@ def test_landmarks_and_displacement_in_their_company(tmp_path: Path) -> None:
     assert "mirrored is true beside a displacement" in line
 
 
+def test_names_that_differ_only_in_case_are_one_file_on_some_disks(tmp_path: Path) -> None:
+    line = fault(write(tmp_path, cells(pair="Ab"), cells(pair="aB", he="2.tif", her2="3.tif")))
+    assert "row 3: pair 'aB' is already in row 2" in line and "not only in another case" in line
+
+
+def test_many_columns_are_one_fault(tmp_path: Path) -> None:
+    """Looking for a similar name for each of 100,000 took minutes."""
+    header = "\t".join([HEADER, *(f"c{k}" for k in range(100_000))])
+    line = fault(write(tmp_path, cells(), header=header))
+    assert "columns, over 200; keep those of a sheet" in line and len(line) < 300
+
+
 def test_files_without_rows(tmp_path: Path) -> None:
     assert "no pairs below the header; give one row per pair" in fault(write(tmp_path))
     for text in ("", " \t \n", "\ufeff"):

@@ -171,3 +171,22 @@ def test_metadata_round_trip(tmp_path: Path) -> None:
     }
     tables.write(tmp_path / "t.parquet", [CELL], tables.CELLS)
     assert tables.read_metadata(tmp_path / "t.parquet") == {}
+
+
+def test_a_flipped_bit_is_an_error_or_changes_no_value(tmp_path: Path) -> None:
+    """Without checksums of pages, a tenth of the flips changed values."""
+    path = tmp_path / "cells.parquet"
+    rows = [
+        {**CELL, "tile": f"t{k % 7}", "cell": k, "x_px": k / 3, "area_px": 31 + k * k}
+        for k in range(400)
+    ]
+    tables.write(path, rows, tables.CELLS)
+    stored, right = path.read_bytes(), tables.read(path, tables.CELLS)
+    found = 0
+    for place in range(4, len(stored), 23):
+        path.write_bytes(stored[:place] + bytes([stored[place] ^ 0x10]) + stored[place + 1 :])
+        try:
+            assert tables.read(path, tables.CELLS).equals(right), place
+        except TableError:
+            found += 1
+    assert found > 0.6 * len(range(4, len(stored), 23))

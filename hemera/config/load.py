@@ -283,6 +283,8 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         values = yaml.load(path.read_text(), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the path of a config file") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply; the options have three levels") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:
@@ -293,7 +295,18 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a repeated key is an error; the last one wins in the library."""
+    """YAML in which a repeated key, which would win in the library, and an alias are errors.
+
+    Aliases of aliases grow without limit.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise ConfigError(
+                f"line {event.start_mark.line + 1}: *{event.anchor} is an alias; write its value"
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first: dict[str, int] = {}

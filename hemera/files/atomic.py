@@ -37,10 +37,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def _leftovers(folder: Path) -> dict[tuple[str, str], list[Path]]:
     """Return the temporary files in a folder when it is first written to, by stem and suffix."""
     found: dict[tuple[str, str], list[Path]] = {}
-    for name in os.listdir(folder):
-        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.\w+)?", name)
+    for path in folder.iterdir():
+        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.\w+)?", path.name)
         if match:
-            found.setdefault((match[1], match[2] or ""), []).append(folder / name)
+            found.setdefault((match[1], match[2] or ""), []).append(path)
     return found
 
 
