@@ -56,10 +56,13 @@ def write_config(folder: Path, config: Mapping[str, Any], **changes: Mapping[str
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
 
 
-def snakemake(folder: Path, *words: str, check: bool = True) -> str:
+def snakemake(
+    folder: Path, *words: str, check: bool = True, first_on_path: Path | None = None
+) -> str:
     """Run Snakemake as a user would; return what it printed."""
     environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    found = [first_on_path, Path(sys.executable).parent, environment["PATH"]]
+    environment["PATH"] = os.pathsep.join(str(path) for path in found if path)
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", *words],
         cwd=folder,

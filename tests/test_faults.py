@@ -1,0 +1,141 @@
+"""Faults injected into the real graph: after a rerun, every file is that of an undisturbed run."""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.small_workflow import TINY, lay_out, planned, snakemake, write_config
+
+pytestmark = pytest.mark.slow
+
+CHANGED = {"describe": {"he_saturation_max": 0.09}, "train_generation": {"seed": 7}}
+"""Reruns every stage; `register` by its input."""
+
+KILLER = """\
+#!{python}
+import os, signal, subprocess, sys, time
+stage, moment, folder = {stage!r}, {moment!r}, {folder!r}
+own = [{hemera!r}, *sys.argv[1:]]
+mark = os.path.join(folder, "killed")
+if sys.argv[1] != stage or os.path.exists(mark):
+    os.execv(own[0], own)
+open(mark, "w").close()
+if moment == "before":
+    os.kill(os.getpid(), signal.SIGKILL)
+child = subprocess.Popen(own, start_new_session=True)
+if moment == "after":
+    child.wait()
+else:
+    # While it computes: most of its first second are imports.
+    time.sleep(2.5)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every result but the pages, which name times of the run."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((folder / "results").rglob("*"))
+        if path.is_file() and "checkpoints" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
+    """A finished run of the small cohort."""
+    folder = tmp_path_factory.mktemp("finished")
+    lay_out(folder, TINY)
+    shutil.copytree(cohort, folder, dirs_exist_ok=True)
+    snakemake(folder, "--cores", "2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the changed options give in one run."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    copied(finished, folder)
+    snakemake(folder, "--cores", "2")
+    return digests(folder)
+
+
+def copied(finished: Path, folder: Path) -> None:
+    """Copy a finished run with Snakemake's records, and change its options."""
+    shutil.copytree(finished, folder, symlinks=True)
+    write_config(folder, TINY, **CHANGED)
+
+
+DATA = ("describe", "register", "landmarks", "tile", "mask", "filter", "index", "report")
+TRAINING = ("train_generation", "train_segmentation", "evaluate")
+FEW = [("mask", "during"), ("tile", "after"), ("train_segmentation", "during")]
+
+
+def cases() -> Iterator[tuple[str, str]]:
+    """Yield the stages and moments: a few, or with FULL=1 all."""
+    if os.environ.get("FULL") != "1":
+        yield from FEW
+        return
+    for stage in (*DATA, *TRAINING):
+        for moment in ("before", "during", "after"):
+            yield stage, moment
+
+
+@pytest.mark.parametrize(("stage", "moment"), list(cases()))
+def test_a_killed_job_loses_nothing(
+    stage: str, moment: str, finished: Path, undisturbed: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """An option is changed, a job dies, the workflow is run again."""
+    folder = tmp_path / "run"
+    copied(finished, folder)
+    shims = tmp_path / "shims"
+    shims.mkdir()
+    hemera = str(Path(sys.executable).parent / "hemera")
+    text = KILLER.format(
+        python=sys.executable, stage=stage, moment=moment, folder=str(tmp_path), hemera=hemera
+    )
+    (shims / "hemera").write_text(text)
+    (shims / "hemera").chmod(0o755)
+    text = snakemake(folder, "--cores", "2", check=False, first_on_path=shims)
+    assert (tmp_path / "killed").exists()
+    assert "To continue, run the same command again" in text
+    snakemake(folder, "--cores", "2")
+    assert digests(folder) == undisturbed
+    assert planned(folder) == {}
+    assert [path for path in (folder / "results").rglob(".*") if path.is_file()] == []
+
+
+def test_a_deleted_result_is_made_again(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, symlinks=True)
+    before = digests(folder)
+    lost = ["tile/bci.000.tar", "mask/bci.001.cells.parquet", "describe/bci.000.parquet"]
+    for name in lost:
+        (folder / "results" / name).unlink()
+    counts = planned(folder, "data")
+    assert counts["tile"] == counts["describe"] == counts["mask"] - 1 == 1
+    snakemake(folder, "--cores", "2")
+    assert digests(folder) == before
+
+
+def test_a_flipped_bit_in_a_tile_stops_the_masks(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, symlinks=True)
+    (shard,) = list((folder / "results/tile").glob("bci.000.tar"))
+    times = shard.stat()
+    stored = bytearray(shard.read_bytes())
+    stored[len(stored) // 2] ^= 0x10
+    shard.write_bytes(stored)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    write_config(folder, TINY, mask={"completeness_min": 0.55})
+    text = snakemake(folder, "--cores", "2", "data", check=False)
+    assert "differs from its SHA-256" in text or "bytes at" in text
+    assert not (folder / "results/mask/bci.000.parquet").exists()
