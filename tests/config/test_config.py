@@ -368,9 +368,7 @@ def test_aliases_and_deep_nesting_of_yaml_are_errors(tmp_path: Path) -> None:
     """Aliases of aliases: a few lines are as many values as one likes."""
     path = tmp_path / "config.yaml"
     path.write_text("preset: demo\ntile: &a {size_px: 512}\nmask: *a\n")
-    with pytest.raises(
-        ConfigError, match=r"config\.yaml: line 3: \*a is an alias; write"
-    ):
+    with pytest.raises(ConfigError, match=r"config\.yaml: line 3: \*a is an alias; write"):
         load_file(path)
     path.write_text("[" * 5000)
     with pytest.raises(ConfigError, match=r"config\.yaml: "):
