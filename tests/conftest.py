@@ -2,12 +2,17 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from filelock import FileLock
 
 from hemera.demo import write_cohort
+
+if TYPE_CHECKING:
+    from tests.small_units import Unit
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,3 +56,30 @@ def pairs_copy(pairs: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20251)
+
+
+@pytest.fixture
+def images_of_pair(
+    rng: np.random.Generator, tmp_path: Path
+) -> tuple[Path, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """A folder with a pair that comes registered, and its two images."""
+    from tests.small_units import write_pair
+
+    return tmp_path, *write_pair(tmp_path, rng)
+
+
+@pytest.fixture
+def unit(images_of_pair: tuple[Path, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]) -> "Unit":
+    """That pair as a unit of stage tile."""
+    from tests.small_units import Unit, registered
+
+    return Unit(images_of_pair[0], [registered("p1")])
+
+
+@pytest.fixture
+def slides(rng: np.random.Generator, tmp_path: Path) -> Path:
+    """A folder with a pair of slides, its displacement and its certificate."""
+    from tests.small_units import write_slides
+
+    write_slides(tmp_path, rng)
+    return tmp_path

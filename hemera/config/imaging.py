@@ -47,7 +47,7 @@ class TileOptions(Options):
     """Tiles of both stains, measured in the pass that reads them."""
 
     section: ClassVar[str] = "tile"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
 
     size_px: Annotated[int, Field(ge=32, le=4096), paper("512")] = 512
     """Side of a tile, px."""
@@ -60,8 +60,8 @@ class TileOptions(Options):
     tissue_floor: Fraction = 0.05
     """Tiles whose tissue fraction in the outline is below this are neither read nor stored."""
     artefact_max: Fraction = 0.5
-    """Tiles of which the outline of artefacts on H&E covers more than this are neither read nor
-    stored."""
+    """Tiles of which the outline of artefacts on H&E, or on HER2, covers more than this are neither
+    read nor stored."""
     codec: Literal["jpeg", "png"] = "jpeg"
     """Image format of the tiles; png is lossless."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95

@@ -37,6 +37,9 @@ UPSAMPLING_MAX = {"he": 0.01, "her2": 0.10}
 ROI_FRACTION_MIN = 0.5
 """The fraction of a tile in the region of interest, at least."""
 
+OUTLINE_POINTS = 12
+"""Points along each side of a tile at which the artefacts of the HER2 slide are looked up."""
+
 
 class NotTiled(Exception):
     """A pair that yields no tiles: a state of `tables.PAIRS`, and the reason as message."""
@@ -119,7 +122,7 @@ class Tiling:
     def positions(
         self,
         outline: Mask,
-        artefacts: Mask,
+        artefacts: tuple[Bytes, Bytes],
         roi: Sequence[shapely.Polygon] | None,
         to: Outcome,
     ) -> Corners:
@@ -127,7 +130,7 @@ class Tiling:
 
         Args:
             outline: (H, W), the tissue of H&E from edge to edge.
-            artefacts: (H, W), what artefacts cover on H&E.
+            artefacts: of H&E and of HER2 from edge to edge, (H, W) each, 0 without any.
             roi: polygons on H&E, level-0 pixels; None: the whole slide.
             to: where the numbers of positions are noted.
 
@@ -154,7 +157,8 @@ class Tiling:
                 f"{name}: none of {to.tiles_grid} positions has {self.options.tissue_floor:.0%} "
                 "tissue; lower tile.tissue_floor",
             )
-        covered = tissue_fraction(artefacts, size, corners, side) > self.options.artefact_max
+        covered = tissue_fraction(artefacts[0] > 0, size, corners, side) > self.options.artefact_max
+        covered |= self._her2_covered(artefacts[1], corners) > self.options.artefact_max
         corners, to.tiles_artefact = corners[~covered], int(covered.sum())
         if not len(corners):
             raise NotTiled(
@@ -270,13 +274,31 @@ class Tiling:
             numbers.append(kinds)
         return row | {"artefacts": pack(numbers[0], numbers[1], covered, her2.shape[:2], self.mpp)}
 
+    def _her2_covered(self, artefacts: Bytes, corners: Corners) -> npt.NDArray[np.float64]:
+        """Return the fraction of each tile that artefacts of the HER2 slide cover, (N,)."""
+        if not artefacts.any():
+            return np.zeros(len(corners))
+        points = self._points(OUTLINE_POINTS) + corners[:, None, None]
+        return np.asarray((self._at(1, artefacts, points) > 0).mean(axis=(1, 2)))
+
     def _given_artefacts(self, k: int, x: int, y: int) -> Bytes | None:
         """Return the artefacts that the sheet gives for a tile of a stain, as `find_artefacts`."""
         given = self.artefacts[k]
         assert given is not None
         count = max(1, round(self.options.size_px * min(self.mpp / COARSE_MPP, 1.0)))
+        kinds = self._at(k, given, self._points(count) + np.array([x, y]))
+        return kinds if kinds.any() else None
+
+    def _points(self, count: int) -> npt.NDArray[np.float64]:
+        """Return points (x, y) over a tile, from its corner, on level 0 of H&E, (n, n, 2)."""
         centres = (np.arange(count) + 0.5) / count * self.side_px
-        points = np.stack(np.meshgrid(x + centres, y + centres), axis=-1)
+        return np.stack(np.meshgrid(centres, centres), axis=-1)
+
+    def _at(self, k: int, image: Bytes, points: npt.NDArray[np.float64]) -> Bytes:
+        """Return an image of a slide, from edge to edge, at points (..., 2) on level 0 of H&E.
+
+        0 where the slide does not cover the point; `k` is 0 for H&E, 1 for HER2.
+        """
         width, height = self.he.size_px if k == 0 else self.her2.size_px
         if k and self.displacement is not None:
             mapped = map_points(self.displacement, (points * self.he.mpp).reshape(-1, 2))
@@ -286,10 +308,9 @@ class Tiling:
             if self.pair.mirrored:
                 points[..., 0] = width - points[..., 0]
         inside = np.asarray(((points >= 0) & (points < (width, height))).all(axis=-1))
-        places = np.where(inside[..., None], points, 0) * given.shape[::-1] / (width, height)
+        places = np.where(inside[..., None], points, 0) * image.shape[::-1] / (width, height)
         columns, rows = np.moveaxis(places.astype(np.int64), -1, 0)
-        kinds = np.where(inside, given[rows, columns], np.uint8(0))
-        return kinds if kinds.any() else None
+        return np.where(inside, image[rows, columns], np.uint8(0))
 
     def _folding(self, x: int, y: int) -> float:
         if self.displacement is None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.imaging import color
+from hemera.imaging.folds import find_folds
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
 
 KINDS = ("pen", "fold", "edge", "dust", "other", "blur")
@@ -121,14 +122,17 @@ def find_artefacts(
     )
     layers &= blue < _BROWN_RATIO * red
     layers |= (low > _FOLD_LOW) & (high - low < _FOLD_COLOR * low)
+    dark_gray = (low > _FOLD_LOW) & gray
     masks = [
-        _pen(red, green, blue, (low > _FOLD_LOW) & gray, at),
-        _long(_opened(layers & ~gray, _FOLD_WIDTH_UM, at), _FOLD_LENGTH_UM, at),
+        _pen(red, green, blue, dark_gray, at),
+        _long(_opened(layers & ~gray, _FOLD_WIDTH_UM, at), _FOLD_LENGTH_UM, at)
+        | find_folds(density, at, tissue_density),
         _edges(density, at),
         _opened((low > _DUST_DENSITY) & gray, _DUST_WIDTH_UM, at),
     ]
     masks[-1] |= _particles(density, masks[0] | masks[2], at)
-    rings = _rings((masks[0] | masks[2]) & gray, at)
+    # The dark core alone too: shadow and nuclei that touch the rim are not on the circle.
+    rings = _rings((masks[0] | masks[2]) & gray, at) | _rings(dark_gray & masks[0], at)
     if rings.any():
         masks[0] &= ~_connected(masks[0], rings & masks[0])
         masks[1] &= ~_connected(masks[1], rings & masks[1])
@@ -178,7 +182,9 @@ def artefact_pixels(
 
 def resized(kinds: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return an image of `find_artefacts` at the size (H, W) of its tile."""
-    return np.asarray(cv2.resize(kinds, shape[::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
+    return np.asarray(
+        cv2.resize(kinds, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
+    )
 
 
 def fractions(kinds: npt.NDArray[np.uint8] | None) -> dict[str, float]:

@@ -171,7 +171,7 @@ def _tile(
         )
         corners = tiling.positions(
             outlines["he"] > 0,
-            artefacts["he"] > 0,
+            (artefacts["he"], artefacts["her2"]),
             None if pair.roi is None else read_polygons(pair.roi),
             outcome,
         )

@@ -24,30 +24,12 @@ from tests.small_units import (
     tissue,
     truth,
     whole_slides,
-    write_pair,
-    write_slides,
 )
 
 
 def cut(image, row):
     """The place of a tile in an image of the same resolution."""
     return image[row["y_px"] : row["y_px"] + 128, row["x_px"] : row["x_px"] + 128]
-
-
-@pytest.fixture
-def images_of_pair(rng, tmp_path):
-    return tmp_path, *write_pair(tmp_path, rng)
-
-
-@pytest.fixture
-def unit(images_of_pair):
-    return Unit(images_of_pair[0], [registered("p1")])
-
-
-@pytest.fixture
-def slides(rng, tmp_path):
-    write_slides(tmp_path, rng)
-    return tmp_path
 
 
 def test_registered_pairs_are_cut_not_resampled(unit, images_of_pair):
@@ -195,6 +177,32 @@ def test_artefacts_of_a_file_replace_those_that_are_detected(images_of_pair):
     assert {row["x_px"] for row in unit.tile(artefact_max=0.2)} == {256}
 
 
+def test_tiles_under_artefacts_of_the_her2_slide_are_not_read(slides):
+    """An oblique half of HER2 is pen: which tiles it covers depends on the displacement."""
+    column, row = np.meshgrid(np.arange(110) + 0.5, np.arange(80) + 0.5)
+    width, height = (side * HER2_MPP for side in HER2_SIZE)
+    classes = np.where(column / 110 * width + 0.4 * row / 80 * height < 200, 4, 1)
+    Image.fromarray(classes.astype(np.uint8)).save(slides / "pen.png")
+    pixels = np.stack(np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5), axis=-1)
+
+    def covered(row, field):
+        x, y = np.moveaxis(field((pixels + np.array([row["x_px"], row["y_px"]])) * HE_MPP), -1, 0)
+        on_her2 = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        return ((x + 0.4 * y < 200) & on_her2).mean()
+
+    unit = whole_slides(slides, her2_artefacts="pen.png")
+    everything = unit.tile(artefact_max=1)
+    assert len(everything) == 15
+    assert unit.state["tiles_artefact"] == 0
+    kept = {row["tile"] for row in unit.tile()}
+    assert unit.state["tiles_artefact"] == 15 - len(kept)
+    fractions = {row["tile"]: covered(row, field_at) for row in everything}
+    assert {name for name, part in fractions.items() if part < 0.45} <= kept
+    assert kept <= {name for name, part in fractions.items() if part < 0.55}
+    in_place = {row["tile"] for row in everything if covered(row, lambda points: points) < 0.5}
+    assert in_place - kept or kept - in_place
+
+
 def test_her2_is_resampled_through_the_displacement(slides):
     unit = whole_slides(slides)
     rows = unit.tile()
@@ -222,7 +230,7 @@ def test_artefacts_of_a_file_follow_the_displacement(slides):
     centre, radius = np.array([430, 300]), 160
     ring = (centre + radius * np.stack([np.cos(angles), np.sin(angles)], -1)).tolist()
     (slides / "marks.geojson").write_text(json.dumps(geometry("Polygon", [ring])))
-    rows = whole_slides(slides, her2_artefacts="marks.geojson").tile()
+    rows = whole_slides(slides, her2_artefacts="marks.geojson").tile(artefact_max=1)
     assert len(rows) == 15
     for row in rows:
         x, y = np.meshgrid(np.arange(128) + 0.5, np.arange(128) + 0.5)

@@ -81,6 +81,20 @@ def test_a_dark_rim_is_a_bubble_where_it_is_round_and_pen_where_it_is_not(closed
     assert (resized(found, (400, 480))[np.abs(distance) < 4] == kind).mean() > 0.9
 
 
+def test_the_rim_of_a_bubble_that_touches_dark_nuclei_is_none_of_pen() -> None:
+    """A soft dark rim, 8 um wide; grey nuclei touch it at one side."""
+    _, density = tissue()
+    y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
+    rim = 0.9 * np.exp(-(((np.hypot(y - 90, x - 130) - 55) / 5) ** 2))
+    nuclei = 0.25 * (np.hypot((y + 4) % 10 - 5, (x + 3) % 10 - 5) < 4) * (x > 170)
+    gray = np.maximum(rim, nuclei)[..., None]
+    found = find_artefacts(over(np.array(BACKGROUND), density + gray), 0.5, BACKGROUND)
+    assert found is not None
+    kinds = resized(found, (400, 480))
+    assert (kinds[rim > 0.8] == 1 + KINDS.index("edge")).mean() > 0.95
+    assert not (kinds == 1 + KINDS.index("pen")).any()
+
+
 def test_a_bubble_and_dust_are_told_from_tissue() -> None:
     _, density = tissue()
     y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
