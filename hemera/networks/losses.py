@@ -5,9 +5,10 @@ before they are compared, as in the paper. Every loss computes in float32: sums 
 float16, and bfloat16 has three digits.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +31,18 @@ NCE_TEMPERATURE = 0.07
 _DAB: list[float] = torch.linalg.inv(torch.from_numpy(RGB_FROM_HED))[:, 2].tolist()
 
 
+@contextlib.contextmanager
+def single_precision() -> Iterator[None]:
+    """Multiply matrices in single precision, where a session allows TF32 on a GPU."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@single_precision()
 def pyramid(images: Tensor, levels: int) -> list[Tensor]:
     """Return `images` (B, C, H, W) and `levels` - 1 coarser ones.
 
@@ -205,6 +218,7 @@ def _strongest(density: Tensor) -> Tensor:
     return torch.minimum(highest, limit[:, None]).mean(1)
 
 
+@single_precision()
 def patch_nce(query: Tensor, key: Tensor, supervision: float | None = None) -> Tensor:
     """Return the contrastive loss of features at N places of images (PatchNCE).
 

@@ -61,9 +61,9 @@ def session(
         # A fifth of the kernels of a step would fill memory that is overwritten at once.
         DETERMINISM.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = not deterministic
+        # Losses are computed without, see `hemera.networks.losses.single_precision`.
         torch.backends.cudnn.allow_tf32 = tf32
-        # Losses are matrix products.
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = tf32
         log.info("computing on %s, %d threads, seed %d", place, threads, seed)
         yield place
 

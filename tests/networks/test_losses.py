@@ -253,6 +253,29 @@ def test_losses_of_half_precision_are_computed_in_single(dtype):
         assert float(within[name]) == pytest.approx(float(found[name]), rel=1e-5), name
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_losses_multiply_without_tf32_and_leave_the_setting_as_it_was(allowed):
+    matmul = torch.backends.cuda.matmul
+    seen = []
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, arguments=(), named=None):
+            seen.append(matmul.allow_tf32)
+            return super().__torch_function__(function, types, arguments, named or {})
+
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = allowed
+    try:
+        losses.pyramid(torch.rand(1, 1, 8, 8).as_subclass(Watched), 2)
+        losses.patch_nce(torch.rand(1, 3, 4).as_subclass(Watched), torch.rand(1, 3, 4))
+        assert matmul.allow_tf32 == allowed
+    finally:
+        matmul.allow_tf32 = before
+    assert len(seen) > 4
+    assert not any(seen)
+
+
 # --- losses of presets, against their formulas in NumPy ------------------------------------------
 
 

@@ -30,7 +30,7 @@ def test_a_session_seeds_and_restores_every_setting(deterministic):
             seed=seed, threads=1, device="cpu", deterministic=deterministic, tf32=True
         ) as device:
             assert device.type == "cpu"
-            assert settings() == (1, deterministic, False, not deterministic, True, False)
+            assert settings() == (1, deterministic, False, not deterministic, True, True)
             drawn.append(torch.rand(3).tolist())
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), before[0])
