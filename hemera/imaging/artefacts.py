@@ -65,6 +65,8 @@ _EDGE_END_MPP = 3.0
 _EDGE_BENDS = 3.0
 _EDGE_WIDTH_UM = 16.0
 _EDGE_LENGTH_UM = 80.0
+# The same on a coarse image, where a duct or a tubule is a line too.
+_EDGE_LENGTH_COARSE_UM = 300.0
 # Dust is dark and colourless, and wider than a nucleus, um.
 _DUST_DENSITY = 0.5
 _DUST_WIDTH_UM = 16.0
@@ -222,7 +224,8 @@ def _edges(density: Float, mpp: float) -> Mask:
     excess = np.asarray(cv2.morphologyEx(density, cv2.MORPH_TOPHAT, wide), np.float32)
     low, high = excess.min(axis=2), excess.max(axis=2)
     gray = high - low < _EDGE_GRAY * high
-    line = _thin(_long((low > _EDGE_DENSITY) & gray, _EDGE_LENGTH_UM, mpp))
+    length_um = _EDGE_LENGTH_UM if mpp <= _EDGE_END_MPP else _EDGE_LENGTH_COARSE_UM
+    line = _thin(_long((low > _EDGE_DENSITY) & gray, length_um, mpp))
     # On a coarse image pale tissue would be connected to it.
     if mpp > _EDGE_END_MPP or not line.any():
         return line

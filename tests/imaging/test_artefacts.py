@@ -33,6 +33,16 @@ def test_a_thin_line_is_an_artefact_only_without_colour(dye: np.ndarray | None) 
     )
 
 
+@pytest.mark.parametrize("length_um", [220, 420])
+def test_on_an_overview_a_line_is_longer_than_a_duct(length_um: float) -> None:
+    """A grey oblique line, 16 um wide, at 4.6 um/px."""
+    y, x = (np.mgrid[:160, :210] + 0.5) * 4.6
+    along, across = (x - 400) * 0.8 + (y - 350) * 0.6, (y - 350) * 0.8 - (x - 400) * 0.6
+    line = 0.3 * np.exp(-((across / 8) ** 2)) * (np.abs(along) < length_um / 2)
+    image = over(np.array(BACKGROUND), 0.05 * HAEMATOXYLIN + line[..., None])
+    assert (find_artefacts(image, 4.6, BACKGROUND) is not None) == (length_um > 300)
+
+
 def tissue() -> tuple[RGB, np.ndarray]:
     """H&E of 200 x 240 um at 0.5 um/px: nuclei in eosin, and its optical density."""
     y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
