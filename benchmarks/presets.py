@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 from learning import figure, make_index, measured_row, reached, said
 
-from hemera.config import EvaluateOptions, MaskOptions, TrainGenerationOptions, load
+from hemera.config import EvaluateOptions, TrainGenerationOptions, load
 from hemera.dataset.index import TileIndex
 from hemera.dataset.torch_dataset import TileDataset
-from hemera.evaluation import baselines, image_quality
+from hemera.evaluation import baselines, image_quality, summary
 from hemera.evaluation.image_quality import Network
 from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.files import layout
@@ -55,7 +55,7 @@ def write_pictures(folder: Path, nets: dict[str, Network], tiles: TileDataset) -
     folder.mkdir(parents=True, exist_ok=True)
     for place in np.linspace(0, len(tiles) - 1, min(4, len(tiles))).round().astype(int):
         item = image_quality.stored(tiles, int(place))
-        images = [item.normalised("he"), item.normalised("her2")]
+        images = [item.over_white("he"), item.over_white("her2")]
         for net in nets.values():
             shown = image_quality.input_image(net, item)[None]
             (output,) = image_quality.predict(
@@ -109,16 +109,17 @@ def compare(index: Path, nets: dict[str, Network], pictures: Path | None) -> lis
     with session.session(seed=0, threads=1, device="cpu") as device:
         rows, features = image_quality.evaluate_generators(
             nets, tiles, opened.facts("generation", "test"), baselines.measure_colors(opened),
-            MaskOptions(), FeatureExtractors(), device, options,
+            opened.mask_options, FeatureExtractors(), device, options,
         )  # fmt: skip
         if pictures is not None:
             write_pictures(pictures / "pictures", nets, tiles)
-    metrics: list[dict[str, Any]] = image_quality.summarise(rows, features, options)
+    metrics: list[dict[str, Any]] = summary.summarise(rows, features, options)
     for method in (*PRESETS, "blurred"):
         shown = ", ".join(
-            f"{name} {figure(metrics, 'generation', method, name, 'pooled')}" for name in METRICS
+            f"{name} {figure(measured_row(metrics, 'generation', method, name, of))}"
+            for name, of in (("ssim", "mean"), *((name, "pooled") for name in METRICS))
         )
-        said(f"  {method}: SSIM {figure(metrics, 'generation', method, 'ssim', 'mean')}, {shown}")
+        said(f"  {method}: {shown}")
 
     def value(method: str, name: str) -> float:
         return float(measured_row(metrics, "generation", method, name, "pooled")["value"])
