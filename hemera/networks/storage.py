@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ def read_weights(
     ):
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
+        if zipfile.is_zipfile(path):
+            # PyTorch writes checksums into its archives, but does not compare them.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise TrainingError(
@@ -106,9 +113,12 @@ def check_index(network: str, described: Mapping[str, Any], fingerprint: str) ->
         )
 
 
-def write_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the JSON beside the weights, atomically."""
-    atomic.write_text(path, json.dumps(metadata, indent=2, sort_keys=True) + "\n")
+def write_metadata(path: Path, metadata: Mapping[str, Any], weights: Path | None = None) -> None:
+    """Write the JSON beside the weights atomically; with their digest where they are given."""
+    described = dict(metadata)
+    if weights is not None:
+        described["weights_sha256"] = file_digest(weights)
+    atomic.write_text(path, json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def read_metadata(path: Path, network: str) -> dict[str, Any]:
@@ -139,11 +149,22 @@ def background_is_white(described: Mapping[str, Any]) -> bool:
     return bool(described.get("options", {}).get("normalise_background", False))
 
 
+def _check_digest(weights: Path, described: Mapping[str, Any]) -> None:
+    """Raise TrainingError where weights are not those that their metadata describe."""
+    expected = described.get("weights_sha256")
+    if expected is not None and weights.is_file() and file_digest(weights) != expected:
+        raise TrainingError(
+            f"{weights}: differs from its SHA-256 in the metadata beside it; delete both and train "
+            "again, or fetch both again"
+        )
+
+
 def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str, Any]]:
     """Return a trained generator in evaluation mode, and its metadata, or raise TrainingError."""
     described = read_metadata(metadata, "generation")
     with translated(TrainingError, UNBUILDABLE.format(metadata)):
         net = build_generator(**described["model"])
+    _check_digest(weights, described)
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
 
@@ -155,5 +176,6 @@ def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, d
         model = dict(described["model"])
         branch = model.pop("generation")
         net = SegmentationNet(None if branch is None else build_generator(**branch), **model)
+    _check_digest(weights, described)
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described

@@ -305,8 +305,10 @@ class TrainingState:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         if self.compute.ranks.first:
             for name in names:
-                storage.write_weights(self.folder / f"{name}.safetensors", state)
-                storage.write_metadata(self.folder / f"{name}.json", self.describe(progress.epoch))
+                weights = self.folder / f"{name}.safetensors"
+                storage.write_weights(weights, state)
+                metadata = self.folder / f"{name}.json"
+                storage.write_metadata(metadata, self.describe(progress.epoch), weights)
         return progress.close_epoch(rate, validated)
 
     def write_results(self, *, weights: Path, metadata: Path, table: Path) -> None:
@@ -317,7 +319,7 @@ class TrainingState:
         if self.options.select == "best":
             state, epoch = self.best, self.progress.best_epoch
         storage.write_weights(weights, state)
-        storage.write_metadata(metadata, self.describe(epoch))
+        storage.write_metadata(metadata, self.describe(epoch), weights)
         names = tables.HISTORY.names
         rows = [dict(zip(names, entry, strict=True)) for entry in self.progress.history]
         tables.write(table, rows, tables.HISTORY)

@@ -42,6 +42,31 @@ def test_loading_runs_no_code_and_says_what_is_damaged(tmp_path):
         storage.read_weights(tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.97])
+def test_a_flipped_bit_in_weights_or_in_a_checkpoint_is_found(tmp_path, place):
+    def flip(path):
+        data = bytearray(path.read_bytes())
+        data[int(place * len(data))] ^= 0x04
+        path.write_bytes(data)
+
+    model = {"generator": "unet_32", "base_width": 4}
+    net = build_generator(**model)
+    weights, metadata = tmp_path / "w.safetensors", tmp_path / "w.json"
+    storage.write_weights(weights, net.state_dict())
+    storage.write_metadata(metadata, {"network": "generation", "model": model}, weights)
+    storage.load_generation(weights, metadata)
+    flip(weights)
+    with pytest.raises(TrainingError, match=r"w\.safetensors: differs from its SHA-256"):
+        storage.load_generation(weights, metadata)
+    # Records of several megabytes, so that the place is in one of them.
+    checkpoint = tmp_path / "checkpoint.pt"
+    torch.save({"a": torch.rand(1000, 500), "b": torch.rand(1000, 500)}, checkpoint)
+    assert storage.read_weights(checkpoint)["b"].shape == (1000, 500)
+    flip(checkpoint)
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt: damaged"):
+        storage.read_weights(checkpoint)
+
+
 def test_weights_that_do_not_fit_name_the_layers():
     net = nn.Linear(2, 3)
     with pytest.raises(
