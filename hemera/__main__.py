@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "demo": (),
     "sheet": ("acrobat", "bci", "mist", "check"),
     "doctor": (),
+    "verify": (),
     "config": (),
     "warp": ("points", "annotations", "labels", "slide"),
     "predict": (),

@@ -1,0 +1,133 @@
+"""Verify that results are what their stages wrote, from the slides to the weights."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hemera.config import load_file
+from hemera.errors import HemeraError, TableError
+from hemera.files import layout
+from hemera.sheet import Pair, read_sheet, units
+
+
+def verify(
+    results: Path = Path(layout.RESULTS),
+    *,
+    configfile: Path = Path("config.yaml"),
+    only_tables: bool = False,
+) -> int:
+    """Compare results with the digests that their stages stored; return 1 if anything differs.
+
+    Images are compared with their description, displacements and tables with their checksums, tiles
+    and masks with their digests, the index with the tables of its tiles and with its fingerprint,
+    and weights with their metadata. The first difference of each file is printed. What has not been
+    made yet is left out.
+
+    Args:
+        results: the folder of results.
+        configfile: the configuration, which names the sheet.
+        only_tables: neither read the images of the sheet nor the shards: seconds, not minutes.
+    """
+    cohort = load_file(configfile).cohort
+    found = units(read_sheet(Path(cohort.sheet)), cohort.block_count)
+    checks = list(_checks(results, found, only_tables))
+    count = 0
+    for check in tqdm(checks, "verify", unit="file", disable=None, leave=False):
+        try:
+            check()
+        except HemeraError as error:
+            count += 1
+            sys.stdout.write(f"{error}\n")
+    sys.stdout.write(f"{results}: {len(checks)} files compared, {count or 'none'} differ\n")
+    return int(count > 0)
+
+
+def _checks(
+    results: Path, found: dict[str, tuple[Pair, ...]], only_tables: bool
+) -> Iterator[Callable[[], object]]:
+    """Yield a function for each file that exists, in the order of the graph."""
+    from hemera import tables
+    from hemera.networks.storage import load_generation, load_segmentation
+    from hemera.registration.displacement_files import read_displacement
+
+    for unit, pairs in found.items():
+        at = functools.partial(layout.path, results=results, unit=unit)
+        per_file: list[tuple[str, Callable[[Path], object]]] = [
+            (layout.IMAGES_TABLE, functools.partial(_images, pairs=() if only_tables else pairs)),
+            (layout.DISPLACEMENT, read_displacement),
+            (layout.CERTIFICATE, functools.partial(tables.read, schema=tables.CERTIFICATE)),
+            (layout.QUALITY, functools.partial(tables.read, schema=tables.QUALITY)),
+            (layout.PAIRS, functools.partial(tables.read, schema=tables.PAIRS)),
+            (layout.TILES, functools.partial(_members, tables.TILE, ("he_", "her2_"), only_tables)),
+            (layout.MASKS, functools.partial(_members, tables.MASK, ("",), only_tables)),
+            (layout.CELLS, functools.partial(tables.read, schema=tables.CELLS)),
+        ]
+        for pattern, check in per_file:
+            if at(pattern).exists():
+                yield functools.partial(check, at(pattern))
+    if layout.path(layout.INDEX, results).exists():
+        yield functools.partial(_index, results, list(found))
+    generators = str(layout.path(layout.GENERATOR, Path(), generator="*"))
+    for weights in sorted(results.glob(generators)):
+        yield functools.partial(load_generation, weights, weights.with_name("metadata.json"))
+    segmenter = layout.path(layout.SEGMENTER, results)
+    if segmenter.exists():
+        metadata = layout.path(layout.SEGMENTER_METADATA, results)
+        yield functools.partial(load_segmentation, segmenter, metadata)
+
+
+def _images(table: Path, pairs: tuple[Pair, ...]) -> None:
+    """Compare the images of pairs with their description."""
+    from hemera import tables
+    from hemera.files.digests import check_content
+
+    described = tables.described(table)
+    for pair in pairs:
+        for stain, path in zip(tables.STAINS, pair.images, strict=True):
+            digest = described[pair.pair][stain]["content_digest"]
+            if digest is not None:
+                check_content(path, digest)
+
+
+def _members(schema: Any, prefixes: tuple[str, ...], only_tables: bool, table: Path) -> None:
+    """Compare the bytes that a table of tiles or masks locates with their digests."""
+    from hemera import tables
+    from hemera.dataset.shards import ShardReader
+
+    parts = ("offset", "length", "sha256")
+    rows = tables.read(table, schema).to_pylist()
+    reader = ShardReader(table.parent.parent)
+    for row in () if only_tables else rows:
+        for prefix in prefixes:
+            offset, length, sha256 = (row[f"{prefix}{part}"] for part in parts)
+            reader.read(row["shard"], offset, length, bytes.fromhex(sha256))
+
+
+def _index(results: Path, names: list[str]) -> None:
+    """Compare the index with its fingerprint and with the tables of its tiles."""
+    import pyarrow as pa
+
+    from hemera import tables
+    from hemera.dataset.fingerprint import fingerprint
+
+    index = layout.path(layout.INDEX, results)
+    metadata = tables.read_metadata(index)
+    engines = json.loads(metadata["mask_engines"])
+    table = tables.read(index, tables.index(engines))
+    if fingerprint(table, engines) != metadata["fingerprint"]:
+        raise TableError(f"{index}: its rows differ from its fingerprint; delete it and run again")
+    columns = ["tile", "he_sha256", "her2_sha256"]
+    paths = [layout.path(layout.TILES, results, unit=unit) for unit in names]
+    tiles = [tables.read(path, tables.TILE, columns) for path in paths if path.exists()]
+    empty = tables.TILE.empty_table().select(columns)
+    stored = {row["tile"]: row for row in pa.concat_tables([empty, *tiles]).to_pylist()}
+    for row in table.select(columns).to_pylist():
+        if row != stored.get(row["tile"]):
+            raise TableError(
+                f"{index}: {row['tile']} is not a tile of {paths[0].parent}; run again"
+            )

@@ -1,0 +1,107 @@
+"""hemera verify: the first difference of each file, down to the tile."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from hemera import tables
+from hemera.__main__ import main
+from hemera.files.digests import content_digest
+from hemera.networks import storage
+from tests.small_networks import write_networks
+from tests.small_results import BLOCK_COUNT, Made, make
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sheet, its images, results of every stage and a configuration."""
+    make(tmp_path, [Made("p1"), Made("p2"), Made("slide", slide=True, dataset="acrobat")])
+    for table in (tmp_path / "results/describe").iterdir():
+        rows = tables.read(table, tables.DESCRIBE).to_pylist()
+        for row in rows:
+            image = tmp_path / row["file"]
+            image.write_bytes(row["file"].encode() * 50)
+            row["content_digest"] = content_digest(image)
+        tables.write(table, rows, tables.DESCRIBE)
+    paths = write_networks(tmp_path / "results")
+    for name in ("generator", "segmenter"):
+        metadata = paths[f"{name}_metadata"]
+        storage.write_metadata(metadata, json.loads(metadata.read_text()), paths[name])
+    config = {"preset": "demo", "sheet": "pairs.tsv", "allow_demo_sizes": True}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "block_count": BLOCK_COUNT}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def verified(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """Run the command; return its lines, and check its exit status."""
+    status = main(["verify", *words])
+    *faults, last = capsys.readouterr().out.splitlines()
+    assert (status, f"{len(faults) or 'none'} differ" in last) == (int(bool(faults)), True)
+    return faults
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x04
+    path.write_bytes(data)
+
+
+def test_an_untouched_study_has_no_difference(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verified(capsys) == []
+    assert verified(capsys, "--only-tables") == []
+
+
+@pytest.mark.parametrize(("folder", "prefix"), [("tile", "her2_"), ("mask", "")])
+def test_a_flipped_bit_of_a_shard_names_the_tile(
+    study: Path, capsys: pytest.CaptureFixture[str], folder: str, prefix: str
+) -> None:
+    row = pq.read_table(study / "results" / folder / "slide.parquet").to_pylist()[2]
+    flip(study / "results" / row["shard"], row[f"{prefix}offset"] + row[f"{prefix}length"] // 2)
+    assert verified(capsys, "--only-tables") == []
+    [fault] = verified(capsys)
+    assert row["tile"] in fault and "differs from its SHA-256" in fault
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("results/filter/../mask/slide.cells.parquet", "not a Parquet file"),
+        ("results/register/slide.displacement.npz", "displacement"),
+        ("results/train_generation/demo/generator.safetensors", "differs from its SHA-256"),
+        ("results/train_segmentation/segmenter.safetensors", "differs from its SHA-256"),
+        ("slide_her2.tif", "has changed since stage describe read it"),
+    ],
+)
+def test_a_flipped_bit_of_any_file_is_named(
+    study: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    path = study / name
+    found = [path] if path.exists() else sorted(study.glob(name.replace("demo", "*")))
+    flip(found[0], found[0].stat().st_size // 3)
+    [fault] = verified(capsys)
+    assert words in fault and found[0].name in fault
+
+
+def test_an_index_of_other_tiles_or_rows_is_named(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = study / "results/index/index.parquet"
+    table, metadata = pq.read_table(path), pq.read_schema(path).metadata
+    place = table.column_names.index("accepted")
+    rows = table.column("accepted").to_pylist()
+    changed = table.set_column(place, "accepted", [[not rows[0], *rows[1:]]])
+    pq.write_table(changed.cast(table.schema).replace_schema_metadata(metadata), path)
+    [fault] = verified(capsys)
+    assert "differ from its fingerprint" in fault
+    pq.write_table(table, path)
+    tiles = study / "results/tile/slide.parquet"
+    own = tables.read(tiles, tables.TILE).to_pylist()
+    tables.write(tiles, own[1:], tables.TILE)
+    [fault] = verified(capsys)
+    assert own[0]["tile"] in fault and "is not a tile of" in fault
