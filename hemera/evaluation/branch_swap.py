@@ -20,13 +20,12 @@ from hemera.config import EvaluateOptions
 from hemera.dataset.torch_dataset import TileDataset
 from hemera.evaluation import image_quality, metrics
 from hemera.evaluation.image_quality import COUNTS, SEGMENTER, Network, Rows
-from hemera.evaluation.metrics import Bootstrap, Summary
+from hemera.evaluation.metrics import Bootstrap
 from hemera.evaluation.summary import CONFIDENCE
 from hemera.masks import label_format
 from hemera.networks.segmentation import VIRTUAL_BRANCHES, SegmentationNet
 
 RGB = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 
 SWAPS = ("other_tile", "zeros", "real_her2")
 """What the branch is exchanged for."""
@@ -131,16 +130,14 @@ def summarise(rows: Rows, answers: Rows, options: EvaluateOptions) -> Rows:
             confidence=CONFIDENCE,
             seed=options.seed,
         )
-        with_swap = members[[*COUNTS, "changed_px"]].to_numpy(np.float64)
-        without = own.loc[members["tile"], list(COUNTS)].to_numpy(np.float64)
-        sums = np.concatenate([with_swap, without], axis=1)
-        for metric, statistic in (
-            ("branch_changed", _changed),
-            ("branch_f1_change", _f1_change),
+        counts = members[list(COUNTS)].to_numpy(np.float64)
+        changed = np.column_stack([members["changed_px"], counts.sum(1)])
+        both = np.hstack([counts, own.loc[members["tile"], list(COUNTS)]])
+        for metric, columns, statistic in (
+            ("branch_changed", changed, lambda sums: metrics.ratio(sums[..., 0], sums[..., 1])),
+            ("branch_f1_change", both, metrics.f1_difference),
         ):
-            low, high = bootstrap.interval(sums, statistic)
-            value = float(statistic(sums.sum(0)))
-            summary = Summary(value if np.isfinite(value) else None, None, len(members), low, high)
+            summary = metrics.of_sums(columns, statistic, len(members), bootstrap)
             found.append(
                 {
                     "network": "segmentation",
@@ -152,13 +149,3 @@ def summarise(rows: Rows, answers: Rows, options: EvaluateOptions) -> Rows:
                 }
             )
     return found
-
-
-def _changed(sums: Floats) -> Floats:
-    """Return (...) of sums (..., 9): counts with the swap, changed pixels, counts without it."""
-    return metrics.ratio(sums[..., 4], sums[..., :4].sum(-1))
-
-
-def _f1_change(sums: Floats) -> Floats:
-    change: Floats = metrics.rates(sums[..., :4])["f1"] - metrics.rates(sums[..., 5:])["f1"]
-    return change

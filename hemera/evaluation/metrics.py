@@ -211,6 +211,14 @@ def pooled_rate(metric: str, counts: Floats) -> Floats:
     return np.where(empty, np.nan, rates(counts)[metric])
 
 
+def f1_difference(sums: Floats) -> Floats:
+    """Return pooled F1 of the first of two confusions (..., 8) of the same tiles minus the other's.
+
+    Of the same samples of cases, so that its interval is that of the difference.
+    """
+    return pooled_rate("f1", sums[..., :4]) - pooled_rate("f1", sums[..., 4:])
+
+
 def of_sums(
     columns: npt.NDArray[np.generic],
     statistic: Callable[[Floats], Floats],

@@ -33,7 +33,6 @@ CONFIDENCE = 0.95
 
 COMPARED = (SEGMENTER, "dark")
 """Methods whose difference of F1 has an interval."""
-_FIRST, _SECOND = slice(0, len(COUNTS)), slice(len(COUNTS), 2 * len(COUNTS))
 
 
 def summarise(
@@ -205,17 +204,10 @@ def _segmentation_metrics(
 
 
 def _over_darkness(methods: Mapping[str, Frame], bootstrap: Bootstrap) -> Summaries:
-    """Return pooled F1 of SegmentationNet minus that of the threshold on darkness.
-
-    Both are of the same samples of cases, so that the interval is of their difference.
-    """
+    """Return pooled F1 of SegmentationNet minus that of the threshold on darkness."""
     counts = np.hstack([methods[name][list(COUNTS)].to_numpy(np.int64) for name in COMPARED])
-
-    def difference(sums: Floats) -> Floats:
-        own, other = (metrics.pooled_rate("f1", sums[..., part]) for part in (_FIRST, _SECOND))
-        return own - other
-
-    return {("f1_over_dark", "pooled"): metrics.of_sums(counts, difference, len(counts), bootstrap)}
+    difference = metrics.of_sums(counts, metrics.f1_difference, len(counts), bootstrap)
+    return {("f1_over_dark", "pooled"): difference}
 
 
 def _false_alarms(counts: npt.NDArray[np.int64], bootstrap: Bootstrap) -> Summaries:

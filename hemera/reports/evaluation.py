@@ -264,7 +264,8 @@ def _unused_branch(table: Frame) -> str:
         rows.get(("segmentation", "all", name, *key))
         for name in ("branch_changed", "branch_f1_change")
     )
-    if changed is None or f1 is None:
+    # Without a positive pixel in truth there is no F1.
+    if changed is None or f1 is None or math.isnan(f1["value"]):
         return ""
     bounded = not (math.isnan(f1["low"]) or math.isnan(f1["high"]))
     worse = f1["high"] < 0 if bounded else f1["value"] < 0
