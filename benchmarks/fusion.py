@@ -158,8 +158,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--index", type=Path, help="the index of an earlier run; none: make it")
     parser.add_argument("--folder", type=Path, help="keep the networks here, and resume")
-    parser.add_argument("--generation-epochs", type=int, default=8)
-    parser.add_argument("--segmentation-epochs", type=int, default=40)
+    parser.add_argument("--generation-epochs", type=int, default=10)
+    parser.add_argument("--segmentation-epochs", type=int, default=50)
     given = parser.parse_args()
     met = []
     with tempfile.TemporaryDirectory() as name:
