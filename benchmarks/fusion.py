@@ -104,7 +104,7 @@ def answers(
         options=options.replace(generation_branch=branch, epochs=epochs),
     )  # fmt: skip
     net, described = storage.load_segmentation(paths["segmenter"], paths["metadata"])
-    network = Network(net, storage.normalises_background(described))
+    network = Network(net, storage.background_is_white(described))
     opened = TileIndex(index)
     tiles = TileDataset(opened, network="segmentation", split="test")
     facts = opened.facts("segmentation", "test")
