@@ -200,7 +200,7 @@ def _compared(table: Frame) -> Frame:
     """
     key = ["network", "group", "metric", "aggregation"]
     table["group"] = table["group"].replace("score=", "score=unknown")
-    table = table.astype({"value": float}).set_index(key)
+    table = table.astype(dict.fromkeys(("value", "low", "high"), float)).set_index(key)
     higher = table.index.get_level_values("metric").map(
         lambda name: 1 if name not in METRICS or METRICS[name].higher else -1
     )
