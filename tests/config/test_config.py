@@ -341,7 +341,7 @@ def test_a_preset_without_a_network_has_the_configured_size_and_its_own_method()
     configured, hemera = (config.generator(name) for name in config.generators)
     for name in ("network", "base_width", "crop_px", "epochs", "learning_rate", "select"):
         assert getattr(hemera, name) == getattr(configured, name)
-    assert (configured.dice_weight, hemera.dice_weight) == (160, 1)
+    assert (configured.dice_weight, hemera.dice_weight) == (640, 1)
     assert hemera.l1_weights == TrainGenerationOptions().l1_weights != configured.l1_weights
 
 
