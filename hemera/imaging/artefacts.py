@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.imaging import color
-from hemera.imaging.folds import find_folds
+from hemera.imaging.folds import STEP_MPP, find_folds
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
 
 KINDS = ("pen", "fold", "edge", "dust", "other", "blur")
@@ -45,8 +45,9 @@ _PEN_LENGTH_UM = 80.0
 _SHADOW_UM = 60.0
 _SHADOW_DENSITY = 0.08
 _SHADOW_GRAY = 0.2
-# A fold is denser than the denser quarter of the tissue of its slide by this factor, and has this
-# density; several layers are dark in every channel. DAB is brown, ink and dust are colourless.
+# On an overview, a fold is denser than the denser quarter of the tissue of its slide by this
+# factor, and has this density; several layers are dark in every channel. DAB is brown, ink and
+# dust are colourless.
 _FOLD_LAYERS = 1.7
 _FOLD_DENSITY = 0.5
 _FOLD_LOW = 0.35
@@ -119,16 +120,12 @@ def find_artefacts(
     low = np.minimum(np.minimum(red, green), blue)
     high = np.maximum(np.maximum(red, green), blue)
     gray = high - low < _GRAY * high
-    layers = cv2.blur((red + green + blue) / 3, (3, 3)) > max(
-        _FOLD_DENSITY, _FOLD_LAYERS * tissue_density
-    )
-    layers &= blue < _BROWN_RATIO * red
-    layers |= (low > _FOLD_LOW) & (high - low < _FOLD_COLOR * low)
     dark_gray = (low > _FOLD_LOW) & gray
     masks = [
         _pen(red, green, blue, dark_gray, at),
-        _long(_opened(layers & ~gray, _FOLD_WIDTH_UM, at), _FOLD_LENGTH_UM, at)
-        | find_folds(density, at, tissue_density),
+        find_folds(density, at, tissue_density)
+        if at <= STEP_MPP
+        else _dark_folds(red, green, blue, gray, tissue_density, at),
         _edges(density, at),
         _opened((low > _DUST_DENSITY) & gray, _DUST_WIDTH_UM, at),
     ]
@@ -216,6 +213,19 @@ def _pen(red: Float, green: Float, blue: Float, dark_gray: Mask, mpp: float) -> 
     near = cv2.dilate(shadow.view(np.uint8), disc(2 * _SHADOW_UM, mpp)) > 0
     around = (low > _SHADOW_DENSITY) & (high - low < _SHADOW_GRAY * high) & near
     return found | _connected(around, shadow & around)
+
+
+def _dark_folds(
+    red: Float, green: Float, blue: Float, gray: Mask, tissue_density: float, mpp: float
+) -> Mask:
+    """Return the folds of an overview: long regions much denser than its tissue, or very dark."""
+    low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    layers = cv2.blur((red + green + blue) / 3, (3, 3)) > max(
+        _FOLD_DENSITY, _FOLD_LAYERS * tissue_density
+    )
+    layers &= blue < _BROWN_RATIO * red
+    layers |= (low > _FOLD_LOW) & (high - low < _FOLD_COLOR * low)
+    return _long(_opened(layers & ~gray, _FOLD_WIDTH_UM, mpp), _FOLD_LENGTH_UM, mpp)
 
 
 def _edges(density: Float, mpp: float) -> Mask:

@@ -16,9 +16,10 @@ from hemera.imaging.morphology import COARSE_MPP, at_mpp, disc, odd_px
 Float = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-# The lightest density in a window of this side, um; both are then compared at this resolution.
+# The lightest density is that in a window of this side, um.
 _LIGHTEST_UM = 10.0
-_STEP_MPP = 4.0
+STEP_MPP = 4.0
+"""The resolution of the comparison, um/px; on coarser images, no edge is searched for."""
 # Length of an edge, at most this fraction of the shorter side of the image; pieces of it of which
 # so many must show the step; depth of the strips at both sides, um; number of directions.
 _LENGTH_UM = 96.0
@@ -48,25 +49,25 @@ def find_folds(density: Float, mpp: float, tissue_density: float, ratio: float =
 
     Args:
         density: (H, W, 3) optical densities.
-        mpp: its resolution, um/px; where it is coarser than 4 um/px, nothing is found.
+        mpp: its resolution, um/px; where it is coarser than `STEP_MPP`, nothing is found.
         tissue_density: `imaging.artefacts.typical_density` of the slide.
         ratio: smallest ratio of the densities at both sides of the edge.
     """
     none = np.zeros(density.shape[:2], np.bool_)
-    if mpp > _STEP_MPP or not math.isfinite(tissue_density):
+    if mpp > STEP_MPP or not math.isfinite(tissue_density):
         return none
-    mean = at_mpp(density, mpp, _STEP_MPP)
-    window = odd_px(_OUTLINE_UM, _STEP_MPP)
+    mean = at_mpp(density, mpp, STEP_MPP)
+    window = odd_px(_OUTLINE_UM, STEP_MPP)
     dense = cv2.blur(mean.mean(axis=2), (window, window)) > _OVER_TYPICAL * tissue_density
     # Without so dense an area as one strip, there is no edge.
-    if dense.sum() * _STEP_MPP**2 < _LENGTH_FRACTION * _LENGTH_UM * _DEPTH_UM:
+    if dense.sum() * STEP_MPP**2 < _LENGTH_FRACTION * _LENGTH_UM * _DEPTH_UM:
         return none
     side = odd_px(_LIGHTEST_UM, max(mpp, COARSE_MPP))
     lightest = np.asarray(cv2.erode(density, np.ones((side, side), np.uint8)), np.float32)
-    edges = _edges(mean, at_mpp(lightest, mpp, _STEP_MPP), tissue_density, ratio) & dense
+    edges = _edges(mean, at_mpp(lightest, mpp, STEP_MPP), tissue_density, ratio) & dense
     if not edges.any():
         return none
-    whole = cv2.morphologyEx(dense.view(np.uint8), cv2.MORPH_CLOSE, disc(_GAP_UM, _STEP_MPP))
+    whole = cv2.morphologyEx(dense.view(np.uint8), cv2.MORPH_CLOSE, disc(_GAP_UM, STEP_MPP))
     _, pieces = cv2.connectedComponents(whole)
     fold = np.isin(pieces, np.unique(pieces[edges])).view(np.uint8)
     # Of three layers and more, smoothing has moved the edge outwards.
@@ -77,13 +78,13 @@ def find_folds(density: Float, mpp: float, tissue_density: float, ratio: float =
 
 
 def _edges(mean: Float, lightest: Float, tissue_density: float, ratio: float) -> Mask:
-    """Return the strips at the denser side of edges of folds, (H, W), at `_STEP_MPP`."""
+    """Return the strips at the denser side of edges of folds, (H, W), at `STEP_MPP`."""
     height, width = mean.shape[:2]
-    length = min(_LENGTH_UM / _STEP_MPP, _LENGTH_FRACTION * min(height, width))
+    length = min(_LENGTH_UM / STEP_MPP, _LENGTH_FRACTION * min(height, width))
     found = np.zeros((height, width), np.bool_)
     both = np.concatenate([mean, lightest, np.ones((height, width, 1), np.float32)], axis=2)
     # Large enough for every rotation, and for the shifts of the strips.
-    canvas = math.ceil(math.hypot(height, width)) + 2 * round(_DEPTH_UM / _STEP_MPP)
+    canvas = math.ceil(math.hypot(height, width)) + 2 * round(_DEPTH_UM / STEP_MPP)
     for k in range(_ANGLES):
         matrix = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), 180 * k / _ANGLES, 1)
         matrix[:, 2] += (canvas - width) / 2, (canvas - height) / 2
@@ -110,7 +111,7 @@ def _horizontal_edges(turned: Float, length: int, tissue_density: float, ratio: 
         turned: (H, W, 7): mean density, lightest density, 1 where there is an image.
         length: of an edge, px.
     """
-    piece, depth = round(_PIECE_UM / _STEP_MPP), round(_DEPTH_UM / _STEP_MPP)
+    piece, depth = round(_PIECE_UM / STEP_MPP), round(_DEPTH_UM / STEP_MPP)
     box = cv2.blur(turned, (piece, depth), borderType=cv2.BORDER_CONSTANT)
     inside = box[..., 6] > 0.8
     box = box[..., :6] / np.maximum(box[..., 6:], 1e-3)
