@@ -60,7 +60,7 @@ def test_every_option_stands_in_the_template_with_its_help(preset: str) -> None:
 
 def test_an_unknown_preset(caplog: pytest.LogCaptureFixture) -> None:
     assert main(["config", "--template", "paper"]) == 1
-    assert "--template paper: unknown; choose from demo, hemera, " in caplog.text
+    assert "--template paper: unknown; choose from asp, demo, hemera, " in caplog.text
 
 
 def test_only_the_demo_needs_no_sheet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

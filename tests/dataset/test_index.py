@@ -107,7 +107,7 @@ def test_metadata_name_fingerprint_and_mask_engine(index, tmp_path):
         _ = TileIndex(index).fingerprint
     own = TileIndex(write_index(tmp_path / "results"))
     assert (own.fingerprint, own.mask_target) == ("f" * 64, "stain")
-    assert set(own.metadata) == {"fingerprint", "mask_target"}
+    assert set(own.metadata) == {"fingerprint", "mask_target", "options_mask"}
 
 
 def test_facts_of_a_split_by_tile(tmp_path):
