@@ -64,7 +64,7 @@ def on_demo(parent: Path) -> None:
 def stood_in(parent: Path, slides: int, seconds: int = 0) -> tuple[int, float]:
     """Run a graph of stand-ins; return its jobs and Snakemake's seconds."""
     folder = parent / f"{slides}_{seconds}"
-    lay_out(folder, {"preset": "hemera", "sheet": "pairs.tsv"})
+    lay_out(folder, {"preset": "no_weights", "sheet": "pairs.tsv"})
     write_cohort(folder, slides, 0)
     cost = snakemake(folder, "--cores", "8", "data", command=f"{parent / 'stand-in'} {seconds}")
     return len(cost.job_s), cost.overhead_s
