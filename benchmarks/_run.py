@@ -26,7 +26,7 @@ HEAD = """# Results of the benchmarks
 
 What the scripts beside this file print: times are processor time, taken in turn with what they are
 compared to; a spread stands in brackets. `make bench` writes this file, `make bench ONLY="reading
-plan"` two of its sections. What each measures, and how, is said at the top of the script.
+plan"` two of its sections. What each measures, and how, is described at the top of the script.
 """
 
 

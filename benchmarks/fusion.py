@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from _graph import lay_out, snakemake
-from learning import reached, said
+from learning import print_line, reached
 
 from hemera import demo
 from hemera.config import (
@@ -132,18 +132,18 @@ def shown(row: Any) -> str:
 def report(branch: str, found: image_quality.Rows) -> bool:
     """Print the metrics of a network; return whether the goals of its branch are met."""
     by = {(row["method"], row["metric"], row["aggregation"]): row for row in found}
-    said(f"SegmentationNet, branch {branch}: F1 {shown(by[SEGMENTER, 'f1', 'pooled'])}")
+    print_line(f"SegmentationNet, branch {branch}: F1 {shown(by[SEGMENTER, 'f1', 'pooled'])}")
     if branch == "none":
-        said(f"  threshold on darkness: F1 {shown(by['dark', 'f1', 'pooled'])}")
+        print_line(f"  threshold on darkness: F1 {shown(by['dark', 'f1', 'pooled'])}")
         return True
     for swap in branch_swap.SWAPS:
         if (SEGMENTER, "branch_changed", swap) not in by:
-            said(f"  {swap:<10} not applicable")
+            print_line(f"  {swap:<10} not applicable")
             continue
         changed, change = (
             by[SEGMENTER, metric, swap] for metric in ("branch_changed", "branch_f1_change")
         )
-        said(f"  {swap:<10} answers that change {shown(changed)}, F1 {shown(change)}")
+        print_line(f"  {swap:<10} answers that change {shown(changed)}, F1 {shown(change)}")
     if branch not in NEW_BRANCHES:
         return True
     changed, change = (
@@ -179,7 +179,7 @@ def main() -> None:
             )
             both = np.hstack([counts, reference])
             over = metrics.of_sums(both, metrics.f1_difference, len(both), bootstrap)
-            said(f"  F1 minus that of the network without a branch: {shown(over)}")
+            print_line(f"  F1 minus that of the network without a branch: {shown(over)}")
     if not all(met):
         sys.exit(1)
 

@@ -54,7 +54,7 @@ def make_index(folder: Path) -> Path:
     return folder / "results" / "index" / "index.parquet"
 
 
-def said(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line now."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -82,7 +82,7 @@ def figure(row: dict[str, Any]) -> str:
 
 def reached(goal: str, met: bool) -> bool:
     """Print whether a goal was met, and return it."""
-    said(f"  goal, {goal}: {'met' if met else 'missed'}")
+    print_line(f"  goal, {goal}: {'met' if met else 'missed'}")
     return met
 
 
@@ -103,7 +103,7 @@ def generation_goals(metrics: list[dict[str, Any]]) -> list[bool]:
     ]
     for (metric, of), least in STAIN_LEAST.items():
         own, real = (value(method, metric, of) for method in ("demo", "real"))
-        said(f"  {metric}, {of}: {own:.3f} (real image {real:.3f})")
+        print_line(f"  {metric}, {of}: {own:.3f} (real image {real:.3f})")
         found.append(reached(f"{metric}, {of}, at least {least}", own >= least))
     return found
 
@@ -138,7 +138,7 @@ def main() -> None:
             return f"{took:.1f} min"
 
         index = given.index.resolve() if given.index else make_index(folder / "graph")
-        said(f"demo cohort up to its index: {'given' if given.index else minutes()}")
+        print_line(f"demo cohort up to its index: {'given' if given.index else minutes()}")
         generator, generator_metadata, generation_history = (
             layout.path(pattern, folder, generator="demo")
             for pattern in (layout.GENERATOR, layout.GENERATOR_METADATA, layout.GENERATION_HISTORY)
@@ -147,7 +147,7 @@ def main() -> None:
             index=index, checkpoints=folder / "checkpoints", generator=generator,
             metadata=generator_metadata, history=generation_history, options=generation,
         )  # fmt: skip
-        said(f"GenerationNet, {generation.epochs} epochs: {minutes()}")
+        print_line(f"GenerationNet, {generation.epochs} epochs: {minutes()}")
         for branch in (segmentation.generation_branch, "none"):
             train_segmentation.run(
                 index=index, checkpoints=folder / "checkpoints", generator=generator,
@@ -171,19 +171,19 @@ def main() -> None:
                         figure(measured_row(metrics, "generation", method, metric, "mean"))
                         for metric in ("psnr_db", "ssim")
                     )
-                    said(f"  {method:<12} SSIM {ssim}, PSNR {psnr} dB")
+                    print_line(f"  {method:<12} SSIM {ssim}, PSNR {psnr} dB")
                 goals += generation_goals(metrics)
-            said(f"SegmentationNet, branch {branch}, {segmentation.epochs} epochs: {took}")
+            print_line(f"SegmentationNet, branch {branch}, {segmentation.epochs} epochs: {took}")
             for method in ("segmenter", "dark", "best_constant"):
                 network = ("segmentation", method)
                 shown = ", ".join(
                     f"{metric} {figure(measured_row(metrics, *network, metric, 'pooled'))}"
                     for metric in ("f1", "iou", "precision", "recall")
                 )
-                said(f"  {method:<13} pooled {shown}")
+                print_line(f"  {method:<13} pooled {shown}")
             if branch != "none":
                 gain = measured_row(metrics, "segmentation", "segmenter", "f1_over_dark", "pooled")
-                said(f"  F1 minus that of darkness {figure(gain)}")
+                print_line(f"  F1 minus that of darkness {figure(gain)}")
                 met = gain["value"] is not None and gain["value"] >= F1_GAIN_LEAST
                 goals += [
                     reached(f"F1 above that of darkness by {F1_GAIN_LEAST}", met),

@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from learning import figure, make_index, measured_row, reached, said
+from learning import figure, make_index, measured_row, print_line, reached
 
 from hemera.config import EvaluateOptions, TrainGenerationOptions, load
 from hemera.dataset.index import TileIndex
@@ -91,7 +91,7 @@ def main() -> None:
             )  # fmt: skip
             took = time.process_time() - started
             net, described = storage.load_generation(weights, metadata)
-            said(
+            print_line(
                 f"{preset}: {described['parameters']:,} parameters, {options.epochs} epochs, the "
                 f"best is {described['best_epoch']}, {took:.0f} s of processor time"
             )
@@ -119,7 +119,7 @@ def compare(index: Path, nets: dict[str, Network], pictures: Path | None) -> lis
             f"{name} {figure(measured_row(metrics, 'generation', method, name, of))}"
             for name, of in (("ssim", "mean"), *((name, "pooled") for name in METRICS))
         )
-        said(f"  {method}: {shown}")
+        print_line(f"  {method}: {shown}")
 
     def value(method: str, name: str) -> float:
         return float(measured_row(metrics, "generation", method, name, "pooled")["value"])

@@ -113,19 +113,19 @@ def plain_generation_step(
     source, target, weight, background = (batch[name].to(device) for name in names)
     entropy = nn.BCEWithLogitsLoss()
 
-    def said(image: Tensor, real: bool) -> Tensor:
+    def loss_of(image: Tensor, real: bool) -> Tensor:
         logits = discriminator(torch.cat((source, image), 1))
         return entropy(logits, torch.full_like(logits, float(real)))
 
     generated = net(source)
     discriminator.requires_grad_(True)
     optimisers["discriminator"].zero_grad()
-    discriminator_loss = 0.5 * (said(generated.detach(), False) + said(target, True))
+    discriminator_loss = 0.5 * (loss_of(generated.detach(), False) + loss_of(target, True))
     discriminator_loss.backward()
     optimisers["discriminator"].step()
     discriminator.requires_grad_(False)
     optimisers["generator"].zero_grad()
-    fooled = said(generated, True)
+    fooled = loss_of(generated, True)
     pyramids = (plain_pyramid(generated * weight), plain_pyramid(target * weight))
     levels = [functional.l1_loss(a, b) for a, b in zip(*pyramids, strict=True)]
     maps = [

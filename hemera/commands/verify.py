@@ -1,5 +1,6 @@
 """Verify that results are what their stages wrote, from the slides to the weights."""
 
+import collections
 import functools
 import json
 import sys
@@ -66,15 +67,29 @@ def _checks(
             (layout.TILES, functools.partial(_members, tables.TILE, ("he_", "her2_"), only_tables)),
             (layout.MASKS, functools.partial(_members, tables.MASK, ("",), only_tables)),
             (layout.CELLS, functools.partial(tables.read, schema=tables.CELLS)),
+            (layout.LANDMARK_ERRORS, functools.partial(tables.read, schema=tables.LANDMARKS)),
         ]
         for pattern, check in per_file:
             if at(pattern).exists():
                 yield functools.partial(check, at(pattern))
+    for pattern, schema in (
+        (layout.LANDMARK_COHORT, tables.LANDMARKS_COHORT),
+        (layout.CASES, tables.STAINING),
+        (layout.SEGMENTATION_HISTORY, tables.HISTORY),
+        (layout.EVALUATED_TILES, tables.EVALUATION_TILES),
+        (layout.METRICS, tables.METRICS),
+    ):
+        path = layout.path(pattern, results)
+        if path.exists():
+            yield functools.partial(tables.read, path, schema)
     if layout.path(layout.INDEX, results).exists():
         yield functools.partial(_index, results, list(found))
     generators = str(layout.path(layout.GENERATOR, Path(), generator="*"))
     for weights in sorted(results.glob(generators)):
         yield functools.partial(load_generation, weights, weights.with_name("metadata.json"))
+        history = weights.with_name(Path(layout.GENERATION_HISTORY).name)
+        if history.exists():
+            yield functools.partial(tables.read, history, tables.HISTORY)
     segmenter = layout.path(layout.SEGMENTER, results)
     if segmenter.exists():
         metadata = layout.path(layout.SEGMENTER_METADATA, results)
@@ -89,9 +104,11 @@ def _images(table: Path, pairs: tuple[Pair, ...]) -> None:
     described = tables.described(table)
     for pair in pairs:
         for stain, path in zip(tables.STAINS, pair.images, strict=True):
-            digest = described[pair.pair][stain]["content_digest"]
-            if digest is not None:
-                check_content(path, digest)
+            row = described[pair.pair].get(stain)
+            if row is None:
+                raise TableError(f"{table}: no row of {pair.pair}, {stain}; run the workflow again")
+            if row["content_digest"] is not None:
+                check_content(path, row["content_digest"])
 
 
 def _members(schema: Any, prefixes: tuple[str, ...], only_tables: bool, table: Path) -> None:
@@ -109,25 +126,37 @@ def _members(schema: Any, prefixes: tuple[str, ...], only_tables: bool, table: P
 
 
 def _index(results: Path, names: list[str]) -> None:
-    """Compare the index with its fingerprint and with the tables of its tiles."""
-    import pyarrow as pa
-
+    """Compare the index with its fingerprint and with the tables of its tiles and masks."""
     from hemera import tables
     from hemera.dataset.fingerprint import fingerprint
 
     index = layout.path(layout.INDEX, results)
     metadata = tables.read_metadata(index)
+    if lacking := {"mask_engines", "fingerprint"} - set(metadata):
+        raise TableError(f"{index}: no metadata {', '.join(sorted(lacking))}; run index again")
     engines = json.loads(metadata["mask_engines"])
     table = tables.read(index, tables.index(engines))
+    filtered = layout.path(layout.FILTERED, results)
+    if filtered.exists():
+        tables.read(filtered, tables.filtered(engines))
     if fingerprint(table, engines) != metadata["fingerprint"]:
         raise TableError(f"{index}: its rows differ from its fingerprint; delete it and run again")
-    columns = ["tile", "he_sha256", "her2_sha256"]
-    paths = [layout.path(layout.TILES, results, unit=unit) for unit in names]
-    tiles = [tables.read(path, tables.TILE, columns) for path in paths if path.exists()]
-    empty = tables.TILE.empty_table().select(columns)
-    stored = {row["tile"]: row for row in pa.concat_tables([empty, *tiles]).to_pylist()}
-    for row in table.select(columns).to_pylist():
-        if row != stored.get(row["tile"]):
-            raise TableError(
-                f"{index}: {row['tile']} is not a tile of {paths[0].parent}; run again"
-            )
+    stored: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    for unit in names:
+        tiles, masks = (
+            layout.path(pattern, results, unit=unit) for pattern in (layout.TILES, layout.MASKS)
+        )
+        columns = ["tile", "he_sha256", "her2_sha256"]
+        for row in tables.read(tiles, tables.TILE, columns).to_pylist() if tiles.exists() else ():
+            stored[row.pop("tile")] |= row
+        columns = ["tile", "engine", "sha256"]
+        for row in tables.read(masks, tables.MASK, columns).to_pylist() if masks.exists() else ():
+            stored[row["tile"]][f"{row['engine']}_sha256"] = row["sha256"]
+    digests = ["he_sha256", "her2_sha256", *(f"{engine}_sha256" for engine in engines)]
+    for row in table.select(["tile", *digests]).to_pylist():
+        name = row.pop("tile")
+        for column, digest in row.items():
+            if stored[name].get(column) != digest:
+                raise TableError(
+                    f"{index}: {column} of {name} is not that of its tile or mask; run index again"
+                )

@@ -133,7 +133,7 @@ class TrainGenerationOptions(TrainingOptions):
     discriminator_layers: Annotated[int, Field(ge=1, le=5), paper("not stated; 3 in pix2pix")] = 3
     """Convolutions of the discriminator that halve the side."""
     discriminator_input: Annotated[Literal["pair", "her2"], paper("pair")] = "pair"
-    """What the discriminator judges: pair: HER2 beside H&E; her2: HER2 alone, so that pairs which
+    """Input of the discriminator: pair: HER2 beside H&E; her2: HER2 alone, so that pairs which
     do not match cost nothing."""
     spectral_norm: bool = False
     """Spectral normalisation of the convolutions of the discriminator."""

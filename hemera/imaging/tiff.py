@@ -35,7 +35,7 @@ _DIRECT_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 50000, 50001})
 
 
 class DamagedTiffError(SlideError):
-    """A file whose tags contradict each other; another reader would return wrong pixels."""
+    """A file that no reader should read: contradictory tags, or tiles that are too large."""
 
 
 def is_tiled(path: Path) -> bool:
@@ -90,7 +90,7 @@ class TiffReader(Reader):
             raise
 
     def _check_places(self, number: int) -> None:
-        """Raise DamagedTiffError where the tiles of a level cannot be where its tags say.
+        """Raise DamagedTiffError where the tiles of a level cannot be where its tags place them.
 
         Empty tiles of one colour may be stored once for all.
         """

@@ -8,6 +8,7 @@ Convolutions before a norm have a bias only with instance norm. The other genera
 the public code of Pyramid Pix2pix.
 """
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, abc.ABC):
     """(B, 3, H, W) H&E to virtual HER2 of the same shape, in [-1, 1]; `step` divides H and W."""
 
     decoder_widths: tuple[int, ...]
@@ -73,9 +74,9 @@ class Generator(nn.Module):
         self.generator = generator
         self.step = GENERATORS[generator]
 
+    @abc.abstractmethod
     def decoder_maps(self, image: Tensor) -> list[Tensor]:
         """Return the decoder's maps at 1/2, 1/4 and 1/8 of the side, if it has one there."""
-        raise NotImplementedError
 
 
 class _UNet(Generator):

@@ -89,7 +89,7 @@ BROWN_RATIO_MIN = 0.25
 """A generator with less DAB in brown pixels, as a fraction of that of the real images, has no
 stain. Other pixels do not count: gray has a DAB density."""
 BROWN_FRACTION_MIN = 0.001
-"""Smallest brown fraction of the real images on which the stain of a generator is judged."""
+"""Smallest brown fraction of the real images on which the stain of a generator is assessed."""
 BRANCH_CHANGED_MIN = 0.02
 """SegmentationNet uses its branch when that of another tile changes so many of its answers, and F1
 for the worse."""
@@ -230,7 +230,7 @@ def _unstained(table: Frame, trained: Sequence[Trained]) -> list[tuple[str, str]
         if real is None or ratio is None or r is None:
             continue
         if not real["value"] >= BROWN_FRACTION_MIN:
-            found.append(("care", f"{each.label}: its stain is not judged: {NO_BROWN}"))
+            found.append(("care", f"{each.label}: its stain is not assessed: {NO_BROWN}"))
             continue
         # A baseline without any DAB correlates with nothing.
         baseline = 0.0 if math.isnan(r["baseline_value"]) else r["baseline_value"]

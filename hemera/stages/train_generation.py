@@ -242,11 +242,11 @@ def train_step(
             fake, real = fake * weight, target * weight
 
         discriminator.requires_grad_(True)
-        judged = objectives.discriminator_losses(
+        by_discriminator = objectives.discriminator_losses(
             discriminator, source, fake, real, progress.updates, compute, options
         )
-        penalty = options.r1_weight * judged["r1"] if "r1" in judged else 0
-        compute.backward(judged["discriminator"] + penalty, len(micro_batches))
+        penalty = options.r1_weight * by_discriminator["r1"] if "r1" in by_discriminator else 0
+        compute.backward(by_discriminator["discriminator"] + penalty, len(micro_batches))
         if len(micro_batches) == 1:
             update("discriminator")
 
@@ -264,7 +264,7 @@ def train_step(
             )
         total = own["adversarial"] + weigh_all(own, options)
         compute.backward(total, len(micro_batches))
-        found.append({"total": total, **judged, **own})
+        found.append({"total": total, **by_discriminator, **own})
     for name in state.optimisers:
         if name != "discriminator" or len(micro_batches) > 1:
             update(name)

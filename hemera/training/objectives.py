@@ -35,7 +35,7 @@ def discriminator_for(options: TrainGenerationOptions) -> PatchGAN:
     )
 
 
-def _judged(source: Tensor, image: Tensor, options: TrainGenerationOptions) -> Tensor:
+def _discriminator_input(source: Tensor, image: Tensor, options: TrainGenerationOptions) -> Tensor:
     """Return what the discriminator sees of H&E and of a HER2 image."""
     if options.discriminator_input == "her2":
         return image
@@ -56,7 +56,9 @@ def discriminator_losses(
     Images are in [-1, 1]. The R1 penalty is 0 but on every `R1_EVERY`th step, and computed in
     single precision by the network as it is, because compiled code has no second derivatives.
     """
-    fake_input, real_input = (_judged(source, image, options) for image in (fake.detach(), real))
+    fake_input, real_input = (
+        _discriminator_input(source, image, options) for image in (fake.detach(), real)
+    )
     with compute.autocast():
         fake_logits = discriminator(fake_input)
         real_logits = discriminator(real_input)
@@ -86,14 +88,14 @@ def adversarial_losses(
     options: TrainGenerationOptions,
 ) -> dict[str, Tensor]:
     """Return the generator's losses by the discriminator, which must not require gradients."""
-    fake_input = _judged(source, fake, options)
+    fake_input = _discriminator_input(source, fake, options)
     found = {}
     if options.feature_matching_weight > 0:
         assert isinstance(discriminator, PatchGAN)
         with compute.autocast():
             maps = discriminator.features(fake_input)
             with torch.no_grad():
-                real_maps = discriminator.features(_judged(source, real, options))
+                real_maps = discriminator.features(_discriminator_input(source, real, options))
         found["feature_matching"] = losses.feature_matching(maps, real_maps)
         logits = maps[-1]
     else:

@@ -104,4 +104,24 @@ def test_an_index_of_other_tiles_or_rows_is_named(
     own = tables.read(tiles, tables.TILE).to_pylist()
     tables.write(tiles, own[1:], tables.TILE)
     [fault] = verified(capsys)
-    assert own[0]["tile"] in fault and "is not a tile of" in fault
+    assert own[0]["tile"] in fault and "is not that of its tile or mask" in fault
+    tables.write(tiles, own, tables.TILE)
+    masks = study / "results/mask/slide.parquet"
+    labelled = tables.read(masks, tables.MASK).to_pylist()
+    tables.write(masks, [labelled[0] | {"sha256": "0" * 64}, *labelled[1:]], tables.MASK)
+    [fault] = verified(capsys, "--only-tables")
+    assert f"stain_sha256 of {labelled[0]['tile']} is not that" in fault
+
+
+def test_an_added_pair_and_an_index_without_metadata_are_named(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = study / "pairs.tsv"
+    header, first, *rest = sheet.read_text().splitlines()
+    added = first.replace("p1", "p9")
+    sheet.write_text("\n".join([header, first, added, *rest]) + "\n")
+    index = study / "results/index/index.parquet"
+    pq.write_table(pq.read_table(index).replace_schema_metadata(None), index)
+    faults = verified(capsys)
+    assert any("no row of p9, he; run the workflow again" in fault for fault in faults)
+    assert any("no metadata fingerprint, mask_engines; run index" in fault for fault in faults)

@@ -243,7 +243,7 @@ def test_a_generator_without_stain_is_named_first_whatever_its_ssim(tmp_path: Pa
     rows = [row for row in changed("dab_r", 0.01) if row["method"] != "blurred"]
     assert "no usable stain" not in written(tmp_path / "first.html", metrics=rows)
     unknown = written(tmp_path / "unknown.html", metrics=changed("brown_fraction_real", 0.0001))
-    assert "hemera: its stain is not judged: fewer than 0.1 %" in unknown
+    assert "hemera: its stain is not assessed: fewer than 0.1 %" in unknown
     assert "Every network exceeds" not in unknown
     for text in (pale, wrong):
         first = re.findall(r'<li class="([^"]*)"', text[text.index('class="warnings"') :])[0]
