@@ -1,7 +1,9 @@
 """Working directories in which tests run Snakemake as a user would."""
 
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -75,6 +77,23 @@ def snakemake(
     if check and done.returncode:
         pytest.fail(f"snakemake {' '.join(words)}:\n{done.stdout[-8000:]}")
     return done.stdout
+
+
+def run_cohort(folder: Path, cohort: Path) -> Path:
+    """Run a copy of the small cohort to the end with two processors; return its folder."""
+    lay_out(folder, TINY)
+    shutil.copytree(cohort, folder, dirs_exist_ok=True)
+    snakemake(folder, "--cores", "2")
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every result but the checkpoints, which have records of the time."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((folder / "results").rglob("*"))
+        if path.is_file() and "checkpoints" not in path.parts
+    }
 
 
 def planned(folder: Path, *words: str) -> dict[str, int]:

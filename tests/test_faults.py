@@ -1,6 +1,5 @@
 """Faults injected into the real graph: after a rerun, every file is that of an undisturbed run."""
 
-import hashlib
 import os
 import shutil
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.small_workflow import TINY, lay_out, planned, snakemake, write_config
+from tests.small_workflow import TINY, digests, planned, run_cohort, snakemake, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -40,23 +39,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """Return the digest of every result but the pages, which name times of the run."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((folder / "results").rglob("*"))
-        if path.is_file() and "checkpoints" not in path.parts
-    }
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
     """A finished run of the small cohort."""
-    folder = tmp_path_factory.mktemp("finished")
-    lay_out(folder, TINY)
-    shutil.copytree(cohort, folder, dirs_exist_ok=True)
-    snakemake(folder, "--cores", "2")
-    return folder
+    return run_cohort(tmp_path_factory.mktemp("finished"), cohort)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The graph run to the end, and what runs again after a change."""
 
-import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -8,30 +7,34 @@ from pathlib import Path
 import pytest
 
 from hemera.tables import read_metadata
-from tests.small_workflow import ROOT, TINY, lay_out, planned, snakemake, write_config
+from tests.small_workflow import (
+    ROOT,
+    TINY,
+    digests,
+    lay_out,
+    planned,
+    run_cohort,
+    snakemake,
+    write_config,
+)
 
 PIXEL_STAGES = {"describe", "register", "landmarks", "tile", "mask"}
 DATA_STAGES = ("describe", "register", "landmarks", "tile", "mask", "filter", "index")
 
 
-def digests(folder: Path) -> dict[str, str]:
+def data_digests(folder: Path) -> dict[str, str]:
     """Return the digest of every shard and table of the data stages."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for stage in DATA_STAGES
-        for path in sorted((folder / "results" / stage).rglob("*"))
-        if path.is_file()
+        name: digest
+        for name, digest in digests(folder).items()
+        if name.split("/")[1] in DATA_STAGES
     }
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
     """The small cohort, run to the end with two processors."""
-    folder = tmp_path_factory.mktemp("small")
-    lay_out(folder, TINY)
-    shutil.copytree(cohort, folder, dirs_exist_ok=True)
-    snakemake(folder, "--cores", "2")
-    return folder
+    return run_cohort(tmp_path_factory.mktemp("small"), cohort)
 
 
 def test_runs_to_the_end(small: Path) -> None:
@@ -48,7 +51,7 @@ def test_one_and_two_processors_give_the_same_bytes(small: Path, tmp_path: Path)
     for name in ("acrobat", "bci", "pairs.tsv"):
         (tmp_path / name).symlink_to(small / name)
     snakemake(tmp_path, "--cores", "1", "data")
-    assert digests(tmp_path) == digests(small)
+    assert data_digests(tmp_path) == data_digests(small)
     marks = [
         read_metadata(folder / "results/index/index.parquet")["fingerprint"]
         for folder in (small, tmp_path)
@@ -61,14 +64,14 @@ def test_a_filter_reaches_no_pixel(small: Path) -> None:
     counts = planned(small)
     trained = {"train_generation", "train_segmentation", "evaluate"}
     assert set(counts) == {"filter", "index", "report", *trained}
-    before = digests(small)
+    before = data_digests(small)
     snakemake(small, "--cores", "2", "data")
-    after = digests(small)
+    after = data_digests(small)
     changed = {name.split("/")[1] for name in after if after[name] != before.get(name)}
     assert changed == {"filter", "index"}
     write_config(small, TINY)
     snakemake(small, "--cores", "2")
-    assert digests(small) == before
+    assert data_digests(small) == before
     assert planned(small) == {}
 
 
