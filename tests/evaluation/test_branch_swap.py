@@ -41,6 +41,9 @@ class Inverted(Generator):
     def forward(self, image):
         return -image
 
+    def decoder_maps(self, image):
+        raise AssertionError("the networks of these tests take the virtual image only")
+
 
 class Maps(nn.Module):
     """An encoder whose maps are all its input."""
