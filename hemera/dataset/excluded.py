@@ -52,5 +52,6 @@ def unpack(data: bytes | None, shape: tuple[int, int]) -> tuple[Bytes, Bytes] | 
     if data is None:
         return None
     stored = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8)
-    numbers = cv2.resize(stored, shape[::-1], interpolation=cv2.INTER_NEAREST)
+    # By the centres of the pixels; INTER_NEAREST compares their corners.
+    numbers = cv2.resize(stored, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(numbers % 16, np.uint8), np.asarray(numbers // 16, np.uint8)
