@@ -30,7 +30,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {9: "063f52133d4d287e615c4e5b2466ceafef04343efe0cee2285062987dce29a6a"}
+GOLDEN = {10: "d079f1d321b06f77e63111bb60cc28611862be7e582903cf9e851392ef71702a"}
 
 
 # As the table of tiles has it; a little off what the tiles show, so that its origin is tested.
