@@ -18,7 +18,7 @@ ONLY ?=
 .PHONY: run test check fix bench docs lock
 .DELETE_ON_ERROR:
 
-# What the lock holds is installed without resolving: two engines pin old versions that are
+# The packages of the lock are installed without resolving: two engines pin old versions that are
 # overridden there. uv, itself in the lock, does the rest in seconds.
 .venv/installed: requirements.lock pyproject.toml
 	rm -rf .venv

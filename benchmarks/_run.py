@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other, and write what they print into RESULTS.md.
 
-A benchmark that fails or takes too long costs its own section; the exit status then says so. With
+A benchmark that fails or takes too long costs its own section; the exit status is then not 0. With
 names, only these run; the sections of the others stay as they are.
 """
 
@@ -25,7 +25,7 @@ LIMIT_WITH_IMAGES_S = 3 * 60 * 60
 HEAD = """# Results of the benchmarks
 
 What the scripts beside this file print: times are processor time, taken in turn with what they are
-compared to; a spread stands in brackets. `make bench` writes this file, `make bench ONLY="reading
+compared to; a spread is in brackets. `make bench` writes this file, `make bench ONLY="reading
 plan"` two of its sections. What each measures, and how, is described at the top of the script.
 """
 

@@ -1,9 +1,9 @@
-"""What share of the processor time Snakemake itself takes. Goal: at most 1 %, stretch 0.5 %.
+"""The fraction of the processor time that Snakemake itself takes. Goal: at most 1 %, stretch 0.5 %.
 
-*Demo*: the small demo cohort, whose jobs last seconds, so that its share says little of a real one.
+*Demo*: the small demo cohort, whose jobs last seconds, so its fraction is not a real one's.
 *Cohort*: the graph of whole slides at two sizes, with jobs that copy an empty table; all that is
 left is Snakemake, at its start and per job. *Watching*: jobs that sleep in 600 MiB for 60 s, beside
-the same that end at once: Snakemake samples the memory of a job while it runs. The sum stands
+the same that end at once: Snakemake samples the memory of a job while it runs. The sum is
 against a job of 60 s of processor time; the tile stage takes about 80 s on a slide of 8 gigapixels.
 """
 

@@ -36,7 +36,7 @@ COUNT = (SIDE_PX // TILE_PX) ** 2
 
 
 def lay_out(folder: Path, grid_px: int, *, registered: bool, side_px: int = SIDE_PX) -> None:
-    """Write a pair of slides, its sheet, what describe says, and a displacement."""
+    """Write a pair of slides, its sheet, the tables of describe, and a displacement."""
     for seed, stain in enumerate(("he", "her2")):
         write_slide(folder / f"{stain}.tif", side_px, grid_px, seed=seed)
     header = "pair\tcase\tdataset\the\ther2\tregistered"

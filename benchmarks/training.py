@@ -5,10 +5,10 @@ weights; their losses on one batch are printed beside each other. The plain loop
 script does: a folder of PNG, flips and distance maps per sample on the processor, single precision,
 tensors channels first, two pyramids where one would do. Losses of both sides are read once a round,
 as the public loop reads them every hundred steps. HEMERA's side is what its stages run with
-`deterministic: false`, unless its name says otherwise. Both run in one session, which holds for
-both: kernels need not be deterministic and cuDNN tries which is fastest, TF32 is as torch has it of
-itself. On a GPU its peak memory, the kernels of a step, and the fraction of the time in which
-kernels ran are printed too. Goal: at least twice as fast on a GPU (stretch 3), busy above .9.
+`deterministic: false`, or what its name states. Both run in one session: kernels need not be
+deterministic, cuDNN tries which is fastest, TF32 is as in torch's defaults. On a GPU its peak
+memory, the kernels of a step, and the fraction of the time in which kernels ran are printed too.
+Goal: at least twice as fast on a GPU (stretch 3), busy above .9.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def forever(make: Callable[[int], DataLoader[dict[str, Any]]]) -> Iterator[dict[
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network from the same numbers whoever asks."""
+    """Return a network with the same initial weights for both sides."""
     torch.manual_seed(0)
     return build()
 
@@ -67,7 +67,7 @@ class Side:
         finish: Callable[[], object],
         deterministic: bool = False,
     ) -> None:
-        """Hold them."""
+        """Store the arguments."""
         self.name = name
         self.deterministic = deterministic
         self.memory_bytes = 0
@@ -107,7 +107,7 @@ class Contest:
     """Both sides of one network, on one device."""
 
     def __init__(self, index: Path, network: str, batch: int, given: argparse.Namespace) -> None:
-        """Say which network, and how large."""
+        """Return the network and its size as text."""
         self.index = index
         self.network = network
         self.device = session.find_device("auto")
@@ -268,18 +268,18 @@ class Contest:
 
 @contextlib.contextmanager
 def alike() -> Iterator[None]:
-    """Open the session that both sides run in, and print what holds in it."""
+    """Open the session that both sides run in, and print its settings."""
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     threads = torch.get_num_threads()
     with session.session(seed=0, threads=threads, device="auto", deterministic=False):
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
-        holds = {
+        settings = {
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "cuDNN tries kernels": torch.backends.cudnn.benchmark,
             "TF32 in convolutions": torch.backends.cudnn.allow_tf32,
             "TF32 in matrix products": torch.backends.cuda.matmul.allow_tf32,
         }
-        shown = ", ".join(f"{name}: {'yes' if held else 'no'}" for name, held in holds.items())
+        shown = ", ".join(f"{name}: {'yes' if on else 'no'}" for name, on in settings.items())
         sys.stdout.write(f"both sides, {threads} threads; {shown}\n")
         yield
 

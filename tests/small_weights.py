@@ -13,7 +13,7 @@ from torchvision.models import alexnet
 
 
 class Bare(FeatureExtractorInceptionV3):
-    """The network with the weights it was made with: its own asks for a file of them."""
+    """The network with the weights it was made with: its constructor requires a file of them."""
 
     def load_state_dict(self, state):
         pass

@@ -107,7 +107,7 @@ def test_the_rule_calls_run_by_its_names(stage: str) -> None:
         name.replace("_", "-"): value for name, value in parameters.items() if name != "options"
     }
     always = re.findall(r"--([a-z0-9-]+)", shell_of(stage))
-    assert len(set(always)) == len(always), "a flag stands twice"
+    assert len(set(always)) == len(always), "a flag occurs twice"
     helpers = text[: text.index(f"rule {stage}:")]
     sometimes = re.findall(r"--([a-z0-9-]+)", helpers)
     assert set(always) | set(sometimes) <= set(names), "a flag that run() does not take"

@@ -88,7 +88,7 @@ def bootstrap(cases, samples=4000, confidence=0.9, seed=3):
 
 
 def test_the_interval_of_two_cases_is_between_them():
-    """Of cases a and b a draw holds aa, ab, ba or bb: a quarter each end, half in the middle."""
+    """Of cases a and b a draw is aa, ab, ba or bb: a quarter each end, half in the middle."""
     cases = ["a", "b", "b"]
     found = metrics.summarise([1.0, 4.0, 10.0], bootstrap(cases))
     assert found.value == 5

@@ -86,15 +86,15 @@ def test_initialisation_has_the_reference_moments():
 
 
 @pytest.mark.parametrize(
-    ("generator", "sides", "says"),
+    ("generator", "sides", "message"),
     [
         ("resnet_9blocks", (16, 18), "resnet_9blocks: width 18 px is not a multiple of 4; give"),
         ("attention_unet_32", (48, 64), "attention_unet_32: height 48 px is not a multiple of 32"),
         ("unet_128", (256, 192), "unet_128: width 192 px is not a multiple of 128; give"),
     ],
 )
-def test_sides_that_do_not_fit_are_refused_by_every_kind(generator, sides, says):
-    with pytest.raises(TrainingError, match=says):
+def test_sides_that_do_not_fit_are_refused_by_every_kind(generator, sides, message):
+    with pytest.raises(TrainingError, match=message):
         build_generator(generator, 4)(torch.zeros(1, 3, *sides))
 
 
@@ -110,7 +110,7 @@ def test_the_unet_unrolled_by_hand():
     """Five levels written out, each from the weights alone.
 
     A ReLU follows every skip, so that the image is the same whether the skip is activated or raw;
-    what `features` hands over, and what a gate sees, is not.
+    the outputs of `features` and the inputs of a gate are not.
     """
     torch.manual_seed(7)
     net = GenerationNet("unet_32", 3)

@@ -1,4 +1,4 @@
-"""Where an annotation lies on the other slide.
+"""The position of an annotation on the other slide.
 
 The maps are formulas, so that the curve an edge becomes can be sampled as densely as one likes.
 """

@@ -127,7 +127,7 @@ class TestCanvas:
         assert given.moving.shape == (169, 226, 3)
         assert error_um(d).max() < 0.15 * MPP
         assert row["verdict"] in ("pass", "review")
-        # As coarse as the options say: the canvas is as large as the larger of the two.
+        # As coarse as the options require: the canvas is as large as the larger of the two.
         run(pairs, tmp_path, size_px=169)
         assert given.mpp == pytest.approx(2 * MPP)
 

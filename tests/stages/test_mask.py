@@ -219,7 +219,7 @@ def test_artefacts_of_her2_in_the_table_of_tiles_reach_the_stains_and_the_cells(
 
 
 def test_an_empty_unit_writes_empty_outputs(tmp_path: Path) -> None:
-    # the default options, with an engine whose model is not there: nothing asks for it
+    # the default options, with an engine whose model is not there: nothing requires it
     folder = run(write_unit(tmp_path / "tile", []), tmp_path / "mask", MaskOptions())
     assert tables.read(folder / "unit.parquet", tables.MASK).num_rows == 0
     assert tables.read(folder / "unit.cells.parquet", tables.CELLS).num_rows == 0
