@@ -58,9 +58,7 @@ def write_pictures(folder: Path, nets: dict[str, Network], tiles: TileDataset) -
         images = [item.over_white("he"), item.over_white("her2")]
         for net in nets.values():
             shown = image_quality.input_image(net, item)[None]
-            (output,) = image_quality.predict(
-                net.module, shown, "generation", session.find_device("cpu")
-            )
+            (output,) = image_quality.predict(net, shown, "generation", session.find_device("cpu"))
             images.append(image_quality.to_image(net, output, item))
         cv2.imwrite(str(folder / f"{item.tile}.png"), np.hstack(images)[..., ::-1])
 

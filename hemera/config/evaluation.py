@@ -1,7 +1,7 @@
 """Options of the evaluation of the networks."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,11 @@ class EvaluateOptions(Options):
     """CPU threads of PyTorch."""
     batch_size: Count = 4
     """Tiles per forward pass."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Threads that read and decode tiles in advance; 1: none, they are read when needed."""
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    """Numeric precision of the networks that are evaluated, as of a training; metrics are computed
+    in float32 or better."""
     cell_tiles: Annotated[int, Field(ge=0, le=100000)] = 500
     """Evenly spaced test tiles on which the cells of generated and real images are compared."""
     swap_tiles: Annotated[int, Field(ge=0, le=100000)] = 200

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,12 +69,14 @@ class ShardWriter:
 class ShardReader:
     """Reads members of the shards below a folder by offset; keeps up to 256 shards open.
 
-    It may be passed to other processes by fork or by spawn; it is not for several threads at once.
+    It may be passed to other processes by fork or by spawn, and used by several threads, which read
+    one after the other.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
         self._open: collections.OrderedDict[str, int] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, shard: str, offset: int, length: int, digest: bytes = b"") -> bytes:
         """Return the bytes of one member of a shard, which is relative to the folder.
@@ -84,7 +87,8 @@ class ShardReader:
         try:
             # The header before the bytes shows whether there is a member at the offset. A
             # descriptor shared by a fork is harmless: pread has a position of its own.
-            data = os.pread(self._descriptor(shard, path), _BLOCK + length, offset - _BLOCK)
+            with self._lock:
+                data = os.pread(self._descriptor(shard, path), _BLOCK + length, offset - _BLOCK)
         except OSError as error:
             raise ShardError(f"{path}: {error.strerror}; run the stage that writes it") from error
         if len(data) < _BLOCK + length:
@@ -112,9 +116,9 @@ class ShardReader:
                 os.close(self._open.popitem(last=False)[1])
         return self._open[shard]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the open files."""
-        return {**self.__dict__, "_open": collections.OrderedDict()}
+        return type(self), (Path(self._folder),)
 
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_open", {}).values():

@@ -75,7 +75,7 @@ def measure(
     ):
         item = image_quality.stored(tiles, place)
         truth, valid = label_format.positive(item.mask), ~label_format.excluded(item.mask)
-        with torch.inference_mode():
+        with torch.inference_mode(), net.autocast(device):
             he = _unit(image_quality.input_image(net, item), device)
             own = module.branch(he)
             branches = {"zeros": {level: torch.zeros_like(maps) for level, maps in own.items()}}
@@ -87,7 +87,7 @@ def measure(
                 real = item.over_white("her2") if net.normalise_background else item.her2
                 branches["real_her2"] = module.branch(he, _unit(real, device))
             answers = {
-                name: image_quality.to_probability(module.fuse(he, maps)[0].cpu())
+                name: image_quality.to_probability(module.fuse(he, maps)[0].float().cpu())
                 >= metrics.THRESHOLD
                 for name, maps in (branches | {SEGMENTER: own}).items()
             }

@@ -1,6 +1,7 @@
 """Networks and trivial baselines on test tiles: metrics per tile. `summary` has those of groups."""
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from hemera.dataset.torch_dataset import TileDataset
 from hemera.evaluation import baselines, metrics, stain_quality
 from hemera.evaluation.metrics import Confusion
 from hemera.evaluation.perceptual import FeatureExtractors
+from hemera.files.threads import in_order
 from hemera.imaging.color import Color, normalise_background
 from hemera.masks import label_format
 
@@ -39,6 +41,12 @@ class Network(NamedTuple):
 
     module: nn.Module
     normalise_background: bool
+    precision: torch.dtype = torch.float32
+    """Below float32: mixed precision."""
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Return the context in which it computes."""
+        return torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32)
 
 
 class Item(NamedTuple):
@@ -62,18 +70,18 @@ def stored(tiles: TileDataset, position: int) -> Item:
     return Item(**tiles.stored(position), he_background=he, her2_background=her2)
 
 
-def predict(net: nn.Module, images: RGB, network: str, device: torch.device) -> Tensor:
+def predict(net: Network, images: RGB, network: str, device: torch.device) -> Tensor:
     """Return the output (B, C, H, W) of a network, on the CPU, for H&E tiles (B, H, W, 3).
 
     The input of network ``generation`` is in [-1, 1], that of ``segmentation`` in [0, 1]. A network
     in training mode has the same dropout for every tile, so that no other network changes it.
     """
-    if net.training:
+    if net.module.training:
         torch.manual_seed(0)
-    with torch.inference_mode():
+    with torch.inference_mode(), net.autocast(device):
         unit = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 255
-        output: Tensor = net(unit * 2 - 1 if network == "generation" else unit)
-        return output.cpu()
+        output: Tensor = net.module(unit * 2 - 1 if network == "generation" else unit)
+        return output.float().cpu()
 
 
 def predict_tiles(
@@ -82,18 +90,23 @@ def predict_tiles(
     network: str,
     device: torch.device,
     batch_size: int,
+    workers: int = 1,
 ) -> Iterator[tuple[Item, dict[str, Tensor]]]:
-    """Yield each tile with the output (C, H, W) of each network, see `predict`."""
+    """Yield each tile with the output (C, H, W) of each network, see `predict`.
+
+    So many threads read tiles in advance, see `in_order`.
+    """
     starts = range(0, len(tiles), batch_size)
-    for start in tqdm(starts, desc=f"evaluate {network}", unit="batch", disable=None):
-        items = [stored(tiles, i) for i in range(start, min(start + batch_size, len(tiles)))]
+    ready = in_order(functools.partial(stored, tiles), range(len(tiles)), workers)
+    for _ in tqdm(starts, desc=f"evaluate {network}", unit="batch", disable=None):
+        items = list(itertools.islice(ready, batch_size))
         outputs: list[dict[str, Tensor]] = [{} for _ in items]
         # Tiles of different data sets may differ in size.
         for shape in dict.fromkeys(item.he.shape for item in items):
             places = [place for place, item in enumerate(items) if item.he.shape == shape]
             for name, net in nets.items():
                 images = np.stack([input_image(net, items[place]) for place in places])
-                found = predict(net.module, images, network, device)
+                found = predict(net, images, network, device)
                 for place, output in zip(places, found, strict=True):
                     outputs[place][name] = output
         yield from zip(items, outputs, strict=True)
@@ -145,7 +158,9 @@ def evaluate_generators(
     compared = {tiles.tiles[int(place)] for place in places}
     batch_size = 1 if options.public_mode else options.batch_size
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for item, outputs in predict_tiles(nets, tiles, "generation", device, batch_size):
+        for item, outputs in predict_tiles(
+            nets, tiles, "generation", device, batch_size, options.workers
+        ):
             images = {name: to_image(nets[name], output, item) for name, output in outputs.items()}
             images |= baselines.images(item.over_white("he"), colors)
             real, valid = item.over_white("her2"), ~label_format.excluded(item.mask)
@@ -214,7 +229,9 @@ def evaluate_segmenter(
     """Return the rows of SegmentationNet, both constant predictions and a threshold of darkness."""
     rows: Rows = []
     nets = {SEGMENTER: net}
-    for item, outputs in predict_tiles(nets, tiles, "segmentation", device, options.batch_size):
+    for item, outputs in predict_tiles(
+        nets, tiles, "segmentation", device, options.batch_size, options.workers
+    ):
         truth, valid = label_format.positive(item.mask), ~label_format.excluded(item.mask)
         predictions = {
             SEGMENTER: to_probability(outputs[SEGMENTER]) >= metrics.THRESHOLD,

@@ -54,6 +54,7 @@ def run(
     """
     opened = TileIndex(index)
     names = options.names(preset)
+    precision = session.PRECISIONS[options.precision]
     nets: dict[str, Network] = {}
     trained = []
     for name in names:
@@ -62,17 +63,20 @@ def run(
             for pattern in (layout.GENERATOR, layout.GENERATOR_METADATA, layout.GENERATION_HISTORY)
         )
         net, found = storage.load_generation(weights, described)
-        nets[name] = Network(net, storage.background_is_white(found))
+        nets[name] = Network(net, storage.background_is_white(found), precision)
         trained.append(_trained(name, "generation", found, history, opened))
     weights, described, history = (
         layout.path(pattern, results)
         for pattern in (layout.SEGMENTER, layout.SEGMENTER_METADATA, layout.SEGMENTATION_HISTORY)
     )
     module, found = storage.load_segmentation(weights, described)
-    segmenter = Network(module, storage.background_is_white(found))
+    segmenter = Network(module, storage.background_is_white(found), precision)
     trained.append(_trained(SEGMENTER, "segmentation", found, history, opened))
     with session.session(
-        seed=options.seed, threads=options.torch_threads, device=options.device
+        seed=options.seed,
+        threads=options.torch_threads,
+        device=options.device,
+        tf32=options.precision == "tf32",
     ) as device:
         extractors = FeatureExtractors.load(options.fid_weights, options.lpips_weights, device)
         for each in (*nets.values(), segmenter):
@@ -180,7 +184,7 @@ def _examples(
 
         def output(net: Network, network: str, item: image_quality.Item = item) -> Tensor:
             image = image_quality.input_image(net, item)[None]
-            return image_quality.predict(net.module, image, network, device)[0]
+            return image_quality.predict(net, image, network, device)[0]
 
         yield Example(
             **{name: facts[tile][name] for name in ("tile", "case", "dataset", "score")},

@@ -3,6 +3,8 @@ import os
 import pickle
 import re
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -112,6 +114,26 @@ def test_a_reader_reads_every_shard_and_keeps_few_open(tmp_path, monkeypatch):
     assert copy.read("unit2.tar", *places["unit2.tar"][0]) == b"2" * 600
     del copy, reader
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_threads_that_close_the_shards_of_each_other_read_the_right_bytes(tmp_path, monkeypatch):
+    """One shard is open at a time, and a slow read would lose its descriptor to another thread."""
+    monkeypatch.setattr("hemera.dataset.shards._OPEN_SHARDS", 1)
+    pread = os.pread
+
+    def slow(descriptor, length, offset):
+        time.sleep(1e-3)
+        return pread(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", slow)
+    places = [write(tmp_path / f"unit{n}.tar", [("a", b"%d" % n * 600)])[0] for n in range(5)]
+    reader = ShardReader(tmp_path)
+
+    def read(n):
+        return reader.read(f"unit{n % 5}.tar", *places[n % 5]) == b"%d" % (n % 5) * 600
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(100)))
 
 
 @pytest.mark.parametrize("length", [99, 100, 101, 180])

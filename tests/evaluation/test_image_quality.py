@@ -40,11 +40,11 @@ class Add(nn.Module):
         return image + self.number
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 9])
-def test_every_network_is_applied_to_every_tile_whatever_its_size(batch_size):
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 1), (3, 4), (9, 2)])
+def test_every_network_is_applied_to_every_tile_whatever_its_size(batch_size, workers):
     modules = {"a": Add(0.25), "b": Add(-0.5)}
     nets = {name: Network(net, name == "b") for name, net in modules.items()}
-    found = list(image_quality.predict_tiles(nets, Tiles(), "generation", CPU, batch_size))
+    found = list(image_quality.predict_tiles(nets, Tiles(), "generation", CPU, batch_size, workers))
     assert [item.tile for item, _ in found] == ["t0", "t1", "t2", "t3", "t4"]
     for place, (item, outputs) in enumerate(found):
         assert list(outputs) == ["a", "b"]
@@ -55,6 +55,21 @@ def test_every_network_is_applied_to_every_tile_whatever_its_size(batch_size):
             value = shown / 255 * 2 - 1 + number
             assert torch.allclose(outputs[name], torch.tensor(value), atol=1e-6)
     assert sum(shape[0] for shape in modules["a"].shapes) == 5
+
+
+def test_the_precision_is_that_of_each_network_and_results_are_float32():
+    """With eight bits of mantissa, 1/3 of 255 differs from that in float32."""
+    layer = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)
+    nn.init.constant_(layer.weight, 1 / 3)
+    images = np.full((1, 4, 6, 3), 85, np.uint8)
+    full, half = (
+        image_quality.predict(Network(layer, True, kind), images, "segmentation", CPU)
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    assert full.dtype == half.dtype == torch.float32
+    assert full.numpy() == pytest.approx(1 / 3, rel=1e-6)
+    assert half.numpy() == pytest.approx(1 / 3, rel=2**-7)
+    assert half.ne(full).all()
 
 
 def test_the_segmenter_gets_images_in_0_to_1():
