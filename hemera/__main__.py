@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "demo": (),
     "sheet": ("acrobat", "bci", "mist", "check"),
     "doctor": (),
+    "plan": (),
+    "progress": (),
     "verify": (),
     "config": (),
     "warp": ("points", "annotations", "labels", "slide"),

@@ -1,11 +1,18 @@
 """The graph run to the end, and what runs again after a change."""
 
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from hemera.sheet import read_sheet
 from hemera.tables import read_metadata
 from tests.small_workflow import (
     ROOT,
@@ -29,6 +36,25 @@ def data_digests(folder: Path) -> dict[str, str]:
         for name, digest in digests(folder).items()
         if name.split("/")[1] in DATA_STAGES
     }
+
+
+def reported(folder: Path, command: str, *words: str) -> dict[str, Any]:
+    """Return what `hemera plan` or `hemera progress` reports."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hemera", command, *words, "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def decided(folder: Path) -> dict[str, str | None]:
+    """Return the reason of each tile, None: accepted."""
+    columns = pq.read_table(folder / "results/filter/tiles.parquet", columns=["tile", "reason"])
+    return dict(zip(*(column.to_pylist() for column in columns.columns), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +90,45 @@ def test_a_filter_reaches_no_pixel(small: Path) -> None:
     counts = planned(small)
     trained = {"train_generation", "train_segmentation", "evaluate"}
     assert set(counts) == {"filter", "index", "report", *trained}
-    before = data_digests(small)
+    plan = reported(small, "plan")
+    reason = plan["stages"][0]["reasons"]
+    assert list(reason) == ["filter.tissue_fraction_min: 0.5 -> 0.55"]
+    before, decisions = data_digests(small), decided(small)
     snakemake(small, "--cores", "2", "data")
     after = data_digests(small)
+    changed_tiles = sum(decisions[tile] != reason for tile, reason in decided(small).items())
+    assert plan["decisions"]["changed"] == changed_tiles > 0
+    assert plan["decisions"]["tiles"] == len(decisions)
     changed = {name.split("/")[1] for name in after if after[name] != before.get(name)}
     assert changed == {"filter", "index"}
     write_config(small, TINY)
     snakemake(small, "--cores", "2")
     assert data_digests(small) == before
+    assert planned(small) == {}
+
+
+def test_a_lost_shard_is_planned_and_progress_counts_what_is_left(small: Path) -> None:
+    shard = small / "results/mask/bci.000.tar"
+    data = shard.read_bytes()
+    times = shard.stat()
+    shard.unlink()
+    try:
+        (mask, *after) = reported(small, "plan", "data")["stages"]
+        assert (mask["stage"], mask["units"]) == ("mask", ["bci.000"])
+        assert mask["reasons"] == {"missing: results/mask/bci.000.tar": 1}
+        assert [stage["stage"] for stage in after] == ["filter", "index", "report"]
+        assert mask["hours"] > 0 and after[0]["reasons"] == {"follows mask": 1}
+        stages = {stage["stage"]: stage for stage in reported(small, "progress")["stages"]}
+        assert (stages["tile"]["finished"], stages["mask"]["finished"]) == (
+            stages["tile"]["jobs"],
+            stages["mask"]["jobs"] - 1,
+        )
+        images = 2 * len(read_sheet(small / "pairs.tsv").pairs)
+        assert sum(stages["describe"]["verdicts"].values()) == images
+        assert stages["mask"]["remaining_hours"] > 0 == stages["tile"]["remaining_hours"]
+    finally:
+        shard.write_bytes(data)
+        os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert planned(small) == {}
 
 

@@ -1,6 +1,7 @@
 """Everything that is not a stage: functions whose signature and docstring are the command line."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,3 +22,13 @@ def check_new(path: Path) -> None:
     """Raise ConfigError where there is a file already: commands never replace one."""
     if path.exists():
         raise ConfigError(f"{path}: exists; name another file, or remove it first")
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as lines of text, its columns separated by two spaces."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in (header, *rows)
+    )
+    return "".join(line.rstrip() + "\n" for line in lines)

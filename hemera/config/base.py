@@ -203,6 +203,11 @@ def flags(options: Options, prefix: str = "--") -> list[str]:
     return words
 
 
+def plain_words(value: Any) -> str:
+    """Return the value of an option as the words of its flag."""
+    return " ".join(map(_word, value)) if isinstance(value, tuple | list) else _word(value)
+
+
 def plain(options: Options) -> dict[str, Any]:
     """Return options as plain values for YAML and JSON: lists for tuples, nested mappings."""
     return options.model_dump(mode="json")

@@ -19,6 +19,8 @@ CANVAS_PX: dict[Preset, int] = dict(zip(get_args(Preset), (4096, 2048, 8192), st
 MEMORY_MB = 2000
 MEMORY_MB_PER_MEGAPIXEL = 300
 """Of registration on the processor; measured, see `benchmarks/registration.py`."""
+TEMPORARY_BYTES_PER_PIXEL = 14
+"""Of the canvas: both images and the displacement, in the files of the engine's process."""
 
 
 Two = Field(min_length=2, max_length=2)
@@ -113,6 +115,12 @@ class RegisterOptions(Options):
         width_um, height_um = (max(size[k] for size in sizes_um) for k in (0, 1))
         megapixels = width_um * height_um / mpp**2 / 1e6
         return math.ceil(MEMORY_MB + MEMORY_MB_PER_MEGAPIXEL * megapixels)
+
+
+def temporary_bytes(memory_mb: int) -> int:
+    """Return the size of the engine's temporary files, from `RegisterOptions.memory_mb`."""
+    pixels = max(memory_mb - MEMORY_MB, 0) / MEMORY_MB_PER_MEGAPIXEL * 1e6
+    return round(pixels * TEMPORARY_BYTES_PER_PIXEL)
 
 
 class LandmarksOptions(Options):

@@ -1,5 +1,6 @@
 """The criteria that a tile must meet, for stage filter and the report."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -132,6 +133,25 @@ def refusals(
     for criterion in CRITERIA:
         reasons[(reasons == "") & _missed(criterion, table, limits, engines)] = criterion.reason
     return reasons
+
+
+def changed_decisions(
+    table: pa.Table, limits: Mapping[str, Any], engines: Sequence[str] = ()
+) -> dict[tuple[str, str], int]:
+    """Return how many tiles would have another decision with other limits.
+
+    Args:
+        table: table of stage filter; limits and engines as for `refusals`.
+
+    Returns:
+        Number of tiles by decision before and after: `ACCEPTED` or a reason.
+    """
+    before = ["" if reason is None else reason for reason in table.column("reason").to_pylist()]
+    pairs = zip(before, refusals(table, limits, engines).tolist(), strict=True)
+    counts = collections.Counter(
+        (old or ACCEPTED, new or ACCEPTED) for old, new in pairs if old != new
+    )
+    return dict(counts.most_common())
 
 
 def _missed(

@@ -4,7 +4,6 @@ Frame: level-0 pixels of a slide, not shifted by its bounds, edges at the intege
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import shapely
 import shapely.geometry
 
 from hemera.errors import SheetError
+from hemera.files import json_text
 from hemera.files.faults import translated
 
 COORDINATE_MAX = 1e7
@@ -64,7 +64,7 @@ def read_features(path: Path) -> tuple[Any, list[Feature]]:
     if not path.is_file():
         raise SheetError(f"{path}: no such file; name a GeoJSON file")
     with translated(SheetError, f"{path.name}: not GeoJSON ({{error}}); export it again"):
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json_text.loads(path.read_text(encoding="utf-8-sig"))
         items = document
         if isinstance(document, dict):
             items = document.get("features", [document])

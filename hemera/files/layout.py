@@ -5,6 +5,8 @@ for whole slides the name of the pair, and ``{generator}`` a preset. Light on pu
 import this module.
 """
 
+import functools
+import re
 from pathlib import Path
 
 RESULTS = "results"
@@ -53,3 +55,24 @@ EVALUATION = "results/evaluate/evaluate.html"
 def path(pattern: str, results: Path = Path(RESULTS), **wildcards: str) -> Path:
     """Return the path of an output: a pattern of this module with its names in braces replaced."""
     return results / pattern.removeprefix(f"{RESULTS}/").format(**wildcards)
+
+
+def unit(path: str) -> str:
+    """Return the unit or the generator of an output; empty for one of the cohort."""
+    for pattern in _patterns():
+        if found := pattern.fullmatch(path):
+            return found[1]
+    return ""
+
+
+@functools.cache
+def _patterns() -> list[re.Pattern[str]]:
+    # A dot is only before a block's number, see workflow/rules/common.smk.
+    wildcards = {"{unit}": r"([A-Za-z0-9_-]+(?:\.[0-9]+)?)", "{generator}": "([a-z0-9_]+)"}
+    return [
+        re.compile(re.escape(text).replace(re.escape(name), regex))
+        for text in globals().values()
+        if isinstance(text, str)
+        for name, regex in wildcards.items()
+        if name in text and text.startswith(RESULTS)
+    ]

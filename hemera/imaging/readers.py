@@ -26,6 +26,9 @@ RGB = npt.NDArray[np.uint8]
 IMAGE_PIXELS_MAX = 100_000_000
 """An image without tiles is kept in memory: with its decoder, a gigabyte at this size."""
 
+TILE_PX_MAX = 4096 * 4096
+"""A stored tile is decoded as a whole, in several threads at once."""
+
 
 class Reader(abc.ABC):
     """An open file, with its levels from the finest to the coarsest."""
@@ -89,6 +92,14 @@ class _LibraryReader(Reader):
         self.level_sizes = tuple((int(w), int(h)) for w, h in handle.level_dimensions)
         self.stated_by = f"{self.name}.mpp-x"
         self.stated_mpp = positive_pair(*(properties.get(f"{self.name}.mpp-{a}") for a in "xy"))
+        for level in range(len(self.level_sizes)):
+            names = (f"{self.name}.level[{level}].tile-{side}" for side in ("width", "height"))
+            sides = [int(float(properties.get(name) or 0)) for name in names]
+            if math.prod(sides) > TILE_PX_MAX:
+                raise ValueError(
+                    f"stored tiles of {sides[0]} x {sides[1]} px on level {level}, more than "
+                    f"{TILE_PX_MAX} px"
+                )
         return tuple(float(downsample) for downsample in handle.level_downsamples)
 
 
@@ -104,7 +115,12 @@ class OpenSlideReader(_LibraryReader):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._idle = [self._open()]
-        self._downsamples = self._describe(self._idle[0])
+        try:
+            with fault_of(path, "{error}; convert it to a TIFF of smaller tiles"):
+                self._downsamples = self._describe(self._idle[0])
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> openslide.OpenSlide:
         with fault_of(
@@ -151,6 +167,14 @@ class TiffSlideReader(_LibraryReader):
             self._handle = tiffslide.TiffSlide(path)
             page: Any = self._handle.ts_tifffile.pages[0]
             self._downsamples = self._describe(self._handle)
+            for level in self._handle.ts_tifffile.series[0].levels:
+                # A strip, or the whole page, is decoded at once, as a tile is.
+                chunk: Any = level.keyframe.chunks
+                if math.prod(chunk[:2]) > IMAGE_PIXELS_MAX:
+                    raise ValueError(
+                        f"stored pieces of {chunk[1]} x {chunk[0]} px, more than "
+                        f"{IMAGE_PIXELS_MAX} px"
+                    )
             if page.bitspersample != 8 or page.samplesperpixel not in (3, 4):
                 raise ValueError(
                     f"{page.samplesperpixel} channels of {page.bitspersample} bits, not 8-bit RGB"

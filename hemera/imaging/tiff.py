@@ -17,15 +17,13 @@ import tifffile
 from hemera.errors import SlideError
 from hemera.files.faults import translated
 from hemera.imaging.codecs import jpeg_file
-from hemera.imaging.readers import Reader, fault_of, positive_pair
+from hemera.imaging.readers import TILE_PX_MAX, Reader, fault_of, positive_pair
 
 RGB = npt.NDArray[np.uint8]
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _CACHE_BYTES = 96 * 2**20
-_TILE_PX_MAX = 4096 * 4096
-"""A stored tile is decoded as a whole, in several threads at once."""
 _REPEATED_MAX = 8
 """Pictures stored once for several tiles that are decoded, of a level."""
 _ONE_COLOR = 16
@@ -50,9 +48,9 @@ def is_tiled(path: Path) -> bool:
             tiled, sides = bool(page.is_tiled), (int(page.tilewidth), int(page.tilelength))
     except SlideError:
         return False
-    if tiled and not 0 < sides[0] * sides[1] <= _TILE_PX_MAX:
+    if tiled and not 0 < sides[0] * sides[1] <= TILE_PX_MAX:
         raise DamagedTiffError(
-            f"{path.name}: stored tiles of {sides[0]} x {sides[1]} px, not 1 to {_TILE_PX_MAX} px; "
+            f"{path.name}: stored tiles of {sides[0]} x {sides[1]} px, not 1 to {TILE_PX_MAX} px; "
             "convert it to a TIFF of smaller tiles"
         )
     return tiled

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hemera.errors import TrainingError
-from hemera.files import atomic
+from hemera.files import atomic, json_text
 from hemera.files.faults import translated
 from hemera.networks.generation import Generator, build_generator
 from hemera.networks.segmentation import SegmentationNet
@@ -126,7 +126,7 @@ def read_metadata(path: Path, network: str) -> dict[str, Any]:
     if not path.is_file():
         raise TrainingError(f"{path}: no such file; it is written beside the weights")
     with translated(TrainingError, f"{path}: not JSON ({{error}}); train again"):
-        metadata = json.loads(path.read_text())
+        metadata = json_text.loads(path.read_text())
     if not isinstance(metadata, dict) or metadata.get("network") != network:
         raise TrainingError(f"{path}: does not describe a network for {network}; name its own file")
     return metadata
@@ -138,7 +138,7 @@ def read_encoder_config(weights: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     with translated(TrainingError, f"{path}: not JSON ({{error}}); correct or remove it"):
-        config = json.loads(path.read_text())
+        config = json_text.loads(path.read_text())
     if not isinstance(config, dict):
         raise TrainingError(f"{path}: not a mapping of names; correct or remove it")
     return config

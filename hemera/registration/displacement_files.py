@@ -11,6 +11,8 @@ from hemera.files.atomic import replacing
 from hemera.files.faults import translated
 from hemera.registration.displacement import Displacement
 
+BYTES_MAX = 512 * 2**20
+"""Of the arrays of a file; a displacement of 4,096 x 4,096 nodes has a quarter of it."""
 STEP = 1 / 256
 """Vectors are rounded to this fraction of the node distance, which halves the file."""
 
@@ -33,6 +35,7 @@ def read_displacement(path: Path) -> Displacement:
     with translated(RegistrationError, message):
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("not an .npz file")
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
             vectors = np.ascontiguousarray(arrays["vectors_um"], np.float32)
             mpp = float(arrays["mpp"])
@@ -40,3 +43,22 @@ def read_displacement(path: Path) -> Displacement:
         return Displacement(vectors, mpp)
     except RegistrationError as error:
         raise RegistrationError(f"{path.name}: {error}") from error
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError where arrays are too large, or are not as large as their headers state."""
+    with zipfile.ZipFile(path) as archive:
+        members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        total = sum(info.file_size for info in members)
+        if total > BYTES_MAX:
+            raise ValueError(f"arrays of {total} bytes, more than {BYTES_MAX}")
+        for info in members:
+            with archive.open(info) as file:
+                version = np.lib.format.read_magic(file)
+                readers = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }
+                shape, _, dtype = readers[version](file)
+                if math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
+                    raise ValueError(f"{info.filename} is not of the shape {shape} in its header")

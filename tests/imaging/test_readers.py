@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from hemera.errors import InputFileError, SlideError
+from hemera.imaging import readers
 from hemera.imaging.slide import open_slide
 from tests.imaging.test_slide import error_of
 from tests.small_slides import damage_tile, picture, write_image, write_pyramid
@@ -143,3 +144,21 @@ def test_many_broken_reads_leave_no_file_open(rng, tmp_path):
     assert opened() <= 1
     slide.close()
     assert opened() == 0
+
+
+def test_what_a_library_decodes_at_once_is_bounded_from_the_header(rng, tmp_path, monkeypatch):
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)])
+    monkeypatch.setattr(readers, "TILE_PX_MAX", 128 * 128)
+    readers.OpenSlideReader(path).close()
+    monkeypatch.setattr(readers, "TILE_PX_MAX", 128 * 128 - 1)
+    with pytest.raises(SlideError, match=r"stored tiles of 128 x 128 px on level 0"):
+        readers.OpenSlideReader(path)
+    # Strips of a page: all rows at once.
+    strips = tmp_path / "strips.tif"
+    rgb = picture(rng)
+    tifffile.imwrite(strips, rgb, photometric="rgb", rowsperstrip=rgb.shape[0])
+    monkeypatch.setattr(readers, "IMAGE_PIXELS_MAX", rgb[..., 0].size)
+    readers.TiffSlideReader(strips).close()
+    monkeypatch.setattr(readers, "IMAGE_PIXELS_MAX", rgb[..., 0].size - 1)
+    with pytest.raises(SlideError, match=r"stored pieces of 702 x 505 px"):
+        readers.TiffSlideReader(strips)

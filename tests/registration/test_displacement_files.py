@@ -1,9 +1,13 @@
 """Displacement files: what is written is read; what is damaged or foreign is refused."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
 from hemera.errors import RegistrationError
+from hemera.registration import displacement_files
 from hemera.registration.displacement import Displacement
 from hemera.registration.displacement_files import read_displacement, write_displacement
 
@@ -69,3 +73,22 @@ def test_an_archive_of_something_else(tmp_path, arrays, why):
     np.savez(tmp_path / "own.npz", **arrays)
     with pytest.raises(RegistrationError, match=f"own.npz: .*{why}"):
         read_displacement(tmp_path / "own.npz")
+
+
+def test_arrays_are_bounded_before_they_are_read(tmp_path, d, monkeypatch):
+    """A header that claims a terabyte, and arrays beyond the limit, allocate nothing."""
+    path = tmp_path / "claims.npz"
+    header = io.BytesIO()
+    shape = (2**19, 2**18, 2)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("vectors_um.npy", header.getvalue() + bytes(800))
+        archive.writestr("mpp.npy", b"")
+    with pytest.raises(RegistrationError, match="is not of the shape"):
+        read_displacement(path)
+    write_displacement(path, d)
+    monkeypatch.setattr(displacement_files, "BYTES_MAX", 1000)
+    with pytest.raises(RegistrationError, match="more than 1000"):
+        read_displacement(path)

@@ -1,0 +1,1 @@
+"""Snakemake's graph of a cohort: what would run and why, and records of what ran."""
