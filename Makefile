@@ -1,6 +1,8 @@
 # make run    build the environment, run the whole graph on the demo cohort
 # make test   build the environment, run the tests (SLOW=1 adds the slow ones, IMAGES=folder those
 #             on real images, ARGS="tests/test_sheet.py -k name" chooses)
+# make test-slurm  the workflow on a Slurm of one node, whose Debian packages are downloaded (FULL=1:
+#             all faults, and the demo's own sheet)
 # make check  formatting, lint, types, layers of the package; changes nothing
 # make fix    format and apply automatic fixes
 # make bench  the benchmarks, one after the other, about an hour; writes benchmarks/RESULTS.md
@@ -12,10 +14,11 @@ PYTHON ?= python3.11
 CORES ?= all
 WORKERS ?= 2
 SLOW ?=
+FULL ?=
 IMAGES ?=
 ONLY ?=
 
-.PHONY: run test check fix bench docs lock
+.PHONY: run test test-slurm check fix bench docs lock
 .DELETE_ON_ERROR:
 
 # The packages of the lock are installed without resolving: two engines pin old versions that are
@@ -34,7 +37,10 @@ run: .venv/installed
 
 test: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS) --dist loadfile \
-		$(if $(SLOW),,-m "not slow") $(or $(ARGS),tests) $(if $(IMAGES),--images=$(abspath $(IMAGES)))
+		-m "not slurm$(if $(SLOW),, and not slow)" $(or $(ARGS),tests) $(if $(IMAGES),--images=$(abspath $(IMAGES)))
+
+test-slurm: .venv/installed
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest -m slurm tests/test_slurm.py
 
 check: .venv/installed
 	.venv/bin/ruff check .

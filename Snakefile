@@ -35,11 +35,10 @@ onerror:
 rule all:
     default_target: True
     input:
-        data_files(),
-        training_files(),
+        lambda wildcards: [*data_files(), *training_files()],
 
 
 # The training set alone: registration, tiles, masks, filters, index, report.
 rule data:
     input:
-        data_files(),
+        lambda wildcards: data_files(),

@@ -7,7 +7,7 @@ No table contains a time, an absolute path or anything else that differs between
 
 import collections
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -297,14 +297,33 @@ def write(
     Raises:
         TableError: when the rows do not fit the schema.
     """
-    with translated(TableError, f"{path.name}: the rows do not fit the schema ({{error}})"):
-        if not isinstance(rows, pa.Table):
+    if not isinstance(rows, pa.Table):
+        with translated(TableError, f"{path.name}: {_MISFIT}"):
             rows = _table(list(rows), schema)
-        table = rows.select(schema.names).cast(schema)
-        table.validate(full=True)
-    table = table.replace_schema_metadata(dict(metadata) if metadata else None)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    write_parts(path, [rows], schema, metadata)
+
+
+def write_parts(
+    path: Path,
+    parts: Iterable[pa.Table],
+    schema: pa.Schema,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a table atomically from consecutive parts, of which one at a time is in memory.
+
+    Raises:
+        TableError: when the rows do not fit the schema.
+    """
+    stored = schema.with_metadata(dict(metadata) if metadata else None)
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, stored, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for part in parts:
+            with translated(TableError, f"{path.name}: {_MISFIT}"):
+                table = part.select(schema.names).cast(schema)
+                table.validate(full=True)
+            writer.write_table(table.replace_schema_metadata(stored.metadata))
 
 
 def _table(rows: list[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -325,14 +344,43 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
     Raises:
         TableError: when the file is missing, is not Parquet, lacks columns or has other types.
     """
-    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
-    lacking = [name for name in wanted.names if name not in _stored_schema(path).names]
-    if lacking:
-        raise TableError(f"{path}: no columns {', '.join(lacking)}; run its stage again")
+    wanted = _wanted(path, schema, columns)
     with translated(TableError, f"{path}: {_UNREADABLE}"):
         table = pq.read_table(
             path, columns=wanted.names, partitioning=None, page_checksum_verification=True
         )
+    return _checked(path, table, wanted)
+
+
+def read_parts(
+    path: Path, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield a table, or some of its columns, in the parts in which it was written.
+
+    Raises:
+        TableError: as `read` does.
+    """
+    wanted = _wanted(path, schema, columns)
+    with translated(TableError, f"{path}: {_UNREADABLE}"):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    with file:
+        for number in range(file.num_row_groups):
+            with translated(TableError, f"{path}: {_UNREADABLE}"):
+                table = file.read_row_group(number, columns=wanted.names)
+            yield _checked(path, table, wanted)
+
+
+def _wanted(path: Path, schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """Return the schema of the wanted columns; TableError where the file lacks one."""
+    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
+    stored = set(_stored_schema(path).names)
+    lacking = [name for name in wanted.names if name not in stored]
+    if lacking:
+        raise TableError(f"{path}: no columns {', '.join(lacking)}; run its stage again")
+    return wanted
+
+
+def _checked(path: Path, table: pa.Table, wanted: pa.Schema) -> pa.Table:
     with translated(TableError, f"{path}: another version ({{error}}); run its stage again"):
         return table.select(wanted.names).cast(wanted)
 
@@ -366,6 +414,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
 
 
+_MISFIT = "the rows do not fit the schema ({error})"
 _UNREADABLE = "not a Parquet file ({error}); delete it and run its stage again"
 
 

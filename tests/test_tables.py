@@ -190,3 +190,31 @@ def test_a_flipped_bit_is_an_error_or_changes_no_value(tmp_path: Path) -> None:
         except TableError:
             found += 1
     assert found > 0.6 * len(range(4, len(stored), 23))
+
+
+def test_a_table_in_parts_is_read_as_one_and_part_by_part(tmp_path: Path) -> None:
+    rows = [{"pair": f"p{n}", "state": "tiled", "registration": "pass", "tiles_grid": n,
+             "tiles_tissue": 0, "tiles_artefact": 0, "tiles_unreadable": 0, "tiles_written": 0}
+            for n in range(7)]  # fmt: skip
+    whole, parted = tmp_path / "whole.parquet", tmp_path / "parted.parquet"
+    tables.write(whole, rows, tables.PAIRS, {"options": "{}"})
+    table = tables.read(whole, tables.PAIRS)
+    parts = (table.slice(first, 3) for first in (0, 3, 6))
+    tables.write_parts(parted, parts, tables.PAIRS, {"options": "{}"})
+    assert tables.read(parted, tables.PAIRS).equals(table)
+    assert tables.read_metadata(parted) == tables.read_metadata(whole) == {"options": "{}"}
+    found = list(tables.read_parts(parted, tables.PAIRS, ["pair"]))
+    assert [part.column("pair").to_pylist() for part in found] == [
+        ["p0", "p1", "p2"], ["p3", "p4", "p5"], ["p6"],
+    ]  # fmt: skip
+    tables.write_parts(whole, [table], tables.PAIRS, {"options": "{}"})
+    first = whole.read_bytes()
+    tables.write(whole, rows, tables.PAIRS, {"options": "{}"})
+    assert whole.read_bytes() == first
+
+
+def test_a_part_that_does_not_fit_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    with pytest.raises(TableError, match="do not fit the schema"):
+        tables.write_parts(path, [pa.table({"pair": ["a"]})], tables.PAIRS)
+    assert list(tmp_path.iterdir()) == []

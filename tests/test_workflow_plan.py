@@ -128,8 +128,9 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
         "default-resources"
     ]["slurm_partition"]
     text = snakemake(bare, "-n", "--profile", "slurm")
-    jobs = re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
-    seen = dict(jobs)
+    # Jobs of a group are indented.
+    found = re.findall(r"^ *rule (\w+):.*?^ +resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
+    seen = dict(found)
     assert set(seen) >= set(STAGES) - {"landmarks"}
     for rule, resources in seen.items():
         if rule not in ("all", "data"):

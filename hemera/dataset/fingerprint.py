@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
@@ -16,17 +16,22 @@ FINGERPRINTED = (
 
 
 def fingerprint(table: pa.Table, engines: Sequence[str]) -> str:
-    """Return the SHA-256 over all tiles, sorted by id: content, not location.
+    """Return the SHA-256 over all tiles: `fingerprint_of_parts` of the table sorted by id."""
+    return fingerprint_of_parts([table.sort_by("tile")], engines)
+
+
+def fingerprint_of_parts(parts: Iterable[pa.Table], engines: Sequence[str]) -> str:
+    """Return the SHA-256 over all tiles, which are sorted by id: content, not location.
 
     The digest is of UTF-8 text, one JSON array and a line feed per line, as `json.dumps` writes
     them: first the names of the columns (FINGERPRINTED, then ``{engine}_sha256`` of each engine in
     the order given), then each tile's values in these columns.
     """
     names = [*FINGERPRINTED, *(f"{engine}_sha256" for engine in engines)]
-    ordered = table.select(names).sort_by("tile")
     line = json.JSONEncoder().encode
     state = hashlib.sha256(f"{line(names)}\n".encode())
-    for batch in ordered.to_batches(max_chunksize=65536):
-        columns = [column.to_pylist() for column in batch.columns]
-        state.update("".join(f"{line(row)}\n" for row in zip(*columns, strict=True)).encode())
+    for part in parts:
+        for batch in part.select(names).to_batches(max_chunksize=65536):
+            columns = [column.to_pylist() for column in batch.columns]
+            state.update("".join(f"{line(row)}\n" for row in zip(*columns, strict=True)).encode())
     return state.hexdigest()

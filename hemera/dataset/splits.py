@@ -4,7 +4,7 @@ Drawing ranks names by a hash of seed and name, so that an added case or tile mo
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -48,14 +48,15 @@ def split_cases(
 
 
 def draw(
-    tiles: Sequence[str], count: int | None, *, seed: int, purpose: str
+    tiles: Iterable[str], count: int | None, *, seed: int, purpose: str
 ) -> npt.NDArray[np.bool_]:
     """Return which of `tiles` are drawn, (N,); all of them when count is None or too large.
 
     Draws of different `purpose` are independent.
     """
-    keys = np.frombuffer(b"".join(_key(tile, seed, purpose) for tile in tiles), dtype=">u8")
-    chosen = np.zeros(len(tiles), dtype=bool)
+    ranks = (int.from_bytes(_key(tile, seed, purpose)) for tile in tiles)
+    keys = np.fromiter(ranks, np.uint64)
+    chosen = np.zeros(len(keys), dtype=bool)
     chosen[np.argsort(keys, kind="stable")[:count]] = True
     return chosen
 

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hemera.config import IndexOptions
 from hemera.dataset.splits import draw
@@ -20,25 +21,27 @@ NETWORKS = ("generation", "segmentation")
 
 def draw_subset(table: pa.Table, network: str, options: IndexOptions) -> Names:
     """Return the split of each tile for a network, (N,); an empty text for one not drawn."""
-    accepted = table.column("accepted").to_numpy(zero_copy_only=False)
-    names, datasets, splits = (
-        np.array(table.column(name).to_pylist(), str) for name in ("tile", "dataset", "split")
+    names, accepted, datasets, splits = (
+        table.column(name) for name in ("tile", "accepted", "dataset", "split")
     )
+    present = set(datasets.unique().to_pylist())
     result = np.full(table.num_rows, "", "U5")
     for split in SPLITS:
         subset, key = f"{network} {split}", f"{network}_datasets"
         if network == "generation" and split == "test":
             key = "generation_test_datasets"
         wanted: tuple[str, ...] = getattr(options, key)
-        pool = accepted & (splits == split)
+        pool = pc.and_(accepted, pc.equal(splits, split))
         if wanted:
-            pool &= np.isin(datasets, wanted)
-        if absent := ", ".join(sorted(set(wanted) - set(datasets))):
+            of_wanted = pc.is_in(datasets, value_set=pa.array(wanted, pa.string()))
+            pool = pc.and_(pool, of_wanted)
+        if absent := ", ".join(sorted(set(wanted) - present)):
             log.warning("%s: no tile is of %s; index.%s names it", subset, absent, key)
-        places = np.flatnonzero(pool)
+        places = np.flatnonzero(pool.to_numpy(zero_copy_only=False))
         count: int | None = getattr(options, f"{network}_{split}")
         purpose = f"{network}/{split}"
-        chosen = draw(names[places].tolist(), count, seed=options.seed, purpose=purpose)
+        texts = (name for chunk in names.filter(pool).chunks for name in chunk.to_pylist())
+        chosen = draw(texts, count, seed=options.seed, purpose=purpose)
         result[places[chosen]] = split
         if count is not None and len(places) < count:
             log.warning(

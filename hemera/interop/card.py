@@ -49,8 +49,11 @@ identifiers, so tiles of one of its slides may be in the training and the test s
 
 def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOptions) -> str:
     """Return the dataset card of an index with its metadata, Markdown."""
-    columns = ["tile", "case", "dataset", "score", "split", "reason", "accepted"]
-    tiles = table.select([*columns, *(f"{network}_split" for network in NETWORKS)]).to_pandas()
+    columns = ["case", "dataset", "score", "split", "reason", "accepted"]
+    columns += [f"{network}_split" for network in NETWORKS]
+    # Equal rows once, with their number: a table of 10^7 rows is not for pandas.
+    counted = table.select(columns).group_by(columns).aggregate([([], "count_all")])
+    tiles = counted.sort_by("case").to_pandas().rename(columns={"count_all": "tiles"})
     accepted = tiles[tiles["accepted"]]
     rows = []
     for network in NETWORKS:
@@ -58,13 +61,14 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
             own = accepted[accepted[f"{network}_split"] == split]
             requested = getattr(options, f"{network}_{split}")
             given = "all" if requested is None else requested
-            rows.append((network, split, given, len(own), own["case"].nunique()))
+            count = int(own["tiles"].sum())
+            rows.append((network, split, given, count, own["case"].nunique()))
     versions = json.loads(metadata["versions"])
     own_options = {key: value for key, value in metadata.items() if key.startswith("options_")}
     return CARD.format(
         fingerprint=metadata["fingerprint"],
-        accepted=len(accepted),
-        tiles=len(tiles),
+        accepted=int(accepted["tiles"].sum()),
+        tiles=int(tiles["tiles"].sum()),
         cases=accepted["case"].nunique(),
         engines=", ".join(json.loads(metadata["mask_engines"])),
         target=metadata["mask_target"],
@@ -83,7 +87,7 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
 def _counts(tiles: Any, by: str) -> str:
     """Return a table of tiles and cases per data set, score and a third column."""
     found = tiles.groupby(["dataset", "score", by]).agg(
-        tiles=("tile", "size"), cases=("case", "nunique")
+        tiles=("tiles", "sum"), cases=("case", "nunique")
     )
     found = found.rename({"": "unknown"}, level="score").reset_index()
     header = ("data set", "score", by, "tiles", "cases")

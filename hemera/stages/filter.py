@@ -1,8 +1,9 @@
 """Accept or reject tiles, from tables only: reads no pixels, drops no rows."""
 
 import collections
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from hemera import tables
 from hemera.config import FilterOptions
 from hemera.dataset import criteria
+from hemera.dataset.ordering import sorted_parts
 from hemera.errors import TableError
 from hemera.files import layout
 from hemera.sheet import Pair, read_sheet, units
@@ -41,43 +43,49 @@ def run(
     """
     opened = read_sheet(sheet)
     by_name = {pair.pair: pair for pair in opened.pairs}
-    parts = []
+    names = list(units(opened, block_count))
+    ids = []
     sources: dict[str, str] = {}
-    for unit in units(opened, block_count):
-        tile_path, pair_path, mask_path = (
-            layout.path(pattern, results, unit=unit)
-            for pattern in (layout.TILES, layout.PAIRS, layout.MASKS)
-        )
-        tile_table = tables.read(tile_path, tables.TILE)
-        pair_table = tables.read(pair_path, tables.PAIRS)
-        mask_table = tables.read(mask_path, tables.MASK)
-        parts.append(_join(unit, tile_table, pair_table, mask_table, by_name, engines))
+    for unit in names:
+        tile_path = layout.path(layout.TILES, results, unit=unit)
+        ids.append(tables.read(tile_path, tables.TILE, ["tile"]).column("tile"))
         # Units differ in their stages: a block is not registered.
         sources = tables.inherited("tile", tile_path) | sources
+        mask_path = layout.path(layout.MASKS, results, unit=unit)
         sources = tables.inherited("mask", mask_path) | sources
-    table = pa.concat_tables(parts).sort_by("tile")
-    reasons = criteria.refusals(table, options.model_dump(), engines)
-    table = table.append_column("accepted", pa.array(reasons == ""))
-    table = table.append_column("reason", pa.array(reasons, pa.string(), mask=reasons == ""))
-    tables.write(tiles, table, tables.filtered(engines), {**sources, **tables.provenance(options)})
-    refused = collections.Counter(reasons.tolist())
-    accepted = refused.pop("", 0)
-    log.info("%d of %d tiles accepted", accepted, table.num_rows)
+    refused: collections.Counter[str] = collections.Counter()
+
+    def decided() -> Iterator[pa.Table]:
+        load = functools.partial(_unit, results=results, by_name=by_name, engines=engines)
+        for table in sorted_parts(ids, lambda number: load(names[number])):
+            reasons = criteria.refusals(table, options.model_dump(), engines)
+            refused.update(reasons.tolist())
+            table = table.append_column("accepted", pa.array(reasons == ""))
+            none = reasons == ""
+            yield table.append_column("reason", pa.array(reasons, pa.string(), mask=none))
+
+    metadata = {**sources, **tables.provenance(options)}
+    tables.write_parts(tiles, decided(), tables.filtered(engines), metadata)
+    total, accepted = refused.total(), refused.pop("", 0)
+    log.info("%d of %d tiles accepted", accepted, total)
     for name, tile_count in refused.items():
         log.info("%s: %d tiles refused", name, tile_count)
     if not accepted:
         log.warning("no tile is accepted; see the counts in the report")
 
 
-def _join(
-    unit: str,
-    tile_table: pa.Table,
-    pair_table: pa.Table,
-    mask_table: pa.Table,
-    by_name: dict[str, Pair],
-    engines: Sequence[str],
+def _unit(
+    unit: str, *, results: Path, by_name: dict[str, Pair], engines: Sequence[str]
 ) -> pa.Table:
-    """Add to each tile of a unit its pair's columns and its masks' statistics."""
+    """Read the tiles of a unit, with its pairs' columns and its masks' statistics."""
+    tile_table, pair_table, mask_table = (
+        tables.read(layout.path(pattern, results, unit=unit), schema)
+        for pattern, schema in (
+            (layout.TILES, tables.TILE),
+            (layout.PAIRS, tables.PAIRS),
+            (layout.MASKS, tables.MASK),
+        )
+    )
     names = tile_table.column("pair").to_pylist()
     columns = (pair_table.column(name).to_pylist() for name in ("pair", "registration"))
     registration = dict(zip(*columns, strict=True))

@@ -5,15 +5,16 @@ import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.config import IndexOptions
-from hemera.dataset.fingerprint import fingerprint
+from hemera.dataset.fingerprint import FINGERPRINTED, fingerprint_of_parts
 from hemera.dataset.splits import check_leakage, split_cases
 from hemera.dataset.subsets import NETWORKS, check_subsets, draw_subset, mixed_resolutions
 from hemera.files.atomic import write_text
@@ -33,6 +34,9 @@ LICENCES = {
     "statements; its SuperPoint and SuperGlue weights are for non-commercial research",
 }
 """Terms of use of data sets and of registration; mask engines state their own."""
+
+READ = ("tile", "pair", "dataset", "score", "registration", "accepted", "reason", "mpp")
+"""Columns that are in memory for all tiles; the others are read and written in parts."""
 
 VERSIONED = (
     "hemera",
@@ -56,18 +60,11 @@ def run(
 ) -> None:
     """Add case, split and subsets to the table of stage filter; write the dataset card."""
     pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
-    table = tables.read(tiles, tables.filtered(engines))
-    splits = _splits(pairs.values(), options)
-    cases = [pairs[name].case for name in table.column("pair").to_pylist()]
-    table = table.append_column("case", pa.array(cases, pa.string()))
-    table = table.append_column("split", pa.array([splits[case] for case in cases], pa.string()))
-    subsets = {network: draw_subset(table, network, options) for network in NETWORKS}
-    for network, subset in subsets.items():
-        values = pa.array(subset, pa.string(), mask=subset == "")
-        table = table.append_column(f"{network}_split", values)
-    check_subsets(np.array(cases, str), **subsets)
+    table = _divided(tables.read(tiles, tables.filtered(engines), READ), pairs, options)
     mixture = mixed_resolutions(table, options.mpp_tolerance)
-    mark = fingerprint(table, engines)
+    schema = tables.index(engines)
+    of_mark = [*FINGERPRINTED, *(f"{engine}_sha256" for engine in engines)]
+    mark = fingerprint_of_parts(_parts(tiles, tables.filtered(engines), table, of_mark), engines)
     metadata = {
         **{key: value for key, value in tables.read_metadata(tiles).items() if key != "options"},
         "options_filter": tables.read_metadata(tiles).get("options", "{}"),
@@ -79,9 +76,52 @@ def run(
         "licences": json.dumps(_licences(table, engines)),
         "mixture": mixture,
     }
-    tables.write(index, table, tables.index(engines), metadata)
+    parts = _parts(tiles, tables.filtered(engines), table, schema.names)
+    tables.write_parts(index, parts, schema, metadata)
     write_text(card, dataset_card(table, metadata, options))
     log.info("fingerprint %s", mark)
+
+
+def _divided(table: pa.Table, pairs: Mapping[str, Pair], options: IndexOptions) -> pa.Table:
+    """Add case, split and the subsets of both networks."""
+    splits = _splits(pairs.values(), options)
+    cases = {name: pair.case for name, pair in pairs.items()}
+    of_pairs = {name: splits[case] for name, case in cases.items()}
+    names = table.column("pair")
+    table = table.append_column("case", _translated(names, cases))
+    table = table.append_column("split", _translated(names, of_pairs)).drop_columns("pair")
+    for network in NETWORKS:
+        subset = draw_subset(table, network, options)
+        values = pa.array(subset, pa.string(), mask=subset == "")
+        table = table.append_column(f"{network}_split", values)
+    columns = ["case", *(f"{network}_split" for network in NETWORKS)]
+    once = table.select(columns).group_by(columns).aggregate([])
+    check_subsets(*(np.array(pc.fill_null(column, "").to_pylist(), str) for column in once))
+    return table
+
+
+def _translated(column: pa.ChunkedArray, values: Mapping[str, str]) -> pa.ChunkedArray:
+    """Replace each text of a column that repeats few."""
+    chunks = []
+    for chunk in column.chunks:
+        encoded = chunk.dictionary_encode()
+        names = [values[name] for name in encoded.dictionary.to_pylist()]
+        chunks.append(pa.array(names, pa.string()).take(encoded.indices))
+    return pa.chunked_array(chunks, pa.string())
+
+
+def _parts(
+    tiles: Path, schema: pa.Schema, table: pa.Table, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Yield these columns of stage filter's table, in parts, with those that `table` adds."""
+    added = [name for name in table.column_names if name not in schema.names]
+    first = 0
+    for part in tables.read_parts(tiles, schema, [name for name in columns if name not in added]):
+        own = table.slice(first, part.num_rows)
+        for name in added:
+            part = part.append_column(name, own.column(name))
+        first += part.num_rows
+        yield part
 
 
 def _splits(pairs: Collection[Pair], options: IndexOptions) -> dict[str, str]:
@@ -109,7 +149,7 @@ def _licences(table: pa.Table, engines: Sequence[str]) -> list[str]:
     datasets = sorted(table.column("dataset").unique().to_pylist())
     terms = [LICENCES.get(name, "") for name in datasets]
     terms += [module(name).LICENCE for name in engines if name in ENGINES]
-    if {PASS, REVIEW} & set(table.column("registration").to_pylist()):
+    if {PASS, REVIEW} & set(table.column("registration").unique().to_pylist()):
         terms.append(LICENCES["deeperhistreg"])
     return [line for line in terms if line]
 

@@ -7,8 +7,8 @@
 
 rule evaluate:
     input:
-        of_units(layout.TILE_SHARD),
-        of_units(layout.MASK_SHARD),
+        all_of(layout.TILE_SHARD),
+        all_of(layout.MASK_SHARD),
         ancient(layout.REPORT),
         of_generators(layout.GENERATOR),
         of_generators(layout.GENERATOR_METADATA),

@@ -6,9 +6,9 @@
 
 rule filter:
     input:
-        of_units(layout.TILES),
-        of_units(layout.PAIRS),
-        of_units(layout.MASKS),
+        all_of(layout.TILES),
+        all_of(layout.PAIRS),
+        all_of(layout.MASKS),
     output:
         tiles=layout.FILTERED,
     log:
@@ -24,7 +24,7 @@ rule filter:
     params:
         sheet=sheet_file,
         block_count=block_count,
-        rows=digest(SHEET.pairs, "filter"),
+        rows=rows_of_all("filter"),
         engines=ENGINES,
         options=CONFIG.flags("filter"),
         version=CONFIG.stages["filter"].version,

@@ -22,7 +22,7 @@ rule index:
         runtime=minutes(30),
     params:
         sheet=sheet_file,
-        rows=digest(SHEET.pairs, "index"),
+        rows=rows_of_all("index"),
         engines=ENGINES,
         options=CONFIG.flags("index"),
         version=CONFIG.stages["index"].version,

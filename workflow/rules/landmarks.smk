@@ -40,8 +40,8 @@ rule landmarks:
 
 rule landmarks_cohort:
     input:
-        landmark_tables(),
-        of_units(layout.LANDMARK_PREDICTIONS, has_landmarks),
+        all_of(layout.LANDMARK_ERRORS, has_landmarks),
+        all_of(layout.LANDMARK_PREDICTIONS, has_landmarks),
     output:
         errors=layout.LANDMARK_COHORT,
         predictions=layout.LANDMARK_COHORT_PREDICTIONS,
@@ -57,7 +57,9 @@ rule landmarks_cohort:
         runtime=minutes(15),
     params:
         sheet=sheet_file,
-        rows=digest((pair for pair in SHEET.pairs if pair.has_landmarks), "landmarks_cohort"),
+        rows=lambda wildcards: digest(
+            (pair for pair in SHEET.pairs if pair.has_landmarks), "landmarks_cohort"
+        ),
         options=CONFIG.flags("landmarks"),
         version=CONFIG.stages["landmarks"].version,
     shell:

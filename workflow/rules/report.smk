@@ -7,15 +7,15 @@
 
 rule report:
     input:
-        of_units(layout.IMAGES_TABLE),
-        of_units(layout.CERTIFICATE, needs_registration),
-        of_units(layout.DISPLACEMENT, needs_registration),
-        of_units(layout.QUALITY, needs_registration),
+        all_of(layout.IMAGES_TABLE),
+        all_of(layout.CERTIFICATE, needs_registration),
+        all_of(layout.DISPLACEMENT, needs_registration),
+        all_of(layout.QUALITY, needs_registration),
         [layout.LANDMARK_COHORT] if landmark_tables() else [],
-        of_units(layout.TILE_SHARD),
-        of_units(layout.PAIRS),
-        of_units(layout.MASK_SHARD),
-        of_units(layout.CELLS),
+        all_of(layout.TILE_SHARD),
+        all_of(layout.PAIRS),
+        all_of(layout.MASK_SHARD),
+        all_of(layout.CELLS),
         layout.INDEX,
     output:
         page=layout.REPORT,
@@ -36,7 +36,7 @@ rule report:
         sheet=sheet_file,
         block_count=block_count,
         preset=CONFIG.cohort.preset,
-        rows=digest(SHEET.pairs, "report"),
+        rows=rows_of_all("report"),
         options=CONFIG.flags("report"),
         version=CONFIG.stages["report"].version,
     shell:

@@ -7,8 +7,8 @@
 
 rule train_generation:
     input:
-        of_units(layout.TILE_SHARD),
-        of_units(layout.MASK_SHARD),
+        all_of(layout.TILE_SHARD),
+        all_of(layout.MASK_SHARD),
         index=layout.INDEX,
     output:
         generator=layout.GENERATOR,

@@ -6,8 +6,8 @@
 
 rule train_segmentation:
     input:
-        of_units(layout.TILE_SHARD),
-        of_units(layout.MASK_SHARD),
+        all_of(layout.TILE_SHARD),
+        all_of(layout.MASK_SHARD),
         index=layout.INDEX,
         generator=layout.GENERATOR.format(generator=CONFIG.cohort.preset),
         generator_metadata=layout.GENERATOR_METADATA.format(generator=CONFIG.cohort.preset),
