@@ -52,6 +52,7 @@ DESCRIBE = _schema("""
     string?  mpp_source  # sheet, or the header of the file that states it
     uint8s?  background  # its colour, RGB
     bool?    background_measured  # false: no background on the image, estimated from pale tissue
+    uint8s?  fill  # colours, RGB after RGB, of places without image, as corners of a rotated one
     float64? tissue_threshold  # of saturation (he) or optical density over background (her2)
     float64? tissue_fraction tissue_area_um2 tissue_mpp
     float64? tissue_density  # 75th percentile over the tissue, mean of the channels

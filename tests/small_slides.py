@@ -11,7 +11,8 @@ def picture(rng, height=505, width=702):
     noise = cv2.GaussianBlur(rng.normal(size=(height, width, 3)).astype(np.float32), (0, 0), 2)
     y, x = np.mgrid[:height, :width]
     rgb = 150 + 200 * noise + np.stack([x / 20, y / 30, -x / 40], axis=-1)
-    rgb[:, width * 3 // 4 :] = 241
+    # Background of exactly one colour would be a place without image.
+    rgb[:, width * 3 // 4 :] = 240 + ((x + y) % 3)[:, width * 3 // 4 :, None]
     return np.clip(rgb, 0, 255).astype(np.uint8)
 
 

@@ -11,7 +11,7 @@ class DescribeOptions(Options):
     """Headers, resolution, thumbnails and tissue outlines."""
 
     section: ClassVar[str] = "describe"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     reader: Literal["auto", "tiff", "openslide", "tiffslide", "image"] = "auto"
     """Library that reads the slides, in every stage; auto: direct reading of tiled TIFF where
@@ -47,7 +47,7 @@ class TileOptions(Options):
     """Tiles of both stains, measured in the pass that reads them."""
 
     section: ClassVar[str] = "tile"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
 
     size_px: Annotated[int, Field(ge=32, le=4096), paper("512")] = 512
     """Side of a tile, px."""

@@ -1,7 +1,7 @@
 """What a tile excludes, as its table stores it: artefacts of both stains, and where HER2 ends.
 
 A PNG of one byte per pixel at `COARSE_MPP` or coarser: the number of the artefact on H&E, from
-`hemera.imaging.artefacts.KINDS`, plus 16 times that on HER2, where 15 is a place that HER2 does not
+`hemera.imaging.artefacts.KINDS`, plus 16 times that on HER2; 15 is a place that the image does not
 cover.
 """
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from hemera.imaging.morphology import coarse
 
 Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 UNCOVERED = 15
 
@@ -19,7 +20,7 @@ UNCOVERED = 15
 def pack(
     he: Bytes | None,
     her2: Bytes | None,
-    covered: npt.NDArray[np.bool_] | None,
+    covered: tuple[Mask | None, Mask | None],
     shape: tuple[int, int],
     mpp: float,
 ) -> bytes | None:
@@ -28,22 +29,20 @@ def pack(
     Args:
         he: artefacts, as `find_artefacts` returns them; None: none.
         her2: likewise.
-        covered: pixels (H, W) of the tile where there is HER2; None: all.
+        covered: pixels (H, W) of the tile where there is H&E, and HER2; None: all.
         shape: of the tile, px.
         mpp: its resolution, um/px.
     """
-    if he is None and her2 is None and covered is None:
+    if all(each is None for each in (he, her2, *covered)):
         return None
     size = coarse(np.zeros(shape, np.uint8), mpp).shape
     numbers = np.zeros(size, np.uint8)
-    if he is not None:
-        numbers += he
-    if her2 is not None:
-        numbers += 16 * her2
-    if covered is not None:
-        # Of a pixel that is covered in part, all.
-        inside = coarse(covered.astype(np.float32), mpp) > 1 - 1e-3
-        numbers[~inside] = numbers[~inside] % 16 + 16 * UNCOVERED
+    for unit, kinds, there in zip((1, 16), (he, her2), covered, strict=True):
+        own = np.zeros(size, np.uint8) if kinds is None else kinds.copy()
+        if there is not None:
+            # Of a pixel that is covered in part, all.
+            own[coarse(there.astype(np.float32), mpp) <= 1 - 1e-3] = UNCOVERED
+        numbers += np.uint8(unit) * own
     return cv2.imencode(".png", numbers)[1].tobytes() if numbers.any() else None
 
 

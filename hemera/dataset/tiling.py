@@ -13,6 +13,7 @@ import shapely
 from hemera.config import TileOptions
 from hemera.dataset.excluded import pack
 from hemera.imaging.artefacts import find_artefacts, fractions
+from hemera.imaging.background import fill_pixels
 from hemera.imaging.blur import blurred_cells
 from hemera.imaging.codecs import encode
 from hemera.imaging.color import DENSITY_STEP, density, saturation
@@ -194,6 +195,9 @@ class Tiling:
         size, options = self.options.size_px, self.options
         he = self.he.read(x, y, size, size, self.mpp)
         her2, coverage, (her2_x, her2_y), covered = self._read_her2(x, y)
+        shown = _without_fill(he, self.he), _without_fill(her2, self.her2)
+        if shown[1] is not None:
+            covered = shown[1] if covered is None else covered & shown[1]
         row = {
             "tile": f"{self.pair.pair}_{x:06d}_{y:06d}",
             "pair": self.pair.pair,
@@ -213,14 +217,16 @@ class Tiling:
             "her2_coverage_fraction": coverage,
             "folding_fraction": self._folding(x, y),
             **self._measure(he, her2),
-            **self._artefacts(x, y, he, her2, covered),
+            **self._artefacts(x, y, he, her2, (shown[0], covered)),
         }
         stored_he = stored_her2 = None
-        if options.codec == "jpeg" and options.copy_stored:
+        copied = options.codec == "jpeg" and options.copy_stored
+        if copied and shown[0] is None:
             stored_he = self.he.stored_jpeg(x, y, size, size, self.mpp)
-            # HER2 is on the grid of H&E where both come registered at one resolution.
-            if self.displacement is None and not self.pair.mirrored and self._on_one_grid:
-                stored_her2 = self.her2.stored_jpeg(x, y, size, size, self._her2_mpp)
+        # HER2 is on the grid of H&E where both come registered at one resolution.
+        on_grid = self.displacement is None and not self.pair.mirrored and self._on_one_grid
+        if copied and shown[1] is None and on_grid:
+            stored_her2 = self.her2.stored_jpeg(x, y, size, size, self._her2_mpp)
         return Tile(
             row,
             stored_he or encode(he, options.codec, options.quality),
@@ -256,9 +262,9 @@ class Tiling:
         return None if found is None else found[1]
 
     def _artefacts(
-        self, x: int, y: int, he: RGB, her2: RGB, covered: Mask | None
+        self, x: int, y: int, he: RGB, her2: RGB, covered: tuple[Mask | None, Mask | None]
     ) -> dict[str, Any]:
-        """Return the columns of artefacts; `covered` are the pixels where there is HER2."""
+        """Return the columns of artefacts; `covered` are the pixels where there is an image."""
         row: dict[str, Any] = {}
         numbers: list[Bytes | None] = []
         sides = (("he", he, self.he), ("her2", her2, self.her2))
@@ -354,3 +360,16 @@ class Tiling:
         )
         covered = rows[:, None] & (columns[::-1] if self.pair.mirrored else columns)
         return pixels, coverage, corner, covered
+
+
+def _without_fill(rgb: RGB, slide: Slide) -> Mask | None:
+    """Give the fill of a tile the brightness of the background; return the other pixels (H, W).
+
+    None where there is no fill.
+    """
+    found = fill_pixels(rgb, slide.measured_background.fill)
+    if found is None:
+        return None
+    # Neutral, because a background that is estimated from tissue may have its colour.
+    rgb[found] = max(slide.background)
+    return ~found

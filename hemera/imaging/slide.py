@@ -12,13 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import openslide
 
 from hemera.errors import InputFileError, SlideError
 from hemera.imaging import tiff
-from hemera.imaging.background import Background, measure_background
+from hemera.imaging.background import (
+    Background,
+    constant_areas,
+    fill_pixels,
+    measure_background,
+)
 from hemera.imaging.color import Color
 from hemera.imaging.geometry import best_level, level_downsample
 from hemera.imaging.readers import ImageReader, OpenSlideReader, Reader, TiffSlideReader
@@ -29,6 +35,7 @@ from hemera.sheet import MPP_BOUNDS
 log = logging.getLogger(__name__)
 
 RGB = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 READERS: dict[str, Callable[[Path], Reader]] = {
     "tiff": tiff.TiffReader,
@@ -47,6 +54,8 @@ MISMATCH_MAX = 0.10
 _SMALL_SIDE = 1024
 _BAND_PX = 16_000_000
 _PIECE_PX = 128
+# Side of the square that is read to see whether a place of an overview is of one colour.
+_CONSTANT_PX = 48
 
 
 class Slide:
@@ -57,7 +66,11 @@ class Slide:
     """
 
     def __init__(
-        self, reader: Reader, mpp: float, mpp_source: str, background: Color | None = None
+        self,
+        reader: Reader,
+        mpp: float,
+        mpp_source: str,
+        background: Background | None = None,
     ) -> None:
         """Wrap an open reader; use `open_slide`."""
         self.path = reader.path
@@ -73,7 +86,7 @@ class Slide:
         self.level_mpps = tuple(mpp * math.sqrt(fx * fy) for fx, fy in self.level_downsamples)
         self._reader = reader
         if background is not None:
-            self.background = background
+            self.measured_background = background
 
     def __enter__(self) -> Self:
         return self
@@ -85,17 +98,39 @@ class Slide:
         """Close the file."""
         self._reader.close()
 
-    @functools.cached_property
+    @property
     def background(self) -> Color:
-        """The colour of the background, (r, g, b): as given to `open_slide`, or measured."""
+        """The colour of the background, (r, g, b)."""
         return self.measured_background.color
 
     @functools.cached_property
     def measured_background(self) -> Background:
-        """The background as measured on an overview."""
+        """The background, as given to `open_slide`, or as measured on an overview."""
         width, height = self.size_px
         scale = max(width, height) / max(self._small.shape[:2])
-        return measure_background([self._small], self.mpp * scale)
+        constant = constant_areas(self._small, self._is_constant if scale > 1 else None)
+        return measure_background([self._small], self.mpp * scale, [constant])
+
+    def _is_constant(self, x: float, y: float) -> bool:
+        """Return whether there is one colour only around a place, in fractions of both sides."""
+        side = min(_CONSTANT_PX, *self.size_px)
+        left, top = (
+            min(max(round(at * length - side / 2), 0), length - side)
+            for at, length in zip((x, y), self.size_px, strict=True)
+        )
+        pixels = self._reader.read(0, left, top, side, side)
+        return bool((pixels == pixels[0, 0]).all())
+
+    def filled(self, shape: tuple[int, int]) -> Mask | None:
+        """Return where the slide has no image, (H, W) of this shape from edge to edge.
+
+        None where it has one everywhere.
+        """
+        found = fill_pixels(self._small, self.measured_background.fill)
+        if found is None:
+            return None
+        parts = cv2.resize(found.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA)
+        return np.asarray(parts > 0)
 
     @functools.cached_property
     def _small(self) -> RGB:
@@ -223,13 +258,13 @@ def open_slide(
     mpp: float | None = None,
     reader: str = "auto",
     mpp_column: str = "he_mpp",
-    background: Color | None = None,
+    background: Background | None = None,
 ) -> Slide:
     """Open a slide or an image, by its content, not by its name.
 
     `mpp` overrides the resolution that the file states; `mpp_column` is what error messages name as
     the remedy. `reader` is a key of `READERS`, or auto: the first that reads the file completely.
-    Without a colour of the background, it is measured when needed.
+    Without a background, it is measured when needed.
     """
     path = Path(path)
     opened = _open_reader(path, reader)

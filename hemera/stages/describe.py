@@ -17,6 +17,7 @@ from hemera.errors import SlideError
 from hemera.files.digests import content_digest
 from hemera.imaging.artefact_files import read_artefacts
 from hemera.imaging.artefacts import find_artefacts, resized, typical_density
+from hemera.imaging.background import BRIGHTEST_MIN
 from hemera.imaging.codecs import encode
 from hemera.imaging.color import Color
 from hemera.imaging.identity import OVERVIEW_PX, Identity, contradictions, identify
@@ -117,16 +118,21 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
                 "mpp_source": slide.mpp_source,
             }
             view, (mpp_x, mpp_y) = slide.overview(mpp=options.tissue_mpp)
+            found = slide.measured_background
+            identity = identify(slide, view)
+            filled = slide.filled(view.shape[:2])
+            if filled is not None:
+                view[filled] = max(found.color)
             tissue, threshold = find_tissue(
                 view, stain, slide.background, math.sqrt(mpp_x * mpp_y), options
             )
             fraction = float(tissue.mean())
-            identity = identify(slide, view)
             row |= {
                 "digest": identity.digest,
                 "stain_found": identity.stain,
-                "background": list(slide.background),
-                "background_measured": slide.measured_background.measured,
+                "background": list(found.color),
+                "background_measured": found.measured,
+                "fill": [value for color in found.fill for value in color] or None,
                 "tissue_threshold": threshold,
                 "tissue_fraction": fraction,
                 "tissue_area_um2": fraction * width * height * slide.mpp**2,
@@ -150,7 +156,14 @@ def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
                 row |= {"thumbnail": encode(thumbnail, "jpeg", 85), "thumbnail_mpp": thumbnail_mpp}
     except SlideError as error:
         return _Image(row | {"verdict": "refuse", "reason": str(error)})
-    if not fraction and stain == "he":
+    if max(found.color) < BRIGHTEST_MIN:
+        reason = (
+            f"{path.name}: its brightest places are RGB {found.color}; the background of a "
+            f"bright-field image has at least {BRIGHTEST_MIN} in one channel: scan it again, or "
+            "leave it out"
+        )
+        row |= {"verdict": "refuse", "reason": reason}
+    elif not fraction and stain == "he":
         row |= {"verdict": "refuse", "reason": f"{path.name}: no tissue found on it"}
     elif not fraction:
         # Unstained tissue may be invisible on IHC, but not on H&E.

@@ -22,6 +22,7 @@ from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.files.atomic import replacing
 from hemera.files.digests import check_content
 from hemera.files.geojson import read_polygons
+from hemera.imaging.background import Background
 from hemera.imaging.codecs import SUFFIXES
 from hemera.imaging.slide import open_slide
 from hemera.imaging.tolerant import Losses, read_tiles
@@ -143,7 +144,7 @@ def _tile(
                     mpp=images[stain]["mpp"],
                     reader=images[stain]["reader"],
                     mpp_column=f"{stain}_mpp",
-                    background=tuple(images[stain]["background"]),
+                    background=_background(images[stain]),
                 )
             )
             for stain, path in (("he", pair.he), ("her2", pair.her2))
@@ -188,6 +189,17 @@ def _tile(
             outcome.tiles_unreadable = losses.lost
     outcome.tiles_written = len(rows)
     return rows
+
+
+def _background(described: Mapping[str, Any]) -> Background:
+    """Return the background and fill of a described image."""
+    values = described["fill"] or []
+    red, green, blue = described["background"]
+    return Background(
+        (red, green, blue),
+        described["background_measured"],
+        tuple(zip(values[::3], values[1::3], values[2::3], strict=True)),
+    )
 
 
 def _image(data: bytes) -> npt.NDArray[np.uint8]:

@@ -5,6 +5,7 @@ import pytest
 import tifffile
 
 from hemera.errors import SlideError
+from hemera.imaging.background import Background
 from hemera.imaging.slide import open_slide
 from hemera.registration import warping
 from hemera.registration.warping import read_displaced, warp_labels
@@ -41,7 +42,9 @@ def her2(tmp_path):
         photometric="rgb",
         compression="deflate",
     )
-    with open_slide(tmp_path / "her2.tif", mpp=MPP, background=GLASS) as slide:
+    with open_slide(
+        tmp_path / "her2.tif", mpp=MPP, background=Background(GLASS, measured=True)
+    ) as slide:
         yield slide
 
 

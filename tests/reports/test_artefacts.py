@@ -43,7 +43,7 @@ def test_every_kind_has_a_colour_and_every_reason_a_kind():
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_outline_is_around_its_artefact(kind):
     """A tile of 400 x 300 px, its artefacts at a quarter of that, on one stain."""
-    stored = pack(None, kinds(kind, (75, 100), 20, 10, 50, 40), None, (300, 400), 0.5)
+    stored = pack(None, kinds(kind, (75, 100), 20, 10, 50, 40), (None, None), (300, 400), 0.5)
     row = {"artefacts": stored, "reason": None, "mpp": 0.5}
     drawn = marked_tile(GRAY, row, "her2")
     assert box(drawn, COLORS[kind]) == pytest.approx((80, 40, 200, 160), abs=3)

@@ -78,6 +78,35 @@ def test_what_is_described_is_true(cohort):
     assert 0.03 <= her2["tissue_threshold"] <= 0.05
 
 
+def test_corners_without_image_change_neither_background_nor_tissue(cohort):
+    he, her2 = (decode((cohort / f"good.{stain}.png").read_bytes()) for stain in ("he", "her2"))
+    for name, fill in (("white", (255, 255, 255)), ("black", (0, 0, 0))):
+        matrix = cv2.getRotationMatrix2D((450, 320), 4, 1)
+        for stain, image in (("he", he), ("her2", her2)):
+            turned = cv2.warpAffine(image, matrix, (900, 640), borderValue=fill)
+            Image.fromarray(turned).save(cohort / f"{name}.{stain}.png")
+    found = described(cohort, [pair("good"), pair("white"), pair("black")])
+    straight = {row["stain"]: row for row in found[:2]}
+    for row in found[2:]:
+        other = straight[row["stain"]]
+        assert row["verdict"] == "accept"
+        assert np.abs(np.subtract(row["background"], other["background"])).max() <= 1
+        assert row["tissue_fraction"] == pytest.approx(other["tissue_fraction"], abs=0.01)
+        assert row["artefact_fraction"] == 0
+        # A white corner is not needed to be told from background that is nearly white.
+        if row["stain"] == "her2" or row["pair"] == "black":
+            assert row["fill"] == [255 if row["pair"] == "white" else 0] * 3
+    assert all(row["fill"] is None for row in found[:2])
+
+
+def test_an_image_too_dark_for_a_bright_field_is_refused(cohort):
+    Image.fromarray(np.zeros((640, 900, 3), np.uint8)).save(cohort / "black.her2.png")
+    rows = described(cohort, [pair("black", he="good.he.png")])
+    assert [row["verdict"] for row in rows] == ["accept", "refuse"]
+    assert "black.her2.png: its brightest places are RGB (0, 0, 0)" in rows[1]["reason"]
+    assert "at least 100 in one channel" in rows[1]["reason"]
+
+
 def test_a_pair_to_register_has_thumbnails(cohort):
     rows = described(cohort, [pair("good", registered="")], unit="good")
     for row in rows:
@@ -191,6 +220,8 @@ def test_pairs_that_come_registered_have_evidence_of_alignment(rng, tmp_path, ca
         absorbed = np.where(texture > np.median(texture), 0.5, 0.1)[..., None] * color
         rgb = np.rint(245 * 10**-absorbed)
         rgb[:60] = 245
+        # No place is of exactly one colour, as one without image is.
+        rgb += (np.indices(texture.shape).sum(axis=0) % 3)[..., None] - 1
         Image.fromarray(rgb.astype(np.uint8)).save(tmp_path / name)
 
     for seed in range(10):
@@ -265,7 +296,7 @@ def test_real_images(images, tmp_path):
     assert 0.3 < row["tissue_fraction"] < 0.5
 
 
-GOLDEN = {4: "13e5de4a089a6562"}
+GOLDEN = {5: "38465f29d2d9effa"}
 
 
 def test_golden(cohort):

@@ -166,7 +166,7 @@ def test_pixels_that_the_table_of_tiles_excludes_are_bit_5_and_their_cells_are_l
     covered = np.ones((120, 160), np.bool_)
     covered[:, 140:] = False
     rows = tables.read(table, tables.TILE).to_pylist()
-    rows[0]["artefacts"] = excluded.pack(pen, None, covered, (120, 160), MPP)
+    rows[0]["artefacts"] = excluded.pack(pen, None, (None, covered), (120, 160), MPP)
     changed = tmp_path / "changed.parquet"
     tables.write(changed, rows, tables.TILE)
     plain, found = (
@@ -197,7 +197,7 @@ def test_artefacts_of_her2_in_the_table_of_tiles_reach_the_stains_and_the_cells(
     rows = tables.read(table, tables.TILE).to_pylist()
     strip = np.zeros((30, 40), np.uint8)
     strip[:, 14:24] = 2
-    rows[0]["artefacts"] = excluded.pack(None, strip, None, (120, 160), MPP)
+    rows[0]["artefacts"] = excluded.pack(None, strip, (None, None), (120, 160), MPP)
     tables.write(table, rows, tables.TILE)
     found = tables.read(run((table, shard), tmp_path / "mask") / "unit.parquet", tables.MASK)
     where = np.zeros((120, 160), np.bool_)
@@ -295,7 +295,7 @@ def golden_digest(folder: Path) -> str:
         ]
         pen = np.zeros((round(220 * mpp / 2), round(300 * mpp / 2)), np.uint8)
         pen[:, round(233 * mpp / 2) :] = 1
-        packed = excluded.pack(None, pen, None, (220, 300), mpp)
+        packed = excluded.pack(None, pen, (None, None), (220, 300), mpp)
         assert packed is not None
         unit = write_unit(folder / f"tile{mpp}", tiles, mpp, {"a_1": packed})
         made = run(unit, folder / f"mask{mpp}")

@@ -14,7 +14,10 @@ from PIL import Image
 from hemera import tables
 from hemera.config import DescribeOptions, FilterOptions, TileOptions
 from hemera.dataset.criteria import refusals
+from hemera.dataset.excluded import UNCOVERED, unpack
+from hemera.dataset.shards import read_member
 from hemera.errors import InputFileError, SheetError
+from hemera.imaging.codecs import decode
 from hemera.registration.displacement import none
 from hemera.registration.displacement_files import write_displacement
 from tests.small_geojson import geometry, rectangle
@@ -93,6 +96,38 @@ def test_a_wrong_stain_is_a_state_unless_a_person_accepts_it(images_of_pair):
     unit = Unit(folder, [registered("p1", verdict="accept", **swapped)])
     assert len(unit.tile()) == 6
     assert unit.state["state"] == "tiled"
+
+
+def test_places_without_image_are_excluded(images_of_pair):
+    """The corner of a rotated image: background in the tile, ignored by masks."""
+    folder, _, her2 = images_of_pair
+    height, width = her2.shape[:2]
+    corner = np.add.outer(np.arange(height), np.arange(width)) < 60
+    changed = her2.copy()
+    changed[corner] = 0
+    Image.fromarray(changed).save(folder / "cut.her2.png")
+    he = decode((folder / "p1.he.png").read_bytes())
+    he[corner] = 0
+    Image.fromarray(he).save(folder / "cut.he.png")
+    unit = Unit(folder, [registered("p1"), registered("cut")])
+    whole, cut = (
+        min((row for row in unit.tile(codec="png") if row["pair"] == name), key=lambda r: r["tile"])
+        for name in ("p1", "cut")
+    )
+    assert cut["her2_background"] == pytest.approx(whole["her2_background"], abs=2)
+    assert whole["artefacts"] is None
+    assert cut["her2_coverage_fraction"] == 1
+    found = unpack(cut["artefacts"], (cut["size_px"],) * 2)
+    assert found is not None
+    inside = np.add.outer(*(np.arange(cut["size_px"]),) * 2) < 60
+    for numbers in found:
+        assert (numbers[inside] == UNCOVERED).all()
+        # The edge is 8 px wide, of blocks of 4 px.
+        assert not numbers[np.add.outer(*(np.arange(cut["size_px"]),) * 2) > 60 + 1.5 * 14].any()
+    stored = decode(
+        read_member(unit.shard, cut["her2_offset"], cut["her2_length"], cut["her2_sha256"])
+    )
+    assert (stored[inside] == max(cut["her2_background"])).all()
 
 
 def test_any_number_of_workers_gives_the_same_bytes(images_of_pair):
@@ -263,7 +298,7 @@ def test_a_real_slide_against_itself(images, tmp_path):
     assert max(row["tissue_fraction"] for row in rows) > 0.7
 
 
-GOLDEN = {7: "48b8a7732de79303"}
+GOLDEN = {8: "48b8a7732de79303"}
 
 
 def test_golden(slides):
