@@ -3,6 +3,8 @@
 #             on real images, ARGS="tests/test_sheet.py -k name" chooses)
 # make test-slurm  the workflow on a Slurm of one node, whose Debian packages are downloaded (FULL=1:
 #             all faults, and the demo's own sheet)
+# make test-faults  inject faults into the workflow and its files, print a table (FULL=1: all moments)
+# make fuzz   mutated files for every reader (FULL=1: 10^5 of each text format, 10^4 of the others)
 # make check  formatting, lint, types, layers of the package; changes nothing
 # make fix    format and apply automatic fixes
 # make bench  the benchmarks, one after the other, about an hour; writes benchmarks/RESULTS.md
@@ -18,7 +20,7 @@ FULL ?=
 IMAGES ?=
 ONLY ?=
 
-.PHONY: run test test-slurm check fix bench docs lock
+.PHONY: run test test-slurm test-faults fuzz check fix bench docs lock
 .DELETE_ON_ERROR:
 
 # The packages of the lock are installed without resolving: two engines pin old versions that are
@@ -36,11 +38,18 @@ run: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" snakemake --cores $(CORES)
 
 test: .venv/installed
-	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 pytest --numprocesses $(WORKERS) --dist loadfile \
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile \
 		-m "not slurm$(if $(SLOW),, and not slow)" $(or $(ARGS),tests) $(if $(IMAGES),--images=$(abspath $(IMAGES)))
 
 test-slurm: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest -m slurm tests/test_slurm.py
+
+test-faults: .venv/installed
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile \
+		-m fault tests
+
+fuzz: .venv/installed
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(or $(FULL),0.02) pytest --numprocesses $(WORKERS) tests/test_fuzz.py
 
 check: .venv/installed
 	.venv/bin/ruff check .

@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=7c0fabdc20c4982c164fe96203bdb3b9c067ef80affc190ccaee27feba57da9d
+LOCK_SHA256=d39e665e4f39eec0b84e7390fc00e7f8592910df5383e615e41db8974f62a8a1
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2

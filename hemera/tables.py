@@ -374,7 +374,9 @@ def read_parts(
 def _wanted(path: Path, schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     """Return the schema of the wanted columns; TableError where the file lacks one."""
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
-    stored = set(_stored_schema(path).names)
+    with translated(TableError, f"{path}: {_UNREADABLE}"):
+        # In a damaged file, names are not UTF-8.
+        stored = set(_stored_schema(path).names)
     lacking = [name for name in wanted.names if name not in stored]
     if lacking:
         raise TableError(f"{path}: no columns {', '.join(lacking)}; run its stage again")
@@ -412,7 +414,10 @@ def inherited(stage: str, path: Path) -> dict[str, str]:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the key-value metadata of a Parquet file."""
     raw = _stored_schema(path).metadata or {}
-    return {key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"}
+    with translated(TableError, f"{path}: {_UNREADABLE}"):
+        return {
+            key.decode(): value.decode() for key, value in raw.items() if key != b"ARROW:schema"
+        }
 
 
 _MISFIT = "the rows do not fit the schema ({error})"

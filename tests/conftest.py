@@ -1,14 +1,16 @@
 """What all tests share: the real images, when they are given, and the small demo cohort."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from filelock import FileLock
 
+from hemera.commands import text_table
 from hemera.demo import write_cohort
 
 if TYPE_CHECKING:
@@ -17,6 +19,38 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--images", type=Path, default=None, help="folder of real images")
+
+
+@pytest.fixture
+def fault_seen(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """A function that adds a row to the table of `make test-faults`."""
+
+    def seen(fault: str, behaviour: str, same_bytes: str = "yes") -> None:
+        record_property("fault", (fault, " ".join(behaviour.split()), same_bytes))
+
+    return seen
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the table of faults, where tests injected any."""
+    rows = []
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            if "fault" not in getattr(report, "keywords", {}):
+                continue
+            found = [value for name, value in report.user_properties if name == "fault"]
+            survived = "yes" if outcome == "passed" else "no"
+            if not found and outcome != "passed":
+                found = [(report.nodeid.rpartition("::")[2], "see the failure", "no")]
+            if report.when == "call" or outcome != "passed":
+                rows += [
+                    (name, what[:150], survived, same if survived == "yes" else "no")
+                    for name, what, same in found
+                ]
+    if rows:
+        header = ("fault", "behaviour", "survived", "same bytes after the rerun")
+        terminalreporter.write_sep("=", "faults")
+        terminalreporter.write(text_table(header, sorted(rows)))
 
 
 @pytest.fixture(scope="session")

@@ -29,11 +29,12 @@ class TileIndex:
         self.path = Path(path).absolute()
         with translated(ShardError, f"{path}: not an index ({{error}}); run the stage index"):
             self._data = ds.dataset([str(self.path)], format="parquet")
-        self.columns: list[str] = self._data.schema.names
-        self.metadata: dict[str, str] = {
-            key.decode(): value.decode()
-            for key, value in (self._data.schema.metadata or {}).items()
-        }
+            # In a damaged file, names are not UTF-8.
+            self.columns: list[str] = self._data.schema.names
+            self.metadata: dict[str, str] = {
+                key.decode(): value.decode()
+                for key, value in (self._data.schema.metadata or {}).items()
+            }
 
     @property
     def fingerprint(self) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from hemera.config import Config
 from hemera.config.registration import temporary_bytes
 from hemera.graph.dry_run import STAGE_ORDER, Job
-from hemera.graph.reasons import reasons
+from hemera.graph.reasons import OF_FILES, reasons
 from hemera.graph.records import Durations
 
 Number = TypeVar("Number", int, float)
@@ -24,7 +24,7 @@ class StagePlan:
     jobs: int
     units: tuple[str, ...]
     reasons: dict[str, int]
-    """Number of jobs by reason."""
+    """Number of jobs by reason; of missing and newer files the first is named."""
     hours: float | None
     """Sum over the jobs, of which several may run at once."""
     cpu_hours: float | None
@@ -50,7 +50,7 @@ def stage_plans(jobs: Sequence[Job], units: Iterable[str], cores: int) -> list[S
     found = []
     for rule in sorted({job.rule for job in jobs}, key=STAGE_ORDER.index):
         own = [job for job in jobs if job.rule == rule]
-        why = Counter(text for job in own for text in reasons(rule, job.reason, producers))
+        why = _counted([reasons(rule, job.reason, producers) for job in own])
         at_once = max(1, cores // max(1, *(job.threads for job in own)))
         temporary = [_temporary(job) for job in own]
         found.append(
@@ -58,7 +58,7 @@ def stage_plans(jobs: Sequence[Job], units: Iterable[str], cores: int) -> list[S
                 stage=rule,
                 jobs=len(own),
                 units=tuple(job.unit for job in own),
-                reasons=dict(why.most_common()),
+                reasons=why,
                 hours=_hours(durations.total(job.benchmark for job in own)),
                 cpu_hours=_hours(_sum(_cpu_seconds(job, durations, cores) for job in own)),
                 bytes=_sum(sizes.expected(job) for job in own),
@@ -68,6 +68,22 @@ def stage_plans(jobs: Sequence[Job], units: Iterable[str], cores: int) -> list[S
             )
         )
     return found
+
+
+def _counted(found: Iterable[Sequence[str]]) -> dict[str, int]:
+    """Return the number of jobs by reason, reasons that name a file as one."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for texts in found:
+        kinds = {_kind(text): text for text in texts}
+        counts.update(kinds.keys())
+        for kind, text in kinds.items():
+            first[kind] = min(text, first.get(kind, text))
+    return {first[kind]: count for kind, count in counts.most_common()}
+
+
+def _kind(text: str) -> str:
+    return text.partition(": ")[0] if text.startswith(OF_FILES) else text
 
 
 def missing(

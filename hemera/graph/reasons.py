@@ -26,6 +26,9 @@ _FILES = {
     "Incomplete output files: ": "not finished",
     "Updated input files: ": "newer",
 }
+OF_FILES = tuple(f"{words}: " for words in _FILES.values())
+"""Beginnings of the reasons that name a file."""
+
 _FOLLOWS = "Input files updated by another job: "
 _PARTS = re.compile(
     "; (?=" + "|".join(map(re.escape, (*_PLAIN, *_FILES, _FOLLOWS, "Params have changed"))) + ")"

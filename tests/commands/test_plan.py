@@ -54,12 +54,14 @@ def test_a_study_that_never_ran(study: Path) -> None:
     assert status == 1 and any("mask.engines.deepliif.model" in line for line in found["missing"])
 
 
+@pytest.mark.slow
 def test_progress_of_a_study_that_never_ran(study: Path) -> None:
     status, text = hemera(study, "progress", "data")
     assert status == 0 and text.split("\n")[1].split() == ["describe", "2", "0", "0", "0"]
     assert "7 stages that never ran here" in text
 
 
+@pytest.mark.slow
 def test_faults_are_those_of_the_workflow(study: Path) -> None:
     (study / "img/1_he.tif").unlink()
     status, text = hemera(study, "plan")

@@ -27,6 +27,7 @@ def test_times_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     units = ["p1", "p2", "p3", "new"]
     register, tile, mask = stage_plans(jobs, units, cores=4)
     assert (tile.stage, tile.jobs, tile.units) == ("tile", 2, ("p1", "new"))
+    assert tile.reasons == {"missing: results/tile/new.tar": 2}
     # Its own six minutes, and the median, twelve.
     assert (tile.hours, tile.cpu_hours) == (pytest.approx(0.3), pytest.approx(0.6))
     assert (tile.bytes, tile.replaced_bytes) == (1010 + 3010, 1010)

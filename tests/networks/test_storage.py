@@ -43,7 +43,8 @@ def test_loading_runs_no_code_and_says_what_is_damaged(tmp_path):
 
 
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.97])
-def test_a_flipped_bit_in_weights_or_in_a_checkpoint_is_found(tmp_path, place):
+@pytest.mark.fault
+def test_a_flipped_bit_in_weights_or_in_a_checkpoint_is_found(tmp_path, place, fault_seen):
     def flip(path):
         data = bytearray(path.read_bytes())
         data[int(place * len(data))] ^= 0x04
@@ -65,6 +66,11 @@ def test_a_flipped_bit_in_weights_or_in_a_checkpoint_is_found(tmp_path, place):
     flip(checkpoint)
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: damaged"):
         storage.read_weights(checkpoint)
+    fault_seen(
+        f"one bit flipped in weights or a checkpoint, at {place:.0%}",
+        "the job fails: differs from its SHA-256",
+        "-",
+    )
 
 
 def test_weights_that_do_not_fit_name_the_layers():

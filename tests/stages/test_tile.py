@@ -67,7 +67,8 @@ def test_refused_images_and_verdicts_are_states(images_of_pair):
     assert "cut.he.png: cannot be read" in unit.states["cut"]["reason"]
 
 
-def test_an_image_that_is_lost_or_has_changed_fails_the_job(images_of_pair):
+@pytest.mark.fault
+def test_an_image_that_is_lost_or_has_changed_fails_the_job(images_of_pair, fault_seen):
     """A verdict would remain when the file is back."""
     folder, he, _ = images_of_pair
     unit = Unit(folder, [registered("p1")])
@@ -84,6 +85,12 @@ def test_an_image_that_is_lost_or_has_changed_fails_the_job(images_of_pair):
     assert not unit.shard.exists()
     path.write_bytes(stored)
     assert len(unit.tile()) == 6
+    fault_seen(
+        "a slide replaced with the same mtime",
+        "the job fails: has changed since stage describe",
+        "-",
+    )
+    fault_seen("a slide lost between two stages", "the job fails: no such file", "-")
 
 
 def test_a_wrong_stain_is_a_state_unless_a_person_accepts_it(images_of_pair):

@@ -1,0 +1,127 @@
+"""Reads files that a test names, one after the other, with a gigabyte of memory.
+
+Each line of the input is a kind and a path; the answer is a line of JSON.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hemera import tables
+from hemera.config import load_file
+from hemera.dataset.index import TileIndex
+from hemera.dataset.shards import ShardReader
+from hemera.errors import HemeraError
+from hemera.files.geojson import read_features, read_polygons, with_features
+from hemera.imaging.slide import open_slide
+from hemera.registration.displacement_files import read_displacement
+from hemera.registration.landmarks import predictions_csv, read_landmarks
+from hemera.sheet import Pair, missing_files, read_sheet, units
+
+MEMORY = 2**30
+
+
+def sheet(path: Path) -> None:
+    found = read_sheet(path)
+    missing_files(found)
+    units(found, 19)
+
+
+def geojson(path: Path) -> None:
+    document, features = read_features(path)
+    json.dumps(with_features(document, [each.replaced(each.shapes) for each in features]))
+    read_polygons(path)
+
+
+def landmarks(path: Path) -> None:
+    """As ACROBAT's file, and as one of two plain files."""
+    plain = path.with_name("plain.csv")
+    for he, coordinates in ((path, "um"), (path, "px"), (plain, "px")):
+        pair = Pair(
+            pair="p", case="c", dataset="d", he=Path("7_HE_val.tif"), her2=Path("7_HER2_val.tif"),
+            he_landmarks=he, her2_landmarks=path,
+        )  # fmt: skip
+        try:
+            found = read_landmarks(pair, 0.46, 0.46, coordinates)
+            predictions_csv(found, found.her2)
+        except HemeraError:
+            if he == plain:
+                raise
+
+
+def parquet(path: Path) -> None:
+    try:
+        tables.read_metadata(path)
+        for row in tables.read(path, tables.TILE).to_pylist():
+            str(row)
+    finally:
+        TileIndex(path).select(("tile", "he_offset"), refused=True)
+
+
+def shard(path: Path) -> None:
+    """At the offsets beside the shard, of which some are wrong."""
+    reader = ShardReader(path.parent)
+    faults = []
+    for offset, length, digest in json.loads(path.with_suffix(".json").read_text()):
+        try:
+            reader.read(path.name, offset, length, bytes.fromhex(digest))
+        except HemeraError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
+
+
+def tiff(path: Path) -> None:
+    with open_slide(path, mpp=0.5) as slide:
+        slide.overview(side_px=64)
+        slide.read(3, 5, 150, 140, 0.5)
+        slide.stored_jpeg(0, 0, 128, 128, 0.5)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "sheet": sheet,
+    "config": load_file,
+    "geojson": geojson,
+    "landmarks": landmarks,
+    "npz": read_displacement,
+    "parquet": parquet,
+    "shard": shard,
+    "tiff": tiff,
+}
+
+
+def answer(kind: str, path: Path) -> dict[str, Any]:
+    start = time.process_time()
+    try:
+        READERS[kind](path)
+        outcome, place = "read", ""
+    except HemeraError:
+        outcome, place = "refused", ""
+    except BaseException as error:  # noqa: BLE001 (the answer)
+        outcome = type(error).__name__
+        own = [line for line in traceback.format_exception(error) if "hemera" in line]
+        place = (own or [""])[-1].strip() + f" {error}"[:300]
+    return {"outcome": outcome, "place": place, "seconds": time.process_time() - start}
+
+
+def main() -> None:
+    # Libraries also write to the terminal.
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    status = Path("/proc/self/status").read_text().split()
+    used = 1024 * int(status[status.index("VmData:") + 1])
+    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
+    out.write("ready\n")
+    for line in sys.stdin:
+        kind, _, path = line.rstrip("\n").partition(" ")
+        out.write(json.dumps(answer(kind, Path(path))) + "\n")
+
+
+if __name__ == "__main__":
+    main()
