@@ -159,6 +159,9 @@ class TrainGenerationOptions(TrainingOptions):
     weight of others; none: not used."""
     mask_source: Annotated[Literal["nuclei", "her2_positive"], paper("nuclei")] = "nuclei"
     """Mask from which the distance weights of inside and literal are computed."""
+    shift_px: Annotated[int, Field(ge=0, le=16), paper("not used")] = 0
+    """Longest shift of HER2 along each axis, px, in blocks of 128 px, to where it is most like the
+    generated image, before losses compare them: for pairs that are a few pixels off; 0: none."""
     gan_loss: Annotated[Literal["vanilla", "lsgan", "hinge"], paper("not stated")] = "vanilla"
     """Adversarial loss: vanilla: cross-entropy; lsgan: least squares; hinge."""
     weight_adversarial: bool = False
@@ -190,6 +193,9 @@ class TrainGenerationOptions(TrainingOptions):
     dab_percentile_weight: NonNegative = 0.0
     """Weight of the loss of the strongest staining: mean DAB density from the 90th percentile of
     an image on, wherever it is."""
+    stain_color_weight: NonNegative = 0.0
+    """Weight of the loss of the colour of the strongest staining: mean optical density of red,
+    green and blue of the tenth of an image with the highest DAB density, wherever it is."""
     lpips_quarter_weight: NonNegative = 0.0
     """Weight of LPIPS at a quarter of the resolution; without lpips_weights it is left out."""
     lpips_half_weight: NonNegative = 0.0

@@ -24,6 +24,8 @@ _BLURS = 4
 
 COARSE_PX = 8
 """Side of the blocks whose means `coarse_l1` compares: 64 x 64 blocks of a tile of 512 px."""
+SHIFT_BLOCK_PX = 128
+"""Least side of the blocks that are shifted by `best_shifts`."""
 NCE_TEMPERATURE = 0.07
 """What similarities are divided by (Park et al. 2020)."""
 
@@ -185,6 +187,40 @@ def reduced(images: Tensor, factor: int) -> Tensor:
     return functional.avg_pool2d(images.float(), factor)
 
 
+@torch.no_grad()
+def best_shifts(generated: Tensor, real: Tensor, reach_px: int) -> Tensor:
+    """Return the shifts (B, 2, R, C), as (y, x), at which `real` is most like `generated`.
+
+    The images (B, C, H, W) are divided into R x C blocks of at least `SHIFT_BLOCK_PX`. The shift of
+    a block has the least mean absolute difference of gray, on every second row, and is at most
+    `reach_px` along each axis; of equal ones it is the shortest.
+    """
+    rows, columns = (max(1, side // SHIFT_BLOCK_PX) for side in real.shape[-2:])
+    own, other = (images.float().mean(1, keepdim=True) for images in (generated, real))
+    other = functional.pad(other, (reach_px,) * 4, mode="replicate")
+    height, width = own.shape[-2:]
+    axis = torch.arange(-reach_px, reach_px + 1)
+    shifts = torch.cartesian_prod(axis, axis)
+    shifts = shifts[shifts.square().sum(1).argsort(stable=True)]
+    differences = []
+    for y, x in (shifts + reach_px).tolist():
+        difference = (other[..., y : y + height : 2, x : x + width] - own[..., ::2, :]).abs()
+        differences.append(functional.adaptive_avg_pool2d(difference, (rows, columns)))
+    best = torch.cat(differences, 1).argmin(1)
+    return shifts.to(best.device)[best].permute(0, 3, 1, 2)
+
+
+def shifted(images: Tensor, shifts: Tensor) -> Tensor:
+    """Return images (B, C, H, W) at the places of `best_shifts`; their edges are repeated."""
+    height, width = images.shape[-2:]
+    y, x = functional.interpolate(shifts.float(), (height, width)).long().unbind(1)
+    rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
+    y = (y + rows[:, None]).clamp(0, height - 1)
+    x = (x + columns).clamp(0, width - 1)
+    of_batch = torch.arange(len(images), device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[of_batch, y, x].permute(0, 3, 1, 2)
+
+
 def coarse_l1(generated: Tensor, real: Tensor) -> Tensor:
     """Return the mean absolute difference of the means of blocks of `COARSE_PX`.
 
@@ -203,6 +239,24 @@ def dab_percentile(generated: Tensor, real: Tensor, background: Tensor) -> Tenso
     """
     pair = [_strongest(dab_density(images, background)) for images in (generated, real)]
     return functional.l1_loss(pair[0], pair[1])
+
+
+def stain_color(generated: Tensor, real: Tensor, background: Tensor) -> Tensor:
+    """Return the mean absolute difference of the strongest staining's colour, images in [0, 1].
+
+    It is the mean optical density of red, green and blue of the tenth of an image's pixels with the
+    highest `dab_density`: where they are does not matter.
+    """
+    pair = [_color_of_strongest(images.float(), background.float()) for images in (generated, real)]
+    return functional.l1_loss(pair[0], pair[1])
+
+
+def _color_of_strongest(images: Tensor, background: Tensor) -> Tensor:
+    """Return the mean densities (B, 3) of the tenth of the pixels with the highest DAB density."""
+    stain = dab_density(images, background).flatten(1)
+    places = stain.topk(max(1, stain.shape[1] // 10), dim=1, sorted=False).indices
+    densities = background.log10() - images.clamp(min=1 / 255).log10()
+    return densities.flatten(2).gather(2, places[:, None].expand(-1, 3, -1)).mean(2)
 
 
 def _strongest(density: Tensor) -> Tensor:

@@ -237,6 +237,8 @@ def train_step(
         with compute.autocast():
             generated = generator(source)
         generated, target = (_without_excluded(x, valid) for x in (generated, target))
+        if options.shift_px > 0:
+            generated, target, weight = _shifted(generated, target, weight, valid, options)
         fake, real = generated, target
         if options.weight_adversarial:
             fake, real = fake * weight, target * weight
@@ -270,6 +272,20 @@ def train_step(
             update(name)
     compute.scaler.update()
     return {name: torch.stack([each[name].detach() for each in found]).mean() for name in found[0]}
+
+
+def _shifted(
+    generated: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    valid: Tensor,
+    options: TrainGenerationOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return generated images, and the real ones and weights shifted to where they match these."""
+    shifts = losses.best_shifts(generated, target, options.shift_px)
+    target, weight = (losses.shifted(images, shifts) for images in (target, weight))
+    valid = valid & losses.shifted(valid, shifts)
+    return _without_excluded(generated, valid), _without_excluded(target, valid), weight
 
 
 def _without_excluded(images: Tensor, valid: Tensor) -> Tensor:

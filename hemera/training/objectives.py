@@ -18,7 +18,8 @@ R1_EVERY = 16
 """Steps between two R1 penalties."""
 
 WEIGHTED = (
-    *("dice", "variance", "coarse_l1", "dab_percentile", "lpips_half", "lpips_quarter"),
+    *("dice", "variance", "coarse_l1", "dab_percentile", "stain_color"),
+    *("lpips_half", "lpips_quarter"),
     *("feature_matching", "nce", "supervised_nce"),
 )
 """The losses of the generator that are multiplied with an option."""
@@ -119,10 +120,11 @@ def image_losses(
     found = {}
     if options.coarse_l1_weight > 0:
         found["coarse_l1"] = losses.coarse_l1(generated, target)
+    unit = (generated + 1) / 2, (target + 1) / 2
     if options.dab_percentile_weight > 0:
-        found["dab_percentile"] = losses.dab_percentile(
-            (generated + 1) / 2, (target + 1) / 2, background
-        )
+        found["dab_percentile"] = losses.dab_percentile(*unit, background)
+    if options.stain_color_weight > 0:
+        found["stain_color"] = losses.stain_color(*unit, background)
     if lpips is not None:
         weights = {"half": options.lpips_half_weight, "quarter": options.lpips_quarter_weight}
         for (name, weight), factor in zip(weights.items(), (2, 4), strict=True):

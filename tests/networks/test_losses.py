@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from skimage.color import rgb2hed
+from skimage.color import rgb2hed, rgb_from_hed
 from torch.nn import functional
 
 from hemera.config import TrainGenerationOptions
@@ -326,6 +326,40 @@ def test_supervision_decreases_with_the_learning_rate(epoch, expected):
     """ASP trains 30 and 10 epochs: with t = (epoch - 1) / 40, k = .75: (1 - t) / (1 - k)."""
     assert losses.supervision_weight(epoch, 40, 30) == pytest.approx(expected)
     assert losses.supervision_weight(epoch, 40, 40) == 1
+
+
+def test_each_block_is_shifted_to_where_it_matches():
+    """Two blocks of one image have different shifts, another image has none."""
+    rng = np.random.default_rng(5)
+    generated = torch.from_numpy(rng.random((2, 3, 150, 290), np.float32))
+    real = generated.clone()
+    real[0, :, 3:, :143] = generated[0, :, :-3, :143]
+    real[0, :, :, 145:288] = generated[0, :, :, 147:]
+    shifts = losses.best_shifts(generated, real, 4)
+    assert shifts.tolist() == [[[[3, 0]], [[0, -2]]], [[[0, 0]], [[0, 0]]]]
+    found = losses.shifted(real, shifts)
+    assert found[1].equal(generated[1])
+    assert found[0, :, 4:140, 4:140].equal(generated[0, :, 4:140, 4:140])
+    assert found[0, :, 4:140, 150:286].equal(generated[0, :, 4:140, 150:286])
+    within = losses.best_shifts(generated, real, 2)[0, 0, 0, 0].item()
+    assert abs(within) <= 2, "not farther than allowed"
+    flat = torch.full((1, 3, 130, 131), 0.5)
+    assert losses.best_shifts(flat, flat, 3).tolist() == [[[[0]], [[0]]]], "the shortest of equals"
+
+
+def test_the_colour_of_the_strongest_staining_by_formula():
+    rng = np.random.default_rng(6)
+    images = rng.uniform(0.1, 1, (2, 1, 3, 20, 30)).astype(np.float32)
+    means = []
+    for (image,) in images:
+        density = -np.log10(image.transpose(1, 2, 0)).reshape(-1, 3)
+        stain = density @ np.linalg.inv(rgb_from_hed)[:, 2]
+        means.append(density[np.argsort(-stain)[:60]].mean(0))
+    found = losses.stain_color(*torch.from_numpy(images), torch.ones(1, 3, 1, 1)).item()
+    assert found == pytest.approx(np.abs(means[0] - means[1]).mean(), rel=1e-4)
+    moved = torch.from_numpy(images[0]).flip(-1)
+    same = losses.stain_color(moved, torch.from_numpy(images[0]), torch.ones(1, 3, 1, 1)).item()
+    assert same == pytest.approx(0, abs=1e-6), "where it is does not matter"
 
 
 def test_the_strongest_staining_equals_its_percentiles():

@@ -257,18 +257,37 @@ def test_the_discriminator_learns_from_its_own_loss_alone(tmp_path):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
-def test_excluded_pixels_change_no_loss_and_no_gradient(tmp_path):
+def test_shifted_pairs_have_the_losses_of_matching_ones(tmp_path):
+    """HER2 is the generated image, 2 px lower and 1 px to the left but for the border."""
+    options = OPTIONS.replace(shift_px=2)
+    batch = batch_of(1)
+    net = state_of(tmp_path, options, rate=0.0).modules["generator"].train()
+    with torch.no_grad():
+        generated = ((net(batch["he"].float() / 255 * 2 - 1) + 1) * 127.5).round().byte()
+    found = {}
+    for name, (y, x) in {"equal": (0, 0), "near": (2, -1), "far": (5, -4)}.items():
+        her2 = torch.roll(generated, (y, x), (2, 3))
+        state = state_of(tmp_path, options, rate=0.0)
+        step = train_generation.train_step([batch | {"her2": her2}], state, options)
+        found[name] = step["l1_1"].item()
+    assert found["equal"] < 1 / 255
+    assert found["equal"] < found["near"] < 0.2 * found["far"]
+
+
+@pytest.mark.parametrize("shift_px", [0, 3])
+def test_excluded_pixels_change_no_loss_and_no_gradient(shift_px, tmp_path):
     """HER2 is replaced by noise where the mask excludes it."""
+    options = OPTIONS.replace(shift_px=shift_px)
     batch = batch_of(2)
     batch["valid"][:, :, 20:50, 10:70] = False
     other = batch | {"her2": batch["her2"].clone()}
     other["her2"][:, :, 20:50, 10:70] = 7
     found = []
     for given in (batch, other):
-        state = state_of(tmp_path, OPTIONS, rate=0.0)
-        step = train_generation.train_step([given], state, OPTIONS)
+        state = state_of(tmp_path, options, rate=0.0)
+        step = train_generation.train_step([given], state, options)
         validated = train_generation.validate(
-            state.modules["generator"], [given], state.compute, OPTIONS
+            state.modules["generator"], [given], state.compute, options
         )
         found.append((step, validated, gradients(state, "generator")))
     assert found[0][0] == found[1][0]
