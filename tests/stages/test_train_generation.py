@@ -105,10 +105,13 @@ def test_outputs_describe_themselves(finished):
 
 def test_the_total_is_the_weighted_sum(train, tmp_path):
     """Three tiles in batches of two: the odd one makes no step, since it has no variance."""
-    values = train(tmp_path, variance_weight=25.0, weight_map="none", epochs=1)
+    values = train(
+        tmp_path, variance_weight=25.0, stain_color_weight=3.0, weight_map="none", epochs=1
+    )
     found = {name: value for (_, split, name), value in values.items() if split == "train"}
     assert found["variance"] > 0
     total = found["adversarial"] + found["dice"] + 25 * found["variance"]
+    total += 3 * found["stain_color"]
     total += sum(
         weight * found[f"l1_{level}"] for level, weight in enumerate(OPTIONS.l1_weights, 1)
     )
@@ -187,7 +190,7 @@ def test_every_switch_trains(train, tmp_path):
     switches = {
         "epochs": 1, "decay_from_epoch": 0, "weight_map": "literal", "crop_px": None, "workers": 1,
         "mask_source": "her2_positive", "weight_adversarial": True, "renormalise_mean": True,
-        "dice_source": "intensity", "select": "best",
+        "dice_source": "intensity", "select": "best", "shift_px": 2, "stain_color_weight": 1,
     }  # fmt: skip
     # Decaying from the first epoch on, to nothing after the last.
     assert train(tmp_path, **switches)[1, "train", "learning_rate"] == 1e-3
