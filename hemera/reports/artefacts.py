@@ -97,7 +97,9 @@ def overview(described: Mapping[str, Mapping[str, Any]], tiles: Frame) -> dict[s
                 tuple(round((tile[f"{axis}_px"] + more) * scale) for axis in "xy")
                 for more in (0, side)
             )
-            cv2.rectangle(made["H&E"], low, high, COLORS[REASONS[tile["reason"]]], 1)
+            # White beside the colour, which tissue may have too.
+            for color, width in (((255, 255, 255), 4), (COLORS[REASONS[tile["reason"]]], 2)):
+                cv2.rectangle(made["H&E"], low, high, color, width)
     return made
 
 
