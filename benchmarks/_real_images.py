@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+from _resolutions import MPP
 from scipy import ndimage
 from skimage import feature, filters, segmentation
 
@@ -28,10 +29,6 @@ RGB = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
-MPP = {
-    "bcdata": 0.25, "shidc": 0.20, "glioma": 0.11, "deepliif": 0.25,
-    "tma": 0.25, "fields": 0.22, "bci": 0.46, "membrane": 0.39,
-}  # fmt: skip
 POSITIVE, NEGATIVE, UNSIGNED = 1, 2, 3
 RUIFROK = np.array([[0.650, 0.704, 0.286], [0.268, 0.570, 0.776]])
 

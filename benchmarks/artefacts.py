@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import tifffile
+from _resolutions import MPP
 
 from hemera.config import FilterOptions
 from hemera.dataset.criteria import CRITERIA
@@ -31,29 +32,29 @@ from hemera.imaging.morphology import COARSE_MPP, at_mpp, coarse
 RGB = npt.NDArray[np.uint8]
 
 SOURCES = (
-    ("bci", "he", "bci_pairs_1024/HE/*/*.png", 0.46),
-    ("bci", "her2", "bci_*_1024/IHC/*/*.png", 0.46),
-    ("mist", "he", "panels_*/HE/mist*.png", 0.6),
-    ("mist", "her2", "panels_*/IHC/mist*.png", 0.6),
-    ("normal", "he", "qc_artifact/normal*.png", 0.5),
-    ("qc", "he", "qc_tiles/[tm]*.png", 0.5),
-    ("focus", "he", "qc_focus/*in_focus.png", 0.25),
-    ("fields", "her2", "her2_fields/*.jpg", 0.22),
-    ("tma", "her2", "her2_tma/*.jpg", 0.25),
-    ("bcdata", "her2", "ki67_bcdata/*.png", 0.25),
-    ("shidc", "her2", "ki67_shidc/*.jpg", 0.25),
-    ("glioma", "her2", "ki67_glioma/*original.jpg", 0.15),
-    ("deepliif", "her2", "deepliif/test_ihc/*.png", 0.25),
+    ("bci", "he", "bci_pairs_1024/HE/*/*.png"),
+    ("bci", "her2", "bci_*_1024/IHC/*/*.png"),
+    ("mist", "he", "panels_*/HE/mist*.png"),
+    ("mist", "her2", "panels_*/IHC/mist*.png"),
+    ("normal", "he", "qc_artifact/normal*.png"),
+    ("qc", "he", "qc_tiles/[tm]*.png"),
+    ("focus", "he", "qc_focus/*in_focus.png"),
+    ("fields", "her2", "her2_fields/*.jpg"),
+    ("tma", "her2", "her2_tma/*.jpg"),
+    ("bcdata", "her2", "ki67_bcdata/*.png"),
+    ("shidc", "her2", "ki67_shidc/*.jpg"),
+    ("glioma", "her2", "ki67_glioma/*original.jpg"),
+    ("deepliif", "her2", "deepliif/test_ihc/*.png"),
 )
-"""Name, stain, files and um/px; where a source states none, an estimate from the size of nuclei."""
-OVERVIEW_MPP = 8.0
+"""Name, stain and files."""
+OVERVIEW_MPP = MPP["overview"]
 OVERVIEWS = {
     "qc_artifact/pen_green.png": OVERVIEW_MPP,
     "qc_artifact/coverslip_edge_he.png": OVERVIEW_MPP,
     "qc_artifact/pen_red_on_tissue_tupac.png": OVERVIEW_MPP,
     "qc_artifact/fold_strong_a.png": OVERVIEW_MPP,
-    "wsi_derived/0_HE_val.tif": 4.6,
-    "wsi_derived/0_PANCK_val.tif": 4.6,
+    "wsi_derived/0_HE_val.tif": MPP["kidney"],
+    "wsi_derived/0_PANCK_val.tif": MPP["kidney"],
 }
 """Files and um/px."""
 INKS = {
@@ -64,6 +65,8 @@ INKS = {
 }
 """Unit vectors in optical density."""
 TILE_PX = 512
+TILE_UM = 128.0
+"""Sides of the tiles, whichever is longer."""
 TILES_MAX = 6
 """Of one image."""
 TISSUE_MIN = 0.5
@@ -90,13 +93,14 @@ class Tile(NamedTuple):
 
 def tiles(folder: Path) -> Iterator[Tile]:
     """Return clean tiles with tissue."""
-    for source, stain, pattern, mpp in SOURCES:
+    for source, stain, pattern in SOURCES:
+        mpp = MPP[source]
         for path in sorted(folder.glob(pattern)):
             image = read(path)
             small, at = at_mpp(image, mpp, 1.0), max(mpp, 1.0)
             background = measure_background([small], at).color
             typical = typical_density(at_mpp(image, mpp, OVERVIEW_MPP), background)
-            side = min(TILE_PX, *image.shape[:2])
+            side = min(max(TILE_PX, round(TILE_UM / mpp)), *image.shape[:2])
             found = []
             for y in range(0, image.shape[0] - side + 1, side):
                 for x in range(0, image.shape[1] - side + 1, side):
@@ -199,10 +203,11 @@ RATIOS = (1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.2)
 
 
 def false_folds(tile: Tile) -> list[bool]:
-    """Return whether a fold is found on a clean tile with each of `RATIOS`."""
+    """Return whether filter refuses a clean tile for a fold with each of `RATIOS`."""
     density = optical_density(coarse(tile.rgb, tile.mpp), tile.background)
     at = max(tile.mpp, COARSE_MPP)
-    return [bool(find_folds(density, at, tile.tissue_density, ratio).any()) for ratio in RATIOS]
+    found = [find_folds(density, at, tile.tissue_density, ratio).mean() for ratio in RATIOS]
+    return [float(fraction) > FilterOptions().fold_max for fraction in found]
 
 
 def left_out(found: dict[str, list[list[bool]]]) -> None:

@@ -298,11 +298,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--images", type=Path, help="folder of real images, for the real pairs")
     parser.add_argument("--only", choices=("stress", "presets"), help="one table")
-    parser.add_argument("--preset", default=RegisterOptions.preset, help="of the stress table")
+    parser.add_argument("--preset", default=RegisterOptions().preset, help="of the stress table")
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[768, 2048, 4096], help="of presets"
     )
-    parser.add_argument("--retries", type=int, default=RegisterOptions.retries)
+    parser.add_argument("--retries", type=int, default=RegisterOptions().retries)
     parser.add_argument("--filter", default="", help="only cases whose name holds this")
     parser.add_argument("--workers", type=int, default=2, help="cases at a time")
     given = parser.parse_args()

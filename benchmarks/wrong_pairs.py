@@ -7,7 +7,8 @@ of each quarter of an image. *Alignment*: pairs that come registered whose struc
 place, of true and of all wrong pairs. *Histograms*: the similarity of tiles of registered pairs.
 Ready-made pairs of another patient are accepted with a warning. *Slides* (``--slides FILE``): the
 verdict of `register`, with its default options, on every H&E slide with every IHC slide, right and
-another patient's; hours. The verdicts are kept in FILE, a pair in it is not registered again.
+another patient's; hours. The verdicts are kept in FILE, a pair in it is not registered again; a
+smaller canvas (``--size-px``) and fewer attempts (``--retries``) cost less.
 """
 
 import argparse
@@ -23,9 +24,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
+from _resolutions import FOLDERS, MPP
 
 from hemera import tables
 from hemera.config import DescribeOptions, RegisterOptions
+from hemera.config.registration import CANVAS_PX
 from hemera.errors import SlideError
 from hemera.imaging.background import measure_background
 from hemera.imaging.identity import (
@@ -46,13 +49,6 @@ from hemera.stages import describe, register
 
 RGB = npt.NDArray[np.uint8]
 
-MPP = {
-    "bci_pairs_1024": 0.46, "bci_ihc_only_1024": 0.46, "panels_397": 0.6, "panels_512": 0.6,
-    "deepliif": 0.25, "registration": 4.6, "wsi_derived": 4.6, "her2_fields": 0.22,
-    "her2_membrane_128": 0.39, "her2_tma": 0.25, "ki67_bcdata": 0.25, "ki67_glioma": 0.11,
-    "ki67_shidc": 0.2, "ki67_os2": 0.23, "he_os1": 0.23, "qc_artifact": 8.0,
-}  # fmt: skip
-"""Resolution by folder, um/px; 0.5 elsewhere."""
 WITHOUT_TISSUE = ("no-tissue.png", "no-tissue-line.png")
 
 
@@ -82,7 +78,7 @@ def real_images(folder: Path) -> Iterator[Real]:
         if path.name in WITHOUT_TISSUE:
             continue
         top = Path(row["file"]).parts[0]
-        mpp = 0.5 if path.name.startswith("normal") else MPP.get(top, 0.5)
+        mpp = MPP["normal" if path.name.startswith("normal") else FOLDERS.get(top, "misc")]
         try:
             with open_slide(path, mpp=mpp) as slide:
                 rgb, (shown_mpp, _) = slide.overview(side_px=2048)
@@ -257,10 +253,11 @@ SLIDE_SOURCES = ("registration", "wsi", "he_os1", "her2_tma")
 SIGNALS = ("tile_ok", "lncc", "ncc_margin", "match_fraction", "keypoint_fraction", "mirror_probe")
 
 
-def register_slides(he: Real, her2: Real) -> dict[str, str]:
+def register_slides(he: Real, her2: Real, options: RegisterOptions) -> dict[str, str]:
     """Return the certificate of two slides as texts, by `describe` and `register`."""
     mpps = [
-        "" if real.path.suffix in (".svs", ".tif") else str(MPP[real.source]) for real in (he, her2)
+        "" if real.path.suffix in (".svs", ".tif") else str(MPP[FOLDERS[real.source]])
+        for real in (he, her2)
     ]
     header = ("pair", "case", "dataset", "he", "her2", "he_mpp", "her2_mpp")
     cells = ["p", "p", "own", str(he.path.resolve()), str(her2.path.resolve()), *mpps]
@@ -274,18 +271,21 @@ def register_slides(he: Real, her2: Real) -> dict[str, str]:
             displacement=folder / "d.npz",
             certificate=folder / "c.parquet",
             quality=folder / "q.parquet",
-            options=RegisterOptions(torch_threads=1),
+            options=options,
         )
         [row] = tables.read(folder / "c.parquet", tables.CERTIFICATE).to_pylist()
     signals = {key: "" if row[key] is None else f"{row[key]:.2f}" for key in SIGNALS}
-    return {"verdict": row["verdict"], **signals, "reason": row["reason"] or ""}
+    attempts = str(len(row["attempts"]))
+    size_px = str(options.size_px or CANVAS_PX[options.preset])
+    common = {"size_px": size_px, "attempts": attempts, "verdict": row["verdict"]}
+    return {**common, **signals, "reason": row["reason"] or ""}
 
 
-def slides(images: list[Real], known: Path) -> None:
+def slides(images: list[Real], known: Path, options: RegisterOptions) -> None:
     """Register all combinations of slides that `known` lacks, add them, and print the verdicts."""
     chosen = [real for real in images if real.source in SLIDE_SOURCES]
     he, ihc = ([real for real in chosen if real.stain == stain] for stain in (HE, IHC))
-    columns = ("he", "her2", "given", "verdict", *SIGNALS, "reason")
+    columns = ("he", "her2", "given", "size_px", "attempts", "verdict", *SIGNALS, "reason")
     rows = []
     if known.is_file():
         with known.open(newline="") as file:
@@ -297,14 +297,16 @@ def slides(images: list[Real], known: Path) -> None:
         if (a.name, b.name) in done:
             continue
         given = "right" if a.key and a.key == b.key else "another patient's"
-        rows.append({"he": a.name, "her2": b.name, "given": given, **register_slides(a, b)})
+        rows.append(
+            {"he": a.name, "her2": b.name, "given": given, **register_slides(a, b, options)}
+        )
         with known.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, delimiter="\t")
             writer.writeheader()
             writer.writerows(rows)
-    verdicts = collections.Counter((row["given"], row["verdict"]) for row in rows)
-    for (given, found), number in sorted(verdicts.items()):
-        sys.stdout.write(f"slides, {given}: {found}: {number}\n")
+    verdicts = collections.Counter((row["given"], row["size_px"], row["verdict"]) for row in rows)
+    for (given, size_px, found), number in sorted(verdicts.items()):
+        sys.stdout.write(f"slides, {given}, canvas of {size_px} px: {found}: {number}\n")
     for row in rows:
         sys.stdout.write("  " + "  ".join(row[name] or "-" for name in columns) + "\n")
 
@@ -314,6 +316,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, help="folder of real images with MANIFEST.tsv")
     parser.add_argument("--slides", type=Path, help="TSV with verdicts on slides, to be completed")
+    parser.add_argument("--size-px", type=int, help="canvas of the slides")
+    parser.add_argument("--retries", type=int, default=RegisterOptions().retries)
     arguments = parser.parse_args()
     folder = arguments.images
     if folder is None:
@@ -321,7 +325,10 @@ def main() -> None:
         return
     images = list(real_images(folder))
     if arguments.slides is not None:
-        slides(images, arguments.slides)
+        options = RegisterOptions(
+            torch_threads=1, size_px=arguments.size_px, retries=arguments.retries
+        )
+        slides(images, arguments.slides, options)
         return
     confusion(images)
     stains(images)
