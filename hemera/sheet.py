@@ -227,15 +227,33 @@ def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
     return tuple(rows.values()), faults
 
 
-def missing_files(sheet: Sheet, *, images: bool = True) -> list[Path]:
-    """Return the files of a sheet that do not exist; `images`: also those of H&E and HER2."""
-    found = dict.fromkeys(
-        path
+NO_FILE = "no such file"
+
+
+def missing_files(sheet: Sheet, *, images: bool = True) -> dict[Path, str]:
+    """Return the files of a sheet that do not exist or cannot be reached, and why.
+
+    Without `images`, those of H&E and HER2 may be missing, but must not be unreachable.
+    """
+    found = {
+        path: path in pair.images
         for pair in sheet.pairs
-        for path in (*(pair.images if images else ()), *pair.artefacts, *pair.landmarks,
-                     pair.roi, pair.displacement)
-    )  # fmt: skip
-    return [path for path in found if path is not None and not path.exists()]
+        for path in (*pair.images, *pair.artefacts, *pair.landmarks, pair.roi, pair.displacement)
+        if path is not None
+    }
+    faults = {path: _absence(path) for path in found}
+    return {
+        path: fault
+        for path, fault in faults.items()
+        if fault is not None and (images or not found[path] or fault != NO_FILE)
+    }
+
+
+def _absence(path: Path) -> str | None:
+    try:
+        return None if path.exists() else NO_FILE
+    except OSError as error:
+        return (error.strerror or type(error).__name__).lower()
 
 
 def units(sheet: Sheet, block_count: int) -> dict[str, tuple[Pair, ...]]:

@@ -12,6 +12,7 @@ from hemera.sheet import (
     Pair,
     Sheet,
     digest,
+    missing_files,
     read_sheet,
     unit_pairs,
     units,
@@ -302,3 +303,15 @@ def test_a_digest_changes_with_its_stages_columns_alone() -> None:
             changed = digest([base.model_copy(update={name: value})], stage) != before
             assert changed == (name in columns), (stage, name)
         assert digest([base, pair("z")], stage) != before
+
+
+def test_missing_and_unreachable_files_are_told_apart(tmp_path: Path) -> None:
+    """A name that no file system allows is unreachable for every user, root too."""
+    (tmp_path / "1_HE.tif").touch()
+    path = write(tmp_path, cells(her2="2.tif"), cells(pair="p2", he=f"{'x' * 300}/3.tif"))
+    sheet = read_sheet(path)
+    faults = {name.name: fault for name, fault in missing_files(sheet).items()}
+    assert faults == {
+        "2.tif": "no such file", "3.tif": "file name too long", "1_HER2.tif": "no such file",
+    }  # fmt: skip
+    assert list(missing_files(sheet, images=False).values()) == ["file name too long"]

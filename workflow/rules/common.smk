@@ -35,10 +35,10 @@ except HemeraError as error:
 ENGINES = list(CONFIG.stages["mask"].engines)
 
 
-def shown(paths, fault, remedy):
-    """A message about several files, the first twenty by name."""
-    lines = [f"{path}: {fault}" for path in paths[:20]]
-    lines += [f"... and {len(paths) - 20} more"] if len(paths) > 20 else []
+def shown(faults, remedy):
+    """A message about several files with their faults, the first twenty by name."""
+    lines = [f"{path}: {fault}" for path, fault in list(faults.items())[:20]]
+    lines += [f"... and {len(faults) - 20} more"] if len(faults) > 20 else []
     return "\n".join([*lines, remedy])
 
 
@@ -50,19 +50,23 @@ def check_inputs():
     missing = missing_files(SHEET, images=not CONFIG.stages["describe"].allow_missing)
     if missing:
         remedy = (
-            f"{len(missing)} files of {CONFIG.cohort.sheet} do not exist; correct their paths, or "
-            "set describe: {allow_missing: true} to leave out pairs without images"
+            f"{len(missing)} files of {CONFIG.cohort.sheet} do not exist or cannot be reached; "
+            "correct their paths or permissions, or set describe: {allow_missing: true} to leave out "
+            "pairs whose images do not exist"
         )
-        raise WorkflowError(shown(missing, "no such file", remedy))
+        raise WorkflowError(shown(missing, remedy))
 
 
 def check_outputs():
     """End the run with all results that were cut off, by a full disk or a copy: Snakemake itself
     sees only whether a file exists."""
-    cut = [path for path in (*data_files(), *training_files()) if is_cut_off(Path(path))]
+    try:
+        cut = [path for path in (*data_files(), *training_files()) if is_cut_off(Path(path))]
+    except OSError as error:
+        raise WorkflowError(f"{error.filename}: {error.strerror}; the results must be readable")
     if cut:
         remedy = f"{len(cut)} results are damaged; delete them, and run again to make them again"
-        raise WorkflowError(shown(cut, "cut off", remedy))
+        raise WorkflowError(shown(dict.fromkeys(cut, "cut off"), remedy))
 
 
 def unfinished():
@@ -122,7 +126,7 @@ def images(wildcards):
     """The image files of a unit; without those that may be missing."""
     paths = [path for pair in known(wildcards) for path in pair.images]
     may_be_missing = CONFIG.stages["describe"].allow_missing
-    return [str(path) for path in paths if path.exists() or not may_be_missing]
+    return [str(path) for path in paths if not may_be_missing or path.exists()]
 
 
 def artefact_files(wildcards):
