@@ -305,7 +305,7 @@ def test_a_digest_changes_with_its_stages_columns_alone() -> None:
         assert digest([base, pair("z")], stage) != before
 
 
-def test_missing_and_unreachable_files_are_told_apart(tmp_path: Path) -> None:
+def test_missing_and_unreachable_files_are_different_faults(tmp_path: Path) -> None:
     """A name that no file system allows is unreachable for every user, root too."""
     (tmp_path / "1_HE.tif").touch()
     path = write(tmp_path, cells(her2="2.tif"), cells(pair="p2", he=f"{'x' * 300}/3.tif"))

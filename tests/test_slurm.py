@@ -30,10 +30,11 @@ ONE = "results/describe/bci.000.parquet"
 SHIM = """\
 #!{python}
 import os, sys, time
-first = not os.path.exists({mark!r})
-if first and sys.argv[1] == {stage!r}:
-    open({mark!r}, "w").close()
-    {fault}
+if sys.argv[1] == {stage!r}:
+    with open({mark!r}, "a") as calls:
+        calls.write("call\\n")
+    if len(open({mark!r}).readlines()) == {call}:
+        {fault}
 os.execv({hemera!r}, [{hemera!r}, *sys.argv[1:]])
 """
 
@@ -67,13 +68,13 @@ def on_slurm(slurm: Slurm, folder: Path, *words: str, check: bool = True) -> str
     return snakemake(folder, "--profile", "slurm", *words, check=check, first_on_path=shims)
 
 
-def inject(folder: Path, stage: str, fault: str) -> Path:
-    """Let the first job of a stage execute `fault`; return the file that exists from then on."""
+def inject(folder: Path, stage: str, fault: str, call: int = 1) -> Path:
+    """Let a call of a stage execute `fault`; return a file with one line for each call."""
     shims, mark = folder.parent / "shims", folder.parent / "injected"
     shims.mkdir(exist_ok=True)
     hemera = str(Path(sys.executable).parent / "hemera")
     text = SHIM.format(
-        python=sys.executable, mark=str(mark), stage=stage, fault=fault, hemera=hemera
+        python=sys.executable, mark=str(mark), stage=stage, call=call, fault=fault, hemera=hemera
     )
     (shims / "hemera").write_text(text)
     (shims / "hemera").chmod(0o755)
@@ -171,6 +172,17 @@ def test_without_an_attempt_left_the_message_names_the_remedy(slurm: Slurm, smal
 
 
 @needs_full
+def test_of_a_failed_group_only_what_is_missing_is_repeated(slurm: Slurm, small: Path) -> None:
+    calls = inject(small, "describe", "os.kill(os.getpid(), 9)", call=2)
+    targets = [f"results/describe/{unit}.parquet" for unit in ("bci.000", "bci.001")]
+    text = on_slurm(slurm, small, *PROMPT, *targets)
+    assert re.search(r"describe bci\.00\d, bci\.00\d: exit status \d+; next attempt", text)
+    assert all((small / target).exists() for target in targets)
+    assert len(own_jobs(slurm, small)) == 2
+    assert len(calls.read_text().splitlines()) == 3
+
+
+@needs_full
 def test_a_time_limit_is_named_and_the_next_attempt_has_more(slurm: Slurm, small: Path) -> None:
     inject(small, "describe", "time.sleep(600)")
     limit = "--set-resources=describe:runtime=2*attempt-1"
@@ -224,7 +236,8 @@ def test_a_node_may_fail(slurm: Slurm, small: Path) -> None:
     def fail(job: str) -> None:
         slurm.client("scontrol", "update", f"NodeName={slurm.host}", "State=DOWN", "Reason=test")
         time.sleep(10)
-        slurm.client("scontrol", "update", f"NodeName={slurm.host}", "State=RESUME")
+        # Its daemon is alive, so that it may have returned already.
+        slurm.client("scontrol", "update", f"NodeName={slurm.host}", "State=RESUME", check=False)
 
     during(slurm, small, mark, fail, *PROMPT, ONE)
     assert (small / ONE).exists()
