@@ -135,13 +135,12 @@ def test_the_data_workflow_is_that_of_one_machine(
 def check_resources(
     records: list[dict[str, str]], planned: dict[str, list[dict[str, int]]]
 ) -> None:
-    """Every job has the processors, memory and GPU of its rule, and the run time of its pairs."""
+    """Every job has the processors, memory, GPU and run time of its rule."""
     seen: dict[str, list[dict[str, str]]] = {}
     for job in records:
         rule = re.match(r"rule_(\w+?)(_wildcards_.*)?$", job["Comment"])
         assert rule is not None, job["Comment"]
-        name = next(name for name in (rule[1], rule[1].split("_")[0]) if name in planned)
-        seen.setdefault(name, []).append(job)
+        seen.setdefault(rule[1], []).append(job)
     assert set(seen) == set(planned)
     for name, jobs in seen.items():
         own = planned[name]
@@ -163,23 +162,13 @@ def test_out_of_memory_is_named_and_the_next_attempt_has_more(slurm: Slurm, smal
     assert (small / ONE).exists()
 
 
+@needs_full
 def test_without_an_attempt_left_the_message_names_the_remedy(slurm: Slurm, small: Path) -> None:
     inject(small, "describe", "b = bytearray(b'1') * (3000 << 20); time.sleep(60)")
     text = on_slurm(slurm, small, *PROMPT, "--retries=0", ONE, check=False)
     assert "describe bci.000: out of memory: 2000 MB; no attempt is left" in text
     assert "--set-resources describe:mem_mb=" in text
     assert "To continue, run the same command again" in text
-
-
-@needs_full
-def test_of_a_failed_group_only_what_is_missing_is_repeated(slurm: Slurm, small: Path) -> None:
-    calls = inject(small, "describe", "os.kill(os.getpid(), 9)", call=2)
-    targets = [f"results/describe/{unit}.parquet" for unit in ("bci.000", "bci.001")]
-    text = on_slurm(slurm, small, *PROMPT, *targets)
-    assert re.search(r"describe bci\.00\d, bci\.00\d: exit status \d+; next attempt", text)
-    assert all((small / target).exists() for target in targets)
-    assert len(own_jobs(slurm, small)) == 2
-    assert len(calls.read_text().splitlines()) == 3
 
 
 @needs_full
@@ -204,6 +193,7 @@ def during(slurm: Slurm, folder: Path, mark: Path, act: object, *words: str) -> 
     return printed[0]
 
 
+@needs_full
 def test_a_cancelled_job_is_repeated(slurm: Slurm, small: Path) -> None:
     mark = inject(small, "describe", "time.sleep(600)")
     text = during(

@@ -128,9 +128,8 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
         "default-resources"
     ]["slurm_partition"]
     text = snakemake(bare, "-n", "--profile", "slurm")
-    # Jobs of a group are indented.
-    found = re.findall(r"^ *rule (\w+):.*?^ +resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
-    seen = dict(found)
+    jobs = re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
+    seen = dict(jobs)
     assert set(seen) >= set(STAGES) - {"landmarks"}
     for rule, resources in seen.items():
         if rule not in ("all", "data"):
