@@ -6,10 +6,10 @@ Run with ``make test-slurm``. A few faults; with FULL=1 all of them, and the dem
 import os
 import re
 import shutil
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,14 +58,33 @@ def small(cohort: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def on_slurm(slurm: Slurm, folder: Path, *words: str, check: bool = True) -> str:
-    """Run ``snakemake --profile slurm``; return what it printed."""
-    shims = folder.parent / "shims"
-    shims.mkdir(exist_ok=True)
-    for script in slurm.bin.iterdir():
-        if not (shims / script.name).exists():
-            (shims / script.name).symlink_to(script)
-    return snakemake(folder, "--profile", "slurm", *words, check=check, first_on_path=shims)
+def on_slurm(
+    slurm: Slurm,
+    folder: Path,
+    *words: str,
+    check: bool = True,
+    during: Callable[[], None] = lambda: None,
+) -> str:
+    """Run ``snakemake --profile slurm``, and `during` meanwhile; return what it printed."""
+    found = [folder.parent / "shims", slurm.bin, Path(sys.executable).parent, os.environ["PATH"]]
+    printed = folder.parent / "printed"
+    with printed.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", "--profile", "slurm", *words],
+            cwd=folder,
+            env={**os.environ, "PATH": os.pathsep.join(map(str, found))},
+            stdout=out,
+            stderr=out,
+        )
+        try:
+            during()
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+    text = printed.read_text()
+    assert not check or process.returncode == 0, text[-8000:]
+    return text
 
 
 def inject(folder: Path, stage: str, fault: str, call: int = 1) -> Path:
@@ -180,23 +199,23 @@ def test_a_time_limit_is_named_and_the_next_attempt_has_more(slurm: Slurm, small
     assert (small / ONE).exists()
 
 
-def during(slurm: Slurm, folder: Path, mark: Path, act: object, *words: str) -> str:
+def once_running(
+    slurm: Slurm, folder: Path, calls: Path, act: Callable[[str], object], *words: str
+) -> str:
     """Run the workflow; call `act` with the running job's id once the fault is reached."""
-    printed: list[str] = []
-    thread = threading.Thread(target=lambda: printed.append(on_slurm(slurm, folder, *words)))
-    thread.start()
-    wait_for(mark.exists, "the job has not started", 240)
-    running_jobs = [job["JobId"] for job in own_jobs(slurm, folder) if job["JobState"] == "RUNNING"]
-    assert callable(act)
-    act(running_jobs[0])
-    thread.join()
-    return printed[0]
+
+    def during() -> None:
+        wait_for(calls.exists, "the job has not started", 240)
+        states = {job["JobState"]: job["JobId"] for job in own_jobs(slurm, folder)}
+        act(states["RUNNING"])
+
+    return on_slurm(slurm, folder, *words, during=during)
 
 
 @needs_full
 def test_a_cancelled_job_is_repeated(slurm: Slurm, small: Path) -> None:
     mark = inject(small, "describe", "time.sleep(600)")
-    text = during(
+    text = once_running(
         slurm, small, mark, lambda job: slurm.client("scancel", job), *PROMPT, ONE
     )  # fmt: skip
     assert "cancelled, by scancel or by the cluster; next attempt" in text
@@ -212,7 +231,7 @@ def test_the_controller_may_be_away(slurm: Slurm, small: Path) -> None:
         time.sleep(120 if FULL else 45)
         slurm.start("slurmctld")
 
-    text = during(slurm, small, mark, away, *PROMPT, "results/tile/bci.000.tar", ONE)
+    text = once_running(slurm, small, mark, away, *PROMPT, "results/tile/bci.000.tar", ONE)
     assert "Slurm's controller does not answer" in text
     assert "sacct" not in text
     assert "Error in" not in text and "Trying to restart" not in text
@@ -229,7 +248,7 @@ def test_a_node_may_fail(slurm: Slurm, small: Path) -> None:
         # Its daemon is alive, so that it may have returned already.
         slurm.client("scontrol", "update", f"NodeName={slurm.host}", "State=RESUME", check=False)
 
-    during(slurm, small, mark, fail, *PROMPT, ONE)
+    once_running(slurm, small, mark, fail, *PROMPT, ONE)
     assert (small / ONE).exists()
     (job,) = own_jobs(slurm, small)
     assert job["Restarts"] == "1"
@@ -252,10 +271,7 @@ def test_a_training_that_is_cancelled_resumes(slurm: Slurm, cohort: Path, tmp_pa
         (job,) = [job for job in own_jobs(slurm, folder) if job["JobState"] == "RUNNING"]
         slurm.client("scancel", job["JobId"])
 
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    text = on_slurm(slurm, folder, *PROMPT, target)
-    thread.join()
+    text = on_slurm(slurm, folder, *PROMPT, target, during=cancel)
     assert "cancelled, by scancel or by the cluster; next attempt" in text
     assert "resumed at epoch" in log.read_text()
     assert (folder / target).read_bytes() == (undisturbed / target).read_bytes()
