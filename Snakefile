@@ -25,6 +25,7 @@ for stage in CONFIG.stages:
 localrules:
     all,
     data,
+    status,
 
 
 onerror:
@@ -42,3 +43,9 @@ rule all:
 rule data:
     input:
         lambda wildcards: data_files(),
+
+
+# The HER2 status and score of each case from H&E, by all methods of evaluate_status.routes.
+rule status:
+    input:
+        lambda wildcards: status_files(),

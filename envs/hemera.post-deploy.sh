@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=d39e665e4f39eec0b84e7390fc00e7f8592910df5383e615e41db8974f62a8a1
+LOCK_SHA256=2704492b8ab93beaa7920c584d44df719e98605620df249cb3d3d1e3f12754d4
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2

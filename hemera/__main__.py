@@ -45,6 +45,7 @@ EXTRAS = {
     "timm": "train",
     "segmentation_models_pytorch": "train",
     "safetensors": "train",
+    "h5py": "train",
     "tensorboard": "train",
     "lpips": "metrics",
     "torch_fidelity": "metrics",

@@ -49,6 +49,7 @@ def _path(value: str | Path, info: ValidationInfo) -> Path:
 
 Split = Literal["", "train", "val", "test"]
 Score = Literal["", "0", "1+", "2+", "3+"]
+Status = Literal["", "negative", "positive"]
 SPLITS: tuple[str, ...] = typing.get_args(Split)[1:]
 SCORES: tuple[str, ...] = typing.get_args(Score)[1:]
 Name = Annotated[str, Field(pattern=NAME)]
@@ -65,9 +66,11 @@ class Pair(BaseModel):
     case: Name
     dataset: Name
     he: SheetPath
-    her2: SheetPath
+    her2: SheetPath | None = None
     split: Split = ""
     score: Score = ""
+    status: Status = ""
+    site: Annotated[str, Field(pattern=f"^$|{NAME}")] = ""
     registered: bool = False
     mirrored: bool = False
     he_mpp: Mpp | None = None
@@ -82,6 +85,13 @@ class Pair(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.her2 is None:
+            given = [name for name in HER2_COLUMNS if getattr(self, name)]
+            if given:
+                raise ValueError(
+                    f"her2 is empty beside {', '.join(given)}, which refer to it; give the HER2 "
+                    "image, or leave them empty for an H&E image alone"
+                )
         if (self.he_landmarks is None) != (self.her2_landmarks is None):
             raise ValueError(
                 "he_landmarks and her2_landmarks: only one is given; give both (one ACROBAT file "
@@ -101,14 +111,21 @@ class Pair(BaseModel):
 
     @property
     def in_block(self) -> bool:
-        """Whether the pair is a registered pair of plain images, which is processed in a block."""
+        """Whether it is of plain images, alone or registered, which are processed in a block."""
         suffixes = {path.suffix.lower() for path in self.images}
-        return self.registered and suffixes <= IMAGE_SUFFIXES
+        return (self.registered or self.her2 is None) and suffixes <= IMAGE_SUFFIXES
 
     @property
-    def images(self) -> tuple[Path, Path]:
-        """The H&E and the HER2 file."""
-        return self.he, self.her2
+    def images(self) -> tuple[Path, ...]:
+        """The H&E and, unless H&E is alone, the HER2 file."""
+        return (self.he,) if self.her2 is None else (self.he, self.her2)
+
+    @property
+    def her2_image(self) -> Path:
+        """The HER2 file; SheetError for H&E alone."""
+        if self.her2 is None:
+            raise SheetError(f"pair {self.pair}: H&E alone; this needs a HER2 image in the sheet")
+        return self.her2
 
     @property
     def landmarks(self) -> tuple[Path, ...]:
@@ -126,6 +143,12 @@ class Pair(BaseModel):
         """Whether errors at landmarks are measured: of whole slides only."""
         return bool(self.landmarks) and not self.in_block
 
+
+HER2_COLUMNS = (
+    *("registered", "mirrored", "her2_mpp", "he_landmarks", "her2_landmarks"),
+    *("her2_artefacts", "displacement"),
+)
+"""The columns that refer to the HER2 image."""
 
 COLUMNS = tuple(Pair.model_fields)
 REQUIRED = ("pair", "case", "dataset", "he", "her2")
@@ -146,6 +169,7 @@ STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
     "filter": ("pair", "dataset", "score"),
     "index": ("pair", "case", "dataset", "split", "score", "he", "her2"),
+    "cases": ("pair", "case", "dataset", "split", "score", "status", "site", "her2"),
     "report": ("pair", "case", "dataset", "split", "score", "verdict", "mirrored"),
 }  # fmt: skip
 """The columns that each stage reads: a change in another column does not rerun it."""
@@ -157,6 +181,11 @@ class Sheet:
 
     path: Path
     pairs: tuple[Pair, ...]
+
+    @property
+    def with_her2(self) -> "Sheet":
+        """The sheet without the rows of H&E alone, which only the stages of the status use."""
+        return Sheet(self.path, tuple(pair for pair in self.pairs if pair.her2 is not None))
 
     def pair(self, name: str) -> Pair:
         """Return a pair by its name."""
@@ -261,6 +290,7 @@ def units(sheet: Sheet, block_count: int) -> dict[str, tuple[Pair, ...]]:
 
     A whole-slide pair is a unit. Registered pairs of plain images are divided into `block_count`
     blocks ``{dataset}.{number}`` by a hash of their names, so that an added pair changes one block.
+    Plain H&E images alone are in as many further blocks.
     """
     found: dict[str, list[Pair]] = {}
     for pair in sheet.pairs:
@@ -296,6 +326,7 @@ def _unit(pair: Pair, block_count: int) -> str:
     if not pair.in_block:
         return pair.pair
     number = int.from_bytes(hashlib.sha256(pair.pair.encode()).digest()[:8]) % block_count
+    number += block_count if pair.her2 is None else 0
     return f"{pair.dataset}.{number:03d}"
 
 
@@ -357,7 +388,7 @@ def _common_faults(rows: Mapping[int, Pair]) -> Iterator[str]:
                 f"row {row}: case {pair.case} has {_split_words(pair.split)} here and "
                 f"{_split_words(split)} in row {first}; give both rows the same split"
             )
-        for column, image in zip(("he", "her2"), pair.images, strict=True):
+        for column, image in zip(("he", "her2"), pair.images, strict=False):
             case, first = owners.setdefault(os.path.normpath(image), (pair.case, row))
             if case != pair.case:
                 yield (

@@ -137,31 +137,41 @@ the pairs of all data sets and of each. ACROBAT ranks by `official_error_p90_um`
 TILE = _schema("""
     string   tile pair
     int64    x_px y_px
-    float64  her2_x_px her2_y_px  # the tile's top-left on HER2
+    float64? her2_x_px her2_y_px  # the tile's top-left on HER2; null, as all of HER2: H&E alone
     int32    size_px
-    float64  mpp he_mpp her2_mpp  # of the tile and of both images
+    float64  mpp he_mpp  # of the tile and of H&E
+    float64? her2_mpp
     float64? registration_error_um  # at the tile's centre; null: came registered, or not measured
     float64? registration_error_low_um registration_error_high_um  # with a probability of 90 %
     float64? registration_ncc  # correlation of haematoxylin in place
     float64? registration_margin  # the same less the best shifted version
-    float64  tissue_fraction her2_tissue_fraction
-    float64  he_sharpness her2_sharpness  # variance of the Laplacian, at 0.5 um/px
+    float64  tissue_fraction
+    float64? her2_tissue_fraction
+    float64  he_sharpness  # variance of the Laplacian, at 0.5 um/px
+    float64? her2_sharpness
     float64? histogram_similarity  # null: one of the two is flat
     float64? alignment_margin  # of a pair that comes registered, as in DESCRIBE
-    uint8s   he_background her2_background  # their colours, RGB, of the slide or source image
-    float64  he_pen_fraction her2_pen_fraction
-    float64  he_fold_fraction her2_fold_fraction
-    float64  he_edge_fraction her2_edge_fraction  # of bubbles and of the coverslip, hairs
-    float64  he_dust_fraction her2_dust_fraction
-    float64  he_other_fraction her2_other_fraction  # of a mask that the sheet gives, without kinds
-    float64  he_blur_fraction her2_blur_fraction  # of 4 x 4 cells of the tile
+    uint8s   he_background  # its colour, RGB, of the slide or source image
+    uint8s?  her2_background
+    float64  he_pen_fraction
+    float64? her2_pen_fraction
+    float64  he_fold_fraction
+    float64? her2_fold_fraction
+    float64  he_edge_fraction  # of bubbles and of the coverslip, hairs
+    float64? her2_edge_fraction
+    float64  he_dust_fraction
+    float64? her2_dust_fraction
+    float64  he_other_fraction  # of a mask that the sheet gives, without kinds
+    float64? her2_other_fraction
+    float64  he_blur_fraction  # of 4 x 4 cells of the tile
+    float64? her2_blur_fraction
     binary?  artefacts  # PNG of `dataset.excluded`: what the mask excludes; null: nothing
-    float64  her2_coverage_fraction folding_fraction
+    float64? her2_coverage_fraction folding_fraction
     string   shard  # relative to the folder of results
     int64    he_offset he_length
     string   he_sha256
-    int64    her2_offset her2_length
-    string   her2_sha256
+    int64?   her2_offset her2_length
+    string?  her2_sha256
 """)
 """tile: one row per tile above the tissue floor."""
 
@@ -169,7 +179,7 @@ PAIRS = _schema("""
     string   pair
     string   state  # tiled, refused, wrong_stain, no_tissue, unreadable
     string?  reason  # why it is not tiled, in words
-    string   registration  # registered (came so), pass, review, fail; accepted, refused: manually
+    string   registration  # registered (came so), pass, review, fail, accepted, refused, he_only
     int64    tiles_grid  # positions on the grid inside the image
     int64    tiles_tissue  # of these, above the tissue floor
     int64    tiles_artefact  # of these, not read: under pen, a fold or an edge on H&E
@@ -260,6 +270,63 @@ METRICS = _schema("""
     int64    tiles
 """)
 """evaluate: one row per network, method, group, metric and aggregation."""
+
+
+STATUS_CASES = _schema("""
+    string   case dataset
+    string?  site  # null: not in the sheet
+    string   split  # train, val, test of the sheet; empty: none
+    int32?   fold  # null: of the test split, or not used
+    string?  score status
+    string?  label_source  # status: of the sheet; score: derived from it; null: no status
+    int64    pairs he_tiles  # images; accepted H&E tiles
+    string   state  # used, unlabelled, equivocal, no_tiles, too_few
+    string?  reason  # why it is not used, in words
+""")
+"""cases: one row per case. A case that has a score and tiles, but no status, has a fold as well."""
+
+STATUS_TILES = _schema("""
+    string   tile pair case unit
+    bool     accepted  # by the limits of section cases, which need no HER2
+    string?  reason
+""")
+"""cases: one row per tile."""
+
+STATUS_PREDICTIONS = _schema("""
+    string   case method
+    string   target  # status, score
+    string   part  # oof: by cross-validation; test: the test split; site_out; shuffled
+    int32?   fold  # null: of all folds
+    string?  left_out  # the site that was left out of training
+    int32    repeat  # of shuffled, from 0
+    string   truth predicted  # negative, positive; 0, 1+, 2+, 3+
+    float64  logit bias  # of status: logit = bias + contributions; of score: of more than 1+
+    float64  probability  # of positive; of more than 1+
+    float64? calibrated  # the same after temperature
+    float64? threshold  # from which it is positive
+    float64? p0 p1 p2 p3  # probabilities of the scores
+    int32    models  # over which it is averaged
+""")
+"""aggregate: one row per case, target, part and repetition."""
+
+CONTRIBUTIONS = _schema("""
+    string   case pair tile
+    int64    x_px y_px  # of the view, level-0 pixels of H&E
+    float64  size_px  # likewise
+    float64  attention  # times the number of views: 1 is even
+    float64  contribution  # to the logit of STATUS_PREDICTIONS
+""")
+"""aggregate: one row per view and case whose status was predicted by models that did not see it."""
+
+STATUS_METRICS = _schema("""
+    string   method  # and majority, all_positive, all_negative
+    string   target part  # as in STATUS_PREDICTIONS
+    string   group  # all, or dataset=…, site=…, score=…
+    string   metric
+    float64? value low high
+    int64    cases positive
+""")
+"""evaluate_status: one row per method, target, part, group and metric."""
 
 
 def filtered(engines: Sequence[str]) -> pa.Schema:

@@ -39,9 +39,9 @@ def test_one_name_per_stage(stage: str) -> None:
     # No job state in rules, and every rule with its resources.
     assert not re.search(r"^\s+(run|script|notebook|wrapper):", rules, re.MULTILINE)
     assert all(rules.count(word) >= len(names) for word in ("mem_mb=", "runtime="))
-    generator = "options=generator_flags"
-    flags = generator if stage == "train_generation" else f'options=CONFIG.flags("{stage}")'
-    assert flags in rules and "{params.options}" in rules
+    own = {"train_generation": "generator_flags", "aggregate": "method_flags"}
+    flags = own.get(stage, f'CONFIG.flags("{stage}")')
+    assert f"options={flags}" in rules and "{params.options}" in rules
     assert f'version=CONFIG.stages["{stage}"].version' in rules
     for word in ("log:", "benchmark:", "conda:", "threads:", "shell:"):
         assert len(re.findall(rf"^\s+{word}", rules, re.MULTILINE)) == len(names), word

@@ -13,6 +13,9 @@ from hemera.config import STAGES
 from hemera.sheet import read_sheet
 from tests.small_workflow import ROOT, TINY, lay_out, planned, snakemake, write_config
 
+OF_STATUS = {"cases", "embed", "aggregate", "evaluate_status"}
+"""The stages of target `status`, which `all` does not need."""
+
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
@@ -33,7 +36,7 @@ def bare(tmp_path: Path) -> Path:
 
 
 def test_every_stage_is_planned(bare: Path) -> None:
-    assert set(planned(bare)) == set(STAGES) - {"landmarks"}
+    assert set(planned(bare)) == set(STAGES) - {"landmarks"} - OF_STATUS
 
 
 def test_all_missing_files_are_named_before_anything_is_planned(bare: Path) -> None:
@@ -120,7 +123,7 @@ def test_the_demo_makes_its_own_images(tmp_path: Path) -> None:
     shutil.copy(ROOT / "demo" / "pairs.tsv", tmp_path / "demo")
     counts = planned(tmp_path)
     assert counts["demo"] == 1
-    assert set(counts) >= set(STAGES)
+    assert set(counts) >= set(STAGES) - OF_STATUS
 
 
 def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
@@ -130,7 +133,7 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
     text = snakemake(bare, "-n", "--profile", "slurm")
     jobs = re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
     seen = dict(jobs)
-    assert set(seen) >= set(STAGES) - {"landmarks"}
+    assert set(seen) >= set(STAGES) - {"landmarks"} - OF_STATUS
     for rule, resources in seen.items():
         if rule not in ("all", "data"):
             assert f"slurm_partition={partition}" in resources, rule
@@ -181,3 +184,55 @@ def test_the_paper_sizes_never_run_on_the_demo_by_accident(bare: Path) -> None:
     write_config(bare, {"preset": "hemera"})
     text = snakemake(bare, "-n", "--cores", "1", check=False)
     assert "sheet: not set" in text and "Job stats" not in text
+
+
+def with_h_and_e_alone(folder: Path) -> None:
+    """Add three rows of H&E alone to the sheet: a slide, and two plain images."""
+    sheet = folder / "pairs.tsv"
+    rows = [
+        "slide_9\tc9\tacrobat\timg/9_he.tif\t\t\t\t",
+        "tile_8\tc8\tbci\timg/8_he.png\t\t\t0.46\t",
+        "tile_9\tc9\tbci\timg/9_he.png\t\t\t0.46\t",
+    ]
+    sheet.write_text(sheet.read_text() + "\n".join(rows) + "\n")
+    for name in ("9_he.tif", "8_he.png", "9_he.png"):
+        (folder / "img" / name).touch()
+
+
+def test_the_status_needs_neither_masks_nor_networks(bare: Path) -> None:
+    before = planned(bare)
+    with_h_and_e_alone(bare)
+    # H&E alone changes nothing in the training set.
+    assert planned(bare) == before
+    counts = planned(bare, "status")
+    assert counts.pop("status") == 1
+    units = before["tile"] + 3
+    assert counts == {
+        "describe": units, "register": 1, "tile": units, "cases": 1, "embed": units,
+        "aggregate": 2, "evaluate_status": 1,
+    }  # fmt: skip
+
+
+def test_weights_of_an_encoder_that_are_missing_end_the_run(bare: Path) -> None:
+    write_config(bare, TINY, evaluate_status={"routes": ["foundation"]})
+    text = snakemake(bare, "-n", "--cores", "2", "status", check=False)
+    assert "embed.weights: no weights of encoder uni2_h; set embed" in text
+    assert "Job stats" not in text and "Traceback" not in text
+    assert "embed" not in planned(bare)
+    (bare / "uni2_h.bin").touch()
+    write_config(
+        bare, TINY, evaluate_status={"routes": ["foundation"]},
+        embed={"weights": ["uni2_h=uni2_h.bin"]},
+    )  # fmt: skip
+    counts = planned(bare, "status")
+    assert counts["embed"] == 2 * counts["tile"] and counts["aggregate"] == 2
+
+
+def test_the_demo_of_the_status_is_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"preset": "demo"})
+    (tmp_path / "demo").mkdir()
+    for name in ("status.tsv", "status.yaml"):
+        shutil.copy(ROOT / "demo" / name, tmp_path / "demo")
+    words = ("--directory", "demo_status", "--configfile", "demo/status.yaml")
+    counts = planned(tmp_path, "status", *words)
+    assert counts["demo"] == 1 and counts["embed"] == 4 and counts["aggregate"] == 2

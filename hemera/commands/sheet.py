@@ -228,7 +228,8 @@ def check(path: Path, /) -> None:
         for fault in (*_faults(pair), *_contradictions(pair, owners))
     ]
     for pair in pairs:
-        if not pair.registered and {image.suffix for image in pair.images} <= IMAGE_SUFFIXES:
+        plain_images = {image.suffix for image in pair.images} <= IMAGE_SUFFIXES
+        if pair.her2 and not pair.registered and plain_images:
             log.warning(
                 "pair %s: plain images, which will be registered like whole slides; write true in "
                 "column registered if both have the same position", pair.pair,
@@ -255,7 +256,7 @@ def _faults(pair: Pair) -> Iterator[str]:
         open_slide(path, mpp=mpp, mpp_column=column).close()
 
     def read_mask(stain: str, path: Path) -> None:
-        image, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2, pair.her2_mpp)
+        image, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2_image, pair.her2_mpp)
         with open_slide(image, mpp=mpp, mpp_column=f"{stain}_mpp") as slide:
             read_artefacts(path, slide.size_px, np.ones((64, 64), np.bool_), f"{stain}_artefacts")
 
@@ -295,18 +296,20 @@ def _contradictions(pair: Pair, owners: dict[str, tuple[str, Pair]]) -> Iterator
     from hemera.imaging.slide import open_slide
 
     found = []
-    for path, mpp in ((pair.he, pair.he_mpp), (pair.her2, pair.her2_mpp)):
+    for path, mpp in zip(pair.images, (pair.he_mpp, pair.her2_mpp), strict=False):
         try:
             with open_slide(path, mpp=mpp) as slide:
                 found.append(identify(slide))
         except HemeraError:
             # A fault of the file, which `_faults` yields.
             return
-    faults = contradictions(*found, registered=pair.registered)
+    faults = contradictions(
+        found[0], found[1] if len(found) == 2 else None, registered=pair.registered
+    )
     for verdict, reason in dict.fromkeys(faults.values()):
         if verdict == "refuse" or pair.verdict != "accept":
             yield reason
-    for column, identity in zip(("he", "her2"), found, strict=True):
+    for column, identity in zip(("he", "her2"), found, strict=False):
         first, other = owners.setdefault(identity.digest, (column, pair))
         if other is not pair and (first != column or other.case != pair.case):
             yield (

@@ -103,7 +103,7 @@ def _images(table: Path, pairs: tuple[Pair, ...]) -> None:
 
     described = tables.described(table)
     for pair in pairs:
-        for stain, path in zip(tables.STAINS, pair.images, strict=True):
+        for stain, path in zip(tables.STAINS, pair.images, strict=False):
             row = described[pair.pair].get(stain)
             if row is None:
                 raise TableError(f"{table}: no row of {pair.pair}, {stain}; run the workflow again")
@@ -122,6 +122,8 @@ def _members(schema: Any, prefixes: tuple[str, ...], only_tables: bool, table: P
     for row in () if only_tables else rows:
         for prefix in prefixes:
             offset, length, sha256 = (row[f"{prefix}{part}"] for part in parts)
+            if offset is None:  # H&E alone
+                continue
             reader.read(row["shard"], offset, length, bytes.fromhex(sha256))
 
 

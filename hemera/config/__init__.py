@@ -11,6 +11,7 @@ from hemera.config.evaluation import EvaluateOptions as EvaluateOptions
 from hemera.config.imaging import DescribeOptions as DescribeOptions
 from hemera.config.imaging import TileOptions as TileOptions
 from hemera.config.load import DEMO_SHEET as DEMO_SHEET
+from hemera.config.load import DEMO_SHEETS as DEMO_SHEETS
 from hemera.config.load import DEMO_VERSION as DEMO_VERSION
 from hemera.config.load import PRESETS as PRESETS
 from hemera.config.load import STAGES as STAGES
@@ -25,6 +26,12 @@ from hemera.config.masks import MaskOptions as MaskOptions
 from hemera.config.registration import AT_LEAST as AT_LEAST
 from hemera.config.registration import LandmarksOptions as LandmarksOptions
 from hemera.config.registration import RegisterOptions as RegisterOptions
+from hemera.config.status import METHODS as METHODS
+from hemera.config.status import STATISTICS as STATISTICS
+from hemera.config.status import AggregateOptions as AggregateOptions
+from hemera.config.status import CasesOptions as CasesOptions
+from hemera.config.status import EmbedOptions as EmbedOptions
+from hemera.config.status import EvaluateStatusOptions as EvaluateStatusOptions
 from hemera.config.training import GENERATORS as GENERATORS
 from hemera.config.training import TrainGenerationOptions as TrainGenerationOptions
 from hemera.config.training import TrainingOptions as TrainingOptions

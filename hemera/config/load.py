@@ -15,6 +15,13 @@ from hemera.config.evaluation import EvaluateOptions
 from hemera.config.imaging import DescribeOptions, TileOptions
 from hemera.config.masks import MaskOptions
 from hemera.config.registration import LandmarksOptions, RegisterOptions
+from hemera.config.status import (
+    METHODS,
+    AggregateOptions,
+    CasesOptions,
+    EmbedOptions,
+    EvaluateStatusOptions,
+)
 from hemera.config.training import (
     BRANCHES,
     GENERATORS,
@@ -27,6 +34,9 @@ from hemera.errors import ConfigError
 OptionsT = TypeVar("OptionsT", bound=Options)
 PRESETS = Path(__file__).parents[1] / "presets"
 DEMO_SHEET = "demo/pairs.tsv"
+DEMO_SHEETS = {DEMO_SHEET: "full", "../demo/status.tsv": "status"}
+"""The sheets of the demo and the sizes of their cohorts; the second is used in a folder of its own,
+so that its results do not mix with those of the first."""
 DEMO_VERSION = 2
 """Incremented when `hemera.demo` writes other images than before."""
 
@@ -47,7 +57,7 @@ class CohortOptions(Options):
 
     @model_validator(mode="after")
     def _demo_sizes_are_for_the_demo(self) -> Self:
-        if self.preset == "demo" and self.sheet != DEMO_SHEET and not self.allow_demo_sizes:
+        if self.preset == "demo" and self.sheet not in DEMO_SHEETS and not self.allow_demo_sizes:
             raise ValueError(
                 f"preset: demo trains toy networks, and sheet is {self.sheet}; set preset: "
                 "no_weights or hemera, or allow_demo_sizes: true to try the workflow"
@@ -69,6 +79,10 @@ STAGES: dict[str, type[Options]] = {
         TrainGenerationOptions,
         TrainSegmentationOptions,
         EvaluateOptions,
+        CasesOptions,
+        EmbedOptions,
+        AggregateOptions,
+        EvaluateStatusOptions,
     )
 }
 """Options class of every stage, in the order of the graph."""
@@ -123,6 +137,25 @@ class Config:
         if options is None or faults:
             raise ConfigError(_lines(f"evaluate.generators: {name}: ", faults))
         return options
+
+    @property
+    def methods(self) -> dict[str, AggregateOptions]:
+        """Options of the methods that determine the status, by name; `floor` is the first.
+
+        The options of a method are those of section aggregate, but for those that it fixes.
+        """
+        own = self.options(AggregateOptions)
+        names = self.options(EvaluateStatusOptions).methods
+        return {name: own.replace(**METHODS[name]) for name in names}
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The encoders of these methods."""
+        return tuple(dict.fromkeys(options.encoder for options in self.methods.values()))
+
+    def method_flags(self, name: str) -> str:
+        """Return the options of a method as flags, quoted for a shell."""
+        return shlex.join(flags(self.methods[name]))
 
     def generator_flags(self, name: str) -> str:
         """Return the options of a generator as flags, quoted for a shell."""

@@ -154,6 +154,21 @@ def changed_decisions(
     return dict(counts.most_common())
 
 
+def he_refusals(table: pa.Table, limits: Mapping[str, Any]) -> npt.NDArray[np.str_]:
+    """Return the first reason against each H&E tile, (N,), by the criteria that need no HER2.
+
+    `limits` are options of stage cases, by name; see `refusals`.
+    """
+    reasons = np.full(table.num_rows, "", dtype="U24")
+    for criterion in CRITERIA:
+        if criterion.column == "tissue_fraction" or (criterion.column or "").startswith("he_"):
+            missed = criterion.missed(
+                _column(table, criterion.column or ""), limits[criterion.option]
+            )
+            reasons[(reasons == "") & missed] = criterion.reason
+    return reasons
+
+
 def _missed(
     criterion: Criterion, table: pa.Table, limits: Mapping[str, Any], engines: Sequence[str]
 ) -> Mask:

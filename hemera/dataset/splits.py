@@ -47,6 +47,41 @@ def split_cases(
     return splits
 
 
+def assign_folds(strata: Mapping[str, str], folds: int, *, seed: int) -> dict[str, int]:
+    """Give every case a fold from 0 on; the cases of each stratum are evenly distributed."""
+    return {case: place % folds for place, case in enumerate(_by_stratum(strata, seed))}
+
+
+def draw_inner(
+    strata: Mapping[str, str], fraction: float, *, seed: int
+) -> tuple[list[str], list[str]]:
+    """Divide cases into those that are trained on and a `fraction` for choices, each sorted.
+
+    At least one case remains for training; the strata are in equal fractions of both.
+    """
+    order = _by_stratum(strata, seed)
+    count = min(_rounded(len(order), fraction), len(order) - 1)
+    places = {(2 * number + 1) * len(order) // (2 * count) for number in range(count)}
+    inner = [case for place, case in enumerate(order) if place in places]
+    return sorted({*order} - {*inner}), sorted(inner)
+
+
+def _by_stratum(strata: Mapping[str, str], seed: int) -> list[str]:
+    """Order cases by stratum, and at random within each."""
+    return sorted(strata, key=lambda case: (strata[case], _key(case, seed, "fold")))
+
+
+def check_unseen(judged: Iterable[str], trained_on: Iterable[str], network: str) -> None:
+    """Raise LeakageError where a network was trained on cases that it is evaluated on."""
+    seen = sorted({*judged} & {*trained_on})
+    if seen:
+        raise LeakageError(
+            f"{network}: was trained on {', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}, "
+            f"{len(seen)} of the cases that it is evaluated on; train it without them, or evaluate "
+            "it on others"
+        )
+
+
 def draw(
     tiles: Iterable[str], count: int | None, *, seed: int, purpose: str
 ) -> npt.NDArray[np.bool_]:

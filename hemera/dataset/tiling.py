@@ -67,16 +67,18 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One tile: its row of `tables.TILE`, and both images encoded."""
+    """One tile: its row of `tables.TILE`, and both images encoded; of H&E alone without HER2."""
 
     row: dict[str, Any]
     he: bytes
-    her2: bytes
+    her2: bytes | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
     """What all tiles of a pair have in common; no displacement where it comes registered.
+
+    H&E alone has no HER2 slide.
 
     Tissue has at least `saturation_min`, 0 to 1, on H&E, and `density_min` on HER2;
     `tissue_density` is `imaging.artefacts.typical_density` of both. `artefacts` are the artefacts
@@ -86,13 +88,25 @@ class Tiling:
 
     pair: Pair
     he: Slide
-    her2: Slide
+    her2: Slide | None
     displacement: Displacement | None
     saturation_min: float
     density_min: float
     tissue_density: tuple[float, float]
     artefacts: tuple[Bytes | None, Bytes | None]
     options: TileOptions
+
+    @property
+    def _her2(self) -> Slide:
+        """The HER2 slide, where there is one."""
+        assert self.her2 is not None
+        return self.her2
+
+    @property
+    def _slides(self) -> tuple[tuple[str, Slide], ...]:
+        """The slides with the names of their stains: H&E alone, or both."""
+        he = ("he", self.he)
+        return (he,) if self.her2 is None else (he, ("her2", self.her2))
 
     @functools.cached_property
     def mpp(self) -> float:
@@ -108,17 +122,17 @@ class Tiling:
     @property
     def _on_one_grid(self) -> bool:
         """Whether both images, if they come registered, match pixel by pixel."""
-        return same_mpp(self.he.mpp, self.her2.mpp)
+        return same_mpp(self.he.mpp, self._her2.mpp)
 
     @property
     def _her2_ratio(self) -> float:
         """Pixels of HER2 per pixel of H&E where it comes registered."""
-        return 1.0 if self._on_one_grid else self.he.mpp / self.her2.mpp
+        return 1.0 if self._on_one_grid else self.he.mpp / self._her2.mpp
 
     @property
     def _her2_mpp(self) -> float:
         """Resolution to read HER2 with where it comes registered."""
-        return self.mpp * self.her2.mpp / self.he.mpp if self._on_one_grid else self.mpp
+        return self.mpp * self._her2.mpp / self.he.mpp if self._on_one_grid else self.mpp
 
     def positions(
         self,
@@ -179,13 +193,14 @@ class Tiling:
         return corners
 
     def _check_mpp(self) -> None:
-        for stain, slide in (("he", self.he), ("her2", self.her2)):
+        for stain, slide in self._slides:
             too_coarse = slide.mpp > self.mpp * (1 + UPSAMPLING_MAX[stain])
             if too_coarse and not self.options.upsample:
                 raise NotTiled(
                     "refused",
                     f"{slide.path.name}: {slide.mpp:.4g} um/px is coarser than the tiles' "
-                    f"{self.mpp:.4g}; set tile.mpp to {max(self.he.mpp, self.her2.mpp):.4g} or "
+                    f"{self.mpp:.4g}; set tile.mpp to "
+                    f"{max(own.mpp for _, own in self._slides):.4g} or "
                     "more, or tile.upsample: true",
                 )
 
@@ -194,61 +209,69 @@ class Tiling:
         x, y = corner.tolist()
         size, options = self.options.size_px, self.options
         he = self.he.read(x, y, size, size, self.mpp)
-        her2, coverage, (her2_x, her2_y), covered = self._read_her2(x, y)
-        shown = _without_fill(he, self.he), _without_fill(her2, self.her2)
-        if shown[1] is not None:
-            covered = shown[1] if covered is None else covered & shown[1]
-        row = {
+        shown_he = _without_fill(he, self.he)
+        row: dict[str, Any] = {
             "tile": f"{self.pair.pair}_{x:06d}_{y:06d}",
             "pair": self.pair.pair,
             "x_px": x,
             "y_px": y,
-            "her2_x_px": her2_x,
-            "her2_y_px": her2_y,
             "size_px": size,
             "mpp": self.mpp,
             "he_mpp": self.he.mpp,
-            "her2_mpp": self.her2.mpp,
-            "registration_error_um": None,
-            "registration_error_low_um": None,
-            "registration_error_high_um": None,
-            "registration_ncc": None,
-            "registration_margin": None,
+        }
+        copied = options.codec == "jpeg" and options.copy_stored
+        stored_he = None
+        if copied and shown_he is None:
+            stored_he = self.he.stored_jpeg(x, y, size, size, self.mpp)
+        encoded_he = stored_he or encode(he, options.codec, options.quality)
+        if self.her2 is None:
+            row |= {**self._measure(he, None), **self._artefacts(x, y, he, None, (shown_he, None))}
+            return Tile(row, encoded_he, None)
+        her2, coverage, (her2_x, her2_y), covered = self._read_her2(x, y)
+        shown_her2 = _without_fill(her2, self._her2)
+        if shown_her2 is not None:
+            covered = shown_her2 if covered is None else covered & shown_her2
+        row |= {
+            "her2_x_px": her2_x,
+            "her2_y_px": her2_y,
+            "her2_mpp": self._her2.mpp,
             "her2_coverage_fraction": coverage,
             "folding_fraction": self._folding(x, y),
             **self._measure(he, her2),
-            **self._artefacts(x, y, he, her2, (shown[0], covered)),
+            **self._artefacts(x, y, he, her2, (shown_he, covered)),
         }
-        stored_he = stored_her2 = None
-        copied = options.codec == "jpeg" and options.copy_stored
-        if copied and shown[0] is None:
-            stored_he = self.he.stored_jpeg(x, y, size, size, self.mpp)
+        stored_her2 = None
         # HER2 is on the grid of H&E where both come registered at one resolution.
         on_grid = self.displacement is None and not self.pair.mirrored and self._on_one_grid
-        if copied and shown[1] is None and on_grid:
-            stored_her2 = self.her2.stored_jpeg(x, y, size, size, self._her2_mpp)
+        if copied and shown_her2 is None and on_grid:
+            stored_her2 = self._her2.stored_jpeg(x, y, size, size, self._her2_mpp)
         return Tile(
             row,
-            stored_he or encode(he, options.codec, options.quality),
+            encoded_he,
             stored_her2 or encode(her2, options.codec, options.quality),
         )
 
-    def _measure(self, he: RGB, her2: RGB) -> dict[str, Any]:
+    def _measure(self, he: RGB, her2: RGB | None) -> dict[str, Any]:
         """Measure tissue, sharpness and similarity; colours at half the resolution, for speed."""
-        small_he, small_her2 = halved(he), halved(her2)
+        small_he = halved(he)
         tissue = saturation(small_he) > self.saturation_min * 255
-        absorbing = density(small_her2, self.her2.background) > self.density_min / DENSITY_STEP
-        return {
+        row: dict[str, Any] = {
             "tissue_fraction": cv2.countNonZero(tissue.view(np.uint8)) / tissue.size,
-            "her2_tissue_fraction": cv2.countNonZero(absorbing.view(np.uint8)) / tissue.size,
             "he_sharpness": sharpness(he, self.mpp),
+            "he_background": list(self.he.background),
+        }
+        if her2 is None:
+            return row
+        small_her2 = halved(her2)
+        absorbing = density(small_her2, self._her2.background) > self.density_min / DENSITY_STEP
+        return row | {
+            "her2_tissue_fraction": cv2.countNonZero(absorbing.view(np.uint8)) / tissue.size,
             "her2_sharpness": sharpness(her2, self.mpp),
             "histogram_similarity": histogram_similarity(
-                small_he, small_her2, self.he.background, self.her2.background
+                small_he, small_her2, self.he.background, self._her2.background
             ),
             "alignment_margin": self._alignment_margin(small_he, small_her2),
-            "he_background": list(self.he.background),
-            "her2_background": list(self.her2.background),
+            "her2_background": list(self._her2.background),
         }
 
     def _alignment_margin(self, he: RGB, her2: RGB) -> float | None:
@@ -257,18 +280,24 @@ class Tiling:
             return None
         found = match_in_place(
             structure(he, 2 * self.mpp, self.he.background),
-            structure(her2, 2 * self.mpp, self.her2.background),
+            structure(her2, 2 * self.mpp, self._her2.background),
         )
         return None if found is None else found[1]
 
     def _artefacts(
-        self, x: int, y: int, he: RGB, her2: RGB, covered: tuple[Mask | None, Mask | None]
+        self,
+        x: int,
+        y: int,
+        he: RGB,
+        her2: RGB | None,
+        covered: tuple[Mask | None, Mask | None],
     ) -> dict[str, Any]:
         """Return the columns of artefacts; `covered` are the pixels where there is an image."""
         row: dict[str, Any] = {}
         numbers: list[Bytes | None] = []
-        sides = (("he", he, self.he), ("her2", her2, self.her2))
-        for k, (stain, rgb, slide) in enumerate(sides):
+        sides = zip(self._slides, (he, her2), strict=False)
+        for k, ((stain, slide), rgb) in enumerate(sides):
+            assert rgb is not None
             if self.artefacts[k] is None:
                 typical = self.tissue_density[k]
                 kinds = find_artefacts(rgb, self.mpp, slide.background, typical)
@@ -278,7 +307,8 @@ class Tiling:
             blur = float(blurred_cells(rgb, self.mpp, stain).mean())
             row[f"{stain}_blur_fraction"] = max(blur, row[f"{stain}_blur_fraction"])
             numbers.append(kinds)
-        return row | {"artefacts": pack(numbers[0], numbers[1], covered, her2.shape[:2], self.mpp)}
+        of_her2 = numbers[1] if her2 is not None else None
+        return row | {"artefacts": pack(numbers[0], of_her2, covered, he.shape[:2], self.mpp)}
 
     def _her2_covered(self, artefacts: Bytes, corners: Corners) -> npt.NDArray[np.float64]:
         """Return the fraction of each tile that artefacts of the HER2 slide cover, (N,)."""
@@ -305,10 +335,10 @@ class Tiling:
 
         0 where the slide does not cover the point; `k` is 0 for H&E, 1 for HER2.
         """
-        width, height = self.he.size_px if k == 0 else self.her2.size_px
+        width, height = self.he.size_px if k == 0 else self._her2.size_px
         if k and self.displacement is not None:
             mapped = map_points(self.displacement, (points * self.he.mpp).reshape(-1, 2))
-            points = mapped.reshape(points.shape) / self.her2.mpp
+            points = mapped.reshape(points.shape) / self._her2.mpp
         elif k:
             points = points * self._her2_ratio
             if self.pair.mirrored:
@@ -332,7 +362,7 @@ class Tiling:
 
         The last are the covered pixels (H, W), None where HER2 covers all of them.
         """
-        her2, size, mpp = self.her2, self.options.size_px, self.mpp
+        her2, size, mpp = self._her2, self.options.size_px, self.mpp
         if self.displacement is not None:
             x_um, y_um = x * self.he.mpp, y * self.he.mpp
             return read_displaced(her2, self.displacement, x_um, y_um, size_px=size, mpp=mpp)

@@ -24,6 +24,7 @@ def write_cohort(
     *,
     seed: int = SEED,
     visibility: float = 1.0,
+    variant: str = "signal",
     workers: int = 2,
 ) -> None:
     """Write the demo cohort into `folder`: images, ACROBAT's tables, sheet, truth.
@@ -32,17 +33,20 @@ def write_cohort(
 
     Args:
         folder: made if it is not there; files of the same names are replaced.
-        size: ``full`` (four whole-slide cases, 28 image pairs), ``small`` (one and four) or
-            ``tiles`` (56 image pairs).
+        size: ``full`` (four whole-slide cases, 28 image pairs), ``small`` (one and four),
+            ``tiles`` (56 image pairs) or ``status`` (64 cases for the HER2 status).
         seed: what grows from it; the sheet stays the same.
         visibility: how far the look of tumour cells in H&E depends on their HER2, 0 to 1.
+        variant: of size status, see `hemera.demo.status.VARIANTS`.
         workers: processes that render.
 
     Raises:
-        ConfigError: there is no such size or visibility.
+        ConfigError: there is no such size, visibility or variant.
     """
-    from hemera.demo import cohort
+    from hemera.demo import cohort, status
 
+    if size == "status":
+        return status.write_cohort(Path(folder), variant, seed=seed, workers=workers)
     if not 0 <= visibility <= 1:
         raise ConfigError(f"visibility: {visibility}; give 0 to 1")
     cohort.write_cohort(folder, size, seed=seed, visibility=visibility, workers=workers)

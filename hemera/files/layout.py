@@ -1,7 +1,8 @@
 """The layout of ``results/``: which stage writes which file of which unit.
 
 A pattern is relative to the working directory of the workflow; ``{unit}`` is a unit of the sheet,
-for whole slides the name of the pair, and ``{generator}`` a preset. Light on purpose: the rules
+for whole slides the name of the pair, ``{generator}`` a preset, ``{encoder}`` and
+``{method}`` those of the HER2 status. Light on purpose: the rules
 import this module.
 """
 
@@ -46,6 +47,20 @@ GENERATION_HISTORY = "results/train_generation/{generator}/history.parquet"
 SEGMENTER = "results/train_segmentation/segmenter.safetensors"
 SEGMENTER_METADATA = "results/train_segmentation/metadata.json"
 SEGMENTATION_HISTORY = "results/train_segmentation/history.parquet"
+
+STATUS_CASES = "results/cases/cases.parquet"
+STATUS_TILES = "results/cases/tiles.parquet"
+
+FEATURES = "results/embed/{encoder}/{unit}.h5"
+
+AGGREGATOR = "results/aggregate/{method}/weights.safetensors"
+AGGREGATOR_METADATA = "results/aggregate/{method}/metadata.json"
+AGGREGATOR_HISTORY = "results/aggregate/{method}/history.parquet"
+STATUS_PREDICTIONS = "results/aggregate/{method}/predictions.parquet"
+CONTRIBUTIONS = "results/aggregate/{method}/contributions.parquet"
+
+STATUS_METRICS = "results/evaluate_status/metrics.parquet"
+STATUS_PAGE = "results/evaluate_status/status.html"
 
 EVALUATED_TILES = "results/evaluate/tiles.parquet"
 METRICS = "results/evaluate/metrics.parquet"

@@ -129,11 +129,12 @@ def identify(slide: Slide, view: RGB | None = None) -> Identity:
 
 
 def contradictions(
-    he: Identity, her2: Identity, *, registered: bool = False
+    he: Identity, her2: Identity | None, *, registered: bool = False
 ) -> dict[str, tuple[str, str]]:
     """Return what excludes that two images are an H&E and a HER2 image of a pair.
 
     Args:
+        her2: None for H&E alone.
         registered: whether both are declared to have the same position, and so the same extent.
 
     Returns:
@@ -141,7 +142,9 @@ def contradictions(
         `wrong_stain`, and why.
     """
     reason = None
-    if is_same_image(he, her2):
+    if her2 is None:
+        pass
+    elif is_same_image(he, her2):
         reason = f"{he.name}, {her2.name}: the same image twice; correct he or her2 in the sheet"
     elif registered:
         reason = _extent_mismatch(he, her2)
@@ -150,7 +153,7 @@ def contradictions(
     wrong = []
     if he.stain == IHC:
         wrong.append(("he", f"he {he.name} has no eosin and is IHC by its colours"))
-    if her2.stain == HE:
+    if her2 is not None and her2.stain == HE:
         wrong.append(("her2", f"her2 {her2.name} has eosin and is H&E by its colours"))
     remedy = "swap he and her2" if len(wrong) == 2 else "correct the paths"
     found = " and ".join(what for _, what in wrong)

@@ -82,13 +82,13 @@ def describe_timm(
         )
     arguments = dict(config.get("model_args") or {})
     with torch.device("meta"):
-        preset = _timm_network(name, arguments).pretrained_cfg
+        preset = timm_network(name, arguments).pretrained_cfg
     own = {**preset, **(config.get("pretrained_cfg") or {})}
     normalisation = {key: [float(each) for each in own[key]] for key in ("mean", "std")}
     return {"name": name, "arguments": arguments, **normalisation, "frozen": frozen}
 
 
-def _timm_network(name: str, arguments: Mapping[str, Any]) -> Any:
+def timm_network(name: str, arguments: Mapping[str, Any]) -> Any:
     """Return an untrained network of timm without its classifier; of any size if it is a ViT."""
     timm: Any = importlib.import_module("timm")
     given = {**arguments, "num_classes": 0}
@@ -128,7 +128,7 @@ class TimmEncoder(nn.Module):
         """Build it untrained; see `describe_timm`."""
         super().__init__()
         self.mean, self.std, self.frozen = mean, std, frozen
-        self.backbone = _timm_network(name, arguments)
+        self.backbone = timm_network(name, arguments)
         self.backbone.requires_grad_(not frozen)
         known = self.backbone.feature_info
         count = len(known)
@@ -180,12 +180,17 @@ class TimmEncoder(nn.Module):
 
         The classifier is left out, and position embeddings of another size are interpolated.
         """
-        module = importlib.import_module(type(self.backbone).__module__)
-        renamed = getattr(module, "checkpoint_filter_fn", lambda state, model: state)
-        classifier = self.backbone.pretrained_cfg.get("classifier") or "head"
-        names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        return {
-            name: tensor
-            for name, tensor in renamed(dict(state), self.backbone).items()
-            if not name.startswith(tuple(f"{each}." for each in names))
-        }
+        return published_weights(self.backbone, state)
+
+
+def published_weights(network: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return published weights of a network of timm by its names, without the classifier."""
+    module = importlib.import_module(type(network).__module__)
+    renamed = getattr(module, "checkpoint_filter_fn", lambda state, model: state)
+    classifier = network.pretrained_cfg.get("classifier") or "head"
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return {
+        name: tensor
+        for name, tensor in renamed(dict(state), network).items()
+        if not name.startswith(tuple(f"{each}." for each in names))
+    }

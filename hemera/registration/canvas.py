@@ -75,7 +75,7 @@ def read_canvas(pair: Pair, described: Described, options: RegisterOptions) -> C
     """Read both slides at the resolution of registration."""
     he, her2 = described["he"], described["her2"]
     mpp = options.canvas_mpp((size_um(he), size_um(her2)), (he["mpp"], her2["mpp"]))
-    return Canvas(_read(pair.he, he, mpp), _read(pair.her2, her2, mpp), mpp)
+    return Canvas(_read(pair.he, he, mpp), _read(pair.her2_image, her2, mpp), mpp)
 
 
 def _read(path: Path, described: Mapping[str, Any], mpp: float) -> RGB:

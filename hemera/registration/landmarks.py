@@ -113,11 +113,11 @@ def _read_acrobat(
             "plain X,Y files are two, one per slide"
         )
     files = table[["anon_filename_he", "anon_filename_ihc"]].map(lambda name: Path(name).stem)
-    table = table[(files == [pair.he.stem, pair.her2.stem]).all(axis=1)]
+    table = table[(files == [pair.he.stem, pair.her2_image.stem]).all(axis=1)]
     if table.empty:
         raise TableError(
-            f"{path.name}: no landmarks of {pair.he.name} and {pair.her2.name}; give the file that "
-            "contains them in the sheet, or none"
+            f"{path.name}: no landmarks of {pair.he.name} and {pair.her2_image.name}; give the "
+            "file that contains them in the sheet, or none"
         )
     he = _points(path, table, he_columns)
     her2 = _points(path, table, ["ihc_x", "ihc_y"])[:, 0]

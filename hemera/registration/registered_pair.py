@@ -68,10 +68,10 @@ def load_pair(pair: Pair, results: Path, *, allow_failed: bool = False) -> Regis
     """
     with (
         open_slide(pair.he, mpp=pair.he_mpp, mpp_column="he_mpp") as he_slide,
-        open_slide(pair.her2, mpp=pair.her2_mpp, mpp_column="her2_mpp") as her2_slide,
+        open_slide(pair.her2_image, mpp=pair.her2_mpp, mpp_column="her2_mpp") as her2_slide,
     ):
         he = PairSlide(pair.he, he_slide.size_px, he_slide.mpp)
-        her2 = PairSlide(pair.her2, her2_slide.size_px, her2_slide.mpp)
+        her2 = PairSlide(pair.her2_image, her2_slide.size_px, her2_slide.mpp)
     # A user's displacement is read from the output of register, which assessed it.
     path = layout.path(layout.DISPLACEMENT, results, unit=pair.pair)
     certificate = layout.path(layout.CERTIFICATE, results, unit=pair.pair)

@@ -12,6 +12,8 @@ PASS, REVIEW, FAIL = VERDICTS = ("pass", "review", "fail")
 """Verdicts of a certificate, best first."""
 ACCEPTED, REFUSED, REGISTERED = "accepted", "refused", "registered"
 """Verdicts without a certificate: two manual ones, and that of a pair that comes registered."""
+HE_ONLY = "he_only"
+"""In the place of a verdict: H&E alone."""
 
 SIGNALS = {
     "tile_ok": "tissue squares that match best in place",
@@ -136,6 +138,8 @@ def effective_verdict(pair: Pair, certificate: Mapping[str, Any] | None) -> tupl
     """Return the verdict that applies to a pair, and the reason where it must not be used."""
     if pair.verdict == "refuse":
         return REFUSED, "refused by a person; see verdict in the sheet"
+    if pair.her2 is None:
+        return HE_ONLY, None
     if pair.verdict == "accept":
         return ACCEPTED, None
     if pair.registered:

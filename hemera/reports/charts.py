@@ -161,6 +161,23 @@ def curves(title: str, series: Frame, kept: int | None) -> Markup:
     return _svg(title, axes)
 
 
+def lines(
+    title: str, series: Sequence[tuple[str, Values, Values]], *, labels: tuple[str, str]
+) -> Markup:
+    """Draw a line per (name, x, y), the last one gray: what the others are compared with."""
+    axes = _axes(280, left=56, bottom=40, top=28)
+    styles = [*LINES[: len(series) - 1], (COLORS["quiet"], ":")]
+    for (name, x, y), (color, dashes) in zip(series, styles, strict=False):
+        axes.plot(x, y, color=color, ls=dashes, label=name)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.grid()
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), frameon=False,
+        borderaxespad=0, borderpad=0.2, columnspacing=1.5,
+    )  # fmt: skip
+    return _svg(title, axes)
+
+
 def _rows(texts: Sequence[tuple[str, str]], bottom: int = 4) -> Axes:
     """Return axes with a row per pair of texts, which are above it; row k is at y = k."""
     axes = _axes(ROW_PX * len(texts) + bottom, left=6, bottom=bottom, top=0)

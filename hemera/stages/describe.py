@@ -37,7 +37,7 @@ def run(
     images_table: Path,
     options: DescribeOptions,
 ) -> None:
-    """Describe both images of every pair of a unit: size, resolution, tissue, stain.
+    """Describe the images of every pair of a unit: size, resolution, tissue, stain.
 
     An image whose content cannot be used is a row with its reason, never an error.
 
@@ -47,19 +47,22 @@ def run(
     rows: list[dict[str, Any]] = []
     structures: dict[str, tuple[Structure, Structure]] = {}
     for pair in unit_pairs(read_sheet(sheet), unit, block_count):
-        he, her2 = (_describe(pair, stain, options) for stain in tables.STAINS)
+        stains = dict(zip(tables.STAINS, pair.images, strict=False))
+        he, *others = (_describe(pair, stain, path, options) for stain, path in stains.items())
+        her2 = others[0] if others else None
         faults = {}
-        if he.identity is not None and her2.identity is not None:
-            faults = contradictions(he.identity, her2.identity, registered=pair.registered)
-        for row in (he.row, her2.row):
+        if he.identity is not None and (her2 is None or her2.identity is not None):
+            other = None if her2 is None else her2.identity
+            faults = contradictions(he.identity, other, registered=pair.registered)
+        for row in (he.row, *(image.row for image in others)):
             verdict, reason = faults.get(row["stain"], (None, None))
             if verdict is not None and row["verdict"] == "accept":
                 row |= {"verdict": verdict, "reason": reason}
             if row["verdict"] != "accept":
                 log.warning("pair %s, %s: %s", pair.pair, row["stain"], row["reason"])
             rows.append(row)
-        refused = "refuse" in (he.row["verdict"], her2.row["verdict"])
-        if he.structure is not None and her2.structure is not None and not refused:
+        refused = any(image.row["verdict"] == "refuse" for image in (he, *others))
+        if her2 and he.structure is not None and her2.structure is not None and not refused:
             structures[pair.pair] = he.structure, her2.structure
     _add_alignment(rows, structures)
     tables.write(images_table, rows, tables.DESCRIBE, tables.provenance(options))
@@ -95,9 +98,9 @@ class _Image:
     structure: Structure | None = None
 
 
-def _describe(pair: Pair, stain: str, options: DescribeOptions) -> _Image:
+def _describe(pair: Pair, stain: str, path: Path, options: DescribeOptions) -> _Image:
     """Describe one image; that of an unusable image has the reason."""
-    path, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2, pair.her2_mpp)
+    mpp = pair.he_mpp if stain == "he" else pair.her2_mpp
     row: dict[str, Any] = dict.fromkeys(tables.DESCRIBE.names)
     row |= {"pair": pair.pair, "stain": stain, "file": path.name, "verdict": "accept"}
     if options.allow_missing and not path.exists():

@@ -41,7 +41,7 @@ def run(
     Raises:
         TableError: when a unit's tables of tile and mask do not list the same tiles.
     """
-    opened = read_sheet(sheet)
+    opened = read_sheet(sheet).with_her2
     by_name = {pair.pair: pair for pair in opened.pairs}
     names = list(units(opened, block_count))
     ids = []
@@ -53,6 +53,11 @@ def run(
         sources = tables.inherited("tile", tile_path) | sources
         mask_path = layout.path(layout.MASKS, results, unit=unit)
         sources = tables.inherited("mask", mask_path) | sources
+    if not names:
+        raise TableError(
+            f"{sheet}: H&E alone in all rows, and the training set is of pairs; run `snakemake "
+            "status`, or add HER2 images"
+        )
     refused: collections.Counter[str] = collections.Counter()
 
     def decided() -> Iterator[pa.Table]:

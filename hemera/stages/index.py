@@ -59,7 +59,7 @@ def run(
     options: IndexOptions,
 ) -> None:
     """Add case, split and subsets to the table of stage filter; write the dataset card."""
-    pairs = {pair.pair: pair for pair in read_sheet(sheet).pairs}
+    pairs = {pair.pair: pair for pair in read_sheet(sheet).with_her2.pairs}
     table = _divided(tables.read(tiles, tables.filtered(engines), READ), pairs, options)
     mixture = mixed_resolutions(table, options.mpp_tolerance)
     schema = tables.index(engines)
@@ -139,7 +139,7 @@ def _splits(pairs: Collection[Pair], options: IndexOptions) -> dict[str, str]:
         test_fraction=options.test_fraction,
     )
     check_leakage(
-        (pair.case, os.path.normpath(pair.he), os.path.normpath(pair.her2), splits[pair.case])
+        (pair.case, os.path.normpath(pair.he), os.path.normpath(pair.her2_image), splits[pair.case])
         for pair in pairs
     )
     return splits

@@ -90,7 +90,7 @@ def run(
 
 
 def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> data.Cohort:
-    opened = read_sheet(sheet)
+    opened = read_sheet(sheet).with_her2
     found = units(opened, block_count)
 
     def paths(pattern: str) -> list[Path]:
@@ -121,7 +121,7 @@ def _staining(cohort: data.Cohort, sheet: Path, block_count: int, results: Path)
     pairs, names = set(few["pair"]), set(few["tile"])
     columns = ["tile", "engine", "x_px", "y_px", "intensity", "membrane_od"]
     found = [tables.CELLS.empty_table().select(columns)]
-    for unit, own in units(read_sheet(sheet), block_count).items():
+    for unit, own in units(read_sheet(sheet).with_her2, block_count).items():
         if not pairs.isdisjoint(pair.pair for pair in own):
             path = layout.path(layout.CELLS, results, unit=unit)
             cells = tables.read(path, tables.CELLS, columns)

@@ -115,7 +115,7 @@ def _check(
         raise NotTiled("wrong_stain", reason)
     if refusal is not None:
         raise NotTiled("refused", refusal)
-    if pair.registered:
+    if pair.registered or pair.her2 is None:
         return None
     assert displacement is not None
     field = read_displacement(displacement)
@@ -134,10 +134,11 @@ def _tile(
     options: TileOptions,
 ) -> Rows:
     """Write the tiles of a pair into the shard; return their rows of TILE."""
-    for stain, path in (("he", pair.he), ("her2", pair.her2)):
+    paths = dict(zip(tables.STAINS, pair.images, strict=False))
+    for stain, path in paths.items():
         check_content(path, images[stain]["content_digest"])
     with contextlib.ExitStack() as stack:
-        he, her2 = (
+        slides = [
             stack.enter_context(
                 open_slide(
                     path,
@@ -147,8 +148,9 @@ def _tile(
                     background=_background(images[stain]),
                 )
             )
-            for stain, path in (("he", pair.he), ("her2", pair.her2))
-        )
+            for stain, path in paths.items()
+        ]
+        he, her2 = slides if len(slides) == 2 else (slides[0], None)
         outlines = {stain: _image(row["tissue"]) for stain, row in images.items()}
         artefacts = {
             stain: np.zeros_like(outlines[stain])
@@ -162,8 +164,11 @@ def _tile(
             her2,
             field,
             max(images["he"]["tissue_threshold"], options.saturation_min),
-            max(images["her2"]["tissue_threshold"], options.density_min),
-            (_tissue_density(images["he"]), _tissue_density(images["her2"])),
+            max(images["her2"]["tissue_threshold"] if her2 else 0.0, options.density_min),
+            (
+                _tissue_density(images["he"]),
+                _tissue_density(images["her2"]) if her2 else math.inf,
+            ),
             (
                 None if pair.he_artefacts is None else artefacts["he"],
                 None if pair.her2_artefacts is None else artefacts["her2"],
@@ -172,7 +177,7 @@ def _tile(
         )
         corners = tiling.positions(
             outlines["he"] > 0,
-            (artefacts["he"], artefacts["her2"]),
+            (artefacts["he"], artefacts["her2"] if her2 else np.zeros((1, 1), np.uint8)),
             None if pair.roi is None else read_polygons(pair.roi),
             outcome,
         )
@@ -214,9 +219,11 @@ def _tissue_density(described: Mapping[str, Any]) -> float:
 
 
 def _add(writer: ShardWriter, tile: Tile, suffix: str) -> dict[str, Any]:
-    """Write both images of a tile into the shard; return its row of TILE."""
+    """Write the images of a tile into the shard; return its row of TILE."""
     row = dict(tile.row)
     for stain, data in (("he", tile.he), ("her2", tile.her2)):
+        if data is None:
+            continue
         offset, length = writer.add(f"{row['tile']}.{stain}.{suffix}", data)
         row |= {
             f"{stain}_offset": offset,

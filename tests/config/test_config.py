@@ -84,7 +84,13 @@ def candidates(key: Key, default: Any) -> list[Any]:
         if key.limits.get("ge", 0) < 0:
             found += [-1e-5, -0.25]
     else:
-        found += ["two words", "-leading", "quote ' and \" and $HOME `x` \\", "timm:it's"]
+        found += [
+            "two words",
+            "-leading",
+            "quote ' and \" and $HOME `x` \\",
+            "timm:it's",
+            "statistics",
+        ]
     return found
 
 

@@ -7,8 +7,9 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from hemera.errors import HemeraError
 from hemera.config import (
-    DEMO_SHEET,
+    DEMO_SHEETS,
     DEMO_VERSION,
+    STATISTICS,
     check_datasets,
     check_sheet_given,
     load,
@@ -45,7 +46,7 @@ def shown(faults, remedy):
 def check_inputs():
     """End the run with all files of the sheet that are missing; Snakemake itself names those of one
     job. The demo makes its own."""
-    if CONFIG.cohort.sheet == DEMO_SHEET:
+    if CONFIG.cohort.sheet in DEMO_SHEETS:
         return
     missing = missing_files(SHEET, images=not CONFIG.stages["describe"].allow_missing)
     if missing:
@@ -60,8 +61,9 @@ def check_inputs():
 def check_outputs():
     """End the run with all results that were cut off, by a full disk or a copy: Snakemake itself
     sees only whether a file exists."""
+    made = (*data_files(), *training_files(), *status_files())
     try:
-        cut = [path for path in (*data_files(), *training_files()) if is_cut_off(Path(path))]
+        cut = [path for path in made if is_cut_off(Path(path))]
     except OSError as error:
         raise WorkflowError(f"{error.filename}: {error.strerror}; the results must be readable")
     if cut:
@@ -71,8 +73,10 @@ def check_outputs():
 
 def unfinished():
     """What a failed run has not made, by stage, and how to continue."""
-    paths = [path for path in data_files() if not Path(path).exists()]
-    paths = paths or [path for path in training_files() if not Path(path).exists()]
+    only_status = set(workflow.dag_settings.targets) == {"status"}
+    wanted = [status_files()] if only_status else [data_files(), training_files()]
+    missing = [[path for path in paths if not Path(path).exists()] for paths in wanted]
+    paths = next(filter(None, missing), [])
     by_stage = {}
     for path in paths:
         by_stage.setdefault(path.split("/")[1], []).append(path)
@@ -104,7 +108,12 @@ def requirements(stage):
 
 def needs_registration(unit):
     """Whether a unit is a whole-slide pair that is not registered."""
-    return not any(pair.registered for pair in UNITS[unit])
+    return has_her2(unit) and not any(pair.registered for pair in UNITS[unit])
+
+
+def has_her2(unit):
+    """Whether a unit is of pairs; the others are of H&E alone."""
+    return all(pair.her2 for pair in UNITS[unit])
 
 
 def has_landmarks(unit):
@@ -157,8 +166,9 @@ def rows(stage):
 
 
 def rows_of_all(stage):
-    """The same for a stage of the cohort."""
-    return lambda wildcards: digest(SHEET.pairs, stage)
+    """The same for a stage of the cohort; only `cases` reads the rows of H&E alone."""
+    read = SHEET if stage == "cases" else SHEET.with_her2
+    return lambda wildcards: digest(read.pairs, stage)
 
 
 def of_units(pattern, which=lambda unit: True):
@@ -185,7 +195,7 @@ def data_files():
     of_mask = (layout.MASK_SHARD, layout.MASKS, layout.CELLS)
     of_map = (layout.DISPLACEMENT, layout.CERTIFICATE, layout.QUALITY)
     of_landmarks = (layout.LANDMARK_ERRORS, layout.LANDMARK_PREDICTIONS)
-    found = [path for pattern in (*of_unit, *of_mask) for path in of_units(pattern)]
+    found = [path for pattern in (*of_unit, *of_mask) for path in of_units(pattern, has_her2)]
     found += [path for pattern in of_map for path in of_units(pattern, needs_registration)]
     if landmark_tables():
         found += [path for pattern in of_landmarks for path in of_units(pattern, has_landmarks)]
@@ -200,6 +210,61 @@ def training_files():
     found = [path for pattern in of_generator for path in of_generators(pattern)]
     found += [layout.SEGMENTER, layout.SEGMENTER_METADATA, layout.SEGMENTATION_HISTORY]
     return [*found, layout.EVALUATED_TILES, layout.METRICS, layout.EVALUATION]
+
+
+def status_files():
+    """Every file of the stages of the status, and of those before them that it needs."""
+    of_unit = (layout.IMAGES_TABLE, layout.TILE_SHARD, layout.TILES, layout.PAIRS)
+    found = [path for pattern in of_unit for path in of_units(pattern)]
+    found += [layout.STATUS_CASES, layout.STATUS_TILES]
+    found += [path for encoder in CONFIG.encoders for path in encoder_features(encoder)]
+    of_method = (layout.AGGREGATOR, layout.AGGREGATOR_METADATA, layout.AGGREGATOR_HISTORY)
+    of_method += (layout.STATUS_PREDICTIONS, layout.CONTRIBUTIONS)
+    found += [path for pattern in of_method for path in of_methods(pattern)]
+    return [*found, layout.STATUS_METRICS, layout.STATUS_PAGE]
+
+
+def encoder_features(encoder):
+    """The features of all units by an encoder."""
+    return of_units(layout.FEATURES.replace("{encoder}", encoder))
+
+
+def of_methods(pattern):
+    """One path per method that determines the status; floor is the first."""
+    return [pattern.format(method=name) for name in CONFIG.methods]
+
+
+def method(wildcards):
+    """The options of a method, or an error when it is not among the routes."""
+    if wildcards.method not in CONFIG.methods:
+        raise WorkflowError(
+            f"no method {wildcards.method}; evaluate_status.routes has {', '.join(CONFIG.methods)}"
+        )
+    return CONFIG.methods[wildcards.method]
+
+
+def method_flags(wildcards):
+    """The options of the training of a method."""
+    method(wildcards)
+    return CONFIG.method_flags(wildcards.method)
+
+
+def method_features(wildcards):
+    """The features that a method combines."""
+    return encoder_features(method(wildcards).encoder)
+
+
+def encoder_requirements(wildcards):
+    """No file; ends the run where the weights of an encoder are missing, as `requirements`."""
+    missing = CONFIG.stages["embed"].missing(wildcards.encoder)
+    if missing:
+        raise SystemExit("\n".join(["", *missing]))
+    return []
+
+
+def encoder_gpus(wildcards):
+    """GPUs of a job of embed: none for the encoder without a network."""
+    return 0 if wildcards.encoder == STATISTICS else gpus("embed")
 
 
 def megabytes(base, factor=1.0):

@@ -3,7 +3,7 @@
 # REQUIRED INPUTS: none
 # OUTPUTS: the images and landmark files that demo/pairs.tsv names
 
-if CONFIG.cohort.sheet == DEMO_SHEET:
+if CONFIG.cohort.sheet in DEMO_SHEETS:
 
     rule demo:
         output:
@@ -24,6 +24,7 @@ if CONFIG.cohort.sheet == DEMO_SHEET:
             runtime=minutes(15),
         params:
             folder=demo_folder,
+            size=DEMO_SHEETS[CONFIG.cohort.sheet],
             version=DEMO_VERSION,
         shell:
-            "hemera demo --folder {params.folder:q} --workers {threads} > {log:q} 2>&1"
+            "hemera demo --folder {params.folder:q} --size {params.size} --workers {threads} > {log:q} 2>&1"

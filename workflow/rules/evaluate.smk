@@ -7,8 +7,8 @@
 
 rule evaluate:
     input:
-        all_of(layout.TILE_SHARD),
-        all_of(layout.MASK_SHARD),
+        all_of(layout.TILE_SHARD, has_her2),
+        all_of(layout.MASK_SHARD, has_her2),
         ancient(layout.REPORT),
         of_generators(layout.GENERATOR),
         of_generators(layout.GENERATOR_METADATA),

@@ -6,9 +6,9 @@
 
 rule filter:
     input:
-        all_of(layout.TILES),
-        all_of(layout.PAIRS),
-        all_of(layout.MASKS),
+        all_of(layout.TILES, has_her2),
+        all_of(layout.PAIRS, has_her2),
+        all_of(layout.MASKS, has_her2),
     output:
         tiles=layout.FILTERED,
     log:

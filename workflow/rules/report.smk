@@ -7,15 +7,15 @@
 
 rule report:
     input:
-        all_of(layout.IMAGES_TABLE),
+        all_of(layout.IMAGES_TABLE, has_her2),
         all_of(layout.CERTIFICATE, needs_registration),
         all_of(layout.DISPLACEMENT, needs_registration),
         all_of(layout.QUALITY, needs_registration),
         [layout.LANDMARK_COHORT] if landmark_tables() else [],
-        all_of(layout.TILE_SHARD),
-        all_of(layout.PAIRS),
-        all_of(layout.MASK_SHARD),
-        all_of(layout.CELLS),
+        all_of(layout.TILE_SHARD, has_her2),
+        all_of(layout.PAIRS, has_her2),
+        all_of(layout.MASK_SHARD, has_her2),
+        all_of(layout.CELLS, has_her2),
         layout.INDEX,
     output:
         page=layout.REPORT,

@@ -7,8 +7,8 @@
 
 rule train_generation:
     input:
-        all_of(layout.TILE_SHARD),
-        all_of(layout.MASK_SHARD),
+        all_of(layout.TILE_SHARD, has_her2),
+        all_of(layout.MASK_SHARD, has_her2),
         index=layout.INDEX,
     output:
         generator=layout.GENERATOR,

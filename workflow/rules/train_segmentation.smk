@@ -6,8 +6,8 @@
 
 rule train_segmentation:
     input:
-        all_of(layout.TILE_SHARD),
-        all_of(layout.MASK_SHARD),
+        all_of(layout.TILE_SHARD, has_her2),
+        all_of(layout.MASK_SHARD, has_her2),
         index=layout.INDEX,
         generator=layout.GENERATOR.format(generator=CONFIG.cohort.preset),
         generator_metadata=layout.GENERATOR_METADATA.format(generator=CONFIG.cohort.preset),

@@ -1,0 +1,181 @@
+"""The page about the status and score of cases."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from hemera import tables
+from hemera.config import METHODS, EvaluateStatusOptions
+from hemera.dataset.statistics import Frame
+from hemera.evaluation import classification
+from hemera.evaluation.status import CASES_MIN, OOF, SHUFFLED, SITE_OUT, TEST, confounding
+from hemera.reports import charts
+
+PART_NAMES = {
+    OOF: "cross-validation: each case by models that were trained on the other folds",
+    TEST: "test split of the sheet: the mean of the models of all folds",
+    SITE_OUT: "leave one site out: each site by models that were trained on the other sites",
+}
+STATUS_COLUMNS = {
+    "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1 of positive",
+    "specificity_at_sensitivity": "specificity at the set sensitivity",
+    "brier": "Brier",
+    "brier_calibrated": "Brier, calibrated",
+    "ece_calibrated": "calibration error",
+}
+SCORE_COLUMNS = {
+    "accuracy": "accuracy, four scores",
+    "qwk": "quadratic kappa",
+    "mean_absolute_error": "mean absolute error",
+}
+PUBLISHED = (
+    ("HEROHE, 1st by F1 (150 cases)", ".706*", ".706", "AUC of hard labels"),
+    ("HEROHE, 3rd by F1", ".844", ".719", ""),
+    ("HEROHE, constant positive: 10th of 21", ".500", ".500", ""),
+    ("Virchow2 + ABMIL on HEROHE", ".759", ".719", "one public repository, not reviewed"),
+    ("ResNet50 of ImageNet + any aggregator", ".549 to .571", ".500", "the same"),
+    ("Oliveira et al., 8 cases of HER2SC", "–", ".833",
+     "the HER2 slides of these patients selected the encoder"),
+    ("Oliveira et al., 54 cases of BRCA", "–", ".538", ""),
+)  # fmt: skip
+"""Method, AUC, balanced accuracy and reservation of published results, on other cases."""
+
+
+def content(
+    cases: Frame,
+    predictions: Frame,
+    metrics: Frame,
+    described: Mapping[str, Mapping[str, Any]],
+    options: EvaluateStatusOptions,
+) -> dict[str, Any]:
+    """Return what status.html shows.
+
+    Args:
+        cases: `tables.STATUS_CASES`.
+        predictions: `tables.STATUS_PREDICTIONS` with dataset, site and score.
+        metrics: `tables.STATUS_METRICS`.
+        described: metadata of the methods.
+    """
+    metrics = metrics.reindex(columns=tables.STATUS_METRICS.names)
+    found: dict[tuple[str, ...], Mapping[str, Any]] = {
+        (row["target"], row["part"], row["group"], row["method"], row["metric"]): row
+        for row in metrics.to_dict("records")
+    }
+    confounded = confounding(cases)
+    parts = [part for part in PART_NAMES if (metrics["part"] == part).any()]
+    return {
+        "title": "HER2 status of the cases",
+        "found": found,
+        "methods": list(described),
+        "described": described,
+        "parts": {part: PART_NAMES[part] for part in parts},
+        "groups": _groups(metrics),
+        "columns": {"status": STATUS_COLUMNS, "score": SCORE_COLUMNS},
+        "states": cases["state"].value_counts().sort_index().to_dict(),
+        "silver": int((cases["label_source"] == "read").sum()),
+        "labels": cases["status"].value_counts().to_dict(),
+        "sources": cases["label_source"].value_counts().to_dict(),
+        "verdicts": [_verdict(name, found, options) for name in described],
+        "shuffled": {name: found.get(("status", SHUFFLED, "all", name, "auc")) for name in METHODS},
+        "confounding": confounded,
+        "confounding_max": options.confounding_max,
+        "charts": _charts(predictions, list(described), options),
+        "reasons": sorted(
+            {run["reason"] for own in described.values() for run in own["runs"] if "reason" in run}
+        ),
+        "published": PUBLISHED,
+        "cases_min": CASES_MIN,
+        "sensitivity": options.sensitivity,
+        "confidence": options.confidence,
+    }
+
+
+def _groups(metrics: Frame) -> list[tuple[str, str, str]]:
+    """Return target, part and group of all groups but `all`, in order."""
+    known = metrics[(metrics["group"] != "all") & (metrics["part"] != SHUFFLED)]
+    return list(
+        dict.fromkeys(known[["target", "part", "group"]].itertuples(index=False, name=None))
+    )
+
+
+def _verdict(
+    method: str, found: Mapping[tuple[str, ...], Mapping[str, Any]], options: EvaluateStatusOptions
+) -> dict[str, Any]:
+    """Return whether a method found a signal, and what restricts the claim."""
+    part = TEST if ("status", TEST, "all", method, "auc") in found else OOF
+    row = found.get(("status", part, "all", method, "auc"))
+    base = {"method": method, "row": row}
+    if row is None or pd.isna(row["value"]):
+        text = "no AUC: one class is missing"
+        return {**base, "row": None, "level": "stop", "text": text}
+    few = min(row["positive"], row["cases"] - row["positive"]) < CASES_MIN
+    restricted = (
+        f"; fewer than {CASES_MIN} cases of one class, so no claim can be made" if few else ""
+    )
+    outside = found.get(("status", SITE_OUT, "all", method, "auc"))
+    chance = outside is not None and pd.notna(outside["low"]) and outside["low"] <= 0.5
+    if pd.isna(row["low"]) or row["low"] <= 0.5:
+        text = f"no signal found: the interval of the AUC contains 0.5{restricted}"
+        return {**base, "level": "care", "text": text}
+    if chance:
+        text = (
+            "a signal within sites that does not hold for a site that was left out: the method may "
+            f"recognise the site{restricted}"
+        )
+        return {**base, "level": "stop", "text": text}
+    level = "care" if few else "fine"
+    return {**base, "level": level, "text": f"a signal was found{restricted}"}
+
+
+def _charts(
+    predictions: Frame, methods: list[str], options: EvaluateStatusOptions
+) -> list[tuple[str, Markup]]:
+    """Return ROC, decision curve and calibration of the headline part."""
+    status = predictions[predictions["target"] == "status"]
+    part = TEST if (status["part"] == TEST).any() else OOF
+    status = status[status["part"] == part]
+    tables_ = {name: status[status["method"] == name] for name in methods}
+    tables_ = {name: own for name, own in tables_.items() if len(own)}
+    if not tables_:
+        return []
+    roc, decision, calibration = [], [], []
+    thresholds = np.linspace(0.01, options.net_benefit_max, 50)
+    for name, own in tables_.items():
+        truth = (own["truth"] == "positive").to_numpy()
+        probability, calibrated = (
+            own[column].to_numpy(float) for column in ("probability", "calibrated")
+        )
+        order = np.argsort(-probability, kind="stable")
+        hits, false = np.cumsum(truth[order]), np.cumsum(~truth[order])
+        roc.append((name, np.r_[0, false / max(1, false[-1])], np.r_[0, hits / max(1, hits[-1])]))
+        decision.append(
+            (
+                name,
+                thresholds,
+                np.array([classification.net_benefit(truth, calibrated, t) for t in thresholds]),
+            )
+        )
+        bins = classification.calibration_bins(truth, calibrated, options.calibration_bins)
+        calibration.append(
+            (name, np.array([bin[0] for bin in bins]), np.array([bin[1] for bin in bins]))
+        )
+    truth = (next(iter(tables_.values()))["truth"] == "positive").to_numpy()
+    all_treated = np.array(
+        [classification.net_benefit(truth, np.ones(len(truth)), t) for t in thresholds]
+    )
+    even = np.array([0.0, 1.0])
+    shown = (
+        ("ROC curve", [*roc, ("chance", even, even)], ("1 − specificity", "sensitivity")),
+        ("Decision curve, calibrated", [*decision, ("treat all", thresholds, all_treated)],
+         ("threshold of the probability", "net benefit")),
+        ("Calibration, after temperature", [*calibration, ("even", even, even)],
+         ("mean probability of a bin", "fraction positive")),
+    )  # fmt: skip
+    return [(title, charts.lines(title, series, labels=labels)) for title, series, labels in shown]

@@ -1,0 +1,60 @@
+"""Options of the stages of the HER2 status: methods, encoders, weights."""
+
+import typing
+
+import pytest
+
+from hemera.config import METHODS, EmbedOptions, load
+from hemera.config.status import Method
+from hemera.errors import ConfigError
+
+
+def test_every_route_is_a_method():
+    assert set(typing.get_args(Method)) == set(METHODS)
+
+
+def test_methods_have_the_options_of_the_section_but_for_their_own():
+    config = load(
+        {
+            "sheet": "x.tsv",
+            "aggregate": {"encoder": "virchow2", "epochs": 7, "seeds": 1},
+            "evaluate_status": {"routes": ["foundation", "statistics_abmil"]},
+        }
+    )
+    methods = config.methods
+    # The floor is always there, and first.
+    assert list(methods) == ["floor", "foundation", "statistics_abmil"]
+    assert {name: (own.encoder, own.aggregator) for name, own in methods.items()} == {
+        "floor": ("statistics", "mean"),
+        "foundation": ("virchow2", "abmil"),
+        "statistics_abmil": ("statistics", "abmil"),
+    }
+    assert {own.epochs for own in methods.values()} == {7}
+    assert config.encoders == ("statistics", "virchow2")
+    assert "--encoder statistics" in config.method_flags("floor")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("embed", {"weights": ["uni2_h"]}, ["embed.weights", "NAME=PATH"]),
+        ("embed", {"weights": ["UNI=x"]}, ["embed.weights", "lower-case"]),
+        ("embed", {"weights": ["a=x", "a=y"]}, ["embed.weights", "once"]),
+        ("evaluate_status", {"routes": ["oliveira"]}, ["evaluate_status.routes", "'floor'"]),
+        ("evaluate_status", {"routes": ["floor", "floor"]}, ["routes", "once"]),
+        ("aggregate", {"encoder": "UNI 2"}, ["aggregate.encoder"]),
+        ("cases", {"folds": 1}, ["cases.folds", "at least 2"]),
+    ],
+)
+def test_impossible_values_are_errors(section, values, words):
+    with pytest.raises(ConfigError) as caught:
+        load({"sheet": "x.tsv", section: values})
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_what_an_encoder_lacks(tmp_path):
+    (tmp_path / "w").touch()
+    options = EmbedOptions(weights=(f"mine={tmp_path / 'w'}", "gone=nowhere"))
+    assert options.missing("statistics") == options.missing("mine") == []
+    assert "nowhere, of encoder gone, does not exist" in options.missing("gone")[0]
+    assert "no weights of encoder uni" in options.missing("uni")[0]

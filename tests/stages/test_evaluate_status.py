@@ -1,0 +1,140 @@
+"""Stage evaluate_status: the table, the page, and predictions that are refused."""
+
+import json
+
+import pytest
+
+from hemera import tables
+from hemera.__main__ import main
+from hemera.config import EvaluateStatusOptions
+from hemera.errors import LeakageError, TrainingError
+from hemera.files import layout
+from hemera.stages import evaluate_status
+from tests.command_line import words
+from tests.small_status import case_rows, run_method, write_status
+
+OPTIONS = EvaluateStatusOptions(routes=("floor", "statistics_abmil"), bootstrap_samples=100)
+
+
+def evaluate(results, options=OPTIONS):
+    page = layout.path(layout.STATUS_PAGE, results)
+    metrics = layout.path(layout.STATUS_METRICS, results)
+    evaluate_status.run(
+        cases=layout.path(layout.STATUS_CASES, results), results=results, preset="demo",
+        metrics=metrics, page=page, options=options,
+    )  # fmt: skip
+    rows = tables.read(metrics, tables.STATUS_METRICS).to_pylist()
+    found = {(row["target"], row["part"], row["group"], row["method"], row["metric"]): row
+             for row in rows}  # fmt: skip
+    return found, " ".join(page.read_text().split())
+
+
+@pytest.fixture(scope="module")
+def signal(tmp_path_factory):
+    """Results of both methods on 60 cases with a signal, 12 of them of the test split."""
+    results = tmp_path_factory.mktemp("results")
+    write_status(results, case_rows(60, test=12), signal=3.0)
+    for method in ("floor", "statistics_abmil"):
+        run_method(results, method, epochs=15)
+    return results
+
+
+def test_the_table_has_methods_controls_and_groups(signal):
+    found, page = evaluate(signal)
+    for part, count in (("oof", 48), ("test", 12)):
+        for method in ("floor", "statistics_abmil", "majority", "all_positive", "all_negative"):
+            row = found["status", part, "all", method, "balanced_accuracy"]
+            assert (row["cases"], row["positive"]) == (count, count // 2)
+    floor = found["status", "oof", "all", "floor", "auc"]
+    assert 0.8 < floor["low"] < floor["value"] < floor["high"] <= 1
+    assert found["status", "oof", "all", "all_positive", "auc"]["value"] == 0.5
+    assert found["status", "oof", "all", "all_positive", "f1"]["value"] == pytest.approx(2 / 3)
+    assert found["score", "oof", "all", "majority", "qwk"]["value"] == 0
+    difference = found["status", "oof", "all", "statistics_abmil", "auc_minus_floor"]
+    own = found["status", "oof", "all", "statistics_abmil", "auc"]["value"]
+    assert difference["value"] == pytest.approx(own - floor["value"])
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    shuffled = found["status", "shuffled", "all", "floor", "auc"]
+    assert shuffled["low"] <= shuffled["value"] <= shuffled["high"] < floor["value"]
+    assert found["status", "oof", "site=a", "floor", "auc"]["cases"] == 24
+    assert ("status", "site_out", "all", "floor", "auc") in found
+    assert found["status", "oof", "score=2+", "floor", "auc"]["value"] is None
+    assert "a signal was found" in page and "only one class" not in page
+
+
+def test_no_signal_is_reported(tmp_path):
+    write_status(tmp_path, case_rows(60), signal=0.0, seed=4)
+    run_method(tmp_path, "floor")
+    found, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
+    assert found["status", "oof", "all", "floor", "auc"]["low"] <= 0.5
+    assert "no signal found" in page and "a signal was found" not in page
+
+
+def test_status_that_goes_with_the_site_is_a_warning(tmp_path):
+    rows = case_rows(60)
+    for row in rows:
+        row["site"] = "a" if (row["status"] == "positive") != (row["case"] < "c006") else "b"
+    write_status(tmp_path, rows)
+    run_method(tmp_path, "floor")
+    _, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
+    assert "Status and site go together" in page
+
+
+def test_few_cases_allow_no_claim(tmp_path):
+    write_status(tmp_path, case_rows(24), signal=4.0)
+    run_method(tmp_path, "floor")
+    _, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
+    assert "fewer than 20 cases of one class, so no claim can be made" in page
+
+
+def test_one_class_gives_a_page(tmp_path):
+    write_status(tmp_path, case_rows(12, status="negative", score="0"))
+    run_method(tmp_path, "floor")
+    found, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
+    assert found == {} and "no AUC: one class is missing" in page
+
+
+@pytest.mark.parametrize("place", ["run", "encoder"])
+def test_a_prediction_of_a_seen_case_is_refused(signal, tmp_path, place):
+    path = layout.path(layout.AGGREGATOR_METADATA, signal, method="floor")
+    described = json.loads(path.read_text())
+    if place == "run":
+        run = next(run for run in described["runs"] if run["part"] == "oof")
+        fold = run["fold"]
+        table = tables.read(
+            layout.path(layout.STATUS_PREDICTIONS, signal, method="floor"),
+            tables.STATUS_PREDICTIONS,
+        ).to_pylist()
+        judged = next(row["case"] for row in table if row["part"] == "oof" and row["fold"] == fold)
+        run["trained_on"].append(judged)
+    else:
+        judged = "c007"
+        described["encoder_trained_on"] = [judged]
+    rows = tables.read(
+        layout.path(layout.STATUS_PREDICTIONS, signal, method="floor"), tables.STATUS_PREDICTIONS
+    ).to_pylist()
+    with pytest.raises(LeakageError, match=f"was trained on {judged}"):
+        evaluate_status.check_leakage("floor", rows, described)
+
+
+def test_predictions_of_other_labels_are_refused(signal, tmp_path):
+    rows = case_rows(60, test=12)
+    rows[0]["status"] = "positive"
+    cases = tmp_path / "cases.parquet"
+    tables.write(cases, rows, tables.STATUS_CASES, {"fingerprint": "another"})
+    with pytest.raises(TrainingError, match="of other cases or labels"):
+        evaluate_status.run(
+            cases=cases, results=signal, preset="demo", metrics=tmp_path / "m.parquet",
+            page=tmp_path / "p.html", options=OPTIONS,
+        )  # fmt: skip
+
+
+def test_the_command_line_gives_the_same_bytes(signal, tmp_path):
+    evaluate(signal)
+    given = {"cases": layout.path(layout.STATUS_CASES, signal), "results": signal,
+             "preset": "demo", "metrics": tmp_path / "m.parquet", "page": tmp_path / "p.html",
+             "routes": OPTIONS.routes, "bootstrap_samples": 100}  # fmt: skip
+    assert main(["evaluate_status", *words(given)]) == 0
+    for path, pattern in ((tmp_path / "m.parquet", layout.STATUS_METRICS),
+                          (tmp_path / "p.html", layout.STATUS_PAGE)):  # fmt: skip
+        assert path.read_bytes() == layout.path(pattern, signal).read_bytes()
