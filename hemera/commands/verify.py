@@ -82,6 +82,7 @@ def _checks(
         path = layout.path(pattern, results)
         if path.exists():
             yield functools.partial(tables.read, path, schema)
+    yield from _status(results)
     if layout.path(layout.INDEX, results).exists():
         yield functools.partial(_index, results, list(found))
     generators = str(layout.path(layout.GENERATOR, Path(), generator="*"))
@@ -94,6 +95,38 @@ def _checks(
     if segmenter.exists():
         metadata = layout.path(layout.SEGMENTER_METADATA, results)
         yield functools.partial(load_segmentation, segmenter, metadata)
+
+
+def _status(results: Path) -> Iterator[Callable[[], object]]:
+    """Yield a function for each file of the stages of the HER2 status."""
+    from hemera import tables
+    from hemera.networks.storage import check_digest, read_metadata
+
+    patterns = (
+        (layout.STATUS_CASES, tables.STATUS_CASES),
+        (layout.STATUS_TILES, tables.STATUS_TILES),
+        (layout.AGGREGATOR_HISTORY, tables.HISTORY),
+        (layout.STATUS_PREDICTIONS, tables.STATUS_PREDICTIONS),
+        (layout.CONTRIBUTIONS, tables.CONTRIBUTIONS),
+        (layout.STATUS_METRICS, tables.STATUS_METRICS),
+    )
+    for pattern, schema in patterns:
+        for path in sorted(results.glob(str(layout.path(pattern, Path(), method="*")))):
+            yield functools.partial(tables.read, path, schema)
+    features = sorted(
+        results.glob(str(layout.path(layout.FEATURES, Path(), encoder="*", unit="*")))
+    )
+    if features:
+        from hemera.dataset.features import check_features
+
+        yield from (functools.partial(check_features, path) for path in features)
+
+    def check_weights(weights: Path) -> None:
+        described = read_metadata(weights.with_name("metadata.json"), "aggregate")
+        check_digest(weights, described)
+
+    for weights in sorted(results.glob(str(layout.path(layout.AGGREGATOR, Path(), method="*")))):
+        yield functools.partial(check_weights, weights)
 
 
 def _images(table: Path, pairs: tuple[Pair, ...]) -> None:

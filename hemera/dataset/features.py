@@ -6,6 +6,7 @@ the views in level-0 pixels, are read by TRIDENT, CLAM, STAMP and torchmil as th
 """
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,9 @@ Features = npt.NDArray[np.float16]
 
 _ROWS = 8192
 """Rows that are copied at once."""
+
+DIGEST = "features_sha256"
+"""Attribute with the SHA-256 of the features, row by row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,7 @@ def write_features(
         TableError: when a feature is not finite as float16.
     """
     with tempfile.TemporaryFile(dir=_folder(path)) as buffer:
-        count = 0
+        count, digest = 0, hashlib.sha256()
         for batch in batches:
             with np.errstate(over="ignore"):
                 rows = np.ascontiguousarray(batch, np.float16)
@@ -67,6 +71,7 @@ def write_features(
                     "the encoder, or set embed.precision: float32"
                 )
             buffer.write(rows.tobytes())
+            digest.update(rows.tobytes())
             count += len(rows)
         buffer.seek(0)
         found = views.views()
@@ -80,7 +85,8 @@ def write_features(
             for name, texts in (("tile", found.tiles), ("pair", found.pairs)):
                 data = np.array([text.encode() for text in texts] or [b""], dtype="S")[:count]
                 _dataset(file, name, (count,), data.dtype, data)
-            for owner, values in ((file, metadata), (coords, coords_metadata)):
+            recorded = {**metadata, DIGEST: digest.hexdigest()}
+            for owner, values in ((file, recorded), (coords, coords_metadata)):
                 for name, value in values.items():
                     plain = isinstance(value, str | int | float)
                     owner.attrs[name] = value if plain else json.dumps(value)
@@ -117,6 +123,9 @@ class FeatureFile:
             self.width = int(self._file["features"].shape[1])
             self.attributes = {name: _plain(value) for name, value in self._file.attrs.items()}
 
+    def __len__(self) -> int:
+        return int(self._file["features"].shape[0])
+
     def __enter__(self) -> "FeatureFile":
         return self
 
@@ -139,6 +148,18 @@ class FeatureFile:
         first = int(rows[0])
         block = self._file["features"][first : int(rows[-1]) + 1]
         return np.asarray(block if len(block) == len(rows) else block[rows - first])
+
+
+def check_features(path: Path) -> None:
+    """Raise TableError where the features of a file differ from their SHA-256."""
+    with FeatureFile(path) as file:
+        digest = hashlib.sha256()
+        for start in range(0, len(file), _ROWS):
+            digest.update(np.ascontiguousarray(file.read(slice(start, start + _ROWS))).tobytes())
+        if digest.hexdigest() != file.attributes.get(DIGEST):
+            raise TableError(
+                f"{path}: the features differ from their SHA-256; delete it and run embed again"
+            )
 
 
 def _dataset(file: Any, name: str, shape: tuple[int, ...], dtype: Any, data: Any = None) -> Any:

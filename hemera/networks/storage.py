@@ -149,7 +149,7 @@ def background_is_white(described: Mapping[str, Any]) -> bool:
     return bool(described.get("options", {}).get("normalise_background", False))
 
 
-def _check_digest(weights: Path, described: Mapping[str, Any]) -> None:
+def check_digest(weights: Path, described: Mapping[str, Any]) -> None:
     """Raise TrainingError where weights are not those that their metadata describe."""
     expected = described.get("weights_sha256")
     if expected is not None and weights.is_file() and file_digest(weights) != expected:
@@ -164,7 +164,7 @@ def load_generation(weights: Path, metadata: Path) -> tuple[Generator, dict[str,
     described = read_metadata(metadata, "generation")
     with translated(TrainingError, UNBUILDABLE.format(metadata)):
         net = build_generator(**described["model"])
-    _check_digest(weights, described)
+    check_digest(weights, described)
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described
 
@@ -176,6 +176,6 @@ def load_segmentation(weights: Path, metadata: Path) -> tuple[SegmentationNet, d
         model = dict(described["model"])
         branch = model.pop("generation")
         net = SegmentationNet(None if branch is None else build_generator(**branch), **model)
-    _check_digest(weights, described)
+    check_digest(weights, described)
     load_into(net, read_weights(weights), str(weights))
     return net.eval(), described

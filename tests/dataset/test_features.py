@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hemera.dataset.bags import Bags
-from hemera.dataset.features import FeatureFile, ViewList, write_features
+from hemera.dataset.features import FeatureFile, ViewList, check_features, write_features
 from hemera.errors import TableError
 
 h5py = pytest.importorskip("h5py")
@@ -71,6 +71,16 @@ def test_a_damaged_or_missing_file_is_an_error(tmp_path):
     (tmp_path / "a.h5").write_bytes(b"no HDF5")
     with pytest.raises(TableError, match="not a file of features"):
         FeatureFile(tmp_path / "a.h5")
+
+
+def test_a_changed_bit_is_found(tmp_path, rng):
+    path = tmp_path / "a.h5"
+    write(path, rng.normal(size=(7, 5)).astype(np.float32))
+    check_features(path)
+    with h5py.File(path, "r+") as file:
+        file["features"][3, 2] += np.float16(0.5)
+    with pytest.raises(TableError, match="differ from their SHA-256"):
+        check_features(path)
 
 
 def tile_rows(cases):
