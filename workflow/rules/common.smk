@@ -61,7 +61,7 @@ def check_inputs():
 def check_outputs():
     """End the run with all results that were cut off, by a full disk or a copy: Snakemake itself
     sees only whether a file exists."""
-    made = (*data_files(), *training_files(), *status_files())
+    made = dict.fromkeys((*data_files(), *training_files(), *status_files()))
     try:
         cut = [path for path in made if is_cut_off(Path(path))]
     except OSError as error:
