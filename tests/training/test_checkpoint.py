@@ -1,9 +1,12 @@
 import dataclasses
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -243,6 +246,28 @@ def test_sigterm_to_every_process_of_a_job_leaves_a_checkpoint(tmp_path):
     assert "stopped at epoch 1" in printed.splitlines()[-1]
     (checkpoint,) = tmp_path.glob("checkpoints/*/checkpoint.pt")
     assert storage.read_weights(checkpoint)["progress"]["step"] >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train_generation", "train_segmentation"])
+def test_the_log_of_a_terminated_job_has_the_last_message(tmp_path, stage):
+    """As the rule pipes it; all processes of the job get the signal."""
+    rule = (ROOT / "workflow" / "rules" / f"{stage}.smk").read_text()
+    (pipe,) = re.findall(r'^ +"( 2>&1 .*)"$', rule, re.MULTILINE)
+    index, log = write_index(tmp_path / "results", train=7), tmp_path / "log"
+    (tmp_path / "job.py").write_text(TERMINATED)
+    words = shlex.join([sys.executable, *map(str, (tmp_path / "job.py", index, tmp_path))])
+    job = subprocess.Popen(
+        ["bash", "-c", f"set -euo pipefail; {words}{pipe.replace('{log:q}', str(log))}"],
+        cwd=ROOT, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    while not log.exists() or log.read_text().count("step\n") < 3:
+        time.sleep(0.1)
+        assert job.poll() is None
+    os.killpg(job.pid, signal.SIGTERM)
+    job.communicate(timeout=60)
+    assert "the checkpoint is written: run the stage again to resume" in log.read_text()
 
 
 def test_a_validation_without_a_number_ends_the_run(tmp_path, monkeypatch):

@@ -35,4 +35,5 @@ rule train_generation:
         "{params.launcher} train_generation --index {input.index:q}"
         " --checkpoints results/train_generation/checkpoints/{wildcards.generator} --generator {output.generator:q}"
         " --metadata {output.metadata:q} --history {output.history:q} {params.options}"
-        " 2>&1 | tee {log:q}"
+        # A cluster signals all processes of a job: the log must take the last message of the training.
+        " 2>&1 | (trap '' TERM; exec tee {log:q})"

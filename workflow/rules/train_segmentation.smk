@@ -36,4 +36,5 @@ rule train_segmentation:
         " --generator-metadata {input.generator_metadata:q}"
         " --checkpoints results/train_segmentation/checkpoints --segmenter {output.segmenter:q}"
         " --metadata {output.metadata:q} --history {output.history:q} {params.options}"
-        " 2>&1 | tee {log:q}"
+        # A cluster signals all processes of a job: the log must take the last message of the training.
+        " 2>&1 | (trap '' TERM; exec tee {log:q})"
