@@ -1,8 +1,7 @@
 """Folds of the tissue, as steps from one layer to several.
 
 Layers of one tissue add up: beyond the edge of a fold the density is a multiple, in every channel
-alike, and so is that of the lightest places between nuclei and fibres; and it exceeds that of the
-denser quarter of the tissue of the slide. Nuclei that lie closer, or a
+alike, and so is that of the lightest places between nuclei and fibres. Nuclei that lie closer, or a
 stain, change the colour or leave places between them that are light.
 """
 
@@ -34,6 +33,8 @@ RATIO = 2.0
 # What the lightest places have at least, or they are not tissue.
 _NOISE = 0.005
 _TISSUE_DENSITY = 0.03
+# A fold over the denser quarter of the tissue of its slide.
+_OVER_TYPICAL = 1.6
 # Largest angle between the colours at both sides, in optical density, degrees: of the mean, and of
 # the lightest places, which have little stain.
 _HUE_DEG = 4.0
@@ -49,7 +50,7 @@ def find_folds(density: Float, mpp: float, tissue_density: float, ratio: float =
     Args:
         density: (H, W, 3) optical densities.
         mpp: its resolution, um/px; where it is coarser than `STEP_MPP`, nothing is found.
-        tissue_density: `imaging.artefacts.typical_density` of the slide, which a fold exceeds.
+        tissue_density: `imaging.artefacts.typical_density` of the slide.
         ratio: smallest ratio of the densities at both sides of the edge.
     """
     none = np.zeros(density.shape[:2], np.bool_)
@@ -57,8 +58,7 @@ def find_folds(density: Float, mpp: float, tissue_density: float, ratio: float =
         return none
     mean = at_mpp(density, mpp, STEP_MPP)
     window = odd_px(_OUTLINE_UM, STEP_MPP)
-    level = np.asarray(cv2.blur(mean.mean(axis=2), (window, window)), np.float32)
-    dense = level > tissue_density
+    dense = cv2.blur(mean.mean(axis=2), (window, window)) > _OVER_TYPICAL * tissue_density
     # Without so dense an area as one strip, there is no edge.
     if dense.sum() * STEP_MPP**2 < _LENGTH_FRACTION * _LENGTH_UM * _DEPTH_UM:
         return none
@@ -67,11 +67,9 @@ def find_folds(density: Float, mpp: float, tissue_density: float, ratio: float =
     edges = _edges(mean, at_mpp(lightest, mpp, STEP_MPP), tissue_density, ratio) & dense
     if not edges.any():
         return none
-    # Up to the geometric mean of the densities at both sides.
-    dense &= level > np.median(level[edges]) / math.sqrt(ratio)
     whole = cv2.morphologyEx(dense.view(np.uint8), cv2.MORPH_CLOSE, disc(_GAP_UM, STEP_MPP))
     _, pieces = cv2.connectedComponents(whole)
-    fold = (np.isin(pieces, np.unique(pieces[edges])) & (pieces > 0)).view(np.uint8)
+    fold = np.isin(pieces, np.unique(pieces[edges])).view(np.uint8)
     # Of three layers and more, smoothing has moved the edge outwards.
     inner = cv2.erode(fold, np.ones((3, 3), np.uint8), borderValue=1)
     return np.asarray(
@@ -131,7 +129,7 @@ def _horizontal_edges(turned: Float, length: int, tissue_density: float, ratio: 
     for k, by in ((0, -shift), (1, shift)):
         fold, beside = along[k], along[1 - k]
         piece_fold, piece_beside = (above, below) if k == 0 else (below, above)
-        whole = fold[..., :3].mean(axis=2) > tissue_density
+        whole = fold[..., :3].mean(axis=2) > _OVER_TYPICAL * tissue_density
         whole &= (fold[..., :3] > ratio * beside[..., :3]).all(axis=2)
         if not whole.any():
             continue
