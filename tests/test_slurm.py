@@ -119,7 +119,7 @@ def planned_jobs(folder: Path) -> dict[str, list[dict[str, int]]]:
         rule = re.match(r"rule (\w+):", block)
         resources = re.search(r"^ +resources: (.*)$", block, re.MULTILINE)
         threads = re.search(r"^ +threads: (\d+)$", block, re.MULTILINE)
-        if rule is None or resources is None:
+        if rule is None or resources is None or rule[1] == "data":
             continue
         own = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)(?=,|$)", resources[1])}
         found.setdefault(rule[1], []).append({**own, "threads": int(threads[1]) if threads else 1})
