@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +12,8 @@ import pytest
 from tests.small_workflow import TINY, digests, planned, run_cohort, snakemake, write_config
 
 pytestmark = pytest.mark.slow
+
+Seen = Callable[..., None]
 
 CHANGED = {"describe": {"he_saturation_max": 0.09}, "train_generation": {"seed": 7}}
 """Reruns every stage; `register` by its input."""
@@ -75,10 +77,11 @@ def cases() -> Iterator[tuple[str, str]]:
             yield stage, moment
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(("stage", "moment"), list(cases()))
 def test_a_killed_job_loses_nothing(
     stage: str, moment: str, finished: Path, undisturbed: dict[str, str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    fault_seen: Seen,
 ) -> None:  # fmt: skip
     """An option is changed, a job dies, the workflow is run again."""
     folder = tmp_path / "run"
@@ -100,9 +103,11 @@ def test_a_killed_job_loses_nothing(
     # Snakemake itself marks folders that are outputs.
     left = {path.name for path in (folder / "results").rglob(".*")} - {".snakemake_timestamp"}
     assert left == set()
+    fault_seen(f"an option changed, {stage} killed {moment}", "repeated by the next run")
 
 
-def test_a_deleted_result_is_made_again(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.fault
+def test_a_deleted_result_is_made_again(finished: Path, tmp_path: Path, fault_seen: Seen) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, symlinks=True)
     before = digests(folder)
@@ -113,11 +118,16 @@ def test_a_deleted_result_is_made_again(finished: Path, tmp_path: Path) -> None:
     assert counts["tile"] == counts["describe"] == counts["mask"] - 1 == 1
     snakemake(folder, "--cores", "2")
     assert digests(folder) == before
+    fault_seen("a shard and two tables are deleted", "made again by the next run")
 
 
-def test_a_flipped_bit_in_a_tile_stops_the_masks(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.fault
+def test_a_flipped_bit_in_a_tile_stops_the_masks(
+    finished: Path, tmp_path: Path, fault_seen: Seen
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder, symlinks=True)
+    before = digests(folder)
     row = pq.read_table(folder / "results/tile/bci.000.parquet").to_pylist()[1]
     shard = folder / "results" / row["shard"]
     times, stored = shard.stat(), bytearray(shard.read_bytes())
@@ -128,3 +138,10 @@ def test_a_flipped_bit_in_a_tile_stops_the_masks(finished: Path, tmp_path: Path)
     text = snakemake(folder, "--cores", "2", "data", check=False)
     assert f"{row['tile']}.her2.jpg differs from its SHA-256" in text
     assert not (folder / "results/mask/bci.000.parquet").exists()
+    shard.unlink()
+    write_config(folder, TINY)
+    snakemake(folder, "--cores", "2", "data")
+    after = {name: digest for name, digest in before.items() if name.split("/")[1] in DATA}
+    found = digests(folder)
+    assert {name: found[name] for name in after} == after
+    fault_seen("one bit flipped in a stored JPEG", f"the job fails: {row['tile']} differs")

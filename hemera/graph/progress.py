@@ -51,7 +51,7 @@ def stage_progress(files: Sequence[Output], run: Run | None) -> list[StageProgre
     durations = Durations()
     found = []
     for rule, jobs in pending.items():
-        left = [unit for unit, is_pending in jobs.items() if is_pending]
+        left = {unit for unit, is_pending in jobs.items() if is_pending}
         seconds = durations.total(_benchmark(rule, unit) for unit in left)
         found.append(
             StageProgress(
