@@ -73,21 +73,26 @@ def path(pattern: str, results: Path = Path(RESULTS), **wildcards: str) -> Path:
 
 
 def unit(path: str) -> str:
-    """Return the unit or the generator of an output; empty for one of the cohort."""
+    """Return the values of an output's wildcards, with a slash between two; empty without any."""
     for pattern in _patterns():
         if found := pattern.fullmatch(path):
-            return found[1]
+            return "/".join(found.groups())
     return ""
 
 
 @functools.cache
 def _patterns() -> list[re.Pattern[str]]:
     # A dot is only before a block's number, see workflow/rules/common.smk.
-    wildcards = {"{unit}": r"([A-Za-z0-9_-]+(?:\.[0-9]+)?)", "{generator}": "([a-z0-9_]+)"}
+    kinds = {"unit": r"([A-Za-z0-9_-]+(?:\.[0-9]+)?)"}
     return [
-        re.compile(re.escape(text).replace(re.escape(name), regex))
+        re.compile(
+            "".join(
+                kinds.get(part[1:-1], "([A-Za-z0-9_-]+)")
+                if part.startswith("{")
+                else re.escape(part)
+                for part in re.split(r"(\{\w+\})", text)
+            )
+        )
         for text in globals().values()
-        if isinstance(text, str)
-        for name, regex in wildcards.items()
-        if name in text and text.startswith(RESULTS)
+        if isinstance(text, str) and text.startswith(RESULTS) and "{" in text
     ]

@@ -40,7 +40,7 @@ class Job:
 
     rule: str
     unit: str
-    """Of a pair or block its name, of a generator that of its preset, else empty."""
+    """Name of a pair, a block or a preset, a slash between two; empty for a job of the cohort."""
     outputs: tuple[str, ...]
     benchmark: str | None
     reason: str
@@ -76,7 +76,7 @@ class _Records(logging.Handler):
         self.jobs.append(
             Job(
                 rule=found.rule_name,
-                unit=" ".join(dict(found.wildcards or {}).values()),
+                unit="/".join(dict(found.wildcards or {}).values()),
                 outputs=tuple(found.output),
                 benchmark=found.benchmark,
                 reason=found.reason,

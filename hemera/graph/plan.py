@@ -135,9 +135,9 @@ class _Sizes:
         return self._medians[job.rule]
 
     def _median(self, job: Job) -> int | None:
-        totals = []
+        totals, own = [], job.unit.rpartition("/")[2]
         for other in self._units:
-            paths = [Path(path.replace(f"/{job.unit}.", f"/{other}.")) for path in job.outputs]
+            paths = [Path(path.replace(f"/{own}.", f"/{other}.")) for path in job.outputs]
             if all(path.exists() for path in paths):
                 totals.append(sum(map(size_of, paths)))
         return int(statistics.median(totals)) if totals else None
