@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from hemera import tables
 from hemera.__main__ import main
 from hemera.config import EvaluateStatusOptions
 from hemera.errors import LeakageError, TrainingError
+from hemera.evaluation import classification
 from hemera.files import layout
 from hemera.stages import evaluate_status
 from tests.command_line import words
@@ -68,6 +70,26 @@ def test_no_signal_is_reported(tmp_path):
     found, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
     assert found["status", "oof", "all", "floor", "auc"]["low"] <= 0.5
     assert "no signal found" in page and "a signal was found" not in page
+
+
+@pytest.mark.slow
+def test_at_most_3_of_20_intervals_miss_chance_without_a_signal(tmp_path):
+    method, missed = "floor", 0
+    for seed in range(20):
+        results = tmp_path / str(seed)
+        write_status(results, case_rows(64), signal=0.0, seed=seed)
+        run_method(results, method, shuffles=0, epochs=10)
+        rows = tables.read(
+            layout.path(layout.STATUS_PREDICTIONS, results, method=method),
+            tables.STATUS_PREDICTIONS,
+        ).to_pandas()
+        rows = rows[(rows["target"] == "status") & (rows["part"] == "oof")]
+        truth = (rows["truth"] == "positive").to_numpy()
+        weights = classification.resample(truth, 1000, seed)
+        found = classification.auc(truth, rows["probability"].to_numpy(), weights)
+        low, high = np.quantile(found, (0.025, 0.975))
+        missed += not low <= 0.5 <= high
+    assert missed <= 3
 
 
 def test_status_that_goes_with_the_site_is_a_warning(tmp_path):
