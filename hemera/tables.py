@@ -198,7 +198,7 @@ MASK = _schema("""
     int64    cells positive_cells weak_cells moderate_cells strong_cells
     float64? h_score  # 0 to 300; null: no cells
     float64? membrane_od cytoplasm_od  # means of CELLS; null: no cells, or not measured
-    string?  note  # blank: a tile without tissue
+    string?  note  # deepliif: blank, without tissue; stain: what its pair does not show
     string   shard
     int64    offset length
     string   sha256

@@ -73,6 +73,9 @@ def _mask_engines(config: Config) -> Iterator[tuple[str, str]]:
         missing = module.requirements(options)
         try:
             versions = {} if missing else module.versions(options)
+            if not missing and options.files():
+                # What is no model, or one of another kind, shows when it is loaded.
+                module.load(options, config.options(MaskOptions))
         except HemeraError as error:
             missing.append(str(error))
         for line in missing:

@@ -7,6 +7,7 @@ from pathlib import Path
 from hemera import __version__
 from hemera.commands import Steps, check_new
 from hemera.config.base import Seed
+from hemera.errors import ConfigError
 
 
 def train_nuclei(*, weights: Path, steps: Steps = 2200, seed: Seed = 0) -> None:
@@ -21,6 +22,11 @@ def train_nuclei(*, weights: Path, steps: Steps = 2200, seed: Seed = 0) -> None:
         seed: of the tissue, its variants and the initial weights.
     """
     check_new(weights)
+    if weights.suffix != ".safetensors":
+        raise ConfigError(
+            f"{weights}: option nuclei takes other files for models of InstanSeg; name it "
+            f"{weights.with_suffix('.safetensors').name}"
+        )
     from hemera.demo.nucleus_training import train_on_tissue
     from hemera.networks.storage import write_weights
 

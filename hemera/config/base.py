@@ -85,6 +85,10 @@ class Options(BaseModel):
         """Return what is missing on this machine to run with these options, with remedies."""
         return []
 
+    def files(self) -> list[str]:
+        """Return the files that the options name, whose content is an input of the stage."""
+        return []
+
     def replace(self, **changes: Any) -> Self:
         """Return a validated copy in which the given options have other values."""
         return type(self)(**{**dict(self), **changes})

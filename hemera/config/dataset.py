@@ -67,7 +67,7 @@ class IndexOptions(Options):
     """Splits and the subsets of both networks."""
 
     section: ClassVar[str] = "index"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     target: Annotated[str, paper("deepliif")] = "deepliif"
     """Engine whose masks the networks are trained on."""

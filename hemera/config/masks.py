@@ -115,6 +115,10 @@ class MaskOptions(Options):
             for missing in modules[name].requirements(options)
         ]
 
+    def files(self) -> list[str]:
+        """Return the files that the options of the engines name."""
+        return [name for options in self.engines.values() for name in options.files()]
+
     def resources(self) -> dict[str, int]:
         """Return memory_mb, threads and gpu of a job: the most that one of the engines needs."""
         modules = engine_modules()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from hemera.config import IndexOptions
@@ -26,6 +27,10 @@ Masks by {engines}; the networks are trained with those of {target}.
 
 {networks}
 
+## Excluded regions
+
+{excluded}
+
 ## Why tiles were refused
 
 {reasons}
@@ -47,8 +52,13 @@ identifiers, so tiles of one of its slides may be in the training and the test s
 {options}"""
 
 
-def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOptions) -> str:
-    """Return the dataset card of an index with its metadata, Markdown."""
+def dataset_card(
+    table: pa.Table, excluded: pa.ChunkedArray, metadata: Mapping[str, str], options: IndexOptions
+) -> str:
+    """Return the dataset card of an index with its metadata, Markdown.
+
+    `excluded` is the fraction of every accepted tile that its mask excludes.
+    """
     columns = ["case", "dataset", "score", "split", "reason", "accepted"]
     columns += [f"{network}_split" for network in NETWORKS]
     # Equal rows once, with their number: a table of 10^7 rows is not for pandas.
@@ -75,12 +85,23 @@ def dataset_card(table: pa.Table, metadata: Mapping[str, str], options: IndexOpt
         mixture=f"\n**Attention: {metadata['mixture']}.**\n" if metadata["mixture"] else "",
         splits=_counts(accepted, "split"),
         networks=_markdown(("network", "split", "tiles requested", "tiles", "cases"), rows),
+        excluded=_excluded(excluded),
         reasons=_counts(tiles[~tiles["accepted"]], "reason"),
         terms="".join(f"- {line}\n" for line in json.loads(metadata["licences"])),
         versions="".join(f"- {name} {version}\n" for name, version in versions.items()),
         options="".join(
             f"- {key.removeprefix('options_')}: `{value}`\n" for key, value in own_options.items()
         ),
+    )
+
+
+def _excluded(excluded: pa.ChunkedArray) -> str:
+    """Return how many accepted tiles have pixels that losses and metrics ignore, and how many."""
+    fractions = np.asarray(excluded, float)
+    return (
+        f"{int((fractions > 0).sum())} of {len(fractions)} accepted tiles have artefacts or places "
+        f"without image, {100 * fractions.sum() / max(len(fractions), 1):.2g} % of all their "
+        "pixels; losses and metrics ignore them."
     )
 
 

@@ -97,10 +97,12 @@ def staining(
     A block is a tile, or a quarter of one where a case has fewer tiles than `BLOCKS_MIN`. The cells
     of a block are alike, so they are as informative as a smaller number of independent cells: that
     with the same variance of the H-score, times the square of the ratio of the normal to Student's
-    quantile (Korn and Graubard, Surv Methodol 24, 1998). The fractions of the intensities have a
-    Dirichlet distribution of that many cells and Perks' prior, one cell in all; the interval of the
-    H-score and the probabilities of the classes are from draws of it. Without a stained cell the
-    interval begins at 0, and it ends at 300 where all are strong (Brown et al., Stat Sci 16, 2001).
+    quantile (Korn and Graubard, Surv Methodol 24, 1998), and at most the number that follows from
+    the smallest correlation of the cells of a tile, which is not estimated from the case. The
+    fractions of the intensities have a Dirichlet distribution of that many cells and Perks' prior,
+    one cell in all; the interval of the H-score and the probabilities of the classes are from draws
+    of it. Without a stained cell the interval begins at 0, and it ends at 300 where all are strong
+    (Brown et al., Stat Sci 16, 2001).
     The membrane density has a log-normal distribution, with Student's quantile.
 
     Args:
@@ -129,8 +131,9 @@ def staining(
     variance = _variance(counts @ intensities, cells, used, parts)
     # A few blocks may be alike by chance, as those without a stained cell are.
     most = total / (1 + max(parts * total / used - 1, 0) * _CELL_CORRELATION)
-    effective = min(spread / variance, most) if variance else most
-    effective *= (special.ndtri(1 - tail) / quantile) ** 2
+    effective = most
+    if variance:
+        effective = min(spread / variance * (special.ndtri(1 - tail) / quantile) ** 2, most)
     rng = np.random.default_rng(seed)
     drawn = rng.dirichlet(effective * fractions + _PRIOR_CELLS / 4, samples)
     low, high = np.quantile(100 * drawn @ intensities, [tail, 1 - tail])

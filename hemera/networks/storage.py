@@ -81,7 +81,12 @@ def read_weights(
 
 
 def load_into(module: nn.Module, weights: Mapping[str, Any], subject: str) -> None:
-    """Load weights that must fit exactly; raise TrainingError naming the layers that differ."""
+    """Load weights that must fit exactly and be finite; raise TrainingError naming the layers."""
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            raise TrainingError(
+                f"{subject}: {name} contains values that are not finite; fetch it or train again"
+            )
     with translated(
         TrainingError,
         f"{subject}: does not fit the network ({{error}}); use the options it was made with",

@@ -40,6 +40,8 @@ class Cohort:
     """`tables.index`, without digests."""
     metadata: Mapping[str, str]
     """Of the index."""
+    notes: Frame = dataclasses.field(default_factory=pd.DataFrame)
+    """Note of every engine on every pair: pair, engine, note."""
 
     @property
     def engines(self) -> list[str]:
@@ -81,6 +83,7 @@ def content(
         "images": {(row.pair, row.stain): row for row in cohort.images.itertuples()},
         "blocks": _blocks(pairs[pairs["in_block"]]),
         "masks": {engine: _masks(cohort, engine) for engine in cohort.engines},
+        "unmeasured": _unmeasured(cohort.notes),
         "agreements": _agreements(compared),
         "confusions": _confusions(cohort, intense_fraction),
         "intense_fraction": intense_fraction,
@@ -100,6 +103,18 @@ def content(
         "versions": json.loads(cohort.metadata.get("versions", "{}")),
         "licences": json.loads(cohort.metadata.get("licences", "[]")),
     }
+
+
+def _unmeasured(notes: Frame) -> list[tuple[str, str, int]]:
+    """Return engine, note and number of pairs of what masks could not measure on a slide.
+
+    The colour of DAB is not among it: a slide without staining does not have it.
+    """
+    return [
+        (engine, note, len(own))
+        for (engine, note), own in (notes.groupby(["engine", "note"]) if len(notes) else ())
+        if "haematoxylin" in note or "nuclei" in note
+    ]
 
 
 def _pairs(cohort: Cohort) -> Frame:

@@ -78,7 +78,10 @@ def run(
     }
     parts = _parts(tiles, tables.filtered(engines), table, schema.names)
     tables.write_parts(index, parts, schema, metadata)
-    write_text(card, dataset_card(table, metadata, options))
+    name = f"{options.target}_excluded_fraction"
+    excluded = tables.read(tiles, tables.filtered(engines), ["accepted", name])
+    excluded = excluded.filter(excluded["accepted"])[name]
+    write_text(card, dataset_card(table, excluded, metadata, options))
     log.info("fingerprint %s", mark)
 
 

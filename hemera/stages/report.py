@@ -112,6 +112,9 @@ def _read_cohort(sheet: Path, block_count: int, results: Path, preset: str) -> d
         images=_frame(paths(layout.IMAGES_TABLE), tables.DESCRIBE, plain),
         tiles=_named(_frame([index], schema, columns)),
         metadata=metadata,
+        notes=_frame(paths(layout.MASKS), tables.MASK, ["pair", "engine", "note"])
+        .dropna()
+        .drop_duplicates(),
     )
 
 

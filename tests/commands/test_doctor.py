@@ -9,7 +9,7 @@ import pytest
 
 from hemera.__main__ import main
 from hemera.commands import doctor
-from hemera.config import Config, load
+from hemera.config import Config, MaskOptions, load
 from hemera.masks.deepliif import model_files
 
 
@@ -77,6 +77,20 @@ def test_a_whole_model_is_shown_with_its_digest(model: Path) -> None:
     mark, text = line(sha256="0" * 64)
     assert mark == "missing"
     assert digest in text
+
+
+def test_a_file_that_is_no_model_of_nuclei_is_missing(tmp_path: Path) -> None:
+    for name, reason in (("other.safetensors", "damaged"), ("other.pt", "not a TorchScript model")):
+        path = tmp_path / name
+        path.write_bytes(b"not a model")
+        engines = {"stain": {"nuclei": str(path)}}
+        config = load({"mask": {"engines": engines}, "index": {"target": "stain"}})
+        mark, text = engine_line(config, "stain")
+        assert mark == "missing"
+        # InstanSeg is an extra.
+        assert reason in text or "instanseg" in text
+        assert config.options(MaskOptions).files() == [str(path)]
+    assert load({}).options(MaskOptions).files() == []
 
 
 def test_what_cannot_be_imported_is_missing_without_a_traceback(demo: Path) -> None:

@@ -27,6 +27,14 @@ def described(path: Path) -> dict[str, object]:
         return json.loads(file.metadata()["hemera"])
 
 
+def test_a_name_that_the_option_would_take_for_another_model_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["train-nuclei", "--weights", str(tmp_path / "nuclei.pt"), "--steps", "1"]) == 1
+    assert "name it nuclei.safetensors" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_the_file_states_its_origin(
     tmp_path: Path, threads: int

@@ -90,6 +90,16 @@ def test_intervals_of_few_stained_cells_contain_the_truth() -> None:
     assert 0.5 < unstained.probabilities[0] < 1
 
 
+@pytest.mark.parametrize(("tiles", "cells"), [(4, 1000), (6, 100), (8, 300)])
+def test_a_case_without_a_stained_cell_is_most_probably_0(tiles: int, cells: int) -> None:
+    found = staining(np.array([[cells, 0, 0, 0]] * tiles), np.zeros(tiles), seed=1)
+    assert CLASSES[int(np.argmax(found.probabilities))] == "0"
+    assert found.probabilities[0] > 0.6
+    # Of 1 % stained cells, few would be in so few tiles; more than a tenth, none.
+    assert found.probabilities[1] > 0.05
+    assert sum(found.probabilities[2:]) < 0.01
+
+
 @pytest.mark.parametrize("tiles", [1, 2, 3])
 def test_intervals_of_quarters_allow_for_their_correlation(tiles: int) -> None:
     """Quarters of a tile vary by 0.6 of the variance, and tiles by 0.4 of it."""
@@ -108,13 +118,12 @@ def test_intervals_of_quarters_allow_for_their_correlation(tiles: int) -> None:
 def test_probabilities_of_a_case_between_two_scores() -> None:
     """Half of eight tiles 9 % strong, half 12 %: 3+ above a tenth.
 
-    800 cells whose correlation is 0.05 are worth 800 / (1 + 99 * 0.05) = 134.5 of independent ones,
-    and with Student's quantile of seven degrees of freedom 134.5 * (1.645 / 1.895)**2 = 101.3.
-    10.64 of them are strong, and a quarter of the prior cell.
+    800 cells whose correlation is 0.05 are worth 800 / (1 + 99 * 0.05) = 134.5 of independent ones.
+    14.12 of them are strong, and a quarter of the prior cell.
     """
     found = staining(np.array([[85, 0, 6, 9], [82, 0, 6, 12]] * 4), np.zeros(8), seed=1)
     assert sum(found.probabilities) == pytest.approx(1)
-    expected = stats.beta.sf(0.1, 10.64 + 0.25, 101.3 - 10.64 + 0.75)
+    expected = stats.beta.sf(0.1, 14.12 + 0.25, 134.5 - 14.12 + 0.75)
     assert found.probabilities[4] == pytest.approx(expected, abs=0.03)
 
 

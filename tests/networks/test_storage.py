@@ -125,6 +125,10 @@ def test_numbers_in_place_of_layers_and_a_lone_tensor_are_named(tmp_path):
     net = nn.Linear(2, 3)
     with pytest.raises(TrainingError, match=r"here: does not fit .*weight"):
         storage.load_into(net, {"weight": 3, "bias": net.bias}, "here")
+    broken = {"weight": net.weight.detach().clone(), "bias": net.bias}
+    broken["weight"][1, 0] = torch.nan
+    with pytest.raises(TrainingError, match=r"here: weight contains values that are not finite"):
+        storage.load_into(net, broken, "here")
     torch.save(torch.rand(3), tmp_path / "lone.pth")
     with pytest.raises(TrainingError, match=r"lone.pth: contains a Tensor, not the weights"):
         storage.read_weights(tmp_path / "lone.pth")

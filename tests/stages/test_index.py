@@ -18,7 +18,7 @@ from hemera.stages import index
 from tests.command_line import words
 from tests.small_tables import digest, tile_row
 
-GOLDEN = {2: "2257625208f8db77"}
+GOLDEN = {3: "2257625208f8db77"}
 ENGINES = ("stain",)
 ALL = IndexOptions(
     target="stain",
@@ -253,6 +253,7 @@ def test_metadata_and_card(tmp_path: Path) -> None:
     assert "136 of 137 tiles accepted, of 29 cases." in card
     assert "| bci | 0 | blurred_he | 1 | 1 |" in card
     assert "| generation | test | all | 16 | 4 |" in card
+    assert "136 of 136 accepted tiles have artefacts or places without image, 50 % of all" in card
     for name in ("Leakage", "Terms of use", "Software versions", "Options"):
         assert f"## {name}" in card
     assert str(tmp_path) not in card

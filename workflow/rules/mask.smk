@@ -16,6 +16,8 @@ rule mask:
         tiles=layout.TILES,
         tile_shard=layout.TILE_SHARD,
         requirements=requirements("mask"),
+        # Another content of the same name is another input.
+        nuclei=[path for path in MASK.files() if Path(path).is_file()],
     output:
         shard=layout.MASK_SHARD,
         masks=layout.MASKS,

@@ -62,6 +62,11 @@ class Options(Base):
         nuclear = self.compartment == "nucleus"
         return nucleus_files.NETWORK if nuclear else nucleus_files.CLASSICAL
 
+    def files(self) -> list[str]:
+        """Return the file that the option `nuclei` names."""
+        own = (nucleus_files.AUTO, nucleus_files.CLASSICAL, nucleus_files.NETWORK)
+        return [] if self.nuclei in own else [self.nuclei]
+
     @model_validator(mode="after")
     def _nuclei_have_a_range_of_areas(self) -> Self:
         if self.nucleus_area_min_um2 >= self.nucleus_area_max_um2:

@@ -97,7 +97,7 @@ class StainEngine:
                 area_px=np.bincount(labels.ravel(), minlength=len(cells) + 1)[1:].astype(np.int32),
             )
         mask = label_format.pack(_classes(grown, positive), labels > 0, stained)
-        return label_format.Labelled(mask, cells)
+        return label_format.Labelled(mask, cells, state.note)
 
     def _cells(
         self,

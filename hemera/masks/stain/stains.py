@@ -88,7 +88,7 @@ class Stains:
     pixels of little DAB); `dark_dab` is the DAB of its most stained places (98th percentile of
     pixels where it prevails), 0 where there is too little; `estimated` names the vectors that were
     measured; `background_dab` is the DAB of stroma away from nuclei (first quartile), 0 where there
-    is too little such tissue.
+    is too little such tissue; `nuclei_measured`: `nuclear_density` is measured, not the default.
     """
 
     background: tuple[int, int, int]
@@ -98,6 +98,18 @@ class Stains:
     dark_dab: float = 0.0
     estimated: tuple[str, ...] = ()
     background_dab: float = 0.0
+    nuclei_measured: bool = False
+
+    @property
+    def note(self) -> str | None:
+        """What could not be measured, in words; None: nothing."""
+        fixed = [
+            f"colour of {name}"
+            for key, name in (("haematoxylin", "haematoxylin"), ("dab", "DAB"))
+            if key not in self.estimated
+        ]
+        fixed += [] if self.nuclei_measured else ["density of nuclei"]
+        return f"not measured: {', '.join(fixed)}" if fixed else None
 
     @property
     def vectors(self) -> Float64:
@@ -136,11 +148,13 @@ def estimate(
         return stains
     blocks = _blocks(tiles, excluded or [None] * len(tiles), mpp, stains)
     vectors, estimated = _vectors(blocks, len(tiles) >= _TILES_MIN)
+    nuclear_density = _nuclear_density(blocks, vectors)
     stains = dataclasses.replace(
         stains,
         haematoxylin=_triple(vectors[0]),
         dab=_triple(vectors[1]),
-        nuclear_density=_nuclear_density(blocks, vectors),
+        nuclear_density=NUCLEAR_DENSITY if nuclear_density is None else nuclear_density,
+        nuclei_measured=nuclear_density is not None,
         dark_dab=_dark_dab(blocks, vectors),
         estimated=estimated,
     )
@@ -214,25 +228,30 @@ def _pure_haematoxylin(density: Float64, matrix: Float64) -> Float64:
     return np.asarray(haematoxylin[pure & (density.max(axis=1) < _SATURATED_DENSITY)], np.float64)
 
 
-def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> float:
-    """Return the haematoxylin of dark nuclei."""
+def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> float | None:
+    """Return the haematoxylin of dark nuclei, None where there is too little of it."""
     matrix = color.unmixing_matrix(vectors)
     pure = [_pure_haematoxylin(block, matrix) for block in blocks]
     enough = [values for values in pure if len(values) >= _SAMPLES_MIN]
     if not enough:
         enough = [np.concatenate(pure)]
         if len(enough[0]) < _SAMPLES_MIN:
-            return NUCLEAR_DENSITY
+            log.warning(
+                "haematoxylin of nuclei: %d pixels are too few; %.2f is used",
+                len(enough[0]), NUCLEAR_DENSITY,
+            )  # fmt: skip
+            return None
     density = float(np.median([np.percentile(values, _DARK_PERCENTILE) for values in enough]))
     if _NUCLEAR_DENSITY_MIN <= density <= _NUCLEAR_DENSITY_MAX:
         return density
     # Below the lower bound there is no counterstain to measure.
-    used = _NUCLEAR_DENSITY_MAX if density > _NUCLEAR_DENSITY_MAX else NUCLEAR_DENSITY
+    above = density > _NUCLEAR_DENSITY_MAX
+    used = _NUCLEAR_DENSITY_MAX if above else NUCLEAR_DENSITY
     log.warning(
         "haematoxylin of nuclei: %.2f is outside %.2f to %.2f; %.2f is used",
         density, _NUCLEAR_DENSITY_MIN, _NUCLEAR_DENSITY_MAX, used,
     )  # fmt: skip
-    return used
+    return used if above else None
 
 
 def _dark_dab(blocks: Sequence[Float64], vectors: Float64) -> float:

@@ -20,6 +20,7 @@ def test_vectors_are_those_the_slide_was_stained_with() -> None:
     slide = draw(STRENGTHS, mpp=0.25, haematoxylin=TRUE_H, dab=TRUE_D, background=(190, 188, 184))
     stains = estimate(thirds(slide.rgb), 0.25)
     assert stains.estimated == ("haematoxylin", "dab")
+    assert stains.note is None
     # The palest there is: background under the thin haze that is drawn everywhere.
     palest = np.array([190, 188, 184]) * 10 ** -(0.03 * TRUE_H + 0.01 * TRUE_D)
     assert stains.background == pytest.approx(palest, abs=2)
@@ -41,6 +42,8 @@ def test_vectors_are_measured_on_blocks_of_one_tile_and_never_on_a_fragment() ->
     for seen in ([fragment], [fragment, background, background]):
         found = estimate(seen, 0.25)
         assert found.estimated == ()
+        assert found.note is not None
+        assert found.note.startswith("not measured: colour of haematoxylin, colour of DAB")
         np.testing.assert_allclose(found.vectors, [HAEMATOXYLIN, DAB])
 
 
