@@ -41,9 +41,18 @@ where a step inside it is ended."""
 
 
 def output_of(*words: str) -> str | None:
-    """Return what a client of Slurm prints; None if it fails, or does not end within 30 s."""
+    """Return what a client of Slurm prints; None if it fails, or does not end within 30 s.
+
+    Raises:
+        WorkflowError: when the client is not installed.
+    """
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError as error:
+        raise plugin.WorkflowError(
+            f"{words[0]}: not found, it is a client of Slurm; run Snakemake on a node of the "
+            "cluster that submits jobs, or without --profile slurm"
+        ) from error
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -108,6 +108,14 @@ def test_sacct_is_used_only_with_a_database(clients: Path, storage: str, has: bo
     assert slurm.plugin.is_query_tool_available("scontrol")
 
 
+def test_a_machine_without_slurm_is_an_error_and_not_waited_for(
+    clients: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(clients))
+    with pytest.raises(slurm.plugin.WorkflowError, match=r"scontrol: not found.*--profile slurm"):
+        executor()._wait_for_controller()
+
+
 def executor() -> Any:
     """An executor without its threads."""
     made = object.__new__(slurm.Executor)
