@@ -17,7 +17,7 @@ def progress(
     configfile: ConfigFile = Path("config.yaml"),
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
-    """Report where the workflow is: jobs and verdicts by stage, failures, the remaining time.
+    """Report how far a run is: jobs and verdicts by stage, failures, the remaining time.
 
     It may be called while Snakemake runs, from the same folder. Hours are from the benchmark files
     of finished jobs. Return 1 where a job of the last run failed and was not repeated.
