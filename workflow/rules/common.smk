@@ -378,7 +378,7 @@ def replace_slurm_executor():
     """Let the profile slurm use HEMERA's executor, which corrects faults of the plugin's."""
     plugin = ExecutorPluginRegistry().plugins.get("slurm")
     if plugin is not None:
-        from hemera.files.slurm import Executor
+        from hemera.graph.slurm import Executor
 
         plugin.executor = Executor
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hemera.files import slurm
+from hemera.graph import slurm
 
 FAILED = "SLURM-job '7' failed, SLURM status is: '{}'. Detailed failure reason unavailable"
 
