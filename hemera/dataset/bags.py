@@ -58,7 +58,8 @@ class Bags:
         self._rows: dict[str, list[tuple[Path, Rows]]] = collections.defaultdict(list)
         self.views: dict[str, list[View]] = collections.defaultdict(list)
         self.width = 0
-        self.encoder_sha256, self.pretraining, self.trained_on = "", "", []  # type: str, str, list[str]
+        self.encoder_sha256 = self.pretraining = ""
+        self.trained_on: list[str] = []
         first: tuple[Path, tuple[Any, ...]] | None = None
         for unit in sorted(files):
             with FeatureFile(files[unit]) as file:

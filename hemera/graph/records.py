@@ -15,7 +15,7 @@ _START = re.compile(r"(?:local)?(?:rule|checkpoint) (\w+):")
 _FAILED = re.compile(r"Error in rule (\w+):")
 _FINISHED = re.compile(r"Finished jobid: (\d+) ")
 _TIME = re.compile(r"\[(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4})\]")
-_STEPS = re.compile(r"(\d+) of (\d+) steps")
+_STEPS = re.compile(r"\d+ of (\d+) steps")
 
 
 def seconds(path: str | Path) -> float | None:
@@ -67,12 +67,11 @@ class Failure:
 
 @dataclasses.dataclass
 class Run:
-    """The last run, as far as its log says."""
+    """The last run, from its log."""
 
     log: Path
     first: datetime.datetime | None = None
     last: datetime.datetime | None = None
-    done: int = 0
     steps: int = 0
     running: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     """Fields of the jobs that began and have not ended, by job id."""
@@ -128,7 +127,7 @@ def _read(path: Path) -> Run:
             fields = run.running.pop(match[1], {})
             run.finished += [fields["benchmark"]] if "benchmark" in fields else []
         elif match := _STEPS.match(line):
-            run.done, run.steps = int(match[1]), int(match[2])
+            run.steps = int(match[1])
     return run
 
 
