@@ -1,5 +1,6 @@
 """Results of the stages before `aggregate`, with features drawn from a distribution."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,13 @@ def case_rows(count: int = 40, *, test: int = 0, **values: Any) -> list[dict[str
 
 
 def write_status(
-    results: Path, rows: list[dict[str, Any]], *, signal: float = 2.0, views: int = 3, seed: int = 1
+    results: Path,
+    rows: list[dict[str, Any]],
+    *,
+    signal: float = 2.0,
+    views: int = 3,
+    seed: int = 1,
+    trained_on: Sequence[str] = (),
 ) -> None:
     """Write cases, tiles and features: the first feature rises with the score by `signal`."""
     metadata = tables.provenance(CasesOptions()) | {"fingerprint": labelled.fingerprint(rows)}
@@ -62,7 +69,7 @@ def write_status(
         layout.path(layout.FEATURES, results, encoder="statistics", unit="u"),
         [np.array(features).reshape(-1, 6)], 6, listed,
         {"encoder": "statistics", "encoder_sha256": "statistics", "options": "{}",
-         "trained_on": [], "pretraining": "none"}, {},
+         "trained_on": list(trained_on), "pretraining": "none"}, {},
     )  # fmt: skip
 
 

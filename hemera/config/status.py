@@ -66,6 +66,7 @@ class EmbedOptions(Options):
     """Features of H&E tiles by an encoder."""
 
     section: ClassVar[str] = "embed"
+    version: ClassVar[int] = 2
 
     weights: tuple[str, ...] = ()
     """Weights of the encoders, each as NAME=PATH: a file, or a folder with the weights and the

@@ -52,7 +52,7 @@ class Bags:
             memory_mb: features up to this size are kept.
 
         Raises:
-            TableError: when files are missing, or of different encoders or options.
+            TableError: when files are missing or damaged, or of different encoders or options.
         """
         accepted = {row["tile"]: row["case"] for row in tiles if row["accepted"]}
         self._rows: dict[str, list[tuple[Path, Rows]]] = collections.defaultdict(list)
@@ -63,6 +63,7 @@ class Bags:
         first: tuple[Path, tuple[Any, ...]] | None = None
         for unit in sorted(files):
             with FeatureFile(files[unit]) as file:
+                file.check()
                 found = tuple(file.attributes.get(name) for name in RECORDED)
                 first = first or (files[unit], (*found, file.width))
                 if (*found, file.width) != first[1]:

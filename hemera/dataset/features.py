@@ -2,7 +2,8 @@
 
 Datasets `features` (N, D) float16, contiguous, and `coords` (N, 2) int64, the top-left corners of
 the views in level-0 pixels, are read by TRIDENT, CLAM, STAMP and torchmil as they are; `tile` and
-`pair` (N) name the tile and the pair of each view. Equal input gives equal bytes.
+`pair` (N) name the tile and the pair of each view, and `size_px` (N) is its side. Attributes named
+after them hold their SHA-256. Equal input gives equal bytes.
 """
 
 import dataclasses
@@ -26,8 +27,7 @@ Features = npt.NDArray[np.float16]
 _ROWS = 8192
 """Rows that are copied at once."""
 
-DIGEST = "features_sha256"
-"""Attribute with the SHA-256 of the features, row by row."""
+DATASETS = ("features", "coords", "size_px", "tile", "pair")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write_features(
         TableError: when a feature is not finite as float16.
     """
     with tempfile.TemporaryFile(dir=_folder(path)) as buffer:
-        count, digest = 0, hashlib.sha256()
+        count = 0
         for batch in batches:
             with np.errstate(over="ignore"):
                 rows = np.ascontiguousarray(batch, np.float16)
@@ -71,11 +71,13 @@ def write_features(
                     "the encoder, or set embed.precision: float32"
                 )
             buffer.write(rows.tobytes())
-            digest.update(rows.tobytes())
             count += len(rows)
         buffer.seek(0)
         found = views.views()
-        with replacing(path) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
+        with (
+            replacing(path) as temporary,
+            h5py.File(temporary, "w", libver=("v110", "v110")) as file,
+        ):
             features = _dataset(file, "features", (count, width), np.float16)
             for start in range(0, count, _ROWS):
                 rows = np.frombuffer(buffer.read(2 * width * _ROWS), np.float16)
@@ -85,11 +87,11 @@ def write_features(
             for name, texts in (("tile", found.tiles), ("pair", found.pairs)):
                 data = np.array([text.encode() for text in texts] or [b""], dtype="S")[:count]
                 _dataset(file, name, (count,), data.dtype, data)
-            recorded = {**metadata, DIGEST: digest.hexdigest()}
-            for owner, values in ((file, recorded), (coords, coords_metadata)):
+            for owner, values in ((file, metadata), (coords, coords_metadata)):
                 for name, value in values.items():
-                    plain = isinstance(value, str | int | float)
-                    owner.attrs[name] = value if plain else json.dumps(value)
+                    owner.attrs[name] = _stored(value)
+            for name, digest in _digests(file).items():
+                file.attrs[_attribute(name)] = _stored(digest)
     return count
 
 
@@ -132,6 +134,17 @@ class FeatureFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def check(self) -> None:
+        """Raise TableError where a dataset or the attributes differ from their SHA-256."""
+        with translated(TableError, f"{self.path}: damaged ({{error}}); delete it and run embed"):
+            found = _digests(self._file)
+        for name, digest in found.items():
+            if self.attributes.get(_attribute(name)) != digest:
+                raise TableError(
+                    f"{self.path}: {name}: differs from its SHA-256 in the file; delete the file "
+                    "and run embed again"
+                )
+
     def views(self) -> Views:
         """Return the views of all rows."""
         tiles, pairs = (
@@ -150,16 +163,31 @@ class FeatureFile:
         return np.asarray(block if len(block) == len(rows) else block[rows - first])
 
 
-def check_features(path: Path) -> None:
-    """Raise TableError where the features of a file differ from their SHA-256."""
-    with FeatureFile(path) as file:
+def _attribute(name: str) -> str:
+    """Return the name of the attribute with the SHA-256 of a dataset or of the attributes."""
+    return f"{name}_sha256"
+
+
+def _digests(file: Any) -> dict[str, str]:
+    """Return the SHA-256 of each dataset of an open file, and of all other attributes."""
+    found = {}
+    for name in DATASETS:
         digest = hashlib.sha256()
-        for start in range(0, len(file), _ROWS):
-            digest.update(np.ascontiguousarray(file.read(slice(start, start + _ROWS))).tobytes())
-        if digest.hexdigest() != file.attributes.get(DIGEST):
-            raise TableError(
-                f"{path}: the features differ from their SHA-256; delete it and run embed again"
-            )
+        for start in range(0, len(file[name]), _ROWS):
+            digest.update(np.ascontiguousarray(file[name][start : start + _ROWS]).tobytes())
+        found[name] = digest.hexdigest()
+    own = {_attribute(name) for name in (*DATASETS, "attributes")}
+    described = [
+        sorted((name, _plain(value)) for name, value in owner.attrs.items() if name not in own)
+        for owner in (file, file["coords"])
+    ]
+    return {**found, "attributes": hashlib.sha256(json.dumps(described).encode()).hexdigest()}
+
+
+def check_features(path: Path) -> None:
+    """Raise TableError where datasets or attributes of a file differ from their SHA-256."""
+    with FeatureFile(path) as file:
+        file.check()
 
 
 def _dataset(file: Any, name: str, shape: tuple[int, ...], dtype: Any, data: Any = None) -> Any:
@@ -172,5 +200,15 @@ def _folder(path: Path) -> Path:
     return path.parent
 
 
+def _stored(value: Any) -> Any:
+    """Return an attribute as stored: texts of fixed length, because others have no checksum."""
+    if isinstance(value, int | float):
+        return value
+    return np.bytes_((value if isinstance(value, str) else json.dumps(value)).encode())
+
+
 def _plain(value: Any) -> Any:
+    """Return an attribute as it was given."""
+    if isinstance(value, bytes):
+        return value.decode()
     return value.item() if isinstance(value, np.generic) else value

@@ -88,6 +88,22 @@ def test_a_flipped_bit_of_any_file_is_named(
     assert words in fault and found[0].name in fault
 
 
+def test_a_flipped_bit_in_the_place_of_a_view_is_named(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    from tests.small_status import case_rows, write_status
+
+    write_status(study / "results", case_rows(8))
+    assert verified(capsys) == []
+    [path] = (study / "results/embed").rglob("*.h5")
+    with h5py.File(path) as file:
+        begin = file["coords"].id.get_offset()
+    flip(path, begin + 16)
+    [fault] = verified(capsys)
+    assert f"{path.name}: coords: differs from its SHA-256" in fault
+
+
 def test_an_index_of_other_tiles_or_rows_is_named(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

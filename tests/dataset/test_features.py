@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from hemera.dataset.bags import Bags
-from hemera.dataset.features import FeatureFile, ViewList, check_features, write_features
+from hemera.dataset.features import (
+    DATASETS,
+    FeatureFile,
+    ViewList,
+    check_features,
+    write_features,
+)
 from hemera.errors import TableError
 
 h5py = pytest.importorskip("h5py")
@@ -39,7 +45,7 @@ def test_other_software_reads_features_and_coordinates(tmp_path, rng):
         assert np.array_equal(file["features"][:], values.astype(np.float16))
         assert file["coords"][:].tolist() == [[10 * k, 20 * k] for k in range(7)]
         assert file["coords"].attrs["patch_size"] == 256
-        assert file.attrs["encoder"] == "e"
+        assert file.attrs["encoder"] == b"e"
 
 
 def test_equal_features_are_equal_bytes_in_any_batches(tmp_path, rng):
@@ -73,14 +79,58 @@ def test_a_damaged_or_missing_file_is_an_error(tmp_path):
         FeatureFile(tmp_path / "a.h5")
 
 
-def test_a_changed_bit_is_found(tmp_path, rng):
-    path = tmp_path / "a.h5"
-    write(path, rng.normal(size=(7, 5)).astype(np.float32))
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x04
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["features", "coords", "size_px", "tile", "pair"])
+def test_a_flipped_bit_of_any_dataset_is_found_when_bags_are_read(tmp_path, rng, name):
+    path = tmp_path / "u.h5"
+    write(path, rng.normal(size=(8, 5)).astype(np.float32))
     check_features(path)
+    with h5py.File(path) as file:
+        begin, length = file[name].id.get_offset(), file[name].id.get_storage_size()
+    flip(path, begin + length // 2)
+    for read in (check_features, lambda _: Bags({"u": path}, tile_rows("abcd"), 1)):
+        with pytest.raises(TableError, match=f"u.h5: {name}: differs from its SHA-256"):
+            read(path)
+
+
+@pytest.mark.parametrize("owner", ["/", "coords"])
+def test_a_changed_attribute_is_found(tmp_path, rng, owner):
+    path = tmp_path / "u.h5"
+    write(path, rng.normal(size=(8, 5)).astype(np.float32))
     with h5py.File(path, "r+") as file:
-        file["features"][3, 2] += np.float16(0.5)
-    with pytest.raises(TableError, match="differ from their SHA-256"):
+        name = "encoder" if owner == "/" else "patch_size"
+        file[owner].attrs[name] = {"encoder": "f", "patch_size": 512}[name]
+    with pytest.raises(TableError, match="attributes: differs from its SHA-256"):
         check_features(path)
+
+
+def test_a_flipped_bit_anywhere_changes_nothing_unnoticed(tmp_path, rng):
+    """Bytes that no reader uses, as HDF5's free space, may change."""
+    path = tmp_path / "u.h5"
+    write(path, rng.normal(size=(4, 3)).astype(np.float32))
+    whole, found = path.read_bytes(), 0
+
+    def content():
+        with h5py.File(path) as file:
+            data = [file[name][:].tolist() for name in DATASETS]
+            return repr([data, sorted(file.attrs.items()), sorted(file["coords"].attrs.items())])
+
+    before = content()
+    for place in rng.integers(0, len(whole), 100):
+        path.write_bytes(whole)
+        flip(path, place)
+        try:
+            check_features(path)
+        except TableError:
+            found += 1
+        else:
+            assert content() == before
+    assert found > 20
 
 
 def tile_rows(cases):

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import h5py
 import pytest
 from safetensors.torch import load_file
 
@@ -11,7 +10,6 @@ from hemera import tables
 from hemera.config import AggregateOptions
 from hemera.dataset.cases import digest as digest_of_cases
 from hemera.errors import LeakageError, TableError
-from hemera.files import layout
 from tests.small_status import case_rows, run_method, write_status
 from tests.small_tables import digest
 
@@ -83,10 +81,7 @@ def test_a_clear_signal_is_found_and_scores_are_predicted(tmp_path):
 
 
 def test_an_encoder_that_saw_a_case_is_a_leak(tmp_path):
-    write_status(tmp_path, case_rows(24))
-    path = layout.path(layout.FEATURES, tmp_path, encoder="statistics", unit="u")
-    with h5py.File(path, "r+") as file:
-        file.attrs["trained_on"] = json.dumps(["c005", "elsewhere"])
+    write_status(tmp_path, case_rows(24), trained_on=("c005", "elsewhere"))
     with pytest.raises(LeakageError, match="was trained on c005"):
         run_method(tmp_path, "floor")
 

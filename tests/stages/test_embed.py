@@ -20,7 +20,7 @@ from tests.small_units import Unit, tissue
 
 from PIL import Image  # isort: skip
 
-GOLDEN = {1: "7debeeb3bb1ba099"}
+GOLDEN = {2: "7debeeb3bb1ba099"}
 
 
 def alone(folder):
