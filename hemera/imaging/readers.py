@@ -175,6 +175,8 @@ class TiffSlideReader(_LibraryReader):
                         f"stored pieces of {chunk[1]} x {chunk[0]} px, more than "
                         f"{IMAGE_PIXELS_MAX} px"
                     )
+                if (most := max(level.keyframe.databytecounts, default=0)) > path.stat().st_size:
+                    raise ValueError(f"a stored piece of {most} bytes, more than the file has")
             if page.bitspersample != 8 or page.samplesperpixel not in (3, 4):
                 raise ValueError(
                     f"{page.samplesperpixel} channels of {page.bitspersample} bits, not 8-bit RGB"

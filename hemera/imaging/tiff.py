@@ -141,7 +141,11 @@ class TiffReader(Reader):
             return grid.jpeg(self._stored(grid, grid.index(x, y)))
 
     def _stored(self, grid: _Level, index: int) -> bytes:
-        count = grid.counts[index]
+        count, left = grid.counts[index], os.fstat(self._file).st_size - grid.offsets[index]
+        if count > left:
+            raise ValueError(f"the file ends {count - max(left, 0)} bytes early")
+        if count > grid.bytes_max:
+            raise ValueError(f"{count} bytes for a tile, more than {grid.bytes_max}")
         data = os.pread(self._file, count, grid.offsets[index])
         if len(data) < count:
             raise ValueError(f"the file ends {count - len(data)} bytes early")
@@ -163,6 +167,8 @@ class _Level:
 
     def __init__(self, page: Any) -> None:
         self.width, self.height = int(page.tilewidth), int(page.tilelength)
+        # More than any compression of RGB needs, with the tables of JPEG.
+        self.bytes_max = 8 * self.width * self.height + 2**20
         self.across = -(-int(page.imagewidth) // self.width)
         self.down = -(-int(page.imagelength) // self.height)
         self.offsets: tuple[int, ...] = page.dataoffsets

@@ -1,4 +1,6 @@
+import contextlib
 import io
+import os
 import struct
 
 import numpy as np
@@ -8,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from hemera.errors import SlideError
+from hemera.imaging import readers
 from hemera.imaging.slide import open_slide
 from tests.small_slides import halves, picture, write_image, write_pyramid
 
@@ -85,6 +88,31 @@ def test_empty_tiles_of_one_colour_may_be_stored_once(rng, tmp_path):
     with open_slide(path) as slide:
         assert slide.reader == "tiff"
         assert (slide.read_level(0, 0, 0, 702, 505) == rgb).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(0, "the file ends [0-9]+ bytes early"), (5 * 10**9, "bytes for a tile")]
+)
+def test_a_tile_of_gigabytes_is_not_read(rng, tmp_path, monkeypatch, size, words):
+    """A file may be as long as its tags claim."""
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)])
+    place, _ = entries(path, "TileByteCounts")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, place + 4 * 9, 4_000_000_000)
+    path.write_bytes(data)
+    os.truncate(path, size or len(data))
+    asked, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *words: asked.append(words[1]) or pread(*words))
+    # The fourth tile of the second row.
+    with open_slide(path) as slide, pytest.raises(SlideError, match=words):
+        slide.read_level(0, 384, 128, 128, 128)
+    assert max(asked, default=0) < 10**6
+    with (
+        pytest.raises(SlideError, match="a stored piece of 4000000000 bytes")
+        if not size
+        else (contextlib.nullcontext())
+    ):
+        readers.TiffSlideReader(path).close()
 
 
 def set_tag(path, code, value):
