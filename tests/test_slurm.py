@@ -174,6 +174,20 @@ def check_resources(
         assert limits == sum(one["runtime"] for one in own), name
 
 
+def test_a_job_starts_snakemake_once(slurm: Slurm, small: Path) -> None:
+    on_slurm(slurm, small, *PROMPT, "--slurm-keep-successful-logs", ONE)
+    (log,) = (small / ".snakemake/slurm_logs/rule_describe").rglob("*.log")
+    assert log.read_text().count("Building DAG of jobs") == 1
+
+
+@needs_full
+def test_jobs_of_a_rule_may_be_an_array(slurm: Slurm, small: Path) -> None:
+    on_slurm(slurm, small, *PROMPT, "--slurm-array-jobs", "describe, tile", "data")
+    arrays = [job for job in own_jobs(slurm, small) if "ArrayJobId" in job]
+    assert len(arrays) > 2
+    assert {job["JobState"] for job in own_jobs(slurm, small)} == {"COMPLETED"}
+
+
 def test_out_of_memory_is_named_and_the_next_attempt_has_more(slurm: Slurm, small: Path) -> None:
     inject(small, "describe", "b = bytearray(b'1') * (3000 << 20); time.sleep(60)")
     text = on_slurm(slurm, small, *PROMPT, ONE)

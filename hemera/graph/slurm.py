@@ -3,7 +3,8 @@
 Version 2.8 of the plugin, as observed: while the controller does not answer, it forgets the jobs
 that run, so that the workflow never ends, and a submission counts as a failed attempt. It queries
 the accounting database also where there is none. Of a failed job it prints the state without the
-limit that was exceeded. Import this module only where Snakemake is installed.
+limit that was exceeded. Each of its jobs starts Snakemake twice, the second time in a step of the
+job; here, the first start is that step. Import this module only where Snakemake is installed.
 """
 
 import functools
@@ -17,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import snakemake_executor_plugin_slurm as plugin
+from snakemake_executor_plugin_slurm_jobstep import (
+    get_cpu_setting,
+    get_gpu_setting,
+    get_node_setting,
+)
 
 POLL_S = 5
+CONFIGURATION_S = 600
+"""How long the configuration of the cluster is waited for."""
 CAUSES = {
     "OUT_OF_MEMORY": "out of memory: {mem_mb} MB",
     "TIMEOUT": "time limit: {runtime} min",
@@ -60,8 +68,19 @@ def output_of(*words: str) -> str | None:
 
 @functools.cache
 def has_accounting() -> bool:
-    """Return whether the cluster has an accounting database, which `sacct` queries."""
+    """Return whether the cluster has an accounting database, which `sacct` queries.
+
+    Raises:
+        WorkflowError: when `scontrol show config` fails for `CONFIGURATION_S`.
+    """
+    until = time.monotonic() + CONFIGURATION_S
     while (text := output_of("scontrol", "show", "config")) is None:
+        if time.monotonic() > until:
+            raise plugin.WorkflowError(
+                f"scontrol show config: failed for {CONFIGURATION_S} s; the controller of Slurm is "
+                "down, or this account may not query it. Run the command in this shell; when it "
+                "prints the configuration, start Snakemake again: finished jobs are kept"
+            )
         time.sleep(POLL_S)
     found = re.search(r"^AccountingStorageType\s*=\s*(\S+)", text, re.MULTILINE)
     return found is not None and not found[1].endswith("none")
@@ -140,6 +159,11 @@ class Executor(plugin.Executor):  # type: ignore[misc]
 
     cancelled = False
 
+    def __post_init__(self, test_mode: bool = False) -> None:
+        """Find out about the database before any job."""
+        has_accounting()
+        super().__post_init__(test_mode)
+
     def cancel(self) -> None:
         """End all waiting, and cancel the jobs."""
         self.cancelled = True
@@ -155,6 +179,22 @@ class Executor(plugin.Executor):  # type: ignore[misc]
             time.sleep(POLL_S)
         waited = time.monotonic() - started
         self.logger.warning(f"Waited {waited:.0f} s for Slurm's controller.")
+
+    def additional_general_args(self) -> str:
+        """Return which executor a job uses: that of the plugin only for arrays, which need it."""
+        return str(super().additional_general_args()) if self.array_jobs else ""
+
+    def format_job_exec(self, job: Any) -> str:
+        """Return the command of a job, in a step: Slurm signals steps at the end of the time."""
+        command = str(super().format_job_exec(job))
+        if self.array_jobs or "mpi" in job.resources:
+            return command
+        limits = (
+            get_cpu_setting(job, bool(job.resources.get("gpu"))),
+            get_gpu_setting(job),
+            get_node_setting(job),
+        )
+        return " ".join(["srun -n1 --cpu-bind=q", *filter(None, limits), command])
 
     def run_job(self, job: Any) -> None:
         """Submit a job."""

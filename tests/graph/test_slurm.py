@@ -116,6 +116,59 @@ def test_a_machine_without_slurm_is_an_error_and_not_waited_for(
         executor()._wait_for_controller()
 
 
+def test_a_configuration_that_is_never_printed_is_an_error_before_any_job(
+    clients: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "CONFIGURATION_S", 0.3)
+    put(clients, "scontrol", f"echo x >> {clients}/asked; exit 1")
+    with pytest.raises(
+        slurm.plugin.WorkflowError,
+        match=r"scontrol show config: failed for 0\.3 s.*start Snakemake",
+    ):
+        executor().__post_init__()
+    assert (clients / "asked").read_text().count("x") > 1
+
+
+class Resources(dict[str, Any]):
+    """Resources of a job, as attributes too."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"mem_mb": 1000}, "srun -n1 --cpu-bind=q --cpus-per-task=3 --nodes=1 python -m snakemake"),
+        (
+            {"gpu": 2},
+            "srun -n1 --cpu-bind=q --cpus-per-task=3 --gpus=2 --nodes=1 python -m snakemake",
+        ),
+        ({"mpi": "srun"}, "python -m snakemake"),
+    ],
+)
+def test_the_step_of_a_job_is_its_only_start_of_snakemake(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, Any], words: str
+) -> None:
+    monkeypatch.setattr(
+        slurm.plugin.Executor, "format_job_exec", lambda self, job: "python -m snakemake"
+    )
+    job = types.SimpleNamespace(threads=3, resources=Resources(resources))
+    made = executor()
+    made.array_jobs = set()
+    assert made.format_job_exec(job) == words
+    assert made.additional_general_args() == ""
+
+
+def test_arrays_are_started_by_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm.plugin.Executor, "format_job_exec", lambda self, job: "python")
+    made = executor()
+    made.array_jobs = {"describe"}
+    settings = types.SimpleNamespace(pass_command_as_script=False)
+    made.workflow = types.SimpleNamespace(executor_settings=settings)
+    assert made.format_job_exec(Job("a", 1)) == "python"
+    assert "--executor slurm-jobstep" in made.additional_general_args()
+
+
 def executor() -> Any:
     """An executor without its threads."""
     made = object.__new__(slurm.Executor)
