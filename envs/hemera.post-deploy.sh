@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=2704492b8ab93beaa7920c584d44df719e98605620df249cb3d3d1e3f12754d4
+LOCK_SHA256=812e05dd2e4bf6516f5968dd3e12c9ec4f062eb9caa0c1cab1fb87399e4e14e2
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2

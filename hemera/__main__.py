@@ -23,6 +23,7 @@ from hemera.config.base import Key, Options, keys, nearest, range_words
 from hemera.errors import ConfigError, HemeraError
 
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "new": (),
     "demo": (),
     "sheet": ("acrobat", "bci", "mist", "check"),
     "doctor": (),
@@ -46,6 +47,7 @@ EXTRAS = {
     "segmentation_models_pytorch": "train",
     "safetensors": "train",
     "h5py": "train",
+    "openpyxl": "excel",
     "tensorboard": "train",
     "lpips": "metrics",
     "torch_fidelity": "metrics",
@@ -59,6 +61,7 @@ EXTRAS = {
 ABOUT = "From pairs of H&E and HER2 images to a training set and two networks."
 EXAMPLES = """\
 Examples:
+  hemera new study --he 'slides/*_HE.*' --her2 'slides/*_HER2.*'
   hemera sheet bci BCI_dataset --output pairs.tsv
   hemera config --template hemera > config.yaml
   snakemake --cores 8

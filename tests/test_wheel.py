@@ -88,15 +88,15 @@ def test_a_study_of_image_pairs_runs_outside_of_the_checkout(
     wheel: Path, cohort: Path, tmp_path: Path
 ) -> None:
     bin = install(tmp_path, f"hemera[train,workflow] @ {wheel.as_uri()}")
-    study = tmp_path / "study"
-    study.mkdir()
-    (study / "bci").symlink_to(cohort / "bci")
+    (tmp_path / "bci").symlink_to(cohort / "bci")
     header, *rows = (cohort / "pairs.tsv").read_text().splitlines()
-    (study / "pairs.tsv").write_text("\n".join([header, *(r for r in rows if "\tbci\t" in r), ""]))
+    sheet = tmp_path / "cohort.tsv"
+    sheet.write_text("\n".join([header, *(row for row in rows if "\tbci\t" in row), ""]))
+    study = tmp_path / "study"
+    run(bin / "hemera", "new", "study", "--sheet", sheet, cwd=tmp_path)
     (study / "config.yaml").write_text(yaml.safe_dump(TINY))
-    snakefile = run(bin / "hemera", "workflow", cwd=study).strip()
-    assert Path(snakefile).is_relative_to(tmp_path)
-    command = f'export PATH="{bin}:$PATH"; snakemake --snakefile {snakefile} --cores 2'
+    assert Path(run(bin / "hemera", "workflow", cwd=study).strip()).is_relative_to(tmp_path)
+    command = f'export PATH="{bin}:$PATH"; snakemake --cores 2'
     run("bash", "-c", command, cwd=study)
     assert (study / "results" / "evaluate" / "evaluate.html").is_file()
     code = (

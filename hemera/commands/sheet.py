@@ -2,13 +2,13 @@
 
 import collections
 import csv
-import functools
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from hemera.commands import Positive, check_new
 from hemera.errors import HemeraError, SheetError
@@ -34,7 +34,7 @@ def acrobat(folder: Path, /, *, output: Path | None = None) -> None:
         folder: directory in which the release is unpacked.
         output: the sheet, a new file; by default it is printed.
     """
-    _write(folder, output, acrobat_rows, "patient with {id}_HE_{split}.tif, {id}_HER2_{split}.tif")
+    _write(output, "acrobat", folder)
 
 
 def bci(folder: Path, /, *, output: Path | None = None, mpp: Positive = BCI_MPP) -> None:
@@ -45,8 +45,7 @@ def bci(folder: Path, /, *, output: Path | None = None, mpp: Positive = BCI_MPP)
         output: the sheet, a new file; by default it is printed.
         mpp: resolution of the images, um per pixel; the release does not state it.
     """
-    rows = functools.partial(bci_rows, mpp=mpp)
-    _write(folder, output, rows, "pair HE/train/00000_train_1+.png, IHC/train/00000_train_1+.png")
+    _write(output, "bci", folder, mpp=mpp)
 
 
 def mist(folder: Path, /, *, output: Path | None = None, mpp: Positive = MIST_MPP) -> None:
@@ -57,21 +56,33 @@ def mist(folder: Path, /, *, output: Path | None = None, mpp: Positive = MIST_MP
         output: the sheet, a new file; by default it is printed.
         mpp: resolution of the images, um per pixel, as third parties report it.
     """
-    rows = functools.partial(mist_rows, mpp=mpp)
-    _write(folder, output, rows, "pair HER2/TrainValAB/trainA/NAME, HER2/TrainValAB/trainB/NAME")
+    _write(output, "mist", folder, mpp=mpp)
 
 
-def _write(
-    folder: Path,
-    output: Path | None,
-    find: Callable[[Path], Iterable[Mapping[str, object]]],
-    expected: str,
-) -> None:
-    """Write the rows found in a folder, with paths relative to the sheet."""
-    if output is not None:
-        check_new(output)
+Release = Literal["acrobat", "bci", "mist"]
+
+
+def release_rows(name: Release, folder: Path, **values: float) -> list[dict[str, object]]:
+    """Return the rows of a release; SheetError where the folder contains no pair of it."""
+    find, expected = {
+        "acrobat": (acrobat_rows, "patient with {id}_HE_{split}.tif, {id}_HER2_{split}.tif"),
+        "bci": (bci_rows, "pair HE/train/00000_train_1+.png, IHC/train/00000_train_1+.png"),
+        "mist": (mist_rows, "pair HER2/TrainValAB/trainA/NAME, HER2/TrainValAB/trainB/NAME"),
+    }[name]
     if not folder.is_dir():
         raise SheetError(f"{folder}: no such directory; give the one with the unpacked release")
+    rows = list(find(folder, **values))
+    if not rows:
+        raise SheetError(
+            f"{folder}: no {expected}; give the directory in which the release is unpacked"
+        )
+    return rows
+
+
+def _write(output: Path | None, name: Release, folder: Path, **values: float) -> None:
+    """Write the rows of a release, with paths relative to the sheet."""
+    if output is not None:
+        check_new(output)
     base = Path.cwd() if output is None else output.parent
     rows = [
         {
@@ -80,12 +91,8 @@ def _write(
             else str(cell)
             for name, cell in row.items()
         }
-        for row in find(folder)
+        for row in release_rows(name, folder, **values)
     ]
-    if not rows:
-        raise SheetError(
-            f"{folder}: no {expected}; give the directory in which the release is unpacked"
-        )
     if output is None:
         sys.stdout.write(write_rows(rows))
     else:
@@ -127,7 +134,7 @@ def acrobat_rows(folder: Path) -> Iterator[dict[str, object]]:
         }
 
 
-def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, object]]:
+def bci_rows(folder: Path, mpp: float = BCI_MPP) -> Iterator[dict[str, object]]:
     """Yield a row per BCI pair, in the released test split or none.
 
     BCI does not identify patients, so each pair is a case of its own.
@@ -145,7 +152,7 @@ def bci_rows(folder: Path, mpp: float) -> Iterator[dict[str, object]]:
             yield {**row, "split": "test" if split == "test" else "", "score": match[3]}
 
 
-def mist_rows(folder: Path, mpp: float) -> Iterator[dict[str, object]]:
+def mist_rows(folder: Path, mpp: float = MIST_MPP) -> Iterator[dict[str, object]]:
     """Yield a row per MIST HER2 pair ``{train,val}{A,B}/{slide}_{x}_{y}.jpg``; a case is a slide.
 
     Slides occur on both sides of MIST's own split, so it is not used.
@@ -218,12 +225,23 @@ def check(path: Path, /) -> None:
     Args:
         path: the sheet.
     """
+    pairs, faults = parse_sheet(path)
+    faults += examine(path.name, pairs)
+    if faults:
+        raise SheetError("\n".join(faults))
+    counts = collections.Counter(pair.dataset for pair in pairs)
+    for dataset, count in sorted(counts.items()):
+        log.info("%s: number of pairs: %d", dataset, count)
+    log.info("every file opens")
+
+
+def examine(name: str, pairs: Iterable[Pair]) -> list[str]:
+    """Open every file of a sheet, named in messages; return a line per fault."""
     from tqdm import tqdm
 
-    pairs, faults = parse_sheet(path)
     owners: dict[str, tuple[str, Pair]] = {}
-    faults += [
-        f"{path.name} {pair.pair}: {fault}"
+    faults = [
+        f"{name} {pair.pair}: {fault}"
         for pair in tqdm(pairs, "opening", disable=None, unit="pair")
         for fault in (*_faults(pair), *_contradictions(pair, owners))
     ]
@@ -234,12 +252,7 @@ def check(path: Path, /) -> None:
                 "pair %s: plain images, which will be registered like whole slides; write true in "
                 "column registered if both have the same position", pair.pair,
             )  # fmt: skip
-    if faults:
-        raise SheetError("\n".join(faults))
-    counts = collections.Counter(pair.dataset for pair in pairs)
-    for dataset, count in sorted(counts.items()):
-        log.info("%s: number of pairs: %d", dataset, count)
-    log.info("every file opens")
+    return faults
 
 
 def _faults(pair: Pair) -> Iterator[str]:
@@ -253,7 +266,8 @@ def _faults(pair: Pair) -> Iterator[str]:
     from hemera.registration.landmarks import read_landmarks
 
     def read_slide(path: Path, mpp: float | None, column: str) -> None:
-        open_slide(path, mpp=mpp, mpp_column=column).close()
+        with open_slide(path, mpp=mpp, mpp_column=column) as slide:
+            slide.check_complete()
 
     def read_mask(stain: str, path: Path) -> None:
         image, mpp = (pair.he, pair.he_mpp) if stain == "he" else (pair.her2_image, pair.her2_mpp)

@@ -50,6 +50,11 @@ class Reader(abc.ABC):
     def close(self) -> None:
         """Close the file."""
 
+    def check_complete(self) -> None:
+        """Raise SlideError where the last pixel of a level cannot be read."""
+        for level, (width, height) in enumerate(self.level_sizes):
+            self.read(level, width - 1, height - 1, 1, 1)
+
     def stored_jpeg(self, level: int, x: int, y: int, width: int, height: int) -> bytes | None:
         """Return a region as a JPEG file, if it is one stored JPEG tile."""
         return None

@@ -98,6 +98,10 @@ class Slide:
         """Close the file."""
         self._reader.close()
 
+    def check_complete(self) -> None:
+        """Raise SlideError where the file ends before its last stored pixels."""
+        self._reader.check_complete()
+
     @property
     def background(self) -> Color:
         """The colour of the background, (r, g, b)."""
@@ -275,6 +279,21 @@ def open_slide(
         opened.close()
         raise
     return Slide(opened, resolved, source, background)
+
+
+def read_header(path: Path) -> tuple[tuple[int, int], float | None]:
+    """Return size, px, and resolution, um/px; None where a file states none that is possible.
+
+    Raises:
+        SlideError: when the file cannot be opened.
+    """
+    opened = _open_reader(path, "auto")
+    try:
+        return opened.level_sizes[0], _resolution(opened, None, "mpp")[0]
+    except SlideError:
+        return opened.level_sizes[0], None
+    finally:
+        opened.close()
 
 
 def _check_extent(name: str, size_px: tuple[int, int], mpp: float, column: str) -> None:

@@ -115,6 +115,22 @@ class TiffReader(Reader):
                     f"{name} has several tiles with the same stored picture; fetch the file again"
                 )
 
+    def check_complete(self) -> None:
+        """Raise SlideError where tiles are beyond the end of the file, or unreadable."""
+        size = os.fstat(self._file).st_size
+        ends = [
+            offset + count
+            for level in self._levels
+            for offset, count in zip(level.offsets, level.counts, strict=True)
+        ]
+        lost = sum(end > size for end in ends)
+        if lost:
+            raise SlideError(
+                f"{self.path.name}: {lost} of {len(ends)} stored tiles are beyond its end; it was "
+                "cut off, fetch it again"
+            )
+        super().check_complete()
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         grid = self._levels[level]
         with self.reading(level, x, y):
