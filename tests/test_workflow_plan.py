@@ -13,7 +13,7 @@ from hemera.config import STAGES
 from hemera.sheet import read_sheet
 from tests.small_workflow import ROOT, TINY, lay_out, planned, snakemake, write_config
 
-OF_STATUS = {"cases", "embed", "aggregate", "evaluate_status"}
+OF_STATUS = {"cases", "train_encoder", "embed", "aggregate", "evaluate_status"}
 """The stages of target `status`, which `all` does not need."""
 
 
@@ -226,6 +226,20 @@ def test_weights_of_an_encoder_that_are_missing_end_the_run(bare: Path) -> None:
     )  # fmt: skip
     counts = planned(bare, "status")
     assert counts["embed"] == 2 * counts["tile"] and counts["aggregate"] == 2
+
+
+def test_the_encoder_of_oliveira_is_trained_once_before_its_features(bare: Path) -> None:
+    write_config(bare, TINY, evaluate_status={"routes": ["oliveira"]})
+    counts = planned(bare, "status")
+    assert counts["train_encoder"] == 1 and counts["aggregate"] == 2
+    assert counts["embed"] == 2 * counts["tile"]
+    assert "train_encoder" not in planned(bare)
+    text = snakemake(bare, "-n", "--cores", "2", "-p", "status")
+    assert "hemera train_encoder --network her2_cnn" in text
+    weights = "results/train_encoder/her2_cnn/weights.safetensors"
+    assert f"--encoder her2_cnn --encoder-weights {weights} --encoder-metadata" in text
+    assert "--aggregator top_scores" in text and "--encoder-cases train_only" in text
+    assert "--encoder statistics --features" in " ".join(text.split())
 
 
 def test_the_demo_of_the_status_is_in_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -105,13 +105,16 @@ def _status(results: Path) -> Iterator[Callable[[], object]]:
     patterns = (
         (layout.STATUS_CASES, tables.STATUS_CASES),
         (layout.STATUS_TILES, tables.STATUS_TILES),
+        (layout.ENCODER_HISTORY, tables.HISTORY),
         (layout.AGGREGATOR_HISTORY, tables.HISTORY),
         (layout.STATUS_PREDICTIONS, tables.STATUS_PREDICTIONS),
         (layout.CONTRIBUTIONS, tables.CONTRIBUTIONS),
         (layout.STATUS_METRICS, tables.STATUS_METRICS),
     )
     for pattern, schema in patterns:
-        for path in sorted(results.glob(str(layout.path(pattern, Path(), method="*")))):
+        for path in sorted(
+            results.glob(str(layout.path(pattern, Path(), method="*", network="*")))
+        ):
             yield functools.partial(tables.read, path, schema)
     features = sorted(
         results.glob(str(layout.path(layout.FEATURES, Path(), encoder="*", unit="*")))
@@ -121,12 +124,14 @@ def _status(results: Path) -> Iterator[Callable[[], object]]:
 
         yield from (functools.partial(check_features, path) for path in features)
 
-    def check_weights(weights: Path) -> None:
-        described = read_metadata(weights.with_name("metadata.json"), "aggregate")
+    def check_weights(weights: Path, network: str) -> None:
+        described = read_metadata(weights.with_name("metadata.json"), network)
         check_digest(weights, described)
 
+    for weights in sorted(results.glob(str(layout.path(layout.ENCODER, Path(), network="*")))):
+        yield functools.partial(check_weights, weights, weights.parent.name)
     for weights in sorted(results.glob(str(layout.path(layout.AGGREGATOR, Path(), method="*")))):
-        yield functools.partial(check_weights, weights)
+        yield functools.partial(check_weights, weights, "aggregate")
 
 
 def _images(table: Path, pairs: tuple[Pair, ...]) -> None:

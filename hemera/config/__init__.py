@@ -26,12 +26,15 @@ from hemera.config.masks import MaskOptions as MaskOptions
 from hemera.config.registration import AT_LEAST as AT_LEAST
 from hemera.config.registration import LandmarksOptions as LandmarksOptions
 from hemera.config.registration import RegisterOptions as RegisterOptions
+from hemera.config.status import HER2_CNN as HER2_CNN
 from hemera.config.status import METHODS as METHODS
+from hemera.config.status import NETWORKS as NETWORKS
 from hemera.config.status import STATISTICS as STATISTICS
 from hemera.config.status import AggregateOptions as AggregateOptions
 from hemera.config.status import CasesOptions as CasesOptions
 from hemera.config.status import EmbedOptions as EmbedOptions
 from hemera.config.status import EvaluateStatusOptions as EvaluateStatusOptions
+from hemera.config.status import TrainEncoderOptions as TrainEncoderOptions
 from hemera.config.training import GENERATORS as GENERATORS
 from hemera.config.training import TrainGenerationOptions as TrainGenerationOptions
 from hemera.config.training import TrainingOptions as TrainingOptions

@@ -16,11 +16,14 @@ from hemera.config.imaging import DescribeOptions, TileOptions
 from hemera.config.masks import MaskOptions
 from hemera.config.registration import LandmarksOptions, RegisterOptions
 from hemera.config.status import (
+    HER2_CNN,
+    METHOD_DEFAULTS,
     METHODS,
     AggregateOptions,
     CasesOptions,
     EmbedOptions,
     EvaluateStatusOptions,
+    TrainEncoderOptions,
 )
 from hemera.config.training import (
     BRANCHES,
@@ -80,6 +83,7 @@ STAGES: dict[str, type[Options]] = {
         TrainSegmentationOptions,
         EvaluateOptions,
         CasesOptions,
+        TrainEncoderOptions,
         EmbedOptions,
         AggregateOptions,
         EvaluateStatusOptions,
@@ -142,11 +146,16 @@ class Config:
     def methods(self) -> dict[str, AggregateOptions]:
         """Options of the methods that determine the status, by name; `floor` is the first.
 
-        The options of a method are those of section aggregate, but for those that it fixes.
+        The options of a method are those of section aggregate, but for those that it fixes; those
+        that the configuration does not set are the method's own, where it has some.
         """
         own = self.options(AggregateOptions)
-        names = self.options(EvaluateStatusOptions).methods
-        return {name: own.replace(**METHODS[name]) for name in names}
+        found = {}
+        for name in self.options(EvaluateStatusOptions).methods:
+            defaults = METHOD_DEFAULTS.get(name, {})
+            unset = {key: defaults[key] for key in defaults if key not in own.model_fields_set}
+            found[name] = own.replace(**unset, **METHODS[name])
+        return found
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -242,6 +251,12 @@ def _disagreements(config: Config) -> list[str]:
             f"train_segmentation.generation_branch: {branch} needs one of the networks "
             f"{', '.join(fits)}, and train_generation.network is {generation.network}; choose one "
             "of these networks, or generation_branch: virtual_rgb_encoder or none"
+        )
+    encoder, embed = config.options(TrainEncoderOptions), config.options(EmbedOptions)
+    if HER2_CNN in config.encoders and encoder.split != embed.split:
+        faults.append(
+            f"train_encoder.split: {encoder.split}, and embed.split is {embed.split}; give both "
+            "the same value: the network is trained on views of the size that it is applied to"
         )
     own = segmentation.normalise_background
     if branch != "none" and own != generation.normalise_background:

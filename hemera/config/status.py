@@ -1,4 +1,4 @@
-"""Options of the stages of the HER2 status: cases, embed, aggregate and evaluate_status."""
+"""Options of the stages of the HER2 status, from cases to evaluate_status."""
 
 import re
 from collections.abc import Mapping
@@ -21,13 +21,39 @@ from hemera.config.base import (
 STATISTICS = "statistics"
 """The encoder that needs no weights."""
 
-Method = Literal["floor", "statistics_abmil", "foundation"]
+HER2_CNN = "her2_cnn"
+"""The encoder that stage train_encoder trains on tiles of HER2."""
+
+NETWORKS = (HER2_CNN,)
+"""The encoders that stage train_encoder trains."""
+
+Method = Literal["floor", "statistics_abmil", "foundation", "oliveira"]
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "floor": {"encoder": STATISTICS, "aggregator": "mean"},
     "statistics_abmil": {"encoder": STATISTICS, "aggregator": "abmil"},
     "foundation": {"aggregator": "abmil"},
+    "oliveira": {
+        "encoder": HER2_CNN,
+        "aggregator": "top_scores",
+        "standardise": False,
+        "encoder_cases": "train_only",
+    },
 }
 """The methods by name, with the options of `aggregate` that each fixes."""
+
+METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "oliveira": {
+        "epochs": 150,
+        "learning_rate": 1e-5,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "bags_per_step": 1,
+        "patience": 150,
+        "select": "accuracy",
+        "seeds": 1,
+    },
+}
+"""Options of `aggregate` that a method has where the configuration does not set them."""
 
 
 class CasesOptions(Options):
@@ -60,6 +86,42 @@ class CasesOptions(Options):
     names."""
     blur_max: Fraction = 0.25
     """Largest fraction of 4 x 4 cells of an H&E tile that are out of focus."""
+
+
+class TrainEncoderOptions(Options):
+    """Training of the encoder her2_cnn on HER2 tiles, each with the score of its case."""
+
+    section: ClassVar[str] = "train_encoder"
+
+    base_width: Count = 16
+    """Channels of the first convolution; the others have 2, 4 and 8 times as many."""
+    hidden: Annotated[int, Field(ge=4)] = 1024
+    """Width of the first dense layer; the second has a quarter of it."""
+    split: Annotated[int, Field(ge=1, le=16)] = 2
+    """Each tile is cut into split x split views, as by embed.split, which has to be the same."""
+    her2_tissue_fraction_min: Fraction = 0.25
+    """Smallest tissue fraction of a HER2 tile; less than of H&E, because HER2 of a low score is
+    pale. The limits of artefacts are those of cases."""
+    her2_sharpness_min: NonNegative = 5.0
+    """Smallest variance of the Laplacian of a HER2 tile, at 0.5 um per pixel."""
+    min_view_tissue: Fraction = 0.25
+    """Views with a smaller tissue fraction are not used."""
+    views_per_class: Count | None = None
+    """Most views of a score; of each score as many are drawn as the rarest has."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of the cases that choose the epoch, where the sheet has no cases of split val."""
+    epochs: Count = 200
+    """Passes over the views."""
+    batch_size: Count = 128
+    """Views per step."""
+    learning_rate: Positive = 1e-5
+    """Learning rate of Adam."""
+    seed: Seed = 20251
+    """Seed of weights, order, and the draws of cases and views."""
+    device: Device = "auto"
+    """Device of the training; auto: a GPU if there is one."""
+    torch_threads: Threads = 2
+    """CPU threads of PyTorch."""
 
 
 class EmbedOptions(Options):
@@ -96,6 +158,11 @@ class EmbedOptions(Options):
                     "a name of lower-case letters, digits and _"
                 )
         names = [entry.partition("=")[0] for entry in self.weights]
+        if own := [name for name in names if name in (STATISTICS, *NETWORKS)]:
+            raise ValueError(
+                f"weights: {', '.join(own)} is an encoder of the workflow itself; give yours "
+                "another name"
+            )
         if len(set(names)) != len(names):
             raise ValueError(f"weights: {names}; name each encoder once")
         return self
@@ -110,7 +177,7 @@ class EmbedOptions(Options):
     def missing(self, encoder: str) -> list[str]:
         """Return what an encoder lacks, with the remedy."""
         path = self.path(encoder)
-        if encoder == STATISTICS or (path is not None and path.exists()):
+        if encoder in (STATISTICS, *NETWORKS) or (path is not None and path.exists()):
             return []
         if path is not None:
             return [f"embed.weights: {path}, of encoder {encoder}, does not exist; correct it"]
@@ -125,25 +192,38 @@ class AggregateOptions(Options):
     """Training of an aggregator, which combines the features of a case to a status and a score."""
 
     section: ClassVar[str] = "aggregate"
+    version: ClassVar[int] = 2
 
     encoder: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "uni2_h"
     """Encoder of the method foundation: statistics, one of known recipes (uni, uni2_h, virchow2,
     h_optimus_0, h_optimus_1, gigapath), or any name whose weights have a config.json of timm."""
-    aggregator: Literal["mean", "abmil"] = "abmil"
+    aggregator: Literal["mean", "abmil", "top_scores"] = "abmil"
     """How features are combined, where the method does not fix it; mean: a linear function of their
-    mean; abmil: gated attention."""
+    mean; abmil: gated attention; top_scores: dense layers over the highest scores of the views."""
+    encoder_cases: Literal["refuse", "train_only"] = "refuse"
+    """Cases that the encoder was trained on; refuse: they are an error; train_only: they may train
+    the aggregator, and are not predicted. The method oliveira fixes train_only."""
+    top_share: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Highest share of the scores of the views of a case from which top_scores selects."""
+    top_scores: Annotated[int, Field(ge=2)] = 300
+    """Scores that top_scores selects."""
+    soft_argmax_beta: Positive = 1000.0
+    """Factor of the logits in the soft-argmax by which top_scores gives each view a score."""
     standardise: bool = True
     """Give each feature mean 0 and deviation 1 over the training cases."""
     epochs: Count = 50
-    """Epochs of abmil."""
+    """Epochs of abmil; of the method oliveira, where it is not set, 150."""
     learning_rate: Positive = 1e-4
-    """Learning rate of AdamW at the first epoch; it falls to 0 along a cosine."""
+    """Learning rate of AdamW at the first epoch; of the method oliveira, where not set, 1e-5."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate over the epochs; cosine: it falls to 0; of the method oliveira, where it is not
+    set, constant."""
     weight_decay: NonNegative = 1e-5
-    """Weight decay of AdamW."""
+    """Weight decay of AdamW; of the method oliveira, where it is not set, 0."""
     bags_per_step: Count = 8
-    """Cases per step, drawn evenly from the classes."""
+    """Cases per step, drawn evenly from the classes; of oliveira, where it is not set, 1."""
     views_per_bag: Count = 1024
-    """Most views of a case in a step, drawn anew each time; predictions are from all of them."""
+    """Most views of a case in a step of abmil, drawn anew each time; predictions are from all."""
     embed_width: Count = 512
     """Width of the first layer of abmil."""
     attention_width: Count = 384
@@ -151,7 +231,11 @@ class AggregateOptions(Options):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Dropout of abmil."""
     patience: Count = 15
-    """Epochs without a lower validation loss after which training ends."""
+    """Epochs without a better validation after which training ends; of oliveira, where it is not
+    set, 150."""
+    select: Literal["loss", "accuracy"] = "loss"
+    """What the epoch is chosen by on the inner cases; of the method oliveira, where it is not set,
+    accuracy."""
     l2: Positive = 1.0
     """Penalty of the squared weights of mean, as the inverse of C of scikit-learn."""
     inner_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
@@ -159,7 +243,8 @@ class AggregateOptions(Options):
     threshold: Literal["inner", "half"] = "inner"
     """Probability from which a case is positive; inner: the best on these cases; half: 0.5."""
     seeds: Annotated[int, Field(ge=1, le=20)] = 3
-    """Repetitions of abmil with other initial weights, whose probabilities are averaged."""
+    """Repetitions of abmil or top_scores with other initial weights, whose probabilities are
+    averaged; of the method oliveira, where it is not set, 1."""
     shuffles: Annotated[int, Field(ge=0, le=1000)] = 5
     """Repetitions of aggregator mean with labels permuted between cases: what chance gives."""
     memory_mb: Count = 8000
@@ -179,7 +264,8 @@ class EvaluateStatusOptions(Options):
 
     routes: tuple[Method, ...] = ("floor", "foundation")
     """Methods that are evaluated: floor (64 colour and texture features, linear), statistics_abmil
-    (the same features, attention), foundation (the encoder of aggregate, attention)."""
+    (the same features, attention), foundation (the encoder of aggregate, attention), oliveira (a
+    network trained on HER2 tiles, dense layers over its highest scores)."""
     bootstrap_samples: Annotated[int, Field(ge=100, le=100000)] = 1000
     """Bootstrap samples of the cases for confidence intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -154,18 +154,23 @@ def changed_decisions(
     return dict(counts.most_common())
 
 
-def he_refusals(table: pa.Table, limits: Mapping[str, Any]) -> npt.NDArray[np.str_]:
-    """Return the first reason against each H&E tile, (N,), by the criteria that need no HER2.
+def stain_refusals(table: pa.Table, limits: Mapping[str, Any], stain: str) -> npt.NDArray[np.str_]:
+    """Return the first reason against each tile of one stain, (N,), which needs not the other.
 
-    `limits` are options of stage cases, by name; see `refusals`.
+    Args:
+        table: columns of `tables.TILE`; a tile without this stain is refused.
+        limits: tissue_fraction_min, and by option those of sharpness and artefacts that apply.
+        stain: he or her2.
     """
     reasons = np.full(table.num_rows, "", dtype="U24")
     for criterion in CRITERIA:
-        if criterion.column == "tissue_fraction" or (criterion.column or "").startswith("he_"):
-            missed = criterion.missed(
-                _column(table, criterion.column or ""), limits[criterion.option]
-            )
-            reasons[(reasons == "") & missed] = criterion.reason
+        column = criterion.column or ""
+        if column == "tissue_fraction":
+            column = {"he": "tissue_fraction", "her2": "her2_tissue_fraction"}[stain]
+        elif not column.startswith(f"{stain}_") or criterion.option not in limits:
+            continue
+        missed = criterion.missed(_column(table, column), limits[criterion.option])
+        reasons[(reasons == "") & missed] = criterion.reason
     return reasons
 
 

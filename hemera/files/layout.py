@@ -1,7 +1,7 @@
 """The layout of ``results/``: which stage writes which file of which unit.
 
 A pattern is relative to the working directory of the workflow; ``{unit}`` is a unit of the sheet,
-for whole slides the name of the pair, ``{generator}`` a preset, ``{encoder}`` and
+for whole slides the name of the pair, ``{generator}`` a preset, ``{network}``, ``{encoder}`` and
 ``{method}`` those of the HER2 status. Light on purpose: the rules
 import this module.
 """
@@ -50,6 +50,10 @@ SEGMENTATION_HISTORY = "results/train_segmentation/history.parquet"
 
 STATUS_CASES = "results/cases/cases.parquet"
 STATUS_TILES = "results/cases/tiles.parquet"
+
+ENCODER = "results/train_encoder/{network}/weights.safetensors"
+ENCODER_METADATA = "results/train_encoder/{network}/metadata.json"
+ENCODER_HISTORY = "results/train_encoder/{network}/history.parquet"
 
 FEATURES = "results/embed/{encoder}/{unit}.h5"
 

@@ -146,6 +146,11 @@ class TileEncoder(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     @property
+    def resize_px(self) -> int:
+        """Side to which a view is resized."""
+        return self.recipe.resize_px
+
+    @property
     def width(self) -> int:
         """Features of a view."""
         return int(self.backbone.num_features) * (1 if self.recipe.tokens is None else 2)

@@ -112,7 +112,10 @@ def _verdict(
     part = TEST if ("status", TEST, "all", method, "auc") in found else OOF
     row = found.get(("status", part, "all", method, "auc"))
     base = {"method": method, "row": row}
-    if row is None or pd.isna(row["value"]):
+    if row is None:
+        text = "no case was predicted: one class is missing, or its networks have seen every case"
+        return {**base, "level": "stop", "text": text}
+    if pd.isna(row["value"]):
         text = "no AUC: one class is missing"
         return {**base, "row": None, "level": "stop", "text": text}
     few = min(row["positive"], row["cases"] - row["positive"]) < CASES_MIN

@@ -89,7 +89,8 @@ def run(
     folds = int(json.loads(described["options"])["folds"])
     written = _Written()
     with session(seed=options.seed, threads=options.torch_threads, device=options.device) as device:
-        planned = list(plan(with_views, folds, options))
+        seen = bags.trained_on if options.encoder_cases == "train_only" else ()
+        planned = list(plan(with_views, folds, options, seen))
         models: dict[str, list[Fitted]] = defaultdict(list)
         for each in tqdm(planned, method, unit="fold", disable=None):
             fitted = _run(each, bags, method, options, device, written)
@@ -143,7 +144,7 @@ def _run(
         return []
     check_unseen(run.judged, [*run.seen, *bags.trained_on], f"{method}, {run.name}")
     fitted = []
-    for seed in range(options.seeds if options.aggregator == "abmil" else 1):
+    for seed in range(1 if options.aggregator == "mean" else options.seeds):
         model = fit(
             bags.load, run.labels, run.train, run.inner, run.target, options,
             options.seed + seed, device,
@@ -183,6 +184,7 @@ def _predict_test(
 ) -> None:
     """Predict the cases of the test split by the models of all folds."""
     judged = [row for row in rows if row["split"] == labelled.TEST and row[target]]
+    # Of no case of the test split the encoder may have seen any tile, whatever encoder_cases is.
     seen = {case for run in written.runs if run["part"] == OOF for case in run["trained_on"]}
     check_unseen(
         [row["case"] for row in judged], [*seen, *bags.trained_on], f"{method}, test split"

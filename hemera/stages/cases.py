@@ -67,7 +67,7 @@ def _tiles(
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
     """Return the rows of `tables.STATUS_TILES` of a unit, and the digests of its accepted tiles."""
     table = tables.read(path, tables.TILE)
-    reasons = criteria.he_refusals(table, options.model_dump()).tolist()
+    reasons = criteria.stain_refusals(table, options.model_dump(), "he").tolist()
     columns = [table.column(name).to_pylist() for name in ("tile", "pair", "he_sha256")]
     rows, digests = [], []
     for tile, pair, sha256, reason in zip(*columns, reasons, strict=True):

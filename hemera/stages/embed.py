@@ -13,15 +13,17 @@ import torch
 from tqdm import tqdm
 
 from hemera import tables
-from hemera.config import STATISTICS, EmbedOptions
+from hemera.config import HER2_CNN, STATISTICS, EmbedOptions
 from hemera.dataset.features import ViewList, write_features
 from hemera.dataset.shards import read_member
+from hemera.dataset.views import cut_views
 from hemera.errors import TrainingError
 from hemera.files.threads import in_order
 from hemera.imaging import texture
 from hemera.imaging.codecs import decode
 from hemera.imaging.color import saturation
-from hemera.networks.tile_encoders import RECIPES, load_tile_encoder
+from hemera.networks.her2_cnn import ScoreEncoder, load_score_encoder
+from hemera.networks.tile_encoders import RECIPES, TileEncoder, load_tile_encoder
 from hemera.training.session import PRECISIONS, session, to_unit
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ def run(
     tile_shard: Path,
     images_table: Path,
     encoder: str,
+    encoder_weights: Path | None = None,
+    encoder_metadata: Path | None = None,
     features: Path,
     options: EmbedOptions,
 ) -> None:
@@ -47,6 +51,8 @@ def run(
     Args:
         images_table: table of stage describe, for the sizes of the slides.
         encoder: its name; `statistics` needs no weights.
+        encoder_weights: of an encoder of stage train_encoder, with its `encoder_metadata`.
+        encoder_metadata: the JSON beside them.
         features: written: HDF5 in TRIDENT's layout.
     """
     rows = tables.read(tiles, tables.TILE).to_pylist()
@@ -54,7 +60,8 @@ def run(
     saturation_min = 255 * float(made_with.get("saturation_min", 0.0))
     views = ViewList()
     with session(seed=0, threads=options.torch_threads, device=options.device) as device:
-        compute, width, described = _encoder(encoder, device, rows, options)
+        trained_here = (encoder_weights, encoder_metadata)
+        compute, width, described = _encoder(encoder, trained_here, device, rows, options)
         cut = _views(tile_shard, rows, saturation_min, views, options)
         count = write_features(
             features,
@@ -78,7 +85,11 @@ Compute = Callable[[list[RGB], list[dict[str, Any]]], Rows]
 
 
 def _encoder(
-    name: str, device: torch.device, rows: Sequence[dict[str, Any]], options: EmbedOptions
+    name: str,
+    trained_here: tuple[Path | None, Path | None],
+    device: torch.device,
+    rows: Sequence[dict[str, Any]],
+    options: EmbedOptions,
 ) -> tuple[Compute, int, dict[str, Any]]:
     """Return what computes the features of views, their number, and what the file records."""
     if name == STATISTICS:
@@ -87,11 +98,7 @@ def _encoder(
             len(texture.NAMES),
             {"encoder_sha256": STATISTICS, "pretraining": "none"},
         )
-    if missing := options.missing(name):
-        raise TrainingError("\n".join(missing))
-    path = options.path(name)
-    assert path is not None
-    net, sha256 = load_tile_encoder(name, path)
+    net, described = _network(name, trained_here, options)
     net.to(device)
     precision = PRECISIONS[options.precision]
 
@@ -105,15 +112,39 @@ def _encoder(
         return found
 
     sides = {row["size_px"] // options.split for row in rows}
-    factor = net.recipe.resize_px / max(sides) if sides else 1.0
+    factor = net.resize_px / max(sides) if sides else 1.0
     if factor > UPSAMPLING_MAX:
         log.warning(
             "%s: views of %d px are magnified %.2f times to %d px, which the encoder was not made "
-            "for; lower embed.split", name, max(sides), factor, net.recipe.resize_px,
+            "for; lower embed.split", name, max(sides), factor, net.resize_px,
         )  # fmt: skip
+    return compute, net.width, {**described, "magnified": factor}
+
+
+def _network(
+    name: str, trained_here: tuple[Path | None, Path | None], options: EmbedOptions
+) -> tuple[TileEncoder | ScoreEncoder, dict[str, Any]]:
+    """Return an encoder with weights, and what the file records of it."""
+    if name == HER2_CNN:
+        weights, metadata = trained_here
+        if weights is None or metadata is None:
+            raise TrainingError(
+                f"encoder {name}: no weights; give --encoder-weights and --encoder-metadata of "
+                "stage train_encoder"
+            )
+        own, made = load_score_encoder(weights, metadata)
+        return own, {
+            "encoder_sha256": made["weights_sha256"],
+            "pretraining": "none",
+            "trained_on": made["trained_on"],
+        }
+    if missing := options.missing(name):
+        raise TrainingError("\n".join(missing))
+    path = options.path(name)
+    assert path is not None
+    net, sha256 = load_tile_encoder(name, path)
     tcga = RECIPES[name].tcga if name in RECIPES else "unknown"
-    described = {"encoder_sha256": sha256, "pretraining": f"TCGA: {tcga}", "magnified": factor}
-    return compute, net.width, described
+    return net, {"encoder_sha256": sha256, "pretraining": f"TCGA: {tcga}"}
 
 
 def _statistics(views: list[RGB], rows: list[dict[str, Any]]) -> Rows:
@@ -144,14 +175,10 @@ def _views(
         side = row["size_px"] // options.split
         level0 = side * row["mpp"] / row["he_mpp"]
         tissue = saturation(rgb) > saturation_min
-        for i in range(options.split):
-            for j in range(options.split):
-                place = np.s_[i * side : (i + 1) * side, j * side : (j + 1) * side]
-                if float(tissue[place].mean()) < options.min_view_tissue:
-                    continue
-                x, y = round(row["x_px"] + j * level0), round(row["y_px"] + i * level0)
-                views.add(x, y, level0, row["tile"], row["pair"])
-                yield np.ascontiguousarray(rgb[place]), row
+        for i, j, view in cut_views(rgb, tissue, options.split, options.min_view_tissue):
+            x, y = round(row["x_px"] + j * level0), round(row["y_px"] + i * level0)
+            views.add(x, y, level0, row["tile"], row["pair"])
+            yield view, row
 
 
 def _batches(

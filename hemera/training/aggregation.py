@@ -63,6 +63,9 @@ def fit(
         embed_width=options.embed_width,
         attention_width=options.attention_width,
         dropout=options.dropout,
+        top_scores=options.top_scores,
+        top_share=options.top_share,
+        soft_argmax_beta=options.soft_argmax_beta,
     ).to(device)
     if isinstance(net, MeanAggregator):
         history = _fit_linear(net, load, labels, train, options)
@@ -177,21 +180,30 @@ def _fit_epochs(
     seed: int,
     device: torch.device,
 ) -> list[tuple[float, float | None]]:
-    """Train by steps of several cases; keep the weights of the least loss on the inner cases."""
+    """Train by steps of several cases; keep the weights of the best epoch on the inner cases.
+
+    The best has the least loss, or the greatest accuracy and of equal ones the least loss.
+    """
     draws = np.random.default_rng([seed, len(train)])
     if options.standardise:
         _fit_scale(net, load, train, options.views_per_bag, draws)
     optimiser = torch.optim.AdamW(
         net.parameters(), options.learning_rate, weight_decay=options.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.epochs)
+    schedule = (
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.epochs)
+        if options.schedule == "cosine"
+        else torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
+    )
     classes: dict[int, list[str]] = {}
     for case in train:
         classes.setdefault(labels[case], []).append(case)
     members = [classes[label] for label in sorted(classes)]
     steps = math.ceil(len(train) / options.bags_per_step)
+    # The highest scores are those of all views.
+    count = None if options.aggregator == "top_scores" else options.views_per_bag
     history: list[tuple[float, float | None]] = []
-    best: tuple[float, int, dict[str, Tensor]] = (math.inf, 0, {})
+    best: tuple[tuple[float, float], int, dict[str, Tensor]] = ((math.inf, math.inf), 0, {})
     for epoch in range(options.epochs):
         net.train()
         losses = []
@@ -200,7 +212,7 @@ def _fit_epochs(
             cases = [own[draws.integers(len(own))] for own in drawn]
             each = []
             for case in cases:
-                views = _some(load(case), options.views_per_bag, draws).to(device)
+                views = _some(load(case), count, draws).to(device)
                 each.append(_loss(net(views).logits, labels[case]))
             loss = torch.stack(each).mean()
             optimiser.zero_grad()
@@ -209,9 +221,11 @@ def _fit_epochs(
             losses.append(float(loss.detach()))
         schedule.step()
         validated = _validate(net, load, labels, inner, device) if inner else None
-        history.append((float(np.mean(losses)), validated))
-        if validated is not None and validated < best[0]:
-            best = validated, epoch, copy.deepcopy(net.state_dict())
+        history.append((float(np.mean(losses)), validated[0] if validated else None))
+        if validated:
+            value = (-validated[1] if options.select == "accuracy" else 0.0, validated[0])
+            if value < best[0]:
+                best = value, epoch, copy.deepcopy(net.state_dict())
         if inner and epoch - best[1] >= options.patience:
             break
     if best[2]:
@@ -229,9 +243,9 @@ def _fit_scale(
     net.fit_scale(mean.float(), square.sqrt().float())
 
 
-def _some(views: Tensor, count: int, draws: np.random.Generator) -> Tensor:
+def _some(views: Tensor, count: int | None, draws: np.random.Generator) -> Tensor:
     """Return all views, or `count` of them at random."""
-    if len(views) <= count:
+    if count is None or len(views) <= count:
         return views
     return views[torch.from_numpy(np.sort(draws.choice(len(views), count, replace=False)))]
 
@@ -250,9 +264,16 @@ def _validate(
     labels: Mapping[str, int],
     inner: Sequence[str],
     device: torch.device,
-) -> float:
-    """Return the mean loss of the inner cases, in which each class counts the same."""
+) -> tuple[float, float]:
+    """Return the mean loss of the inner cases, in which each class counts the same; the accuracy.
+
+    A logit above 0 is a status that is positive, or a score that is exceeded.
+    """
     net.eval()
-    losses = torch.stack([_loss(net(load(case).to(device)).logits, labels[case]) for case in inner])
+    logits = [net(load(case).to(device)).logits for case in inner]
+    losses = torch.stack(
+        [_loss(own, labels[case]) for own, case in zip(logits, inner, strict=True)]
+    )
     weights = _class_weights(torch.tensor([labels[case] for case in inner]))
-    return float((losses.cpu().double() * weights).mean())
+    hits = [int((own > 0).sum()) == labels[case] for own, case in zip(logits, inner, strict=True)]
+    return float((losses.cpu().double() * weights).mean()), float(np.mean(hits))

@@ -1,7 +1,7 @@
 """The protocol of stage aggregate: which models are trained on which cases, and predict which."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,14 +54,25 @@ class Run:
         return sorted([*self.train, *self.inner])
 
 
-def plan(rows: Sequence[Case], folds: int, options: AggregateOptions) -> Iterator[Run]:
+def plan(
+    rows: Sequence[Case], folds: int, options: AggregateOptions, seen: Collection[str] = ()
+) -> Iterator[Run]:
     """Yield the runs of a method.
 
     Args:
         rows: of `tables.STATUS_CASES`.
         folds: number of folds that the cases were divided into, for permuted labels.
         options: of which `shuffles` counts for the aggregator mean alone, the cheapest.
+        seen: cases that the encoder was trained on: they may be trained on, and are not judged.
     """
+    for run in _plan(rows, folds, options):
+        judged = [case for case in run.judged if case not in seen]
+        # The models of cross-validation also predict the test split.
+        if judged or run.part == OOF:
+            yield dataclasses.replace(run, judged=judged)
+
+
+def _plan(rows: Sequence[Case], folds: int, options: AggregateOptions) -> Iterator[Run]:
     for target in TARGETS:
         known = [row for row in rows if row["fold"] is not None and row[target]]
         own = {row["case"]: row["fold"] for row in known}

@@ -34,13 +34,33 @@ def test_methods_have_the_options_of_the_section_but_for_their_own():
     assert "--encoder statistics" in config.method_flags("floor")
 
 
+def test_oliveira_has_its_own_values_where_the_configuration_sets_none():
+    routes = {"routes": ["oliveira", "statistics_abmil"]}
+    given = {"sheet": "x.tsv", "evaluate_status": routes}
+    config = load(given)
+    own, other = (config.methods[name] for name in routes["routes"])
+    assert (own.encoder, own.aggregator, own.encoder_cases) == (
+        "her2_cnn", "top_scores", "train_only",
+    )  # fmt: skip
+    assert (own.epochs, own.learning_rate, own.bags_per_step, own.select) == (
+        150, 1e-5, 1, "accuracy",
+    )  # fmt: skip
+    assert (other.epochs, other.select, other.encoder_cases) == (50, "loss", "refuse")
+    assert config.encoders == ("statistics", "her2_cnn")
+    own = load({**given, "aggregate": {"epochs": 9, "encoder": "uni"}}).methods["oliveira"]
+    assert (own.epochs, own.bags_per_step, own.encoder) == (9, 1, "her2_cnn")
+    with pytest.raises(ConfigError, match=r"train_encoder\.split: 4, and embed\.split is 2"):
+        load({**given, "train_encoder": {"split": 4}})
+
+
 @pytest.mark.parametrize(
     ("section", "values", "words"),
     [
         ("embed", {"weights": ["uni2_h"]}, ["embed.weights", "NAME=PATH"]),
         ("embed", {"weights": ["UNI=x"]}, ["embed.weights", "lower-case"]),
         ("embed", {"weights": ["a=x", "a=y"]}, ["embed.weights", "once"]),
-        ("evaluate_status", {"routes": ["oliveira"]}, ["evaluate_status.routes", "'floor'"]),
+        ("embed", {"weights": ["her2_cnn=x"]}, ["her2_cnn", "another name"]),
+        ("evaluate_status", {"routes": ["oyelade"]}, ["evaluate_status.routes", "'floor'"]),
         ("evaluate_status", {"routes": ["floor", "floor"]}, ["routes", "once"]),
         ("aggregate", {"encoder": "UNI 2"}, ["aggregate.encoder"]),
         ("cases", {"folds": 1}, ["cases.folds", "at least 2"]),

@@ -113,7 +113,7 @@ def test_one_class_gives_a_page(tmp_path):
     write_status(tmp_path, case_rows(12, status="negative", score="0"))
     run_method(tmp_path, "floor")
     found, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
-    assert found == {} and "no AUC: one class is missing" in page
+    assert found == {} and "no case was predicted" in page
 
 
 @pytest.mark.parametrize("place", ["run", "encoder"])

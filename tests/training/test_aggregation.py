@@ -7,7 +7,12 @@ import torch
 from hemera.config import AggregateOptions
 from hemera.evaluation.classification import auc
 from hemera.training import aggregation
-from hemera.training.aggregation import choose_temperature, choose_threshold, fit
+from hemera.training.aggregation import (
+    choose_temperature,
+    choose_threshold,
+    explained_logit,
+    fit,
+)
 
 CPU = torch.device("cpu")
 
@@ -107,3 +112,26 @@ def test_the_temperature_undoes_a_factor(rng):
     truth = rng.random(20_000) < 1 / (1 + np.exp(-logits))
     assert choose_temperature(2.0 * logits, truth) == pytest.approx(2.0, rel=0.06)
     assert choose_temperature(logits, np.ones(20_000, bool)) == 1
+
+
+def test_top_scores_are_selected_from_all_views():
+    """One view in a hundred has the label, and a step of abmil would draw ten views."""
+    draws = np.random.default_rng(3)
+    data, labels = {}, {}
+    for number in range(40):
+        bag = torch.full((200, 4), 0.02)
+        label = number % 2
+        # Two views of a positive case are 3+; all others are 0 or 1+.
+        bag[torch.arange(200), torch.from_numpy(draws.integers(0, 2, 200))] = 0.94
+        if label:
+            bag[:2] = torch.tensor([0.02, 0.02, 0.02, 0.94])
+        data[f"c{number}"], labels[f"c{number}"] = bag, label
+    names = list(data)
+    options = AggregateOptions(
+        aggregator="top_scores", standardise=False, epochs=30, learning_rate=0.003,
+        weight_decay=0.0, bags_per_step=1, schedule="constant", select="accuracy",
+        views_per_bag=10, top_scores=20,
+    )  # fmt: skip
+    fitted = fit(data.__getitem__, labels, names[:24], names[24:30], "status", options, 1, CPU)
+    logits = [explained_logit(fitted.net, data[name]) for name in names[30:]]
+    assert [logit > 0 for logit in logits] == [bool(labels[name]) for name in names[30:]]

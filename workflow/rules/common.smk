@@ -9,6 +9,7 @@ from hemera.errors import HemeraError
 from hemera.config import (
     DEMO_SHEETS,
     DEMO_VERSION,
+    NETWORKS,
     STATISTICS,
     check_datasets,
     check_sheet_given,
@@ -218,6 +219,9 @@ def status_files():
     found = [path for pattern in of_unit for path in of_units(pattern)]
     found += [layout.STATUS_CASES, layout.STATUS_TILES]
     found += [path for encoder in CONFIG.encoders for path in encoder_features(encoder)]
+    of_encoder = (layout.ENCODER, layout.ENCODER_METADATA, layout.ENCODER_HISTORY)
+    own = [encoder for encoder in CONFIG.encoders if encoder in NETWORKS]
+    found += [path.format(network=encoder) for path in of_encoder for encoder in own]
     of_method = (layout.AGGREGATOR, layout.AGGREGATOR_METADATA, layout.AGGREGATOR_HISTORY)
     of_method += (layout.STATUS_PREDICTIONS, layout.CONTRIBUTIONS)
     found += [path for pattern in of_method for path in of_methods(pattern)]
@@ -260,6 +264,23 @@ def encoder_requirements(wildcards):
     if missing:
         raise SystemExit("\n".join(["", *missing]))
     return []
+
+
+def trained_encoder(wildcards):
+    """The weights of an encoder that train_encoder makes; none of the others."""
+    if wildcards.encoder not in NETWORKS:
+        return {}
+    patterns = {"encoder_weights": layout.ENCODER, "encoder_metadata": layout.ENCODER_METADATA}
+    return {name: path.format(network=wildcards.encoder) for name, path in patterns.items()}
+
+
+def trained_encoder_flags(wildcards):
+    """The flags for them."""
+    return [
+        word
+        for name, path in trained_encoder(wildcards).items()
+        for word in (f"--{name.replace('_', '-')}", path)
+    ]
 
 
 def encoder_gpus(wildcards):
