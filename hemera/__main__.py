@@ -25,7 +25,7 @@ from hemera.errors import ConfigError, HemeraError
 COMMANDS: dict[str, tuple[str, ...]] = {
     "new": (),
     "demo": (),
-    "sheet": ("acrobat", "bci", "mist", "check"),
+    "sheet": ("acrobat", "bci", "mist", "herohe", "her2sc", "check"),
     "doctor": (),
     "plan": (),
     "progress": (),
@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "config": (),
     "warp": ("points", "annotations", "labels", "slide"),
     "predict": (),
+    "status": (),
     "workflow": (),
     "train-nuclei": (),
     "export": ("webdataset", "huggingface", "aligned"),

@@ -287,6 +287,7 @@ STATUS_CASES = _schema("""
 
 STATUS_TILES = _schema("""
     string   tile pair case unit
+    string   he_sha256
     bool     accepted  # by the limits of section cases, which need no HER2
     string?  reason
 """)

@@ -8,6 +8,7 @@ import torch
 from hemera import tables
 from hemera.files import layout
 from hemera.networks import storage
+from hemera.networks.encoders import timm_network
 from hemera.networks.generation import build_generator, initialise
 from hemera.networks.segmentation import SegmentationNet
 from hemera.training import session
@@ -76,3 +77,17 @@ def write_segmenter_folder(results: Path, **metadata: object) -> Path:
 def cpu_compute(precision: torch.dtype = torch.float32) -> session.Compute:
     """Return the compute of a single rank on the processor."""
     return session.Compute(torch.device("cpu"), precision=precision)
+
+
+def write_published(folder: Path) -> torch.nn.Module:
+    """Write a folder as on the Hugging Face Hub; return its tiny network, of random weights."""
+    torch.manual_seed(3)
+    arguments = {"img_size": 64, "patch_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    net: torch.nn.Module = timm_network("vit_tiny_patch16_224", arguments)
+    folder.mkdir()
+    state = {**net.state_dict(), "head.weight": torch.zeros(3, 24), "head.bias": torch.zeros(3)}
+    storage.write_weights(folder / "model.safetensors", state)
+    used = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.25] * 3}
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": arguments}
+    (folder / "config.json").write_text(json.dumps({**config, "pretrained_cfg": used}))
+    return net.eval()

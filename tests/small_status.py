@@ -1,17 +1,18 @@
 """Results of the stages before `aggregate`, with features drawn from a distribution."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hemera import tables
-from hemera.config import AggregateOptions, CasesOptions
+from hemera.config import METHODS, AggregateOptions, CasesOptions, MaskOptions
 from hemera.dataset import cases as labelled
 from hemera.dataset.features import ViewList, write_features
 from hemera.files import layout
 from hemera.stages import aggregate
+from tests.small_tables import digest, tile_row
 
 SCORES = ("0", "1+", "2+", "3+")
 QUICK: dict[str, Any] = {
@@ -58,7 +59,7 @@ def write_status(
             tile = f"{row['case']}_{number}"
             tiles.append(
                 {"tile": tile, "pair": row["case"], "case": row["case"], "unit": "u",
-                 "accepted": True, "reason": None}
+                 "he_sha256": digest(tile), "accepted": True, "reason": None}
             )  # fmt: skip
             listed.add(512 * number, 0, 512.0, tile, row["case"])
             features.append(draws.normal(size=6))
@@ -80,13 +81,46 @@ def run_method(results: Path, method: str, **options: Any) -> Path:
         "history": layout.AGGREGATOR_HISTORY, "predictions": layout.STATUS_PREDICTIONS,
         "contributions": layout.CONTRIBUTIONS,
     }  # fmt: skip
-    fixed = {"floor": "mean", "statistics_abmil": "abmil"}
     aggregate.run(
         method=method,
         cases=layout.path(layout.STATUS_CASES, results),
         case_tiles=layout.path(layout.STATUS_TILES, results),
         results=results,
         **{name: layout.path(value, results, method=method) for name, value in patterns.items()},
-        options=AggregateOptions(**{**QUICK, "aggregator": fixed[method], **options}),
+        options=AggregateOptions(**{**QUICK, **METHODS[method], **options}),
     )
     return layout.path(layout.AGGREGATOR, results, method=method).parent
+
+
+def write_readings(
+    results: Path, counts: Mapping[str, Sequence[Sequence[int]]], rejected: Sequence[str] = ()
+) -> None:
+    """Write index and cells: by case, of each tile the cells of intensity 0 to 3.
+
+    The tiles of the cases `rejected` are not accepted. Cells are evenly distributed in a tile.
+    """
+    draws = np.random.default_rng(1)
+    rows, cells = [], []
+    for case, tiles in counts.items():
+        for number, own in enumerate(tiles):
+            accepted = case not in rejected
+            row = tile_row(
+                case, 0, y_px=number, size_px=512, mpp=0.5, shard="tile/u.tar", dataset="d",
+                score="", registration="pass", accepted=accepted, case=case, split="train",
+                reason=None if accepted else "her2_sharpness", stain_cells=sum(own),
+                stain_weak_cells=own[1], stain_moderate_cells=own[2], stain_strong_cells=own[3],
+                stain_membrane_od=0.1, stain_cytoplasm_od=0.1,
+            )  # fmt: skip
+            rows.append(row)
+            for place, intensity in enumerate(np.repeat(range(4), own).tolist(), 1):
+                x, y = draws.uniform(0, 512, 2).tolist()
+                cells.append(
+                    {"tile": row["tile"], "engine": "stain", "cell": place, "x_px": x, "y_px": y,
+                     "area_px": 50, "positive": intensity > 1, "intensity": intensity,
+                     "membrane_od": 0.1}
+                )  # fmt: skip
+    made = tables.provenance(MaskOptions(engines={"stain": {}}))["options"]
+    metadata = {"fingerprint": "f" * 64, "mask_target": "stain", "options_mask": made,
+                "mask_engines": '["stain"]'}  # fmt: skip
+    tables.write(layout.path(layout.INDEX, results), rows, tables.index(("stain",)), metadata)
+    tables.write(layout.path(layout.CELLS, results, unit="u"), cells, tables.CELLS)

@@ -213,6 +213,16 @@ def test_the_status_needs_neither_masks_nor_networks(bare: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_route_of_cells_needs_masks_and_index_but_no_features(bare: Path) -> None:
+    with_h_and_e_alone(bare)
+    before = planned(bare, "status")
+    write_config(bare, TINY, evaluate_status={"routes": ["floor", "cells"]})
+    counts = planned(bare, "status")
+    assert counts.pop("mask") == counts["tile"] - 3, "none of H&E alone"
+    assert (counts.pop("filter"), counts.pop("index")) == (1, 1)
+    assert counts == {**before, "aggregate": 2}
+
+
 def test_weights_of_an_encoder_that_are_missing_end_the_run(bare: Path) -> None:
     write_config(bare, TINY, evaluate_status={"routes": ["foundation"]})
     text = snakemake(bare, "-n", "--cores", "2", "status", check=False)

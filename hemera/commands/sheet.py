@@ -13,6 +13,7 @@ from typing import Literal
 from hemera.commands import Positive, check_new
 from hemera.errors import HemeraError, SheetError
 from hemera.files.atomic import write_text
+from hemera.interop.labelled_releases import her2sc_rows, herohe_rows
 from hemera.sheet import IMAGE_SUFFIXES, Pair, parse_sheet, read_sheet, write_rows
 
 log = logging.getLogger(__name__)
@@ -59,16 +60,46 @@ def mist(folder: Path, /, *, output: Path | None = None, mpp: Positive = MIST_MP
     _write(output, "mist", folder, mpp=mpp)
 
 
+def herohe(folder: Path, /, *, labels: Path, output: Path | None = None) -> None:
+    """Write a sheet of the H&E slides of HEROHE; slides in a folder test... are the test split.
+
+    Args:
+        folder: directory in which the release is unpacked.
+        labels: CSV with the columns name (file name of the slide without suffix), status, and, if
+            known, score and split.
+        output: the sheet, a new file; by default it is printed.
+    """
+    _write(output, "herohe", folder, labels=labels)
+
+
+def her2sc(folder: Path, /, *, labels: Path, output: Path | None = None) -> None:
+    """Write a sheet of the H&E and HER2 slides of HER2SC.
+
+    Args:
+        folder: directory in which the release is unpacked.
+        labels: CSV with the columns name (of the case), score, and, if known, status and split.
+        output: the sheet, a new file; by default it is printed.
+    """
+    _write(output, "her2sc", folder, labels=labels)
+
+
 Release = Literal["acrobat", "bci", "mist"]
+LabelledRelease = Literal["herohe", "her2sc"]
 
 
-def release_rows(name: Release, folder: Path, **values: float) -> list[dict[str, object]]:
+def release_rows(
+    name: Release | LabelledRelease, folder: Path, **values: float | Path
+) -> list[dict[str, object]]:
     """Return the rows of a release; SheetError where the folder contains no pair of it."""
-    find, expected = {
+    labels = values.get("labels")
+    layouts: dict[str, tuple[Callable[..., Iterable[dict[str, object]]], str]] = {
         "acrobat": (acrobat_rows, "patient with {id}_HE_{split}.tif, {id}_HER2_{split}.tif"),
         "bci": (bci_rows, "pair HE/train/00000_train_1+.png, IHC/train/00000_train_1+.png"),
         "mist": (mist_rows, "pair HER2/TrainValAB/trainA/NAME, HER2/TrainValAB/trainB/NAME"),
-    }[name]
+        "herohe": (herohe_rows, f"slide NAME.mrxs with its folder NAME and a name in {labels}"),
+        "her2sc": (her2sc_rows, f"slide {{case}}_HE.ndpi of a case with a name in {labels}"),
+    }
+    find, expected = layouts[name]
     if not folder.is_dir():
         raise SheetError(f"{folder}: no such directory; give the one with the unpacked release")
     rows = list(find(folder, **values))
@@ -79,7 +110,9 @@ def release_rows(name: Release, folder: Path, **values: float) -> list[dict[str,
     return rows
 
 
-def _write(output: Path | None, name: Release, folder: Path, **values: float) -> None:
+def _write(
+    output: Path | None, name: Release | LabelledRelease, folder: Path, **values: float | Path
+) -> None:
     """Write the rows of a release, with paths relative to the sheet."""
     if output is not None:
         check_new(output)

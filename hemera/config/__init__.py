@@ -26,6 +26,7 @@ from hemera.config.masks import MaskOptions as MaskOptions
 from hemera.config.registration import AT_LEAST as AT_LEAST
 from hemera.config.registration import LandmarksOptions as LandmarksOptions
 from hemera.config.registration import RegisterOptions as RegisterOptions
+from hemera.config.status import CELLS as CELLS
 from hemera.config.status import HER2_CNN as HER2_CNN
 from hemera.config.status import METHODS as METHODS
 from hemera.config.status import NETWORKS as NETWORKS

@@ -16,6 +16,7 @@ from hemera.config.imaging import DescribeOptions, TileOptions
 from hemera.config.masks import MaskOptions
 from hemera.config.registration import LandmarksOptions, RegisterOptions
 from hemera.config.status import (
+    CELLS,
     HER2_CNN,
     METHOD_DEFAULTS,
     METHODS,
@@ -159,8 +160,9 @@ class Config:
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """The encoders of these methods."""
-        return tuple(dict.fromkeys(options.encoder for options in self.methods.values()))
+        """The encoders of these methods; none for the method cells."""
+        named = dict.fromkeys(options.encoder for options in self.methods.values())
+        return tuple(name for name in named if name != CELLS)
 
     def method_flags(self, name: str) -> str:
         """Return the options of a method as flags, quoted for a shell."""

@@ -20,6 +20,8 @@ from hemera.config.base import (
 
 STATISTICS = "statistics"
 """The encoder that needs no weights."""
+CELLS = "cells"
+"""In place of an encoder: the cells of stage mask on real HER2; nothing is embedded."""
 
 HER2_CNN = "her2_cnn"
 """The encoder that stage train_encoder trains on tiles of HER2."""
@@ -27,7 +29,7 @@ HER2_CNN = "her2_cnn"
 NETWORKS = (HER2_CNN,)
 """The encoders that stage train_encoder trains."""
 
-Method = Literal["floor", "statistics_abmil", "foundation", "oliveira"]
+Method = Literal["floor", "statistics_abmil", "foundation", "oliveira", "cells"]
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "floor": {"encoder": STATISTICS, "aggregator": "mean"},
     "statistics_abmil": {"encoder": STATISTICS, "aggregator": "abmil"},
@@ -38,6 +40,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "standardise": False,
         "encoder_cases": "train_only",
     },
+    "cells": {"encoder": CELLS, "aggregator": "asco_cap"},
 }
 """The methods by name, with the options of `aggregate` that each fixes."""
 
@@ -60,6 +63,7 @@ class CasesOptions(Options):
     """Labels, folds and H&E tiles of the cases whose HER2 status is determined; reads no pixel."""
 
     section: ClassVar[str] = "cases"
+    version: ClassVar[int] = 2
 
     folds: Annotated[int, Field(ge=2, le=20)] = 5
     """Folds of cross-validation, into which the cases outside of the test split are divided."""
@@ -197,9 +201,10 @@ class AggregateOptions(Options):
     encoder: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "uni2_h"
     """Encoder of the method foundation: statistics, one of known recipes (uni, uni2_h, virchow2,
     h_optimus_0, h_optimus_1, gigapath), or any name whose weights have a config.json of timm."""
-    aggregator: Literal["mean", "abmil", "top_scores"] = "abmil"
+    aggregator: Literal["mean", "abmil", "top_scores", "asco_cap"] = "abmil"
     """How features are combined, where the method does not fix it; mean: a linear function of their
-    mean; abmil: gated attention; top_scores: dense layers over the highest scores of the views."""
+    mean; abmil: gated attention; top_scores: dense layers over the highest scores of the views;
+    asco_cap: the rule by which method cells reads a score."""
     encoder_cases: Literal["refuse", "train_only"] = "refuse"
     """Cases that the encoder was trained on; refuse: they are an error; train_only: they may train
     the aggregator, and are not predicted. The method oliveira fixes train_only."""
@@ -245,6 +250,9 @@ class AggregateOptions(Options):
     seeds: Annotated[int, Field(ge=1, le=20)] = 3
     """Repetitions of abmil or top_scores with other initial weights, whose probabilities are
     averaged; of the method oliveira, where it is not set, 1."""
+    cells_min: Count = 100
+    """Fewest cells of a case that method cells reads: of 100, a fraction of 10 % has a standard
+    error of 3 %."""
     shuffles: Annotated[int, Field(ge=0, le=1000)] = 5
     """Repetitions of aggregator mean with labels permuted between cases: what chance gives."""
     memory_mb: Count = 8000
@@ -256,16 +264,27 @@ class AggregateOptions(Options):
     torch_threads: Threads = 2
     """CPU threads of PyTorch."""
 
+    @model_validator(mode="after")
+    def _cells_have_one_rule(self) -> Self:
+        if (self.encoder == CELLS) != (self.aggregator == "asco_cap"):
+            raise ValueError(
+                f"encoder {self.encoder} with aggregator {self.aggregator}: asco_cap reads cells, "
+                "and nothing else does; add cells to evaluate_status.routes instead"
+            )
+        return self
+
 
 class EvaluateStatusOptions(Options):
     """Metrics of all methods on cases that none of their networks has seen, and their page."""
 
     section: ClassVar[str] = "evaluate_status"
+    version: ClassVar[int] = 2
 
     routes: tuple[Method, ...] = ("floor", "foundation")
     """Methods that are evaluated: floor (64 colour and texture features, linear), statistics_abmil
     (the same features, attention), foundation (the encoder of aggregate, attention), oliveira (a
-    network trained on HER2 tiles, dense layers over its highest scores)."""
+    network trained on HER2 tiles, dense layers over its highest scores), cells (the cells of real
+    HER2 by the ASCO/CAP rule, which needs the masks and the index)."""
     bootstrap_samples: Annotated[int, Field(ge=100, le=100000)] = 1000
     """Bootstrap samples of the cases for confidence intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -17,7 +17,10 @@ from hemera.errors import TableError
 
 Rows = npt.NDArray[np.int64]
 
-RECORDED = ("encoder", "encoder_sha256", "options", "trained_on", "pretraining")
+STAGES = {"describe": "options_describe", "tile": "options_tile", "embed": "options"}
+"""Stages whose options the features are made with, and the attributes that have them."""
+
+RECORDED = ("encoder", "encoder_sha256", "trained_on", "pretraining", *STAGES.values())
 """Attributes in which all files of an encoder agree."""
 
 
@@ -39,6 +42,8 @@ class Bags:
         width: number of features; 0 without any file.
         encoder_sha256: digest of the weights behind all features.
         trained_on: cases that the encoder was trained on.
+        stages: options of `STAGES` that the features are made with.
+        mpps: resolutions of the tiles, um/px, one per unit.
     """
 
     def __init__(
@@ -60,11 +65,15 @@ class Bags:
         self.width = 0
         self.encoder_sha256 = self.pretraining = ""
         self.trained_on: list[str] = []
+        self.stages: dict[str, dict[str, Any]] = {}
+        self.mpps: list[float] = []
         first: tuple[Path, tuple[Any, ...]] | None = None
         for unit in sorted(files):
             with FeatureFile(files[unit]) as file:
                 file.check()
                 found = tuple(file.attributes.get(name) for name in RECORDED)
+                if "mpp" in file.attributes:
+                    self.mpps.append(float(file.attributes["mpp"]))
                 first = first or (files[unit], (*found, file.width))
                 if (*found, file.width) != first[1]:
                     raise TableError(
@@ -73,7 +82,12 @@ class Bags:
                     )
                 self._add(files[unit], file, accepted)
         if first is not None:
-            _, sha256, _, trained_on, pretraining, width = first[1]
+            _, sha256, trained_on, pretraining, *made_with, width = first[1]
+            self.stages = {
+                stage: json.loads(values)
+                for stage, values in zip(STAGES, made_with, strict=True)
+                if values
+            }
             self.width, self.encoder_sha256 = int(width), str(sha256)
             self.trained_on, self.pretraining = _listed(trained_on), str(pretraining)
         size = sum(len(views) for views in self.views.values()) * self.width * 2

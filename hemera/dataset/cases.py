@@ -99,6 +99,18 @@ def divided(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     ]
 
 
+def judged(rows: Iterable[Mapping[str, Any]], target: str) -> list[Mapping[str, Any]]:
+    """Return the cases that each method is to predict: of a fold or the test split.
+
+    They have H&E tiles and a label, `target`: status or score.
+    """
+    return [
+        row
+        for row in rows
+        if row[target] and row["he_tiles"] and (row["fold"] is not None or row["split"] == TEST)
+    ]
+
+
 def strata(rows: Iterable[Mapping[str, Any]], target: str | None = None) -> dict[str, str]:
     """Return data set, site and label of each case, in equal fractions of which folds are drawn.
 

@@ -212,6 +212,11 @@ def case_staining(tiles: Frame, engine: str, cells: Frame) -> Frame:
     return pd.DataFrame(rows, columns=tables.STAINING.names).sort_values([*GROUP, "h_score"])
 
 
+def case_counts(tiles: Frame, engine: str) -> Frame:
+    """Return the cells of intensity 0 to 3 of each case, over all its tiles."""
+    return _intensities(tiles, engine).groupby(tiles["case"]).sum()
+
+
 def _quarters(cells: Frame, tiles: Frame) -> Frame:
     """Return the cells of intensity 0 to 3 and the sum of their densities, four rows per tile."""
     sizes = tiles.set_index("tile")["size_px"]

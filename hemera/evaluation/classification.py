@@ -198,7 +198,10 @@ def status_metrics(
     weights: Floats,
     sensitivity: float,
 ) -> dict[str, Floats]:
-    """Return the metrics of status, (S,) each; `values` are probability and calibrated, (N,)."""
+    """Return the metrics of status, (S,) each.
+
+    `values` are probability and, of methods that have one, calibrated, (N,).
+    """
     probability = values["probability"]
     return {
         "auc": auc(truth, probability, weights),
@@ -206,5 +209,9 @@ def status_metrics(
         **decisions(truth, predicted, weights),
         "specificity_at_sensitivity": specificity_at(truth, probability, weights, sensitivity),
         "brier": brier(truth, probability, weights),
-        "brier_calibrated": brier(truth, values["calibrated"], weights),
+        **(
+            {"brier_calibrated": brier(truth, values["calibrated"], weights)}
+            if "calibrated" in values
+            else {}
+        ),
     }

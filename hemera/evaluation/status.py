@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemera.config import EvaluateStatusOptions
+from hemera.config import CELLS, EvaluateStatusOptions
+from hemera.dataset.cases import STATUSES
 from hemera.dataset.statistics import Frame
 from hemera.evaluation import classification
 from hemera.evaluation.classification import Interval
@@ -21,6 +22,9 @@ CONSTANTS = ("majority", "all_positive", "all_negative")
 
 OOF, TEST, SITE_OUT, SHUFFLED = PARTS = ("oof", "test", "site_out", "shuffled")
 """The parts of `tables.STATUS_PREDICTIONS`."""
+
+COMMON = "common"
+"""The group of the cases that every method has predicted."""
 
 CASES_MIN = 20
 """Cases of a class from which a claim can be made."""
@@ -55,6 +59,8 @@ def metrics(predictions: Frame, options: EvaluateStatusOptions) -> Rows:
                 rows += _measured(table, base, options)
                 if method != "floor" and "floor" in methods and group == "all":
                     rows += _difference(table, methods["floor"], base, options)
+                if method != CELLS and CELLS in methods and group == "all":
+                    rows += _agreement(table, methods[CELLS], base, options)
     return rows
 
 
@@ -69,6 +75,10 @@ def _groups(table: Frame, part: str) -> Iterator[tuple[str, Frame]]:
     yield "all", table
     if part in (SHUFFLED,):
         return
+    judged = [set(own["case"]) for _, own in table.groupby("method")]
+    common = set.intersection(*judged)
+    if common and any(own != common for own in judged):
+        yield COMMON, table[table["case"].isin(common)]
     for column in ("dataset", "site", "score"):
         if table[column].nunique() > 1:
             for value, members in table.groupby(column):
@@ -81,7 +91,12 @@ def _measured(table: Frame, base: Mapping[str, Any], options: EvaluateStatusOpti
         return _scores(table, base, options)
     truth = (table["truth"] == "positive").to_numpy()
     predicted = (table["predicted"] == "positive").to_numpy()
-    values = {name: table[name].to_numpy(float) for name in ("probability", "calibrated")}
+    # A rule without training has no temperature.
+    values = {
+        name: table[name].to_numpy(float)
+        for name in ("probability", "calibrated")
+        if table[name].notna().all()
+    }
     ones = np.ones((1, len(table)))
     sampled = classification.resample(truth, options.bootstrap_samples, options.seed)
     found, samples = (
@@ -99,6 +114,7 @@ def _measured(table: Frame, base: Mapping[str, Any], options: EvaluateStatusOpti
         **{
             name: classification.calibration_error(truth, values[column], options.calibration_bins)
             for name, column in (("ece", "probability"), ("ece_calibrated", "calibrated"))
+            if column in values
         },
     }
     return rows + [_row(base, name, Interval(value), truth) for name, value in of_bins.items()]
@@ -169,6 +185,28 @@ def _difference(
     value, samples = (measure(0, each) - measure(1, each) for each in (ones, sampled))
     known = classification.interval(value, samples, options.confidence)
     return [_row(base, name, known, truth > (0 if base["target"] == "status" else 1))]
+
+
+def _agreement(
+    table: Frame, cells: Frame, base: Mapping[str, Any], options: EvaluateStatusOptions
+) -> Rows:
+    """Return the kappa of a method's answers with those of method cells, on the cases of both.
+
+    Quadratic for the score, Cohen's for the status. A silver label: it says nothing of the truth.
+    """
+    joined = table.merge(cells, on="case", suffixes=("", "_cells"))
+    names = SCORES if base["target"] == "score" else STATUSES
+    own, read = (
+        np.array([names.index(value) for value in joined[name]], np.int64)
+        for name in ("predicted", "predicted_cells")
+    )
+    if not len(joined):
+        return []
+    ones = np.ones((1, len(joined)))
+    sampled = classification.resample(read, options.bootstrap_samples, options.seed)
+    value, samples = (classification.ordinal(read, own, each)["qwk"] for each in (ones, sampled))
+    known = classification.interval(value, samples, options.confidence)
+    return [_row(base, "kappa_with_cells", known, read > (0 if names is STATUSES else 1))]
 
 
 def _constants(table: Frame, target: str, part: str, group: str) -> Rows:

@@ -8,10 +8,19 @@ import pandas as pd
 from markupsafe import Markup
 
 from hemera import tables
-from hemera.config import METHODS, EvaluateStatusOptions
+from hemera.config import CELLS, METHODS, EvaluateStatusOptions
+from hemera.dataset.readings import refusals
 from hemera.dataset.statistics import Frame
 from hemera.evaluation import classification
-from hemera.evaluation.status import CASES_MIN, OOF, SHUFFLED, SITE_OUT, TEST, confounding
+from hemera.evaluation.status import (
+    CASES_MIN,
+    COMMON,
+    OOF,
+    SHUFFLED,
+    SITE_OUT,
+    TEST,
+    confounding,
+)
 from hemera.reports import charts
 
 PART_NAMES = {
@@ -77,6 +86,9 @@ def content(
         "described": described,
         "parts": {part: PART_NAMES[part] for part in parts},
         "groups": _groups(metrics),
+        "common": COMMON,
+        "routes": _routes(cases, predictions, described),
+        "cells": CELLS,
         "columns": {"status": STATUS_COLUMNS, "score": SCORE_COLUMNS},
         "states": cases["state"].value_counts().sort_index().to_dict(),
         "silver": int((cases["label_source"] == "read").sum()),
@@ -95,6 +107,26 @@ def content(
         "sensitivity": options.sensitivity,
         "confidence": options.confidence,
     }
+
+
+def _routes(
+    cases: Frame, predictions: Frame, described: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return, by target, the number of cases that each method has predicted, and its refusals."""
+    rows = cases.astype(object).where(cases.notna(), None).to_dict("records")
+    found = predictions.to_dict("records")
+    routes: dict[str, list[dict[str, Any]]] = {}
+    for target in ("status", "score"):
+        for name, own in described.items():
+            done = [row for row in found if row["method"] == name]
+            refused = refusals(rows, done, own["refused"], target)
+            count = len({row["case"] for row in done
+                         if row["target"] == target and row["part"] in (OOF, TEST)})  # fmt: skip
+            routes.setdefault(target, []).append(
+                {"method": name, "judged": count, "refused": sum(refused.values()),
+                 "reasons": refused}
+            )  # fmt: skip
+    return routes
 
 
 def _groups(metrics: Frame) -> list[tuple[str, str, str]]:
@@ -158,6 +190,8 @@ def _charts(
         order = np.argsort(-probability, kind="stable")
         hits, false = np.cumsum(truth[order]), np.cumsum(~truth[order])
         roc.append((name, np.r_[0, false / max(1, false[-1])], np.r_[0, hits / max(1, hits[-1])]))
+        if np.isnan(calibrated).any():
+            continue
         decision.append(
             (
                 name,

@@ -8,20 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from hemera import tables
-from hemera.config import AggregateOptions
+from hemera.config import CELLS, AggregateOptions
 from hemera.dataset import cases as labelled
 from hemera.dataset.bags import Bags
+from hemera.dataset.readings import Readings, read_cases
 from hemera.dataset.splits import check_unseen
 from hemera.files import layout
 from hemera.networks import storage
-from hemera.networks.aggregators import score_probabilities
-from hemera.training.aggregation import Fitted, fit
+from hemera.training.aggregation import Fitted, fit, predict_case
 from hemera.training.protocol import CLASSES, OOF, TARGETS, TEST, Run, plan
 from hemera.training.session import session
 
@@ -42,6 +41,8 @@ class _Written:
     runs: Rows = dataclasses.field(default_factory=list)
     predictions: Rows = dataclasses.field(default_factory=list)
     contributions: Rows = dataclasses.field(default_factory=list)
+    refused: Rows = dataclasses.field(default_factory=list)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(
@@ -63,7 +64,7 @@ def run(
         method: its name.
         cases: table of stage cases.
         case_tiles: table of the tiles of stage cases.
-        results: folder of results, with the features of stage embed.
+        results: folder of results, with the features of stage embed, or index and cells.
         weights: written: weights of the models of cross-validation, safetensors.
         metadata: written: JSON with options, encoder, and the cases that every model has seen.
         history: written: table with one row per model, epoch and quantity.
@@ -75,6 +76,61 @@ def run(
     """
     rows = tables.read(cases, tables.STATUS_CASES).to_pylist()
     described = tables.read_metadata(cases)
+    made_with = json.loads(described["options"])
+    if options.encoder == CELLS:
+        written = _read(method, rows, made_with["equivocal"], results, options)
+    else:
+        written = _train(method, rows, int(made_with["folds"]), case_tiles, results, options)
+        written.facts["stages"]["cases"] = made_with
+    storage.write_weights(weights, written.weights)
+    storage.write_metadata(
+        metadata,
+        {
+            "network": "aggregate",
+            "method": method,
+            "options": options.model_dump(),
+            "encoder": options.encoder,
+            **written.facts,
+            "cases": described["fingerprint"],
+            "runs": written.runs,
+            "refused": written.refused,
+            "versions": storage.versions(),
+        },
+        weights,
+    )
+    tables.write(history, written.history, tables.HISTORY)
+    tables.write(predictions, written.predictions, tables.STATUS_PREDICTIONS)
+    tables.write(contributions, written.contributions, tables.CONTRIBUTIONS)
+
+
+def _read(
+    method: str, rows: Rows, equivocal: str, results: Path, options: AggregateOptions
+) -> _Written:
+    """Read the labelled cases from their cells: a rule without training, which has seen no case."""
+    readings = Readings(results, options.cells_min)
+    predictions, refused = read_cases(rows, TARGETS, readings, equivocal, method)
+    log.info("%s: %d read, %d refused", method, len(predictions), len(refused))
+    unseen: dict[str, Any] = {"fold": None, "left_out": None, "repeat": 0, "inner": []}
+    unseen |= {"trained_on": [], "trained_on_sha256": labelled.digest([])}
+    return _Written(
+        predictions=predictions,
+        refused=refused,
+        runs=[{"name": f"{OOF}.{target}", "part": OOF, "target": target, **unseen}
+              for target in TARGETS],
+        facts={"features": 4, "encoder_sha256": readings.fingerprint, "encoder_trained_on": [],
+               "pretraining": f"mask engine {readings.engine}"},
+    )  # fmt: skip
+
+
+def _train(
+    method: str,
+    rows: Rows,
+    folds: int,
+    case_tiles: Path,
+    results: Path,
+    options: AggregateOptions,
+) -> _Written:
+    """Train the models of a method on features and predict the cases that they have not seen."""
     tiles = tables.read(case_tiles, tables.STATUS_TILES).to_pylist()
     files = {
         unit: layout.path(layout.FEATURES, results, encoder=options.encoder, unit=unit)
@@ -82,12 +138,15 @@ def run(
     }
     bags = Bags(files, tiles, options.memory_mb)
     with_views = [row for row in rows if bags.views.get(row["case"])]
-    if lost := len([row for row in rows if row["fold"] is not None]) - len(
-        [row for row in with_views if row["fold"] is not None]
-    ):
-        log.warning("%d cases have no view with tissue and are not predicted", lost)
-    folds = int(json.loads(described["options"])["folds"])
     written = _Written()
+    written.refused = [
+        {"case": row["case"], "target": target, "reason": "no view with tissue"}
+        for target in TARGETS
+        for row in labelled.judged(rows, target)
+        if not bags.views.get(row["case"])
+    ]
+    if lost := {row["case"] for row in written.refused}:
+        log.warning("%d cases have no view with tissue and are not predicted", len(lost))
     with session(seed=options.seed, threads=options.torch_threads, device=options.device) as device:
         seen = bags.trained_on if options.encoder_cases == "train_only" else ()
         planned = list(plan(with_views, folds, options, seen))
@@ -98,27 +157,22 @@ def run(
                 models[each.target] += fitted
         for target in TARGETS:
             _predict_test(target, models[target], with_views, bags, method, device, written)
-    storage.write_weights(weights, written.weights)
-    storage.write_metadata(
-        metadata,
-        {
-            "network": "aggregate",
-            "method": method,
-            "options": options.model_dump(),
-            "features": bags.width,
-            "encoder": options.encoder,
-            "encoder_sha256": bags.encoder_sha256,
-            "encoder_trained_on": bags.trained_on,
-            "pretraining": bags.pretraining,
-            "cases": described["fingerprint"],
-            "runs": written.runs,
-            "versions": storage.versions(),
-        },
-        weights,
-    )
-    tables.write(history, written.history, tables.HISTORY)
-    tables.write(predictions, written.predictions, tables.STATUS_PREDICTIONS)
-    tables.write(contributions, written.contributions, tables.CONTRIBUTIONS)
+    written.facts = {
+        "features": bags.width,
+        "encoder_sha256": bags.encoder_sha256,
+        "encoder_trained_on": bags.trained_on,
+        "pretraining": bags.pretraining,
+        "stages": bags.stages,
+        "mpps": sorted({*bags.mpps}),
+        "tile_sha256": _first_tiles(tiles),
+    }
+    return written
+
+
+def _first_tiles(tiles: Rows) -> dict[str, str]:
+    """Return the digest of the first accepted tile of each case, by which a slide is recognised."""
+    accepted = sorted((row for row in tiles if row["accepted"]), key=lambda row: row["tile"])
+    return {row["case"]: row["he_sha256"] for row in reversed(accepted)}
 
 
 def _run(
@@ -195,7 +249,6 @@ def _predict_test(
         _predict(base, fitted, bags, device, written)
 
 
-@torch.inference_mode()
 def _predict(
     row: dict[str, Any],
     fitted: Sequence[Fitted],
@@ -204,40 +257,10 @@ def _predict(
     written: _Written,
 ) -> None:
     """Add the prediction of a case, the mean of several models, and the contributions of views."""
-    features = bags.load(row["case"]).to(device)
-    pooled = [model.net(features) for model in fitted]
-    contribution = torch.stack([each.contribution.double() for each in pooled]).mean(0)
-    attention = torch.stack([each.attention.double() for each in pooled]).mean(0) * len(features)
-    bias = float(torch.stack([each.bias.double() for each in pooled]).mean())
-    logits = torch.stack([each.bias.double() + each.contribution.double().sum() for each in pooled])
-    temperatures = torch.tensor([model.temperature for model in fitted], device=device)
-    probability = float(torch.sigmoid(logits).mean())
-    threshold = float(np.mean([model.threshold for model in fitted]))
-    predicted = CLASSES["status"][int(probability >= threshold)]
-    scores: dict[str, float] = {}
-    if row["target"] == "score":
-        each = torch.stack([score_probabilities(one.logits.double()) for one in pooled])
-        shares = each.mean(0).tolist()
-        scores = {f"p{place}": share for place, share in enumerate(shares)}
-        # The median: the score that is exceeded with a probability below one half.
-        predicted = CLASSES["score"][int((np.cumsum(shares)[:-1] < 0.5).sum())]
-    written.predictions.append(
-        {
-            **row,
-            "predicted": predicted,
-            "logit": float(logits.mean()),
-            "bias": bias,
-            "probability": probability,
-            "calibrated": float(torch.sigmoid(logits / temperatures).mean()),
-            "threshold": threshold,
-            **scores,
-            "models": len(fitted),
-        }
-    )
+    found = predict_case(fitted, bags.load(row["case"]).to(device), row["target"])
+    written.predictions.append({**row, **found.columns})
     if row["target"] == "status" and row["part"] in (OOF, TEST):
-        columns = zip(
-            bags.views[row["case"]], attention.tolist(), contribution.tolist(), strict=True
-        )
+        columns = zip(bags.views[row["case"]], found.attention, found.contribution, strict=True)
         written.contributions += [
             {"case": row["case"], **dataclasses.asdict(view), "attention": a, "contribution": c}
             for view, a, c in columns

@@ -78,6 +78,7 @@ def _tiles(
                 "pair": pair,
                 "case": case,
                 "unit": unit,
+                "he_sha256": sha256,
                 "accepted": not reason,
                 "reason": reason or None,
             }

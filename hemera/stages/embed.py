@@ -56,7 +56,8 @@ def run(
         features: written: HDF5 in TRIDENT's layout.
     """
     rows = tables.read(tiles, tables.TILE).to_pylist()
-    made_with = json.loads(tables.read_metadata(tiles).get("options", "{}"))
+    inherited = tables.inherited("tile", tiles)
+    made_with = json.loads(inherited.get("options_tile", "{}"))
     saturation_min = 255 * float(made_with.get("saturation_min", 0.0))
     views = ViewList()
     with session(seed=0, threads=options.torch_threads, device=options.device) as device:
@@ -71,6 +72,7 @@ def run(
             {
                 "encoder": encoder,
                 "options": tables.provenance(options)["options"],
+                **inherited,
                 "trained_on": [],
                 **described,
                 **_mpp(rows),

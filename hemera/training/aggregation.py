@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from hemera.config import AggregateOptions
-from hemera.networks.aggregators import Aggregator, MeanAggregator, build_aggregator
+from hemera.dataset.cases import STATUSES
+from hemera.networks.aggregators import (
+    Aggregator,
+    MeanAggregator,
+    build_aggregator,
+    score_probabilities,
+)
+from hemera.sheet import SCORES
 
 Load = Callable[[str], Tensor]
 """The features of a case by its name, (N, D) float32."""
@@ -80,6 +87,61 @@ def fit(
         if options.threshold == "inner":
             threshold = choose_threshold(1 / (1 + np.exp(-logits)), truth)
     return Fitted(net, threshold, temperature, history)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What several models predict of a case: the mean, and each view's part of it.
+
+    Attributes:
+        columns: of `tables.STATUS_PREDICTIONS`: predicted, logit, bias, probability, ...
+        attention, contribution: of each view, (N,).
+        calibrated: probability of positive after temperature by each model.
+    """
+
+    columns: dict[str, object]
+    attention: list[float]
+    contribution: list[float]
+    calibrated: list[float]
+
+
+@torch.inference_mode()
+def predict_case(fitted: Sequence[Fitted], views: Tensor, target: str) -> Predicted:
+    """Predict a case by the mean of several models.
+
+    Args:
+        fitted: models of the same target, one at least.
+        views: features (N, D) float32, on the device of the models.
+        target: status or score.
+    """
+    pooled = [model.net(views) for model in fitted]
+    contribution = torch.stack([each.contribution.double() for each in pooled]).mean(0)
+    attention = torch.stack([each.attention.double() for each in pooled]).mean(0) * len(views)
+    bias = float(torch.stack([each.bias.double() for each in pooled]).mean())
+    logits = torch.stack([each.bias.double() + each.contribution.double().sum() for each in pooled])
+    temperatures = torch.tensor([model.temperature for model in fitted], device=views.device)
+    calibrated = torch.sigmoid(logits / temperatures)
+    probability = float(torch.sigmoid(logits).mean())
+    threshold = float(np.mean([model.threshold for model in fitted]))
+    predicted = STATUSES[int(probability >= threshold)]
+    scores: dict[str, float] = {}
+    if target == "score":
+        each = torch.stack([score_probabilities(one.logits.double()) for one in pooled])
+        shares = each.mean(0).tolist()
+        scores = {f"p{place}": share for place, share in enumerate(shares)}
+        # The median: the score that is exceeded with a probability below one half.
+        predicted = SCORES[int((np.cumsum(shares)[:-1] < 0.5).sum())]
+    columns = {
+        "predicted": predicted,
+        "logit": float(logits.mean()),
+        "bias": bias,
+        "probability": probability,
+        "calibrated": float(calibrated.mean()),
+        "threshold": threshold,
+        **scores,
+        "models": len(fitted),
+    }
+    return Predicted(columns, attention.tolist(), contribution.tolist(), calibrated.tolist())
 
 
 def is_positive(label: int, target: str) -> bool:

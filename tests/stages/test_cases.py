@@ -15,7 +15,7 @@ from tests.command_line import words
 from tests.small_sheets import write_sheet
 from tests.small_tables import digest, tile_row
 
-GOLDEN = {1: "bd443331b975c3ba"}
+GOLDEN = {2: "dfe77173c12d0d51"}
 SCORES = ("0", "1+", "2+", "3+")
 
 

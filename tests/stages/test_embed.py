@@ -6,16 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from hemera.__main__ import main
 from hemera.config import EmbedOptions
 from hemera.dataset.features import FeatureFile
 from hemera.errors import ShardError, TrainingError
 from hemera.imaging import texture
-from hemera.networks.encoders import timm_network
 from hemera.stages import embed
 from tests.command_line import words
+from tests.small_networks import write_published
 from tests.small_units import Unit, tissue
 
 from PIL import Image  # isort: skip
@@ -113,19 +112,7 @@ def test_a_damaged_tile_is_an_error_and_leaves_no_file(unit):
 
 @pytest.fixture
 def published(tmp_path):
-    """A folder as the Hugging Face Hub has them, of a tiny network with random weights."""
-    torch.manual_seed(3)
-    arguments = {"img_size": 64, "patch_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
-    net = timm_network("vit_tiny_patch16_224", arguments)
-    folder = tmp_path / "net"
-    folder.mkdir()
-    state = {**net.state_dict(), "head.weight": torch.zeros(3, 24), "head.bias": torch.zeros(3)}
-    save_file(state, folder / "model.safetensors")
-    used = {"input_size": [3, 64, 64], "mean": [0.5] * 3, "std": [0.25] * 3}
-    config = {"architecture": "vit_tiny_patch16_224", "model_args": arguments}
-    config["pretrained_cfg"] = used
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder, net.eval()
+    return tmp_path / "net", write_published(tmp_path / "net")
 
 
 def test_a_network_of_timm_from_a_folder(unit, published):

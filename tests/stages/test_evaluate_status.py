@@ -13,7 +13,7 @@ from hemera.evaluation import classification
 from hemera.files import layout
 from hemera.stages import evaluate_status
 from tests.command_line import words
-from tests.small_status import case_rows, run_method, write_status
+from tests.small_status import case_rows, run_method, write_readings, write_status
 
 OPTIONS = EvaluateStatusOptions(routes=("floor", "statistics_abmil"), bootstrap_samples=100)
 
@@ -100,6 +100,31 @@ def test_status_that_goes_with_the_site_is_a_warning(tmp_path):
     run_method(tmp_path, "floor")
     _, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
     assert "Status and site go together" in page
+
+
+def test_methods_are_compared_on_the_cases_of_all(tmp_path):
+    """The cells are right where they are read; a third of the cases has none."""
+    rows = case_rows(48)
+    write_status(tmp_path, rows, signal=3.0)
+    looks = {"0": (100, 0, 0, 0), "1+": (50, 50, 0, 0), "2+": (50, 0, 50, 0), "3+": (50, 0, 0, 50)}
+    write_readings(tmp_path, {row["case"]: [looks[row["score"]]] * 4 for row in rows[16:]})
+    for method in ("floor", "cells"):
+        run_method(tmp_path, method)
+    found, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor", "cells")))
+    everything, common = (found["score", "oof", group, "floor", "accuracy"]["cases"]
+                          for group in ("all", "common"))  # fmt: skip
+    assert (everything, common) == (48, 32)
+    assert found["score", "oof", "all", "cells", "accuracy"]["cases"] == 32
+    assert found["score", "oof", "common", "cells", "qwk"]["value"] == 1
+    status = found["status", "oof", "common", "cells", "auc"]
+    assert (status["cases"], status["value"]) == (24, 1), "2+ is no status"
+    assert ("status", "oof", "all", "cells", "brier_calibrated") not in found
+    agreement = found["score", "oof", "all", "floor", "kappa_with_cells"]
+    assert agreement["cases"] == 32
+    assert agreement["value"] == found["score", "oof", "common", "floor", "qwk"]["value"]
+    assert "its cells are read as 2+, which is no status: 8" in page
+    assert "registration was refused: 16" in page and "silver" in page
+    assert "nan" not in page
 
 
 def test_few_cases_allow_no_claim(tmp_path):

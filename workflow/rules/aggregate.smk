@@ -1,6 +1,7 @@
 # The models of one method in cross-validation, and their predictions.
 #
-# REQUIRED INPUTS: cases; features of all units by the encoder of the method
+# REQUIRED INPUTS: cases; features of all units by the encoder of the method, or, for method cells,
+# the index and the cells of all units with HER2
 # OUTPUTS: weights, metadata with the cases that each model has seen, history, predictions,
 # contributions of the views
 

@@ -7,6 +7,7 @@ from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from hemera.errors import HemeraError
 from hemera.config import (
+    CELLS,
     DEMO_SHEETS,
     DEMO_VERSION,
     NETWORKS,
@@ -188,20 +189,25 @@ def landmark_tables():
     return of_units(layout.LANDMARK_ERRORS, has_landmarks)
 
 
-def data_files():
-    """Every file of the stages up to the report. All of them are targets, because Snakemake deletes
+def index_files():
+    """Every file of the stages up to the index. All of them are targets, because Snakemake deletes
     the outputs of a failed job, and does not make a missing file again while what follows exists.
     """
     of_unit = (layout.IMAGES_TABLE, layout.TILE_SHARD, layout.TILES, layout.PAIRS)
     of_mask = (layout.MASK_SHARD, layout.MASKS, layout.CELLS)
     of_map = (layout.DISPLACEMENT, layout.CERTIFICATE, layout.QUALITY)
-    of_landmarks = (layout.LANDMARK_ERRORS, layout.LANDMARK_PREDICTIONS)
     found = [path for pattern in (*of_unit, *of_mask) for path in of_units(pattern, has_her2)]
     found += [path for pattern in of_map for path in of_units(pattern, needs_registration)]
+    return [*found, layout.FILTERED, layout.INDEX, layout.CARD]
+
+
+def data_files():
+    """Every file of the stages up to the report, as `index_files`."""
+    found = index_files()
     if landmark_tables():
+        of_landmarks = (layout.LANDMARK_ERRORS, layout.LANDMARK_PREDICTIONS)
         found += [path for pattern in of_landmarks for path in of_units(pattern, has_landmarks)]
         found += [layout.LANDMARK_COHORT, layout.LANDMARK_COHORT_PREDICTIONS]
-    found += [layout.FILTERED, layout.INDEX, layout.CARD]
     return [*found, layout.REPORT, layout.PAIR_PAGES, layout.CASES]
 
 
@@ -225,7 +231,8 @@ def status_files():
     of_method = (layout.AGGREGATOR, layout.AGGREGATOR_METADATA, layout.AGGREGATOR_HISTORY)
     of_method += (layout.STATUS_PREDICTIONS, layout.CONTRIBUTIONS)
     found += [path for pattern in of_method for path in of_methods(pattern)]
-    return [*found, layout.STATUS_METRICS, layout.STATUS_PAGE]
+    found += index_files() if CELLS in CONFIG.methods else []
+    return [*dict.fromkeys(found), layout.STATUS_METRICS, layout.STATUS_PAGE]
 
 
 def encoder_features(encoder):
@@ -254,8 +261,11 @@ def method_flags(wildcards):
 
 
 def method_features(wildcards):
-    """The features that a method combines."""
-    return encoder_features(method(wildcards).encoder)
+    """The features that a method combines; of method cells, the index and the tables of cells."""
+    encoder = method(wildcards).encoder
+    if encoder == CELLS:
+        return [layout.INDEX, *of_units(layout.CELLS, has_her2)]
+    return encoder_features(encoder)
 
 
 def encoder_requirements(wildcards):

@@ -1,0 +1,162 @@
+"""Score and status of cases from the cells of their real HER2, without training: method cells."""
+
+import collections
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hemera import tables
+from hemera.dataset import cases as labelled
+from hemera.dataset.statistics import Frame, case_counts, case_staining, with_few_tiles
+from hemera.files import layout
+from hemera.masks.her2_score import CLASSES, her2_scores
+from hemera.sheet import SCORES
+
+Rows = list[dict[str, Any]]
+
+SMALLEST = 1 / 4000
+"""Of a probability that is estimated from 2,000 draws, so that its logit is finite."""
+
+_CELL_COLUMNS = ("tile", "engine", "x_px", "y_px", "intensity", "membrane_od")
+_PROBABILITIES = tuple(name for name in tables.STAINING.names if name.startswith("probability_"))
+
+
+class Readings:
+    """The ASCO/CAP score of each case in the index, from the cells of its accepted tiles.
+
+    Attributes:
+        engine: whose cells are read: `index.target`.
+        fingerprint: of the index.
+    """
+
+    def __init__(self, results: Path, cells_min: int) -> None:
+        """Read index and cells.
+
+        Args:
+            results: folder of results.
+            cells_min: fewest cells of a case that is read.
+        """
+        path = layout.path(layout.INDEX, results)
+        metadata = tables.read_metadata(path)
+        self.engine, self.fingerprint = metadata["mask_target"], metadata["fingerprint"]
+        schema = tables.index(json.loads(metadata["mask_engines"]))
+        columns = ["tile", "pair", "case", "dataset", "score", "size_px", "shard", "accepted",
+                   "reason"]  # fmt: skip
+        columns += [name for name in schema.names if name.startswith(f"{self.engine}_")
+                    and name.endswith(("_cells", "_membrane_od", "_cytoplasm_od"))]  # fmt: skip
+        tiles = tables.read(path, schema, columns).to_pandas()
+        accepted = tiles[tiles["accepted"]]
+        self._cells_min = cells_min
+        self._rejected: dict[str, str] = {
+            case: str(reasons.mode().iloc[0])
+            for case, reasons in tiles[~tiles["accepted"]].groupby("case")["reason"]
+        }
+        self._counts: dict[str, list[int]] = {}
+        self._probabilities: dict[str, list[float]] = {}
+        if len(accepted):
+            counts = case_counts(accepted, self.engine)
+            self._counts = dict(zip(counts.index, counts.to_numpy(np.int64).tolist(), strict=True))
+            few = _cells(results, with_few_tiles(accepted))
+            staining = case_staining(accepted, self.engine, few).set_index("case")
+            found = staining[list(_PROBABILITIES)]
+            self._probabilities = dict(zip(found.index, found.to_numpy().tolist(), strict=True))
+
+    def refusal(self, case: str) -> str:
+        """Return why the score of a case is not read; empty: it is."""
+        if case in self._counts:
+            cells = sum(self._counts[case])
+            few = cells < self._cells_min
+            return f"fewer than {self._cells_min} cells in its accepted tiles" if few else ""
+        if case in self._rejected:
+            return f"no tile of its HER2 is accepted, most for: {self._rejected[case]}"
+        return "no tile of its HER2 in the index: H&E alone, or its registration was refused"
+
+    def score(self, case: str) -> str:
+        """Return the score of a case that is not refused, of `SCORES`; ultralow is 0."""
+        place = int(her2_scores(np.array([self._counts[case]]))[0])
+        return SCORES[max(0, place - 1)]
+
+    def probabilities(self, case: str) -> list[float]:
+        """Return the probabilities of the scores of a case that is not refused."""
+        found = dict(zip(CLASSES, self._probabilities[case], strict=True))
+        return [found["0"] + found["ultralow"], found["1+"], found["2+"], found["3+"]]
+
+
+def _cells(results: Path, tiles: Frame) -> Frame:
+    """Return the cells of tiles, from the tables of their units."""
+    tables_ = [tables.CELLS.empty_table().select(_CELL_COLUMNS)]
+    for shard, own in tiles.groupby("shard"):
+        unit = layout.unit(f"{layout.RESULTS}/{shard}")
+        cells = tables.read(
+            layout.path(layout.CELLS, results, unit=unit), tables.CELLS, _CELL_COLUMNS
+        )
+        names = pa.array(own["tile"].tolist(), pa.string())
+        tables_.append(cells.filter(pc.is_in(cells["tile"], names)))
+    return pa.concat_tables(tables_).to_pandas()
+
+
+def read_cases(
+    rows: Sequence[Mapping[str, Any]],
+    targets: Iterable[str],
+    readings: Readings,
+    equivocal: str,
+    method: str,
+) -> tuple[Rows, Rows]:
+    """Return predictions of the labelled cases, and refusals.
+
+    A reading of 2+ is no status for drop; 0 and 1+ are negative, 3+ is positive. The probability of
+    positive is that of 3+, and of 2+ too: half of it for drop.
+
+    Args:
+        rows: of `tables.STATUS_CASES`.
+        targets: status, score.
+        equivocal: `cases.equivocal`: the status of 2+, or drop.
+
+    Returns:
+        Rows of `tables.STATUS_PREDICTIONS`, and case, target and reason of what is not read.
+    """
+    of_equivocal = {"drop": 0.5, "positive": 1.0, "negative": 0.0}[equivocal]
+    predictions, refused = [], []
+    for target in targets:
+        for row in labelled.judged(rows, target):
+            case = row["case"]
+            reason = readings.refusal(case)
+            read = "" if reason else readings.score(case)
+            if target == "status" and read == labelled.EQUIVOCAL and equivocal == "drop":
+                reason = "its cells are read as 2+, which is no status"
+            if reason:
+                refused.append({"case": case, "target": target, "reason": reason})
+                continue
+            shares = readings.probabilities(case)
+            positive = shares[3] + shares[2] * (of_equivocal if target == "status" else 1)
+            bounded = min(max(positive, SMALLEST), 1 - SMALLEST)
+            logit = float(np.log(bounded / (1 - bounded)))
+            part = "test" if row["split"] == labelled.TEST else "oof"
+            found = {"case": case, "method": method, "target": target, "part": part, "repeat": 0,
+                     "truth": row[target], "logit": logit, "bias": logit, "probability": positive,
+                     "models": 0}  # fmt: skip
+            if target == "score":
+                found |= {"predicted": read, **{f"p{k}": share for k, share in enumerate(shares)}}
+            else:
+                above = read == "3+" or (read == labelled.EQUIVOCAL and equivocal == "positive")
+                found["predicted"] = labelled.STATUSES[int(above)]
+            predictions.append(found)
+    return predictions, refused
+
+
+def refusals(
+    rows: Sequence[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]],
+    refused: Iterable[Mapping[str, Any]], target: str,
+) -> dict[str, int]:  # fmt: skip
+    """Return how many labelled cases a method has not predicted, by reason, most frequent first."""
+    done = {row["case"] for row in predictions
+            if row["target"] == target and row["part"] in ("oof", "test")}  # fmt: skip
+    reasons = {row["case"]: row["reason"] for row in refused if row["target"] == target}
+    missing = [row["case"] for row in labelled.judged(rows, target) if row["case"] not in done]
+    counted = collections.Counter(reasons.get(case, "no prediction") for case in missing)
+    return dict(counted.most_common())
