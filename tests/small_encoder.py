@@ -68,7 +68,7 @@ def write_cohort(
                 found.append(made)
                 listed.append(
                     {"tile": made["tile"], "pair": case, "case": case, "unit": case,
-                     "accepted": True, "reason": None}
+                     "he_sha256": made["he_sha256"], "accepted": True, "reason": None}
                 )  # fmt: skip
         path = layout.path(layout.TILES, results, unit=case)
         tables.write(path, found, tables.TILE, tables.provenance(TileOptions(size_px=SIDE)))

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +48,8 @@ def status(
         model: folder of a method of stage aggregate, such as results/aggregate/floor.
         out: where to write the directory.
         mpp: resolution of the slide, um per pixel, where its file does not state it.
-        weights: of the encoder, where they are elsewhere than they were for the training.
+        weights: of the encoder, where they are elsewhere than they were for the training; of an
+            encoder of stage train_encoder, its folder.
         device: where the encoder runs; auto is the GPU where there is one.
     """
     from hemera.files.atomic import new_folder
@@ -63,7 +65,8 @@ def status(
         new_folder(out / name) as folder,
         tempfile.TemporaryDirectory() as temporary,
     ):
-        bags, tiles = _features(opened.path, mpp, loaded, weights, device, Path(temporary))
+        encoder = _encoder(loaded, model, weights)
+        bags, tiles = _features(opened.path, mpp, loaded, encoder, device, Path(temporary))
         views = bags.views[SLIDE]
         facts, found = inference.status_of(loaded, bags.load(SLIDE))
         own = loaded.described
@@ -88,11 +91,29 @@ def status(
     )  # fmt: skip
 
 
+def _encoder(model: "StatusModel", folder: Path, weights: Path | None) -> dict[str, Any]:
+    """Return files and options of stage embed that name the weights of the encoder."""
+    from hemera.config import NETWORKS
+    from hemera.files import layout
+
+    name = str(model.described["encoder"])
+    if name not in NETWORKS:
+        return {"options": {"weights": (f"{name}={weights}",)}} if weights else {}
+    # Beside the results of aggregate, unless given.
+    own = weights or layout.path(layout.ENCODER, folder.parents[1], network=name).parent
+    return {
+        "files": {
+            "encoder_weights": own / Path(layout.ENCODER).name,
+            "encoder_metadata": own / Path(layout.ENCODER_METADATA).name,
+        }
+    }
+
+
 def _features(
     slide: Path,
     mpp: float | None,
     model: "StatusModel",
-    weights: Path | None,
+    encoder: Mapping[str, Any],
     device: Literal["auto", "cpu", "cuda"],
     folder: Path,
 ) -> tuple["Bags", dict[str, Any]]:
@@ -115,13 +136,13 @@ def _features(
         stage: {name: value for name, value in values.items() if name != "version"}
         for stage, values in model.described["stages"].items()
     }
-    sheet, encoder = folder / "sheet.tsv", str(model.described["encoder"])
+    sheet, name = folder / "sheet.tsv", str(model.described["encoder"])
     row = {"pair": SLIDE, "case": SLIDE, "dataset": SLIDE, "he": str(slide.absolute()),
            "he_mpp": "" if mpp is None else repr(float(mpp))}  # fmt: skip
     write_text(sheet, write_rows([row]))
     (unit,) = units(read_sheet(sheet), 1)
-    paths = {name: layout.path(getattr(layout, name), folder, unit=unit, encoder=encoder)
-             for name in ("IMAGES_TABLE", "TILE_SHARD", "TILES", "PAIRS", "FEATURES",
+    paths = {pattern: layout.path(getattr(layout, pattern), folder, unit=unit, encoder=name)
+             for pattern in ("IMAGES_TABLE", "TILE_SHARD", "TILES", "PAIRS", "FEATURES",
                           "STATUS_CASES", "STATUS_TILES")}  # fmt: skip
     of_unit: dict[str, Any] = {"sheet": sheet, "unit": unit, "block_count": 1}
     of_unit["images_table"] = paths["IMAGES_TABLE"]
@@ -148,11 +169,10 @@ def _features(
             slide.name, accepted, made_with["cases"]["min_tiles"],
         )  # fmt: skip
     options = EmbedOptions(**made_with["embed"]).replace(device=device)
-    if weights is not None:
-        options = options.replace(weights=(f"{encoder}={weights}",))
+    options = options.replace(**encoder.get("options", {}))
     embed.run(
         tiles=paths["TILES"], tile_shard=paths["TILE_SHARD"], images_table=paths["IMAGES_TABLE"],
-        encoder=encoder, features=paths["FEATURES"], options=options,
+        encoder=name, features=paths["FEATURES"], options=options, **encoder.get("files", {}),
     )  # fmt: skip
     bags = Bags({unit: paths["FEATURES"]}, rows, MEMORY_MB)
     _check_features(slide, bags, model)
@@ -163,6 +183,7 @@ def _check_unseen(slide: Path, tiles: set[str], model: "StatusModel") -> None:
     """Raise LeakageError where a tile of the slide is that of a case that the models have seen."""
     runs = [run for run in model.described["runs"] if run["part"] == "oof"]
     seen = {case for run in runs for case in run["trained_on"]}
+    seen |= {*model.described["encoder_trained_on"]}
     for case, digest in model.described["tile_sha256"].items():
         if case in seen and digest in tiles:
             raise LeakageError(

@@ -208,8 +208,8 @@ class AggregateOptions(Options):
     encoder_cases: Literal["refuse", "train_only"] = "refuse"
     """Cases that the encoder was trained on; refuse: they are an error; train_only: they may train
     the aggregator, and are not predicted. The method oliveira fixes train_only."""
-    top_share: Annotated[float, Field(gt=0, le=1)] = 0.15
-    """Highest share of the scores of the views of a case from which top_scores selects."""
+    top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Highest fraction of the scores of the views of a case from which top_scores selects."""
     top_scores: Annotated[int, Field(ge=2)] = 300
     """Scores that top_scores selects."""
     soft_argmax_beta: Positive = 1000.0

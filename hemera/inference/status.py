@@ -72,11 +72,7 @@ def load_status_model(folder: Path) -> StatusModel:
                 continue
             chosen = zip(run["thresholds"], run["temperatures"], strict=True)
             for seed, (threshold, temperature) in enumerate(chosen):
-                net = build_aggregator(
-                    options.aggregator, described["features"], run["target"],
-                    embed_width=options.embed_width, attention_width=options.attention_width,
-                    dropout=options.dropout,
-                )  # fmt: skip
+                net = build_aggregator(options, described["features"], run["target"])
                 prefix = f"{run['target']}.{run['fold']}.{seed}."
                 own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()
                        if name.startswith(prefix)}  # fmt: skip

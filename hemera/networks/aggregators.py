@@ -4,6 +4,7 @@ The number is linear in pooled features, so it is the sum of one contribution pe
 that of `TopScoresAggregator` is linear in the selected scores as long as no unit changes its sign.
 """
 
+import abc
 import itertools
 from fractions import Fraction
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hemera.config import AggregateOptions
 from hemera.errors import TrainingError
 from hemera.sheet import SCORES
 
@@ -58,7 +60,7 @@ class Head(nn.Module):
         return Pooled(biases + contribution.sum(), attention, contribution, explained)
 
 
-class Aggregator(nn.Module):
+class Aggregator(nn.Module, abc.ABC):
     """Base of all aggregators: features are first shifted and scaled, see `fit_scale`."""
 
     shift: Tensor
@@ -78,9 +80,9 @@ class Aggregator(nn.Module):
         self.shift.copy_(mean)
         self.scale.copy_(torch.where(constant, 0, 1 / deviation.clamp_min(1e-6)))
 
+    @abc.abstractmethod
     def forward(self, views: Tensor) -> Pooled:
         """Return the logits of one case from the features of its views (N, D), N at least 1."""
-        raise NotImplementedError
 
 
 class MeanAggregator(Aggregator):
@@ -136,17 +138,17 @@ def soft_argmax(probabilities: Tensor, beta: float) -> Tensor:
     return (torch.softmax(beta * logits, dim=-1) * places).sum(-1).to(probabilities.dtype)
 
 
-def top_places(views: int, count: int, share: float) -> npt.NDArray[np.int64]:
+def top_places(views: int, count: int, fraction: float) -> npt.NDArray[np.int64]:
     """Return which of so many scores in descending order are selected, (`count`,), ascending.
 
-    Oliveira et al.: of the highest `share` of them, k, the first, the last and the others evenly in
+    Oliveira et al.: of the highest `fraction`, k of them, the first, the last and the others evenly
     between; the `count` highest where k is less. Where there are fewer views than `count`, for
     which they cut tiles again with overlap, each is repeated, equally often but for one.
     """
     if views < count:
         return np.sort(np.arange(count) % views)
     # The fraction as written: 0.15 times 20 is 3, whatever the binary number nearest to 0.15 is.
-    top = max(count, int(Fraction(str(share)) * views))
+    top = max(count, int(Fraction(str(fraction)) * views))
     return np.rint(np.linspace(0, top - 1, count)).astype(np.int64)
 
 
@@ -159,10 +161,10 @@ class TopScoresAggregator(Aggregator):
     """
 
     def __init__(
-        self, target: str, count: int = 300, share: float = 0.15, beta: float = 1000.0
+        self, target: str, count: int = 300, fraction: float = 0.15, beta: float = 1000.0
     ) -> None:
         super().__init__(len(SCORES))
-        self.count, self.share, self.beta = count, share, beta
+        self.count, self.fraction, self.beta = count, fraction, beta
         widths = (count, 256, 128, 64)
         self.layers = nn.ModuleList(
             nn.Linear(before, after) for before, after in itertools.pairwise(widths)
@@ -173,7 +175,7 @@ class TopScoresAggregator(Aggregator):
         """Return the logits of one case from the probabilities of its views (N, 4)."""
         scores = soft_argmax(views, self.beta)
         ordered = torch.argsort(scores, descending=True, stable=True)
-        places = torch.from_numpy(top_places(len(views), self.count, self.share))
+        places = torch.from_numpy(top_places(len(views), self.count, self.fraction))
         chosen = ordered[places.to(views.device)]
         found, active = scores[chosen], []
         for layer in self.layers:
@@ -202,31 +204,30 @@ class TopScoresAggregator(Aggregator):
         )
 
 
-def build_aggregator(
-    name: str,
-    features: int,
-    target: str,
-    *,
-    embed_width: int = 512,
-    attention_width: int = 384,
-    dropout: float = 0.25,
-    top_scores: int = 300,
-    top_share: float = 0.15,
-    soft_argmax_beta: float = 1000.0,
-) -> Aggregator:
-    """Return an untrained aggregator, mean, abmil or top_scores, for target status or score."""
-    if name == "mean":
+def build_aggregator(options: AggregateOptions, features: int, target: str) -> Aggregator:
+    """Return an untrained aggregator of so many features, for target status or score.
+
+    Raises:
+        TrainingError: when the aggregator cannot combine these features.
+    """
+    if options.aggregator == "mean":
         return MeanAggregator(features, target)
-    if name == "abmil":
-        return AbmilAggregator(features, target, embed_width, attention_width, dropout)
-    if name == "top_scores":
-        if features != len(SCORES):
-            raise TrainingError(
-                f"aggregator top_scores: {features} features, and it needs the probabilities of "
-                f"the {len(SCORES)} scores; use the encoder her2_cnn, or aggregator abmil"
-            )
-        return TopScoresAggregator(target, top_scores, top_share, soft_argmax_beta)
-    raise TrainingError(f"aggregator {name}: unknown; choose mean, abmil or top_scores")
+    if options.aggregator == "abmil":
+        widths = options.embed_width, options.attention_width
+        return AbmilAggregator(features, target, *widths, options.dropout)
+    if options.aggregator != "top_scores":
+        raise TrainingError(
+            f"aggregator {options.aggregator}: a rule, which is not trained; choose mean, abmil or "
+            "top_scores"
+        )
+    if features != len(SCORES):
+        raise TrainingError(
+            f"aggregator top_scores: {features} features, and it needs the probabilities of the "
+            f"{len(SCORES)} scores; use the encoder her2_cnn, or aggregator abmil"
+        )
+    return TopScoresAggregator(
+        target, options.top_scores, options.top_fraction, options.soft_argmax_beta
+    )
 
 
 def score_probabilities(logits: Tensor) -> Tensor:

@@ -63,17 +63,7 @@ def fit(
         target: status or score.
     """
     torch.manual_seed(seed)
-    net = build_aggregator(
-        options.aggregator,
-        load(train[0]).shape[1],
-        target,
-        embed_width=options.embed_width,
-        attention_width=options.attention_width,
-        dropout=options.dropout,
-        top_scores=options.top_scores,
-        top_share=options.top_share,
-        soft_argmax_beta=options.soft_argmax_beta,
-    ).to(device)
+    net = build_aggregator(options, load(train[0]).shape[1], target).to(device)
     if isinstance(net, MeanAggregator):
         history = _fit_linear(net, load, labels, train, options)
     else:
@@ -127,10 +117,10 @@ def predict_case(fitted: Sequence[Fitted], views: Tensor, target: str) -> Predic
     scores: dict[str, float] = {}
     if target == "score":
         each = torch.stack([score_probabilities(one.logits.double()) for one in pooled])
-        shares = each.mean(0).tolist()
-        scores = {f"p{place}": share for place, share in enumerate(shares)}
+        fractions = each.mean(0).tolist()
+        scores = {f"p{place}": value for place, value in enumerate(fractions)}
         # The median: the score that is exceeded with a probability below one half.
-        predicted = SCORES[int((np.cumsum(shares)[:-1] < 0.5).sum())]
+        predicted = SCORES[int((np.cumsum(fractions)[:-1] < 0.5).sum())]
     columns = {
         "predicted": predicted,
         "logit": float(logits.mean()),

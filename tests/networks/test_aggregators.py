@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hemera.config import AggregateOptions
 from hemera.errors import TrainingError
 from hemera.networks.aggregators import (
     AbmilAggregator,
@@ -15,6 +16,10 @@ from hemera.networks.aggregators import (
     soft_argmax,
     top_places,
 )
+
+
+def small(aggregator, **options):
+    return AggregateOptions(aggregator=aggregator, embed_width=16, attention_width=8, **options)
 
 
 def parameters(module):
@@ -31,7 +36,7 @@ def test_abmil_has_the_size_of_mil_lab(features, count):
 @torch.no_grad()
 def test_contributions_and_bias_are_the_logit(name, target):
     torch.manual_seed(1)
-    net = build_aggregator(name, 7, target, embed_width=16, attention_width=8, dropout=0.5).eval()
+    net = build_aggregator(small(name, dropout=0.5), 7, target).eval()
     torch.nn.init.normal_(net.head.weight)
     net.fit_scale(torch.randn(7), torch.rand(7) + 0.5)
     views = torch.randn(13, 7)
@@ -49,7 +54,7 @@ def test_contributions_and_bias_are_the_logit(name, target):
 @torch.no_grad()
 def test_one_view_is_enough():
     for name in ("mean", "abmil"):
-        net = build_aggregator(name, 3, "status", embed_width=4, attention_width=4, dropout=0.0)
+        net = build_aggregator(small(name), 3, "status")
         assert net(torch.ones(1, 3)).attention.tolist() == [1]
 
 
@@ -73,9 +78,9 @@ def test_a_constant_feature_does_not_count():
     assert float(net(torch.tensor([[3.0, 9.0], [5.0, 0.0]])).logits) == pytest.approx(1.5)
 
 
-def test_an_unknown_aggregator_is_an_error():
+def test_a_rule_is_no_network():
     with pytest.raises(TrainingError, match="choose mean, abmil or top_scores"):
-        build_aggregator("max", 3, "status", embed_width=4, attention_width=4, dropout=0.0)
+        build_aggregator(small("asco_cap"), 3, "status")
 
 
 def test_the_selection_of_the_highest_scores_is_exact():
@@ -116,7 +121,7 @@ def test_top_scores_has_the_size_of_the_paper():
 @pytest.mark.parametrize("target", ["status", "score"])
 def test_contributions_of_top_scores_are_gradient_times_score(target, views):
     torch.manual_seed(views)
-    net = build_aggregator("top_scores", 4, target).double()
+    net = build_aggregator(small("top_scores"), 4, target).double()
     probabilities = torch.softmax(3 * torch.randn(views, 4).double(), 1)
     with torch.no_grad():
         pooled = net(probabilities)
@@ -145,4 +150,4 @@ def test_contributions_of_top_scores_are_gradient_times_score(target, views):
 
 def test_other_features_than_four_probabilities_are_an_error():
     with pytest.raises(TrainingError, match="64 features"):
-        build_aggregator("top_scores", 64, "status")
+        build_aggregator(small("top_scores"), 64, "status")
