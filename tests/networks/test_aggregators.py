@@ -80,7 +80,7 @@ def test_a_constant_feature_does_not_count():
 
 def test_a_rule_is_no_network():
     with pytest.raises(TrainingError, match="choose mean, abmil or top_scores"):
-        build_aggregator(small("asco_cap"), 3, "status")
+        build_aggregator(small("asco_cap", encoder="cells"), 3, "status")
 
 
 def test_the_selection_of_the_highest_scores_is_exact():
