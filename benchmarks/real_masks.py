@@ -6,10 +6,10 @@ moderate and strong cells with the score of the image, and the quadratic kappa o
 from the cells. Nuclei are those of the network, then those of the thresholds. *Membrane*: Dice of
 strong staining. The simple baseline is Otsu's threshold on red density, a watershed, the ratio of
 DAB to haematoxylin, and the 95th percentile of DAB, whose thresholds of the scores are fitted to
-the other sources. Intervals are bootstrap intervals of 95 % over images. *Left out*: the options of
-the thresholds for a source are those that are best for all others. *Pen*: a stroke 9 um wide is
-drawn on each of the four tiles of a BCI image in turn; counted are the cells of the others that
-change. *Resolution*: the same figures of both where it is given 20 % off.
+the other sources. Intervals are bootstrap intervals of 95 % over images. *Pen*: a stroke 9 um wide
+is drawn on each of the four tiles of a BCI image in turn; counted are the cells of the others that
+change. *Resolution*: the same figures of both where it is given 20 % off. `left_out.py` has the
+figures of sources that no limit was chosen on.
 """
 
 from __future__ import annotations
@@ -349,33 +349,6 @@ def membrane_table(images: Sequence[Image], engine: Engine) -> None:
     line("strong membrane, Dice", ours, f"{f1(np.sum(simple, axis=0)):.3f}", ">= .60")
 
 
-def left_out(data: dict[str, list[Image]]) -> None:
-    """Print the figures of every nuclear source with the options that suit the others."""
-    results = {}
-    for values in itertools.product((0.16, 0.20, 0.24), (0.08, 0.10, 0.12), (0.09, 0.12, 0.16)):
-        own = dict(zip(("nucleus_contrast", "nucleus_edge", "nucleus_dab"), values, strict=True))
-        engine = engine_of("nucleus", nuclei="classical", **own)
-        results[values] = {
-            s: np.sum([detection_of(engine, image) for image in data[s]], axis=0) for s in NUCLEAR
-        }
-    for source in NUCLEAR:
-        others = [s for s in NUCLEAR if s != source]
-        sums = {
-            values: sum(f1(found[s][:3]) + signed_f1(found[s]) for s in others)
-            for values, found in results.items()
-        }
-        best = max(sums, key=sums.__getitem__)
-        counts = results[best][source]
-        line(f"{source} left out: F1; sign; contrast, edge, DAB",
-             f"{f1(counts[:3]):.3f}; {signed_f1(counts):.3f}; {best}", "", "")  # fmt: skip
-
-
-def detection_of(engine: Engine, image: Image) -> Counts:
-    """Return the counts of detection of the engine."""
-    cells = segmented(engine, image).cells
-    return detection(image, cells.x_px, cells.y_px, cells.positive)
-
-
 INKS = {
     "blue": (0.95, 0.50, 0.05),
     "black": (0.80, 0.80, 0.75),
@@ -436,7 +409,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="folder of real test images")
     parser.add_argument("--images", type=Path, help="the same, as the other benchmarks take it")
-    parser.add_argument("--leave-out", action="store_true", help="options of the other sources")
     given = parser.parse_args()
     folder = given.folder or given.images
     if folder is None:
@@ -463,8 +435,6 @@ def main() -> None:
         pen(image, membrane)
     for image in (data["bci"][0], data["bci"][2], data["bcdata"][0]):
         speed(image, membrane)
-    if given.leave_out:
-        left_out(data)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """What the graph plans, from the sheet and the configuration alone."""
 
+import os
 import re
 import shutil
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from hemera.config import STAGES
+from hemera.files import layout
+from hemera.masks.stain import nucleus_files
 from hemera.sheet import read_sheet
 from tests.small_workflow import ROOT, TINY, lay_out, planned, snakemake, write_config
 
@@ -178,6 +184,27 @@ def test_missing_weights_stop_the_targets_that_need_them_before_the_first_job(
     text = snakemake(bare, "-n", "--cores", "1", "data", check=False)
     assert "mask.engines.deepliif.model" in text and "stain" in text
     assert "describe" in planned(bare, "results/describe/slide_1.parquet")
+
+
+def test_another_content_of_the_weights_of_nuclei_reruns_the_masks(bare: Path) -> None:
+    weights = bare / "own.safetensors"
+    shutil.copy(nucleus_files.SHIPPED, weights)
+    write_config(bare, TINY, mask={"engines": {"stain": {"nuclei": "own.safetensors"}}})
+    made = [layout.TILES, layout.TILE_SHARD, layout.MASK_SHARD, layout.MASKS, layout.CELLS]
+    for age, name in enumerate(reversed(made), start=1):
+        path = bare / name.format(unit="bci.000")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".tar":
+            tarfile.open(path, "w").close()
+        else:
+            pq.write_table(pa.table({"tile": ["a"]}), path)
+        os.utime(path, (time.time() - 60 * age,) * 2)
+    for path in (weights, *(bare / "img").iterdir()):
+        os.utime(path, (time.time() - 3600,) * 2)
+    masks = layout.MASKS.format(unit="bci.000")
+    assert planned(bare, masks) == {}
+    os.utime(weights)
+    assert planned(bare, masks) == {"mask": 1}
 
 
 def test_the_paper_sizes_never_run_on_the_demo_by_accident(bare: Path) -> None:

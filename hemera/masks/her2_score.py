@@ -24,6 +24,9 @@ BLOCKS_MIN = 4
 _QUARTER_CORRELATION = 0.4
 # Smallest correlation of the cells of a tile: it is 0 to 0.3 on the same images, 0.1 on average.
 _CELL_CORRELATION = 0.05
+# Membrane density of a weak cell: that of simulated ones; between the thresholds of weak and of
+# moderate staining, over a ring that is stained in part.
+_WEAK_OD = 0.07
 # Cells that are added in equal parts to the four intensities.
 _PRIOR_CELLS = 1.0
 
@@ -103,7 +106,9 @@ def staining(
     one cell in all; the interval of the H-score and the probabilities of the classes are from draws
     of it. Without a stained cell the interval begins at 0, and it ends at 300 where all are strong
     (Brown et al., Stat Sci 16, 2001).
-    The membrane density has a log-normal distribution, with Student's quantile.
+    The membrane density has a log-normal distribution, with Student's quantile; its interval is at
+    least as wide in proportion as that of the H-score, and ends no earlier than where all stained
+    cells of the upper end of the H-score are weak.
 
     Args:
         counts: (N, 4), cells of intensity 0 to 3 of each block.
@@ -145,9 +150,12 @@ def staining(
     found = np.bincount(her2_scores(drawn), minlength=len(CLASSES)) / samples
     relative = _variance(membrane_od, cells, used, parts) / mean_od**2 if mean_od else 0.0
     factor = float(np.exp(quantile * np.sqrt(np.log1p(relative))))
+    # Stained cells have the density, so it is at least as uncertain as the H-score.
+    below, above = (low / h_score, high / h_score) if h_score else (0.0, 1.0)
+    most_od = max(mean_od * max(factor, above), high / 100 * _WEAK_OD)
     return Staining(
         Estimate(h_score, float(low), float(high)),
-        Estimate(mean_od, mean_od / factor, mean_od * factor),
+        Estimate(mean_od, mean_od * min(1 / factor, below), most_od),
         tuple(found.tolist()),
     )
 

@@ -86,7 +86,8 @@ def test_intervals_of_few_stained_cells_contain_the_truth() -> None:
     unstained = staining(np.array([[100, 0, 0, 0]] * 6), np.zeros(6), seed=1)
     assert unstained.h_score[:2] == (0, 0)
     assert 0 < unstained.h_score.high < 15
-    assert unstained.membrane_od == (0, 0, 0)
+    assert unstained.membrane_od[:2] == (0, 0)
+    assert 0 < unstained.membrane_od.high < 0.01
     assert 0.5 < unstained.probabilities[0] < 1
 
 
@@ -104,7 +105,7 @@ def test_a_case_without_a_stained_cell_is_most_probably_0(tiles: int, cells: int
 def test_intervals_of_quarters_allow_for_their_correlation(tiles: int) -> None:
     """Quarters of a tile vary by 0.6 of the variance, and tiles by 0.4 of it."""
     rng = np.random.default_rng(5)
-    inside = 0
+    inside = inside_od = 0
     for number in range(300):
         true = rng.uniform(0.2, 0.8)
         of_tile = 0.4**0.5 * rng.normal(size=(tiles, 1)) + 0.6**0.5 * rng.normal(size=(tiles, 4))
@@ -112,7 +113,24 @@ def test_intervals_of_quarters_allow_for_their_correlation(tiles: int) -> None:
         counts = np.column_stack([60 - weak, weak, 0 * weak, 0 * weak])
         found = staining(counts, 0.1 * weak, seed=number, parts=4, samples=400)
         inside += found.h_score.low <= 100 * true <= found.h_score.high
-    assert inside >= 0.85 * 300
+        inside_od += found.membrane_od.low <= 0.1 * true <= found.membrane_od.high
+    assert min(inside, inside_od) >= 0.85 * 300
+
+
+def test_the_density_of_a_case_without_a_stained_cell_may_be_that_of_weak_ones() -> None:
+    found = staining(np.array([[50, 0, 0, 0]] * 4), np.zeros(4), seed=1)
+    assert (found.membrane_od.value, found.membrane_od.low) == (0, 0)
+    assert found.membrane_od.high == pytest.approx(0.07 * found.h_score.high / 100)
+    assert found.h_score.high > 0
+
+
+def test_the_density_is_at_least_as_uncertain_as_the_h_score() -> None:
+    """Eight equal blocks do not differ, and yet the case has a tenth of stained cells by chance."""
+    counts = np.array([[18, 1, 1, 0]] * 8)
+    found = staining(counts, 0.3 * counts[:, 1:].sum(axis=1), seed=1)
+    for end in ("low", "high"):
+        density, score = (getattr(x, end) / x.value for x in (found.membrane_od, found.h_score))
+        assert density == pytest.approx(score)
 
 
 def test_probabilities_of_a_case_between_two_scores() -> None:

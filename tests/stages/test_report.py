@@ -20,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {12: "8cc785ad09bfc700"}
+GOLDEN = {13: "1b057fe4d5d41436"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -201,6 +201,24 @@ def test_the_tiles_with_the_least_agreement_are_shown_with_both_masks(tmp_path: 
     assert len(set(found[:3])) == 3
     assert "Low agreement of the mask engines" in text[: text.index('id="pairs"')]
     assert "Low agreement" not in write(tmp_path / "one", image_pairs(1)).read_text()
+
+
+def test_what_could_not_be_measured_on_a_slide_is_a_warning(tmp_path: Path) -> None:
+    """Default stain vectors of DAB alone are usual: an unstained slide has no brown to measure."""
+    sheet = make(tmp_path, image_pairs(1), engines=("stain",))
+    notes = {
+        "bci_0_0": "not measured: colour of haematoxylin, density of nuclei",
+        "bci_0_1": "not measured: colour of DAB",
+    }
+    assert "not measured" not in page_of(tmp_path, sheet).read_text()
+    for path in (tmp_path / "results" / "mask").glob("*.parquet"):
+        if path.name.endswith(".cells.parquet"):
+            continue
+        rows = tables.read(path, tables.MASK).to_pylist()
+        tables.write(path, [{**r, "note": notes.get(r["pair"])} for r in rows], tables.MASK)
+    text = page_of(tmp_path, sheet).read_text()
+    assert "stain, 1 pair: not measured: colour of haematoxylin, density of nuclei" in text
+    assert "colour of DAB" not in text
 
 
 def links(page: Page) -> list[str]:

@@ -111,15 +111,20 @@ class StainEngine:
     ]:
         """Return the nuclei, staining and cells of a tile (H, W), and the table of the cells."""
         options, shared = self.options, self.shared
+        tile = Tile(rgb, mpp, state, self._nuclear_stain(separated), excluded)
+        nuclei = self.find(tile)
         if options.compartment == "nucleus":
-            nuclei = self.find(Tile(rgb, mpp, state, nuclear_stain(separated), excluded))
             return nuclei.labels, *measure_nuclei(nuclei, separated, mpp, state, options, shared)
-        brown = np.maximum(separated[..., 1] - np.float32(shared.dab_moderate), 0)
-        blue = np.ascontiguousarray(separated[..., 0] - _BROWN * brown, np.float32)
-        nuclei = self.find(Tile(rgb, mpp, state, blue, excluded))
         membranes = find_membranes(separated, mpp, state, shared)
         grown, cells = measure_cells(nuclei, membranes, mpp, shared)
         return nuclei.labels, membranes.classes, grown, cells
+
+    def _nuclear_stain(self, separated: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the density (H, W) that nuclei are found in."""
+        if self.options.compartment == "nucleus":
+            return nuclear_stain(separated)
+        brown = np.maximum(separated[..., 1] - np.float32(self.shared.dab_moderate), 0)
+        return np.ascontiguousarray(separated[..., 0] - _BROWN * brown, np.float32)
 
 
 def _nearest(image: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:

@@ -66,7 +66,7 @@ _DAB_MIN = 0.25
 _NUCLEAR_DENSITY_MIN = 0.08
 _NUCLEAR_DENSITY_MAX = 1.0
 # Negative control: smallest summed density of tissue; haematoxylin of a nucleus as a fraction of
-# that of dark nuclei; distance from nuclei, um; smallest fraction of the tissue so far away.
+# that of dark nuclei; distance from nuclei, um.
 _CONTROL_TISSUE_DENSITY = 0.08
 _CONTROL_NUCLEAR_FRACTION = 0.3
 _CONTROL_DISTANCE_UM = 6.0
@@ -75,7 +75,9 @@ _CONTROL_DISTANCE_UM = 6.0
 _CONTROL_NUCLEAR_AREA = (0.001, 0.10)
 _CONTROL_CELLULAR = 0.005
 _CONTROL_WINDOW_UM = 80.0
-_CONTROL_FRACTION_MIN = 0.05
+# Less stroma than this fraction of the tissue counts in proportion: a little of it may be the pale
+# edge of tumour, and a limit would make the score depend on a few pixels.
+_CONTROL_FRACTION = 0.1
 _CONTROL_SAMPLES_MIN = 500
 
 
@@ -87,8 +89,9 @@ class Stains:
     density; `nuclear_density` is the haematoxylin of the pair's dark nuclei (98th percentile of
     pixels of little DAB); `dark_dab` is the DAB of its most stained places (98th percentile of
     pixels where it prevails), 0 where there is too little; `estimated` names the vectors that were
-    measured; `background_dab` is the DAB of stroma away from nuclei (first quartile), 0 where there
-    is too little such tissue; `nuclei_measured`: `nuclear_density` is measured, not the default.
+    measured; `background_dab` is the DAB of stroma away from nuclei (first quartile), less where
+    there is little such tissue and 0 where there is none; `nuclei_measured`: `nuclear_density` is
+    measured, not the default.
     """
 
     background: tuple[int, int, int]
@@ -289,7 +292,10 @@ def _purified(direction: Float64, row: int) -> Float64:
 
 
 def _background_dab(tiles: Sequence[RGB], mpp: float, stains: Stains) -> float:
-    """Return the DAB of stroma away from its nuclei, the negative control; 0 without stroma."""
+    """Return the DAB of stroma away from its nuclei, the negative control; 0 without stroma.
+
+    Less where stroma is less than `_CONTROL_FRACTION` of the tissue.
+    """
     found, areas = [], []
     count = nuclear_count = 0
     window = odd_px(_CONTROL_WINDOW_UM, COARSE_MPP)
@@ -310,9 +316,10 @@ def _background_dab(tiles: Sequence[RGB], mpp: float, stains: Stains) -> float:
     if nuclear_count > _CONTROL_CELLULAR * count:
         stroma &= area >= _CONTROL_NUCLEAR_AREA[0]
     control = control[stroma]
-    if len(control) < max(_CONTROL_SAMPLES_MIN, _CONTROL_FRACTION_MIN * count):
+    if len(control) < _CONTROL_SAMPLES_MIN:
         return 0.0
-    return max(float(np.percentile(control, 25)), 0.0)
+    weight = min(len(control) / (_CONTROL_FRACTION * count), 1.0)
+    return weight * max(float(np.percentile(control, 25)), 0.0)
 
 
 def _unit(vector: npt.ArrayLike) -> Float64:

@@ -138,3 +138,21 @@ def test_a_solid_tumour_has_no_background_dab() -> None:
     everywhere = draw(np.full((6, 9), 0.2))
     assert estimate([everywhere.rgb[40:-40, 40:-40]], 0.5).background_dab == 0
     assert estimate([], 0.5).background_dab == 0
+
+
+def test_a_little_stroma_counts_in_proportion() -> None:
+    """Tissue without nuclei is stroma only next to a few; beside solid tumour, there is little."""
+    tumour = draw(np.full((6, 9), 0.2)).rgb[40:-40, 40:-40]
+    slide = draw(np.full((1, 2), 0.6))
+    height, width = slide.nuclei.shape
+    pale = np.full((3 * height, 2 * width, 1), 0.10) * DAB + 0.04 * HAEMATOXYLIN
+    stroma = np.full((3 * height, 2 * width, 3), BACKGROUND) * 10**-pale
+    stroma[:height, :width] = slide.rgb
+    stroma = stroma.round().astype(np.uint8)
+    found = []
+    for side in (1, 2, 3):
+        beside = np.tile(tumour, (side, side, 1))
+        found.append(estimate([stroma, beside, beside], 0.5, BACKGROUND).background_dab)
+    assert found[0] > found[1] > found[2] > 0
+    tissue = [stroma.size + 2 * k**2 * tumour.size for k in (1, 2, 3)]
+    assert found[2] / found[1] == pytest.approx(tissue[1] / tissue[2], rel=0.05)
