@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "demo": (),
     "sheet": ("acrobat", "bci", "mist", "herohe", "her2sc", "check"),
     "doctor": (),
+    "run": (),
     "plan": (),
     "progress": (),
     "verify": (),
@@ -65,6 +66,7 @@ Examples:
   hemera new study --he 'slides/*_HE.*' --her2 'slides/*_HER2.*'
   hemera sheet bci BCI_dataset --output pairs.tsv
   hemera config --template hemera > config.yaml
+  hemera run data
   snakemake --cores 8
   hemera tile --help
 """

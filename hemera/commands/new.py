@@ -9,6 +9,7 @@ import shlex
 import shutil
 import statistics
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -108,7 +109,9 @@ def new(
         (folder / "pairs.tsv").write_text(write_rows(rows), encoding="utf-8")
         pairs, faults = parse_sheet(folder / "pairs.tsv")
         if faults:
-            raise SheetError("\n".join(faults))
+            raise SheetError(
+                "\n".join([*faults, f"{study}: not created; correct the images given"])
+            )
         (folder / "config.yaml").write_text(_CONFIG)
         (folder / "Snakefile").write_text(_SNAKEFILE)
         (folder / "README.md").write_text(_README.format(name=study.name, pairs=len(rows)))
@@ -213,6 +216,7 @@ def _table_rows(path: Path) -> Iterator[Row]:
     others = [name for name in header if name and name not in COLUMNS]
     if others:
         log.warning("%s: columns that are not used: %s", path, ", ".join(others))
+    times: Counter[str] = Counter()
     for number, line in enumerate(lines[1:], 2):
         row = {name: cell.strip() for name, cell in zip(header, line, strict=False) if cell.strip()}
         if not row:
@@ -221,7 +225,10 @@ def _table_rows(path: Path) -> Iterator[Row]:
             raise SheetError(f"{path} row {number}: he is empty; every row needs one")
         row = {name: value for name, value in row.items() if name in COLUMNS}
         paths = {name: str(path.parent / row[name]) for name in _PATHS if name in row}
-        yield {"pair": Path(row["he"]).stem, **row, **paths}
+        stem = Path(row["he"]).stem
+        times[stem] += 1
+        pair = f"{stem}_{times[stem]}" if times[stem] > 1 else stem
+        yield {"pair": pair, **row, **paths}
 
 
 def _csv(path: Path) -> list[list[str]]:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,10 +36,16 @@ def plan(
         cores: processors of the run; by default those of this machine.
         json_: write JSON, not tables.
     """
+    found = planned(targets, configfile, cores or os.cpu_count() or 1)
+    sys.stdout.write(json.dumps(found, indent=1) + "\n" if json_ else plan_text(found))
+    return int(bool(found["missing"]))
+
+
+def planned(targets: Sequence[str], configfile: Path, cores: int) -> dict[str, Any]:
+    """Return what `hemera plan --json` writes."""
     from hemera.graph.dry_run import effective_config, planned_jobs
     from hemera.graph.plan import missing, stage_plans
 
-    cores = cores or os.cpu_count() or 1
     jobs = planned_jobs(snakefile(), configfile, targets, cores)
     config = effective_config(configfile)
     cohort = config.cohort
@@ -47,15 +54,13 @@ def plan(
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
     lacking = missing(plans, config, memory_mb, shutil.disk_usage(".").free)
     decisions = _decisions({each.stage for each in plans}, config)
-    found = {
+    return {
         "stages": [dataclasses.asdict(each) for each in plans],
         "hours_at_least": _total([each.cpu_hours for each in plans], 1 / cores),
         "cores": cores,
         "decisions": decisions,
         "missing": lacking,
     }
-    sys.stdout.write(json.dumps(found, indent=1) + "\n" if json_ else _text(found))
-    return int(bool(lacking))
 
 
 def _total(values: list[float | None], factor: float = 1) -> float | None:
@@ -88,7 +93,8 @@ def _decisions(planned: set[str], config: Config) -> dict[str, Any] | None:
     }
 
 
-def _text(found: dict[str, Any]) -> str:
+def plan_text(found: dict[str, Any]) -> str:
+    """Return the plan as `hemera plan` prints it."""
     if not found["stages"]:
         return "Nothing to be done: all results exist and are up to date.\n"
     lines = []
@@ -103,7 +109,9 @@ def _text(found: dict[str, Any]) -> str:
     jobs = sum(each["jobs"] for each in found["stages"])
     lines.append(["total", str(jobs), _hours(_total(hours)), _size(_total(sizes)), ""])
     text = text_table(["stage", "jobs", "hours", "size", "why"], lines)
-    text += f"\nAt least {_hours(found['hours_at_least'])} h with {found['cores']} processors. "
+    text += "\n"
+    if found["hours_at_least"] is not None:
+        text += f"At least {_hours(found['hours_at_least'])} h with {found['cores']} processors. "
     temporary = [each["temporary_bytes"] for each in found["stages"]]
     known = [value for value in temporary if value is not None]
     most = max(known) if len(known) == len(temporary) else None

@@ -160,6 +160,9 @@ def test_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ]
     assert rows[1:] == [rows[0]] * 3
     assert "columns that are not used: note" in caplog.text
+    (tmp_path / "e.csv").write_text("he\nx/1.svs\ny/1.svs\n")
+    sheet = made(tmp_path / "study_e", "--sheet", tmp_path / "e.csv")
+    assert [(p.pair, p.her2) for p in sheet.pairs] == [("1", None), ("1_2", None)]
     book.active.merge_cells("C2:C3")
     book.save(tmp_path / "d.xlsx")
     text = refused(tmp_path / "study", caplog, "--sheet", tmp_path / "d.xlsx")

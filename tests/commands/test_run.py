@@ -1,0 +1,68 @@
+"""hemera run in a small study, with the real workflow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hemera.__main__ import main
+from hemera.sheet import read_sheet, write_rows
+from tests.small_workflow import TINY
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def study(cohort: Path, tmp_path: Path) -> Path:
+    """Two registered pairs of images, one with swapped stains."""
+    found = [pair for pair in read_sheet(cohort / "pairs.tsv").pairs if pair.dataset == "bci"][:2]
+    rows = [
+        {"pair": pair.pair, "case": pair.case, "dataset": "bci", "registered": "true",
+         "he": str(images[0]), "her2": str(images[1]), "he_mpp": "0.46", "her2_mpp": "0.46"}
+        for pair, images in zip(found, (found[0].images, found[1].images[::-1]), strict=True)
+    ]  # fmt: skip
+    (tmp_path / "cohort.tsv").write_text(write_rows(rows))
+    assert main(["new", str(tmp_path / "study"), "--sheet", str(tmp_path / "cohort.tsv")]) == 0
+    (tmp_path / "study" / "config.yaml").write_text(yaml.safe_dump(TINY))
+    return tmp_path / "study"
+
+
+def started(study: Path, *words: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "hemera", "run", *words], cwd=study, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_run_ends_with_its_summary(study: Path) -> None:
+    # Ctrl-C in a terminal: SIGINT to all processes of the group.
+    process = started(study, "data", "--cores", "2")
+    until = time.monotonic() + 120
+    while not list(study.glob("logs/describe/*.log")) and time.monotonic() < until:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "Traceback" not in text
+    assert "ending the jobs; what is finished is kept" in text
+    assert "run the same command again" in text
+    # What follows -- are options of Snakemake.
+    process = started(study, "--", "data", "--cores", "2", "--keep-going")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    (swapped,) = [pair for pair in read_sheet(study / "pairs.tsv").pairs if "HE" in str(pair.her2)]
+    assert f"wrong_stain: {swapped.pair}: " in text and "swap he and her2" in text
+    assert "the data: results/report/report.html" in text
+    found = json.loads((study / "results/summary.json").read_text())
+    assert found["exit_status"] == 0 and found["failures"] == []
+    assert [row["pair"] for row in found["refused"]] == [swapped.pair]
+    assert found["tiles"] > 0 and found["demo_networks"]
+    assert "rule describe" in Path(study, found["log"]).read_text()
+    process = started(study, "data")
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and text.startswith("Nothing to be done")
