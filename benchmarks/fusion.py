@@ -67,7 +67,7 @@ def make_index(folder: Path) -> Path:
     return folder / layout.INDEX
 
 
-def trained_generator(index: Path, folder: Path, epochs: int) -> dict[str, Path]:
+def trained_generator(index: Path, folder: Path, epochs: int, seed: int) -> dict[str, Path]:
     """Train GenerationNet; return its weights and their description."""
     options = load({"preset": "demo"}).options(TrainGenerationOptions)
     paths = {
@@ -80,13 +80,15 @@ def trained_generator(index: Path, folder: Path, epochs: int) -> dict[str, Path]
     }
     train_generation.run(
         index=index, checkpoints=folder / "checkpoints", **paths,
-        options=options.replace(epochs=epochs, decay_from_epoch=epochs // 2),
+        options=options.replace(
+            epochs=epochs, decay_from_epoch=epochs // 2, seed=seed, torch_threads=1
+        ),
     )  # fmt: skip
     return {"generator": paths["generator"], "generator_metadata": paths["metadata"]}
 
 
 def answers(
-    index: Path, folder: Path, given: dict[str, Path], branch: str, epochs: int
+    index: Path, folder: Path, given: dict[str, Path], branch: str, epochs: int, seed: int
 ) -> tuple[image_quality.Rows, image_quality.Rows]:
     """Train SegmentationNet with a branch; return its rows, and the metrics of all tiles."""
     options = load({"preset": "demo"}).options(TrainSegmentationOptions)
@@ -101,7 +103,9 @@ def answers(
     }
     train_segmentation.run(
         index=index, checkpoints=folder / "checkpoints", **given, **paths,
-        options=options.replace(generation_branch=branch, epochs=epochs),
+        options=options.replace(
+            generation_branch=branch, epochs=epochs, seed=seed, torch_threads=1
+        ),
     )  # fmt: skip
     net, described = storage.load_segmentation(paths["segmenter"], paths["metadata"])
     network = Network(net, storage.background_is_white(described))
@@ -160,15 +164,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep the networks here, and resume")
     parser.add_argument("--generation-epochs", type=int, default=10)
     parser.add_argument("--segmentation-epochs", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1, help="of all trainings")
     given = parser.parse_args()
     met = []
     with tempfile.TemporaryDirectory() as name:
         folder = given.folder.resolve() if given.folder else Path(name)
         index = given.index.resolve() if given.index else make_index(folder / "graph")
-        generator = trained_generator(index, folder, given.generation_epochs)
+        folder = folder / f"seed{given.seed}"
+        print_line(f"seed {given.seed}")
+        generator = trained_generator(index, folder, given.generation_epochs, given.seed)
         reference = None
         for branch in BRANCHES:
-            rows, found = answers(index, folder, generator, branch, given.segmentation_epochs)
+            rows, found = answers(
+                index, folder, generator, branch, given.segmentation_epochs, given.seed
+            )
             met.append(report(branch, found))
             counts = np.array([[row[count] for count in COUNTS] for row in rows])
             if reference is None:

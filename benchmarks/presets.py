@@ -67,7 +67,7 @@ def main() -> None:
     """Train and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--index", type=Path, help="an index of the demo cohort; none: make it")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--results", type=Path, help="folder that keeps networks and pictures")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -40,6 +40,7 @@ from hemera.stages import train_generation, train_segmentation
 from hemera.training import session
 from hemera.training.batches import TrainingSampler, prefetch_to_device, training_loader
 from hemera.training.checkpoint import TrainingState
+from hemera.training.cuda_graph import WARM_UP, repeated_step
 
 ROUNDS = 5
 
@@ -134,7 +135,11 @@ class Contest:
             )
         else:
             options = TrainSegmentationOptions(crop_px=self.crop_px, encoder_weights=None, **own)
-        compute = session.Compute(self.device, precision=session.PRECISIONS[options.precision])
+        graphed = options.cuda_graph and self.gpu
+        compute = session.Compute(
+            self.device, precision=session.PRECISIONS[options.precision], compile=options.compile,
+            graphed=graphed,
+        )  # fmt: skip
         tiles = TileDataset(
             self.index, images=self.images, crop_px=self.crop_px,
             flips=(1,), seed=0,
@@ -145,20 +150,20 @@ class Contest:
         )
         modules = self.modules()
         for module in modules.values():
-            compute.prepare(module, compiled=options.compile)
+            compute.prepare(module)
         optimisers = self.optimisers(modules, fused=True)
+        if graphed:
+            for group in (group for each in optimisers.values() for group in each.param_groups):
+                group |= {"capturable": True, "lr": compute.learning_rate(group["lr"])}
         unused: Any = None
         state = TrainingState(Path("unused"), options, unused, compute, modules, optimisers, {})
-        if self.network == "generation":
-
-            def step(batch: dict[str, Any]) -> object:
-                return train_generation.train_step([batch], state, options)
-        else:
-
-            def step(batch: dict[str, Any]) -> object:
-                return train_segmentation.train_step([batch], state, options)
-
-        return Side(name, iter(batches), step, self.finish, deterministic)
+        stage: Any = train_generation if self.network == "generation" else train_segmentation
+        take_step = repeated_step(
+            lambda batches: stage.train_step(batches, state, options), compute
+        )
+        return Side(
+            name, iter(batches), lambda batch: take_step([batch], None), self.finish, deterministic
+        )
 
     def plain(self) -> Side:
         """Return the plain loop."""
@@ -242,8 +247,8 @@ class Contest:
         """Let the sides take steps in turn and print samples per second and ratios."""
         times: dict[str, list[float]] = {side.name: [] for side in sides}
         for side in sides:
-            # Fills caches, chooses kernels, compiles.
-            side.run(3)
+            # Fills caches, chooses kernels, compiles, captures.
+            side.run(WARM_UP + 1)
         for _ in range(ROUNDS):
             for side in sides:
                 times[side.name].append(side.run(steps))
@@ -300,6 +305,8 @@ def compete(contest: Contest, given: argparse.Namespace) -> None:
             contest.ours("HEMERA, deterministic", deterministic=True),
             contest.ours("HEMERA, bf16", precision="bf16"),
             contest.ours("HEMERA, bf16, compiled", precision="bf16", compile=True),
+            contest.ours("HEMERA, CUDA graph", cuda_graph=True),
+            contest.ours("HEMERA, bf16, CUDA graph", precision="bf16", cuda_graph=True),
         ]
     contest.measure(sides, steps)
     if contest.gpu or given.all:

@@ -74,9 +74,9 @@ def write_segmenter_folder(results: Path, **metadata: object) -> Path:
     return paths["segmenter"].parent
 
 
-def cpu_compute(precision: torch.dtype = torch.float32) -> session.Compute:
+def cpu_compute(precision: torch.dtype = torch.float32, compile: bool = False) -> session.Compute:
     """Return the compute of a single rank on the processor."""
-    return session.Compute(torch.device("cpu"), precision=precision)
+    return session.Compute(torch.device("cpu"), precision=precision, compile=compile)
 
 
 def write_published(folder: Path) -> torch.nn.Module:

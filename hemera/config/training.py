@@ -74,7 +74,12 @@ class TrainingOptions(Options):
     the default of PyTorch; bf16 or fp16: mixed precision with half the memory; losses and weights
     stay float32."""
     compile: bool = False
-    """Compile the networks with torch.compile: minutes at the start, faster steps."""
+    """Compile the networks and the losses with torch.compile: minutes at the start, faster
+    steps."""
+    cuda_graph: bool = False
+    """Repeat the whole training step as one CUDA graph, for networks so small that their kernels
+    take longer to start than to run; without effect on a processor. Not with several GPUs, fp16 or
+    contrastive losses."""
     gpus: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of GPUs (with device cpu: processes) among which each batch is divided. Batch
     normalisation, Dice and variance are computed per GPU. Above 1, an incomplete last batch is
@@ -105,6 +110,12 @@ class TrainingOptions(Options):
             raise ValueError(
                 f"batch_size: {self.batch_size} is not a multiple of gpus {self.gpus} times "
                 f"accumulate {self.accumulate}; give a multiple of {parts}"
+            )
+        if self.cuda_graph and (self.gpus > 1 or self.precision == "fp16"):
+            found = f"gpus: {self.gpus}" if self.gpus > 1 else "precision: fp16"
+            raise ValueError(
+                f"cuda_graph: true, and {found}, with which a step is not repeatable; give gpus: 1 "
+                "and another precision, or set cuda_graph: false"
             )
         if self.whole_batches and self.batch_size == parts:
             raise ValueError(
@@ -259,6 +270,11 @@ class TrainGenerationOptions(TrainingOptions):
                 f"{name}: contrastive losses need norm: instance and one of the networks "
                 f"{', '.join(CONTRASTIVE)}, not {self.norm} and {self.network}; change these, or "
                 f"set {name}: 0"
+            )
+        if self.contrastive and self.cuda_graph:
+            raise ValueError(
+                "cuda_graph: true, and contrastive losses, which draw their places on the "
+                "processor; set cuda_graph: false, or nce_weight: 0 and supervised_nce_weight: 0"
             )
         if self.crop_px is None:
             return self

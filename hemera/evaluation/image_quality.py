@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -20,10 +20,12 @@ from hemera.evaluation.perceptual import FeatureExtractors
 from hemera.files.threads import in_order
 from hemera.imaging.color import Color, normalise_background
 from hemera.masks import label_format
+from hemera.networks.outputs import copied, one_ahead
 
 RGB = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Rows = list[dict[str, Any]]
+Waiting = Callable[[], Tensor]
 Features = dict[str, dict[str, npt.NDArray[np.float32]]]
 """InceptionV3's features (2048,) of each tile, by tile and method; `REAL` is the HER2 tile."""
 
@@ -76,12 +78,17 @@ def predict(net: Network, images: RGB, network: str, device: torch.device) -> Te
     The input of network ``generation`` is in [-1, 1], that of ``segmentation`` in [0, 1]. A network
     in training mode has the same dropout for every tile, so that no other network changes it.
     """
+    return launch(net, images, network, device)()
+
+
+def launch(net: Network, images: RGB, network: str, device: torch.device) -> Waiting:
+    """Start a network as `predict` does; what is returned waits for its output."""
     if net.module.training:
         torch.manual_seed(0)
     with torch.inference_mode(), net.autocast(device):
         unit = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 255
         output: Tensor = net.module(unit * 2 - 1 if network == "generation" else unit)
-        return output.float().cpu()
+        return copied(output.float())
 
 
 def predict_tiles(
@@ -94,21 +101,31 @@ def predict_tiles(
 ) -> Iterator[tuple[Item, dict[str, Tensor]]]:
     """Yield each tile with the output (C, H, W) of each network, see `predict`.
 
-    So many threads read tiles in advance, see `in_order`.
+    So many threads read tiles in advance, see `in_order`; a batch is read from a GPU while the next
+    one is computed.
     """
-    starts = range(0, len(tiles), batch_size)
     ready = in_order(functools.partial(stored, tiles), range(len(tiles)), workers)
-    for _ in tqdm(starts, desc=f"evaluate {network}", unit="batch", disable=None):
-        items = list(itertools.islice(ready, batch_size))
+
+    def launched() -> Iterator[tuple[list[Item], list[tuple[str, list[int], Waiting]]]]:
+        for _ in tqdm(
+            range(0, len(tiles), batch_size),
+            desc=f"evaluate {network}", unit="batch", disable=None,
+        ):  # fmt: skip
+            items = list(itertools.islice(ready, batch_size))
+            begun = []
+            # Tiles of different data sets may differ in size.
+            for shape in dict.fromkeys(item.he.shape for item in items):
+                places = [place for place, item in enumerate(items) if item.he.shape == shape]
+                for name, net in nets.items():
+                    images = np.stack([input_image(net, items[place]) for place in places])
+                    begun.append((name, places, launch(net, images, network, device)))
+            yield items, begun
+
+    for items, begun in one_ahead(launched()):
         outputs: list[dict[str, Tensor]] = [{} for _ in items]
-        # Tiles of different data sets may differ in size.
-        for shape in dict.fromkeys(item.he.shape for item in items):
-            places = [place for place, item in enumerate(items) if item.he.shape == shape]
-            for name, net in nets.items():
-                images = np.stack([input_image(net, items[place]) for place in places])
-                found = predict(net, images, network, device)
-                for place, output in zip(places, found, strict=True):
-                    outputs[place][name] = output
+        for name, places, wait in begun:
+            for place, output in zip(places, wait(), strict=True):
+                outputs[place][name] = output
         yield from zip(items, outputs, strict=True)
 
 

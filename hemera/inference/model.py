@@ -12,6 +12,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from hemera.errors import ConfigError, TrainingError
 from hemera.networks import storage
+from hemera.networks.outputs import copied
 from hemera.networks.segmentation import SegmentationNet
 from hemera.training.session import PRECISIONS, to_unit
 
@@ -23,8 +24,9 @@ Float = npt.NDArray[np.float32]
 class Model:
     """A network and the tiles it was trained on."""
 
-    segment: Callable[[RGB], Float]
-    """Takes tiles (B, H, W, 3), returns the probability of HER2-positive (B, H, W)."""
+    launch: Callable[[RGB], Callable[[], Float]]
+    """Takes tiles (B, H, W, 3), returns what waits for the probability of HER2-positive (B, H, W),
+    so that a GPU computes while the next tiles are read."""
     tile_px: int
     mpp: float
     """Median resolution of the tiles, um/px; `mpp_max` is that of the coarsest."""
@@ -50,7 +52,7 @@ def load_model(folder: Path, device: torch.device, precision: str = "float32") -
     convert_conv2d_weight_memory_format(net, torch.channels_last)
     names = ("mpp", "index_fingerprint", "mask_engine", "versions", "options")
     return Model(
-        _segment(net, device, PRECISIONS[precision]),
+        _launch(net, device, PRECISIONS[precision]),
         described["tile_px"],
         described["mpp"],
         described["mpp_max"],
@@ -62,14 +64,15 @@ def load_model(folder: Path, device: torch.device, precision: str = "float32") -
     )
 
 
-def _segment(
+def _launch(
     net: SegmentationNet, device: torch.device, precision: torch.dtype
-) -> Callable[[RGB], Float]:
+) -> Callable[[RGB], Callable[[], Float]]:
     @torch.inference_mode()
-    def segment(tiles: RGB) -> Float:
+    def launch(tiles: RGB) -> Callable[[], Float]:
         images = to_unit(torch.from_numpy(tiles).permute(0, 3, 1, 2), device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = net(images.contiguous(memory_format=torch.channels_last))
-        return np.asarray(torch.sigmoid(logits.float())[:, 0].cpu().numpy(), np.float32)
+        wait = copied(torch.sigmoid(logits.float())[:, 0])
+        return lambda: np.asarray(wait().numpy(), np.float32)
 
-    return segment
+    return launch

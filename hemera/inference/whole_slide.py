@@ -15,7 +15,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,6 +40,7 @@ from hemera.inference.blend import BAND_PX, Blend, Float, Grid, Mask
 from hemera.inference.model import RGB, Model, load_model
 from hemera.inference.options import DEFAULTS, PredictOptions
 from hemera.networks import storage
+from hemera.networks.outputs import one_ahead
 from hemera.training.session import session
 
 log = logging.getLogger(__name__)
@@ -241,16 +242,21 @@ class _Drawing:
             ) as tiles,
             tqdm(total=len(self._places), unit="tile", disable=None, leave=False) as shown,
         ):
-            ready = zip(self._places, tiles, strict=True)
-            while batch := list(itertools.islice(ready, self._options.batch_size)):
-                read = [tile for _, tile in batch if tile is not None]
-                results = collections.deque(self._segment(np.stack(read)) if read else ())
+            for batch, wait in one_ahead(self._launched(zip(self._places, tiles, strict=True))):
+                results = collections.deque(self._finite(wait()) if wait else ())
                 for place, tile in batch:
                     yield place, None if tile is None else results.popleft()
                 shown.update(len(batch))
 
-    def _segment(self, tiles: RGB) -> Float:
-        result = self._model.segment(tiles)
+    def _launched(
+        self, ready: Iterator[tuple[tuple[int, int], RGB | None]]
+    ) -> Iterator[tuple[list[tuple[tuple[int, int], RGB | None]], Callable[[], Float] | None]]:
+        """Yield batches, each with what waits for its probabilities if a tile of it was read."""
+        while batch := list(itertools.islice(ready, self._options.batch_size)):
+            read = [tile for _, tile in batch if tile is not None]
+            yield batch, self._model.launch(np.stack(read)) if read else None
+
+    def _finite(self, result: Float) -> Float:
         if not np.isfinite(result).all():
             raise TrainingError(
                 f"{self._slide.path.name}: the model returns values that are not finite; give "

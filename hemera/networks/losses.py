@@ -7,8 +7,10 @@ float16, and bfloat16 has three digits.
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +46,36 @@ def single_precision() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-@single_precision()
+class _Product(torch.autograd.Function):
+    """A product of matrices whose gradients are computed in single precision as well."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with single_precision():
+            return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (gradient,) = gradients
+        a, b = ctx.saved_tensors
+        with single_precision():
+            return (
+                gradient @ b.mT if ctx.needs_input_grad[0] else None,
+                a.mT @ gradient if ctx.needs_input_grad[1] else None,
+            )
+
+
+def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Return a @ b; if one has fewer dimensions, it has no gradient."""
+    product: Tensor = _Product.apply(a, b)  # type: ignore[no-untyped-call]
+    return product
+
+
+# A compiler would set the precision when it compiles, not when the product is computed.
+_product: Callable[[Tensor, Tensor], Tensor] = torch.compiler.disable(_multiply)
+
+
 def pyramid(images: Tensor, levels: int) -> list[Tensor]:
     """Return `images` (B, C, H, W) and `levels` - 1 coarser ones.
 
@@ -57,12 +88,12 @@ def pyramid(images: Tensor, levels: int) -> list[Tensor]:
         rows, columns = (_coarsening(side, finer.device, finer.dtype) for side in finer.shape[-2:])
         # In the precision of the images, also under autocast.
         with torch.autocast(images.device.type, enabled=False):
-            steps.append(rows @ (finer @ columns.mT))
+            steps.append(_product(rows, _product(finer, columns.mT)))
     return steps
 
 
 @functools.lru_cache(maxsize=32)
-def _coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _computed_coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return four blurs and the choice of every second pixel along an axis as one matrix."""
     # A tensor made in inference mode could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
@@ -74,6 +105,12 @@ def _coarsening(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         blur[0, 1] = blur[-1, -2] = 2 * _SIDE
         matrix: Tensor = torch.linalg.matrix_power(blur, _BLURS)[::2]
         return matrix.to(dtype).to(device)
+
+
+# A compiler would compute what is cached in every step.
+_coarsening: Callable[[int, torch.device, torch.dtype], Tensor] = torch.compiler.disable(
+    _computed_coarsening
+)
 
 
 def pyramid_l1(
@@ -199,15 +236,26 @@ def best_shifts(generated: Tensor, real: Tensor, reach_px: int) -> Tensor:
     own, other = (images.float().mean(1, keepdim=True) for images in (generated, real))
     other = functional.pad(other, (reach_px,) * 4, mode="replicate")
     height, width = own.shape[-2:]
-    axis = torch.arange(-reach_px, reach_px + 1)
-    shifts = torch.cartesian_prod(axis, axis)
-    shifts = shifts[shifts.square().sum(1).argsort(stable=True)]
     differences = []
-    for y, x in (shifts + reach_px).tolist():
+    for y, x in _shifts(reach_px):
+        y, x = y + reach_px, x + reach_px
         difference = (other[..., y : y + height : 2, x : x + width] - own[..., ::2, :]).abs()
         differences.append(functional.adaptive_avg_pool2d(difference, (rows, columns)))
     best = torch.cat(differences, 1).argmin(1)
-    return shifts.to(best.device)[best].permute(0, 3, 1, 2)
+    return _shift_table(reach_px, real.device)[best].permute(0, 3, 1, 2)
+
+
+def _shifts(reach_px: int) -> list[tuple[int, int]]:
+    """Return all shifts (y, x), the shortest first."""
+    axis = range(-reach_px, reach_px + 1)
+    return sorted(itertools.product(axis, axis), key=lambda shift: shift[0] ** 2 + shift[1] ** 2)
+
+
+@functools.lru_cache(maxsize=8)
+def _shift_table(reach_px: int, device: torch.device) -> Tensor:
+    """Return `_shifts` as (N, 2), copied to the device once."""
+    with torch.inference_mode(False):
+        return torch.tensor(_shifts(reach_px), device=device)
 
 
 def shifted(images: Tensor, shifts: Tensor) -> Tensor:
@@ -272,7 +320,6 @@ def _strongest(density: Tensor) -> Tensor:
     return torch.minimum(highest, limit[:, None]).mean(1)
 
 
-@single_precision()
 def patch_nce(query: Tensor, key: Tensor, supervision: float | None = None) -> Tensor:
     """Return the contrastive loss of features at N places of images (PatchNCE).
 
@@ -288,7 +335,7 @@ def patch_nce(query: Tensor, key: Tensor, supervision: float | None = None) -> T
             and g this argument, see `supervision_weight`; None: all alike.
     """
     query, key = query.float(), key.detach().float()
-    similarity = query @ key.mT
+    similarity = _product(query, key.mT)
     places = torch.arange(query.shape[1], device=query.device).expand(query.shape[:2])
     loss = functional.cross_entropy(
         similarity.flatten(0, 1) / NCE_TEMPERATURE, places.flatten(), reduction="none"

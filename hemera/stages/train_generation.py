@@ -34,6 +34,7 @@ from hemera.training.batches import (
     validation_loader,
 )
 from hemera.training.checkpoint import TrainingState, catch_sigterm, run_digest
+from hemera.training.cuda_graph import repeated_step
 from hemera.training.logging import TrainingLog, image_grid, sample_items
 from hemera.training.session import Compute, seed_per_rank, training_session
 
@@ -87,11 +88,15 @@ def run(
         lpips = _lpips(options, compute)
         for module in modules.values():
             initialise(module)
-            compute.prepare(module, compiled=options.compile)
+            compute.prepare(module)
         seed_per_rank(compute.ranks, options.seed)
         optimisers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(
-                module.parameters(), lr=options.learning_rate, betas=ADAM_BETAS, fused=True
+                module.parameters(),
+                lr=compute.learning_rate(options.learning_rate),
+                betas=ADAM_BETAS,
+                fused=True,
+                capturable=compute.graphed,
             )
             for name, module in modules.items()
         }
@@ -170,6 +175,9 @@ def _train(
     validation = validation_loader(val, options.batch_size, options.workers, compute)
     examples = sample_items(val)
     total, silent = options.epochs * sampler.steps, not compute.ranks.first
+    take_step = repeated_step(
+        lambda micro_batches: train_step(micro_batches, state, options, lpips), compute
+    )
     with (
         TrainingLog(state.folder, sampler.steps_done, total, silent=silent) as run_log,
         catch_sigterm() as stop,
@@ -179,7 +187,7 @@ def _train(
             state.set_learning_rate(rate)
             for _ in range(progress.step, sampler.steps):
                 micro_batches = [next(batches) for _ in range(options.accumulate)]
-                found = train_step(micro_batches, state, options, lpips)
+                found = take_step(micro_batches, objectives.r1_due(progress.updates, options))
                 state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
                 run_log.step()
                 if state.must_settle(sampler.steps, stop):
@@ -256,8 +264,10 @@ def train_step(
         discriminator.requires_grad_(False)
         background = batch["her2_background"].to(compute.device)
         own = {
-            **generator_losses(generated, target, weight, background, options),
-            **objectives.image_losses(generated, target, background, options, lpips),
+            **compute.compiled(generator_losses)(generated, target, weight, background, options),
+            **compute.compiled(objectives.image_losses)(
+                generated, target, background, options, lpips
+            ),
             **objectives.adversarial_losses(discriminator, source, fake, real, compute, options),
         }
         if projection is not None:

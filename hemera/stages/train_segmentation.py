@@ -26,6 +26,7 @@ from hemera.training.batches import (
     validation_loader,
 )
 from hemera.training.checkpoint import TrainingState, catch_sigterm, run_digest
+from hemera.training.cuda_graph import repeated_step
 from hemera.training.logging import TrainingLog, image_grid, sample_items
 from hemera.training.session import Compute, seed_per_rank, training_session
 
@@ -64,13 +65,14 @@ def run(
             if missing := options.requirements():
                 raise TrainingError("\n".join(missing))
             encoder_sha256 = load_encoder(net, options.encoder_file)
-        compute.prepare(net, compiled=options.compile)
+        compute.prepare(net)
         seed_per_rank(compute.ranks, options.seed)
         optimiser = torch.optim.AdamW(
             [parameter for parameter in net.parameters() if parameter.requires_grad],
-            options.learning_rate,
+            compute.learning_rate(options.learning_rate),
             weight_decay=options.weight_decay,
             fused=True,
+            capturable=compute.graphed,
         )
         generator_sha256 = "none" if net.generation is None else storage.file_digest(generator)
         folder = checkpoints / run_digest(
@@ -140,6 +142,9 @@ def _train(
     validation = validation_loader(val, options.batch_size, options.workers, compute)
     examples = sample_items(val)
     total, silent = options.epochs * sampler.steps, not compute.ranks.first
+    take_step = repeated_step(
+        lambda micro_batches: train_step(micro_batches, state, options), compute
+    )
     with (
         TrainingLog(state.folder, sampler.steps_done, total, silent=silent) as run_log,
         catch_sigterm() as stop,
@@ -147,7 +152,7 @@ def _train(
         for epoch in range(progress.epoch, options.epochs + 1):
             for _ in range(progress.step, sampler.steps):
                 micro_batches = [next(batches) for _ in range(options.accumulate)]
-                found = train_step(micro_batches, state, options)
+                found = take_step(micro_batches)
                 state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
                 run_log.step()
                 if state.must_settle(sampler.steps, stop):
@@ -196,7 +201,7 @@ def train_step(
         with compute.autocast():
             logits = net(compute.to_unit(batch["he"]))
         truth, valid = (batch[name].to(compute.device) for name in ("positive", "valid"))
-        loss = losses.segmentation_loss(logits, truth, valid, options.loss_lambda)
+        loss = compute.compiled(losses.segmentation_loss)(logits, truth, valid, options.loss_lambda)
         compute.backward(loss[0], len(micro_batches))
         found.append(torch.stack(loss).detach())
     compute.update(optimiser, net, options.clip_norm)

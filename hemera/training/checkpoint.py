@@ -171,6 +171,8 @@ class TrainingState:
                 storage.load_into(module, state["modules"][name], f"{self.path} ({name})")
             for name, optimiser in self.optimisers.items():
                 optimiser.load_state_dict(state["optimisers"][name])
+                for group in optimiser.param_groups:
+                    group["lr"] = self.compute.learning_rate(float(group["lr"]))
             if state["scaler"]:
                 self.compute.scaler.load_state_dict(state["scaler"])
             history = [tuple(entry) for entry in state["progress"]["history"]]
@@ -278,7 +280,11 @@ class TrainingState:
         """Set the learning rate of all optimisers."""
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                if isinstance(group["lr"], Tensor):
+                    # A captured step reads this memory.
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
 
     def average_statistics(self) -> None:
         """Average the running statistics of all networks over the ranks."""

@@ -36,6 +36,11 @@ def discriminator_for(options: TrainGenerationOptions) -> PatchGAN:
     )
 
 
+def r1_due(step: int, options: TrainGenerationOptions) -> bool:
+    """Return whether the discriminator has an R1 penalty in a step, counted from 0."""
+    return options.r1_weight > 0 and step % R1_EVERY == 0
+
+
 def _discriminator_input(source: Tensor, image: Tensor, options: TrainGenerationOptions) -> Tensor:
     """Return what the discriminator sees of H&E and of a HER2 image."""
     if options.discriminator_input == "her2":
@@ -71,10 +76,9 @@ def discriminator_losses(
         )
     }
     if options.r1_weight > 0:
-        due = step % R1_EVERY == 0
         found["r1"] = (
             losses.gradient_penalty(discriminator.forward, real_input)
-            if due
+            if r1_due(step, options)
             else torch.zeros((), device=compute.device)
         )
     return found

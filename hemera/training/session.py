@@ -6,11 +6,12 @@ number of worker processes nor a resumption changes a bit of the result.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.utils.deterministic
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 DETERMINISM: Any = torch.utils.deterministic
 """Module whose attributes have no type stubs."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -101,6 +104,9 @@ class Compute:
     device: torch.device
     ranks: Ranks = dataclasses.field(default_factory=Ranks)
     precision: torch.dtype = torch.float32
+    compile: bool = False
+    graphed: bool = False
+    """Whether the whole step is repeated as a CUDA graph."""
     finished: Tensor = dataclasses.field(
         default_factory=lambda: torch.zeros(1, dtype=torch.bool).share_memory_()
     )
@@ -117,21 +123,29 @@ class Compute:
             self.device.type, self.precision, enabled=self.precision != torch.float32
         )
 
-    def prepare(self, module: nn.Module, *, compiled: bool = False) -> None:
+    def prepare(self, module: nn.Module) -> None:
         """Move a network to the device; on a GPU its convolutions channels last, which is faster.
 
         On a processor PyTorch 2.13 then writes beyond its memory in gradients of narrow networks.
         """
-        if compiled and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        if self.compile and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
             raise TrainingError(
                 "compile: true, but there is no C++ compiler; install g++ or set compile: false"
             )
         module.to(self.device)
         if self.device.type == "cuda":
             convert_conv2d_weight_memory_format(module, torch.channels_last)
-        if compiled:
+        if self.compile:
             # Once for each size: code for any size fails to compile in places, and is slower.
             module.compile(dynamic=False)
+
+    def compiled(self, function: Function) -> Function:
+        """Return a function of tensors, compiled where networks are."""
+        return _compiled(function) if self.compile else function
+
+    def learning_rate(self, rate: float) -> float | Tensor:
+        """Return a learning rate for an optimiser; a tensor where a graph of the GPU reads it."""
+        return torch.tensor(rate, device=self.device) if self.graphed else rate
 
     def to_unit(self, images: Tensor) -> Tensor:
         """Turn uint8 images to floats in [0, 1] on the device, on a GPU channels last."""
@@ -158,6 +172,11 @@ class Compute:
         self.scaler.step(optimiser)
 
 
+@functools.cache
+def _compiled(function: Function) -> Function:
+    return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+
+
 @contextlib.contextmanager
 def training_session(options: TrainingOptions) -> Iterator[Compute]:
     """Open the session of a training, joined with the other ranks, or raise TrainingError."""
@@ -182,7 +201,8 @@ def training_session(options: TrainingOptions) -> Iterator[Compute]:
             tf32=options.precision == "tf32",
         ),
     ):
-        compute = Compute(device, ranks, precision)
+        graphed = options.cuda_graph and device.type == "cuda"
+        compute = Compute(device, ranks, precision, options.compile, graphed)
         try:
             yield compute
         finally:

@@ -17,6 +17,13 @@ GENERATION, SEGMENTATION = "train_generation", "train_segmentation"
         (GENERATION, {"variance_weight": 25, "batch_size": 1}, "batch_size: 1 leaves one tile"),
         (GENERATION, {"variance_weight": 25, "batch_size": 4, "gpus": 4}, "4 leaves one tile"),
         (GENERATION, {"batch_size": 4, "gpus": 3, "accumulate": 2}, "4 .* give a multiple of 6"),
+        (GENERATION, {"cuda_graph": True, "batch_size": 4, "gpus": 4}, "and gpus: 4, .* gpus: 1"),
+        (GENERATION, {"cuda_graph": True, "precision": "fp16"}, "and precision: fp16, .* another"),
+        (
+            GENERATION,
+            {"cuda_graph": True, "network": "resnet_6blocks", "norm": "instance", "nce_weight": 1},
+            "contrastive losses, which draw their places",
+        ),
         (
             SEGMENTATION,
             {"decoder": "deeplabv3plus", "batch_size": 4, "gpus": 2, "accumulate": 2},

@@ -57,6 +57,13 @@ def test_every_network_is_applied_to_every_tile_whatever_its_size(batch_size, wo
     assert sum(shape[0] for shape in modules["a"].shapes) == 5
 
 
+def test_a_batch_is_begun_before_the_former_is_used():
+    net = Add(0.25)
+    found = image_quality.predict_tiles({"a": Network(net, False)}, Tiles(), "generation", CPU, 1)
+    next(found)
+    assert len(net.shapes) == 2
+
+
 def test_the_precision_is_that_of_each_network_and_results_are_float32():
     """With eight bits of mantissa, 1/3 of 255 differs from that in float32."""
     layer = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)

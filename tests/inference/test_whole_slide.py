@@ -55,7 +55,7 @@ def write_slide(path, rgb, mpp=0.5):
 
 
 def model_of(segment=dark, tile_px=128, mpp=0.5, mpp_max=None):
-    return Model(segment, tile_px, mpp, mpp_max or mpp)
+    return Model(lambda tiles: lambda: segment(tiles), tile_px, mpp, mpp_max or mpp)
 
 
 def run(path, out, model=None, mpp=None, **options):

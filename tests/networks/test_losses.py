@@ -5,6 +5,7 @@ import pytest
 import torch
 from skimage.color import rgb2hed, rgb_from_hed
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hemera.config import TrainGenerationOptions
 from hemera.networks import losses
@@ -255,25 +256,45 @@ def test_losses_of_half_precision_are_computed_in_single(dtype):
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_losses_multiply_without_tf32_and_leave_the_setting_as_it_was(allowed):
+    """The products of losses, and those of their gradients."""
     matmul = torch.backends.cuda.matmul
     seen = []
 
-    class Watched(torch.Tensor):
-        @classmethod
-        def __torch_function__(cls, function, types, arguments=(), named=None):
-            seen.append(matmul.allow_tf32)
-            return super().__torch_function__(function, types, arguments, named or {})
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.name() in ("aten::mm", "aten::bmm"):
+                seen.append(matmul.allow_tf32)
+            return function(*args, **(kwargs or {}))
 
     before = matmul.allow_tf32
     matmul.allow_tf32 = allowed
     try:
-        losses.pyramid(torch.rand(1, 1, 8, 8).as_subclass(Watched), 2)
-        losses.patch_nce(torch.rand(1, 3, 4).as_subclass(Watched), torch.rand(1, 3, 4))
+        with Products():
+            images, query = torch.rand(2, 1, 8, 8), torch.rand(2, 3, 4)
+            images.requires_grad_()
+            query.requires_grad_()
+            coarse = losses.pyramid(images, 2)[1].square().sum()
+            forward = coarse + losses.patch_nce(query, torch.rand(2, 3, 4))
+            products = len(seen)
+            forward.backward()
         assert matmul.allow_tf32 == allowed
     finally:
         matmul.allow_tf32 = before
-    assert len(seen) > 4
+    assert 3 <= products < len(seen)
     assert not any(seen)
+
+
+def test_gradients_of_products_are_those_of_autograd():
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 10, 14, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: tuple(losses.pyramid(x, 3)), (images,))
+    query = torch.rand(2, 3, 4, requires_grad=True)
+    key = torch.rand(2, 3, 4)
+    (found,) = torch.autograd.grad(losses.patch_nce(query, key), query)
+    similarity = torch.einsum("bnc,bmc->bnm", query, key) / losses.NCE_TEMPERATURE
+    own = similarity.diagonal(dim1=1, dim2=2)
+    (expected,) = torch.autograd.grad((similarity.logsumexp(2) - own).mean(), query)
+    torch.testing.assert_close(found, expected)
 
 
 # --- losses of presets, against their formulas in NumPy ------------------------------------------

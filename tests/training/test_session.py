@@ -59,7 +59,7 @@ def test_a_missing_gpu_is_an_error_with_a_remedy():
 def test_compiling_without_a_compiler_is_an_error_with_a_remedy(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(TrainingError, match=r"compile: true, .* install g\+\+ or set"):
-        cpu_compute().prepare(torch.nn.Linear(2, 1), compiled=True)
+        cpu_compute(compile=True).prepare(torch.nn.Linear(2, 1))
 
 
 @pytest.mark.parametrize(("clip_norm", "expected"), [(0, (3, 4)), (10, (3, 4)), (0.5, (0.3, 0.4))])
