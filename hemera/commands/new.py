@@ -17,7 +17,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from hemera.commands.sheet import Release, examine, release_rows
+from hemera.commands.sheet import LABELLED, Release, examine, release_rows
 from hemera.commands.workflow import snakefile
 from hemera.errors import HemeraError, SheetError
 from hemera.files.atomic import new_folder
@@ -83,9 +83,8 @@ def new(
     her2: str | None = None,
     sheet: Path | None = None,
     release: tuple[Release, Path] | None = None,
-    mpp: Annotated[
-        float | None, Parameter(validator=Number(gte=MPP_BOUNDS[0], lte=MPP_BOUNDS[1]))
-    ] = None,
+    labels: Path | None = None,
+    mpp: Mpp | None = None,
 ) -> None:
     """Create a study: a new folder with pairs.tsv, config.yaml and the workflow.
 
@@ -100,9 +99,10 @@ def new(
         sheet: a table (.tsv, .csv, .xlsx) with columns of a sheet of pairs, of which only he is
             required.
         release: name of a release, and the folder in which it is unpacked.
+        labels: of the releases herohe and her2sc, a CSV file, see `hemera sheet herohe --help`.
         mpp: resolution of files that state none, um per pixel; by default the median of the others.
     """
-    found = _rows(study, he, her2, sheet, release)
+    found = _rows(study, he, her2, sheet, release, labels)
     rows = _completed(found, study.absolute().name)
     _propose(rows, mpp)
     with new_folder(study) as folder:
@@ -136,6 +136,7 @@ def _rows(
     her2: str | None,
     sheet: Path | None,
     release: tuple[Release, Path] | None,
+    labels: Path | None,
 ) -> list[Mapping[str, object]]:
     """Return the rows of the sheet, with names and paths as they were found."""
     options = {"--he and --her2": he or her2, "--sheet": sheet, "--release": release}
@@ -145,8 +146,13 @@ def _rows(
             f"{study}: images given by {', '.join(given) or 'no option'}; give either --he and "
             "--her2, or --sheet, or --release"
         )
+    if (labels is not None) != (release is not None and release[0] in LABELLED):
+        raise SheetError(
+            f"{study}: --labels belongs to --release {' and '.join(LABELLED)}; give both or neither"
+        )
     if release is not None:
-        return list(release_rows(*release))
+        values = {} if labels is None else {"labels": labels}
+        return list(release_rows(release[0], release[1], **values))
     if sheet is not None:
         return list(_table_rows(sheet))
     assert he is not None and her2 is not None

@@ -83,13 +83,12 @@ def her2sc(folder: Path, /, *, labels: Path, output: Path | None = None) -> None
     _write(output, "her2sc", folder, labels=labels)
 
 
-Release = Literal["acrobat", "bci", "mist"]
-LabelledRelease = Literal["herohe", "her2sc"]
+Release = Literal["acrobat", "bci", "mist", "herohe", "her2sc"]
+LABELLED = ("herohe", "her2sc")
+"""Releases whose labels are in a file of their own."""
 
 
-def release_rows(
-    name: Release | LabelledRelease, folder: Path, **values: float | Path
-) -> list[dict[str, object]]:
+def release_rows(name: Release, folder: Path, **values: float | Path) -> list[dict[str, object]]:
     """Return the rows of a release; SheetError where the folder contains no pair of it."""
     labels = values.get("labels")
     layouts: dict[str, tuple[Callable[..., Iterable[dict[str, object]]], str]] = {
@@ -110,9 +109,7 @@ def release_rows(
     return rows
 
 
-def _write(
-    output: Path | None, name: Release | LabelledRelease, folder: Path, **values: float | Path
-) -> None:
+def _write(output: Path | None, name: Release, folder: Path, **values: float | Path) -> None:
     """Write the rows of a release, with paths relative to the sheet."""
     if output is not None:
         check_new(output)

@@ -89,6 +89,10 @@ def test_one_source_of_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     text = refused(study, caplog, "--sheet", "a.csv", "--release", "bci", tmp_path)
     assert "--sheet, --release; give either" in text
     assert "no such file" in refused(study, caplog, "--sheet", tmp_path / "a.csv")
+    text = refused(study, caplog, "--release", "herohe", tmp_path)
+    assert "--labels belongs to --release herohe and her2sc" in text
+    text = refused(study, caplog, "--release", "bci", tmp_path, "--labels", "a.csv")
+    assert "give both or neither" in text
     assert "no pair HE/train" in refused(study, caplog, "--release", "bci", tmp_path)
 
 
