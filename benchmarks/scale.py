@@ -147,7 +147,8 @@ def tabulate(pairs: int, tiles: int) -> None:
             f"{tiles} tiles of {pairs} pairs: "
             f"{stage(folder, 'filter', *sheet, *blocks, *engines, '--tiles', filtered)}; "
         )
-        words = (*sheet, "--tiles", filtered, *engines, "--index", index, "--card", "card.md")
+        words = (*sheet, "--tiles", filtered, *engines, "--target", ENGINES[0])
+        words += ("--index", index, "--card", "card.md")
         sys.stdout.write(f"{stage(folder, 'index', *words)} (goal at most 600 s and 4 GiB)\n")
 
 

@@ -17,6 +17,7 @@ from hemera.config import IndexOptions
 from hemera.dataset.fingerprint import FINGERPRINTED, fingerprint_of_parts
 from hemera.dataset.splits import check_leakage, split_cases
 from hemera.dataset.subsets import NETWORKS, check_subsets, draw_subset, mixed_resolutions
+from hemera.errors import TableError
 from hemera.files.atomic import write_text
 from hemera.interop.card import dataset_card
 from hemera.masks import ENGINES
@@ -58,7 +59,16 @@ def run(
     card: Path,
     options: IndexOptions,
 ) -> None:
-    """Add case, split and subsets to the table of stage filter; write the dataset card."""
+    """Add case, split and subsets to the table of stage filter; write the dataset card.
+
+    Raises:
+        TableError: when the target is not among the engines.
+    """
+    if options.target not in engines:
+        raise TableError(
+            f"index.target: {options.target} is not among the engines {', '.join(engines)}; set it "
+            "to one of them"
+        )
     pairs = {pair.pair: pair for pair in read_sheet(sheet).with_her2.pairs}
     table = _divided(tables.read(tiles, tables.filtered(engines), READ), pairs, options)
     mixture = mixed_resolutions(table, options.mpp_tolerance)

@@ -13,6 +13,7 @@ from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
 from hemera.config.base import flags
 from hemera.dataset.fingerprint import fingerprint
+from hemera.errors import TableError
 from hemera.sheet import SPLITS, write_rows
 from hemera.stages import index
 from tests.command_line import words
@@ -217,6 +218,12 @@ def test_zero_accepted_tiles(
     card = made.card.read_text()
     assert f"0 of {made.table.num_rows} tiles accepted, of 0 cases." in card
     assert "None." in card
+
+
+def test_a_target_that_is_no_engine_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"index\.target: deepliif is not among the engines stain"):
+        Made(tmp_path, pairs(), [], IndexOptions(target="deepliif"))
+    assert not (tmp_path / "index.parquet").exists()
 
 
 def test_two_scales(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,7 @@
 # Common to all rules: the validated configuration, the units of the sheet, and the paths of each.
 
+import dataclasses
+import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -405,17 +407,40 @@ def generator_flags(wildcards):
         raise WorkflowError(str(error))
 
 
-def replace_slurm_executor():
-    """Let the profile slurm use HEMERA's executor, which corrects faults of the plugin's."""
-    plugin = ExecutorPluginRegistry().plugins.get("slurm")
-    if plugin is not None:
+def check_storage():
+    """End a run with a storage plugin as default."""
+    if workflow.storage_settings.default_storage_provider:
+        raise WorkflowError(
+            "default-storage-provider: stages find images through the sheet, and a storage plugin "
+            "puts its copies elsewhere; mount the images on all nodes, see docs/how-to/cluster.md"
+        )
+
+
+def adjust_executors():
+    """Let the profile slurm use HEMERA's executor, which corrects faults of the plugin's. The plugin
+    for Kubernetes assumes that pods share no volume: let shared-fs-usage apply, and let jobs begin in
+    the working directory."""
+    plugins = ExecutorPluginRegistry().plugins
+    if "slurm" in plugins:
         from hemera.graph.slurm import Executor
 
-        plugin.executor = Executor
+        plugins["slurm"].executor = Executor
+    if "kubernetes" in plugins:
+        plugin = plugins["kubernetes"]
+        plugin.common_settings = dataclasses.replace(
+            plugin.common_settings,
+            implies_no_shared_fs=False,
+            job_deploy_sources=False,
+            auto_deploy_default_storage_provider=False,
+        )
+        plugin.executor.get_job_exec_prefix = lambda executor, job: (
+            f"cd {shlex.quote(str(executor.workflow.workdir_init))}"
+        )
 
 
 if workflow.is_main_process:
     # Jobs read this file too, and their number is that of the pairs.
+    check_storage()
     check_inputs()
     check_outputs()
-    replace_slurm_executor()
+    adjust_executors()
