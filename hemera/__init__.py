@@ -7,7 +7,7 @@ imaging      slides, JPEG decoding, colour, tissue, artefacts, quality, geometry
 registration displacement, verdict, warping, landmarks, transfer of annotations
 networks     architectures, losses, weight files
 masks        label format, mask engines, nuclei and membranes, HER2 score from cells
-graph        Snakemake's graph: what would run and why, records of runs
+graph        Snakemake's graph: what would run and why, records, live state and summary of runs
 dataset      tiles, shards, index, splits, filter criteria, PyTorch dataset
 training     session, checkpoints of a run, batches, logs; the loops are in stages.train_*
 evaluation   metrics of images and masks, FID, published results
