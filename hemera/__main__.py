@@ -109,6 +109,8 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    # Its warnings about a damaged file come before an error that names the file.
+    logging.getLogger("tifffile").setLevel(logging.ERROR)
     given = list(sys.argv[1:] if words is None else words) or ["--help"]
     wanted, known = given[0], [*COMMANDS, *STAGES]
     if wanted not in (*known, "--help", "-h", "--version"):

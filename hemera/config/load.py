@@ -332,7 +332,10 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     try:
         values = yaml.load(path.read_text(), _UniqueKeys)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a config file") from error
+        raise ConfigError(
+            f"{path}: {error.strerror}; work in the folder of a study (`hemera new`), or "
+            "give the path of a config file"
+        ) from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply; the options have three levels") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -214,7 +214,8 @@ class ImageReader(Reader):
             ),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of a large or damaged image; the errors below name its fault.
+            warnings.simplefilter("ignore")
             data = path.read_bytes()
             image = Image.open(io.BytesIO(data), formats=("BMP", "JPEG", "PNG", "TIFF", "WEBP"))
             width, height = image.size

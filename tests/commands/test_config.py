@@ -74,7 +74,7 @@ def test_only_the_demo_needs_no_sheet(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_a_missing_or_faulty_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(["config", "--configfile", str(tmp_path / "no.yaml")]) == 1
-    assert "No such file or directory; give the path of a config file" in caplog.text
+    assert "No such file or directory; work in the folder of a study" in caplog.text
     caplog.clear()
     (tmp_path / "two.yaml").write_text("tile: {size_px: 1}\nfiter: {}\n")
     assert main(["config", "--configfile", str(tmp_path / "two.yaml")]) == 1
