@@ -112,6 +112,9 @@ class TrainEncoderOptions(Options):
     """Views with a smaller tissue fraction are not used."""
     views_per_class: Count | None = None
     """Most views of a score; of each score as many are drawn as the rarest has."""
+    standardise: bool = False
+    """Give the lightness mean 0 and deviation 1 over the views that are trained on. Without it,
+    the first epochs change little, because the lightness of all views is near 0.9."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the cases that choose the epoch, where the sheet has no cases of split val."""
     epochs: Count = 200

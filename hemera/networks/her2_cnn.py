@@ -43,11 +43,17 @@ class Her2Cnn(nn.Module):
         base_width: channels of the first convolution; the others have 2, 4 and 8 times as many.
         hidden: width of the first dense layer; the second has a quarter of it.
 
-    With 16 and 1024, as in the paper, it has 26,051,972 parameters.
+    With 16 and 1024, as in the paper, it has 26,051,972 parameters. `fit_scale` gives lightness of
+    another mean and deviation than 0 and 1 these.
     """
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, base_width: int = 16, hidden: int = 1024) -> None:
         super().__init__()
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
         channels = [1, *(base_width * factor for factor in (1, 2, 4, 8))]
         layers: list[nn.Module] = []
         for before, after, side in zip(channels[:-1], channels[1:], (5, 3, 3, 3), strict=True):
@@ -63,8 +69,13 @@ class Her2Cnn(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of the scores."""
-        found: Tensor = self.head(self.maps(images).flatten(1))
+        found: Tensor = self.head(self.maps((images - self.shift) * self.scale).flatten(1))
         return found
+
+    def fit_scale(self, mean: float, deviation: float) -> None:
+        """Give lightness of this mean and deviation mean 0 and deviation 1."""
+        self.shift.fill_(mean)
+        self.scale.fill_(1 / max(deviation, 1e-6))
 
 
 class ScoreEncoder(nn.Module):

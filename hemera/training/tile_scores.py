@@ -78,6 +78,8 @@ def train(
     """
     torch.manual_seed(options.seed)
     net = Her2Cnn(options.base_width, options.hidden).to(device)
+    if options.standardise:
+        net.fit_scale(*_lightness(views, fitted, options.batch_size))
     optimiser = torch.optim.Adam(net.parameters(), options.learning_rate)
     history: list[tuple[int, str, str, float]] = []
     best: tuple[tuple[float, float], int, dict[str, Tensor]] = ((-math.inf, -math.inf), 0, {})
@@ -107,6 +109,16 @@ def train(
             best = value, epoch, copy.deepcopy(net.state_dict())
     net.load_state_dict(best[2])
     return Trained(net.eval(), best[1], history)
+
+
+def _lightness(views: ScoredViews, places: Places, batch_size: int) -> tuple[float, float]:
+    """Return mean and deviation of the lightness of views."""
+    moments = torch.zeros(2, dtype=torch.float64)
+    for images, scores in views.batches(places, batch_size):
+        found = network_input(images).double()
+        moments += torch.stack([found.mean(), found.square().mean()]) * len(scores)
+    mean, square = (moments / len(places)).tolist()
+    return mean, math.sqrt(max(square - mean**2, 0))
 
 
 @torch.inference_mode()

@@ -42,6 +42,19 @@ def test_views_of_another_side_are_resized():
 
 
 @torch.no_grad()
+def test_lightness_of_a_mean_and_deviation_is_standardised():
+    torch.manual_seed(3)
+    net, views = Her2Cnn(4, 32).double(), torch.rand(2, 1, 256, 256).double()
+    expected = net((views - 0.875) / 0.125)
+    assert not torch.allclose(net(views), expected, atol=1e-6)
+    net.fit_scale(0.875, 0.125)
+    assert torch.allclose(net(views), expected, atol=1e-12)
+    # All views of one colour.
+    net.fit_scale(0.875, 0.0)
+    assert net(torch.full_like(views, 0.875)).isfinite().all()
+
+
+@torch.no_grad()
 def test_features_are_the_probabilities_of_the_scores():
     torch.manual_seed(1)
     net = Her2Cnn(**SMALL)

@@ -73,8 +73,9 @@ def test_no_signal_is_reported(tmp_path):
 
 
 @pytest.mark.slow
-def test_at_most_3_of_20_intervals_miss_chance_without_a_signal(tmp_path):
-    method, missed = "floor", 0
+@pytest.mark.parametrize("method", ["floor", "statistics_abmil"])
+def test_at_most_3_of_20_intervals_miss_chance_without_a_signal(tmp_path, method):
+    missed = 0
     for seed in range(20):
         results = tmp_path / str(seed)
         write_status(results, case_rows(64), signal=0.0, seed=seed)
@@ -132,6 +133,17 @@ def test_few_cases_allow_no_claim(tmp_path):
     run_method(tmp_path, "floor")
     _, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
     assert "fewer than 20 cases of one class, so no claim can be made" in page
+
+
+@pytest.mark.parametrize("method", ["floor", "statistics_abmil", "cells"])
+def test_cases_that_are_all_equivocal_give_a_page(tmp_path, method):
+    write_status(tmp_path, case_rows(12, status=None, score="2+", state="equivocal", fold=None))
+    write_readings(tmp_path, {"c000": [(100, 0, 100, 0)]})
+    for each in dict.fromkeys(("floor", method)):
+        run_method(tmp_path, each)
+    found, page = evaluate(tmp_path, OPTIONS.replace(routes=(method,)))
+    assert not [key for key in found if key[0] == "status"]
+    assert "no case was predicted" in page and "nan" not in page
 
 
 def test_one_class_gives_a_page(tmp_path):
