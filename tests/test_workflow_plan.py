@@ -147,6 +147,12 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
     assert "gpu" not in planned_resources(seen["tile"])
 
 
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
+def test_clusters_repeat_a_failed_job_twice(name: str) -> None:
+    profile = yaml.safe_load((ROOT / "profiles" / name / "profile.yaml").read_text())
+    assert profile["retries"] == 2
+
+
 def planned_resources(line: str) -> set[str]:
     return {item.split("=")[0] for item in line.split(", ")}
 
