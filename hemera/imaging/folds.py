@@ -2,10 +2,13 @@
 
 Layers of one tissue add up: beyond the edge of a fold the density is a multiple, in every channel
 alike, and so is that of the lightest places between nuclei and fibres. Nuclei that lie closer, or a
-stain, change the colour or leave places between them that are light.
+stain, change the colour or leave places between them that are light. An edge alone is a fold if it
+is that of several layers, denser than the tissue of the slide; two edges that face each other are
+one of any density, because tissue seldom has both.
 """
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +18,7 @@ from hemera.imaging.morphology import COARSE_MPP, at_mpp, disc, odd_px
 
 Float = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
+Byte = npt.NDArray[np.uint8]
 
 # The lightest density is that in a window of this side, um.
 _LIGHTEST_UM = 10.0
@@ -30,10 +34,17 @@ _DEPTH_UM = 12.0
 _ANGLES = 12
 RATIO = 2.0
 """The density in a fold over that beside it, in every channel."""
+BAND_RATIO = 1.7
+"""The same of a band between two edges."""
+# Distance of these two edges, um, and how far they may be shifted along their direction, um.
+_BAND_UM = (12.0, 120.0)
+_BAND_SHIFT_UM = 16.0
+# The length of a band about the middle of its edges, of theirs.
+_BAND_REACH = 0.6
 # What the lightest places have at least, or they are not tissue.
 _NOISE = 0.005
 _TISSUE_DENSITY = 0.03
-# A fold over the denser quarter of the tissue of its slide.
+# A fold with one edge over the denser quarter of the tissue of its slide.
 _OVER_TYPICAL = 1.6
 # Largest angle between the colours at both sides, in optical density, degrees: of the mean, and of
 # the lightest places, which have little stain.
@@ -44,44 +55,84 @@ _OUTLINE_UM = 20.0
 _GAP_UM = 20.0
 
 
-def find_folds(density: Float, mpp: float, tissue_density: float, ratio: float = RATIO) -> Mask:
+class Steps(NamedTuple):
+    """Of horizontal edges with the fold at one side, (H, W) each.
+
+    Attributes:
+        density: mean density of the fold along the edge.
+        ratio: least ratio of a channel to the other side, 0 where the colours differ.
+        pieces: ratio of the lightest places of pieces of the edge, 0 where one is no tissue.
+    """
+
+    density: Float
+    ratio: Float
+    pieces: Float
+
+    def middles(self, length: int, ratio: float) -> Mask:
+        """Return the middles of edges of a length, px, with a ratio of the densities."""
+        enough = np.asarray(self.ratio > ratio)
+        if not enough.any():
+            return enough
+        steps = (self.pieces > ratio).astype(np.float32)
+        along = cv2.blur(steps, (length, 1), borderType=cv2.BORDER_CONSTANT)
+        return np.asarray(enough & (along >= _PIECES))
+
+
+def find_folds(
+    density: Float,
+    mpp: float,
+    tissue_density: float,
+    ratio: float = RATIO,
+    band_ratio: float = BAND_RATIO,
+) -> Mask:
     """Return where tissue is folded, (H, W).
 
     Args:
         density: (H, W, 3) optical densities.
         mpp: its resolution, um/px; where it is coarser than `STEP_MPP`, nothing is found.
         tissue_density: `imaging.artefacts.typical_density` of the slide.
-        ratio: smallest ratio of the densities at both sides of the edge.
+        ratio: smallest ratio of the densities at both sides of an edge.
+        band_ratio: the same of bands between two edges.
     """
     none = np.zeros(density.shape[:2], np.bool_)
     if mpp > STEP_MPP or not math.isfinite(tissue_density):
         return none
     mean = at_mpp(density, mpp, STEP_MPP)
-    window = odd_px(_OUTLINE_UM, STEP_MPP)
-    dense = cv2.blur(mean.mean(axis=2), (window, window)) > _OVER_TYPICAL * tissue_density
-    # Without so dense an area as one strip, there is no edge.
-    if dense.sum() * STEP_MPP**2 < _LENGTH_FRACTION * _LENGTH_UM * _DEPTH_UM:
-        return none
     side = odd_px(_LIGHTEST_UM, max(mpp, COARSE_MPP))
     lightest = np.asarray(cv2.erode(density, np.ones((side, side), np.uint8)), np.float32)
-    edges = _edges(mean, at_mpp(lightest, mpp, STEP_MPP), tissue_density, ratio) & dense
+    limits = (_OVER_TYPICAL * tissue_density, ratio, band_ratio)
+    edges, bands = _edges_and_bands(mean, at_mpp(lightest, mpp, STEP_MPP), limits)
+    fold = (bands | _beyond(edges, mean, limits[0])).view(np.uint8)
+    return np.asarray(cv2.resize(fold, none.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0)
+
+
+def _beyond(edges: Mask, mean: Float, least: float) -> Mask:
+    """Return the areas denser than a limit that contain edges, (H, W), at `STEP_MPP`."""
+    window = odd_px(_OUTLINE_UM, STEP_MPP)
+    dense = cv2.blur(mean.mean(axis=2), (window, window)) > least
+    edges = np.asarray(edges & dense)
     if not edges.any():
-        return none
+        return edges
     whole = cv2.morphologyEx(dense.view(np.uint8), cv2.MORPH_CLOSE, disc(_GAP_UM, STEP_MPP))
     _, pieces = cv2.connectedComponents(whole)
     fold = np.isin(pieces, np.unique(pieces[edges])).view(np.uint8)
     # Of three layers and more, smoothing has moved the edge outwards.
-    inner = cv2.erode(fold, np.ones((3, 3), np.uint8), borderValue=1)
-    return np.asarray(
-        cv2.resize(inner, none.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
-    )
+    return np.asarray(cv2.erode(fold, np.ones((3, 3), np.uint8), borderValue=1) > 0)
 
 
-def _edges(mean: Float, lightest: Float, tissue_density: float, ratio: float) -> Mask:
-    """Return the strips at the denser side of edges of folds, (H, W), at `STEP_MPP`."""
+def _edges_and_bands(
+    mean: Float, lightest: Float, limits: tuple[float, float, float]
+) -> tuple[Mask, Mask]:
+    """Return the strips at the denser side of edges, and bands, (H, W) each, at `STEP_MPP`.
+
+    Args:
+        mean: (H, W, 3) densities.
+        lightest: likewise, of the lightest places.
+        limits: least density of a fold with one edge, its ratio, ratio of bands.
+    """
     height, width = mean.shape[:2]
-    length = min(_LENGTH_UM / STEP_MPP, _LENGTH_FRACTION * min(height, width))
-    found = np.zeros((height, width), np.bool_)
+    length = round(min(_LENGTH_UM / STEP_MPP, _LENGTH_FRACTION * min(height, width)))
+    found = np.zeros((2, height, width), np.bool_)
     both = np.concatenate([mean, lightest, np.ones((height, width, 1), np.float32)], axis=2)
     # Large enough for every rotation, and for the shifts of the strips.
     canvas = math.ceil(math.hypot(height, width)) + 2 * round(_DEPTH_UM / STEP_MPP)
@@ -91,21 +142,20 @@ def _edges(mean: Float, lightest: Float, tissue_density: float, ratio: float) ->
         # OpenCV warps four channels at most.
         parts = (both[..., :4], both[..., 4:])
         turned = [cv2.warpAffine(part, matrix, (canvas, canvas)) for part in parts]
-        image = np.dstack(turned).astype(np.float32)
-        strips = _horizontal_edges(image, round(length), tissue_density, ratio)
-        if strips.any():
-            back = cv2.warpAffine(
-                strips.view(np.uint8),
-                matrix,
-                (width, height),
-                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
-            )
-            found |= back > 0
-    return found
+        sides = _steps(np.dstack(turned).astype(np.float32), length)
+        for own, strips in zip(
+            found, (_strips(sides, length, limits), _between(sides, length, limits[2])), strict=True
+        ):
+            if strips.any():
+                back = cv2.warpAffine(
+                    strips, matrix, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+                )
+                own |= back > 0
+    return found[0], found[1]
 
 
-def _horizontal_edges(turned: Float, length: int, tissue_density: float, ratio: float) -> Mask:
-    """Return the strips at the denser side of horizontal edges.
+def _steps(turned: Float, length: int) -> tuple[Steps, Steps]:
+    """Return the steps at horizontal edges with the fold above, and with the fold below.
 
     Args:
         turned: (H, W, 7): mean density, lightest density, 1 where there is an image.
@@ -116,36 +166,60 @@ def _horizontal_edges(turned: Float, length: int, tissue_density: float, ratio: 
     inside = box[..., 6] > 0.8
     box = box[..., :6] / np.maximum(box[..., 6:], 1e-3)
     shift = (depth + 1) // 2
-    above, below = (np.roll(box, by, 0) for by in (shift, -shift))
+    sides = [np.roll(box, by, 0) for by in (shift, -shift)]
     inside = np.roll(inside, shift, 0) & np.roll(inside, -shift, 0)
-    found = np.zeros(inside.shape, np.bool_)
     along = [
         np.asarray(
             cv2.blur(side * inside[..., None], (length, 1), borderType=cv2.BORDER_CONSTANT),
             np.float32,
         )
-        for side in (above, below)
+        for side in sides
     ]
-    for k, by in ((0, -shift), (1, shift)):
-        fold, beside = along[k], along[1 - k]
-        piece_fold, piece_beside = (above, below) if k == 0 else (below, above)
-        whole = fold[..., :3].mean(axis=2) > _OVER_TYPICAL * tissue_density
-        whole &= (fold[..., :3] > ratio * beside[..., :3]).all(axis=2)
-        if not whole.any():
+    # The mean of the channels: a single one has as much noise as density.
+    light = [side[..., 3:].mean(axis=2) for side in sides]
+    alike = _alike(along[0][..., :3], along[1][..., :3], _HUE_DEG)
+    alike &= _alike(along[0][..., 3:], along[1][..., 3:], _LIGHTEST_HUE_DEG)
+    found = []
+    for fold, beside in ((0, 1), (1, 0)):
+        tissue = inside & (sides[beside][..., :3].mean(axis=2) > _TISSUE_DENSITY)
+        tissue &= light[beside] > _NOISE
+        ratio = (along[fold][..., :3] / np.maximum(along[beside][..., :3], 1e-4)).min(axis=2)
+        pieces = (light[fold] + _NOISE) / (light[beside] + _NOISE)
+        found.append(Steps(along[fold][..., :3].mean(axis=2), ratio * alike, pieces * tissue))
+    return found[0], found[1]
+
+
+def _strips(sides: tuple[Steps, Steps], length: int, limits: tuple[float, float, float]) -> Byte:
+    """Return the strips at the denser side of horizontal edges, (H, W)."""
+    depth = round(_DEPTH_UM / STEP_MPP)
+    found = np.zeros(sides[0].ratio.shape, np.uint8)
+    for side, by in zip(sides, (-((depth + 1) // 2), (depth + 1) // 2), strict=True):
+        dense = side.density > limits[0]
+        if not dense.any():
             continue
-        whole &= _alike(fold[..., :3], beside[..., :3], _HUE_DEG)
-        whole &= _alike(fold[..., 3:], beside[..., 3:], _LIGHTEST_HUE_DEG)
-        steps = inside & (piece_beside[..., :3].mean(axis=2) > _TISSUE_DENSITY)
-        steps &= piece_beside[..., 3:].mean(axis=2) > _NOISE
-        # The mean of the channels: a single one has as much noise as density.
-        light_fold, light_beside = (
-            side[..., 3:].mean(axis=2) + _NOISE for side in (piece_fold, piece_beside)
-        )
-        steps &= light_fold > ratio * light_beside
-        enough = cv2.blur(steps.astype(np.float32), (length, 1), borderType=cv2.BORDER_CONSTANT)
-        middles = (whole & (enough >= _PIECES)).view(np.uint8)
-        strip = cv2.dilate(middles, np.ones((depth, length), np.uint8))
-        found |= np.roll(strip, by, 0) > 0
+        middles = (side.middles(length, limits[1]) & dense).view(np.uint8)
+        found |= np.roll(cv2.dilate(middles, np.ones((depth, length), np.uint8)), by, 0)
+    return found
+
+
+def _between(sides: tuple[Steps, Steps], length: int, ratio: float) -> Byte:
+    """Return the bands between a horizontal edge and another below it, (H, W)."""
+    found = np.zeros(sides[0].ratio.shape, np.uint8)
+    lower, upper = (side.middles(length, ratio).view(np.uint8) for side in sides)
+    if not lower.any() or not upper.any():
+        return found
+    shift = np.ones((1, 2 * round(_BAND_SHIFT_UM / STEP_MPP) + 1), np.uint8)
+    lower, upper = cv2.dilate(lower, shift), cv2.dilate(upper, shift)
+    narrowest, widest = (round(width / STEP_MPP) for width in _BAND_UM)
+    reach = round(_BAND_REACH * length)
+    for width in range(narrowest, min(widest, len(found) - 1) + 1):
+        both = upper[:-width] & lower[width:]
+        if both.any():
+            # Downwards from the upper edge to the lower one, without the rows of both; edges are
+            # found up to a row beside them, and up to a step of the directions beside theirs.
+            rows = cv2.copyMakeBorder(both, 1, width - 1, 0, 0, cv2.BORDER_CONSTANT)
+            kernel = np.ones((width - 1, reach), np.uint8)
+            found |= cv2.dilate(rows, kernel, anchor=(reach // 2, width - 2))
     return found
 
 

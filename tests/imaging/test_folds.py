@@ -49,6 +49,28 @@ def test_three_layers_are_a_fold_where_they_are(stain: str, angle: int) -> None:
     assert not find_folds(flat, 2.0, typical(flat)).any()
 
 
+def test_a_band_is_a_fold_on_a_dense_slide_and_one_edge_is_none() -> None:
+    """Paler than most of its slide; beyond one edge alone the same density is other tissue."""
+    flat, more = layer(1, "he"), layer(2, "he") + layer(3, "he")
+    for inside, is_fold in ((np.abs(BESIDE) < 25, True), (BESIDE > 0, False)):
+        folded = flat + more * inside[..., None]
+        found = find_folds(folded, 2.0, 3 * typical(folded))
+        assert found.any() == is_fold
+        if is_fold:
+            assert found[np.abs(BESIDE) < 15].mean() > 0.7
+            assert not found[np.abs(BESIDE) > 35].any()
+
+
+def test_a_band_of_another_colour_is_no_fold() -> None:
+    """A strip of stained cells of twice the density of its sides."""
+    flat = layer(1, "her2")
+    mean = flat.mean(axis=2, keepdims=True)
+    for dye, is_fold in ((DAB, False), (flat / mean, True)):
+        strip = flat + 1.5 * mean * dye / np.mean(dye) * (np.abs(BESIDE) < 25)[..., None]
+        found = find_folds(strip.astype(np.float32), 2.0, 3 * typical(flat))
+        assert found.any() == is_fold
+
+
 def test_nuclei_side_by_side_are_no_fold() -> None:
     """Thrice the nuclei beyond a straight line, in the same eosin."""
     flat = layer(1, "he")

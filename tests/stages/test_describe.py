@@ -9,6 +9,7 @@ from PIL import Image
 from hemera import tables
 from hemera.config import DescribeOptions
 from hemera.errors import InputFileError, SheetError
+from hemera.imaging.artefacts import resized
 from hemera.imaging.codecs import decode
 from tests.small_sheets import describe_unit, write_sheet
 
@@ -294,6 +295,23 @@ def test_real_images(images, tmp_path):
     assert (row["width_px"], row["height_px"]) == (2220, 2967)
     assert (row["mpp"], row["mpp_source"], row["vendor"]) == (0.499, "aperio.MPP", "aperio")
     assert 0.3 < row["tissue_fraction"] < 0.5
+
+
+@pytest.mark.parametrize("name", ["pen_green", "coverslip_edge_he"])
+def test_artefacts_of_a_real_overview_are_outlined(images, tmp_path, name):
+    """At 8 um/px; recall and precision of the outline against one drawn by a person.
+
+    Most of the edge of this coverslip is as dark and wide as ink, and has the number of pen.
+    """
+    path = images / "qc_artifact" / f"{name}.png"
+    [row] = described(
+        tmp_path, [{"pair": name, "he": path, "he_mpp": 8.0, "registered": ""}], unit="bci.001"
+    )
+    kinds = cv2.imdecode(np.frombuffer(row["artefacts"], np.uint8), cv2.IMREAD_GRAYSCALE)
+    truth = cv2.imread(str(path.with_name(f"{name}_mask.png")), cv2.IMREAD_GRAYSCALE) > 0
+    found = resized(kinds, truth.shape)
+    assert (found[truth] > 0).mean() >= 0.8
+    assert truth[found > 0].mean() >= 0.7
 
 
 GOLDEN = {5: "38465f29d2d9effa"}

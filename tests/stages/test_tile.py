@@ -305,7 +305,7 @@ def test_a_real_slide_against_itself(images, tmp_path):
     assert max(row["tissue_fraction"] for row in rows) > 0.7
 
 
-GOLDEN = {8: "48b8a7732de79303"}
+GOLDEN = {9: "48b8a7732de79303"}
 
 
 def test_golden(slides):
@@ -351,3 +351,33 @@ def test_real_bci_pairs_pass_the_filters(images, tmp_path):
     # Two quarters of a pair are mostly background, as one sees; none is rejected for its histogram.
     assert np.count_nonzero(reasons == "") >= 6
     assert set(reasons) <= {"", "low_tissue"}
+
+
+def test_real_artefact_tiles_are_refused_for_what_they_show(images, tmp_path):
+    """Pen, a field out of focus, no tissue; the ordinary tiles and the field in focus are kept."""
+    resolutions = {"qc_tiles": 0.5, "qc_focus": 0.25}
+    rows = [
+        {"pair": path.stem, "he": path, "her2": "", "he_mpp": mpp, "her2_mpp": ""}
+        for folder, mpp in resolutions.items()
+        for path in sorted((images / folder).glob("*.png"))
+    ]
+    # Images of one stain alone are in the second half of the blocks.
+    unit = Unit(tmp_path, rows, unit="bci.001")
+    tiles = unit.tile(size_px=512, codec="jpeg")
+    # HER2 as without artefacts: only H&E is judged.
+    her2 = {name: 0.0 for name in tiles[0] if re.fullmatch("her2_[a-z]+_fraction", name)}
+    facts = {"dataset": "bci", "registration": "registered", "histogram_similarity": 1.0}
+    facts |= {"folding_fraction": 0.0}
+    facts |= {**her2, "her2_sharpness": 1000.0, "her2_coverage_fraction": 1.0}
+    reasons = refusals(
+        pa.Table.from_pylist([row | facts for row in tiles]), FilterOptions().model_dump()
+    )
+    found = {row["tile"]: reason for row, reason in zip(tiles, reasons, strict=True)}
+    expected = {
+        "high-nuclei": {"pen"}, "low-nuclei": {"low_tissue"}, "medium-nuclei": {""},
+        "tissue-level0": {""}, "fqpath_in": {""}, "fqpath_out": {"partly_blurred"},
+    }  # fmt: skip
+    for start, reason in expected.items():
+        assert {found[name] for name in found if name.startswith(start)} == reason, start
+    empty = {name for name, state in unit.states.items() if state["state"] == "no_tissue"}
+    assert empty == {"almost-white-2", "no-tissue", "no-tissue-line"}
