@@ -198,18 +198,21 @@ def _strips(sides: tuple[Steps, Steps], length: int, limits: tuple[float, float,
         if not dense.any():
             continue
         middles = (side.middles(length, limits[1]) & dense).view(np.uint8)
-        found |= np.roll(cv2.dilate(middles, np.ones((depth, length), np.uint8)), by, 0)
+        strips = cv2.dilate(middles, np.ones((depth, length), np.uint8))
+        found |= np.roll(np.asarray(strips, np.uint8), by, 0)
     return found
 
 
 def _between(sides: tuple[Steps, Steps], length: int, ratio: float) -> Byte:
     """Return the bands between a horizontal edge and another below it, (H, W)."""
     found = np.zeros(sides[0].ratio.shape, np.uint8)
-    lower, upper = (side.middles(length, ratio).view(np.uint8) for side in sides)
+    shift = np.ones((1, 2 * round(_BAND_SHIFT_UM / STEP_MPP) + 1), np.uint8)
+    lower, upper = (
+        np.asarray(cv2.dilate(side.middles(length, ratio).view(np.uint8), shift), np.uint8)
+        for side in sides
+    )
     if not lower.any() or not upper.any():
         return found
-    shift = np.ones((1, 2 * round(_BAND_SHIFT_UM / STEP_MPP) + 1), np.uint8)
-    lower, upper = cv2.dilate(lower, shift), cv2.dilate(upper, shift)
     narrowest, widest = (round(width / STEP_MPP) for width in _BAND_UM)
     reach = round(_BAND_REACH * length)
     for width in range(narrowest, min(widest, len(found) - 1) + 1):
@@ -219,7 +222,8 @@ def _between(sides: tuple[Steps, Steps], length: int, ratio: float) -> Byte:
             # found up to a row beside them, and up to a step of the directions beside theirs.
             rows = cv2.copyMakeBorder(both, 1, width - 1, 0, 0, cv2.BORDER_CONSTANT)
             kernel = np.ones((width - 1, reach), np.uint8)
-            found |= cv2.dilate(rows, kernel, anchor=(reach // 2, width - 2))
+            band = cv2.dilate(rows, kernel, anchor=(reach // 2, width - 2))
+            found |= np.asarray(band, np.uint8)
     return found
 
 
