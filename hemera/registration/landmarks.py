@@ -189,6 +189,9 @@ def _read_plain(path: Path, mpp: float | None) -> tuple[list[str] | None, Floats
     """Read a file with the columns X and Y, level-0 pixels: ids, if any, and (N, 2) um."""
     table = read_cells(path).rename(columns=lambda name: name.strip().lower())
     table = table[(table != "").any(axis=1)]
+    names = list(table.columns)
+    if repeated := [name for name in ("x", "y", *ID_COLUMNS) if names.count(name) > 1]:
+        raise TableError(f"{path.name}: several columns {repeated[0]}; keep one of them")
     if not {"x", "y"} <= set(table.columns):
         raise TableError(
             f"{path.name}: no columns X and Y; give level-0 pixels under these names, or one "
@@ -206,10 +209,10 @@ def _read_plain(path: Path, mpp: float | None) -> tuple[list[str] | None, Floats
     if column is None:
         return None, points
     ids = [name.strip() for name in table[column]]
-    repeated = [name for name in ids if ids.count(name) > 1 or not name]
-    if repeated:
+    shared = [name for name in ids if ids.count(name) > 1 or not name]
+    if shared:
         raise TableError(
-            f"{path.name}: id {repeated[0]!r} is not of one point alone; give every point its own"
+            f"{path.name}: id {shared[0]!r} is not of one point alone; give every point its own"
         )
     return ids, points
 

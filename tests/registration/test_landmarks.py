@@ -191,6 +191,7 @@ class TestPlain:
         ("text", "words"),
         [
             ("n,a,b\n1,2,3\n", "he.csv: no columns X and Y"),
+            ("x,X,Y\n1,2,3\n", "he.csv: several columns x; keep one"),
             ("", "he.csv: cannot be read"),
             ("X,Y\n", "he.csv: no landmarks"),
             ("X,Y\n1,two\n", "he.csv: line 2, y: 'two' is no coordinate"),
