@@ -3,7 +3,7 @@
 Datasets `features` (N, D) float16, contiguous, and `coords` (N, 2) int64, the top-left corners of
 the views in level-0 pixels, are read by TRIDENT, CLAM, STAMP and torchmil as they are; `tile` and
 `pair` (N) name the tile and the pair of each view, and `size_px` (N) is its side. Attributes named
-after them hold their SHA-256. Equal input gives equal bytes.
+after them contain their SHA-256. Equal input gives equal bytes.
 """
 
 import dataclasses

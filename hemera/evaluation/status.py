@@ -192,7 +192,7 @@ def _agreement(
 ) -> Rows:
     """Return the kappa of a method's answers with those of method cells, on the cases of both.
 
-    Quadratic for the score, Cohen's for the status. A silver label: it says nothing of the truth.
+    Quadratic for the score, Cohen's for the status. A silver label: it is no evidence of the truth.
     """
     joined = table.merge(cells, on="case", suffixes=("", "_cells"))
     names = SCORES if base["target"] == "score" else STATUSES
