@@ -15,7 +15,9 @@ from hemera.sheet import Pair
 NEGATIVE, POSITIVE = STATUSES = ("negative", "positive")
 EQUIVOCAL = "2+"
 USED, UNLABELLED, NO_TILES, TOO_FEW = "used", "unlabelled", "no_tiles", "too_few"
-TEST = "test"
+OOF, TEST, SITE_OUT, SHUFFLED = PARTS = ("oof", "test", "site_out", "shuffled")
+"""Predictions by cross-validation, of the test split, of a site that was left out, and with labels
+that were permuted before."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemera.config import CELLS, EvaluateStatusOptions
-from hemera.dataset.cases import STATUSES
+from hemera.dataset.cases import SHUFFLED, STATUSES
 from hemera.dataset.statistics import Frame
 from hemera.evaluation import classification
 from hemera.evaluation.classification import Interval
@@ -19,9 +19,6 @@ Rows = list[dict[str, Any]]
 
 CONSTANTS = ("majority", "all_positive", "all_negative")
 """Answers that are the same for every case; of score only the first."""
-
-OOF, TEST, SITE_OUT, SHUFFLED = PARTS = ("oof", "test", "site_out", "shuffled")
-"""The parts of `tables.STATUS_PREDICTIONS`."""
 
 COMMON = "common"
 """The group of the cases that every method has predicted."""

@@ -9,18 +9,11 @@ from markupsafe import Markup
 
 from hemera import tables
 from hemera.config import CELLS, METHODS, EvaluateStatusOptions
+from hemera.dataset.cases import OOF, SHUFFLED, SITE_OUT, TEST
 from hemera.dataset.readings import refusals
 from hemera.dataset.statistics import Frame
 from hemera.evaluation import classification
-from hemera.evaluation.status import (
-    CASES_MIN,
-    COMMON,
-    OOF,
-    SHUFFLED,
-    SITE_OUT,
-    TEST,
-    confounding,
-)
+from hemera.evaluation.status import CASES_MIN, COMMON, confounding
 from hemera.reports import charts
 
 PART_NAMES = {

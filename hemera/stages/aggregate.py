@@ -16,12 +16,13 @@ from hemera import tables
 from hemera.config import CELLS, AggregateOptions
 from hemera.dataset import cases as labelled
 from hemera.dataset.bags import Bags
+from hemera.dataset.cases import OOF, TEST
 from hemera.dataset.readings import Readings, read_cases
 from hemera.dataset.splits import check_unseen
 from hemera.files import layout
 from hemera.networks import storage
 from hemera.training.aggregation import Fitted, fit, predict_case
-from hemera.training.protocol import CLASSES, OOF, TARGETS, TEST, Run, plan
+from hemera.training.protocol import CLASSES, TARGETS, Run, plan
 from hemera.training.session import session
 
 log = logging.getLogger(__name__)

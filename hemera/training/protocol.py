@@ -8,14 +8,12 @@ import numpy as np
 
 from hemera.config import AggregateOptions
 from hemera.dataset import cases as labelled
+from hemera.dataset.cases import OOF, SHUFFLED, SITE_OUT
 from hemera.dataset.splits import assign_folds, draw_inner
 from hemera.sheet import SCORES
 
 TARGETS = ("status", "score")
 CLASSES = {"status": labelled.STATUSES, "score": SCORES}
-OOF, TEST, SITE_OUT, SHUFFLED = PARTS = ("oof", "test", "site_out", "shuffled")
-"""Predictions by cross-validation, of the test split, of a site that was left out, and with labels
-that were permuted before."""
 
 Case = Mapping[str, Any]
 
@@ -25,7 +23,7 @@ class Run:
     """Models that are trained on the same cases.
 
     Attributes:
-        part: of `PARTS`; the models of `OOF` also predict the test split.
+        part: of `dataset.cases.PARTS`; the models of `OOF` also predict the test split.
         train, inner: cases that they are trained on, and that choose epoch, threshold and
             temperature.
         judged: cases that they predict.

@@ -5,7 +5,8 @@ import collections
 import pytest
 
 from hemera.config import AggregateOptions
-from hemera.training.protocol import OOF, SHUFFLED, SITE_OUT, permute, plan
+from hemera.dataset.cases import OOF, SHUFFLED, SITE_OUT
+from hemera.training.protocol import permute, plan
 
 
 def case(number, **values):
