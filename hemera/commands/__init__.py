@@ -14,6 +14,7 @@ ConfigFile = Annotated[Path, Parameter(name="--configfile")]
 Fraction = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 Positive = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 Quality = Annotated[int, Parameter(validator=Number(gte=1, lte=100))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
 Steps = Annotated[int, Parameter(validator=Number(gte=1))]
 Workers = Annotated[int, Parameter(validator=Number(gte=1, lte=256))]
 

@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 from hemera import __version__
-from hemera.commands import Steps, check_new
-from hemera.config.base import Seed
+from hemera.commands import Seed, Steps, check_new
 from hemera.errors import ConfigError
 
 

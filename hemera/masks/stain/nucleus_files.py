@@ -40,8 +40,8 @@ def requirements(nuclei: str) -> list[str]:
     ]
     if not weights_file(nuclei).is_file():
         missing.append(
-            f"{subject}: {weights_file(nuclei)}: no such file; give {NETWORK}, {CLASSICAL}, "
-            "weights of `hemera train-nuclei`, or a TorchScript model of InstanSeg"
+            f"{subject}: {nuclei!r}: no such file; give {AUTO}, {NETWORK}, {CLASSICAL}, weights of "
+            "`hemera train-nuclei`, or a TorchScript model of InstanSeg"
         )
     return missing
 
