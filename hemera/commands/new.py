@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import statistics
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from hemera.commands.sheet import LABELLED, Release, examine, release_rows
 from hemera.commands.workflow import snakefile
 from hemera.errors import HemeraError, SheetError
 from hemera.files.atomic import new_folder
+from hemera.files.faults import translated
 from hemera.sheet import COLUMNS, IMAGE_SUFFIXES, MPP_BOUNDS, parse_sheet, write_rows
 
 log = logging.getLogger(__name__)
@@ -240,21 +240,18 @@ def _table_rows(path: Path) -> Iterator[Row]:
 def _csv(path: Path) -> list[list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        separator = max("\t;,", key=text.partition("\n")[0].count)
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
-    header = text.partition("\n")[0]
-    separator = max("\t;,", key=header.count)
-    return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
 
 
 def _xlsx(path: Path) -> list[list[str]]:
     """Return the cells of the first worksheet as texts."""
     import openpyxl
 
-    try:
+    with translated(SheetError, f"{path}: cannot be read ({{error}}); save it as .xlsx or .csv"):
         sheet = openpyxl.load_workbook(path, data_only=True).worksheets[0]
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise SheetError(f"{path}: cannot be read ({error}); save it as .xlsx or .csv") from error
     if sheet.merged_cells.ranges:
         merged = ", ".join(sorted(str(cells) for cells in sheet.merged_cells.ranges)[:_SHOWN])
         raise SheetError(f"{path}: merged cells {merged}; divide them, and give each its value")

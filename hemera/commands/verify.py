@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hemera.config import load_file
-from hemera.errors import HemeraError, TableError
+from hemera.errors import ConfigError, HemeraError, ShardError, TableError
 from hemera.files import layout
 from hemera.sheet import Pair, read_sheet, units
 
@@ -34,6 +34,8 @@ def verify(
         configfile: the configuration, which names the sheet.
         only_tables: neither read the images of the sheet nor the shards: seconds, not minutes.
     """
+    if not results.is_dir():
+        raise ConfigError(f"{results}: no such folder; give the folder of results")
     cohort = load_file(configfile).cohort
     found = units(read_sheet(Path(cohort.sheet)), cohort.block_count)
     checks = list(_checks(results, found, only_tables))
@@ -41,7 +43,7 @@ def verify(
     for check in tqdm(checks, "verify", unit="file", disable=None, leave=False):
         try:
             check()
-        except HemeraError as error:
+        except (HemeraError, OSError) as error:
             count += 1
             sys.stdout.write(f"{error}\n")
     sys.stdout.write(f"{results}: {len(checks)} files compared, {count or 'none'} differ\n")
@@ -152,16 +154,24 @@ def _images(table: Path, pairs: tuple[Pair, ...]) -> None:
 def _members(schema: Any, prefixes: tuple[str, ...], only_tables: bool, table: Path) -> None:
     """Compare the bytes that a table of tiles or masks locates with their digests."""
     from hemera import tables
-    from hemera.dataset.shards import ShardReader
+    from hemera.dataset.shards import ShardReader, member_offsets
 
     parts = ("offset", "length", "sha256")
     rows = tables.read(table, schema).to_pylist()
     reader = ShardReader(table.parent.parent)
+    headers: dict[str, set[int]] = {}
     for row in () if only_tables else rows:
+        if row["shard"] not in headers:
+            headers[row["shard"]] = member_offsets(table.parent.parent / row["shard"])
         for prefix in prefixes:
             offset, length, sha256 = (row[f"{prefix}{part}"] for part in parts)
             if offset is None:  # H&E alone
                 continue
+            if offset not in headers[row["shard"]]:
+                raise ShardError(
+                    f"{row['shard']}: no member begins at byte {offset}, its headers are damaged; "
+                    "delete it and run again"
+                )
             reader.read(row["shard"], offset, length, bytes.fromhex(sha256))
 
 

@@ -342,6 +342,9 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except ValueError as error:
+        # Of dates that do not exist, and of numbers of thousands of digits.
+        raise ConfigError(f"{path}: a value that YAML cannot convert ({error})") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: no keys; begin with `preset: no_weights`")
     return values

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hemera.errors import ShardError
+from hemera.files.faults import translated
 
 _BLOCK = 512
 _RECORD = 10_240
@@ -128,3 +129,15 @@ class ShardReader:
 def read_member(path: Path, offset: int, length: int, sha256: str = "") -> bytes:
     """Read one member of a shard, see `ShardReader.read`; the digest as hexadecimal digits."""
     return ShardReader(path.parent).read(path.name, offset, length, bytes.fromhex(sha256))
+
+
+def member_offsets(path: Path) -> set[int]:
+    """Return where the bytes of the members begin that ``tar`` finds by the headers of a shard.
+
+    After a damaged header it finds no more. ShardError where it is the first one.
+    """
+    with (
+        translated(ShardError, f"{path}: not a tar file ({{error}}); delete it and run again"),
+        tarfile.open(path, "r:") as archive,
+    ):
+        return {member.offset_data for member in archive}

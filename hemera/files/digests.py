@@ -31,8 +31,10 @@ def content_digest(path: Path, whole: bool = False) -> str:
 
 def check_content(path: Path, digest: str) -> None:
     """Raise InputFileError where a file is missing, or differs from its `content_digest`."""
-    if not path.exists():
-        raise InputFileError(f"{path}: no such file; correct the path")
+    if not path.is_file():
+        # Reading a pipe would not end.
+        found = "a folder, pipe or device, not a file" if path.exists() else "no such file"
+        raise InputFileError(f"{path}: {found}; correct the path")
     if content_digest(path, digest.startswith("whole:")) != digest:
         raise InputFileError(
             f"{path}: has changed since stage describe read it; restore it, or run `touch {path}` "

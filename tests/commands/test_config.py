@@ -79,6 +79,11 @@ def test_a_missing_or_faulty_file(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     (tmp_path / "two.yaml").write_text("tile: {size_px: 1}\nfiter: {}\n")
     assert main(["config", "--configfile", str(tmp_path / "two.yaml")]) == 1
     assert len(caplog.records) == 2
+    for text in ("sheet: 2020-13-45\n", f"block_count: {'9' * 6000}\n"):
+        caplog.clear()
+        (tmp_path / "value.yaml").write_text(text)
+        assert main(["config", "--configfile", str(tmp_path / "value.yaml")]) == 1
+        assert "value.yaml: a value that YAML cannot convert" in caplog.text
 
 
 def test_the_schema_has_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,6 +167,7 @@ def test_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "e.csv").write_text("he\nx/1.svs\ny/1.svs\n")
     sheet = made(tmp_path / "study_e", "--sheet", tmp_path / "e.csv")
     assert [(p.pair, p.her2) for p in sheet.pairs] == [("1", None), ("1_2", None)]
+    saved = (tmp_path / "d.xlsx").read_bytes()
     book.active.merge_cells("C2:C3")
     book.save(tmp_path / "d.xlsx")
     text = refused(tmp_path / "study", caplog, "--sheet", tmp_path / "d.xlsx")
@@ -174,7 +175,13 @@ def test_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "d.xlsx").write_text("no archive")
     text = refused(tmp_path / "study", caplog, "--sheet", tmp_path / "d.xlsx")
     assert "d.xlsx: cannot be read" in text
+    damaged = bytearray(saved)
+    damaged[len(saved) // 2] ^= 0xFF
+    (tmp_path / "d.xlsx").write_bytes(damaged)
+    text = refused(tmp_path / "study", caplog, "--sheet", tmp_path / "d.xlsx")
+    assert "d.xlsx: cannot be read" in text
     for content, fault in (
+        ("he\n" + "x" * 200_000, "cannot be read (field larger"),
         ("pair,her2\na,b\n", "no column he in pair, her2"),
         ("he,her2\n,b\n", "row 2: he is empty"),
         ("he,he\na,b\n", "two columns he"),

@@ -1,6 +1,7 @@
 """hemera verify: the first difference of each file, down to the tile."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -66,6 +67,29 @@ def test_a_flipped_bit_of_a_shard_names_the_tile(
     assert verified(capsys, "--only-tables") == []
     [fault] = verified(capsys)
     assert row["tile"] in fault and "differs from its SHA-256" in fault
+
+
+@pytest.mark.parametrize("member", [0, 2])
+def test_a_flipped_bit_of_a_header_is_named(
+    study: Path, capsys: pytest.CaptureFixture[str], member: int
+) -> None:
+    """It leaves the bytes of all tiles as they are, but tar finds no member after it."""
+    rows = pq.read_table(study / "results/mask/slide.parquet").to_pylist()
+    flip(study / "results" / rows[member]["shard"], rows[member]["offset"] - 512)
+    [fault] = verified(capsys)
+    assert ("not a tar file" if member == 0 else "its headers are damaged") in fault
+
+
+def test_what_is_no_file_or_folder_is_named(
+    study: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["verify", "nowhere"]) == 1
+    assert "nowhere: no such folder" in caplog.text
+    image = study / "p1_he.png"
+    image.unlink()
+    os.mkfifo(image)
+    [fault] = verified(capsys)
+    assert f"{image.name}: a folder, pipe or device, not a file" in fault
 
 
 @pytest.mark.parametrize(

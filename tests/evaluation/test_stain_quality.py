@@ -42,6 +42,28 @@ def test_brown_pixels_count_within_a_distance():
     assert far["brown_recall_32"] == far["brown_dice_32"] == 1
 
 
+def test_precision_differs_from_recall_and_distances_end_where_stated():
+    """Of two bars 48 px apart one is real. Shifted by 13 px, one of 6 columns is 8 px away."""
+    one = bars()
+    one[:, 24:] = stained(np.zeros((64, 72)))
+    found = figures(bars(), one)
+    assert (found["brown_recall_8"], found["brown_dice_8"]) == pytest.approx((1, 2 / 3))
+    found = figures(bars(13), bars())
+    assert found["brown_recall_8"] == found["brown_dice_8"] == pytest.approx(1 / 6)
+
+
+def test_divergence_of_the_generated_from_the_real_histogram_by_formula():
+    """Half of the real pixels have DAB and a quarter of the generated ones; half added to bins."""
+    rows = [np.where(np.arange(96) < width, 0.5, 0.0) for width in (24, 48)]
+    generated, real_image = (stained(np.broadcast_to(row, (64, 96))) for row in rows)
+    found = figures(generated, real_image)["dab_kl"]
+    count, total = 64 * 96, 64 * 96 + stain_quality.BINS / 2
+    real = (count / 2 + 0.5) / total
+    with_dab, without = ((count * part + 0.5) / total for part in (0.25, 0.75))
+    expected = real * np.log(real / with_dab) + real * np.log(real / without)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_figures_of_density_by_formula():
     """Half the density in the same places: r is 1, the ratio a half, the concordance lower."""
     found = figures(bars(density=0.25), bars())

@@ -248,6 +248,7 @@ def test_a_generator_without_stain_is_named_first_whatever_its_ssim(tmp_path: Pa
     for text in (pale, wrong):
         first = re.findall(r'<li class="([^"]*)"', text[text.index('class="warnings"') :])[0]
         assert "stop" in first
+        assert text.index("no usable stain") < text.index('class="cards"')
         assert "Every network exceeds" not in text
 
 
