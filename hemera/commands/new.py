@@ -51,6 +51,10 @@ from hemera.commands.workflow import snakefile
 
 
 include: str(snakefile())
+
+
+# Snakemake takes no default target from an included file.
+workflow.default_target = "all"
 """
 
 _README = """\

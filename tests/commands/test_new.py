@@ -213,7 +213,7 @@ def test_snakemake_runs_in_a_study(cohort: Path, tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "study").iterdir()}
     assert names == {"pairs.tsv", "config.yaml", "README.md", "Snakefile", "profiles", "slurm"}
     assert len((tmp_path / "study" / "config.yaml").read_text().splitlines()) == 6
-    printed = snakemake(tmp_path / "study", "--cores", "2", "-n", "data")
-    assert "report" in printed and "dry-run" in printed
+    printed = snakemake(tmp_path / "study", "--cores", "2", "-n")
+    assert "train_segmentation" in printed and "dry-run" in printed
     printed = snakemake(tmp_path / "study", "--profile", "slurm", "-n", "data")
-    assert "dry-run" in printed
+    assert "report" in printed and "train_segmentation" not in printed
