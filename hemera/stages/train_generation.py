@@ -27,15 +27,10 @@ from hemera.networks.generation import (
     initialise,
 )
 from hemera.training import objectives
-from hemera.training.batches import (
-    TrainingSampler,
-    prefetch_to_device,
-    training_loader,
-    validation_loader,
-)
-from hemera.training.checkpoint import TrainingState, catch_sigterm, run_digest
-from hemera.training.cuda_graph import repeated_step
-from hemera.training.logging import TrainingLog, image_grid, sample_items
+from hemera.training.batches import prefetch_to_device
+from hemera.training.checkpoint import TrainingState, run_digest
+from hemera.training.epochs import Routine, train_epochs
+from hemera.training.logging import image_grid
 from hemera.training.session import Compute, seed_per_rank, training_session
 
 log = logging.getLogger(__name__)
@@ -109,7 +104,15 @@ def run(
         state = TrainingState(folder, options, tiles, compute, modules, optimisers, described)
         state.resume()
         if state.progress.epoch <= options.epochs:
-            _train(state, train, val, options, lpips)
+            routine = Routine(
+                step=lambda micro_batches: train_step(micro_batches, state, options, lpips),
+                validate=lambda net, batches: validate(net, batches, compute, options),
+                score=selection_score,
+                draw=lambda net, examples: draw_samples(net, examples, compute),
+                rate=lambda epoch: options.learning_rate * rate_factor(epoch, options),
+                variant=lambda: objectives.r1_due(state.progress.updates, options),
+            )
+            train_epochs(state, train, val, routine)
         state.write_results(weights=generator, metadata=metadata, table=history)
 
 
@@ -159,48 +162,9 @@ def mean_weight(tiles: TileDataset) -> float:
     return float(np.mean([float(tiles[0, int(place)]["weight"].mean()) for place in places]))
 
 
-def _train(
-    state: TrainingState,
-    train: TileDataset,
-    val: TileDataset,
-    options: TrainGenerationOptions,
-    lpips: Lpips | None,
-) -> None:
-    """Train from the state's epoch and step to the last epoch."""
-    compute, progress, net = state.compute, state.progress, state.result
-    sampler = TrainingSampler(len(train), options, compute.ranks, progress.epoch, progress.step)
-    batches = prefetch_to_device(
-        training_loader(train, sampler, options.workers, compute), compute.device
-    )
-    validation = validation_loader(val, options.batch_size, options.workers, compute)
-    examples = sample_items(val)
-    total, silent = options.epochs * sampler.steps, not compute.ranks.first
-    take_step = repeated_step(
-        lambda micro_batches: train_step(micro_batches, state, options, lpips), compute
-    )
-    with (
-        TrainingLog(state.folder, sampler.steps_done, total, silent=silent) as run_log,
-        catch_sigterm() as stop,
-    ):
-        for epoch in range(progress.epoch, options.epochs + 1):
-            rate = options.learning_rate * rate_factor(epoch, options)
-            state.set_learning_rate(rate)
-            for _ in range(progress.step, sampler.steps):
-                micro_batches = [next(batches) for _ in range(options.accumulate)]
-                found = take_step(micro_batches, objectives.r1_due(progress.updates, options))
-                state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
-                run_log.step()
-                if state.must_settle(sampler.steps, stop):
-                    run_log.losses(state.settle(sampler.steps, stop))
-            state.average_statistics()
-            validated = validate(net, validation, compute, options)
-            if not silent:
-                run_log.picture(epoch, draw_samples(net, examples, compute))
-            values = state.end_epoch(
-                rate, validated, validated["ssim"] + validated["dab_concordance"]
-            )
-            run_log.epoch(epoch, options.epochs, values)
-    state.save()
+def selection_score(validated: Mapping[str, float]) -> float:
+    """Return the score by which an epoch is the best: SSIM plus the concordance of DAB."""
+    return validated["ssim"] + validated["dab_concordance"]
 
 
 def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:

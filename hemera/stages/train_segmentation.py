@@ -19,15 +19,10 @@ from hemera.errors import TrainingError
 from hemera.evaluation import metrics
 from hemera.networks import encoders, losses, storage
 from hemera.networks.segmentation import SegmentationNet
-from hemera.training.batches import (
-    TrainingSampler,
-    prefetch_to_device,
-    training_loader,
-    validation_loader,
-)
-from hemera.training.checkpoint import TrainingState, catch_sigterm, run_digest
-from hemera.training.cuda_graph import repeated_step
-from hemera.training.logging import TrainingLog, image_grid, sample_items
+from hemera.training.batches import prefetch_to_device
+from hemera.training.checkpoint import TrainingState, run_digest
+from hemera.training.epochs import Routine, train_epochs
+from hemera.training.logging import image_grid
 from hemera.training.session import Compute, seed_per_rank, training_session
 
 log = logging.getLogger(__name__)
@@ -84,7 +79,14 @@ def run(
         )
         state.resume()
         if state.progress.epoch <= options.epochs:
-            _train(state, train, val, options)
+            routine = Routine(
+                step=lambda micro_batches: train_step(micro_batches, state, options),
+                validate=lambda net, batches: validate(net, batches, compute, options),
+                score=lambda validated: validated["f1"],
+                draw=lambda net, examples: draw_samples(net, examples, compute),
+                rate=lambda _: options.learning_rate,
+            )
+            train_epochs(state, train, val, routine)
         state.write_results(weights=segmenter, metadata=metadata, table=history)
 
 
@@ -128,42 +130,6 @@ def _tiles(index: TileIndex, split: str, options: TrainSegmentationOptions) -> T
         normalise_background=options.normalise_background,
         seed=options.seed,
     )
-
-
-def _train(
-    state: TrainingState, train: TileDataset, val: TileDataset, options: TrainSegmentationOptions
-) -> None:
-    """Train from the state's epoch and step to the last epoch."""
-    compute, progress, net = state.compute, state.progress, state.result
-    sampler = TrainingSampler(len(train), options, compute.ranks, progress.epoch, progress.step)
-    batches = prefetch_to_device(
-        training_loader(train, sampler, options.workers, compute), compute.device
-    )
-    validation = validation_loader(val, options.batch_size, options.workers, compute)
-    examples = sample_items(val)
-    total, silent = options.epochs * sampler.steps, not compute.ranks.first
-    take_step = repeated_step(
-        lambda micro_batches: train_step(micro_batches, state, options), compute
-    )
-    with (
-        TrainingLog(state.folder, sampler.steps_done, total, silent=silent) as run_log,
-        catch_sigterm() as stop,
-    ):
-        for epoch in range(progress.epoch, options.epochs + 1):
-            for _ in range(progress.step, sampler.steps):
-                micro_batches = [next(batches) for _ in range(options.accumulate)]
-                found = take_step(micro_batches)
-                state.add_step(found, [tile for batch in micro_batches for tile in batch["tile"]])
-                run_log.step()
-                if state.must_settle(sampler.steps, stop):
-                    run_log.losses(state.settle(sampler.steps, stop))
-            state.average_statistics()
-            validated = validate(net, validation, compute, options)
-            if not silent:
-                run_log.picture(epoch, draw_samples(net, examples, compute))
-            values = state.end_epoch(options.learning_rate, validated, validated["f1"])
-            run_log.epoch(epoch, options.epochs, values)
-    state.save()
 
 
 def load_encoder(net: SegmentationNet, path: Path) -> str:
