@@ -29,12 +29,15 @@ class Tiles:
         where: a pandas query on the columns of the index, such as "score == '3+'".
         split: one split only; by default all three.
         network: the tiles of the subset of a network, in its splits; by default all accepted tiles.
+        anonymous: replace names of cases and pairs by hashes; their key, anonymous.key beside the
+            folder of results, is not part of the export.
     """
 
     index: Path = Path(layout.INDEX)
     where: str | None = None
     split: Literal["train", "val", "test"] | None = None
     network: Literal["generation", "segmentation"] | None = None
+    anonymous: bool = False
 
 
 ShardMb = Annotated[

@@ -19,6 +19,7 @@ _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's marker with colour transform 0: the channels are RGB."""
 _JPEG_HEAD = 2048
 """Bytes of a JPEG file that are searched for Adobe's marker."""
+_COMMENT, _SCAN, _END, _APP0, _APP14, _APP15 = 0xFE, 0xDA, 0xD9, 0xE0, 0xEE, 0xEF
 
 
 def encode(rgb: RGB, codec: str = "jpeg", quality: int = 95) -> bytes:
@@ -71,8 +72,9 @@ def decode_mask(data: bytes) -> npt.NDArray[np.uint8]:
 def jpeg_file(tile: bytes, tables: bytes, *, rgb: bool) -> bytes | None:
     """Return the JPEG file of a stored tile of a TIFF page; its pixels are kept byte by byte.
 
-    `tables` are the bytes of the tag ``JPEGTables``; `rgb`: the page stores RGB, not YCbCr. None
-    where tile and page disagree on its colours.
+    Comments, EXIF and other metadata of the tile, and bytes behind its end, are left out. `tables`
+    are the bytes of the tag ``JPEGTables``; `rgb`: the page stores RGB, not YCbCr. None where tile
+    and page disagree on its colours.
     """
     adobe = _ADOBE.search(tile, 0, _JPEG_HEAD)
     if adobe and (adobe[1] == b"\0") != rgb:
@@ -80,4 +82,22 @@ def jpeg_file(tile: bytes, tables: bytes, *, rgb: bool) -> bytes | None:
     marker = _ADOBE_RGB if rgb and not adobe else b""
     # Without the first and the last marker; some writers append bytes to the last.
     tables = tables[2 : max(2, tables.rfind(b"\xff\xd9"))]
-    return b"\xff\xd8" + marker + tables + tile[2:]
+    return b"\xff\xd8" + marker + _without_metadata(tables) + _without_metadata(tile[2:])
+
+
+def _without_metadata(segments: bytes) -> bytes:
+    """Return segments of JPEG, and the scan behind them, without what is not needed to decode."""
+    kept, at = [], 0
+    while segments[at : at + 1] == b"\xff" and segments[at + 1 : at + 2] > b"\0":
+        code = segments[at + 1]
+        if code in (_SCAN, _END):
+            break
+        stop = at + 2 + max(2, int.from_bytes(segments[at + 2 : at + 4]))
+        # Adobe's marker and that of JFIF, 18 bytes without a thumbnail, determine the colours.
+        needed = code == _APP14 or (code == _APP0 and stop - at == 18)
+        if needed or not (code == _COMMENT or _APP0 <= code <= _APP15):
+            kept.append(segments[at:stop])
+        at = stop
+    # In a scan, this marker is its end.
+    end = segments.find(b"\xff\xd9", at)
+    return b"".join(kept) + segments[at : None if end < 0 else end + 2]

@@ -28,6 +28,8 @@ _REPEATED_MAX = 8
 """Pictures stored once for several tiles that are decoded, of a level."""
 _ONE_COLOR = 16
 """Range of the values of a channel in a tile of one colour, whose compression is lossy."""
+_ASSOCIATED = re.compile(r"^(label|macro)\b", re.IGNORECASE | re.MULTILINE)
+"""Pictures that may show the name of a patient; they are not read."""
 _DIRECT_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 50000, 50001})
 """None, LZW, JPEG, Deflate (both), Zstandard, WebP."""
 
@@ -230,9 +232,20 @@ def _pyramid(file: tifffile.TiffFile) -> list[Any]:
     if fault:
         raise ValueError(fault)
     levels: list[Any] = [first]
+    # Of OME-TIFF, the XML of the first page names them; of other files, their own description.
+    named = {
+        page.index
+        for series in (file.series[1:] if file.is_ome else ())
+        if _ASSOCIATED.search(series.name)
+        for page in series.pages
+        if page is not None
+    }
     for entry in [*(first.pages or []), *file.pages[1:]]:
         page: Any = entry.aspage() if isinstance(entry, tifffile.TiffFrame) else entry
-        if _not_direct(page) or int(page.subfiletype) & 4:
+        # 4: a mask; 8: the macro image of Aperio.
+        if _not_direct(page) or int(page.subfiletype) & 12:
+            continue
+        if page.index in named or _ASSOCIATED.search(page.description):
             continue
         x, y = first.imagewidth / page.imagewidth, first.imagelength / page.imagelength
         # The same picture, smaller; a label or a macro image has other proportions.

@@ -26,6 +26,7 @@ from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.errors import ConfigError, ShardError
 from hemera.files.threads import in_order
 from hemera.imaging.codecs import decode, encode, suffix
+from hemera.interop.anonymous import Names
 from hemera.sheet import SPLITS
 
 ROW_GROUP_ROWS = 100
@@ -80,9 +81,13 @@ def choose(
     where: str | None = None,
     split: str | None = None,
     network: str | None = None,
+    anonymous: bool = False,
     masks: bool = True,
 ) -> Selection:
-    """Choose accepted tiles, one or more; the conditions are those of `TileIndex.select`."""
+    """Choose accepted tiles, one or more; the conditions are those of `TileIndex.select`.
+
+    `anonymous`: with names by `hemera.interop.anonymous` and its key beside the results.
+    """
     opened = TileIndex(index)
     engine = opened.mask_target
     members = {"he": ("shard", "he"), "her2": ("shard", "her2")}
@@ -108,7 +113,18 @@ def choose(
     column = rows.column("split" if network is None else f"{network}_split")
     splits = {name: rows.filter(pc.equal(column, name)) for name in SPLITS}
     splits = {name: found for name, found in splits.items() if found.num_rows}
-    return Selection(splits, members, opened.path.parent.parent, opened.metadata, description)
+    results = opened.path.parent.parent
+    if not anonymous:
+        return Selection(splits, members, results, opened.metadata, description)
+    names = Names(results.parent)
+    splits = {name: names.replaced(rows) for name, rows in splits.items()}
+    # It is computed from the names, and a query may contain some.
+    mark = names.of("fingerprint", opened.fingerprint)
+    description = description.replace(opened.fingerprint[:12], mark)
+    if where is not None:
+        description = description.replace(where, "a query is true")
+    description += "; hashes replace the names of cases and pairs"
+    return Selection(splits, members, results, opened.metadata | {"fingerprint": mark}, description)
 
 
 def read_tiles(selection: Selection, rows: pa.Table) -> Iterator[tuple[Any, dict[str, bytes]]]:
