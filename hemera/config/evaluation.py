@@ -12,7 +12,7 @@ class EvaluateOptions(Options):
     """Metrics of the generators and of SegmentationNet on the test subsets."""
 
     section: ClassVar[str] = "evaluate"
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
 
     generators: tuple[str, ...] = ()
     """Presets, such as pix2pix, whose generators are trained and evaluated for comparison with the

@@ -1,6 +1,8 @@
 """Templates, and the format of numbers on a page."""
 
+import base64
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,12 +11,16 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from hemera.config import STAGES
 from hemera.config import base as options_base
 from hemera.files.atomic import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = (Path(__file__).parent / "static" / "sortable.min.js",
+           Path(__file__).parent / "static" / "page.js")  # fmt: skip
+"""Of every page: sortable tables (sortable-tablesort 4.1.7 of npm), pictures in full size."""
 
 DASH = "–"
 """Shown in place of a missing value: None or NaN."""
@@ -89,7 +95,16 @@ def _environment() -> jinja2.Environment:
         "json": json.dumps,
     }
     environment.tests["known"] = pd.notna
-    environment.globals |= {"plural": plural, "DASH": DASH, "option_rows": _option_rows}
+    script = "".join(path.read_text(encoding="utf-8") for path in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {
+        "plural": plural,
+        "DASH": DASH,
+        "option_rows": _option_rows,
+        "script": Markup(script),
+        # Browsers run this script and no other.
+        "script_hash": Markup(f"sha256-{digest}"),
+    }
     return environment
 
 

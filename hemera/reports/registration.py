@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemera.config import AT_LEAST
+from hemera.dataset.criteria import ACCEPTED
 from hemera.dataset.statistics import Frame
 from hemera.registration.displacement import Displacement, map_points
 from hemera.registration.local_quality import LocalQuality
@@ -95,12 +96,13 @@ def card(
     row: Mapping[str, Any],
     images: dict[str, RGB],
     local: Frame | None,
+    tiles: Frame | None,
     album: pictures.Album,
 ) -> dict[str, Any] | None:
     """Return what the page shows of a pair; None when its pictures exceed the album's limit.
 
-    `row` is of `tables.CERTIFICATE` with the `options` of register, `images` are of `views`, and
-    `local` is of `local_squares`.
+    `row` is of `tables.CERTIFICATE` with the `options` of register, `images` are of `views`,
+    `local` is of `local_squares`, and `tiles` of `tile_squares`.
     """
     drawn = local is not None and len(local) > 0
     if drawn:
@@ -115,6 +117,7 @@ def card(
         "pictures": taken,
         "size_px": images["he"].shape[1::-1] if "he" in images else None,
         "squares": local if drawn else None,
+        "tiles": tiles if drawn and tiles is not None and len(tiles) else None,
         "classes": ERROR_CLASSES,
     }
 
@@ -169,6 +172,22 @@ def local_squares(
     return pd.DataFrame(
         {"x": x, "y": y, "width": width, "height": height, "error_um": local.error_um,
          "kind": kind, "worse": ~local.ok, "misaligned": local.regions > 0}
+    )  # fmt: skip
+
+
+def tile_squares(tiles: Frame, he_um: tuple[float, float], size_px: tuple[int, int]) -> Frame:
+    """Return the tiles of a pair over a picture of H&E; sizes are (width, height).
+
+    A row per tile: `x`, `y`, `width`, `height` in pixels of the picture; `reason`, of the filter
+    that rejected it, or `ACCEPTED`. `tiles` are its rows of the index.
+    """
+    scale = np.array(size_px) / he_um
+    corners = tiles[["x_px", "y_px"]].to_numpy() * tiles[["he_mpp"]].to_numpy() * scale
+    sides = (tiles["size_px"] * tiles["mpp"]).to_numpy()[:, None] * scale
+    reason = tiles["reason"].where(~tiles["accepted"], ACCEPTED)
+    return pd.DataFrame(
+        {"x": corners[:, 0], "y": corners[:, 1], "width": sides[:, 0], "height": sides[:, 1],
+         "reason": reason.to_numpy()}
     )  # fmt: skip
 
 

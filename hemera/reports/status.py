@@ -84,7 +84,6 @@ def content(
         "cells": CELLS,
         "columns": {"status": STATUS_COLUMNS, "score": SCORE_COLUMNS},
         "states": cases["state"].value_counts().sort_index().to_dict(),
-        "silver": int((cases["label_source"] == "read").sum()),
         "labels": cases["status"].value_counts().to_dict(),
         "sources": cases["label_source"].value_counts().to_dict(),
         "verdicts": [_verdict(name, found, options) for name in described],

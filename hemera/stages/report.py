@@ -71,12 +71,15 @@ def run(
     staining = _staining(cohort, sheet, block_count, results)
     tables.write(cases, pa.Table.from_pandas(staining, tables.STAINING), tables.STAINING)
     errors = _landmark_errors(cohort, results)
+    shown = filters.filters(cohort, rejections)
     content = {
         "title": f"HEMERA data report: {cohort.sheet}",
         **data.content(cohort, compared, staining, options.intense_fraction),
-        **_registrations(errors, cohort, results, page, pairs, options.worst_pairs),
+        **_registrations(
+            errors, cohort, results, page, pairs, options.worst_pairs, shown["colors"]
+        ),
         "errors": errors,
-        "filters": filters.filters(cohort, rejections),
+        "filters": shown,
         "artefacts": _artefacts(cohort, results),
         "biases": statistics.selection_bias(rejections),
         "quality": filters.quality(cohort),
@@ -173,8 +176,12 @@ def _registrations(
     page: Path,
     folder: Path,
     worst: int,
+    colors: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Write the pages of pairs beyond the worst; return the page's content on registrations."""
+    """Write the pages of pairs beyond the worst; return the page's content on registrations.
+
+    `colors` are those of the reasons of `filters`.
+    """
     rows = _certificates(cohort, results)
     verdicts = cohort.pairs.set_index("pair")["verdict"]
     at_landmarks = {row["pair"]: row for row in errors if row["aggregation"] == "pair"}
@@ -185,8 +192,9 @@ def _registrations(
     ordered = sorted(rows, key=registration.worst_first)
     for row in tqdm(ordered, desc="report", unit="pair", disable=None):
         name = row["pair"]
-        known = {"row": row, "manual": verdicts[name], "landmarks": at_landmarks.get(name)}
-        drawn = _pictures(row, results)
+        known = {"row": row, "manual": verdicts[name], "landmarks": at_landmarks.get(name),
+                 "colors": colors}  # fmt: skip
+        drawn = _pictures(row, cohort, results)
         own_page = folder / f"{name}.html"
         # In order: no pair is on the page when a worse one is not.
         fits = len(shown) == len(lines) < worst
@@ -231,9 +239,9 @@ def _artefacts(cohort: data.Cohort, results: Path) -> dict[str, Any]:
 
 
 def _pictures(
-    row: Mapping[str, Any], results: Path
-) -> tuple[dict[str, npt.NDArray[np.uint8]], Frame | None]:
-    """Return the pictures of a pair and its local quality, as far as its images could be read."""
+    row: Mapping[str, Any], cohort: data.Cohort, results: Path
+) -> tuple[dict[str, npt.NDArray[np.uint8]], Frame | None, Frame | None]:
+    """Return the pictures, local quality and tiles of a pair, as far as its images are readable."""
     images_table, displacement, quality = (
         layout.path(pattern, results, unit=row["pair"])
         for pattern in (layout.IMAGES_TABLE, layout.DISPLACEMENT, layout.QUALITY)
@@ -246,7 +254,7 @@ def _pictures(
         if described[stain]["thumbnail"] is not None
     }
     if set(thumbnails) != set(tables.STAINS):
-        return thumbnails, None
+        return thumbnails, None, None
     he_um, her2_um = (size_um(described[stain]) for stain in tables.STAINS)
     images = registration.views(
         thumbnails["he"],
@@ -258,7 +266,13 @@ def _pictures(
         # Where the rigid displacement was kept, it is the final one.
         row["rigid"] if row["map"] == "nonrigid" else None,
     )
-    return images, registration.local_squares(squares, he_um, images["he"].shape[1::-1])
+    size_px = images["he"].shape[1::-1]
+    tiles = cohort.tiles[cohort.tiles["pair"] == row["pair"]]
+    return (
+        images,
+        registration.local_squares(squares, he_um, size_px),
+        registration.tile_squares(tiles, he_um, size_px),
+    )
 
 
 def _relative(path: Path, page: Path) -> str:

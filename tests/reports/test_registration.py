@@ -6,6 +6,7 @@ from html import unescape
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hemera import tables
@@ -129,12 +130,34 @@ def test_no_square_is_no_picture_of_squares() -> None:
     squares = registration.local_squares(empty, (2000.0, 1000.0), (400, 300))
     images = {"he": tissue(1, 60, 90, (90, 60, 120))}
     album = pictures.Album(10**6)
-    card = registration.card(certificate_row(options={}), images, squares, album)
+    card = registration.card(certificate_row(options={}), images, squares, None, album)
     assert card is not None
     assert card["squares"] is None and "ground" not in card["pictures"]
     assert (
-        registration.card(certificate_row(options={}), images, squares, pictures.Album(10)) is None
+        registration.card(certificate_row(options={}), images, squares, None, pictures.Album(10))
+        is None
     )
+
+
+def test_tiles_are_where_the_index_has_them() -> None:
+    """A slide of 2000 x 1000 um at 0.25 um/px, in a picture of 400 x 200 px: 5 um per pixel."""
+    index = pd.DataFrame(
+        {"x_px": [0, 4000], "y_px": [0, 2000], "size_px": [512, 256], "mpp": [0.5, 1.0],
+         "he_mpp": [0.25, 0.25], "accepted": [True, False], "reason": ["", "he_blur"]}
+    )  # fmt: skip
+    found = registration.tile_squares(index, (2000.0, 1000.0), (400, 200))
+    assert found[["x", "y"]].to_numpy().tolist() == [[0, 0], [200, 100]]
+    assert found[["width", "height"]].to_numpy() == pytest.approx(256 / 5)
+    assert found["reason"].tolist() == ["accepted", "he_blur"]
+    item = {
+        "row": {"pair": "p1"}, "tiles": found, "size_px": (400, 200),
+        "colors": {"accepted": "#00f", "he_blur": "#f00", "tissue": "#0f0"},
+    }  # fmt: skip
+    template: Any = html._environment().get_template("registration.html").module
+    made = unescape(str(template.tile_map(item)))
+    assert 'd="M0.0 0.0h51.2v51.2h-51.2z" fill="#00f"' in made
+    assert 'd="M200.0 100.0h51.2v51.2h-51.2z" fill="#f00"' in made
+    assert "#0f0" not in made and made.count("1 tile") == 2
 
 
 def certificate_row(**values: Any) -> dict[str, Any]:

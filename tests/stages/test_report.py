@@ -20,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {13: "1b057fe4d5d41436"}
+GOLDEN = {14: "803cbf387c4fba48"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -182,10 +182,11 @@ def test_hostile_words_are_text(tmp_path: Path) -> None:
     ]
     path = write(tmp_path, pairs)
     text = path.read_text()
-    assert "<script" not in text and "<img src=http" not in text
+    assert "<script>alert" not in text and text.count("<script") == 1
+    assert "<img src=http" not in text
     assert text.count("<li>&#34;&#39;&gt;&lt;script&gt;alert(1)") == 1
     page = Page(text)
-    assert page.faults == [] and "script" not in page.tags
+    assert page.faults == [] and page.tags.count("script") == 1
     assert all(not address.startswith("http") for address in page.addresses)
 
 
