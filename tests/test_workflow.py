@@ -72,6 +72,7 @@ def test_runs_to_the_end(small: Path) -> None:
     assert made_by == {"describe", "register", "tile", "mask", "filter", "index"}
 
 
+@pytest.mark.slow
 def test_one_and_two_processors_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
     lay_out(tmp_path, TINY)
     for name in ("acrobat", "bci", "pairs.tsv"):
