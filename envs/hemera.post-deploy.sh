@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=812e05dd2e4bf6516f5968dd3e12c9ec4f062eb9caa0c1cab1fb87399e4e14e2
+LOCK_SHA256=022dbf266624c181dc0d0807a3bca249cfd2cc7537a6a1b1ed6ba5c75c7f73ba
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2

@@ -16,6 +16,7 @@ interop      exports for other software, dataset card
 reports      HTML pages
 demo         synthetic tissue and cohorts
 stages       one module per stage of the graph
+view         local web application: inspect pairs and tiles, decide
 commands     commands for users
 ============ =====================================================================================
 

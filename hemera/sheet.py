@@ -82,6 +82,8 @@ class Pair(BaseModel):
     her2_artefacts: SheetPath | None = None
     verdict: Literal["", "accept", "refuse"] = ""
     displacement: SheetPath | None = None
+    verdict_reason: str = ""
+    """For readers; no stage reads it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -65,6 +65,13 @@ def _contours(rgb: RGB, inside: npt.NDArray[np.bool_], colour: tuple[int, int, i
     cv2.drawContours(rgb, found, -1, colour, thick, cv2.LINE_8)
 
 
+def transparent(rgb: RGB) -> bytes:
+    """Return an image as PNG in which black is transparent."""
+    alpha = (rgb.max(axis=2) > 0).astype(np.uint8) * 255
+    bgra = np.dstack([rgb[..., ::-1], alpha])
+    return cv2.imencode(".png", bgra, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+
 def labelled(mask: npt.NDArray[np.bool_]) -> RGB:
     """Return a positive mask (H, W) as a picture: black on white."""
     gray = np.where(mask, np.uint8(30), np.uint8(255))
