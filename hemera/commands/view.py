@@ -50,10 +50,12 @@ def view(
         raise ConfigError(f"{folder}: no such folder; give the folder of a study")
     os.chdir(folder)
     load_file(configfile)
-    with socket.socket() as bound:
+    with socket.socket() as bound, contextlib.suppress(KeyboardInterrupt):
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((ADDRESS, port))
+            # From now on the browser waits instead of being refused.
+            bound.listen()
         except OSError as error:
             raise ConfigError(
                 f"--port {port}: {error.strerror}; give another, or none for a free one"
@@ -70,5 +72,4 @@ def view(
             application(configfile, token, hosts, targets),
             log_level="warning", access_log=False, server_header=False,
         )  # fmt: skip
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(settings).run(sockets=[bound])
+        uvicorn.Server(settings).run(sockets=[bound])

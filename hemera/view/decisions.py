@@ -47,7 +47,7 @@ def decide(sheet: Path, pair: str, verdict: str, reason: str, backups: Backups) 
     """
     # The file itself, not a link to it.
     sheet = sheet.resolve()
-    with _locked(sheet.parent):
+    with locked(sheet.parent):
         read_sheet(sheet).pair(pair)
         before = sheet.read_bytes()
         words = " ".join(reason.split())[:REASON_MAX]
@@ -91,7 +91,7 @@ def _with_end(line: str, end: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Exclude other threads and processes of this program from the files in a folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:

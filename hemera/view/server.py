@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from hemera.config import FilterOptions
+from hemera.dataset.criteria import MEASURES
 from hemera.errors import HemeraError
-from hemera.imaging.codecs import encode, suffix
+from hemera.imaging.codecs import decode, encode, suffix
 from hemera.reports import pictures
 from hemera.reports.html import TEMPLATES
 from hemera.view.decisions import Backups, decide
 from hemera.view.guard import Guard
-from hemera.view.pixels import Pixels, version
+from hemera.view.pixels import QUALITY, Pixels, version
 from hemera.view.plan import plan
-from hemera.view.study import Study
+from hemera.view.settings import save_filter
+from hemera.view.study import Study, reason_colors
+from hemera.view.thresholds import Decided, Thresholds, controls
 
 STATIC = Path(__file__).parent / "static"
 BODY_MAX = 64 * 2**10
@@ -52,6 +57,10 @@ def application(
         Route("/api/pair/{pair}", server.pair),
         Route("/api/cells/{tile}/{engine}", server.cells),
         Route("/api/decide", server.decide, methods=["POST"]),
+        Route("/api/controls", server.controls),
+        Route("/api/limits", server.limits, methods=["POST"]),
+        Route("/api/tiles", server.tiles, methods=["POST"]),
+        Route("/api/save", server.save, methods=["POST"]),
         Route("/api/plan", server.plan),
         Route("/tile/{pair}/{stain}/{level:int}/{column:int}/{row:int}", server.tile),
         Route("/picture/{tile}/{name}", server.picture),
@@ -97,7 +106,7 @@ class _Server:
 
     def __init__(self, study: Study, targets: tuple[str, ...]) -> None:
         self.study, self.targets = study, targets
-        self.pixels, self.backups = Pixels(), Backups()
+        self.pixels, self.backups, self.thresholds = Pixels(), Backups(), Thresholds()
         self._workers = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._planning = asyncio.Lock()
 
@@ -138,14 +147,22 @@ class _Server:
         return Response(data, media_type="image/jpeg", headers=KEPT)
 
     async def picture(self, request: Request) -> Response:
-        """Answer with a picture of a tile of the data set: a stain, or HER2 with contours."""
-        name = request.path_params["name"]
+        """Answer with a picture of a tile of the data set: a stain, or HER2 with contours.
+
+        With `side`, shrunk to a longest side of so many pixels.
+        """
+        name, side = request.path_params["name"], request.query_params.get("side", "")
+        if side and not re.fullmatch("[1-9][0-9]{1,3}", side, re.ASCII):
+            raise HTTPException(403)
 
         def read() -> bytes:
             row = self._tile(request)
-            if name in ("he", "her2"):
+            if name in ("he", "her2") and not side:
                 return self.study.picture(row, name)
-            return encode(self.study.outlined(row, name), quality=90)
+            is_stain = name in ("he", "her2")
+            rgb = decode(self.study.picture(row, name)) if is_stain else None
+            rgb = self.study.outlined(row, name) if rgb is None else rgb
+            return encode(pictures.shrink(rgb, int(side)) if side else rgb, quality=QUALITY)
 
         data = await self._work(request, read)
         kind = {"jpg": "image/jpeg", "png": "image/png"}[suffix(data)]
@@ -183,6 +200,54 @@ class _Server:
         )  # fmt: skip
         sheet = str(self.study.sheet_path)
         return JSONResponse({"sheet": sheet, "backup": copy and copy.name})
+
+    async def controls(self, request: Request) -> Response:
+        """Answer with the limits of stage filter."""
+
+        def found() -> dict[str, Any]:
+            decided = self._decided({})
+            return {
+                "controls": controls(decided.table, self._filter()),
+                "columns": decided.columns,
+                "titles": {name: title for name, (title, _) in MEASURES.items()},
+                "reasons": reason_colors(),
+                "engines": decided.engines,
+                "configfile": str(self.study.configfile),
+            }
+
+        return Json(await self._work(request, found))
+
+    def _filter(self) -> FilterOptions:
+        return self.study.config.options(FilterOptions)
+
+    def _decided(self, limits: dict[str, Any]) -> Decided:
+        options = self._filter().replace(**limits)
+        return self.thresholds.decided(self.study.tiles, options, self.study.engines)
+
+    async def limits(self, request: Request) -> Response:
+        """Answer with the decisions of stage filter by other limits: counts, and a pair's tiles."""
+        given = await _body(request, {"limits": dict, "pair": str})
+
+        def found() -> dict[str, Any]:
+            decided = self._decided(given["limits"])
+            return {**decided.outcome(), "decisions": decided.of_pair(given["pair"])}
+
+        return Json(await self._work(request, found))
+
+    async def tiles(self, request: Request) -> Response:
+        """Answer with a page of the table of tiles, decided by other limits."""
+        given = await _body(request, {"limits": dict, "query": dict})
+        return Json(
+            await self._work(request, lambda: self._decided(given["limits"]).page(given["query"]))
+        )
+
+    async def save(self, request: Request) -> Response:
+        """Write limits of stage filter into the configuration."""
+        given = await _body(request, {"limits": dict})
+        options = self._filter().replace(**given["limits"])
+        path = self.study.configfile
+        copy = await run_in_threadpool(save_filter, path, options, self.backups)
+        return JSONResponse({"configfile": str(path), "backup": copy and copy.name})
 
     async def plan(self, request: Request) -> Response:
         """Answer with what the next run would do."""

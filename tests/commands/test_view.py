@@ -22,10 +22,11 @@ def study(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_serves_until_it_is_interrupted(study: Path) -> None:
+def test_it_serves_until_it_is_interrupted(study: Path, request: pytest.FixtureRequest) -> None:
     with subprocess.Popen(
         [*COMMAND, str(study), "--no-browser"], stderr=subprocess.PIPE, text=True
     ) as process:
+        request.addfinalizer(process.kill)
         assert process.stderr is not None
         line = process.stderr.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/([\w-]{32})/$", line.strip())

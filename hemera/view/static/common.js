@@ -48,3 +48,19 @@ function number(value, digits = 3) {
 function plural(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
+
+// What the next run would do, as `hemera plan --json` writes it.
+function planRows(found) {
+  if (found.error) return [element("p", { class: "error" }, found.error)];
+  if (!found.stages.length) return [element("p", {}, "Nothing: all results are up to date.")];
+  const rows = found.stages.map((stage) => element("tr", {},
+    element("td", {}, stage.stage),
+    element("td", {}, stage.units.filter(Boolean).length && stage.jobs <= 3 ? stage.units.join(", ") : plural(stage.jobs, "job")),
+    element("td", {}, Object.keys(stage.reasons).join("; ")),
+    element("td", { class: "n" }, stage.hours === null ? "" : stage.hours < 1 ? `${number(60 * stage.hours, 2)} min` : `${number(stage.hours, 2)} h`)));
+  const head = element("thead", {}, element("tr", {}, ...["stage", "of", "why", "time"].map((name) => element("th", {}, name))));
+  const command = element("code", {}, "hemera run");
+  const lines = [element("p", {}, command, " will run ", plural(found.stages.reduce((sum, stage) => sum + stage.jobs, 0), "job"), ":"),
+    element("table", {}, head, element("tbody", {}, ...rows))];
+  return lines.concat(found.missing.map((line) => element("p", { class: "error" }, `missing: ${line}`)));
+}
