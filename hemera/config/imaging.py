@@ -11,7 +11,7 @@ class DescribeOptions(Options):
     """Headers, resolution, thumbnails and tissue outlines."""
 
     section: ClassVar[str] = "describe"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     reader: Literal["auto", "tiff", "openslide", "tiffslide", "image"] = "auto"
     """Library that reads the slides, in every stage; auto: direct reading of tiled TIFF where

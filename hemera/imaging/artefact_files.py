@@ -5,6 +5,7 @@ Classes of GrandQC, by number in its mask and by name in its GeoJSON: 1 Normal T
 0 is a margin that it did not process. HistoQC's `*_mask_use.png` is not 0 where tissue is usable.
 """
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import numpy.typing as npt
 import shapely
 from skimage.draw import polygon
 
-from hemera.errors import HemeraError, SlideError
+from hemera.errors import HemeraError, SheetError, SlideError
 from hemera.files.geojson import read_features, read_polygons
 from hemera.imaging.artefacts import KINDS
 from hemera.imaging.label_images import read_labels
+
+log = logging.getLogger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -27,6 +30,12 @@ USABLE_SUFFIX = "_mask_use.png"
 """End of the name of HistoQC's mask of usable tissue."""
 ASPECT_TOLERANCE = 0.02
 """Relative difference of the proportions of a mask and of its slide: GrandQC rounds its tiles."""
+TISSUE_MAX = 0.5
+"""Largest fraction of the tissue that 1 covers in a mask of 0 and 1 where 1 is an artefact."""
+OUTSIDE_MAX = 0.01
+"""Largest fraction of the area of polygons beyond the slide; above it, a warning."""
+CORNER = 1 / 16
+"""Polygons that are all in this fraction of the width and height are probably no level-0 pixels."""
 
 _OTHER = 1 + KINDS.index("other")
 _GRANDQC = (None, None, "fold", "dust", "pen", "edge", "blur", None)
@@ -49,8 +58,10 @@ def read_artefacts(
 
     In a mask, every value but 0 is an artefact of kind `other`, with two exceptions: a file of
     HistoQC named `*_mask_use.png`, of which the tissue that it does not use is an artefact; and
-    numbers up to 7 with one above 1, which are classes of GrandQC. The polygons of a GeoJSON file,
-    level-0 pixels, are of the kind that their class names, else `other`.
+    numbers up to 7 with one above 1, which are classes of GrandQC. A mask of 0 and 1 whose 1 covers
+    most of the tissue may be one of GrandQC without artefacts and background, and is refused. The
+    polygons of a GeoJSON file, level-0 pixels, are of the kind that their class names, else
+    `other`.
 
     Args:
         size_px: (width, height) of the slide.
@@ -61,7 +72,8 @@ def read_artefacts(
         (H, W): 0, or 1 and the place of the artefact in `KINDS`.
 
     Raises:
-        SlideError: the file is missing, cannot be read or is not of the whole slide.
+        SlideError: the file is missing, cannot be read, is not of the whole slide, or has two
+            meanings.
     """
     if not path.is_file():
         raise SlideError(f"{path}: no such file; correct {column} in the sheet, or leave it empty")
@@ -94,6 +106,13 @@ def read_artefacts(
     kinds = np.asarray(
         cv2.resize(kinds, tissue.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8
     )
+    covered = float((kinds[tissue] > 0).mean()) if tissue.any() else 0.0
+    if labels.max() == 1 and covered > TISSUE_MAX and not path.name.endswith(USABLE_SUFFIX):
+        raise SlideError(
+            f"{column}: {path.name} has the values 0 and 1, and 1 covers {covered:.0%} of the "
+            "tissue; in a mask of GrandQC, 1 is tissue without artefacts: leave the column empty "
+            "then, or give a mask of artefacts as 0 and 255"
+        )
     # HistoQC does not use the background either.
     return kinds * tissue.view(np.uint8) if path.name.endswith(USABLE_SUFFIX) else kinds
 
@@ -104,10 +123,7 @@ def _number(kind: str | None) -> int:
 
 def _drawn(path: Path, size_px: tuple[int, int], shape: tuple[int, ...]) -> Bytes:
     """Return the kinds (H, W) of the polygons of a file, at the centres of the pixels."""
-    features = read_features(path)[1]
-    if features:
-        # An error where there are features, yet no polygon.
-        read_polygons(path)
+    document, features = read_features(path)
     kinds = np.zeros(shape, np.uint8)
     scale = np.array(shape[::-1]) / size_px
     for feature in features:
@@ -123,7 +139,39 @@ def _drawn(path: Path, size_px: tuple[int, int], shape: tuple[int, ...]) -> Byte
                 kinds[outer] = number
                 for hole, before in zip(holes, below, strict=True):
                     kinds[hole] = before
+    if features:
+        _check_frame(path, document, size_px, bool(kinds.any()))
     return kinds
+
+
+def _check_frame(path: Path, document: Any, size_px: tuple[int, int], drawn: bool) -> None:
+    """Raise an error, or log a warning, where polygons are not level-0 pixels of the slide.
+
+    `drawn`: at least one covers a pixel of the outline.
+    """
+    # An error where there are features, yet no polygon.
+    polygons = read_polygons(path)
+    slide = shapely.box(0, 0, *size_px)
+    x0, y0, x1, y1 = shapely.total_bounds(polygons)
+    given = f"x {x0:.7g} to {x1:.7g}, y {y0:.7g} to {y1:.7g}"
+    words = f"{path.name}: the polygons ({given}) %s the slide of {size_px[0]} x {size_px[1]} px"
+    remedy = "export them in level-0 pixels, from the top left"
+    corner = x0 >= 0 and x1 <= CORNER * size_px[0] and y0 >= 0 and y1 <= CORNER * size_px[1]
+    if not shapely.intersects(polygons, slide).any():
+        raise SheetError(f"{words % 'do not touch'}; {remedy}")
+    if corner and not drawn:
+        raise SheetError(f"{words % 'cover nothing of'}; {remedy}")
+    if corner:
+        log.warning("%s; %s", words % "are all in the top left corner of", remedy)
+    # Of the bounding boxes: polygons that cross themselves have no area.
+    boxes = shapely.box(*shapely.bounds(polygons).T)
+    area = float(shapely.area(boxes).sum())
+    outside = area - float(shapely.area(shapely.intersection(boxes, slide)).sum())
+    if outside > OUTSIDE_MAX * area:
+        log.warning("%s; %s", words % f"are {outside / area:.0%} outside", remedy)
+    crs = document.get("crs") if isinstance(document, dict) else None
+    if crs is not None and "pixel" not in str(crs).lower():
+        log.warning("%s: its crs %.80s is not that of pixels; %s", path.name, crs, remedy)
 
 
 def _class(item: Any) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import cv2
@@ -36,6 +37,10 @@ CHECKED_MIN = 8
 """Fewer landmarks do not show whether their order is right."""
 MISPLACED_MAX = 0.1
 """Largest fraction of landmarks that fit the place of another one better."""
+SHIFTED_MIN = 3
+"""Smallest number of successive landmarks that a missing row moves."""
+IDS = "a column id with names that are not the numbers of the rows, such as p1"
+"""What pairs landmarks without a check of their order, for messages."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +68,7 @@ def read_landmarks(
     """Read the landmarks of a pair: one ACROBAT file, or two files with the columns X and Y.
 
     `coordinates` is the unit of an ACROBAT file, um or px; plain files are in level-0 pixels. Their
-    points correspond by id where both files have one, else by row.
+    points correspond by id where both files have one, else by row; numbers of the rows are no ids.
 
     Raises:
         TableError: a file that is none; without ids, unequal counts; points that do not correspond.
@@ -134,7 +139,11 @@ def _read_acrobat(
 def _pair_plain(
     pair: Pair, he_path: Path, her2_path: Path, he_mpp: float | None, her2_mpp: float | None
 ) -> Landmarks:
-    """Pair the points of two plain files by id where both have one, else by row."""
+    """Pair the points of two plain files by id where both have one, else by row.
+
+    Numbers that run with the rows of both files are no ids: software writes them, and they change
+    where a row is removed. The order of the rows is checked for these too.
+    """
     (he_ids, he), (her2_ids, her2) = _read_plain(he_path, he_mpp), _read_plain(her2_path, her2_mpp)
     if he_ids is None or her2_ids is None:
         if len(he) != len(her2):
@@ -149,6 +158,8 @@ def _pair_plain(
         raise TableError(
             f"{he_path.name}, {her2_path.name}: no id is in both; give corresponding points one id"
         )
+    if _running(he_ids) and he_ids[0] == her2_ids[0] and _running(her2_ids):
+        _check_order(he_path.name, he, her2)
     single = [name for name in (*he_ids, *her2_ids) if name not in set(common)]
     if single:
         words = "pair %s: landmarks without a point of the same id on the other slide: %s"
@@ -160,28 +171,53 @@ def _pair_plain(
     return Landmarks(common, he[:, None], her2)
 
 
-def _check_order(name: str, he: Floats, her2: Floats) -> None:
-    """Raise an error where most landmarks (N, 2) fit other points of HER2 better than their own.
+def _running(ids: Sequence[str]) -> bool:
+    """Return whether ids are the numbers of their rows, counted from 0 or 1."""
+    return any(list(ids) == [str(n + first) for n in range(len(ids))] for first in (0, 1))
 
-    An affine map is fitted to the rows by least median of squares, and its predictions are
-    assigned to the points of HER2 by least total distance. The order of the rows is wrong where
-    these assignments differ from the rows; a section that bends by less than the distance of two
-    landmarks does not change them. `name` is that of the H&E file.
+
+def _check_order(name: str, he: Floats, her2: Floats) -> None:
+    """Raise an error where landmarks (N, 2) fit other points of HER2 (M, 2) better than their own.
+
+    An affine map is fitted to the first rows of both by least median of squares, and its
+    predictions are assigned to the points of HER2 by least total distance. The order of the rows is
+    wrong where these assignments differ from the rows for more than `MISPLACED_MAX` of them, or by
+    the same number in `SHIFTED_MIN` rows in succession, or where a row is assigned that one file
+    has more at its end: a row is missing then. A section that bends by less than the distance of
+    two landmarks does not change them. `name` is that of the H&E file.
     """
-    rows = np.flatnonzero(np.isfinite(he[:, 0]) & np.isfinite(her2[:, 0]))
-    if len(rows) < CHECKED_MIN:
-        return
-    matrix, _ = cv2.estimateAffine2D(he[rows], her2[rows], method=cv2.LMEDS)
+    common = min(len(he), len(her2))
+    rows = np.flatnonzero(np.isfinite(he[:common, 0]) & np.isfinite(her2[:common, 0]))
+    withheld = np.setdiff1d(np.arange(common), rows)
+    # Rows that one file alone has are at its end, unless one is missing in the other.
+    given_he, given_her2 = (
+        np.setdiff1d(np.flatnonzero(np.isfinite(side[:, 0])), withheld) for side in (he, her2)
+    )
+    matrix = None
+    if len(rows) >= CHECKED_MIN:
+        matrix, _ = cv2.estimateAffine2D(he[rows], her2[rows], method=cv2.LMEDS)
     if matrix is None:
+        if len(he) != len(her2):
+            raise TableError(
+                f"{name}: {len(he)} landmarks, {len(her2)} on HER2, too few to check their order; "
+                f"add the missing rows, or give both files {IDS}"
+            )
+        words = "%s: too few landmarks (%d) to check that their order is right; give both files %s"
+        log.warning(words, name, len(rows), IDS)
         return
-    predicted = he[rows] @ matrix[:, :2].T + matrix[:, 2]
-    distances = np.linalg.norm(predicted[:, None] - her2[rows], axis=2)
-    wrong = rows[scipy.optimize.linear_sum_assignment(distances)[1] != np.arange(len(rows))]
-    if len(wrong) > MISPLACED_MAX * len(rows):
+    predicted = he[given_he] @ matrix[:, :2].T + matrix[:, 2]
+    distances = np.linalg.norm(predicted[:, None] - her2[given_her2], axis=2)
+    own, other = scipy.optimize.linear_sum_assignment(distances)
+    shift = given_her2[other] - given_he[own]
+    wrong = given_he[own][shift != 0]
+    same = (shift[1:] == shift[:-1]) & (shift[1:] != 0)
+    in_succession = 1 + max((len(list(run)) for equal, run in groupby(same) if equal), default=0)
+    of_end = bool((given_he[own] >= common).any() or (given_her2[other] >= common).any())
+    if len(wrong) > MISPLACED_MAX * len(rows) or in_succession >= SHIFTED_MIN or of_end:
         raise TableError(
             f"{name}: {len(wrong)} of {len(rows)} landmarks do not correspond to those of HER2 in "
             f"this order (first: row {wrong[0] + 1}); a row is missing or moved: correct the "
-            "order, or add a column id to both files"
+            f"order, or give both files {IDS}"
         )
 
 

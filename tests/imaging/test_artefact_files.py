@@ -1,6 +1,7 @@
 """Artefacts from files: each place of a mask or polygon, and what is no mask of the slide."""
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -109,6 +110,12 @@ def test_polygons_are_of_the_kind_of_their_class(tmp_path):
         ("empty.png", b"", "empty.png: cannot be read"),
         ("rgb.png", np.zeros((60, 100, 3), np.uint8), r"^he_artefacts: rgb\.png: .*one channel"),
         ("full.png", np.ones((60, 100), np.uint8), "full.png is 0 nowhere"),
+        # GrandQC on a slide full of clean tissue: 1, and a margin that it did not process.
+        (
+            "slide.svs_mask.png",
+            np.pad(np.ones((58, 99), np.uint8), ((0, 2), (0, 1))),
+            r"0 and 1, and 1 covers 9[56]% of the tissue; in a mask of GrandQC, 1 is tissue",
+        ),
         (
             "line.geojson",
             b'{"type": "LineString", "coordinates": [[0, 0], [9, 9]]}',
@@ -128,3 +135,55 @@ def test_what_is_no_mask_of_the_slide_is_refused(tmp_path, name, content, words)
         cv2.imwrite(str(path), content)
     with pytest.raises(SlideError, match=words):
         read_artefacts(path, SIZE_PX, TISSUE, "he_artefacts")
+
+
+def write_polygon(path, box, **members):
+    item = feature(geometry("Polygon", [rectangle(*box)]), properties=None)
+    path.write_text(json.dumps({"type": "FeatureCollection", **members, "features": [item]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        (
+            (20000, 20000, 30000, 30000),
+            r"x 20000 to 30000, y .* 30000\) do not touch the slide",
+        ),
+        (
+            (200, -800, 800, -200),
+            "do not touch the slide of 2000 x 1200 px; export them in",
+        ),
+        ((5.1, 45.2, 5.9, 45.8), r"x 5.1 to 5.9, y 45.2 to 45.8\) cover nothing of the slide"),
+        ((1, 1, 4, 4), "cover nothing of the slide"),
+    ],
+    ids=["beyond", "y upwards", "degrees", "thumbnail"],
+)
+def test_polygons_that_are_not_pixels_of_the_slide(tmp_path, box, words):
+    with pytest.raises(SlideError, match=f"^he_artefacts: marks.geojson: .*{words}"):
+        found(write_polygon(tmp_path / "marks.geojson", box))
+
+
+@pytest.mark.parametrize(
+    ("box", "members", "words"),
+    [
+        ((1500, 600, 4000, 3000), {}, "are 9[0-9]% outside the slide"),
+        ((0, 0, 100, 60), {}, "are all in the top left corner of the slide"),
+        ((200, 200, 800, 800), {"crs": {"properties": {"name": "EPSG:3857"}}}, "crs .*EPSG:3857"),
+    ],
+)
+def test_polygons_that_may_not_be_pixels_of_the_slide(tmp_path, caplog, box, members, words):
+    inside = [min(side, limit) for side, limit in zip(box, SIZE_PX * 2, strict=True)]
+    kinds = found(write_polygon(tmp_path / "marks.geojson", box, **members))
+    assert kinds == {"other": pytest.approx(expected(*inside).expected, rel=0.1)}
+    [record] = caplog.records
+    assert re.search(words, record.getMessage())
+
+
+def test_polygons_in_pixels_of_the_slide_give_no_warning(tmp_path, caplog):
+    for members in ({}, {"crs": {"properties": {"name": "pixel"}}}):
+        found(write_polygon(tmp_path / "marks.geojson", (200, 200, 2001, 800), **members))
+    # Artefacts with another number than 1 have one meaning.
+    write_mask(tmp_path / "all.png", [(255, (400, 0, 2000, 1200))])
+    assert found(tmp_path / "all.png") == {"other": expected(400, 0, 2000, 1200)}
+    assert not caplog.records

@@ -42,6 +42,21 @@ def read(folder, text, coordinates="um", mpps=(HE_MPP, HER2_MPP)):
     return read_landmarks(pair(folder), *mpps, coordinates)
 
 
+def bent():
+    """Return 20 points of each slide: a turn, a scale, and a bend of several landmark distances."""
+    he = np.random.default_rng(2).uniform(0, 4000, (20, 2))
+    bend = 400 * np.sin(he[:, ::-1] / 900)
+    return he, (he + bend) @ np.array([[0.5, -0.9], [0.8, 0.6]]) + (3000, 500)
+
+
+def numbered(points, header, first=1):
+    """Return a plain file whose rows are numbered where its header has three columns."""
+    rows = [f"{n + first},{x},{y}" for n, (x, y) in enumerate(points)]
+    if header.count(",") < 2:
+        rows = [row.split(",", 1)[1] for row in rows]
+    return "\n".join([header, *rows])
+
+
 def written(landmarks, *places):
     return csv.DictReader(io.StringIO(predictions_csv(landmarks, np.array(places))))
 
@@ -152,26 +167,63 @@ class TestPlain:
         with pytest.raises(TableError, match=words):
             read(tmp_path, (he, her2))
 
-    @pytest.mark.parametrize("change", ["shuffled", "one row of each file is missing", "mirrored"])
-    def test_rows_in_another_order_are_found(self, tmp_path, change):
-        rng = np.random.default_rng(2)
-        he = rng.uniform(0, 4000, (20, 2))
-        # A turn, a scale, and a bend that is a multiple of the distance of neighbours.
-        bend = 400 * np.sin(he[:, ::-1] / 900)
-        her2 = (he + bend) @ np.array([[0.5, -0.9], [0.8, 0.6]]) + (3000, 500)
-        if change == "shuffled":
-            her2 = her2[rng.permutation(20)]
-        elif change == "mirrored":
-            her2 = her2 * (-1, 1) + (9000, 0)
-        else:
-            he, her2 = np.delete(he, 4, axis=0), np.delete(her2, 15, axis=0)
-        texts = ["X,Y\n" + "\n".join(f"{x},{y}" for x, y in points) for points in (he, her2)]
-        if change == "mirrored":
+    @pytest.mark.parametrize("header", ["X,Y", ",X,Y", "n,X,Y", "id,X,Y"])
+    @pytest.mark.parametrize(
+        ("change", "right"),
+        [
+            (lambda he, her2: (he, her2), True),
+            (lambda he, her2: (he, her2 * (-1, 1) + (9000, 0)), True),
+            (lambda he, her2: (he[::-1], her2), False),
+            (lambda he, her2: (np.delete(he, 4, 0), np.delete(her2, 15, 0)), False),
+            (lambda he, her2: (np.delete(he, 4, 0), np.delete(her2, 8, 0)), False),
+        ],
+        ids=["right", "mirrored", "reversed", "far rows missing", "near rows missing"],
+    )
+    def test_numbers_of_the_rows_are_no_ids(self, tmp_path, header, change, right):
+        he, her2 = change(*bent())
+        texts = [numbered(points, header) for points in (he, her2)]
+        if right:
             assert len(read(tmp_path, tuple(texts)).points) == 20
             return
         words = r"he.csv: \d+ of (19|20) landmarks do not correspond.*\(first: row \d+\).*column id"
         with pytest.raises(TableError, match=words):
             read(tmp_path, tuple(texts))
+
+    @pytest.mark.parametrize("first", [0, 1])
+    @pytest.mark.parametrize("side", [0, 1])
+    def test_a_row_that_is_removed_before_the_rows_are_numbered(self, tmp_path, side, first):
+        """A point more at the end of one file is right; one in its middle moves the rows below."""
+        for row in (4, 15, 18, 19):
+            points = list(bent())
+            points[side] = np.delete(points[side], row, axis=0)
+            texts = tuple(numbered(each, ",X,Y", first) for each in points)
+            if row == 19:
+                found = read(tmp_path, texts)
+                assert found.points == [str(n + first) for n in range(19)]
+                continue
+            with pytest.raises(TableError, match=r"\(first: row \d+\); a row is missing"):
+                read(tmp_path, texts)
+
+    def test_ids_that_are_no_numbers_of_rows_need_no_check(self, tmp_path, caplog):
+        """One row of each file is missing, and the ids of the others are kept."""
+        he, her2 = bent()
+        ids = [np.delete(np.arange(1, 21), row) for row in (4, 15)]
+        texts = tuple(
+            "n,X,Y\n" + "\n".join(f"{n},{points[n - 1, 0]},{points[n - 1, 1]}" for n in of)
+            for of, points in zip(ids, (he, her2), strict=True)
+        )
+        found = read(tmp_path, texts)
+        rows = [n - 1 for n in range(1, 21) if n not in (5, 16)]
+        np.testing.assert_allclose(found.he[:, 0], he[rows] * HE_MPP)
+        np.testing.assert_allclose(found.her2, her2[rows] * HER2_MPP)
+
+    def test_the_order_of_few_landmarks_is_not_checked(self, tmp_path, caplog):
+        he, her2 = (points[:7] for points in bent())
+        texts = numbered(he[::-1], "n,X,Y"), numbered(her2, "n,X,Y")
+        assert len(read(tmp_path, texts).points) == 7
+        assert "he.csv: too few landmarks (7) to check that their order is right" in caplog.text
+        with pytest.raises(TableError, match="6 landmarks, 7 on HER2, too few to check their"):
+            read(tmp_path, (numbered(he[1:], "n,X,Y"), texts[1]))
 
     def test_points_with_ids_are_not_compared_by_place(self, tmp_path):
         """A section that bends by more than the distance of two landmarks, in another order."""
