@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from hemera.errors import HemeraError
 from hemera.imaging.codecs import decode, encode, suffix
 from hemera.reports import pictures
 from hemera.reports.html import TEMPLATES
+from hemera.view import networks
+from hemera.view.cohort import overview
 from hemera.view.decisions import Backups, decide
 from hemera.view.guard import Guard
 from hemera.view.pixels import QUALITY, Pixels, version
@@ -58,6 +61,8 @@ def application(
         Route("/api/cells/{tile}/{engine}", server.cells),
         Route("/api/decide", server.decide, methods=["POST"]),
         Route("/api/controls", server.controls),
+        Route("/api/cohort", server.cohort),
+        Route("/api/split/{tile}", server.split),
         Route("/api/limits", server.limits, methods=["POST"]),
         Route("/api/tiles", server.tiles, methods=["POST"]),
         Route("/api/save", server.save, methods=["POST"]),
@@ -159,9 +164,7 @@ class _Server:
             row = self._tile(request)
             if name in ("he", "her2") and not side:
                 return self.study.picture(row, name)
-            is_stain = name in ("he", "her2")
-            rgb = decode(self.study.picture(row, name)) if is_stain else None
-            rgb = self.study.outlined(row, name) if rgb is None else rgb
+            rgb = self._drawn(row, name)
             return encode(pictures.shrink(rgb, int(side)) if side else rgb, quality=QUALITY)
 
         data = await self._work(request, read)
@@ -212,10 +215,35 @@ class _Server:
                 "titles": {name: title for name, (title, _) in MEASURES.items()},
                 "reasons": reason_colors(),
                 "engines": decided.engines,
+                "networks": list(networks.trained(self._generator)),
+                "demo": self.study.config.cohort.preset == "demo",
                 "configfile": str(self.study.configfile),
             }
 
         return Json(await self._work(request, found))
+
+    async def cohort(self, request: Request) -> Response:
+        """Answer with the overview of the cohort."""
+        return Json(await self._work(request, lambda: overview(self.study, self._decided({}))))
+
+    async def split(self, request: Request) -> Response:
+        """Answer with the split of a tile."""
+        name = self._tile(request)["tile"]
+        return JSONResponse({"split": await self._work(request, lambda: self.study.split(name))})
+
+    @property
+    def _generator(self) -> str:
+        return self.study.config.generators[0]
+
+    def _drawn(self, row: dict[str, Any], name: str) -> Any:
+        """Return a picture of a tile (H, W, 3)."""
+        if name in ("he", "her2"):
+            return decode(self.study.picture(row, name))
+        if name not in (networks.VIRTUAL, networks.PREDICTION):
+            return self.study.outlined(row, name)
+        mask = self.study.mask(row, self.study.engines[0])
+        read = partial(self.study.picture, row)
+        return networks.picture(name, self._generator, row, read, mask)
 
     def _filter(self) -> FilterOptions:
         return self.study.config.options(FilterOptions)

@@ -83,7 +83,7 @@ class Study:
         """The table of stage filter; TableError where there is none yet."""
         path = Path(layout.FILTERED)
         schema = tables.filtered(self.engines)
-        names = [name for name in schema.names if name not in ("artefacts", "he_background")]
+        names = [name for name in schema.names if name != "artefacts"]
         found: pa.Table = self._fresh("tiles", [path], lambda: tables.read(path, schema, names))
         return found
 
@@ -103,6 +103,17 @@ class Study:
             raise TableError("no tile of this name in this study")
         row: dict[str, Any] = rows[0]
         return row
+
+    def split(self, tile: str) -> str | None:
+        """Return the split of a tile in the index; None without an index, or where it has none."""
+        path = Path(layout.INDEX)
+        if not path.exists():
+            return None
+        schema = tables.index(self.engines)
+        columns = ["tile", "split"]
+        found = self._fresh("index", [path], lambda: tables.read(path, schema, columns))
+        own = found.filter(pc.equal(found["tile"], tile))["split"].to_pylist()
+        return own[0] if own else None
 
     def certificate(self, pair: Pair) -> dict[str, Any] | None:
         """Return the certificate of a pair with the options of register; None where it has none."""

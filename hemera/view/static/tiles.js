@@ -2,7 +2,7 @@
 // The page of the tiles: limits of filter, what they decide, and each tile.
 
 const TILES_ACCEPTED = "#0072b2", DELAY_MS = 120;
-const state = { limits: {}, controls: [], reasons: {}, outcome: null, facts: null, shown: null };
+const state = { limits: {}, controls: [], reasons: {}, outcome: null, facts: null };
 let table = null, waiting = null, asked = 0;
 
 const words = (decision) => (decision === "accepted" ? "accepted" : state.reasons[decision].words);
@@ -130,8 +130,8 @@ function drawMap() {
     const side = tile.side * scale;
     context.fillStyle = `${color(reason || "accepted")}66`;
     context.fillRect(tile.x * scale, tile.y * scale, side - 1, side - 1);
-    context.strokeStyle = state.shown === tile.tile ? "#000" : color(reason || "accepted");
-    context.lineWidth = (state.shown === tile.tile ? 3 : 1) * ratio;
+    context.strokeStyle = lightbox.shown === tile.tile ? "#000" : color(reason || "accepted");
+    context.lineWidth = (lightbox.shown === tile.tile ? 3 : 1) * ratio;
     context.strokeRect(tile.x * scale + 0.5, tile.y * scale + 0.5, side - 2, side - 2);
   }
 }
@@ -183,24 +183,7 @@ function makeTable(found) {
   table.on("dataLoaded", () => { document.body.dataset.loaded = "yes"; });
 }
 
-// One tile
-
-function enlarge(row) {
-  state.shown = row.tile;
-  $("#shown").textContent = row.tile;
-  $("#why").textContent = words(row.decision);
-  const names = [["he", "H&E"], ["her2", "HER2"], ...state.engines.map((engine) => [engine, `mask of ${engine}`])];
-  $("#pictures").replaceChildren(...names.map(([name, title]) => element("figure", {},
-    element("img", { src: `picture/${row.tile}/${name}`, alt: `${title} of ${row.tile}` }), element("figcaption", {}, title))));
-  if (!$("#lightbox").open) $("#lightbox").showModal();
-  drawMap();
-}
-
-function turn(by) {
-  const rows = table.getData(), place = rows.findIndex((row) => row.tile === state.shown);
-  const next = rows[place + by];
-  if (next) enlarge(next);
-}
+const enlarge = (row) => lightbox.open(row, state.engines, state.networks);
 
 async function save() {
   try {
@@ -216,8 +199,9 @@ async function save() {
 
 async function load() {
   const found = await get("api/controls");
-  Object.assign(state, { controls: found.controls, reasons: found.reasons, engines: found.engines });
+  Object.assign(state, { controls: found.controls, reasons: found.reasons, engines: found.engines, networks: found.networks });
   $("#save").textContent = `Save to ${found.configfile}`;
+  lightbox.demo = found.demo;
   showControls();
   if (!table) makeTable(found);
   await update();
@@ -227,12 +211,9 @@ $("#save").onclick = save;
 $("#reset").onclick = () => { showControls(); update(); table.setData(); };
 $("#pair").onchange = () => { openPair(); update(); };
 $("#slide").onload = drawMap;
-$("#before").onclick = () => turn(-1);
-$("#after").onclick = () => turn(1);
-$("#lightbox").addEventListener("keydown", (event) => {
-  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (by) turn(by);
-});
+lightbox.rows = () => table.getData();
+lightbox.about = (row) => words(row.decision);
+lightbox.changed = drawMap;
 $("#map").onclick = (event) => {
   const tile = tileAt(event);
   if (tile) enlarge({ tile: tile.tile, decision: state.outcome.decisions[tile.tile] || "accepted" });
