@@ -147,7 +147,7 @@ def test_pairs_and_tiles(study: Path, address: str, page: Any) -> None:
         assert np.abs(mean_color(page) - means[stain]).max() < 3
     assert np.abs(means["he"] - means["her2"]).max() > 10
     # Refused by a key: the sheet has it, and the plan is this pair's tiles and what follows.
-    assert page.locator("#plan").inner_text().startswith("Nothing")
+    until(page, "document.querySelector('#plan').innerText.startsWith('Nothing')")
     page.fill("#reason", "other section")
     page.locator("#reason").blur()
     page.keyboard.press("r")

@@ -45,6 +45,12 @@ function number(value, digits = 3) {
   return Math.abs(value) >= 1000 ? String(Math.round(value)) : String(Number(value.toPrecision(digits)));
 }
 
+function duration(hours) {
+  if (hours === null) return "";
+  if (hours >= 1) return `${number(hours, 2)} h`;
+  return hours >= 1 / 60 ? `${number(60 * hours, 2)} min` : `${Math.ceil(3600 * hours)} s`;
+}
+
 function plural(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
@@ -55,9 +61,9 @@ function planRows(found) {
   if (!found.stages.length) return [element("p", {}, "Nothing: all results are up to date.")];
   const rows = found.stages.map((stage) => element("tr", {},
     element("td", {}, stage.stage),
-    element("td", {}, stage.units.filter(Boolean).length && stage.jobs <= 3 ? stage.units.join(", ") : plural(stage.jobs, "job")),
-    element("td", {}, Object.keys(stage.reasons).join("; ")),
-    element("td", { class: "n" }, stage.hours === null ? "" : stage.hours < 1 ? `${number(60 * stage.hours, 2)} min` : `${number(stage.hours, 2)} h`)));
+    element("td", {}, stage.units.every(Boolean) && stage.jobs <= 3 ? stage.units.join(", ") : plural(stage.jobs, "job")),
+    element("td", { class: "reasons" }, Object.keys(stage.reasons).join("; ")),
+    element("td", { class: "n" }, duration(stage.hours))));
   const head = element("thead", {}, element("tr", {}, ...["stage", "of", "why", "time"].map((name) => element("th", {}, name))));
   const command = element("code", {}, "hemera run");
   const lines = [element("p", {}, command, " will run ", plural(found.stages.reduce((sum, stage) => sum + stage.jobs, 0), "job"), ":"),

@@ -1,7 +1,7 @@
 "use strict";
 // The page of the tiles: limits of filter, what they decide, and each tile.
 
-const TILES_ACCEPTED = "#0072b2", DELAY_MS = 120;
+const TILES_ACCEPTED = "#0072b2", DELAY_MS = 120, SLIDE_VH = 38;
 const state = { limits: {}, controls: [], reasons: {}, outcome: null, facts: null };
 let table = null, waiting = null, asked = 0;
 
@@ -109,6 +109,7 @@ async function openPair() {
     const facts = await get(`api/pair/${pair}`);
     if ($("#pair").value !== pair) return;
     state.facts = facts;
+    $("#slide").style.width = `min(100%, ${SLIDE_VH * facts.width / facts.height}vh)`;
     $("#slide").src = `tile/${pair}/he/0/0/0?v=${facts.version}`;
     $("#place").textContent = "";
   } catch (error) {
