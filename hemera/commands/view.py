@@ -70,6 +70,6 @@ def view(
             webbrowser.open(address)
         settings = uvicorn.Config(
             application(configfile, token, hosts, targets),
-            log_level="warning", access_log=False, server_header=False,
+            log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
         uvicorn.Server(settings).run(sockets=[bound])

@@ -25,6 +25,7 @@ from hemera.errors import HemeraError
 from hemera.imaging.codecs import decode, encode, suffix
 from hemera.reports import pictures
 from hemera.reports.html import TEMPLATES
+from hemera.sheet import Pair
 from hemera.view import networks
 from hemera.view.cohort import overview
 from hemera.view.decisions import Backups, decide
@@ -136,11 +137,11 @@ class _Server:
 
         return Json(await self._work(request, facts))
 
-    def _known(self, request: Request) -> Any:
-        try:
-            return self.study.pair(request.path_params["pair"])
-        except HemeraError as error:
-            raise HTTPException(403) from error
+    def _known(self, request: Request) -> Pair:
+        found = self.study.pair(request.path_params["pair"])
+        if found is None:
+            raise HTTPException(403)
+        return found
 
     async def tile(self, request: Request) -> Response:
         """Answer with a tile of a stain on the grid of H&E."""
@@ -189,10 +190,10 @@ class _Server:
         return JSONResponse(found)
 
     def _tile(self, request: Request) -> dict[str, Any]:
-        try:
-            return self.study.tile(request.path_params["tile"])
-        except HemeraError as error:
-            raise HTTPException(403) from error
+        found = self.study.tile(request.path_params["tile"])
+        if found is None:
+            raise HTTPException(403)
+        return found
 
     async def decide(self, request: Request) -> Response:
         """Write a decision into the sheet."""

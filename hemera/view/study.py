@@ -15,7 +15,7 @@ from hemera import tables
 from hemera.config import Config, MaskOptions
 from hemera.dataset.criteria import REASONS
 from hemera.dataset.shards import read_member
-from hemera.errors import SheetError, TableError
+from hemera.errors import TableError
 from hemera.files import layout
 from hemera.graph.dry_run import effective_config
 from hemera.imaging.codecs import decode, decode_mask
@@ -71,12 +71,9 @@ class Study:
         found = units(self.sheet, self.config.cohort.block_count)
         return {pair.pair: name for name, own in found.items() for pair in own}
 
-    def pair(self, name: str) -> Pair:
-        """Return a pair by its name; SheetError where the sheet has none."""
-        for pair in self.sheet.pairs:
-            if pair.pair == name:
-                return pair
-        raise SheetError(f"no pair of this name with HER2 in {self.sheet_path}")
+    def pair(self, name: str) -> Pair | None:
+        """Return a pair by its name; None where the sheet has none with HER2."""
+        return next((pair for pair in self.sheet.pairs if pair.pair == name), None)
 
     @property
     def tiles(self) -> pa.Table:
@@ -96,13 +93,10 @@ class Study:
         ).to_pylist()
         return found
 
-    def tile(self, name: str) -> dict[str, Any]:
-        """Return a row of the table of tiles; TableError where it has none of this name."""
+    def tile(self, name: str) -> dict[str, Any] | None:
+        """Return a row of the table of tiles; None where it has none of this name."""
         rows = self.tiles.filter(pc.equal(self.tiles["tile"], name)).to_pylist()
-        if not rows:
-            raise TableError("no tile of this name in this study")
-        row: dict[str, Any] = rows[0]
-        return row
+        return rows[0] if rows else None
 
     def split(self, tile: str) -> str | None:
         """Return the split of a tile in the index; None without an index, or where it has none."""

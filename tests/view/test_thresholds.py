@@ -160,6 +160,8 @@ def test_pictures_are_members_of_the_shards(client: TestClient, results: Path) -
     stored = shard[row["he_offset"] : row["he_offset"] + row["he_length"]]
     assert client.get(f"picture/{row['tile']}/he").content == stored
     assert client.get(f"picture/{row['tile']}/stain?side=48").content[:2] == b"\xff\xd8"
+    for address in ("picture/none/he", "contours/none/stain", "api/cells/none/stain"):
+        assert client.get(address).status_code == 403
     for address in ("he?side=0", "he?side=99999", "he?side=-1", "other", "secret", "he_shard"):
         assert client.get(f"picture/{row['tile']}/{address}").status_code in (400, 403)
 

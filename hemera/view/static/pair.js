@@ -306,6 +306,7 @@ $("#divider").onpointerdown = (event) => {
 setMode("swipe");
 get("api/pairs").then((pairs) => {
   state.pairs = pairs;
+  if (!pairs.length) throw new Error("The sheet has no pair with HER2.");
   showOptions();
   const wanted = decodeURIComponent(location.hash.slice(1));
   const first = pairs.find((row) => row.pair === wanted) || pairs.find((row) => !row.verdict) || pairs[0];
