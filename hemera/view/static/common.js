@@ -59,14 +59,16 @@ function plural(count, noun) {
 function planRows(found) {
   if (found.error) return [element("p", { class: "error" }, found.error)];
   if (!found.stages.length) return [element("p", {}, "Nothing: all results are up to date.")];
-  const rows = found.stages.map((stage) => element("tr", {},
+  const again = found.stages.filter((stage) => stage.replaced_bytes), first = found.stages.filter((stage) => !stage.replaced_bytes);
+  const jobs = (stages) => plural(stages.reduce((sum, stage) => sum + stage.jobs, 0), "job");
+  const rows = again.map((stage) => element("tr", {},
     element("td", {}, stage.stage),
     element("td", {}, stage.units.every(Boolean) && stage.jobs <= 3 ? stage.units.join(", ") : plural(stage.jobs, "job")),
     element("td", { class: "reasons" }, Object.keys(stage.reasons).join("; ")),
     element("td", { class: "n" }, duration(stage.hours))));
   const head = element("thead", {}, element("tr", {}, ...["stage", "of", "why", "time"].map((name) => element("th", {}, name))));
   const command = element("code", {}, "hemera run");
-  const lines = [element("p", {}, command, " will run ", plural(found.stages.reduce((sum, stage) => sum + stage.jobs, 0), "job"), ":"),
-    element("table", {}, head, element("tbody", {}, ...rows))];
+  const lines = again.length ? [element("p", {}, command, ` will run ${jobs(again)} again:`), element("table", {}, head, element("tbody", {}, ...rows))] : [];
+  if (first.length) lines.push(element("p", {}, command.cloneNode(true), ` will run ${jobs(first)} for the first time: ${first.map((stage) => stage.stage).join(", ")}.`));
   return lines.concat(found.missing.map((line) => element("p", { class: "error" }, `missing: ${line}`)));
 }
