@@ -1,10 +1,10 @@
 """Artefacts: drawn ones over real clean tiles, false alarms on these, and real overviews and tiles.
 
-Drawn are pen (9 to 40 um wide, four colours, three strengths), folds of two and three layers,
-bubbles and blur of one half. *Found* is a tile that `filter` would refuse for its artefact with
-default options, *correct* one that it refuses for this reason. A table per artefact and stain, and
-one per source, of real images that are given with --images; the ratios of both rules of folds that
-the clean tiles of all sources but one allow, and what they find on that one.
+Drawn are pen (9 to 40 um wide, five colours of several dyes, three strengths), folds of two and
+three layers, bubbles and blur of one half. *Found* is a tile that `filter` would refuse for its
+artefact with default options, *correct* one that it refuses for this reason. A table per artefact
+and stain, and one per source, of real images that are given with --images; the ratios of both rules
+of folds that the clean tiles of all sources but one allow, and what they find on that one.
 """
 
 import argparse
@@ -46,6 +46,11 @@ SOURCES = (
     ("shidc", "her2", "ki67_shidc/*.jpg"),
     ("glioma", "her2", "ki67_glioma/*original.jpg"),
     ("deepliif", "her2", "deepliif/test_ihc/*.png"),
+    ("misc", "her2", "ihc_misc/*.png"),
+    ("membrane", "her2", "her2_membrane_128/im?_t??.png"),
+    ("os", "he", "he_os1/*.tif"),
+    ("os", "her2", "ki67_os2/*.tif"),
+    ("cmu", "he", "wsi/*.svs"),
 )
 """Name, stain and files."""
 OVERVIEW_MPP = MPP["overview"]
@@ -59,12 +64,14 @@ OVERVIEWS = {
 }
 """Files and um/px."""
 INKS = {
-    "black": (0.58, 0.58, 0.57),
-    "blue": (0.84, 0.50, 0.20),
-    "green": (0.82, 0.25, 0.50),
-    "red": (0.06, 0.72, 0.69),
+    "black": ((0.58, 0.58, 0.57), (0.59, 0.59, 0.55)),
+    "blue": ((0.84, 0.50, 0.20), (0.75, 0.62, 0.22), (0.67, 0.67, 0.34), (0.88, 0.44, 0.20)),
+    "green": ((0.82, 0.25, 0.50), (0.82, 0.31, 0.49), (0.82, 0.37, 0.44)),
+    "red": ((0.06, 0.72, 0.69), (0.10, 0.77, 0.63), (0.18, 0.83, 0.53)),
+    "violet": ((0.47, 0.83, 0.29),),
 }
-"""Unit vectors in optical density."""
+"""Unit vectors in optical density, of several dyes. The second and the third of blue have the ratio
+of red to green of haematoxylin (RGB 45, 60, 150 and 60, 60, 120)."""
 TILE_PX = 512
 TILE_UM = 128.0
 """Sides of the tiles, whichever is longer."""
@@ -116,6 +123,8 @@ def tiles(folder: Path) -> Iterator[Tile]:
 
 def read(path: Path) -> RGB:
     """Return an image (H, W, 3)."""
+    if path.suffix in (".tif", ".svs"):
+        return np.ascontiguousarray(tifffile.imread(path, key=0)[..., :3])
     return np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1])
 
 
@@ -151,9 +160,9 @@ def rounded(values: npt.NDArray[Any]) -> RGB:
 
 
 def pen(tile: Tile, ink: str, strength: float, rng: np.random.Generator) -> RGB:
-    """Draw a stroke of ink of an optical density."""
+    """Draw a stroke of one of the dyes of an ink, of an optical density."""
     band = stroke(tile, float(rng.choice([9, 12, 20, 40])), rng)[..., None]
-    return rounded(tile.rgb * 10 ** (-strength * 1.6 * band * np.array(INKS[ink])))
+    return rounded(tile.rgb * 10 ** (-strength * 1.6 * band * rng.choice(INKS[ink])))
 
 
 def fold(tile: Tile, layers: int, rng: np.random.Generator) -> RGB:
@@ -234,7 +243,7 @@ def overviews(folder: Path) -> None:
     line(*["---"] * 6)
     for name, mpp in OVERVIEWS.items():
         path = folder / name
-        image = read(path) if path.suffix == ".png" else tifffile.imread(path)[..., :3]
+        image = read(path)
         background = measure_background([image], mpp).color
         typical = typical_density(image, background)
         kinds = find_artefacts(image, mpp, background, typical)

@@ -55,9 +55,13 @@ def tissue() -> tuple[RGB, np.ndarray]:
 EOSIN = (0.07, 0.94, 0.33)
 INKS = {
     "black": (0.58, 0.58, 0.57),
-    "blue": (0.84, 0.50, 0.20),
+    "cyan": (0.84, 0.50, 0.20),
+    "blue": (0.75, 0.62, 0.22),
+    "navy": (0.67, 0.67, 0.34),
     "green": (0.82, 0.25, 0.50),
+    "dark green": (0.82, 0.37, 0.44),
     "red": (0.06, 0.72, 0.69),
+    "crimson": (0.10, 0.77, 0.63),
 }
 
 
@@ -76,6 +80,27 @@ def test_a_stroke_of_pen_is_found_where_it_is(ink: str, width_um: float) -> None
     pen = resized(found, (400, 480)) == 1 + KINDS.index("pen")
     assert pen[distance < width_um / 2 - 1].mean() > 0.95
     assert not pen[distance > width_um / 2 + 10].any()
+
+
+@pytest.mark.parametrize("ink", ["blue", "navy"])
+@pytest.mark.parametrize(("opacity", "width_um"), [(0.7, 12), (0.85, 9)])
+def test_ink_of_the_hue_of_nuclei_has_no_gaps(ink: str, opacity: float, width_um: float) -> None:
+    """An opaque stroke over tissue; a row of nuclei as wide and dark has gaps."""
+    clean, density = tissue()
+    y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
+    across = (x - 120) * 0.8 + (y - 100) * 0.6
+    cover = (opacity / (1 + np.exp((np.abs(across) - width_um / 2) / 0.7)))[..., None]
+    color = {"blue": (45, 60, 150), "navy": (60, 60, 120)}[ink]
+    inked = (clean * (1 - cover) + cover * np.array(color)).round().astype(np.uint8)
+    found = find_artefacts(inked, 0.5, BACKGROUND)
+    assert found is not None
+    pen = resized(found, (400, 480)) == 1 + KINDS.index("pen")
+    assert pen[np.abs(across) < width_um / 2 - 1].mean() > 0.8
+    assert not pen[np.abs(across) > width_um / 2 + 10].any()
+    along = (x - 120) * 0.6 - (y - 100) * 0.8
+    row = np.hypot(across, (along + 4.75) % 9.5 - 4.75) < 4.5
+    nuclei = cv2.GaussianBlur(0.6 * row, (0, 0), 0.6)[..., None] * HAEMATOXYLIN
+    assert find_artefacts(over(np.array(BACKGROUND), density + nuclei), 0.5, BACKGROUND) is None
 
 
 @pytest.mark.parametrize("closed", [True, False])
