@@ -129,7 +129,7 @@ class TrainGenerationOptions(TrainingOptions):
     """GenerationNet (sections 3.1 and 4.1 of the HEMERA paper)."""
 
     section: ClassVar[str] = "train_generation"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     network: Annotated[Network, paper("U-Net, depth not stated")] = "unet_512"
     """Architecture of the generator."""
@@ -229,7 +229,7 @@ class TrainGenerationOptions(TrainingOptions):
     flip: bool = True
     """Augment by random horizontal flips of tile pairs."""
     select: Annotated[Select, paper("not stated; pix2pix keeps the last")] = "last"
-    """Epoch whose generator is kept; best: highest sum of SSIM and the concordance of DAB on
+    """Epoch whose generator is kept; best: highest sum of SSIM and the concordance of brown on
     validation tiles."""
 
     @property

@@ -113,6 +113,10 @@ def _brown_recall(px: int) -> Callable[[Floats], Floats]:
     return lambda sums: metrics.ratio(_sum(sums, f"recalled_{px}"), _sum(sums, "brown_real"))
 
 
+def _brown_precision(px: int) -> Callable[[Floats], Floats]:
+    return lambda sums: metrics.ratio(_sum(sums, f"precise_{px}"), _sum(sums, "brown"))
+
+
 def _brown_dice(px: int) -> Callable[[Floats], Floats]:
     """Dice, of precision and recall with a tolerance."""
 
@@ -144,8 +148,10 @@ FIGURES: dict[str, Callable[[Floats], Floats]] = {
     "brown_dice": lambda sums: metrics.ratio(
         2 * _sum(sums, "brown_both"), _sum(sums, "brown") + _sum(sums, "brown_real")
     ),
+    "brown_precision": lambda sums: metrics.ratio(_sum(sums, "brown_both"), _sum(sums, "brown")),
     "brown_recall": lambda sums: metrics.ratio(_sum(sums, "brown_both"), _sum(sums, "brown_real")),
     **{f"brown_dice_{px}": _brown_dice(px) for px in TOLERANCES_PX},
+    **{f"brown_precision_{px}": _brown_precision(px) for px in TOLERANCES_PX},
     **{f"brown_recall_{px}": _brown_recall(px) for px in TOLERANCES_PX},
     "red_positive": lambda sums: metrics.ratio(_sum(sums, "positive_red"), _sum(sums, "positive")),
     "red_other": lambda sums: metrics.ratio(_sum(sums, "other_red"), _sum(sums, "other")),

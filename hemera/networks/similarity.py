@@ -46,13 +46,20 @@ def ssim(images: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     return total / (whole.flatten(1).sum(1) * images.shape[1])
 
 
-def dab_sums(images: Tensor, truth: Tensor, background: Tensor, valid: Tensor) -> Tensor:
-    """Return `pair_sums` of the DAB densities of `images` and `truth`, (B, 3, H, W) in [0, 1].
+def brown_sums(images: Tensor, truth: Tensor, background: Tensor, valid: Tensor) -> Tensor:
+    """Return `pair_sums` of the brown of `images` and `truth`, (B, 3, H, W) in [0, 1].
 
-    They are those of `losses.dab_density`, clipped at 0; of `valid` (B, 1, H, W) pixels.
+    It is `losses.dab_density`, clipped at 0, where red exceeds blue after division by the
+    background, otherwise 0, because gray has a DAB density; of `valid` (B, 1, H, W) pixels.
     """
-    x, y = (losses.dab_density(each, background).clamp(min=0) for each in (images, truth))
+    x, y = (_brown(each, background) for each in (images, truth))
     return pair_sums(x, y, valid)
+
+
+def _brown(images: Tensor, background: Tensor) -> Tensor:
+    over_white = images / background
+    redder = over_white[:, :1] > over_white[:, 2:]
+    return losses.dab_density(images, background).clamp(min=0) * redder
 
 
 def pair_sums(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:

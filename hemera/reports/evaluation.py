@@ -56,6 +56,9 @@ METRICS = {
     "brown_dice": Metric("Dice of brown", 3),
     "brown_dice_8": Metric("Dice of brown within 8 px", 3),
     "brown_dice_32": Metric("Dice of brown within 32 px", 3),
+    "brown_precision": Metric("precision of brown", 3),
+    "brown_precision_8": Metric("precision of brown within 8 px", 3),
+    "brown_precision_32": Metric("precision of brown within 32 px", 3),
     "brown_recall": Metric("recall of brown", 3),
     "brown_recall_8": Metric("recall of brown within 8 px", 3),
     "brown_recall_32": Metric("recall of brown within 32 px", 3),
@@ -80,6 +83,8 @@ STAIN_ROWS = (
     ("dab_r", "pooled"), ("dab_r", "tiles"), ("dab_ratio", "pooled"), ("dab_kl", "pooled"),
     ("brown_fraction_real", "pooled"), ("brown_ratio", "pooled"),
     ("brown_dice", "pooled"), ("brown_dice_8", "pooled"), ("brown_dice_32", "pooled"),
+    ("brown_precision", "pooled"), ("brown_precision_8", "pooled"),
+    ("brown_precision_32", "pooled"),
     ("brown_recall", "pooled"), ("brown_recall_8", "pooled"), ("brown_recall_32", "pooled"),
     ("red_positive", "pooled"), ("red_other", "pooled"),
     ("cell_f1", "pooled"), ("cell_false_positive_fraction", "empty"), ("cell_score", "cases"),
@@ -90,6 +95,9 @@ BROWN_RATIO_MIN = 0.25
 stain. Other pixels do not count: gray has a DAB density."""
 BROWN_FRACTION_MIN = 0.001
 """Smallest brown fraction of the real images on which the stain of a generator is assessed."""
+CELL_AGREEMENT_MIN = 0.5
+"""Smallest F1 of positive cells, and fraction of cases with the HER2 score of the real image, above
+which the page has no warning."""
 BRANCH_CHANGED_MIN = 0.02
 """SegmentationNet uses its branch when that of another tile changes so many of its answers, and F1
 for the worse."""
@@ -163,6 +171,7 @@ def evaluation_page(
     table = _compared(pd.DataFrame(metrics, columns=tables.METRICS.names))
     rows = pd.DataFrame(tiles, columns=tables.EVALUATION_TILES.names)
     tested = rows.groupby("network")[["tile", "case"]].nunique()
+    scores = _score_tables(rows, trained)
     content = {
         "title": "HEMERA: evaluation of the networks",
         "preset": preset,
@@ -174,7 +183,8 @@ def evaluation_page(
         "headline": HEADLINE,
         "stain_rows": STAIN_ROWS,
         "unstained": _unstained(table, trained),
-        "scores": _score_tables(rows, trained),
+        "scores": scores,
+        "other_cells": _other_cells(table, scores, trained),
         "swaps": SWAPS,
         "branch": _branch(trained),
         "unused": _unused_branch(table),
@@ -294,6 +304,28 @@ def _score_tables(tiles: Frame, trained: Sequence[Trained]) -> dict[str, Any]:
         every = range(len(CLASSES))
         counts = counts.reindex(index=every, columns=range(-1, len(CLASSES)), fill_value=0)
         found[each.name] = counts.to_numpy()
+    return found
+
+
+def _other_cells(
+    table: Frame, scores: Mapping[str, npt.NDArray[np.int64]], trained: Sequence[Trained]
+) -> list[str]:
+    """Return in what way the cells of generators differ from those of the real images.
+
+    `scores` are those of `_score_tables`. See `CELL_AGREEMENT_MIN`.
+    """
+    f1s = table["value"].set_axis(table.set_index("method", append=True).index)
+    found = []
+    for each in (each for each in trained if each.name in scores):
+        f1 = f1s.get(("generation", "all", "cell_f1", "pooled", each.name), math.nan)
+        counts = scores[each.name]
+        equal, cases = int(np.trace(counts, offset=1)), int(counts.sum())
+        if f1 < CELL_AGREEMENT_MIN or equal < CELL_AGREEMENT_MIN * cases:
+            words = [] if math.isnan(f1) else [f"F1 of positive cells is {f1:.2f}"]
+            words.append(f"{equal} of {cases} cases have the HER2 score of the real image")
+            found.append(
+                f"{each.label}: its cells are not those of the real images: " + ", ".join(words)
+            )
     return found
 
 

@@ -163,8 +163,8 @@ def mean_weight(tiles: TileDataset) -> float:
 
 
 def selection_score(validated: Mapping[str, float]) -> float:
-    """Return the score by which an epoch is the best: SSIM plus the concordance of DAB."""
-    return validated["ssim"] + validated["dab_concordance"]
+    """Return the score by which an epoch is the best: SSIM plus the concordance of brown."""
+    return validated["ssim"] + validated["brown_concordance"]
 
 
 def rate_factor(epoch: int, options: TrainGenerationOptions) -> float:
@@ -324,8 +324,8 @@ def validate(
 ) -> dict[str, float]:
     """Return the measures of generated images over the validation tiles.
 
-    They are the weighted reconstruction loss, PSNR, SSIM and the concordance of DAB, see
-    `hemera.networks.similarity.concordance`. The generator is in evaluation mode: its batch norms
+    They are the weighted reconstruction loss, PSNR, SSIM and the concordance of brown, see
+    `hemera.networks.similarity`. The generator is in evaluation mode: its batch norms
     use their running statistics.
     """
     net.eval()
@@ -342,8 +342,8 @@ def validate(
             similarity.psnr(stored, real, valid),
             similarity.ssim(stored, real, valid),
         )
-        dab = similarity.dab_sums(stored, real, batch["her2_background"], valid)
-        found.append(torch.cat((torch.stack(measured, 1).double(), dab), 1))
+        brown = similarity.brown_sums(stored, real, batch["her2_background"], valid)
+        found.append(torch.cat((torch.stack(measured, 1).double(), brown), 1))
     # Read once: each reading makes the GPU wait.
     rows = torch.cat(found).tolist() if found else []
     reconstruction, psnr_db, ssim, *sums = zip(*compute.ranks.gather(rows), strict=True)
@@ -353,7 +353,7 @@ def validate(
         "reconstruction": math.fsum(reconstruction) / len(reconstruction),
         "psnr_db": finite_mean(psnr_db),
         "ssim": finite_mean(ssim),
-        "dab_concordance": float(similarity.concordance(pooled)),
+        "brown_concordance": float(similarity.concordance(pooled)),
     }
 
 

@@ -48,8 +48,12 @@ def test_precision_differs_from_recall_and_distances_end_where_stated():
     one[:, 24:] = stained(np.zeros((64, 72)))
     found = figures(bars(), one)
     assert (found["brown_recall_8"], found["brown_dice_8"]) == pytest.approx((1, 2 / 3))
+    assert (found["brown_precision"], found["brown_precision_8"]) == (0.5, 0.5)
+    found = figures(one, bars())
+    assert (found["brown_precision"], found["brown_recall"]) == (1, 0.5)
     found = figures(bars(13), bars())
     assert found["brown_recall_8"] == found["brown_dice_8"] == pytest.approx(1 / 6)
+    assert (found["brown_precision"], found["brown_precision_8"]) == pytest.approx((0, 1 / 6))
 
 
 def test_divergence_of_the_generated_from_the_real_histogram_by_formula():
@@ -81,6 +85,7 @@ def test_gray_is_not_brown_and_one_colour_has_no_correlation():
     found = figures(gray, bars())
     assert np.isnan(found["dab_r"]) and found["dab_concordance"] == pytest.approx(0, abs=1e-9)
     assert found["brown_recall_32"] == found["brown_dice"] == found["brown_ratio"] == 0
+    assert np.isnan(found["brown_precision"]) and np.isnan(found["brown_precision_32"])
     assert found["dab_ratio"] > 1, "gray has a DAB density"
     assert found["dab_kl"] > 1
 

@@ -48,14 +48,24 @@ def test_concordance_by_formula():
     assert similarity.concordance(np.zeros(6)) == 0
 
 
-def test_dab_is_summed_over_valid_pixels():
+def test_brown_is_summed_over_valid_pixels():
     brown = 10 ** -(torch.tensor([0.1, 0.4]).view(2, 1, 1, 1) * DAB).expand(2, 3, 4, 6)
     valid = torch.zeros(2, 1, 4, 6, dtype=torch.bool)
     valid[:, :, :2] = True
-    sums = similarity.dab_sums(brown, brown.flip(0), torch.ones(2, 3, 1, 1), valid)
+    sums = similarity.brown_sums(brown, brown.flip(0), torch.ones(2, 3, 1, 1), valid)
     assert sums.shape == (2, 6)
     expected = [12, 12 * 0.1, 12 * 0.4, 12 * 0.01, 12 * 0.16, 12 * 0.04]
     assert sums[0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gray_is_not_brown_over_a_background_of_any_colour():
+    """A background with more red than blue makes gray tissue redder than blue, and no browner."""
+    background = torch.tensor([1.0, 0.9, 0.8]).view(1, 3, 1, 1)
+    brown = background * (10 ** -(0.4 * DAB)).expand(1, 3, 4, 6)
+    gray = background * torch.full((1, 3, 4, 6), 0.375)
+    valid = torch.ones(1, 1, 4, 6, dtype=torch.bool)
+    sums = similarity.brown_sums(gray, brown, background, valid)
+    assert sums[0].tolist() == pytest.approx([24, 0, 24 * 0.4, 0, 24 * 0.16, 0], rel=1e-4)
 
 
 def test_images_are_cut_off_as_they_are_stored():

@@ -312,6 +312,39 @@ def test_scores_read_from_cells_are_a_table(tmp_path: Path) -> None:
     assert re.findall(r">(\d+)<", line) == ["0", "2", "0", "0", "0", "0"]
 
 
+def test_cells_that_are_not_those_of_the_real_images_are_a_warning(tmp_path: Path) -> None:
+    """Cases bci_0 and bci_1 are 3+; what is generated of bci_1 is 3+ or 0."""
+
+    def page(second: list[int], f1: float | None) -> str:
+        rows = []
+        for row in tile_rows():
+            cells = [1, 0, 0, 8] if row["case"] == "bci_0" else second
+            counted = {"cells": cells, "cells_real": [1, 0, 0, 8], "positive_cells": 8,
+                       "positive_cells_real": 8, "matched_cells": 8}  # fmt: skip
+            rows.append(row | (counted if row["method"] == "hemera" else {}))
+        measured = {"network": "generation", "method": "hemera", "metric": "cell_f1",
+                    "group": "all", "aggregation": "pooled", "value": f1, "deviation": None,
+                    "tiles": 6, "low": None, "high": None}  # fmt: skip
+        return written(tmp_path / "cells.html", tiles=rows, metrics=[*metric_rows(), measured])
+
+    words = "hemera: its cells are not those of the real images: "
+    assert words not in page([1, 0, 0, 8], 0.5)
+    # Half of the cases agree.
+    assert words not in page([9, 0, 0, 0], None)
+    low = page([1, 0, 0, 8], 0.49)
+    assert (
+        words + "F1 of positive cells is 0.49, 2 of 2 cases have the HER2 score of the real" in low
+    )
+    assert "Every network exceeds" not in low
+    assert low.index(words) < low.index('id="generation"')
+    assert "its cells" not in written(tmp_path / "none.html"), "no cells were compared"
+    rows = [row | {"case": "bci_1"} for row in tile_rows()]
+    none = {"cells": [9, 0, 0, 0], "cells_real": [1, 0, 0, 8], "positive_cells": 0,
+            "positive_cells_real": 8, "matched_cells": 0}  # fmt: skip
+    rows = [row | (none if row["method"] == "hemera" else {}) for row in rows]
+    assert words + "0 of 1 cases" in written(tmp_path / "wrong.html", tiles=rows)
+
+
 def test_a_page_without_test_tiles(tmp_path: Path) -> None:
     empty = [Trained(each.name, each.network, {}, history()) for each in TRAINED]
     path = tmp_path / "evaluate.html"

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 from torch.nn import functional
 
 from hemera.config import TrainGenerationOptions
@@ -17,7 +18,7 @@ from hemera.networks.discriminator import PatchGAN
 from hemera.stages import train_generation
 from hemera.stages.train_generation import rate_factor, run
 from hemera.training.checkpoint import TrainingState
-from tests.small_index import write_index
+from tests.small_index import draw_tile, write_index
 from tests.small_networks import cpu_compute
 from tests.small_training import history, interrupted, paths, run_command, same_bytes
 from tests.small_weights import write_alexnet
@@ -40,7 +41,7 @@ MISALIGNED = {
 }  # fmt: skip
 
 GOLDEN = {
-    3: {
+    4: {
         ("train", "total"): 7.7292,
         ("train", "discriminator"): 0.63528,
         ("train", "l1_1"): 0.08884,
@@ -387,6 +388,74 @@ def test_validation_is_the_mean_over_tiles():
     # 8 bits that went to [-1, 1] and back may come out one lower.
     assert found["psnr_db"] == pytest.approx(psnr_db, abs=0.05)
     assert found["ssim"] == pytest.approx(ssim, abs=0.005)
+
+
+class Constant(torch.nn.Module):
+    """A generator that returns one image (H, W, 3), uint8."""
+
+    def __init__(self, image):
+        super().__init__()
+        # Half a step more, so that it is stored as this image.
+        unit = (torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() + 0.5) / 255
+        self.image = unit * 2 - 1
+
+    def forward(self, source):
+        return self.image
+
+
+def test_gray_with_a_high_ssim_loses_against_stain_that_is_off_by_pixels():
+    """Both values by their definitions; gray is the real image without its colour."""
+    he, real, _ = draw_tile(3)
+    gray = np.repeat(cv2.cvtColor(real, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    stained = np.roll(real, 2, axis=1)
+    batch = {
+        "he": torch.from_numpy(he).permute(2, 0, 1)[None],
+        "her2": torch.from_numpy(real).permute(2, 0, 1)[None],
+        "weight": torch.ones(1, 1, *real.shape[:2]),
+        "valid": torch.ones(1, 1, *real.shape[:2], dtype=torch.bool),
+        "her2_background": torch.ones(1, 3, 1, 1),
+    }
+    vector = np.linalg.inv([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])[:, 2]
+
+    def brown(image):
+        density = (-np.log10(image.clip(1) / 255) @ vector).clip(0)
+        return density * (image[..., 0] > image[..., 2])
+
+    scores = {}
+    for name, image in (("gray", gray), ("stained", stained)):
+        found = train_generation.validate(Constant(image), [batch], cpu_compute(), OPTIONS)
+        ssim = structural_similarity(real, image, channel_axis=-1, data_range=255)
+        x, y = brown(image), brown(real)
+        covariance = np.mean((x - x.mean()) * (y - y.mean()))
+        agreement = 2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2)
+        assert found["ssim"] == pytest.approx(ssim, abs=2e-3)
+        assert found["brown_concordance"] == pytest.approx(agreement, abs=2e-3)
+        scores[name] = ssim, train_generation.selection_score(found)
+        assert scores[name][1] == pytest.approx(ssim + agreement, abs=4e-3)
+    assert scores["gray"][0] > scores["stained"][0] + 0.1
+    assert scores["gray"][1] < scores["stained"][1] - 0.1
+
+
+def test_the_best_epoch_has_the_highest_sum_of_ssim_and_brown(train, tmp_path, monkeypatch):
+    """The first is gray, of the highest SSIM; the last has the most brown in wrong places."""
+    validated = [
+        {"reconstruction": 1.0, "psnr_db": 30.0, "ssim": 0.75, "brown_concordance": 0.0},
+        {"reconstruction": 2.0, "psnr_db": 20.0, "ssim": 0.5, "brown_concordance": 0.5},
+        {"reconstruction": 3.0, "psnr_db": 10.0, "ssim": 0.25, "brown_concordance": 0.625},
+    ]
+    epochs, kept = iter(validated), []
+
+    def validate(net, *_):
+        kept.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+        return next(epochs)
+
+    monkeypatch.setattr(train_generation, "validate", validate)
+    train(tmp_path, epochs=3, select="best")
+    described = json.loads((tmp_path / "metadata.json").read_text())
+    assert (described["epoch"], described["best_epoch"]) == (2, 2)
+    written = storage.read_weights(tmp_path / "generator.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in kept[1].items())
+    assert not all(torch.equal(written[name], tensor) for name, tensor in kept[2].items())
 
 
 def test_sigterm_leaves_a_checkpoint_from_which_the_run_resumes(

@@ -273,7 +273,7 @@ def test_the_log_of_a_terminated_job_has_the_last_message(tmp_path, stage):
 def test_a_validation_without_a_number_ends_the_run(tmp_path, monkeypatch):
     index = write_index(tmp_path / "results")
     lost = {"reconstruction": float("nan"), "psnr_db": 20.0, "ssim": 0.5,
-            "dab_concordance": 0.1}  # fmt: skip
+            "brown_concordance": 0.1}  # fmt: skip
     monkeypatch.setattr(train_generation, "validate", lambda *_: lost)
     with pytest.raises(TrainingError, match=r"epoch 1: .* not a number for reconstruction; lower"):
         train_generation.run(index=index, options=OPTIONS, **paths(tmp_path))
