@@ -488,6 +488,16 @@ def read_metadata(path: Path) -> dict[str, str]:
         }
 
 
+def mask_engines(index: Path) -> list[str]:
+    """Return the mask engines of an index, in the order of its columns."""
+    with translated(TableError, f"{index}: its mask engines are not a list ({{error}}); {_AGAIN}"):
+        names = json.loads(read_metadata(index)["mask_engines"])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(names)
+    return names
+
+
+_AGAIN = "run index again"
 _MISFIT = "the rows do not fit the schema ({error})"
 _UNREADABLE = "not a Parquet file ({error}); delete it and run its stage again"
 

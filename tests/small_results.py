@@ -24,7 +24,7 @@ from hemera.stages import filter, index, landmarks
 from tests.small_tables import stored, tile_row
 
 BLOCK_COUNT = 2
-SIZE_PX = 96
+SIZE_PX = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +148,10 @@ def _unit(
                 row, masked = _tile(unit, pair, made, number, tile_shard, mask_shard, engines)
                 tile_rows.append(row)
                 mask_rows += masked
-    tables.write(results / "describe" / f"{unit}.parquet", described, tables.DESCRIBE)
-    metadata = tables.provenance(config.TileOptions(size_px=SIZE_PX))
+    metadata = tables.provenance(config.DescribeOptions())
+    tables.write(results / "describe" / f"{unit}.parquet", described, tables.DESCRIBE, metadata)
+    metadata = {"options_describe": metadata["options"]}
+    metadata |= tables.provenance(config.TileOptions(size_px=SIZE_PX))
     if any(made.slide for _, made in members):
         metadata["options_register"] = tables.provenance(config.RegisterOptions())["options"]
     tables.write(results / "tile" / f"{unit}.parquet", tile_rows, tables.TILE, metadata)
@@ -318,8 +320,8 @@ def _tile(
         y_px=0,
         size_px=SIZE_PX,
         mpp=0.92 if made.slide else 0.46,
-        her2_x_px=number * SIZE_PX + 3.5,
-        her2_y_px=1.25,
+        her2_x_px=number * SIZE_PX + (180 / 0.92 if made.slide else 3.5),
+        her2_y_px=-90 / 0.92 if made.slide else 1.25,
         her2_tissue_fraction=0.8,
         # The last tile of a pair is background.
         tissue_fraction=0.2 if number == 3 else 0.7 + 0.01 * (seed % 20),

@@ -2,14 +2,24 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from hemera import tables
 from hemera.config import IndexOptions
 from hemera.dataset.subsets import NETWORKS
+from hemera.errors import TableError
+from hemera.files.faults import translated
 from hemera.sheet import SPLITS
+
+COLUMNS = [
+    "case", "dataset", "score", "split", "reason", "accepted",
+    *(f"{network}_split" for network in NETWORKS),
+]  # fmt: skip
+"""Columns of the index whose rows are counted."""
 
 CARD = """\
 # Dataset card
@@ -52,17 +62,34 @@ identifiers, so tiles of one of its slides may be in the training and the test s
 {options}"""
 
 
-def dataset_card(
+def card_of_index(index: Path) -> str:
+    """Return the dataset card of an index, Markdown; TableError when it is not one."""
+    metadata, schema = tables.read_metadata(index), tables.index(tables.mask_engines(index))
+    with translated(TableError, f"{index}: damaged metadata ({{error}}); run index again"):
+        values = json.loads(metadata["options_index"])
+        options = IndexOptions(**{name: values[name] for name in values if name != "version"})
+    name = f"{options.target}_excluded_fraction"
+    if name not in schema.names:
+        raise TableError(
+            f"{index}: options of index name masks of {options.target}, which it lacks; run index "
+            "again"
+        )
+    excluded = tables.read(index, schema, ["accepted", name])
+    excluded = excluded.filter(excluded["accepted"])[name]
+    rows = tables.read(index, schema, COLUMNS)
+    with translated(TableError, f"{index}: damaged metadata ({{error}}); run index again"):
+        return _card(rows, excluded, metadata, options)
+
+
+def _card(
     table: pa.Table, excluded: pa.ChunkedArray, metadata: Mapping[str, str], options: IndexOptions
 ) -> str:
     """Return the dataset card of an index with its metadata, Markdown.
 
     `excluded` is the fraction of every accepted tile that its mask excludes.
     """
-    columns = ["case", "dataset", "score", "split", "reason", "accepted"]
-    columns += [f"{network}_split" for network in NETWORKS]
     # Equal rows once, with their number: a table of 10^7 rows is not for pandas.
-    counted = table.select(columns).group_by(columns).aggregate([([], "count_all")])
+    counted = table.select(COLUMNS).group_by(COLUMNS).aggregate([([], "count_all")])
     tiles = counted.sort_by("case").to_pandas().rename(columns={"count_all": "tiles"})
     accepted = tiles[tiles["accepted"]]
     rows = []

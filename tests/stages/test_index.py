@@ -13,6 +13,7 @@ from hemera.__main__ import main
 from hemera.config import FilterOptions, IndexOptions
 from hemera.config.base import flags
 from hemera.dataset.fingerprint import fingerprint
+from hemera.dataset.subsets import NETWORKS
 from hemera.errors import TableError
 from hemera.sheet import SPLITS, write_rows
 from hemera.stages import index
@@ -24,7 +25,7 @@ ENGINES = ("stain",)
 ALL = IndexOptions(
     target="stain",
     generation_test_datasets=("bci",),
-    **{f"{network}_{split}": None for network in index.NETWORKS for split in SPLITS},
+    **{f"{network}_{split}": None for network in NETWORKS for split in SPLITS},
 )
 SCORES = ("0", "1+", "2+", "3+")
 
