@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from hemera import __version__
 from hemera.config import STAGES
 from hemera.config.base import Key, Options, keys, nearest, range_words
-from hemera.errors import ConfigError, HemeraError
+from hemera.errors import INTERRUPTED, ConfigError, HemeraError
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "new": (),
@@ -107,7 +107,7 @@ _HELP = {
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 1 for an error of the input, 2 for wrong usage."""
+    """Run one command; return 0, 1 for an error of the input, 2 for wrong usage, 130 for Ctrl-C."""
     _keep_freed_memory()
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
@@ -142,6 +142,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return INTERRUPTED
     except OSError as error:
         # Of the file system: its own message names the cause.
         if error.strerror is None:

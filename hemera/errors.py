@@ -4,6 +4,9 @@ A message reads *subject: fact; remedy*, with the bound where there is one:
 ``17_HE.tif: no resolution in the file; give he_mpp in the sheet``.
 """
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of a shell: 128 and the number of the signal."""
+
 
 class HemeraError(Exception):
     """The base class of HEMERA's errors: shown to users as one line, without a traceback."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hemera.commands import ConfigFile, Workers
 from hemera.commands.plan import plan_text, planned
 from hemera.commands.workflow import snakefile
+from hemera.errors import INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,8 +33,8 @@ def run(
     """Run the workflow: first the plan, then a line per stage, at the end a summary.
 
     A front end of Snakemake, whose own output goes to a file in logs/run. The summary is also
-    written to results/summary.md and results/summary.json. Return the exit status of Snakemake, or
-    1 without a run where weights, memory or disk are missing.
+    written to results/summary.md and results/summary.json. Return the exit status of Snakemake, 130
+    after Ctrl-C, or 1 without a run where weights, memory or disk are missing.
 
     Args:
         words: targets of Snakemake, such as data; after --, also its options, such as
@@ -63,31 +64,47 @@ def run(
         log = Path("logs/run") / f"{datetime.datetime.now():%Y-%m-%dT%H%M%S}.log"
         console.print(f"Output of Snakemake: {log}")
         watch = Watch(found["stages"])
-        with (
-            _started([*words, *options], log) as process,
-            Live(console=console, refresh_per_second=1, transient=True) as live,
-        ):
-            status = _follow(process, watch, live, console)
-        console.print(_table(watch))
-    summary = summarise(effective_config(configfile), status, log)
-    console.print(write_summary(summary), end="", markup=False)
+        try:
+            with (
+                _started([*words, *options], log, console) as process,
+                Live(console=console, refresh_per_second=1, transient=True) as live,
+            ):
+                status = _follow(process, watch, live, console)
+            console.print(_table(watch))
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+    text = write_summary(summarise(effective_config(configfile), status, log))
+    if status != INTERRUPTED:
+        console.print(text, end="", markup=False)
     return status
 
 
 @contextlib.contextmanager
-def _started(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _started(
+    words: Sequence[str], log: Path, console: "Console"
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Yield Snakemake as a process that writes to a file, and wait for its end in any case."""
     log.parent.mkdir(parents=True, exist_ok=True)
     # Jobs call `hemera`, also where the environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile()), *words]
-    with (
-        log.open("wb") as file,
-        subprocess.Popen(
+    with log.open("wb") as file:
+        process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path}
-        ) as process,
-    ):
+        )
+    try:
         yield process
+    except KeyboardInterrupt:
+        # The terminal has sent the signal to Snakemake too, which ends its jobs.
+        console.print(
+            "Interrupted: the jobs are ended, what is finished is kept. To continue, run the same "
+            "command again."
+        )
+        raise
+    finally:
+        while process.returncode is None:
+            with contextlib.suppress(KeyboardInterrupt):
+                process.wait()
 
 
 def _follow(
@@ -96,14 +113,8 @@ def _follow(
     """Show the stages until Snakemake ends; return its exit status."""
     pause = POLL_S
     while True:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(pause)
-        except subprocess.TimeoutExpired:
-            pass
-        except KeyboardInterrupt:
-            # The terminal has sent the signal to Snakemake too, which ends its jobs.
-            console.print("ending the jobs; what is finished is kept")
-            continue
         began = time.monotonic()
         for line in watch.update():
             console.print(line, markup=False)

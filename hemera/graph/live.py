@@ -21,6 +21,7 @@ class Stage:
     done: int = 0
     running: int = 0
     failed: int = 0
+    """Jobs whose last attempt failed."""
     refused: int = 0
     """Pairs of finished units that are not tiled."""
     seconds: float = 0.0
@@ -44,7 +45,7 @@ class Watch:
         }
         self._began = time.time()
         self._seen: set[str] = set()
-        self._failed: set[tuple[str, ...]] = set()
+        self._failures = 0
         self.concurrency = 1.0
 
     def update(self) -> list[str]:
@@ -53,14 +54,12 @@ class Watch:
         if run is None or run.log.stat().st_mtime < self._began - 1:
             return []
         lines = [line for path in run.finished for line in self._finished(path)]
-        for failure in run.failures:
-            stage = self.stages.get(failure.rule)
-            if stage is not None and failure.outputs not in self._failed:
-                self._failed.add(failure.outputs)
-                stage.failed += 1
-                lines.append(f"failed: {failure.rule}: {failure.cause or failure.log}")
+        for failure in run.failures[self._failures :]:
+            lines.append(f"failed: {failure.rule}: {failure.cause or failure.log}")
+        self._failures = len(run.failures)
         for stage in self.stages.values():
             stage.running = sum(fields["rule"] == stage.name for fields in run.running.values())
+            stage.failed = sum(each.rule == stage.name for each in run.failed.values())
         self.concurrency = run.concurrency
         return lines
 

@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 LOGS = Path(".snakemake/log")
@@ -78,6 +78,9 @@ class Run:
     finished: list[str] = dataclasses.field(default_factory=list)
     """Benchmark files of the jobs that finished."""
     failures: list[Failure] = dataclasses.field(default_factory=list)
+    """Each attempt that failed, also of jobs that were repeated."""
+    failed: dict[tuple[str, ...], Failure] = dataclasses.field(default_factory=dict)
+    """The jobs whose last attempt failed, by their outputs."""
 
     @property
     def elapsed_s(self) -> float:
@@ -117,18 +120,24 @@ def _read(path: Path) -> Run:
         elif match := _START.match(line):
             fields = dict(_fields(lines, number))
             run.running[fields.get("jobid", "")] = {"rule": match[1], **fields}
+            run.failed.pop(_outputs(fields), None)
         elif match := _FAILED.match(line):
             fields = dict(_fields(lines, number))
             run.running.pop(fields.get("jobid", ""), None)
             log = fields.get("log", "").removesuffix(" (check log file(s) for error details)")
-            outputs = tuple(fields.get("output", "").split(", "))
-            run.failures.append(Failure(match[1], outputs, log, last_line(Path(log))))
+            failure = Failure(match[1], _outputs(fields), log, last_line(Path(log)))
+            run.failures.append(failure)
+            run.failed[failure.outputs] = failure
         elif match := _FINISHED.match(line):
             fields = run.running.pop(match[1], {})
             run.finished += [fields["benchmark"]] if "benchmark" in fields else []
         elif match := _STEPS.match(line):
             run.steps = int(match[1])
     return run
+
+
+def _outputs(fields: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(fields.get("output", "").split(", "))
 
 
 def _fields(lines: Sequence[str], number: int) -> Iterator[tuple[str, str]]:

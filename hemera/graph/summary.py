@@ -8,6 +8,7 @@ from typing import Any
 
 from hemera import tables
 from hemera.config import DEMO_SHEETS, Config
+from hemera.errors import INTERRUPTED
 from hemera.files import layout
 from hemera.files.atomic import write_text
 from hemera.graph.live import refusals
@@ -35,8 +36,8 @@ def summarise(config: Config, status: int, log: Path | None) -> dict[str, Any]:
     cohort = config.cohort
     names = units(read_sheet(Path(cohort.sheet)), cohort.block_count)
     tiles, reasons = _decisions()
-    run = last_run() if status else None
-    failures = {each.outputs: each for each in (run.failures if run is not None else ())}
+    # Jobs that Ctrl-C ended have not failed.
+    run = last_run() if status not in (0, INTERRUPTED) else None
     return {
         "sheet": cohort.sheet,
         "preset": cohort.preset,
@@ -50,7 +51,7 @@ def summarise(config: Config, status: int, log: Path | None) -> dict[str, Any]:
         "rejected_tiles": reasons,
         "failures": [
             dataclasses.asdict(each)
-            for each in failures.values()
+            for each in ({} if run is None else run.failed).values()
             if not all(Path(path).exists() for path in each.outputs)
         ],
         "pages": {name: page for name, page in PAGES.items() if Path(page).exists()},

@@ -33,13 +33,27 @@ def study(cohort: Path, tmp_path: Path) -> Path:
     return tmp_path / "study"
 
 
-def started(study: Path, *words: str) -> "subprocess.Popen[str]":
+def started(study: Path, *words: str, python: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "hemera", "run", *words], cwd=study, text=True,
+        [sys.executable, *python, "-m", "hemera", "run", *words], cwd=study, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         # The tests may have been started where SIGINT is ignored, which processes inherit.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["hemera.graph.dry_run", "snakemake.dag"])
+def test_an_interrupt_while_planning_is_one_line(study: Path, module: str) -> None:
+    """SIGINT reaches the process when it has imported a module of the plan."""
+    process = started(study, "data", "--cores", "2", python=("-X", "importtime"))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split("|")[-1].strip() == module:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    lines = [line for line in process.stdout if not line.startswith("import time:")]
+    assert process.wait(120) == 130
+    assert lines == ["ERROR hemera: interrupted\n"]
 
 
 def test_a_run_ends_with_its_summary(study: Path) -> None:
@@ -50,9 +64,14 @@ def test_a_run_ends_with_its_summary(study: Path) -> None:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     text, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and "Traceback" not in text
-    assert "ending the jobs; what is finished is kept" in text
-    assert "run the same command again" in text
+    assert process.returncode == 130 and "Traceback" not in text
+    assert text.splitlines()[-1] == (
+        "Interrupted: the jobs are ended, what is finished is kept. To continue, run the same "
+        "command again."
+    )
+    assert "failed:" not in text
+    found = json.loads((study / "results/summary.json").read_text())
+    assert found["exit_status"] == 130 and found["failures"] == []
     # What follows -- are options of Snakemake.
     process = started(study, "--", "data", "--cores", "2", "--keep-going")
     text, _ = process.communicate(timeout=300)

@@ -66,6 +66,25 @@ def test_stages_of_a_run(folder: Path) -> None:
     assert tile.remaining_s == 60
 
 
+def test_a_repeated_job_is_one_job(folder: Path) -> None:
+    """Each attempt that fails has a line; failed is the job, until it is repeated."""
+    log = Path(".snakemake/log/2026-11-22T080000.000000.snakemake.log")
+    watch = Watch([{"stage": "tile", "jobs": 3, "hours": 0.5}])
+    failure = LOG[LOG.index("Error in rule tile") :]
+    again = "rule tile:\n    output: results/tile/p2.tar, results/tile/p2.parquet\n    jobid: 5\n"
+    log.write_text(LOG)
+    assert len(watch.update()) == 2
+    tile = watch.stages["tile"]
+    log.write_text(LOG + again)
+    assert watch.update() == [] and (tile.failed, tile.running) == (0, 1)
+    Path("logs/tile/p2.log").write_text("ERROR hemera: out of memory\n")
+    log.write_text(LOG + again + failure)
+    assert watch.update() == ["failed: tile: ERROR hemera: out of memory"]
+    assert (tile.failed, tile.running) == (1, 0)
+    log.write_text(LOG + again + failure + again + "Finished jobid: 5 (Rule: tile)\n")
+    assert watch.update() == [] and (tile.failed, tile.running) == (0, 0)
+
+
 def test_the_record_of_an_earlier_run_is_not_read(folder: Path) -> None:
     import os
 
