@@ -3,26 +3,30 @@
 Each line of the input is a kind and a path; the answer is a line of JSON.
 """
 
+import contextlib
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hemera import tables
+from hemera.commands.new import completed, table_rows
+from hemera.commands.sheet import LABELLED, Release, release_rows
 from hemera.config import load_file
 from hemera.dataset.index import TileIndex
 from hemera.dataset.shards import ShardReader
-from hemera.errors import HemeraError
+from hemera.errors import HemeraError, SheetError
 from hemera.files.geojson import read_features, read_polygons, with_features
 from hemera.imaging.slide import open_slide
 from hemera.registration.displacement_files import read_displacement
 from hemera.registration.landmarks import predictions_csv, read_landmarks
-from hemera.sheet import Pair, missing_files, read_sheet, units
+from hemera.sheet import Pair, missing_files, parse_sheet, read_sheet, units, write_rows
 
 MEMORY = 2**30
 
@@ -31,6 +35,44 @@ def sheet(path: Path) -> None:
     found = read_sheet(path)
     missing_files(found)
     units(found, 19)
+
+
+def table(path: Path) -> None:
+    """As `hemera new --sheet`, up to the sheet that it writes."""
+    rows = completed(list(table_rows(path)), "study")
+    path.with_name("pairs.tsv").write_text(write_rows(rows), encoding="utf-8")
+    _, faults = parse_sheet(path.with_name("pairs.tsv"))
+    if faults:
+        raise SheetError("\n".join(faults))
+
+
+def release(path: Path) -> None:
+    """As `hemera new --release`, of every release, in a folder of empty files.
+
+    The file has the table of labels, an empty line, and the names of the files.
+    """
+    labels, _, names = path.read_bytes().partition(b"\n\n")
+    path.with_name("labels.csv").write_bytes(labels)
+    folder = path.with_name("release")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in names.splitlines():
+        # Of a part with a NUL or of a file in the place of a folder, there is no file.
+        with contextlib.suppress(OSError, ValueError):
+            own = folder / os.fsdecode(name).lstrip("/").replace("..", ".")
+            own.parent.mkdir(parents=True, exist_ok=True)
+            own.write_bytes(labels if own.suffix == ".csv" else b"")
+    refused = []
+    for kind in get_args(Release):
+        given = {"labels": path.with_name("labels.csv")} if kind in LABELLED else {}
+        try:
+            rows = completed(release_rows(kind, folder, **given), "study")
+            path.with_name("pairs.tsv").write_text(write_rows(rows), encoding="utf-8")
+            parse_sheet(path.with_name("pairs.tsv"))
+        except HemeraError as error:
+            refused.append(error)
+    if len(refused) == len(get_args(Release)):
+        raise refused[0]
 
 
 def geojson(path: Path) -> None:
@@ -93,6 +135,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "parquet": parquet,
     "shard": shard,
     "tiff": tiff,
+    "table": table,
+    "xlsx": table,
+    "release": release,
 }
 
 

@@ -5,6 +5,7 @@ HemeraError, with a crash, and with more than five seconds of processor time. `m
 of them, with FULL=1 all; failing inputs are kept in build/fuzz, to become tests.
 """
 
+import datetime
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -26,6 +28,8 @@ import tifffile
 import yaml
 
 from hemera import tables
+from hemera.config import STAGES
+from hemera.config.base import keys
 from tests.small_geojson import collection, feature, geometry, rectangle
 from tests.small_slides import picture
 from tests.small_tables import tile_row
@@ -38,6 +42,7 @@ pytestmark = pytest.mark.slow
 
 COUNTS = {
     **dict.fromkeys(("sheet", "config", "geojson", "landmarks", "npz"), 100_000),
+    **dict.fromkeys(("table", "xlsx", "release"), 10_000),
     **dict.fromkeys(("parquet", "shard", "tiff"), 10_000),
 }
 """Inputs with FULL=1."""
@@ -57,8 +62,20 @@ VALUES = (
     b"0", b"-1", b"1", b"0.5", b"1e308", b"1e-320", b"100000000", b"99999999999999999999", b"null",
     b"true", b"false", b'""', b"[]", b"{}", b'"x"', b"[1, 2]", b'{"a": 1}', b"train", b" ", b"",
 )  # fmt: skip
+YAML = (
+    b"2026-11-22", b"2026-13-45", b"0000-00-00", b"2026-11-22 25:61:61",
+    b"2001-12-14t21:59:43.10-99:00", b"9" * 5000, b"-" + b"9" * 400, b"0x" + b"f" * 500, b"0b1",
+    b"0o9", b"1_000", b"1:30:61", b".inf", b"-.NaN", b"1e400", b"~", b"yes",
+    b"&a [&b [*a, *b]]", b"&a {b: &c [*a]}", b"&a &b 1", b"*nothing", b"!!timestamp x",
+    b"!!int ''", b"!!float 1:1.", b"!!binary '='", b"!!set {a, b}", b"!!omap [a: 1]",
+    b"!!pairs [1]", b"!!python/name:os.system", b"!<tag:x> 1", b"{<<: [1]}", b"{? [a] : b}",
+    b"{{a: 1}: 2}", b"|2\n   a", b">-\n  a", b"'", b"%YAML 9.9", b"--- 1\n--- 2", b"[" * 1500,
+    b"{a: " * 900, b"\x85", b"\xe2\x80\xa9", b'"\\ud800"', b'"\\x00"',
+)  # fmt: skip
+"""Scalars, anchors, tags and documents of YAML that a configuration does not need."""
 WORD = re.compile(rb'"[^"]*"|[-0-9.]+|[A-Za-z_0-9]+')
 NUMBERS = (0, 1, 2, 255, 2**16 - 1, 10**6, 2**31 - 1, 2**31, 2**32 - 1)
+SUFFIXES = {"shard": ".tar", "table": ".csv", "xlsx": ".xlsx"}
 BATCH = 50
 """Inputs of one example: hypothesis draws the seed of their edits, because drawing each edit takes
 ten times as long as reading the file."""
@@ -169,6 +186,68 @@ def configs() -> list[bytes]:
     ]
 
 
+def odd_config(random: Random) -> bytes:
+    """Return a configuration whose keys are those of HEMERA, with values of YAML."""
+    lines = []
+    for name, section in random.sample(sorted(STAGES.items()), 3):
+        lines.append(name.encode() + b": " + random.choice((b"", b"", b"", *YAML)))
+        for key in random.sample(sorted(keys(section)), min(3, len(keys(section)))):
+            lines.append(b"  " + key.encode() + b": " + random.choice((*YAML, *VALUES)))
+    return b"preset: demo\n" + b"\n".join(lines) + b"\n"
+
+
+def spreadsheets() -> list[bytes]:
+    """A table as text; `release` and `xlsx` begin with others."""
+    rows = ["he;her2;case;he_mpp;score", "a b.tif;c.tif;1;0,5;1+", '"x;y.tif";z.tif;2;;', ";;;;"]
+    tabs = ["HE\tHER2\tdataset\tother", "a/b.svs\t../c.svs\td\t1", "A/B.svs\tc.svs\td"]
+    return ["\n".join(rows).encode(), "\r\n".join(tabs).encode()]
+
+
+def workbooks() -> list[bytes]:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["he", "her2", "he_mpp"], ["a.tif", "b.tif", 0.5], ["c.tif", None, 0.25]):
+        book.active.append(row)
+    book.active["D2"] = datetime.datetime(2026, 11, 22)
+    book.active["D1"] = "case"
+    file = io.BytesIO()
+    book.save(file)
+    return [file.getvalue()]
+
+
+def releases() -> list[bytes]:
+    """Labels and names of files of all releases."""
+    text = """\
+name,score,status,split,filename,mpp_lvl_0,anon_filename_ihc
+7,1,negative,,7_HE_train.tif,0.46,7_HER2_train.tif
+Test_1,3+,positive,test,x,nan,
+
+7_HE_train.tif
+a/7_HER2_train.tif
+a/df_acrobat_meta.csv
+HE/train/00001_train_1+.png
+IHC/train/00001_train_1+.png
+HER2/TrainValAB/trainA/s1_0_0.jpg
+HER2/TrainValAB/trainB/s1_0_0.jpg
+test/Test_1.mrxs
+test/Test_1/x.dat
+07_HE.ndpi
+07_HER2.ndpi
+"""
+    return [text.encode()]
+
+
+def within(seed: bytes, changes: list[Edit], random: Random) -> bytes:
+    """Return a zip archive one of whose members is edited."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(seed)) as old, zipfile.ZipFile(file, "w") as new:
+        chosen = random.choice(old.namelist())
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, mutated(data, changes, []) if name == chosen else data)
+    return file.getvalue()
+
+
 def documents() -> list[bytes]:
     ring = rectangle(1, 2, 30, 40)
     shapes = (
@@ -253,7 +332,7 @@ def _hot(kind: str, seed: bytes) -> list[tuple[int, int]]:
 def _seeds(kind: str, folder: Path) -> list[bytes]:
     of_kind = {
         "sheet": sheets, "config": configs, "geojson": documents, "landmarks": landmark_files,
-        "npz": arrays,
+        "npz": arrays, "table": spreadsheets, "xlsx": workbooks, "release": releases,
     }  # fmt: skip
     if kind in of_kind:
         return of_kind[kind]()
@@ -283,7 +362,7 @@ def test_mutated_files_are_read_or_refused(kind: str, tmp_path: Path, child: Chi
     count = max(BATCH, int(COUNTS[kind] * FRACTION))
     faults: dict[str, int] = {}
     outcomes: dict[str, int] = {}
-    path = tmp_path / f"file{'.tar' if kind == 'shard' else ''}"
+    path = tmp_path / f"file{SUFFIXES.get(kind, '')}"
 
     def check(data: bytes) -> None:
         path.write_bytes(data)
@@ -320,7 +399,12 @@ def test_mutated_files_are_read_or_refused(kind: str, tmp_path: Path, child: Chi
                 if random.random() < 0.5:
                     members += [(place - 512, value * 16, "") for _, place, value in changes]
                 path.with_suffix(".json").write_text(json.dumps(members))
-            check(mutated(seeds[number], changes, hot[number]))
+            if kind == "config" and random.random() < 0.5:
+                check(odd_config(random))
+            elif kind == "xlsx" and random.random() < 0.9:
+                check(within(seeds[number], changes, random))
+            else:
+                check(mutated(seeds[number], changes, hot[number]))
 
     edited()
     if kind == "geojson":

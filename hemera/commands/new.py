@@ -107,7 +107,7 @@ def new(
         mpp: resolution of files that state none, um per pixel; by default the median of the others.
     """
     found = _rows(study, he, her2, sheet, release, labels)
-    rows = _completed(found, study.absolute().name)
+    rows = completed(found, study.absolute().name)
     _propose(rows, mpp)
     with new_folder(study) as folder:
         (folder / "pairs.tsv").write_text(write_rows(rows), encoding="utf-8")
@@ -158,7 +158,7 @@ def _rows(
         values = {} if labels is None else {"labels": labels}
         return list(release_rows(release[0], release[1], **values))
     if sheet is not None:
-        return list(_table_rows(sheet))
+        return list(table_rows(sheet))
     assert he is not None and her2 is not None
     return list(_matched_rows(he, her2))
 
@@ -208,7 +208,7 @@ def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
     return found
 
 
-def _table_rows(path: Path) -> Iterator[Row]:
+def table_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a table, the columns of a sheet alone, with paths from its folder."""
     if not path.is_file():
         raise SheetError(f"{path}: no such file; give a table, .tsv, .csv or .xlsx")
@@ -256,16 +256,20 @@ def _xlsx(path: Path) -> list[list[str]]:
 
     with translated(SheetError, f"{path}: cannot be read ({{error}}); save it as .xlsx or .csv"):
         sheet = openpyxl.load_workbook(path, data_only=True).worksheets[0]
-    if sheet.merged_cells.ranges:
-        merged = ", ".join(sorted(str(cells) for cells in sheet.merged_cells.ranges)[:_SHOWN])
-        raise SheetError(f"{path}: merged cells {merged}; divide them, and give each its value")
-    return [
-        ["" if value is None else str(value) for value in row]
-        for row in sheet.iter_rows(values_only=True)
-    ]
+        merged = sorted(map(str, sheet.merged_cells.ranges))
+        rows = [
+            ["" if value is None else str(value) for value in row]
+            for row in sheet.iter_rows(values_only=True)
+        ]
+    if merged:
+        raise SheetError(
+            f"{path}: merged cells {', '.join(merged[:_SHOWN])}; divide them, and give each its "
+            "value"
+        )
+    return rows
 
 
-def _completed(found: Sequence[Mapping[str, object]], dataset: str) -> list[Row]:
+def completed(found: Sequence[Mapping[str, object]], dataset: str) -> list[Row]:
     """Return rows with valid and different names, and with absolute paths."""
     rows = [{name: str(cell) for name, cell in row.items()} for row in found]
     pairs = _valid_names(row["pair"] for row in rows)

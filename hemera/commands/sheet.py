@@ -235,7 +235,7 @@ def _acrobat_landmarks(folder: Path) -> dict[tuple[str, str], Path]:
     for path in sorted(folder.rglob("*.csv")):
         for row in _csv_rows(path):
             name = row.get("anon_filename_ihc") or ""
-            match = _ACROBAT_FILE.fullmatch(Path(name).with_suffix(".tif").name) if name else None
+            match = _ACROBAT_FILE.fullmatch(f"{Path(name).stem}.tif")
             if match and match[2].upper() == "HER2":
                 found.setdefault((match[3].lower(), match[1]), path)
     return found
@@ -243,7 +243,12 @@ def _acrobat_landmarks(folder: Path) -> dict[tuple[str, str], Path]:
 
 def _csv_rows(path: Path) -> Iterator[Mapping[str, str]]:
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        yield from csv.DictReader(file)
+        try:
+            yield from csv.DictReader(file)
+        except csv.Error as error:
+            raise SheetError(
+                f"{path}: cannot be read ({error}); unpack the release again"
+            ) from error
 
 
 def check(path: Path, /) -> None:

@@ -41,12 +41,12 @@ def read_labels(path: Path) -> list[Label]:
     if not path.is_file():
         raise SheetError(f"{path}: no such file; give the table of labels, CSV")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        first = lines[0] if lines else ""
+        delimiter = ";" if ";" in first and "," not in first else ","
+        reader = iter(list(csv.reader(lines, delimiter=delimiter)))
+    except (UnicodeDecodeError, csv.Error) as error:
         raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
-    lines = text.splitlines()
-    first = lines[0] if lines else ""
-    reader = csv.reader(lines, delimiter=";" if ";" in first and "," not in first else ",")
     header = [cell.strip().lower() for cell in next(reader, [])]
     if "name" not in header or not {"score", "status"} & {*header}:
         raise SheetError(
