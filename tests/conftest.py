@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from hemera.commands import text_table
 from hemera.demo import write_cohort
+from tests.small_workflow import TINY, lay_out, snakemake
 
 if TYPE_CHECKING:
     from tests.small_units import Unit
@@ -25,8 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def fault_seen(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """A function that adds a row to the table of `make test-faults`."""
 
-    def seen(fault: str, behaviour: str, same_bytes: str = "yes") -> None:
-        record_property("fault", (fault, " ".join(behaviour.split()), same_bytes))
+    def seen(fault: str, behaviour: str, same: bool | None = None) -> None:
+        """`same`: whether the rerun gave the bytes of an undisturbed run; None: not compared."""
+        compared = {None: "-", True: "yes", False: "no"}[same]
+        record_property("fault", (fault, " ".join(behaviour.split()), compared))
 
     return seen
 
@@ -41,12 +44,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             found = [value for name, value in report.user_properties if name == "fault"]
             survived = "yes" if outcome == "passed" else "no"
             if not found and outcome != "passed":
-                found = [(report.nodeid.rpartition("::")[2], "see the failure", "no")]
+                found = [(report.nodeid.rpartition("::")[2], "see the failure", "-")]
             if report.when == "call" or outcome != "passed":
-                rows += [
-                    (name, what[:150], survived, same if survived == "yes" else "no")
-                    for name, what, same in found
-                ]
+                rows += [(name, what[:150], survived, same) for name, what, same in found]
     if rows:
         header = ("fault", "behaviour", "survived", "same bytes after the rerun")
         terminalreporter.write_sep("=", "faults")
@@ -71,6 +71,20 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     with FileLock(f"{folder}.lock"):
         if not (folder / "pairs.tsv").is_file():  # written last
             write_cohort(folder, "small", workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str, cohort: Path) -> Path:
+    """A run of the small cohort to the end, made once for all processes; do not write into it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "finished").is_file():
+            lay_out(folder, TINY)
+            shutil.copytree(cohort, folder, dirs_exist_ok=True)
+            snakemake(folder, "--cores", "2")
+            (folder / "finished").touch()
     return folder
 
 

@@ -42,7 +42,7 @@ class Unit:
         self.shard = self.results / "tile" / f"{unit}.tar"
         describe_unit(folder, unit, self.images_table)
 
-    def tile(self, *, workers=1, registration_quality=None, **options):
+    def tile(self, *, workers=1, registration_quality=None, local_folder=None, **options):
         """Run tile, with the displacement and certificate in the folder, if there are any."""
         displacement, certificate = (self.folder / name for name in ("d.npz", "c.parquet"))
         tiles, pairs = (self.shard.with_suffix(s) for s in (".parquet", ".pairs.parquet"))
@@ -58,6 +58,7 @@ class Unit:
             tiles=tiles,
             pairs=pairs,
             workers=workers,
+            local_folder=local_folder,
             options=TileOptions(**{"size_px": 128, "codec": "png", **options}),
         )
         self.rows = tables.read(tiles, tables.TILE).to_pylist()

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -77,14 +76,6 @@ def snakemake(
     if check and done.returncode:
         pytest.fail(f"snakemake {' '.join(words)}:\n{done.stdout[-8000:]}")
     return done.stdout
-
-
-def run_cohort(folder: Path, cohort: Path) -> Path:
-    """Run a copy of the small cohort to the end with two processors; return its folder."""
-    lay_out(folder, TINY)
-    shutil.copytree(cohort, folder, dirs_exist_ok=True)
-    snakemake(folder, "--cores", "2")
-    return folder
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.small_workflow import TINY, digests, planned, run_cohort, snakemake, write_config
+from tests.small_workflow import TINY, digests, planned, snakemake, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +17,9 @@ Seen = Callable[..., None]
 
 CHANGED = {"describe": {"he_saturation_max": 0.09}, "train_generation": {"seed": 7}}
 """Reruns every stage; `register` by its input."""
+
+OF_STATUS = {"evaluate_status": {"routes": ["oliveira"]}, "train_encoder": {"epochs": 2}}
+"""Has all stages of the status."""
 
 KILLER = """\
 #!{python}
@@ -42,12 +45,6 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
-    """A finished run of the small cohort."""
-    return run_cohort(tmp_path_factory.mktemp("finished"), cohort)
-
-
-@pytest.fixture(scope="module")
 def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the changed options give in one run."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -62,23 +59,45 @@ def copied(finished: Path, folder: Path) -> None:
     write_config(folder, TINY, **CHANGED)
 
 
+STATUS = ("cases", "train_encoder", "embed", "aggregate", "evaluate_status")
 DATA = ("describe", "register", "landmarks", "tile", "mask", "filter", "index", "report")
 TRAINING = ("train_generation", "train_segmentation", "evaluate")
 FEW = [("mask", "during"), ("tile", "after"), ("train_segmentation", "during")]
+FEW_OF_STATUS = [("train_encoder", "during"), ("aggregate", "after")]
 
 
-def cases() -> Iterator[tuple[str, str]]:
+def cases(stages: tuple[str, ...], few: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Yield the stages and moments: a few, or with FULL=1 all."""
     if os.environ.get("FULL") != "1":
-        yield from FEW
+        yield from few
         return
-    for stage in (*DATA, *TRAINING):
+    for stage in stages:
         for moment in ("before", "during", "after"):
             yield stage, moment
 
 
+def killed_and_run_again(folder: Path, stage: str, moment: str, *target: str) -> None:
+    """Run the workflow, kill a job of a stage, and run it again; nothing temporary is left."""
+    shims = folder.parent / "shims"
+    shims.mkdir()
+    hemera = str(Path(sys.executable).parent / "hemera")
+    text = KILLER.format(
+        python=sys.executable, stage=stage, moment=moment, folder=str(folder.parent), hemera=hemera
+    )
+    (shims / "hemera").write_text(text)
+    (shims / "hemera").chmod(0o755)
+    text = snakemake(folder, "--cores", "2", *target, check=False, first_on_path=shims)
+    assert (folder.parent / "killed").exists()
+    assert "To continue, run the same command again" in text
+    snakemake(folder, "--cores", "2", *target)
+    assert planned(folder, *target) == {}
+    # Snakemake itself marks folders that are outputs.
+    left = {path.name for path in (folder / "results").rglob(".*")} - {".snakemake_timestamp"}
+    assert left == set()
+
+
 @pytest.mark.fault
-@pytest.mark.parametrize(("stage", "moment"), list(cases()))
+@pytest.mark.parametrize(("stage", "moment"), list(cases((*DATA, *TRAINING), FEW)))
 def test_a_killed_job_loses_nothing(
     stage: str, moment: str, finished: Path, undisturbed: dict[str, str], tmp_path: Path,
     fault_seen: Seen,
@@ -86,24 +105,35 @@ def test_a_killed_job_loses_nothing(
     """An option is changed, a job dies, the workflow is run again."""
     folder = tmp_path / "run"
     copied(finished, folder)
-    shims = tmp_path / "shims"
-    shims.mkdir()
-    hemera = str(Path(sys.executable).parent / "hemera")
-    text = KILLER.format(
-        python=sys.executable, stage=stage, moment=moment, folder=str(tmp_path), hemera=hemera
-    )
-    (shims / "hemera").write_text(text)
-    (shims / "hemera").chmod(0o755)
-    text = snakemake(folder, "--cores", "2", check=False, first_on_path=shims)
-    assert (tmp_path / "killed").exists()
-    assert "To continue, run the same command again" in text
-    snakemake(folder, "--cores", "2")
-    assert digests(folder) == undisturbed
-    assert planned(folder) == {}
-    # Snakemake itself marks folders that are outputs.
-    left = {path.name for path in (folder / "results").rglob(".*")} - {".snakemake_timestamp"}
-    assert left == set()
-    fault_seen(f"an option changed, {stage} killed {moment}", "repeated by the next run")
+    killed_and_run_again(folder, stage, moment)
+    same = digests(folder) == undisturbed
+    fault_seen(f"an option changed, {stage} killed {moment}", "repeated by the next run", same)
+    assert same
+
+
+@pytest.fixture(scope="module")
+def with_status(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What `snakemake status` adds in one run."""
+    folder = tmp_path_factory.mktemp("with_status") / "run"
+    shutil.copytree(finished, folder, symlinks=True)
+    write_config(folder, TINY, **OF_STATUS)
+    snakemake(folder, "--cores", "2", "status")
+    return digests(folder)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("stage", "moment"), list(cases(STATUS, FEW_OF_STATUS)))
+def test_a_killed_job_of_the_status_loses_nothing(
+    stage: str, moment: str, finished: Path, with_status: dict[str, str], tmp_path: Path,
+    fault_seen: Seen,
+) -> None:  # fmt: skip
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder, symlinks=True)
+    write_config(folder, TINY, **OF_STATUS)
+    killed_and_run_again(folder, stage, moment, "status")
+    same = digests(folder) == with_status
+    fault_seen(f"snakemake status, {stage} killed {moment}", "repeated by the next run", same)
+    assert same
 
 
 @pytest.mark.fault
@@ -117,8 +147,9 @@ def test_a_deleted_result_is_made_again(finished: Path, tmp_path: Path, fault_se
     counts = planned(folder, "data")
     assert counts["tile"] == counts["describe"] == counts["mask"] - 1 == 1
     snakemake(folder, "--cores", "2")
-    assert digests(folder) == before
-    fault_seen("a shard and two tables are deleted", "made again by the next run")
+    same = digests(folder) == before
+    fault_seen("a shard and two tables are deleted", "made again by the next run", same)
+    assert same
 
 
 @pytest.mark.fault
@@ -143,5 +174,6 @@ def test_a_flipped_bit_in_a_tile_stops_the_masks(
     snakemake(folder, "--cores", "2", "data")
     after = {name: digest for name, digest in before.items() if name.split("/")[1] in DATA}
     found = digests(folder)
-    assert {name: found[name] for name in after} == after
-    fault_seen("one bit flipped in a stored JPEG", f"the job fails: {row['tile']} differs")
+    same = {name: found[name] for name in after} == after
+    fault_seen("one bit flipped in a stored JPEG", f"the job fails: {row['tile']} differs", same)
+    assert same

@@ -16,7 +16,7 @@ import pytest
 
 from hemera.tables import read_metadata
 from tests.small_slurm import Missing, Slurm, running, unpack, wait_for
-from tests.small_workflow import ROOT, TINY, digests, lay_out, run_cohort, snakemake, write_config
+from tests.small_workflow import ROOT, TINY, digests, lay_out, snakemake, write_config
 
 pytestmark = pytest.mark.slurm
 
@@ -269,8 +269,8 @@ def test_a_node_may_fail(slurm: Slurm, small: Path) -> None:
 
 
 @needs_full
-def test_a_training_that_is_cancelled_resumes(slurm: Slurm, cohort: Path, tmp_path: Path) -> None:
-    folder = run_cohort(tmp_path / "run", cohort)
+def test_a_training_that_is_cancelled_resumes(slurm: Slurm, finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run", symlinks=True)
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(folder, undisturbed, symlinks=True)
     for where in (folder, undisturbed):

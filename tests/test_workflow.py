@@ -20,7 +20,6 @@ from tests.small_workflow import (
     digests,
     lay_out,
     planned,
-    run_cohort,
     snakemake,
     write_config,
 )
@@ -58,9 +57,9 @@ def decided(folder: Path) -> dict[str, str | None]:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
+def small(tmp_path_factory: pytest.TempPathFactory, finished: Path) -> Path:
     """The small cohort, run to the end with two processors."""
-    return run_cohort(tmp_path_factory.mktemp("small"), cohort)
+    return shutil.copytree(finished, tmp_path_factory.mktemp("small") / "run", symlinks=True)
 
 
 def test_runs_to_the_end(small: Path) -> None:
@@ -77,8 +76,14 @@ def test_one_and_two_processors_give_the_same_bytes(small: Path, tmp_path: Path)
     lay_out(tmp_path, TINY)
     for name in ("acrobat", "bci", "pairs.tsv"):
         (tmp_path / name).symlink_to(small / name)
-    snakemake(tmp_path, "--cores", "1", "data")
+    # And with copies of the images in a folder of the node, as a profile sets it.
+    local = ("--default-resources", "local_folder='$NODE/own'", "--")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NODE", str(tmp_path / "node"))
+        snakemake(tmp_path, "--cores", "1", *local, "data")
+    assert list((tmp_path / "node" / "own").iterdir()) == []
     assert data_digests(tmp_path) == data_digests(small)
+    assert planned(tmp_path, "data") == {}, "another folder reruns nothing"
     marks = [
         read_metadata(folder / "results/index/index.parquet")["fingerprint"]
         for folder in (small, tmp_path)

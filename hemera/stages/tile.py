@@ -22,6 +22,7 @@ from hemera.errors import RegistrationError, SheetError, SlideError
 from hemera.files.atomic import replacing
 from hemera.files.digests import check_content
 from hemera.files.geojson import read_polygons
+from hemera.files.staging import local_copies
 from hemera.imaging.background import Background
 from hemera.imaging.codecs import SUFFIXES
 from hemera.imaging.slide import open_slide
@@ -50,6 +51,7 @@ def run(
     tiles: Path,
     pairs: Path,
     workers: int = 1,
+    local_folder: Path | None = None,
     options: TileOptions,
 ) -> None:
     """Cut and measure the tiles of every pair of a unit.
@@ -59,6 +61,7 @@ def run(
     Args:
         displacement: not given for pairs registered on input.
         workers: threads over the tiles of a pair; any number gives the same bytes.
+        local_folder: on a disk of the node; the images of a pair are copied there while it is read.
     """
     described = tables.described(images_table)
     metadata = tables.provenance(options) | tables.inherited("describe", images_table)
@@ -81,7 +84,7 @@ def run(
             try:
                 images = described[pair.pair]
                 field = _check(pair, images, refusal, displacement)
-                rows = _tile(pair, images, field, outcome, writer, workers, options)
+                rows = _tile(pair, images, field, outcome, writer, workers, local_folder, options)
             except (NotTiled, SlideError, RegistrationError, SheetError) as error:
                 writer.rewind(start)
                 unreadable = "unreadable" if isinstance(error, SlideError) else "refused"
@@ -131,6 +134,7 @@ def _tile(
     outcome: Outcome,
     writer: ShardWriter,
     workers: int,
+    local_folder: Path | None,
     options: TileOptions,
 ) -> Rows:
     """Write the tiles of a pair into the shard; return their rows of TILE."""
@@ -138,6 +142,7 @@ def _tile(
     for stain, path in paths.items():
         check_content(path, images[stain]["content_digest"])
     with contextlib.ExitStack() as stack:
+        paths = stack.enter_context(local_copies(paths, local_folder))
         slides = [
             stack.enter_context(
                 open_slide(

@@ -69,7 +69,6 @@ def test_a_flipped_bit_in_weights_or_in_a_checkpoint_is_found(tmp_path, place, f
     fault_seen(
         f"one bit flipped in weights or a checkpoint, at {place:.0%}",
         "the job fails: differs from its SHA-256",
-        "-",
     )
 
 

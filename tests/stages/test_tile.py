@@ -88,9 +88,8 @@ def test_an_image_that_is_lost_or_has_changed_fails_the_job(images_of_pair, faul
     fault_seen(
         "a slide replaced with the same mtime",
         "the job fails: has changed since stage describe",
-        "-",
     )
-    fault_seen("a slide lost between two stages", "the job fails: no such file", "-")
+    fault_seen("a slide lost between two stages", "the job fails: no such file")
 
 
 def test_a_wrong_stain_is_a_state_unless_a_person_accepts_it(images_of_pair):
@@ -148,6 +147,18 @@ def test_any_number_of_workers_gives_the_same_bytes(images_of_pair):
         outputs.append([(unit.shard.parent / name).read_bytes() for name in names])
     assert len(unit.rows) == 48
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_copies_on_the_node_give_the_same_bytes_and_are_removed(images_of_pair, tmp_path):
+    folder, _, _ = images_of_pair
+    unit = Unit(folder, [registered("p1")])
+    names = ("bci.000.tar", "bci.000.parquet", "bci.000.pairs.parquet")
+    outputs = []
+    for local in (None, tmp_path / "node" / "own"):
+        unit.tile(local_folder=local)
+        outputs.append([(unit.shard.parent / name).read_bytes() for name in names])
+    assert outputs[0] == outputs[1]
+    assert list((tmp_path / "node" / "own").iterdir()) == []
 
 
 @pytest.mark.parametrize(

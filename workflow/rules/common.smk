@@ -1,7 +1,5 @@
 # Common to all rules: the validated configuration, the units of the sheet, and the paths of each.
 
-import dataclasses
-import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -23,19 +21,27 @@ from hemera.files import layout
 from hemera.files.digests import is_cut_off
 from hemera.sheet import digest, missing_files, read_sheet, units
 
+# Only `hemera plan` and `hemera progress` set it: they list missing weights themselves.
+ONLY_PLANNED = config.pop("only_planned", False)
+
+
+def ended(message):
+    """The exception that ends the run with a message alone: to that of a WorkflowError, Snakemake adds
+    lines of this file, and to others a traceback."""
+    return WorkflowError(message) if ONLY_PLANNED else SystemExit(f"\n{message}")
+
+
 try:
     # Snakemake itself lets the last of two equal keys win.
     for path in workflow.configfiles:
         read_yaml(Path(path))
-    # Only `hemera plan` and `hemera progress` set it: they list missing weights themselves.
-    ONLY_PLANNED = config.pop("only_planned", False)
     CONFIG = load(config)
     check_sheet_given(CONFIG, config)
     SHEET = read_sheet(Path(CONFIG.cohort.sheet))
     check_datasets(CONFIG, CONFIG.cohort.sheet, {pair.dataset for pair in SHEET.pairs})
     UNITS = units(SHEET, CONFIG.cohort.block_count)
 except HemeraError as error:
-    raise WorkflowError(str(error))
+    raise ended(str(error))
 
 ENGINES = list(CONFIG.stages["mask"].engines)
 
@@ -59,7 +65,7 @@ def check_inputs():
             "correct their paths or permissions, or set describe: {allow_missing: true} to leave out "
             "pairs whose images do not exist"
         )
-        raise WorkflowError(shown(missing, remedy))
+        raise ended(shown(missing, remedy))
 
 
 def check_outputs():
@@ -69,10 +75,10 @@ def check_outputs():
     try:
         cut = [path for path in made if is_cut_off(Path(path))]
     except OSError as error:
-        raise WorkflowError(f"{error.filename}: {error.strerror}; the results must be readable")
+        raise ended(f"{error.filename}: {error.strerror}; the results must be readable")
     if cut:
         remedy = f"{len(cut)} results are damaged; delete them, and run again to make them again"
-        raise WorkflowError(shown(dict.fromkeys(cut, "cut off"), remedy))
+        raise ended(shown(dict.fromkeys(cut, "cut off"), remedy))
 
 
 def unfinished():
@@ -99,12 +105,12 @@ wildcard_constraints:
 def requirements(stage):
     """A function for the inputs of a rule: it returns no file, and ends the run where the stage
     needs weights that are missing. Inputs are evaluated before the first job, and only for the rules
-    of the requested targets. Of any other exception Snakemake would print a traceback."""
+    of the requested targets."""
 
     def check(wildcards):
         missing = [] if ONLY_PLANNED else CONFIG.stages[stage].requirements()
         if missing:
-            raise SystemExit("\n".join(["", *missing]))
+            raise ended("\n".join(missing))
         return []
 
     return check
@@ -128,7 +134,7 @@ def has_landmarks(unit):
 def known(wildcards):
     """The pairs of a unit, or an error when the sheet has no such unit."""
     if wildcards.unit not in UNITS:
-        raise WorkflowError(
+        raise ended(
             f"{CONFIG.cohort.sheet}: no unit {wildcards.unit}; units are "
             f"{', '.join(list(UNITS)[:5])}{', ...' if len(UNITS) > 5 else ''}"
         )
@@ -250,7 +256,7 @@ def of_methods(pattern):
 def method(wildcards):
     """The options of a method, or an error when it is not among the routes."""
     if wildcards.method not in CONFIG.methods:
-        raise WorkflowError(
+        raise ended(
             f"no method {wildcards.method}; evaluate_status.routes has {', '.join(CONFIG.methods)}"
         )
     return CONFIG.methods[wildcards.method]
@@ -274,7 +280,7 @@ def encoder_requirements(wildcards):
     """No file; ends the run where the weights of an encoder are missing, as `requirements`."""
     missing = CONFIG.stages["embed"].missing(wildcards.encoder)
     if missing:
-        raise SystemExit("\n".join(["", *missing]))
+        raise ended("\n".join(missing))
     return []
 
 
@@ -389,6 +395,13 @@ def map_flags(wildcards, input):
     ]
 
 
+def local_flags(wildcards, resources):
+    """The flag for a folder on the node, of the resource `local_folder` of a profile. The shell of the
+    job replaces variables in it. What depends on resources reruns nothing."""
+    folder = resources.get("local_folder")
+    return f'--local-folder "{folder}"' if folder else ""
+
+
 def demo_folder(wildcards):
     """The folder of the demo cohort: that of its sheet."""
     return str(SHEET.path.parent)
@@ -404,38 +417,29 @@ def generator_flags(wildcards):
     try:
         return CONFIG.generator_flags(wildcards.generator)
     except HemeraError as error:
-        raise WorkflowError(str(error))
+        raise ended(str(error))
 
 
 def check_storage():
     """End a run with a storage plugin as default."""
     if workflow.storage_settings.default_storage_provider:
-        raise WorkflowError(
+        raise ended(
             "default-storage-provider: stages find images through the sheet, and a storage plugin "
             "puts its copies elsewhere; mount the images on all nodes, see docs/how-to/cluster.md"
         )
 
 
 def adjust_executors():
-    """Let the profile slurm use HEMERA's executor, which corrects faults of the plugin's. The plugin
-    for Kubernetes assumes that pods share no volume: let shared-fs-usage apply, and let jobs begin in
-    the working directory."""
+    """Correct what the plugins for clusters assume, where they are installed."""
     plugins = ExecutorPluginRegistry().plugins
     if "slurm" in plugins:
         from hemera.graph.slurm import Executor
 
         plugins["slurm"].executor = Executor
     if "kubernetes" in plugins:
-        plugin = plugins["kubernetes"]
-        plugin.common_settings = dataclasses.replace(
-            plugin.common_settings,
-            implies_no_shared_fs=False,
-            job_deploy_sources=False,
-            auto_deploy_default_storage_provider=False,
-        )
-        plugin.executor.get_job_exec_prefix = lambda executor, job: (
-            f"cd {shlex.quote(str(executor.workflow.workdir_init))}"
-        )
+        from hemera.graph.kubernetes import share_volumes
+
+        share_volumes(plugins["kubernetes"])
 
 
 if workflow.is_main_process:

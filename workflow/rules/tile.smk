@@ -29,10 +29,11 @@ rule tile:
         block_count=block_count,
         rows=rows("tile"),
         map=map_flags,
+        local=local_flags,
         options=CONFIG.flags("tile"),
         version=CONFIG.stages["tile"].version,
     shell:
         "hemera tile --sheet {params.sheet:q} --unit {wildcards.unit:q}"
         " --block-count {params.block_count} --images-table {input.images_table:q} {params.map:q}"
         " --shard {output.shard:q} --tiles {output.tiles:q} --pairs {output.pairs:q}"
-        " --workers {threads} {params.options} > {log:q} 2>&1"
+        " --workers {threads} {params.local} {params.options} > {log:q} 2>&1"
