@@ -24,7 +24,7 @@ from hemera.stages import filter, index, landmarks
 from tests.small_tables import stored, tile_row
 
 BLOCK_COUNT = 2
-SIZE_PX = 128
+SIZE_PX = 96
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,6 @@ Seen = Callable[..., None]
 CHANGED = {"describe": {"he_saturation_max": 0.09}, "train_generation": {"seed": 7}}
 """Reruns every stage; `register` by its input."""
 
-OF_STATUS = {"evaluate_status": {"routes": ["oliveira"]}, "train_encoder": {"epochs": 2}}
-"""Has all stages of the status."""
-
 KILLER = """\
 #!{python}
 import os, signal, subprocess, sys, time
@@ -59,24 +56,22 @@ def copied(finished: Path, folder: Path) -> None:
     write_config(folder, TINY, **CHANGED)
 
 
-STATUS = ("cases", "train_encoder", "embed", "aggregate", "evaluate_status")
 DATA = ("describe", "register", "landmarks", "tile", "mask", "filter", "index", "report")
 TRAINING = ("train_generation", "train_segmentation", "evaluate")
 FEW = [("mask", "during"), ("tile", "after"), ("train_segmentation", "during")]
-FEW_OF_STATUS = [("train_encoder", "during"), ("aggregate", "after")]
 
 
-def cases(stages: tuple[str, ...], few: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def cases() -> Iterator[tuple[str, str]]:
     """Yield the stages and moments: a few, or with FULL=1 all."""
     if os.environ.get("FULL") != "1":
-        yield from few
+        yield from FEW
         return
-    for stage in stages:
+    for stage in (*DATA, *TRAINING):
         for moment in ("before", "during", "after"):
             yield stage, moment
 
 
-def killed_and_run_again(folder: Path, stage: str, moment: str, *target: str) -> None:
+def killed_and_run_again(folder: Path, stage: str, moment: str) -> None:
     """Run the workflow, kill a job of a stage, and run it again; nothing temporary is left."""
     shims = folder.parent / "shims"
     shims.mkdir()
@@ -86,18 +81,18 @@ def killed_and_run_again(folder: Path, stage: str, moment: str, *target: str) ->
     )
     (shims / "hemera").write_text(text)
     (shims / "hemera").chmod(0o755)
-    text = snakemake(folder, "--cores", "2", *target, check=False, first_on_path=shims)
+    text = snakemake(folder, "--cores", "2", check=False, first_on_path=shims)
     assert (folder.parent / "killed").exists()
     assert "To continue, run the same command again" in text
-    snakemake(folder, "--cores", "2", *target)
-    assert planned(folder, *target) == {}
+    snakemake(folder, "--cores", "2")
+    assert planned(folder) == {}
     # Snakemake itself marks folders that are outputs.
     left = {path.name for path in (folder / "results").rglob(".*")} - {".snakemake_timestamp"}
     assert left == set()
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("stage", "moment"), list(cases((*DATA, *TRAINING), FEW)))
+@pytest.mark.parametrize(("stage", "moment"), list(cases()))
 def test_a_killed_job_loses_nothing(
     stage: str, moment: str, finished: Path, undisturbed: dict[str, str], tmp_path: Path,
     fault_seen: Seen,
@@ -108,31 +103,6 @@ def test_a_killed_job_loses_nothing(
     killed_and_run_again(folder, stage, moment)
     same = digests(folder) == undisturbed
     fault_seen(f"an option changed, {stage} killed {moment}", "repeated by the next run", same)
-    assert same
-
-
-@pytest.fixture(scope="module")
-def with_status(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What `snakemake status` adds in one run."""
-    folder = tmp_path_factory.mktemp("with_status") / "run"
-    shutil.copytree(finished, folder, symlinks=True)
-    write_config(folder, TINY, **OF_STATUS)
-    snakemake(folder, "--cores", "2", "status")
-    return digests(folder)
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize(("stage", "moment"), list(cases(STATUS, FEW_OF_STATUS)))
-def test_a_killed_job_of_the_status_loses_nothing(
-    stage: str, moment: str, finished: Path, with_status: dict[str, str], tmp_path: Path,
-    fault_seen: Seen,
-) -> None:  # fmt: skip
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder, symlinks=True)
-    write_config(folder, TINY, **OF_STATUS)
-    killed_and_run_again(folder, stage, moment, "status")
-    same = digests(folder) == with_status
-    fault_seen(f"snakemake status, {stage} killed {moment}", "repeated by the next run", same)
     assert same
 
 

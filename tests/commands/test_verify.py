@@ -18,8 +18,11 @@ from hemera.config import IndexOptions, RegisterOptions, load
 from hemera.config.base import plain
 from hemera.files.digests import content_digest
 from hemera.networks import storage
+from tests import small_results
 from tests.small_networks import write_networks
-from tests.small_results import BLOCK_COUNT, SIZE_PX, Made, make
+from tests.small_results import BLOCK_COUNT, Made, make
+
+SIZE_PX = 128
 
 CONFIG = {
     "preset": "demo",
@@ -38,7 +41,10 @@ CONFIG = {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sheet, its images, results of every stage and a configuration."""
     tmp_path = tmp_path_factory.mktemp("study")
-    make(tmp_path, [Made("p1"), Made("p2"), Made("slide", slide=True, dataset="acrobat")])
+    with pytest.MonkeyPatch.context() as patch:
+        # Networks divide the sides of tiles by 128.
+        patch.setattr(small_results, "SIZE_PX", SIZE_PX)
+        make(tmp_path, [Made("p1"), Made("p2"), Made("slide", slide=True, dataset="acrobat")])
     for table in (tmp_path / "results/describe").iterdir():
         rows, metadata = (
             tables.read(table, tables.DESCRIBE).to_pylist(),

@@ -99,7 +99,7 @@ def test_a_cohort_of_both_kinds(tmp_path: Path) -> None:
     # Glass has too little tissue, and that is the value in bold.
     assert '<div class="decides"><dt>tissue</dt><dd>20 %</dd></div>' in section(text, "rejected")
     options = re.findall(r"<summary>(\w+)", section(text, "provenance"))
-    assert options == ["register", "tile", "mask", "filter", "index"]
+    assert options == ["describe", "register", "tile", "mask", "filter", "index"]
     assert str(tmp_path) not in text
 
 
