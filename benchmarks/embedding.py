@@ -3,12 +3,16 @@
 ViT-S/16 with random weights on tiles of 512 px, JPEG of quality 95, cut into 2 x 2 views; one
 thread, in turn with the network alone on as many views in memory. Goal: at least .85 of the speed
 of the forward pass. A bag of 5,000 views of 1,536 features is read in at most 3 ms of processor
-time, and at least 10 times faster than from chunks of one row, as TRIDENT writes them.
+time, and at least 10 times faster than from chunks of one row, as TRIDENT writes them. Peak memory of
+the stage with a small ViT (timm's test_vit) and 1,000 or 20,000 tiles, beside that of PyTorch and timm
+with the network alone: at most 1 GiB more.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
 import statistics
 import tempfile
 import time
@@ -23,6 +27,7 @@ import torch
 from _synthetic import texture
 from safetensors.torch import save_file
 
+from hemera import tables
 from hemera.config import DescribeOptions, EmbedOptions, TileOptions
 from hemera.dataset.features import FeatureFile, ViewList, write_features
 from hemera.networks.encoders import timm_network
@@ -62,13 +67,56 @@ def write_tiles(folder: Path) -> dict[str, Path]:
     return {"images_table": images, "tiles": tiles, "tile_shard": shard}
 
 
-def compare_embed(folder: Path) -> None:
-    """Print the processor time per view of stage embed and of the forward pass."""
+def write_network(folder: Path, architecture: str) -> Path:
+    """Write a network of timm with random weights; return its folder."""
     network = folder / "vit"
     network.mkdir()
-    architecture = "vit_small_patch16_224"
     save_file(timm_network(architecture, {}).state_dict(), network / "model.safetensors")
     (network / "config.json").write_text(json.dumps({"architecture": architecture}))
+    return network
+
+
+def peak_mib(folder: Path, tiles: int) -> float:
+    """Return the peak memory of stage embed with so many tiles, or of its network alone for 0."""
+    torch.set_num_threads(1)
+    network = folder / "vit"
+    if not tiles:
+        load_tile_encoder("vit", network)
+    else:
+        rows = tables.read(folder / "p.parquet", tables.TILE).to_pylist()
+        many = folder / f"{tiles}.parquet"
+        named = [{**rows[n % len(rows)], "tile": f"t{n}"} for n in range(tiles)]
+        tables.write(many, named, tables.TILE, tables.provenance(TileOptions(size_px=TILE_PX)))
+        options = EmbedOptions(
+            weights=(f"vit={network}",), split=SPLIT, min_view_tissue=0, readers=1, device="cpu",
+            torch_threads=1,
+        )  # fmt: skip
+        embed.run(
+            tiles=many, tile_shard=folder / "p.tar", images_table=folder / "images.parquet",
+            encoder="vit", features=folder / "m.h5", options=options,
+        )  # fmt: skip
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_memory(folder: Path) -> None:
+    """Print the peak memory of stage embed, each number in a process of its own."""
+    write_tiles(folder)
+    write_network(folder, "test_vit")
+    context = multiprocessing.get_context("spawn")
+    found = []
+    for count in (0, 1000, 20000):
+        with context.Pool(1) as pool:
+            found.append(pool.apply(peak_mib, (folder, count)))
+    alone, few, many = found
+    print(
+        f"peak memory: network alone {alone:.0f} MiB; embed of 1,000 tiles {few - alone:+.0f}, of "
+        f"20,000 tiles {many - alone:+.0f}"
+    )
+
+
+def compare_embed(folder: Path) -> None:
+    """Print the processor time per view of stage embed and of the forward pass."""
+    network = write_network(folder, "vit_small_patch16_224")
     inputs = write_tiles(folder)
     options = EmbedOptions(
         weights=(f"vit={network}",), split=SPLIT, min_view_tissue=0, batch_size=BATCH, readers=1,
@@ -127,11 +175,13 @@ def compare_bag(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run both comparisons."""
+    """Run all measurements."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         compare_embed(Path(name))
         compare_bag(Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        measure_memory(Path(name))
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class Pair(BaseModel):
     he_landmarks: SheetPath | None = None
     her2_landmarks: SheetPath | None = None
     roi: SheetPath | None = None
+    annotations: SheetPath | None = None
     he_artefacts: SheetPath | None = None
     her2_artefacts: SheetPath | None = None
     verdict: Literal["", "accept", "refuse"] = ""
@@ -141,6 +142,12 @@ class Pair(BaseModel):
         return self.he_artefacts, self.her2_artefacts
 
     @property
+    def others(self) -> tuple[Path, ...]:
+        """All other files that are given."""
+        paths = (*self.artefacts, *self.landmarks, self.roi, self.annotations, self.displacement)
+        return tuple(path for path in paths if path is not None)
+
+    @property
     def has_landmarks(self) -> bool:
         """Whether errors at landmarks are measured: of whole slides only."""
         return bool(self.landmarks) and not self.in_block
@@ -172,6 +179,7 @@ STAGE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "filter": ("pair", "dataset", "score"),
     "index": ("pair", "case", "dataset", "split", "score", "he", "her2"),
     "cases": ("pair", "case", "dataset", "split", "score", "status", "site", "her2"),
+    "train_encoder": ("pair", "case", "annotations"),
     "report": ("pair", "case", "dataset", "split", "score", "verdict", "mirrored"),
 }  # fmt: skip
 """The columns that each stage reads: a change in another column does not rerun it."""
@@ -267,10 +275,7 @@ def missing_files(sheet: Sheet, *, images: bool = True) -> dict[Path, str]:
     Without `images`, those of H&E and HER2 may be missing, but must not be unreachable.
     """
     found = {
-        path: path in pair.images
-        for pair in sheet.pairs
-        for path in (*pair.images, *pair.artefacts, *pair.landmarks, pair.roi, pair.displacement)
-        if path is not None
+        path: path in pair.images for pair in sheet.pairs for path in (*pair.images, *pair.others)
     }
     faults = {path: _absence(path) for path in found}
     return {

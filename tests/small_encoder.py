@@ -1,16 +1,21 @@
 """Cases with tiles of H&E and HER2, of which HER2 is darker the higher the score."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 
 from hemera import tables
 from hemera.config import CasesOptions, TileOptions, TrainEncoderOptions
 from hemera.dataset import cases as labelled
 from hemera.dataset.shards import ShardWriter
 from hemera.files import layout
-from hemera.imaging.codecs import encode
+from hemera.files.geojson import annotation
+from hemera.imaging.codecs import encode, encode_mask
+from hemera.masks import label_format
+from hemera.sheet import SCORES, write_rows
 from hemera.stages import train_encoder
 from tests.small_status import case_rows
 from tests.small_tables import stored, tile_row
@@ -37,11 +42,13 @@ def write_cohort(
     *,
     alone: int = 0,
     same: tuple[int, int] | None = None,
+    halves: bool = False,
     **values: Any,
 ) -> list[dict[str, Any]]:
     """Write cases and their tiles, each case a unit; the last `alone` have no HER2.
 
-    `same`: numbers of two cases with the same HER2 tile. `values` as for `case_rows`.
+    `same`: numbers of two cases with the same HER2 tile. `halves`: the left half of H&E is dark.
+    `values` as for `case_rows`.
     """
     rows = case_rows(count, **values)
     metadata = tables.provenance(CasesOptions()) | {"fingerprint": labelled.fingerprint(rows)}
@@ -60,6 +67,8 @@ def write_cohort(
                 # H&E has the lightness of HER2 as well, so that the network has something to find.
                 score = ("0", "1+", "2+", "3+").index(row["score"] or "0")
                 he, her2 = (her2_pixels(score, seed + extra) for extra in (50, 0))
+                if halves:
+                    he[:, : SIDE // 2] //= 3
                 for stain, pixels in (("he", he), ("her2", her2)):
                     name = f"{made['tile']}.{stain}.png"
                     made |= stored(writer, f"{stain}_", name, encode(pixels, "png"))
@@ -76,7 +85,7 @@ def write_cohort(
     return rows
 
 
-def encoder_paths(results: Path) -> dict[str, Path]:
+def encoder_paths(results: Path, network: str = "her2_cnn") -> dict[str, Path]:
     """Return the outputs of stage train_encoder."""
     patterns = {
         "weights": layout.ENCODER,
@@ -84,8 +93,7 @@ def encoder_paths(results: Path) -> dict[str, Path]:
         "history": layout.ENCODER_HISTORY,
     }
     return {
-        name: layout.path(pattern, results, network="her2_cnn")
-        for name, pattern in patterns.items()
+        name: layout.path(pattern, results, network=network) for name, pattern in patterns.items()
     }
 
 
@@ -96,6 +104,61 @@ def encoder_inputs(results: Path) -> dict[str, Path]:
         "case_tiles": layout.path(layout.STATUS_TILES, results),
         "results": results,
     }
+
+
+def write_masks(results: Path, rows: list[dict[str, Any]]) -> None:
+    """Write cells and masks of engine stain: cells of the intensity of the score everywhere."""
+    for row in rows:
+        case, score = row["case"], SCORES.index(row["score"])
+        tiles = tables.read(layout.path(layout.TILES, results, unit=case), tables.TILE).to_pylist()
+        shard = layout.path(layout.MASK_SHARD, results, unit=case)
+        shard.parent.mkdir(parents=True, exist_ok=True)
+        masks, cells = [], []
+        with ShardWriter(shard) as writer:
+            for tile in (tile for tile in tiles if tile["her2_offset"] is not None):
+                inside = np.ones((SIDE, SIDE), np.uint8)
+                mask = label_format.pack(inside * 2, inside > 1, inside * score)
+                mask[:4] = 0
+                made = stored(writer, "", f"{tile['tile']}.stain.png", encode_mask(mask))
+                numbers = {
+                    field.name: 0 for field in tables.MASK
+                    if not (field.nullable or str(field.type) == "string")
+                }  # fmt: skip
+                masks.append(
+                    {**numbers, "tile": tile["tile"], "pair": case, "engine": "stain",
+                     "shard": f"mask/{case}.tar", **made}
+                )  # fmt: skip
+                cells += [
+                    {"tile": tile["tile"], "engine": "stain", "cell": 1 + place, "x_px": x,
+                     "y_px": y, "area_px": 9, "positive": score > 0, "intensity": score}
+                    for place, (y, x) in enumerate(np.ndindex(SIDE // 4, SIDE // 4))
+                    for x, y in [(4 * x + 2.0, 4 * y + 2.0)]
+                ]  # fmt: skip
+        tables.write(layout.path(layout.MASKS, results, unit=case), masks, tables.MASK)
+        tables.write(layout.path(layout.CELLS, results, unit=case), cells, tables.CELLS)
+
+
+def write_annotations(results: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write a sheet whose annotations have the left half of each tile as tumour; return it."""
+    listed = []
+    for row in rows:
+        (tile,) = tables.read(
+            layout.path(layout.TILES, results, unit=row["case"]), tables.TILE
+        ).to_pylist()
+        x, y = tile["x_px"], tile["y_px"]
+        side = SIDE * tile["mpp"] / tile["he_mpp"]
+        halves = {"Tumour": shapely.box(x, y, x + side / 2, y + side),
+                  "Stroma": shapely.box(x + side / 2, y, x + side, y + side)}  # fmt: skip
+        features = [annotation(box, name, (0, 0, 0)) for name, box in halves.items()]
+        path = results / f"{row['case']}.geojson"
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+        listed.append(
+            {"pair": row["case"], "case": row["case"], "dataset": "d", "he": "x.png",
+             "annotations": path.name}
+        )  # fmt: skip
+    sheet = results / "pairs.tsv"
+    sheet.write_text(write_rows(listed))
+    return sheet
 
 
 def train_her2_cnn(results: Path, **options: Any) -> dict[str, Path]:

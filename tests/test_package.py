@@ -40,6 +40,7 @@ def test_one_name_per_stage(stage: str) -> None:
     assert not re.search(r"^\s+(run|script|notebook|wrapper):", rules, re.MULTILINE)
     assert all(rules.count(word) >= len(names) for word in ("mem_mb=", "runtime="))
     own = {"train_generation": "generator_flags", "aggregate": "method_flags"}
+    own["train_encoder"] = "network_flags"
     flags = own.get(stage, f'CONFIG.flags("{stage}")')
     assert f"options={flags}" in rules and "{params.options}" in rules
     assert f'version=CONFIG.stages["{stage}"].version' in rules

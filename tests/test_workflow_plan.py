@@ -300,6 +300,26 @@ def test_the_encoder_of_oliveira_is_trained_once_before_its_features(bare: Path)
     assert "--encoder statistics --features" in " ".join(text.split())
 
 
+def test_the_networks_of_oyelade_need_masks_and_annotations(bare: Path) -> None:
+    with_h_and_e_alone(bare)
+    write_config(bare, TINY, evaluate_status={"routes": ["oyelade"]})
+    counts = planned(bare, "status")
+    units = counts["tile"]
+    assert counts["train_encoder"] == 3 and counts["mask"] == units - 3
+    # Two encoders of HER2, for units with HER2 alone.
+    assert counts["embed"] == 2 * units + 2 * (units - 3)
+    text = " ".join(snakemake(bare, "-n", "--cores", "2", "-p", "status").split())
+    assert "--network tumour" in text and "--sheet" in text
+    assert "--engine stain" in text and "--aggregator fused" in text
+    write_config(
+        bare, TINY, evaluate_status={"routes": ["oyelade"]},
+        train_encoder={"labels": "slide"}, aggregate={"tumour_min": 0.0, "fusion": "class"},
+    )  # fmt: skip
+    counts = planned(bare, "status")
+    assert counts["train_encoder"] == 2
+    assert "filter" not in counts and "index" not in counts
+
+
 def test_the_demo_of_the_status_is_in_a_folder_of_its_own(tmp_path: Path) -> None:
     lay_out(tmp_path, {"preset": "demo"})
     (tmp_path / "demo").mkdir()

@@ -31,7 +31,7 @@ Mpp = Annotated[float, Parameter(validator=Number(gte=MPP_BOUNDS[0], lte=MPP_BOU
 
 _WILDCARD = re.compile(r"(\*\*/|\*|\?|\[[^\]]+\])")
 _WILDCARDS = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
-_PATHS = [name for name in COLUMNS if name in ("he", "her2", "roi", "displacement")
+_PATHS = [name for name in COLUMNS if name in ("he", "her2", "roi", "annotations", "displacement")
           or name.endswith(("_landmarks", "_artefacts"))]  # fmt: skip
 _SHOWN = 10
 """Files or names that a message lists."""

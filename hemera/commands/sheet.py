@@ -294,6 +294,7 @@ def _faults(pair: Pair) -> Iterator[str]:
     """Yield the faults of the files of a pair."""
     import numpy as np
 
+    from hemera.dataset.labelled_views import read_regions
     from hemera.files.geojson import read_polygons
     from hemera.imaging.artefact_files import read_artefacts
     from hemera.imaging.slide import open_slide
@@ -314,6 +315,7 @@ def _faults(pair: Pair) -> Iterator[str]:
         ("her2", (pair.her2,), lambda path: read_slide(path, pair.her2_mpp, "her2_mpp")),
         ("landmarks", pair.landmarks, lambda *_: read_landmarks(pair, 1.0, 1.0, "um")),
         ("roi", (pair.roi,), read_polygons),
+        ("annotations", (pair.annotations,), read_regions),
         ("he_artefacts", (pair.he_artefacts,), lambda path: read_mask("he", path)),
         ("her2_artefacts", (pair.her2_artefacts,), lambda path: read_mask("her2", path)),
         ("displacement", (pair.displacement,), read_displacement),

@@ -11,20 +11,21 @@ from pydantic import Field, model_validator
 
 from hemera.config.base import TOP, Options, flags, nearest
 from hemera.config.dataset import FilterOptions, IndexOptions, ReportOptions
+from hemera.config.encoders import (
+    NETWORKS,
+    EmbedOptions,
+    TrainEncoderOptions,
+)
 from hemera.config.evaluation import EvaluateOptions
 from hemera.config.imaging import DescribeOptions, TileOptions
 from hemera.config.masks import MaskOptions
 from hemera.config.registration import LandmarksOptions, RegisterOptions
 from hemera.config.status import (
-    CELLS,
-    HER2_CNN,
     METHOD_DEFAULTS,
     METHODS,
     AggregateOptions,
     CasesOptions,
-    EmbedOptions,
     EvaluateStatusOptions,
-    TrainEncoderOptions,
 )
 from hemera.config.training import (
     BRANCHES,
@@ -160,9 +161,13 @@ class Config:
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """The encoders of these methods; none for the method cells."""
-        named = dict.fromkeys(options.encoder for options in self.methods.values())
-        return tuple(name for name in named if name != CELLS)
+        """The encoders of these methods; none for the methods cells and virtual."""
+        own = (name for options in self.methods.values() for name in options.encoders)
+        return tuple(dict.fromkeys(own))
+
+    def network_flags(self, name: str) -> str:
+        """Return the options by which an encoder is trained as flags, quoted for a shell."""
+        return shlex.join(flags(self.options(TrainEncoderOptions).of_network(name)))
 
     def method_flags(self, name: str) -> str:
         """Return the options of a method as flags, quoted for a shell."""
@@ -255,10 +260,17 @@ def _disagreements(config: Config) -> list[str]:
             "of these networks, or generation_branch: virtual_rgb_encoder or none"
         )
     encoder, embed = config.options(TrainEncoderOptions), config.options(EmbedOptions)
-    if HER2_CNN in config.encoders and encoder.split != embed.split:
+    trained = [name for name in config.encoders if name in NETWORKS]
+    if trained and encoder.split != embed.split:
         faults.append(
             f"train_encoder.split: {encoder.split}, and embed.split is {embed.split}; give both "
             "the same value: the network is trained on views of the size that it is applied to"
+        )
+    folds = config.options(CasesOptions).folds
+    if trained and encoder.held_out_folds >= folds:
+        faults.append(
+            f"train_encoder.held_out_folds: {encoder.held_out_folds}, and cases.folds is {folds}; "
+            "give fewer, so that some cases are left to train on"
         )
     own = segmentation.normalise_background
     if branch != "none" and own != generation.normalise_background:

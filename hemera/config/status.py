@@ -1,8 +1,6 @@
-"""Options of the stages of the HER2 status, from cases to evaluate_status."""
+"""Options of the stages of the HER2 status but for its encoders: cases to evaluate_status."""
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -17,19 +15,21 @@ from hemera.config.base import (
     Seed,
     Threads,
 )
+from hemera.config.encoders import HER2_CNN, SEGMENTER, STAIN, STAIN_MAP, STATISTICS, TUMOUR
 
-STATISTICS = "statistics"
-"""The encoder that needs no weights."""
 CELLS = "cells"
 """In place of an encoder: the cells of stage mask on real HER2; nothing is embedded."""
+VIRTUAL = "virtual"
+"""In place of an encoder: the cells of stage mask on HER2 that is generated from H&E."""
+OYELADE = "oyelade"
+"""In place of an encoder: the networks of Oyelade et al., whose answers are fused by a rule."""
+RULES: Mapping[str, str] = {CELLS: "asco_cap", VIRTUAL: "asco_cap", OYELADE: "fused"}
+"""The aggregators that train nothing, by what they read in place of one encoder."""
 
-HER2_CNN = "her2_cnn"
-"""The encoder that stage train_encoder trains on tiles of HER2."""
-
-NETWORKS = (HER2_CNN,)
-"""The encoders that stage train_encoder trains."""
-
-Method = Literal["floor", "statistics_abmil", "foundation", "oliveira", "cells"]
+Method = Literal[
+    "floor", "statistics_abmil", "foundation", "oliveira", "oyelade", "cells", "virtual",
+    "segmentation",
+]  # fmt: skip
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "floor": {"encoder": STATISTICS, "aggregator": "mean"},
     "statistics_abmil": {"encoder": STATISTICS, "aggregator": "abmil"},
@@ -40,7 +40,10 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "standardise": False,
         "encoder_cases": "train_only",
     },
+    "oyelade": {"encoder": OYELADE, "aggregator": "fused", "encoder_cases": "train_only"},
     "cells": {"encoder": CELLS, "aggregator": "asco_cap"},
+    "virtual": {"encoder": VIRTUAL, "aggregator": "asco_cap", "encoder_cases": "train_only"},
+    "segmentation": {"encoder": SEGMENTER, "aggregator": "mean", "encoder_cases": "train_only"},
 }
 """The methods by name, with the options of `aggregate` that each fixes."""
 
@@ -92,125 +95,23 @@ class CasesOptions(Options):
     """Largest fraction of 4 x 4 cells of an H&E tile that are out of focus."""
 
 
-class TrainEncoderOptions(Options):
-    """Training of the encoder her2_cnn on HER2 tiles, each with the score of its case."""
-
-    section: ClassVar[str] = "train_encoder"
-
-    base_width: Count = 16
-    """Channels of the first convolution; the others have 2, 4 and 8 times as many."""
-    hidden: Annotated[int, Field(ge=4)] = 1024
-    """Width of the first dense layer; the second has a quarter of it."""
-    split: Annotated[int, Field(ge=1, le=16)] = 2
-    """Each tile is cut into split x split views, as by embed.split, which has to be the same."""
-    her2_tissue_fraction_min: Fraction = 0.25
-    """Smallest tissue fraction of a HER2 tile; less than of H&E, because HER2 of a low score is
-    pale. The limits of artefacts are those of cases."""
-    her2_sharpness_min: NonNegative = 5.0
-    """Smallest variance of the Laplacian of a HER2 tile, at 0.5 um per pixel."""
-    min_view_tissue: Fraction = 0.25
-    """Views with a smaller tissue fraction are not used."""
-    views_per_class: Count | None = None
-    """Most views of a score; of each score as many are drawn as the rarest has."""
-    standardise: bool = False
-    """Give the lightness mean 0 and deviation 1 over the views that are trained on. Without it,
-    the first epochs change little, because the lightness of all views is near 0.9."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Fraction of the cases that choose the epoch, where the sheet has no cases of split val."""
-    epochs: Count = 200
-    """Passes over the views."""
-    batch_size: Count = 128
-    """Views per step."""
-    learning_rate: Positive = 1e-5
-    """Learning rate of Adam."""
-    seed: Seed = 20251
-    """Seed of weights, order, and the draws of cases and views."""
-    device: Device = "auto"
-    """Device of the training; auto: a GPU if there is one."""
-    torch_threads: Threads = 2
-    """CPU threads of PyTorch."""
-
-
-class EmbedOptions(Options):
-    """Features of H&E tiles by an encoder."""
-
-    section: ClassVar[str] = "embed"
-    version: ClassVar[int] = 2
-
-    weights: tuple[str, ...] = ()
-    """Weights of the encoders, each as NAME=PATH: a file, or a folder with the weights and the
-    config.json of timm, as published on the Hugging Face Hub; the encoder statistics needs none."""
-    split: Annotated[int, Field(ge=1, le=16)] = 2
-    """Each tile is cut into split x split views, each of which has a row of features."""
-    min_view_tissue: Fraction = 0.25
-    """Views with a smaller tissue fraction have no features."""
-    batch_size: Count = 64
-    """Views per forward pass."""
-    readers: Threads = 2
-    """Threads that read and decode tiles."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """Numeric precision of the encoder."""
-    device: Device = "auto"
-    """Device of the encoder; auto: a GPU if there is one."""
-    torch_threads: Threads = 2
-    """CPU threads of PyTorch."""
-
-    @model_validator(mode="after")
-    def _weights_have_names(self) -> Self:
-        for entry in self.weights:
-            name, _, path = entry.partition("=")
-            if not re.fullmatch(r"[a-z0-9_]+", name) or not path:
-                raise ValueError(
-                    f"weights: {entry!r} is not NAME=PATH; give for example uni2_h=weights/UNI2-h, "
-                    "a name of lower-case letters, digits and _"
-                )
-        names = [entry.partition("=")[0] for entry in self.weights]
-        if own := [name for name in names if name in (STATISTICS, *NETWORKS)]:
-            raise ValueError(
-                f"weights: {', '.join(own)} is an encoder of the workflow itself; give yours "
-                "another name"
-            )
-        if len(set(names)) != len(names):
-            raise ValueError(f"weights: {names}; name each encoder once")
-        return self
-
-    def path(self, encoder: str) -> Path | None:
-        """Return the weights of an encoder, None where none are named."""
-        return next(
-            (Path(path) for name, _, path in (entry.partition("=") for entry in self.weights)
-             if name == encoder), None,
-        )  # fmt: skip
-
-    def missing(self, encoder: str) -> list[str]:
-        """Return what an encoder lacks, with the remedy."""
-        path = self.path(encoder)
-        if encoder in (STATISTICS, *NETWORKS) or (path is not None and path.exists()):
-            return []
-        if path is not None:
-            return [f"embed.weights: {path}, of encoder {encoder}, does not exist; correct it"]
-        return [
-            f"embed.weights: no weights of encoder {encoder}; set embed: {{weights: "
-            f"[{encoder}=PATH]}}, or choose routes that need none: evaluate_status: {{routes: "
-            "[floor, statistics_abmil]}"
-        ]
-
-
 class AggregateOptions(Options):
     """Training of an aggregator, which combines the features of a case to a status and a score."""
 
     section: ClassVar[str] = "aggregate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     encoder: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "uni2_h"
     """Encoder of the method foundation: statistics, one of known recipes (uni, uni2_h, virchow2,
     h_optimus_0, h_optimus_1, gigapath), or any name whose weights have a config.json of timm."""
-    aggregator: Literal["mean", "abmil", "top_scores", "asco_cap"] = "abmil"
+    aggregator: Literal["mean", "abmil", "top_scores", "asco_cap", "fused"] = "abmil"
     """How features are combined, where the method does not fix it; mean: a linear function of their
     mean; abmil: gated attention; top_scores: dense layers over the highest scores of the views;
-    asco_cap: the rule by which method cells reads a score."""
+    asco_cap: the rule by which methods cells and virtual read a score; fused: that of oyelade."""
     encoder_cases: Literal["refuse", "train_only"] = "refuse"
     """Cases that the encoder was trained on; refuse: they are an error; train_only: they may train
-    the aggregator, and are not predicted. The method oliveira fixes train_only."""
+    the aggregator, and are not predicted. The methods oliveira, oyelade, virtual and segmentation
+    fix train_only."""
     top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.15
     """Highest fraction of the scores of the views of a case from which top_scores selects."""
     top_scores: Annotated[int, Field(ge=2)] = 300
@@ -254,8 +155,16 @@ class AggregateOptions(Options):
     """Repetitions of abmil or top_scores with other initial weights, whose probabilities are
     averaged; of the method oliveira, where it is not set, 1."""
     cells_min: Count = 100
-    """Fewest cells of a case that method cells reads: of 100, a fraction of 10 % has a standard
-    error of 3 %."""
+    """Fewest cells of a case that the methods cells and virtual read: of 100, a fraction of 10 %
+    has a standard error of 3 %."""
+    fusion: Literal["mean", "map", "class"] = "mean"
+    """How oyelade scores a view; map: by the areas of stain_map; class: by stain; mean: of both."""
+    rule: Literal["asco_cap", "paper_max"] = "asco_cap"
+    """How oyelade scores a case; asco_cap: by the fractions of the cell area of its views;
+    paper_max: the greatest score of a view, of which only 2+ and 3+ count."""
+    tumour_min: Fraction = 0.5
+    """Smallest probability of tumour of a view that oyelade counts; 0: all, without the network
+    tumour, which needs annotations."""
     shuffles: Annotated[int, Field(ge=0, le=1000)] = 5
     """Repetitions of aggregator mean with labels permuted between cases: what chance gives."""
     memory_mb: Count = 8000
@@ -268,13 +177,24 @@ class AggregateOptions(Options):
     """CPU threads of PyTorch."""
 
     @model_validator(mode="after")
-    def _cells_have_one_rule(self) -> Self:
-        if (self.encoder == CELLS) != (self.aggregator == "asco_cap"):
+    def _rules_have_their_encoders(self) -> Self:
+        if self.aggregator != RULES.get(self.encoder, self.aggregator) or (
+            self.encoder not in RULES and self.aggregator in RULES.values()
+        ):
             raise ValueError(
                 f"encoder {self.encoder} with aggregator {self.aggregator}: asco_cap reads cells, "
-                "and nothing else does; add cells to evaluate_status.routes instead"
+                "fused the networks of Oyelade et al., and nothing else does; add cells or oyelade "
+                "to evaluate_status.routes instead"
             )
         return self
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The encoders whose features are combined."""
+        if self.encoder == OYELADE:
+            needed = {TUMOUR: self.tumour_min > 0, STAIN: self.fusion != "map", STAIN_MAP: True}
+            return tuple(name for name, used in needed.items() if used)
+        return () if self.encoder in RULES else (self.encoder,)
 
 
 class EvaluateStatusOptions(Options):
@@ -286,8 +206,10 @@ class EvaluateStatusOptions(Options):
     routes: tuple[Method, ...] = ("floor", "foundation")
     """Methods that are evaluated: floor (64 colour and texture features, linear), statistics_abmil
     (the same features, attention), foundation (the encoder of aggregate, attention), oliveira (a
-    network trained on HER2 tiles, dense layers over its highest scores), cells (the cells of real
-    HER2 by the ASCO/CAP rule, which needs the masks and the index)."""
+    network trained on HER2 tiles, dense layers over its highest scores), oyelade (networks for the
+    tumour and for the stain of registered H&E and HER2, fused by a rule), cells (the cells of real
+    HER2 by the ASCO/CAP rule, which needs the masks and the index), virtual (the same on HER2 that
+    GenerationNet makes of H&E), segmentation (the positive fraction of SegmentationNet)."""
     bootstrap_samples: Annotated[int, Field(ge=100, le=100000)] = 1000
     """Bootstrap samples of the cases for confidence intervals."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

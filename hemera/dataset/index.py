@@ -57,6 +57,21 @@ class TileIndex:
             raise ShardError(f"{self.path}: its metadata lacks {key}; run the stage index again")
         return self.metadata[key]
 
+    def cases_seen(self, *networks: str) -> list[str]:
+        """Return the cases of which generation or segmentation has seen tiles, sorted.
+
+        Those that choose the epoch, of split val, count as seen.
+        """
+        found = {
+            str(case)
+            for network in networks
+            for split in ("train", "val")
+            for case in self.select(["case"], network=network, split=split, refused=True)[
+                "case"
+            ].to_pylist()
+        }
+        return sorted(found)
+
     def select(
         self,
         columns: Sequence[str],

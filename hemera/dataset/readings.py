@@ -1,10 +1,10 @@
-"""Score and status of cases from the cells of their real HER2, without training: method cells."""
+"""Score and status of cases by rules without training; method cells: from real HER2."""
 
 import collections
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,13 +26,45 @@ _CELL_COLUMNS = ("tile", "engine", "x_px", "y_px", "intensity", "membrane_od")
 _PROBABILITIES = tuple(name for name in tables.STAINING.names if name.startswith("probability_"))
 
 
+class Reading(Protocol):
+    """What reads the score of cases by a rule.
+
+    Attributes:
+        features: numbers that are read per view or cell.
+        fingerprint: SHA-256 of what is read.
+        trained_on: cases that a network behind it has seen.
+        engine: what is read, in words.
+    """
+
+    features: int
+    fingerprint: str
+    trained_on: Sequence[str]
+    engine: str
+
+    def refusal(self, case: str) -> str:
+        """Return why the score of a case is not read; empty: it is."""
+
+    def score(self, case: str) -> str:
+        """Return the score of a case that is not refused, of `SCORES`."""
+
+    def probabilities(self, case: str) -> list[float]:
+        """Return the probabilities of the scores of a case that is not refused."""
+
+    def facts(self, cases: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return what else is stated of cases."""
+
+
 class Readings:
     """The ASCO/CAP score of each case in the index, from the cells of its accepted tiles.
 
     Attributes:
         engine: whose cells are read: `index.target`.
         fingerprint: of the index.
+        trained_on: no case.
     """
+
+    features = 4
+    trained_on: Sequence[str] = ()
 
     def __init__(self, results: Path, cells_min: int) -> None:
         """Read index and cells.
@@ -43,11 +75,12 @@ class Readings:
         """
         path = layout.path(layout.INDEX, results)
         metadata = tables.read_metadata(path)
-        self.engine, self.fingerprint = metadata["mask_target"], metadata["fingerprint"]
+        target, self.fingerprint = metadata["mask_target"], metadata["fingerprint"]
+        self.engine = f"mask engine {target}"
         schema = tables.index(json.loads(metadata["mask_engines"]))
         columns = ["tile", "pair", "case", "dataset", "score", "size_px", "shard", "accepted",
                    "reason"]  # fmt: skip
-        columns += [name for name in schema.names if name.startswith(f"{self.engine}_")
+        columns += [name for name in schema.names if name.startswith(f"{target}_")
                     and name.endswith(("_cells", "_membrane_od", "_cytoplasm_od"))]  # fmt: skip
         tiles = tables.read(path, schema, columns).to_pandas()
         accepted = tiles[tiles["accepted"]]
@@ -59,10 +92,10 @@ class Readings:
         self._counts: dict[str, list[int]] = {}
         self._probabilities: dict[str, list[float]] = {}
         if len(accepted):
-            counts = case_counts(accepted, self.engine)
+            counts = case_counts(accepted, target)
             self._counts = dict(zip(counts.index, counts.to_numpy(np.int64).tolist(), strict=True))
             few = _cells(results, with_few_tiles(accepted))
-            staining = case_staining(accepted, self.engine, few).set_index("case")
+            staining = case_staining(accepted, target, few).set_index("case")
             found = staining[list(_PROBABILITIES)]
             self._probabilities = dict(zip(found.index, found.to_numpy().tolist(), strict=True))
 
@@ -86,6 +119,10 @@ class Readings:
         found = dict(zip(CLASSES, self._probabilities[case], strict=True))
         return [found["0"] + found["ultralow"], found["1+"], found["2+"], found["3+"]]
 
+    def facts(self, cases: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return nothing."""
+        return {}
+
 
 def _cells(results: Path, tiles: Frame) -> Frame:
     """Return the cells of tiles, from the tables of their units."""
@@ -103,7 +140,7 @@ def _cells(results: Path, tiles: Frame) -> Frame:
 def read_cases(
     rows: Sequence[Mapping[str, Any]],
     targets: Iterable[str],
-    readings: Readings,
+    readings: Reading,
     equivocal: str,
     method: str,
 ) -> tuple[Rows, Rows]:
@@ -128,7 +165,7 @@ def read_cases(
             reason = readings.refusal(case)
             read = "" if reason else readings.score(case)
             if target == "status" and read == labelled.EQUIVOCAL and equivocal == "drop":
-                reason = "its cells are read as 2+, which is no status"
+                reason = "it is read as 2+, which is no status"
             if reason:
                 refused.append({"case": case, "target": target, "reason": reason})
                 continue

@@ -8,19 +8,24 @@ other nothing but the site, which goes with the status.
 import concurrent.futures
 import dataclasses
 import functools
+import json
 import logging
 import multiprocessing
 from pathlib import Path
 
 import cv2
 import numpy as np
+import shapely
 
+from hemera.demo.grid import GRID_UM
 from hemera.demo.plan import TILE_MPP
 from hemera.demo.render import Appearance, Renderer, rasterise
 from hemera.demo.scanner import photograph
-from hemera.demo.tissue import grow
+from hemera.demo.tissue import Tissue, grow
 from hemera.errors import ConfigError, HemeraError
 from hemera.files import atomic
+from hemera.files.geojson import annotation
+from hemera.imaging.outlines import trace
 from hemera.sheet import SCORES, write_rows
 
 log = logging.getLogger(__name__)
@@ -43,6 +48,10 @@ SITES = {
     "south": Appearance((240, 236, 238), 0.88, 1.10, 0.8),
 }
 """Laboratories with the look of their H&E slides."""
+REGIONS = {"Tumor": (200, 0, 0), "Stroma": (0, 160, 0)}
+"""Classes of the annotations with their colours in QuPath."""
+NEST_UM = 24.0
+"""Gaps between nests of tumour up to this width are annotated with them."""
 HER2_LOOK = Appearance((254, 251, 249), 0.9, 0.95, 0.7, 0.6)
 
 
@@ -71,6 +80,11 @@ class Case:
     def her2(self) -> str:
         """File of HER2, empty without one."""
         return f"{self.variant}/{self.name}_her2.png" if self.paired else ""
+
+    @property
+    def annotations(self) -> str:
+        """File of the annotated regions of H&E, empty without one."""
+        return f"{self.variant}/{self.name}.geojson" if self.paired else ""
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -116,6 +130,7 @@ def sheet_text(variant: str = "signal") -> str:
             "score": case.score,
             "status": case.status if case.score == "2+" else "",
             "site": case.site,
+            "annotations": case.annotations,
             "registered": "true" if case.paired else "",
             "he_mpp": f"{TILE_MPP:g}",
             "her2_mpp": f"{TILE_MPP:g}" if case.paired else "",
@@ -160,3 +175,24 @@ def write_images(folder: Path, seed: int, case: Case) -> None:
         bgr = np.ascontiguousarray(rgb[..., ::-1])
         data = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
         atomic.write_bytes(folder / path, data)
+    if case.annotations:
+        atomic.write_text(folder / case.annotations, regions_text(tissue, case.size_px))
+
+
+def regions_text(tissue: Tissue, size_px: tuple[int, int]) -> str:
+    """Return the tumour, and what is around it, as GeoJSON in pixels of an image of this size."""
+    width = round(NEST_UM / GRID_UM) | 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    nests = cv2.morphologyEx(tissue.tumour.astype(np.uint8), cv2.MORPH_CLOSE, disc)
+    image = shapely.box(0, 0, *size_px)
+    pixels = GRID_UM / TILE_MPP
+    outlines = shapely.transform(trace(nests > 0), lambda points: points * pixels)
+    tumour = shapely.intersection(shapely.union_all(outlines), image)
+    regions = dict(zip(REGIONS, (tumour, shapely.difference(image, tumour)), strict=True))
+    features = [
+        annotation(polygon, name, REGIONS[name])
+        for name, region in regions.items()
+        for polygon in shapely.get_parts(region)
+        if isinstance(polygon, shapely.Polygon)
+    ]
+    return json.dumps({"type": "FeatureCollection", "features": features}) + "\n"

@@ -30,6 +30,8 @@ class Tissue:
     fibre_angles: tuple[float, float]
     fat_seeds: Array
     cells: Cells
+    tumour: npt.NDArray[np.bool_]
+    """Malignant epithelium, on the coarse grid."""
 
 
 def _without_crumbs(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -135,6 +137,7 @@ def grow(
         fibre_angles=fibre_angles,
         fat_seeds=fat_seeds,
         cells=cells,
+        tumour=(fields["epithelium"] > 0) & (malignant > 0),
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import shapely
 import torch
 
-from hemera.config import CELLS, AggregateOptions
+from hemera.config import RULES, AggregateOptions
 from hemera.dataset.bags import View
 from hemera.errors import TrainingError
 from hemera.files.faults import translated
@@ -57,8 +57,8 @@ def load_status_model(folder: Path) -> StatusModel:
         raise TrainingError(f"{folder}: no such folder; name one such as results/aggregate/floor")
     weights, path = folder / "weights.safetensors", folder / "metadata.json"
     described = storage.read_metadata(path, "aggregate")
-    if described.get("encoder") == CELLS:
-        raise TrainingError(f"{path}: reads cells of HER2; name a method that has models of H&E")
+    if described.get("encoder") in RULES:
+        raise TrainingError(f"{path}: a rule without models; name a method that has models of H&E")
     if {"describe", "tile", "embed", "cases"} - {*described.get("stages", {})}:
         raise TrainingError(f"{path}: lacks the options of its tiles; run snakemake status again")
     storage.check_digest(weights, described)

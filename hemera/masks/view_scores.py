@@ -10,13 +10,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hemera.masks.her2_score import CLASSES, her2_scores
+from hemera.masks.her2_score import her2_scores
 from hemera.sheet import SCORES
 
 Floats = npt.NDArray[np.floating]
 
 Fusion = Literal["mean", "map", "class"]
 Rule = Literal["asco_cap", "paper_max"]
+
+SAMPLES = 2000
+NO_PROBABILITIES = (0.0, 0.0, 0.0, 0.0)
 
 
 class Graded(NamedTuple):
@@ -27,6 +30,8 @@ class Graded(NamedTuple):
         fractions: of the cell area of voting views, of intensity 0 to 3, (4,); NaN without any.
         positive_fraction: area of intensity 2 and 3 in voting views over that of all tumour views.
         tumour, voting, unplaced: number of views.
+        probabilities: of the scores: how often they are those of a bootstrap sample of the voting
+            views, `SAMPLES` of them; without any 0.
     """
 
     score: str
@@ -35,6 +40,7 @@ class Graded(NamedTuple):
     tumour: int
     voting: int
     unplaced: int
+    probabilities: tuple[float, ...]
 
 
 def fuse(areas: Floats, classes: Floats, fusion: Fusion) -> Floats:
@@ -46,7 +52,8 @@ def fuse(areas: Floats, classes: Floats, fusion: Fusion) -> Floats:
         fusion: mean: of both; map: fractions of the areas alone; class: the classifier alone.
     """
     fractions = areas / areas.sum(axis=1, keepdims=True)
-    return {"mean": (fractions + classes) / 2, "map": fractions, "class": classes}[fusion]
+    chosen = {"mean": (fractions + classes) / 2, "map": fractions, "class": classes}[fusion]
+    return np.asarray(chosen)
 
 
 def view_scores(probabilities: Floats) -> npt.NDArray[np.int64]:
@@ -81,15 +88,26 @@ def grade(
     votes = gated & placed & (areas.sum(axis=1) > 0)
     counts = int(gated.sum()), int(votes.sum()), int((gated & ~placed).sum())
     if not votes.any():
-        return Graded("", np.full(len(SCORES), np.nan), np.nan, *counts)
+        return Graded("", np.full(len(SCORES), np.nan), np.nan, *counts, NO_PROBABILITIES)
     probabilities = fuse(areas[votes], classes[votes], fusion)
-    weights = areas[votes].sum(axis=1)
-    fractions = weights @ probabilities / weights.sum()
+    weighted = areas[votes].sum(axis=1)[:, None] * probabilities
+    fractions = weighted.sum(axis=0) / weighted.sum()
     positive = float(areas[votes, 2:].sum() / gated.sum())
+    number = len(weighted)
+    draws = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), SAMPLES)
+    drawn = _scores(draws, weighted, probabilities, rule)
+    likely = tuple((np.bincount(drawn, minlength=len(SCORES)) / SAMPLES).tolist())
+    place = int(_scores(np.ones((1, number), np.int64), weighted, probabilities, rule)[0])
+    score = "" if rule == "paper_max" and place < 2 else SCORES[place]
+    return Graded(score, fractions, positive, *counts, likely)
+
+
+def _scores(
+    times: npt.NDArray[np.int64], weighted: Floats, probabilities: Floats, rule: Rule
+) -> npt.NDArray[np.int64]:
+    """Return the score, 0 to 3, of each sample (S, N) of views by how often each is in it."""
     if rule == "paper_max":
-        greatest = int(view_scores(probabilities).max())
-        return Graded(SCORES[greatest] if greatest > 1 else "", fractions, positive, *counts)
-    place = int(her2_scores(fractions[None])[0])
+        found: npt.NDArray[np.int64] = np.where(times > 0, view_scores(probabilities), 0).max(1)
+        return found
     # Ultralow is 0.
-    score = CLASSES[place] if CLASSES[place] in SCORES else SCORES[0]
-    return Graded(score, fractions, positive, *counts)
+    return np.maximum(her2_scores(times @ weighted) - 1, 0)

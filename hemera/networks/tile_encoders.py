@@ -169,6 +169,25 @@ class TileEncoder(nn.Module):
         return torch.cat([found[:, 0], patches.mean(1)], dim=-1)
 
 
+class PositiveFraction(nn.Module):
+    """SegmentationNet as an encoder: views (B, 3, H, W), 0 to 1, to the positive fraction (B, 1).
+
+    A pixel is positive from a probability of 0.5 on. Views are not resized.
+    """
+
+    width = 1
+    resize_px = None
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Return the fraction of positive pixels of each view."""
+        logits: Tensor = self.net(views)
+        return (logits > 0).float().mean((2, 3))
+
+
 def load_tile_encoder(name: str, path: Path) -> tuple[TileEncoder, str]:
     """Return an encoder with its weights in evaluation mode, and the SHA-256 of the weights.
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hemera import tables
-from hemera.config import CELLS, AggregateOptions
+from hemera.config import OYELADE, RULES, AggregateOptions
 from hemera.dataset import cases as labelled
 from hemera.dataset.bags import Bags
 from hemera.dataset.cases import OOF, TEST
-from hemera.dataset.readings import Readings, read_cases
+from hemera.dataset.fused import FusedReadings
+from hemera.dataset.readings import Reading, Readings, read_cases
 from hemera.dataset.splits import check_unseen
 from hemera.files import layout
 from hemera.networks import storage
@@ -78,8 +79,9 @@ def run(
     rows = tables.read(cases, tables.STATUS_CASES).to_pylist()
     described = tables.read_metadata(cases)
     made_with = json.loads(described["options"])
-    if options.encoder == CELLS:
-        written = _read(method, rows, made_with["equivocal"], results, options)
+    if options.encoder in RULES:
+        reading = _reading(case_tiles, results, made_with, options)
+        written = _read(method, rows, made_with["equivocal"], reading)
     else:
         written = _train(method, rows, int(made_with["folds"]), case_tiles, results, options)
         written.facts["stages"]["cases"] = made_with
@@ -104,13 +106,28 @@ def run(
     tables.write(contributions, written.contributions, tables.CONTRIBUTIONS)
 
 
-def _read(
-    method: str, rows: Rows, equivocal: str, results: Path, options: AggregateOptions
-) -> _Written:
-    """Read the labelled cases from their cells: a rule without training, which has seen no case."""
-    readings = Readings(results, options.cells_min)
-    predictions, refused = read_cases(rows, TARGETS, readings, equivocal, method)
-    log.info("%s: %d read, %d refused", method, len(predictions), len(refused))
+def _reading(
+    case_tiles: Path, results: Path, made_with: Mapping[str, Any], options: AggregateOptions
+) -> Reading:
+    """Return what reads the score of cases for a method without training."""
+    if options.encoder == OYELADE:
+        tiles = tables.read(case_tiles, tables.STATUS_TILES).to_pylist()
+        return FusedReadings(results, tiles, made_with, options)
+    return Readings(results, options.cells_min)
+
+
+def _read(method: str, rows: Rows, equivocal: str, reading: Reading) -> _Written:
+    """Predict the labelled cases by a rule without training; networks behind it may have seen some.
+
+    Raises:
+        LeakageError: when a network has seen a case of the test split.
+    """
+    for target in TARGETS:
+        test = [row["case"] for row in labelled.judged(rows, target)
+                if row["split"] == labelled.TEST]  # fmt: skip
+        check_unseen(test, reading.trained_on, f"{method}, test split")
+    predictions, refused = read_cases(rows, TARGETS, reading, equivocal, method)
+    log.info("%s: %d predictions, %d refused", method, len(predictions), len(refused))
     unseen: dict[str, Any] = {"fold": None, "left_out": None, "repeat": 0, "inner": []}
     unseen |= {"trained_on": [], "trained_on_sha256": labelled.digest([])}
     return _Written(
@@ -118,8 +135,9 @@ def _read(
         refused=refused,
         runs=[{"name": f"{OOF}.{target}", "part": OOF, "target": target, **unseen}
               for target in TARGETS],
-        facts={"features": 4, "encoder_sha256": readings.fingerprint, "encoder_trained_on": [],
-               "pretraining": f"mask engine {readings.engine}"},
+        facts={"features": reading.features, "encoder_sha256": reading.fingerprint,
+               "encoder_trained_on": [*reading.trained_on], "pretraining": reading.engine,
+               "read": reading.facts(row["case"] for row in rows)},
     )  # fmt: skip
 
 

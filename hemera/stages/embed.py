@@ -1,8 +1,9 @@
-"""Compute the features of the H&E tiles of a unit by one encoder."""
+"""Compute the features of the tiles of a unit by one encoder."""
 
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,27 @@ import torch
 from tqdm import tqdm
 
 from hemera import tables
-from hemera.config import HER2_CNN, STATISTICS, EmbedOptions
+from hemera.config import (
+    HER2_CNN,
+    NETWORKS,
+    OF_HER2,
+    SEGMENTER,
+    STATISTICS,
+    EmbedOptions,
+)
 from hemera.dataset.features import ViewList, write_features
+from hemera.dataset.index import TileIndex
 from hemera.dataset.shards import read_member
 from hemera.dataset.views import cut_views
 from hemera.errors import TrainingError
 from hemera.files.threads import in_order
 from hemera.imaging import texture
 from hemera.imaging.codecs import decode
-from hemera.imaging.color import saturation
-from hemera.networks.her2_cnn import ScoreEncoder, load_score_encoder
-from hemera.networks.tile_encoders import RECIPES, TileEncoder, load_tile_encoder
+from hemera.imaging.color import normalise_background, saturation
+from hemera.networks import storage
+from hemera.networks.her2_cnn import load_score_encoder
+from hemera.networks.tile_encoders import RECIPES, PositiveFraction, load_tile_encoder
+from hemera.networks.view_classifiers import load_view_encoder
 from hemera.training.session import PRECISIONS, session, to_unit
 
 log = logging.getLogger(__name__)
@@ -43,27 +54,36 @@ def run(
     encoder: str,
     encoder_weights: Path | None = None,
     encoder_metadata: Path | None = None,
+    index: Path | None = None,
     features: Path,
     options: EmbedOptions,
 ) -> None:
-    """Write the features of the H&E tiles of a unit; a unit without tiles has zero rows.
+    """Write the features of the tiles of a unit; a unit without tiles has zero rows.
+
+    Views are cut where H&E is tissue, so that the rows of all encoders are of the same views; the
+    encoders of HER2 have those of tiles with HER2.
 
     Args:
         images_table: table of stage describe, for the sizes of the slides.
         encoder: its name; `statistics` needs no weights.
-        encoder_weights: of an encoder of stage train_encoder, with its `encoder_metadata`.
+        encoder_weights: of an encoder of stage train_encoder, or SegmentationNet's of segmenter,
+            with its `encoder_metadata`.
         encoder_metadata: the JSON beside them.
+        index: that segmenter was trained on, for the cases that it has seen.
         features: written: HDF5 in TRIDENT's layout.
     """
     rows = tables.read(tiles, tables.TILE).to_pylist()
+    if encoder in OF_HER2:
+        rows = [row for row in rows if row["her2_offset"] is not None]
     inherited = tables.inherited("tile", tiles)
     made_with = json.loads(inherited.get("options_tile", "{}"))
     saturation_min = 255 * float(made_with.get("saturation_min", 0.0))
     views = ViewList()
     with session(seed=0, threads=options.torch_threads, device=options.device) as device:
-        trained_here = (encoder_weights, encoder_metadata)
+        trained_here = (encoder_weights, encoder_metadata, index)
         compute, width, described = _encoder(encoder, trained_here, device, rows, options)
-        cut = _views(tile_shard, rows, saturation_min, views, options)
+        stain = "her2" if encoder in OF_HER2 else "he"
+        cut = _views(tile_shard, rows, stain, saturation_min, views, options)
         count = write_features(
             features,
             _batches(cut, compute, options.batch_size),
@@ -74,6 +94,7 @@ def run(
                 "options": tables.provenance(options)["options"],
                 **inherited,
                 "trained_on": [],
+                **({"stain": stain} if stain == "her2" else {}),
                 **described,
                 **_mpp(rows),
                 **({} if rows else {"reason": "the unit has no tiles"}),
@@ -88,7 +109,7 @@ Compute = Callable[[list[RGB], list[dict[str, Any]]], Rows]
 
 def _encoder(
     name: str,
-    trained_here: tuple[Path | None, Path | None],
+    trained_here: tuple[Path | None, Path | None, Path | None],
     device: torch.device,
     rows: Sequence[dict[str, Any]],
     options: EmbedOptions,
@@ -100,11 +121,14 @@ def _encoder(
             len(texture.NAMES),
             {"encoder_sha256": STATISTICS, "pretraining": "none"},
         )
-    net, described = _network(name, trained_here, options)
+    net, over_white, described = _network(name, trained_here, options)
     net.to(device)
     precision = PRECISIONS[options.precision]
 
-    def compute(views: list[RGB], _: list[dict[str, Any]]) -> Rows:
+    def compute(views: list[RGB], own: list[dict[str, Any]]) -> Rows:
+        if over_white:
+            pairs = zip(views, own, strict=True)
+            views = [normalise_background(view, tuple(row["he_background"])) for view, row in pairs]
         batch = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
         with (
             torch.inference_mode(),
@@ -114,7 +138,7 @@ def _encoder(
         return found
 
     sides = {row["size_px"] // options.split for row in rows}
-    factor = net.resize_px / max(sides) if sides else 1.0
+    factor = net.resize_px / max(sides) if sides and net.resize_px else 1.0
     if factor > UPSAMPLING_MAX:
         log.warning(
             "%s: views of %d px are magnified %.2f times to %d px, which the encoder was not made "
@@ -124,29 +148,41 @@ def _encoder(
 
 
 def _network(
-    name: str, trained_here: tuple[Path | None, Path | None], options: EmbedOptions
-) -> tuple[TileEncoder | ScoreEncoder, dict[str, Any]]:
-    """Return an encoder with weights, and what the file records of it."""
-    if name == HER2_CNN:
-        weights, metadata = trained_here
-        if weights is None or metadata is None:
+    name: str,
+    trained_here: tuple[Path | None, Path | None, Path | None],
+    options: EmbedOptions,
+) -> tuple[Any, bool, dict[str, Any]]:
+    """Return an encoder with weights, whether views are divided by their background, its record."""
+    if name in (SEGMENTER, *NETWORKS):
+        weights, metadata, index = trained_here
+        stage = "train_segmentation" if name == SEGMENTER else "train_encoder"
+        if weights is None or metadata is None or (name == SEGMENTER and index is None):
             raise TrainingError(
                 f"encoder {name}: no weights; give --encoder-weights and --encoder-metadata of "
-                "stage train_encoder"
+                f"stage {stage}{' and --index' if name == SEGMENTER else ''}"
             )
-        own, made = load_score_encoder(weights, metadata)
-        return own, {
-            "encoder_sha256": made["weights_sha256"],
-            "pretraining": "none",
-            "trained_on": made["trained_on"],
-        }
+        if name == SEGMENTER:
+            assert index is not None
+            segmenter, made = storage.load_segmentation(weights, metadata)
+            own: Any = PositiveFraction(segmenter)
+            opened = TileIndex(index)
+            storage.check_index(name, made, opened.fingerprint)
+            seen = opened.cases_seen("generation", "segmentation")
+        else:
+            load = load_score_encoder if name == HER2_CNN else partial(load_view_encoder, name)
+            own, made = load(weights, metadata)
+            seen = made["trained_on"]
+        sha256 = made.get("pretrained_sha256")
+        facts = {"encoder_sha256": made["weights_sha256"],
+                 "pretraining": f"weights {sha256[:12]}" if sha256 else "none"}  # fmt: skip
+        return own, storage.background_is_white(made), {**facts, "trained_on": seen}
     if missing := options.missing(name):
         raise TrainingError("\n".join(missing))
     path = options.path(name)
     assert path is not None
     net, sha256 = load_tile_encoder(name, path)
     tcga = RECIPES[name].tcga if name in RECIPES else "unknown"
-    return net, {"encoder_sha256": sha256, "pretraining": f"TCGA: {tcga}"}
+    return net, False, {"encoder_sha256": sha256, "pretraining": f"TCGA: {tcga}"}
 
 
 def _statistics(views: list[RGB], rows: list[dict[str, Any]]) -> Rows:
@@ -162,21 +198,27 @@ def _statistics(views: list[RGB], rows: list[dict[str, Any]]) -> Rows:
 def _views(
     shard: Path,
     rows: Sequence[dict[str, Any]],
+    stain: str,
     saturation_min: float,
     views: ViewList,
     options: EmbedOptions,
 ) -> Iterator[tuple[RGB, dict[str, Any]]]:
-    """Yield the views with tissue of all tiles in order, each with the row of its tile."""
+    """Yield the views with tissue on H&E of all tiles in order, each with the row of its tile."""
 
-    def read(row: dict[str, Any]) -> RGB:
-        return decode(read_member(shard, row["he_offset"], row["he_length"], row["he_sha256"]))
+    def member(row: dict[str, Any], stain: str) -> RGB:
+        place = (row[f"{stain}_{name}"] for name in ("offset", "length", "sha256"))
+        return decode(read_member(shard, *place))
+
+    def read(row: dict[str, Any]) -> tuple[RGB, RGB]:
+        he = member(row, "he")
+        return he, he if stain == "he" else member(row, stain)
 
     images = in_order(read, rows, options.readers)
     shown = tqdm(images, "embed", len(rows), unit="tile", disable=None, leave=False)
-    for row, rgb in zip(rows, shown, strict=True):
+    for row, (he, rgb) in zip(rows, shown, strict=True):
         side = row["size_px"] // options.split
         level0 = side * row["mpp"] / row["he_mpp"]
-        tissue = saturation(rgb) > saturation_min
+        tissue = saturation(he) > saturation_min
         for i, j, view in cut_views(rgb, tissue, options.split, options.min_view_tissue):
             x, y = round(row["x_px"] + j * level0), round(row["y_px"] + i * level0)
             views.add(x, y, level0, row["tile"], row["pair"])

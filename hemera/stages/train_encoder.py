@@ -1,36 +1,36 @@
-"""Train the encoder her2_cnn: HER2 tiles with the score of their case, without the test split."""
+"""Train an encoder of views on tiles of cases outside of the test split."""
 
 import collections
+import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from hemera import tables
-from hemera.config import TrainEncoderOptions
+from hemera.config import HER2_CNN, STAIN, STAIN_MAP, TUMOUR, TrainEncoderOptions
 from hemera.dataset import cases as labelled
-from hemera.dataset import criteria
-from hemera.dataset.shards import read_member
+from hemera.dataset import labelled_views
+from hemera.dataset.labelled_views import LabelledView, Source
 from hemera.dataset.splits import draw, draw_inner
-from hemera.dataset.views import cut_views
 from hemera.errors import TrainingError
 from hemera.files import layout
-from hemera.imaging.codecs import decode
-from hemera.imaging.color import DENSITY_STEP, density
 from hemera.networks import storage
-from hemera.sheet import SCORES
+from hemera.sheet import SCORES, read_sheet
 from hemera.training.session import session
-from hemera.training.tile_scores import Places, ScoredViews, train
+from hemera.training.view_networks import CLASSES, LabelledViews, Places, train
 
 log = logging.getLogger(__name__)
 
-View = tuple[str, str]
-"""Case of a view, and its name."""
+LABELS = {
+    HER2_CNN: SCORES, TUMOUR: ("no tumour", "tumour"), STAIN: SCORES,
+    STAIN_MAP: ("background", *SCORES),
+}  # fmt: skip
+"""Names of the classes of each network."""
 
 
 def run(
@@ -38,65 +38,68 @@ def run(
     network: str,
     cases: Path,
     case_tiles: Path,
+    sheet: Path | None = None,
+    engine: str | None = None,
     results: Path = Path(layout.RESULTS),
     weights: Path,
     metadata: Path,
     history: Path,
     options: TrainEncoderOptions,
 ) -> None:
-    """Train a network on the HER2 tiles of all cases with a score that are not of the test split.
+    """Train a network on the tiles of cases that are neither of the test split nor held out.
 
     Args:
-        network: its name, her2_cnn.
+        network: her2_cnn, tumour, stain or stain_map.
         cases: table of stage cases.
         case_tiles: table of the tiles of stage cases.
-        results: folder of results, with tables and shards of stage tile.
+        sheet: the sheet of pairs, whose column annotations tumour is trained with.
+        engine: mask engine whose cells and masks stain and stain_map are trained with.
+        results: folder of results, with tables and shards of the stages tile and mask.
         weights: written: weights of the best epoch, safetensors.
         metadata: written: JSON with options, and the cases that the network has seen.
         history: written: table with one row per epoch and quantity.
 
     Raises:
-        LeakageError: when two cases have the same HER2 tile.
-        TrainingError: without HER2 tiles of two scores.
+        LeakageError: when two cases have the same tile.
+        TrainingError: without views of two classes.
     """
     rows = tables.read(cases, tables.STATUS_CASES).to_pylist()
     described = tables.read_metadata(cases)
-    used = {row["case"]: row for row in rows if row["split"] != labelled.TEST and row["score"]}
-    limits = json.loads(described["options"]) | {
-        "tissue_fraction_min": options.her2_tissue_fraction_min,
-        "her2_sharpness_min": options.her2_sharpness_min,
-    }
+    open_to = {row["case"]: row for row in rows if _may_be_seen(row, options)}
+    source, labels_from = _source(network, open_to, described, sheet, engine, results, options)
     weights.parent.mkdir(parents=True, exist_ok=True)
     # On disk, because the views of a cohort are more than the memory of most machines.
-    with tempfile.TemporaryFile(dir=weights.parent) as buffer:
-        listed, pixels, mpp = _cut(case_tiles, results, used, limits, buffer, options)
-        seen = sorted({case for case, _ in listed})
-        fitted, chosen = _divide([used[case] for case in seen], options)
-        scores = np.array([SCORES.index(used[case]["score"]) for case, _ in listed], np.int64)
-        first, second = (_balanced(listed, scores, own, options) for own in (fitted, chosen))
-        _check(scores[first])
-        counts = [
-            np.bincount(scores[own], minlength=len(SCORES)).tolist() for own in (first, second)
-        ]
-        log.info("%s: views by score, training %s, validation %s", network, *counts)
-        views = ScoredViews(pixels, scores)
+    with tempfile.TemporaryDirectory(dir=weights.parent) as folder:
+        found = labelled_views.labelled_views(
+            source, case_tiles, results, split=options.split, tissue_min=options.min_view_tissue
+        )
+        cut = _write(network, found, Path(folder))
+        seen = sorted({*cut.cases})
+        fitted, chosen = _divide([open_to[case] for case in seen], options)
+        first, second = (_drawn(cut, own, options) for own in (fitted, chosen))
+        counts = [_counts(network, cut.views, own) for own in (first, second)]
+        _check(network, counts[0])
+        log.info("%s: views by class, training %s, validation %s", network, *counts)
         threads, seed = options.torch_threads, options.seed
         with session(seed=seed, threads=threads, device=options.device) as device:
-            trained = train(views, first, second, options, device)
+            trained = train(network, cut.views, first, second, options, device)
+        view_px = int(cut.views.pixels.shape[1])
     storage.write_weights(weights, trained.net.state_dict())
     storage.write_metadata(
         metadata,
         {
             "network": network,
-            "model": {"base_width": options.base_width, "hidden": options.hidden},
+            "model": trained.model,
             "parameters": sum(each.numel() for each in trained.net.parameters()),
             "options": options.model_dump(),
+            "labels": labels_from,
+            "pretrained_sha256": trained.pretrained_sha256,
             "trained_on": seen,
             "trained_on_sha256": labelled.digest(seen),
             "validation": chosen,
             "views": {"train": counts[0], "val": counts[1]},
-            "mpp": mpp,
-            "view_px": int(pixels.shape[1]),
+            "mpp": cut.mpp,
+            "view_px": view_px,
             "epoch": trained.epoch,
             "cases": described["fingerprint"],
             "versions": storage.versions(),
@@ -104,66 +107,100 @@ def run(
         weights,
     )
     names = ("epoch", "part", "quantity", "value")
-    found = [dict(zip(names, row, strict=True)) for row in trained.history]
-    tables.write(history, found, tables.HISTORY)
+    listed = [dict(zip(names, row, strict=True)) for row in trained.history]
+    tables.write(history, listed, tables.HISTORY)
 
 
-def _cut(
-    case_tiles: Path,
+def _may_be_seen(row: Mapping[str, Any], options: TrainEncoderOptions) -> bool:
+    """Return whether networks may be trained on a case."""
+    held_out = row["fold"] is not None and row["fold"] < options.held_out_folds
+    return row["split"] != labelled.TEST and not held_out
+
+
+def _source(
+    network: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    described: Mapping[str, str],
+    sheet: Path | None,
+    engine: str | None,
     results: Path,
-    used: Mapping[str, Any],
-    limits: Mapping[str, Any],
-    buffer: IO[bytes],
     options: TrainEncoderOptions,
-) -> tuple[list[View], Any, float]:
-    """Write the HER2 views of the cases into a file; return their names, pixels (N, S, S, 3), mpp.
+) -> tuple[Source, str]:
+    """Return what a network is trained on, and where its labels are from."""
+    limits = json.loads(described["options"])
+    if network == TUMOUR:
+        if sheet is None:
+            raise TrainingError("train_encoder: tumour needs --sheet, for its annotations")
+        pairs = [pair for pair in read_sheet(sheet).pairs if pair.case in rows and pair.annotations]
+        files = {pair.pair: pair.annotations for pair in pairs if pair.annotations}
+        labels = labelled_views.from_annotations(files, options.tumour_classes)
+        cases = frozenset(pair.case for pair in pairs)
+        return Source("he", labels, cases, limits), "annotations"
+    limits |= {
+        "tissue_fraction_min": options.her2_tissue_fraction_min,
+        "her2_sharpness_min": options.her2_sharpness_min,
+    }
+    if network == HER2_CNN or (network == STAIN and options.labels == "slide"):
+        scores = {case: row["score"] for case, row in rows.items() if row["score"]}
+        labels = labelled_views.from_scores(scores)
+        return Source("her2", labels, frozenset(scores), limits), "score of the case"
+    if engine is None:
+        raise TrainingError(f"train_encoder: {network} needs --engine, for cells and masks")
+    labels = (
+        labelled_views.from_cells(results, engine, options.cells_min)
+        if network == STAIN
+        else labelled_views.from_masks(results, engine)
+    )
+    kind = "cells" if network == STAIN else "masks"
+    return Source("her2", labels, frozenset(rows), limits), f"{kind} of engine {engine} (silver)"
 
-    The pixels are mapped into memory. A tile of two cases, of which one may be judged, is a
-    LeakageError.
-    """
-    known = tables.read(case_tiles, tables.STATUS_TILES).to_pylist()
-    of_tile = {row["tile"]: row["case"] for row in known}
-    listed: list[View] = []
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """The views of all cases, with the case and the name of each, and their resolution."""
+
+    views: LabelledViews
+    cases: list[str]
+    names: list[str]
+    mpp: float
+
+
+def _write(network: str, found: Iterable[LabelledView], folder: Path) -> _Cut:
+    """Write views and labels to files that are mapped into memory."""
+    cases, names = [], []
     sizes: set[tuple[int, float]] = set()
-    digests: list[tuple[str, str, str]] = []
-    units = sorted({row["unit"] for row in known})
-    for unit in tqdm(units, "HER2 tiles", unit="unit", disable=None):
-        path = layout.path(layout.TILES, results, unit=unit)
-        table = tables.read(path, tables.TILE)
-        made_with = json.loads(tables.read_metadata(path).get("options", "{}"))
-        density_min = float(made_with.get("density_min", 0.0)) / DENSITY_STEP
-        shard = layout.path(layout.TILE_SHARD, results, unit=unit)
-        refused = criteria.stain_refusals(table, limits, "her2").tolist()
-        for row, reason in zip(table.to_pylist(), refused, strict=True):
-            case = of_tile[row["tile"]]
-            if reason:
-                continue
-            digests.append((row["her2_sha256"], case, row["tile"]))
-            if case not in used:
-                continue
-            data = read_member(shard, row["her2_offset"], row["her2_length"], row["her2_sha256"])
-            rgb = decode(data)
-            tissue = density(rgb, tuple(row["her2_background"])) > density_min
-            for i, j, view in cut_views(rgb, tissue, options.split, options.min_view_tissue):
-                buffer.write(view.tobytes())
-                sizes.add((len(view), row["mpp"]))
-                listed.append((case, f"{row['tile']}_{i}_{j}"))
-    labelled.check_images(digests)
-    if not listed:
+    with (folder / "pixels").open("wb") as pixels, (folder / "labels").open("wb") as labels:
+        for view in found:
+            pixels.write(view.rgb.tobytes())
+            labels.write(np.asarray(view.label, np.uint8).tobytes())
+            sizes.add((len(view.rgb), view.mpp))
+            cases.append(view.case)
+            names.append(view.name)
+    route = "oliveira" if network == HER2_CNN else "oyelade"
+    if not cases:
+        what = {
+            HER2_CNN: "HER2 tile of a case with a score",
+            TUMOUR: "H&E tile in the annotations of the sheet",
+        }.get(network, "HER2 tile with cells")
+        instead = ", set aggregate.tumour_min: 0" if network == TUMOUR else ""
         raise TrainingError(
-            "train_encoder: no HER2 tile of a case with a score outside of the test split; add "
-            "such cases to the sheet, lower the limits of train_encoder, or leave oliveira out of "
-            "evaluate_status.routes"
+            f"train_encoder, {network}: no {what} outside of the test split and of the folds that "
+            "are held out; add such cases to the sheet, lower the limits of train_encoder"
+            f"{instead}, or leave {route} out of evaluate_status.routes"
         )
     if len(sizes) > 1:
         raise TrainingError(
-            f"train_encoder: HER2 views of different sides and resolutions, {sorted(sizes)}; run "
-            "the stage tile again with one tile.size_px and tile.mpp"
+            f"train_encoder: views of different sides and resolutions, {sorted(sizes)}; run the "
+            "stage tile again with one tile.size_px and tile.mpp"
         )
-    buffer.flush()
     ((side, mpp),) = sizes
-    pixels = np.memmap(buffer, np.uint8, mode="r", shape=(len(listed), side, side, 3))
-    return listed, pixels, mpp
+    of_pixels = (side, side) if network == STAIN_MAP else ()
+    shape = (len(cases), side, side, 3)
+    views = LabelledViews(
+        np.memmap(folder / "pixels", np.uint8, mode="r", shape=shape),
+        np.memmap(folder / "labels", np.uint8, mode="r", shape=(len(cases), *of_pixels)),
+    )
+    return _Cut(views, cases, names, mpp)
 
 
 def _divide(
@@ -180,32 +217,46 @@ def _divide(
     return draw_inner(strata, options.validation_fraction, seed=options.seed)
 
 
-def _balanced(
-    listed: Sequence[View], scores: Places, cases: Sequence[str], options: TrainEncoderOptions
-) -> Places:
-    """Return the places of views of these cases, ascending, of each score equally many."""
+def _drawn(cut: _Cut, cases: Sequence[str], options: TrainEncoderOptions) -> Places:
+    """Return the places of views of these cases, ascending, with `balance` equally many a class."""
     members = {*cases}
-    of_score = collections.defaultdict(list)
-    for place, ((case, _), score) in enumerate(zip(listed, scores.tolist(), strict=True)):
-        if case in members:
-            of_score[score].append(place)
-    fewest = min((len(places) for places in of_score.values()), default=0)
-    count = min(fewest, options.views_per_class or fewest)
+    own = [place for place, case in enumerate(cut.cases) if case in members]
+    labels = cut.views.labels
+    if labels.ndim > 1:
+        return np.array(own, np.int64)
+    of_class = collections.defaultdict(list)
+    for place in own:
+        of_class[int(labels[place])].append(place)
+    most = (
+        min((len(places) for places in of_class.values()), default=0) if options.balance else None
+    )
+    count = min((each for each in (most, options.views_per_class) if each), default=None)
     found: list[int] = []
-    for places in of_score.values():
-        names = [listed[place][1] for place in places]
+    for places in of_class.values():
+        names = [cut.names[place] for place in places]
         kept = draw(names, count, seed=options.seed, purpose="train_encoder")
         found += np.array(places)[kept].tolist()
     return np.array(sorted(found), np.int64)
 
 
-def _check(scores: Places) -> None:
-    """Check that views of two scores at least are trained on; warn of those that are missing."""
-    present = [SCORES[score] for score in np.unique(scores).tolist()]
+def _counts(network: str, views: LabelledViews, places: Places) -> list[int]:
+    """Return the number of views of each class; of a map, those with a pixel of it."""
+    classes = range(CLASSES[network])
+    if views.labels.ndim == 1:
+        found: list[int] = np.bincount(views.labels[places], minlength=len(classes)).tolist()
+        return found
+    return [sum(bool((views.labels[place] == each).any()) for place in places) for each in classes]
+
+
+def _check(network: str, counts: Sequence[int]) -> None:
+    """Check that views of two classes at least are trained on; warn of those that are missing."""
+    names = LABELS[network]
+    present = [name for name, count in zip(names, counts, strict=True) if count]
     if len(present) < 2:
+        route = "oliveira" if network == HER2_CNN else "oyelade"
         raise TrainingError(
-            f"train_encoder: HER2 tiles of score {', '.join(present) or 'none'} alone; add cases "
-            "of other scores, or leave oliveira out of evaluate_status.routes"
+            f"train_encoder, {network}: views of {', '.join(present) or 'no class'} alone; add "
+            f"cases with other classes, or leave {route} out of evaluate_status.routes"
         )
-    if missing := [score for score in SCORES if score not in present]:
-        log.warning("train_encoder: no HER2 tile of score %s", ", ".join(missing))
+    if missing := [name for name in names if name not in present]:
+        log.warning("train_encoder, %s: no view of %s", network, ", ".join(missing))

@@ -170,7 +170,7 @@ def damaged(cohort, folder, change):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda own: own.update(encoder="cells"), "reads cells of HER2"),
+        (lambda own: own.update(encoder="cells"), "a rule without models"),
         (lambda own: own["stages"].pop("tile"), "lacks the options of its tiles"),
         (lambda own: own.update(encoder_sha256="other"), "its weights have the SHA-256"),
         (lambda own: own.update(weights_sha256="0"), "differs from its SHA-256"),

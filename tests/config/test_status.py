@@ -4,7 +4,7 @@ import typing
 
 import pytest
 
-from hemera.config import METHODS, EmbedOptions, load
+from hemera.config import METHODS, AggregateOptions, EmbedOptions, load
 from hemera.config.status import Method
 from hemera.errors import ConfigError
 
@@ -60,9 +60,12 @@ def test_oliveira_has_its_own_values_where_the_configuration_sets_none():
         ("embed", {"weights": ["UNI=x"]}, ["embed.weights", "lower-case"]),
         ("embed", {"weights": ["a=x", "a=y"]}, ["embed.weights", "once"]),
         ("embed", {"weights": ["her2_cnn=x"]}, ["her2_cnn", "another name"]),
-        ("evaluate_status", {"routes": ["oyelade"]}, ["evaluate_status.routes", "'floor'"]),
+        ("evaluate_status", {"routes": ["other"]}, ["evaluate_status.routes", "'floor'"]),
         ("evaluate_status", {"routes": ["floor", "floor"]}, ["routes", "once"]),
         ("aggregate", {"encoder": "UNI 2"}, ["aggregate.encoder"]),
+        ("train_encoder", {"weights": ["her2_cnn=x"]}, ["her2_cnn", "random weights"]),
+        ("aggregate", {"encoder": "oyelade"}, ["aggregator abmil", "routes instead"]),
+        ("aggregate", {"aggregator": "fused"}, ["encoder uni2_h", "routes instead"]),
         ("cases", {"folds": 1}, ["cases.folds", "at least 2"]),
     ],
 )
@@ -78,3 +81,25 @@ def test_what_an_encoder_lacks(tmp_path):
     assert options.missing("statistics") == options.missing("mine") == []
     assert "nowhere, of encoder gone, does not exist" in options.missing("gone")[0]
     assert "no weights of encoder uni" in options.missing("uni")[0]
+
+
+def test_networks_have_their_own_values_where_the_configuration_sets_none():
+    routes = {"evaluate_status": {"routes": ["oyelade"]}, "sheet": "x.tsv"}
+    options = load(routes).stages["train_encoder"]
+    found = {name: options.of_network(name) for name in ("her2_cnn", "tumour", "stain_map")}
+    assert [own.epochs for own in found.values()] == [200, 20, 50]
+    assert [own.learning_rate for own in found.values()] == [1e-5, 2e-4, 5e-5]
+    assert [own.weight_decay for own in found.values()] == [0, 0.01, 0.01]
+    assert [own.balance for own in found.values()] == [True, False, False]
+    config = load({**routes, "train_encoder": {"epochs": 7}})
+    assert "--epochs 7" in config.network_flags("stain_map")
+    assert config.encoders == ("statistics", "tumour", "stain", "stain_map")
+    found = load({**routes, "aggregate": {"tumour_min": 0.0, "fusion": "map"}}).encoders
+    assert found == ("statistics", "stain_map")
+    with pytest.raises(ConfigError, match=r"held_out_folds: 5, and cases\.folds is 5"):
+        load({**routes, "train_encoder": {"held_out_folds": 5}})
+
+
+def test_a_rule_has_no_other_encoder():
+    with pytest.raises(ConfigError, match="nothing else does"):
+        AggregateOptions(encoder="cells", aggregator="fused")

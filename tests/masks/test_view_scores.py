@@ -105,3 +105,15 @@ def test_a_prediction_never_has_more_voting_views_than_tumour_views():
     classes = ONE_HOT[np.arange(95) % 4]
     found = grade(tumour, classes / 2, classes, np.ones(95, bool))
     assert (found.tumour, found.voting) == (66, 66)
+
+
+def test_probabilities_are_those_of_samples_of_the_voting_views():
+    """Of nine views each is in a sample of nine with 1 - (8 / 9)^9, and more than a tenth then."""
+    found = grade(*case(ONE_STRONG))
+    expected = 1 - (8 / 9) ** 9
+    assert found.probabilities[3] == pytest.approx(expected, abs=0.03)
+    assert found.probabilities[0] == pytest.approx(1 - expected, abs=0.03)
+    assert sum(found.probabilities) == pytest.approx(1)
+    found = grade(*case([[2, 0, 0], [0, 0, 0], [0, 0, 0]]), rule="paper_max")
+    assert found.probabilities[2] == pytest.approx(expected, abs=0.03)
+    assert grade(*case(ONE_STRONG, tumour=0.1)).probabilities == (0, 0, 0, 0)

@@ -123,7 +123,7 @@ def test_methods_are_compared_on_the_cases_of_all(tmp_path):
     agreement = found["score", "oof", "all", "floor", "kappa_with_cells"]
     assert agreement["cases"] == 32
     assert agreement["value"] == found["score", "oof", "common", "floor", "qwk"]["value"]
-    assert "its cells are read as 2+, which is no status: 8" in page
+    assert "it is read as 2+, which is no status: 8" in page
     assert "registration was refused: 16" in page and "silver" in page
     assert "nan" not in page
 

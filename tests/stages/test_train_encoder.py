@@ -74,7 +74,7 @@ def test_no_her2_and_one_score_are_errors_with_a_remedy(tmp_path):
     with pytest.raises(TrainingError, match=r"no HER2 tile .* leave oliveira out"):
         train_her2_cnn(tmp_path / "a")
     write_cohort(tmp_path / "b", 8, score="3+")
-    with pytest.raises(TrainingError, match=r"of score 3\+ alone"):
+    with pytest.raises(TrainingError, match=r"views of 3\+ alone"):
         train_her2_cnn(tmp_path / "b")
     write_cohort(tmp_path / "c", 8)
     with pytest.raises(TrainingError, match="no HER2 tile"):
@@ -100,21 +100,27 @@ def oliveira(**values):
     return config.methods
 
 
+def write_images(results, rows):
+    """Write the tables of stage describe."""
+    for row in rows:
+        image = dict.fromkeys(tables.DESCRIBE.names)
+        image |= {"pair": row["case"], "stain": "he", "file": "x", "verdict": "accept",
+                  "width_px": 512, "height_px": 512}  # fmt: skip
+        path = layout.path(layout.IMAGES_TABLE, results, unit=row["case"])
+        tables.write(path, [image], tables.DESCRIBE)
+
+
 def embed_all(results, rows):
     paths = encoder_paths(results)
+    write_images(results, rows)
     for row in rows:
         case = row["case"]
-        described_images = layout.path(layout.IMAGES_TABLE, results, unit=case)
-        image = dict.fromkeys(tables.DESCRIBE.names)
-        image |= {"pair": case, "stain": "he", "file": "x", "verdict": "accept",
-                  "width_px": 512, "height_px": 512}  # fmt: skip
-        tables.write(described_images, [image], tables.DESCRIBE)
         for encoder, own in (("statistics", (None, None)),
                              ("her2_cnn", (paths["weights"], paths["metadata"]))):  # fmt: skip
             embed.run(
                 tiles=layout.path(layout.TILES, results, unit=case),
                 tile_shard=layout.path(layout.TILE_SHARD, results, unit=case),
-                images_table=described_images,
+                images_table=layout.path(layout.IMAGES_TABLE, results, unit=case),
                 encoder=encoder,
                 encoder_weights=own[0],
                 encoder_metadata=own[1],
@@ -123,14 +129,14 @@ def embed_all(results, rows):
             )
 
 
-def run_method(results, method, options):
+def run_method(results, method, options, **inputs):
     patterns = {
         "weights": layout.AGGREGATOR, "metadata": layout.AGGREGATOR_METADATA,
         "history": layout.AGGREGATOR_HISTORY, "predictions": layout.STATUS_PREDICTIONS,
         "contributions": layout.CONTRIBUTIONS,
     }  # fmt: skip
     paths = {name: layout.path(own, results, method=method) for name, own in patterns.items()}
-    aggregate.run(method=method, **encoder_inputs(results), **paths, options=options)
+    aggregate.run(method=method, **{**encoder_inputs(results), **inputs}, **paths, options=options)
     return tables.read(paths["predictions"], tables.STATUS_PREDICTIONS).to_pylist()
 
 

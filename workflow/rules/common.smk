@@ -10,8 +10,15 @@ from hemera.config import (
     CELLS,
     DEMO_SHEETS,
     DEMO_VERSION,
+    HER2_CNN,
     NETWORKS,
+    OF_HER2,
+    OYELADE,
+    SEGMENTER,
+    STAIN,
     STATISTICS,
+    TUMOUR,
+    VIRTUAL,
     check_datasets,
     check_sheet_given,
     load,
@@ -239,13 +246,61 @@ def status_files():
     of_method = (layout.AGGREGATOR, layout.AGGREGATOR_METADATA, layout.AGGREGATOR_HISTORY)
     of_method += (layout.STATUS_PREDICTIONS, layout.CONTRIBUTIONS)
     found += [path for pattern in of_method for path in of_methods(pattern)]
-    found += index_files() if CELLS in CONFIG.methods else []
+    made = {method.encoder for method in CONFIG.methods.values()}
+    found += index_files() if made & {CELLS, SEGMENTER, VIRTUAL} else []
+    own = [name for name in own if network_inputs(name) is MASKED]
+    found += [path for pattern in MASKED for path in of_units(pattern, has_her2) if own]
     return [*dict.fromkeys(found), layout.STATUS_METRICS, layout.STATUS_PAGE]
 
 
+MASKED = (layout.CELLS, layout.MASKS, layout.MASK_SHARD)
+"""What train_encoder reads of stage mask."""
+
+
+def network_inputs(network):
+    """What a network of train_encoder is trained with beside tiles and cases: the annotations of the
+    sheet, or patterns of stage mask."""
+    if network == TUMOUR:
+        return [str(pair.annotations) for pair in SHEET.pairs if pair.annotations]
+    from_slide = network == STAIN and CONFIG.stages["train_encoder"].labels == "slide"
+    return [] if network == HER2_CNN or from_slide else MASKED
+
+
+def labels_of(wildcards):
+    """The files with the labels of a network's training, and the weights that it starts from."""
+    options = CONFIG.stages["train_encoder"]
+    missing = options.missing(wildcards.network)
+    if missing and not ONLY_PLANNED:
+        raise SystemExit("\n".join(["", *missing]))
+    inputs = network_inputs(wildcards.network)
+    if inputs is MASKED:
+        inputs = [path for pattern in MASKED for path in of_units(pattern, has_her2)]
+    path = options.path(wildcards.network)
+    return inputs if path is None or path.is_dir() or missing else [*inputs, str(path)]
+
+
+def network_flags(wildcards):
+    """The options of a network's training."""
+    return CONFIG.network_flags(wildcards.network)
+
+
+def annotations_of_all(wildcards):
+    """A digest of what tumour reads of the sheet; of the other networks nothing."""
+    return digest(SHEET.pairs, "train_encoder") if wildcards.network == TUMOUR else ""
+
+
+def label_flags(wildcards, input):
+    """The flags for labels: the sheet with annotations, or the mask engine."""
+    if wildcards.network == TUMOUR:
+        return ["--sheet", CONFIG.cohort.sheet]
+    engine = ["--engine", CONFIG.stages["index"].target]
+    return engine if network_inputs(wildcards.network) is MASKED else []
+
+
 def encoder_features(encoder):
-    """The features of all units by an encoder."""
-    return of_units(layout.FEATURES.replace("{encoder}", encoder))
+    """The features of all units by an encoder; of an encoder of HER2, of those with HER2."""
+    which = has_her2 if encoder in OF_HER2 else lambda unit: True
+    return of_units(layout.FEATURES.replace("{encoder}", encoder), which)
 
 
 def of_methods(pattern):
@@ -269,11 +324,13 @@ def method_flags(wildcards):
 
 
 def method_features(wildcards):
-    """The features that a method combines; of method cells, the index and the tables of cells."""
-    encoder = method(wildcards).encoder
-    if encoder == CELLS:
+    """What a method combines: features; of cells, the index and the tables of cells; of oyelade, also
+    the tables of tiles."""
+    options = method(wildcards)
+    if options.encoder == CELLS:
         return [layout.INDEX, *of_units(layout.CELLS, has_her2)]
-    return encoder_features(encoder)
+    found = [path for name in options.encoders for path in encoder_features(name)]
+    return [*found, *of_units(layout.TILES)] if options.encoder == OYELADE else found
 
 
 def encoder_requirements(wildcards):
@@ -285,7 +342,14 @@ def encoder_requirements(wildcards):
 
 
 def trained_encoder(wildcards):
-    """The weights of an encoder that train_encoder makes; none of the others."""
+    """The weights of an encoder that train_encoder makes, or of SegmentationNet with the index, which
+    has the cases that it was trained on; none of the others."""
+    if wildcards.encoder == SEGMENTER:
+        return {
+            "encoder_weights": layout.SEGMENTER,
+            "encoder_metadata": layout.SEGMENTER_METADATA,
+            "index": layout.INDEX,
+        }
     if wildcards.encoder not in NETWORKS:
         return {}
     patterns = {"encoder_weights": layout.ENCODER, "encoder_metadata": layout.ENCODER_METADATA}

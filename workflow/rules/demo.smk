@@ -1,7 +1,7 @@
 # The demo cohort's images, made from a seed. Exists only while the sheet is the demo's own.
 #
 # REQUIRED INPUTS: none
-# OUTPUTS: the images and landmark files that demo/pairs.tsv names
+# OUTPUTS: the images, landmark files and annotations that the sheet names
 
 if CONFIG.cohort.sheet in DEMO_SHEETS:
 
@@ -9,7 +9,10 @@ if CONFIG.cohort.sheet in DEMO_SHEETS:
         output:
             list(
                 dict.fromkeys(
-                    str(path) for pair in SHEET.pairs for path in (*pair.images, *pair.landmarks)
+                    str(path)
+                    for pair in SHEET.pairs
+                    for path in (*pair.images, *pair.landmarks, pair.annotations)
+                    if path
                 )
             ),
         log:

@@ -1,6 +1,7 @@
-# An encoder of tiles for the HER2 status, trained on HER2 tiles with the score of their case.
+# An encoder of tiles for the HER2 status: her2_cnn, tumour, stain or stain_map.
 #
-# REQUIRED INPUTS: cases; tables and shards of tile of all units
+# REQUIRED INPUTS: cases; tables and shards of tile of all units; for tumour the annotations of the
+# sheet, for stain and stain_map cells and masks of all units with HER2
 # OUTPUTS: weights, metadata with the cases that the network has seen, history
 
 
@@ -8,6 +9,7 @@ rule train_encoder:
     input:
         all_of(layout.TILES),
         all_of(layout.TILE_SHARD),
+        labels_of,
         cases=layout.STATUS_CASES,
         case_tiles=layout.STATUS_TILES,
     output:
@@ -28,10 +30,12 @@ rule train_encoder:
         runtime=minutes(1440),
         gpu=gpus("train_encoder"),
     params:
-        options=CONFIG.flags("train_encoder"),
+        labels=label_flags,
+        annotations=annotations_of_all,
+        options=network_flags,
         version=CONFIG.stages["train_encoder"].version,
     shell:
         "hemera train_encoder --network {wildcards.network} --cases {input.cases:q}"
         " --case-tiles {input.case_tiles:q} --weights {output.weights:q}"
         " --metadata {output.metadata:q} --history {output.history:q}"
-        " {params.options} > {log:q} 2>&1"
+        " {params.labels:q} {params.options} > {log:q} 2>&1"
