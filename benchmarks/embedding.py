@@ -3,9 +3,9 @@
 ViT-S/16 with random weights on tiles of 512 px, JPEG of quality 95, cut into 2 x 2 views; one
 thread, in turn with the network alone on as many views in memory. Goal: at least .85 of the speed
 of the forward pass. A bag of 5,000 views of 1,536 features is read in at most 3 ms of processor
-time, and at least 10 times faster than from chunks of one row, as TRIDENT writes them. Peak memory of
-the stage with a small ViT (timm's test_vit) and 1,000 or 20,000 tiles, beside that of PyTorch and timm
-with the network alone: at most 1 GiB more.
+time, and at least 10 times faster than from chunks of one row, as TRIDENT writes them. Peak memory
+of the stage with a small ViT (timm's test_vit) and 1,000 or 20,000 tiles, beside that of PyTorch
+and timm with the network alone: at most 1 GiB more.
 """
 
 from __future__ import annotations

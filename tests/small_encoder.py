@@ -106,12 +106,21 @@ def encoder_inputs(results: Path) -> dict[str, Path]:
     }
 
 
-def write_masks(results: Path, rows: list[dict[str, Any]]) -> None:
-    """Write cells and masks of engine stain: cells of the intensity of the score everywhere."""
+def write_masks(results: Path, rows: list[dict[str, Any]], *, virtual: bool = False) -> None:
+    """Write cells and masks of engine stain: cells of the intensity of the score everywhere.
+
+    `virtual`: of the HER2 of stage restain.
+    """
+    real = (layout.TILES, layout.MASK_SHARD, layout.MASKS, layout.CELLS)
+    made = (layout.VIRTUAL_TILES, layout.VIRTUAL_MASK_SHARD, layout.VIRTUAL_MASKS,
+            layout.VIRTUAL_CELLS)  # fmt: skip
     for row in rows:
         case, score = row["case"], SCORES.index(row["score"])
-        tiles = tables.read(layout.path(layout.TILES, results, unit=case), tables.TILE).to_pylist()
-        shard = layout.path(layout.MASK_SHARD, results, unit=case)
+        paths = [
+            layout.path(pattern, results, unit=case) for pattern in (made if virtual else real)
+        ]
+        tiles = tables.read(paths[0], tables.TILE).to_pylist()
+        shard = paths[1]
         shard.parent.mkdir(parents=True, exist_ok=True)
         masks, cells = [], []
         with ShardWriter(shard) as writer:
@@ -119,14 +128,17 @@ def write_masks(results: Path, rows: list[dict[str, Any]]) -> None:
                 inside = np.ones((SIDE, SIDE), np.uint8)
                 mask = label_format.pack(inside * 2, inside > 1, inside * score)
                 mask[:4] = 0
-                made = stored(writer, "", f"{tile['tile']}.stain.png", encode_mask(mask))
+                place = stored(writer, "", f"{tile['tile']}.stain.png", encode_mask(mask))
                 numbers = {
                     field.name: 0 for field in tables.MASK
                     if not (field.nullable or str(field.type) == "string")
                 }  # fmt: skip
+                kind = ("", "weak_", "moderate_", "strong_")[score]
+                numbers |= {"cells": (SIDE // 4) ** 2, f"{kind}cells": (SIDE // 4) ** 2}
+                numbers |= {"membrane_od": 0.1, "cytoplasm_od": 0.1}
                 masks.append(
                     {**numbers, "tile": tile["tile"], "pair": case, "engine": "stain",
-                     "shard": f"mask/{case}.tar", **made}
+                     "shard": f"mask/{case}.tar", **place}
                 )  # fmt: skip
                 cells += [
                     {"tile": tile["tile"], "engine": "stain", "cell": 1 + place, "x_px": x,
@@ -134,8 +146,8 @@ def write_masks(results: Path, rows: list[dict[str, Any]]) -> None:
                     for place, (y, x) in enumerate(np.ndindex(SIDE // 4, SIDE // 4))
                     for x, y in [(4 * x + 2.0, 4 * y + 2.0)]
                 ]  # fmt: skip
-        tables.write(layout.path(layout.MASKS, results, unit=case), masks, tables.MASK)
-        tables.write(layout.path(layout.CELLS, results, unit=case), cells, tables.CELLS)
+        tables.write(paths[2], masks, tables.MASK)
+        tables.write(paths[3], cells, tables.CELLS)
 
 
 def write_annotations(results: Path, rows: list[dict[str, Any]]) -> Path:
@@ -153,7 +165,7 @@ def write_annotations(results: Path, rows: list[dict[str, Any]]) -> Path:
         path = results / f"{row['case']}.geojson"
         path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
         listed.append(
-            {"pair": row["case"], "case": row["case"], "dataset": "d", "he": "x.png",
+            {"pair": row["case"], "case": row["case"], "dataset": "d", "he": f"{row['case']}.png",
              "annotations": path.name}
         )  # fmt: skip
     sheet = results / "pairs.tsv"

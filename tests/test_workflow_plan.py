@@ -19,7 +19,7 @@ from hemera.masks.stain import nucleus_files
 from hemera.sheet import read_sheet
 from tests.small_workflow import ROOT, TINY, lay_out, planned, snakemake, write_config
 
-OF_STATUS = {"cases", "train_encoder", "embed", "aggregate", "evaluate_status"}
+OF_STATUS = {"cases", "restain", "train_encoder", "embed", "aggregate", "evaluate_status"}
 """The stages of target `status`, which `all` does not need."""
 
 
@@ -306,8 +306,8 @@ def test_the_networks_of_oyelade_need_masks_and_annotations(bare: Path) -> None:
     counts = planned(bare, "status")
     units = counts["tile"]
     assert counts["train_encoder"] == 3 and counts["mask"] == units - 3
-    # Two encoders of HER2, for units with HER2 alone.
-    assert counts["embed"] == 2 * units + 2 * (units - 3)
+    # The networks are for units with HER2 alone.
+    assert counts["embed"] == units + 3 * (units - 3)
     text = " ".join(snakemake(bare, "-n", "--cores", "2", "-p", "status").split())
     assert "--network tumour" in text and "--sheet" in text
     assert "--engine stain" in text and "--aggregator fused" in text
@@ -318,6 +318,27 @@ def test_the_networks_of_oyelade_need_masks_and_annotations(bare: Path) -> None:
     counts = planned(bare, "status")
     assert counts["train_encoder"] == 2
     assert "filter" not in counts and "index" not in counts
+
+
+def test_the_routes_of_both_networks_need_their_training(bare: Path) -> None:
+    with_h_and_e_alone(bare)
+    write_config(bare, TINY, evaluate_status={"routes": ["virtual"]})
+    counts = planned(bare, "status")
+    units = counts["tile"]
+    assert counts["train_generation"] == 1 and "train_segmentation" not in counts
+    # Real HER2 of pairs for the index, and generated HER2 of all.
+    assert counts["restain"] == units and counts["mask"] == units - 3 + units
+    text = " ".join(snakemake(bare, "-n", "--cores", "2", "-p", "status").split())
+    assert "--tiles results/restain/" in text and "--shard results/restain_mask/" in text
+    assert "--engine stain --encoder virtual" in text
+    write_config(bare, TINY, evaluate_status={"routes": ["segmentation"]})
+    counts = planned(bare, "status")
+    assert counts["train_segmentation"] == 1 and counts["embed"] == 2 * units
+    assert "restain" not in counts
+    text = " ".join(snakemake(bare, "-n", "--cores", "2", "-p", "status").split())
+    assert "--encoder segmenter --encoder-weights results/train_segmentation/" in text
+    assert "--index results/index/index.parquet" in text
+    assert not {"restain", "cases", "embed"} & {*planned(bare)}
 
 
 def test_the_demo_of_the_status_is_in_a_folder_of_its_own(tmp_path: Path) -> None:

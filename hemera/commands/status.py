@@ -93,10 +93,15 @@ def status(
 
 def _encoder(model: "StatusModel", folder: Path, weights: Path | None) -> dict[str, Any]:
     """Return files and options of stage embed that name the weights of the encoder."""
-    from hemera.config import NETWORKS
+    from hemera.config import NETWORKS, SEGMENTER
     from hemera.files import layout
 
     name = str(model.described["encoder"])
+    if name == SEGMENTER:
+        results = folder.parents[1]
+        patterns = {"encoder_weights": layout.SEGMENTER, "index": layout.INDEX,
+                    "encoder_metadata": layout.SEGMENTER_METADATA}  # fmt: skip
+        return {"files": {key: layout.path(value, results) for key, value in patterns.items()}}
     if name not in NETWORKS:
         return {"options": {"weights": (f"{name}={weights}",)}} if weights else {}
     # Beside the results of aggregate, unless given.

@@ -86,8 +86,11 @@ class TrainEncoderOptions(_Weights):
     """Vision transformer of tumour and stain, a name of timm."""
     input_px: Annotated[int, Field(ge=16, le=1024)] = 224
     """Side to which views are resized for tumour and stain."""
-    map_encoder: Annotated[str, Field(pattern=r"^mit_b[0-5]$")] = "mit_b0"
+    map_encoder: Literal["mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5"] = "mit_b0"
     """Encoder of stain_map, a SegFormer."""
+    map_px: Annotated[int, Field(ge=32, le=2048, multiple_of=32)] | None = None
+    """Side to which views are resized for stain_map; its answer has the size of the view again;
+    null: that of the view, which has to be a multiple of 32."""
     weights: tuple[str, ...] = ()
     """Weights of ImageNet that tumour, stain (of timm) and stain_map (of its encoder) start from,
     each as NAME=PATH; a network without is trained from random weights."""

@@ -13,7 +13,10 @@ from hemera.config.base import TOP, Options, flags, nearest
 from hemera.config.dataset import FilterOptions, IndexOptions, ReportOptions
 from hemera.config.encoders import (
     NETWORKS,
+    SEGMENTER,
+    STAIN_MAP,
     EmbedOptions,
+    RestainOptions,
     TrainEncoderOptions,
 )
 from hemera.config.evaluation import EvaluateOptions
@@ -87,6 +90,7 @@ STAGES: dict[str, type[Options]] = {
         CasesOptions,
         TrainEncoderOptions,
         EmbedOptions,
+        RestainOptions,
         AggregateOptions,
         EvaluateStatusOptions,
     )
@@ -259,7 +263,24 @@ def _disagreements(config: Config) -> list[str]:
             f"{', '.join(fits)}, and train_generation.network is {generation.network}; choose one "
             "of these networks, or generation_branch: virtual_rgb_encoder or none"
         )
+    faults += _view_faults(config, both)
+    own = segmentation.normalise_background
+    if branch != "none" and own != generation.normalise_background:
+        faults.append(
+            f"train_segmentation.normalise_background: {own}, and that of train_generation is "
+            f"{not own}; the generator has the same input: give both the same value, or "
+            "generation_branch: none"
+        )
+    return faults
+
+
+def _view_faults(config: Config, divisor: int) -> list[str]:
+    """Return why the encoders of the HER2 status do not fit the views.
+
+    `divisor` is the factor by which SegmentationNet and its generator downsample.
+    """
     encoder, embed = config.options(TrainEncoderOptions), config.options(EmbedOptions)
+    faults = []
     trained = [name for name in config.encoders if name in NETWORKS]
     if trained and encoder.split != embed.split:
         faults.append(
@@ -272,13 +293,14 @@ def _disagreements(config: Config) -> list[str]:
             f"train_encoder.held_out_folds: {encoder.held_out_folds}, and cases.folds is {folds}; "
             "give fewer, so that some cases are left to train on"
         )
-    own = segmentation.normalise_background
-    if branch != "none" and own != generation.normalise_background:
-        faults.append(
-            f"train_segmentation.normalise_background: {own}, and that of train_generation is "
-            f"{not own}; the generator has the same input: give both the same value, or "
-            "generation_branch: none"
-        )
+    side = config.options(TileOptions).size_px // embed.split
+    needed = {SEGMENTER: divisor, STAIN_MAP: 32 if encoder.map_px is None else 1}
+    faults += [
+        f"embed.split: {embed.split} gives views of {side} px, and {name} needs a multiple of "
+        f"{factor}; give another split or tile.size_px"
+        for name, factor in needed.items()
+        if name in config.encoders and side % factor
+    ]
     return faults
 
 

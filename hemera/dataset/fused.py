@@ -1,6 +1,7 @@
 """Score of cases from the features of the networks of Oyelade et al.: method oyelade."""
 
 import collections
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +14,12 @@ from hemera import tables
 from hemera.config import STAIN, STAIN_MAP, TUMOUR, AggregateOptions
 from hemera.dataset import criteria
 from hemera.dataset.bags import Bags
+from hemera.dataset.readings import SEEN
 from hemera.files import layout
 from hemera.masks.view_scores import Graded, grade
 
 Key = tuple[str, int, int]
 """A view: its tile, and its place on H&E."""
-
-SEEN = "a network of this method was trained on it"
 
 
 class FusedReadings:
@@ -58,10 +58,8 @@ class FusedReadings:
         with_her2 = sorted({row["unit"] for row in tiles if row["tile"] in placed})
         bags = {}
         for name in options.encoders:
-            own = units if name == TUMOUR else with_her2
-            files = {
-                unit: layout.path(layout.FEATURES, results, encoder=name, unit=unit) for unit in own
-            }
+            path = functools.partial(layout.path, layout.FEATURES, results, encoder=name)
+            files = {unit: path(unit=unit) for unit in with_her2}
             bags[name] = Bags(files, tiles, options.memory_mb)
         self.features = sum(each.width for each in bags.values())
         digests = json.dumps({name: each.encoder_sha256 for name, each in bags.items()})

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hemera import tables
 from hemera.dataset import cases as labelled
 from hemera.dataset.statistics import Frame, case_counts, case_staining, with_few_tiles
+from hemera.errors import TableError
 from hemera.files import layout
 from hemera.masks.her2_score import CLASSES, her2_scores
 from hemera.sheet import SCORES
@@ -21,6 +23,8 @@ Rows = list[dict[str, Any]]
 
 SMALLEST = 1 / 4000
 """Of a probability that is estimated from 2,000 draws, so that its logit is finite."""
+
+SEEN = "a network of this method was trained on it"
 
 _CELL_COLUMNS = ("tile", "engine", "x_px", "y_px", "intensity", "membrane_od")
 _PROBABILITIES = tuple(name for name in tables.STAINING.names if name.startswith("probability_"))
@@ -84,17 +88,22 @@ class Readings:
                     and name.endswith(("_cells", "_membrane_od", "_cytoplasm_od"))]  # fmt: skip
         tiles = tables.read(path, schema, columns).to_pandas()
         accepted = tiles[tiles["accepted"]]
+        rejected = tiles[~tiles["accepted"]].groupby("case")["reason"]
+        self._rejected = {case: str(reasons.mode().iloc[0]) for case, reasons in rejected}
+        units = accepted["shard"].map(lambda shard: layout.unit(f"{layout.RESULTS}/{shard}"))
+        self._count(accepted.assign(unit=units), target, layout.CELLS, results, cells_min)
+
+    def _count(
+        self, accepted: Frame, target: str, pattern: str, results: Path, cells_min: int
+    ) -> None:
+        """Count the cells of accepted tiles, which have columns of the index, case and unit."""
         self._cells_min = cells_min
-        self._rejected: dict[str, str] = {
-            case: str(reasons.mode().iloc[0])
-            for case, reasons in tiles[~tiles["accepted"]].groupby("case")["reason"]
-        }
         self._counts: dict[str, list[int]] = {}
         self._probabilities: dict[str, list[float]] = {}
         if len(accepted):
             counts = case_counts(accepted, target)
             self._counts = dict(zip(counts.index, counts.to_numpy(np.int64).tolist(), strict=True))
-            few = _cells(results, with_few_tiles(accepted))
+            few = _cells(results, pattern, with_few_tiles(accepted))
             staining = case_staining(accepted, target, few).set_index("case")
             found = staining[list(_PROBABILITIES)]
             self._probabilities = dict(zip(found.index, found.to_numpy().tolist(), strict=True))
@@ -124,14 +133,67 @@ class Readings:
         return {}
 
 
-def _cells(results: Path, tiles: Frame) -> Frame:
+class VirtualReadings(Readings):
+    """The same of cells on HER2 that was generated from H&E, of cases not seen by the generator.
+
+    Attributes:
+        trained_on: cases that the generator has seen.
+    """
+
+    def __init__(
+        self, results: Path, tiles: Sequence[Mapping[str, Any]], engine: str, cells_min: int
+    ) -> None:
+        """Read tables of the stages restain and mask.
+
+        Args:
+            results: folder of results.
+            tiles: rows of `tables.STATUS_TILES`.
+            engine: whose cells are read.
+            cells_min: fewest cells of a case that is read.
+
+        Raises:
+            TableError: when units are of different generators.
+        """
+        self.engine = f"generated HER2, mask engine {engine}"
+        self._rejected = {}
+        of_tile = {row["tile"]: row["case"] for row in tiles}
+        frames, made = [], {}
+        for unit in sorted({row["unit"] for row in tiles}):
+            path = layout.path(layout.VIRTUAL_TILES, results, unit=unit)
+            metadata = tables.read_metadata(path)
+            made[metadata["generator_sha256"], metadata["trained_on"]] = path
+            own = tables.read(path, tables.TILE, ["tile", "size_px"]).to_pandas()
+            masks = tables.read(
+                layout.path(layout.VIRTUAL_MASKS, results, unit=unit), tables.MASK
+            ).to_pandas()
+            counted = masks[masks["engine"] == engine].set_index("tile")
+            columns = [name for name in counted if name.endswith(("_cells", "_od"))]
+            counted = counted[["cells", *columns]].add_prefix(f"{engine}_")
+            frames.append(own.join(counted, on="tile", how="inner").assign(unit=unit))
+        if len(made) > 1:
+            raise TableError(
+                f"{', '.join(map(str, made.values()))}: made by different generators; delete the "
+                "folder restain and run the stage again"
+            )
+        ((self.fingerprint, seen),) = made
+        self.trained_on = [str(case) for case in json.loads(seen)]
+        accepted = pd.concat(frames, ignore_index=True).assign(dataset="", score="")
+        accepted["case"] = accepted["tile"].map(of_tile)
+        self._count(accepted, engine, layout.VIRTUAL_CELLS, results, cells_min)
+
+    def refusal(self, case: str) -> str:
+        """Return why the score of a case is not read; empty: it is."""
+        if case in self.trained_on:
+            return SEEN
+        return super().refusal(case)
+
+
+def _cells(results: Path, pattern: str, tiles: Frame) -> Frame:
     """Return the cells of tiles, from the tables of their units."""
     tables_ = [tables.CELLS.empty_table().select(_CELL_COLUMNS)]
-    for shard, own in tiles.groupby("shard"):
-        unit = layout.unit(f"{layout.RESULTS}/{shard}")
-        cells = tables.read(
-            layout.path(layout.CELLS, results, unit=unit), tables.CELLS, _CELL_COLUMNS
-        )
+    for unit, own in tiles.groupby("unit"):
+        path = layout.path(pattern, results, unit=str(unit))
+        cells = tables.read(path, tables.CELLS, _CELL_COLUMNS)
         names = pa.array(own["tile"].tolist(), pa.string())
         tables_.append(cells.filter(pc.is_in(cells["tile"], names)))
     return pa.concat_tables(tables_).to_pandas()

@@ -63,6 +63,12 @@ AGGREGATOR_HISTORY = "results/aggregate/{method}/history.parquet"
 STATUS_PREDICTIONS = "results/aggregate/{method}/predictions.parquet"
 CONTRIBUTIONS = "results/aggregate/{method}/contributions.parquet"
 
+VIRTUAL_SHARD = "results/restain/{unit}.tar"
+VIRTUAL_TILES = "results/restain/{unit}.parquet"
+VIRTUAL_MASK_SHARD = "results/restain_mask/{unit}.tar"
+VIRTUAL_MASKS = "results/restain_mask/{unit}.parquet"
+VIRTUAL_CELLS = "results/restain_mask/{unit}.cells.parquet"
+
 STATUS_METRICS = "results/evaluate_status/metrics.parquet"
 STATUS_PAGE = "results/evaluate_status/status.html"
 

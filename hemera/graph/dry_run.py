@@ -76,7 +76,8 @@ class _Records(logging.Handler):
         self.jobs.append(
             Job(
                 rule=found.rule_name,
-                unit="/".join(dict(found.wildcards or {}).values()),
+                # The prefix of mask is empty for real HER2.
+                unit="/".join(filter(None, dict(found.wildcards or {}).values())),
                 outputs=tuple(found.output),
                 benchmark=found.benchmark,
                 reason=found.reason,

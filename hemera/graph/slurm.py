@@ -132,7 +132,7 @@ def explanation(job: Any, state: str, of_slurm: dict[str, str]) -> str:
     """Return which job failed and why, and what the next attempt has or what to raise."""
     members = list(job.jobs) if job.is_group() else [job]
     rules = ", ".join(sorted({member.rule.name for member in members}))
-    units = [value for member in members for value in member.wildcards_dict.values()]
+    units = [value for member in members for value in member.wildcards_dict.values() if value]
     more = f" and {len(units) - 3} more" if len(units) > 3 else ""
     subject = f"{rules} {', '.join(units[:3])}{more}".strip()
     text = f"{subject}: {cause(state, dict(job.resources.items()), of_slurm)}"

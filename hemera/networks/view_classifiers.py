@@ -49,18 +49,26 @@ class ViewClassifier(nn.Module):
 class StainMap(nn.Module):
     """SegFormer: RGB views (B, 3, H, W), 0 to 1, to logits (B, 5, H, W).
 
-    Class 0 is background, 1 to 4 are cells of intensity 0 to 3.
+    Class 0 is background, 1 to 4 are cells of intensity 0 to 3. With `input_px`, views are resized
+    to this side, and logits back to that of the view.
     """
 
-    def __init__(self, encoder: str = "mit_b0") -> None:
+    def __init__(self, encoder: str = "mit_b0", input_px: int | None = None) -> None:
         super().__init__()
+        self.resize_px = input_px
         smp: Any = importlib.import_module("segmentation_models_pytorch")
         self.net: Any = smp.Segformer(encoder, encoder_weights=None, classes=MAP_CLASSES)
 
     def forward(self, views: Tensor) -> Tensor:
-        """Return the logits, of the size of the views, whose side is a multiple of 32."""
-        found: Tensor = self.net(2 * views - 1)
-        return found
+        """Return the logits, of the size of the views.
+
+        Without `input_px` their side has to be a multiple of 32.
+        """
+        if self.resize_px is None:
+            found: Tensor = self.net(2 * views - 1)
+            return found
+        found = self.net(2 * _resized(views, self.resize_px) - 1)
+        return functional.interpolate(found, views.shape[-2:], mode="bilinear")
 
 
 def area_fractions(logits: Tensor) -> Tensor:
@@ -117,7 +125,8 @@ class ViewEncoder(nn.Module):
     @property
     def resize_px(self) -> int | None:
         """Side to which views are resized; None: they are not."""
-        return self.net.resize_px if isinstance(self.net, ViewClassifier) else None
+        found: Any = self.net.resize_px
+        return None if found is None else int(found)
 
     def forward(self, views: Tensor) -> Tensor:
         """Return the features."""

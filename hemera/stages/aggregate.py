@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hemera import tables
-from hemera.config import OYELADE, RULES, AggregateOptions
+from hemera.config import CELLS, OYELADE, RULES, AggregateOptions
 from hemera.dataset import cases as labelled
 from hemera.dataset.bags import Bags
 from hemera.dataset.cases import OOF, TEST
 from hemera.dataset.fused import FusedReadings
-from hemera.dataset.readings import Reading, Readings, read_cases
+from hemera.dataset.readings import Reading, Readings, VirtualReadings, read_cases
 from hemera.dataset.splits import check_unseen
+from hemera.errors import TrainingError
 from hemera.files import layout
 from hemera.networks import storage
 from hemera.training.aggregation import Fitted, fit, predict_case
@@ -52,6 +53,7 @@ def run(
     method: str,
     cases: Path,
     case_tiles: Path,
+    engine: str | None = None,
     results: Path = Path(layout.RESULTS),
     weights: Path,
     metadata: Path,
@@ -66,6 +68,7 @@ def run(
         method: its name.
         cases: table of stage cases.
         case_tiles: table of the tiles of stage cases.
+        engine: mask engine whose cells method virtual reads.
         results: folder of results, with the features of stage embed, or index and cells.
         weights: written: weights of the models of cross-validation, safetensors.
         metadata: written: JSON with options, encoder, and the cases that every model has seen.
@@ -80,7 +83,7 @@ def run(
     described = tables.read_metadata(cases)
     made_with = json.loads(described["options"])
     if options.encoder in RULES:
-        reading = _reading(case_tiles, results, made_with, options)
+        reading = _reading(case_tiles, engine, results, made_with, options)
         written = _read(method, rows, made_with["equivocal"], reading)
     else:
         written = _train(method, rows, int(made_with["folds"]), case_tiles, results, options)
@@ -107,13 +110,21 @@ def run(
 
 
 def _reading(
-    case_tiles: Path, results: Path, made_with: Mapping[str, Any], options: AggregateOptions
+    case_tiles: Path,
+    engine: str | None,
+    results: Path,
+    made_with: Mapping[str, Any],
+    options: AggregateOptions,
 ) -> Reading:
     """Return what reads the score of cases for a method without training."""
+    if options.encoder == CELLS:
+        return Readings(results, options.cells_min)
+    tiles = tables.read(case_tiles, tables.STATUS_TILES).to_pylist()
     if options.encoder == OYELADE:
-        tiles = tables.read(case_tiles, tables.STATUS_TILES).to_pylist()
         return FusedReadings(results, tiles, made_with, options)
-    return Readings(results, options.cells_min)
+    if engine is None:
+        raise TrainingError("aggregate: method virtual needs --engine, whose cells it reads")
+    return VirtualReadings(results, tiles, engine, options.cells_min)
 
 
 def _read(method: str, rows: Rows, equivocal: str, reading: Reading) -> _Written:

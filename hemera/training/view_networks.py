@@ -91,7 +91,7 @@ def build(
         model = {"base_width": options.base_width, "hidden": options.hidden}
         return Her2Cnn(**model), model, None
     if network == STAIN_MAP:
-        model = {"encoder": options.map_encoder}
+        model = {"encoder": options.map_encoder, "input_px": options.map_px}
     else:
         model = {
             "classes": CLASSES[network],

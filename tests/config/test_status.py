@@ -100,6 +100,18 @@ def test_networks_have_their_own_values_where_the_configuration_sets_none():
         load({**routes, "train_encoder": {"held_out_folds": 5}})
 
 
+def test_views_have_to_fit_the_networks():
+    given = {"sheet": "x.tsv", "evaluate_status": {"routes": ["segmentation"]}}
+    sizes = {"embed": {"split": 4}, "tile": {"size_px": 512}}
+    with pytest.raises(ConfigError, match=r"views of 128 px, and segmenter needs a multiple of"):
+        load({**given, **sizes})
+    given["evaluate_status"] = {"routes": ["oyelade"]}
+    sizes = {"embed": {"split": 5}, "train_encoder": {"split": 5}, "tile": {"size_px": 512}}
+    with pytest.raises(ConfigError, match=r"views of 102 px, and stain_map needs a multiple of 32"):
+        load({**given, **sizes})
+    load({**given, **sizes, "train_encoder": {"split": 5, "map_px": 96}})
+
+
 def test_a_rule_has_no_other_encoder():
     with pytest.raises(ConfigError, match="nothing else does"):
         AggregateOptions(encoder="cells", aggregator="fused")

@@ -30,6 +30,7 @@ def test_a_view_is_shifted_and_scaled_by_one_half():
 @torch.no_grad()
 def test_a_map_has_the_size_of_the_view():
     assert StainMap().eval()(torch.rand(1, 3, 64, 96)).shape == (1, 5, 64, 96)
+    assert StainMap(input_px=32).eval()(torch.rand(1, 3, 60, 60)).shape == (1, 5, 60, 60)
 
 
 def test_areas_are_the_fractions_of_the_likeliest_class():

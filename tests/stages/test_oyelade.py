@@ -8,7 +8,7 @@ import pytest
 from hemera import tables
 from hemera.config import OYELADE_NETWORKS, TrainEncoderOptions, load
 from hemera.dataset.features import FeatureFile
-from hemera.dataset.fused import SEEN
+from hemera.dataset.readings import SEEN
 from hemera.errors import LeakageError, TrainingError
 from hemera.files import layout
 from hemera.stages import embed, evaluate_status, train_encoder
@@ -190,7 +190,7 @@ def test_without_annotations_or_masks_the_error_names_the_remedy(tmp_path):
     rows = write_cohort(tmp_path, 8)
     sheet = tmp_path / "pairs.tsv"
     sheet.write_text("pair\tcase\tdataset\the\ther2\nc000\tc000\td\tx.png\t\n")
-    with pytest.raises(TrainingError, match=r"tumour: no H&E tile .* tumour_min: 0"):
+    with pytest.raises(TrainingError, match=r"tumour: no H&E tile .*tumour_min: 0"):
         train(tmp_path, "tumour", epochs=1)
     write_masks(tmp_path, rows)
     with pytest.raises(TrainingError, match="stain: no HER2 tile with cells"):

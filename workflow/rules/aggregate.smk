@@ -31,6 +31,7 @@ rule aggregate:
         runtime=minutes(720),
         gpu=gpus("aggregate"),
     params:
+        engine=engine_flags,
         options=method_flags,
         version=CONFIG.stages["aggregate"].version,
     shell:
@@ -38,4 +39,4 @@ rule aggregate:
         " --case-tiles {input.case_tiles:q} --weights {output.weights:q}"
         " --metadata {output.metadata:q} --history {output.history:q}"
         " --predictions {output.predictions:q} --contributions {output.contributions:q}"
-        " {params.options} > {log:q} 2>&1"
+        " {params.engine} {params.options} > {log:q} 2>&1"

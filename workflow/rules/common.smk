@@ -12,8 +12,8 @@ from hemera.config import (
     DEMO_VERSION,
     HER2_CNN,
     NETWORKS,
-    OF_HER2,
     OYELADE,
+    OYELADE_NETWORKS,
     SEGMENTER,
     STAIN,
     STATISTICS,
@@ -248,6 +248,14 @@ def status_files():
     found += [path for pattern in of_method for path in of_methods(pattern)]
     made = {method.encoder for method in CONFIG.methods.values()}
     found += index_files() if made & {CELLS, SEGMENTER, VIRTUAL} else []
+    if VIRTUAL in made:
+        patterns = (layout.VIRTUAL_SHARD, layout.VIRTUAL_MASK_SHARD, *VIRTUAL_FILES)
+        found += [path for pattern in patterns for path in of_units(pattern)]
+    if made & {SEGMENTER, VIRTUAL}:
+        of_generator = (layout.GENERATOR, layout.GENERATOR_METADATA, layout.GENERATION_HISTORY)
+        found += [path.format(generator=CONFIG.generators[0]) for path in of_generator]
+    if SEGMENTER in made:
+        found += [layout.SEGMENTER, layout.SEGMENTER_METADATA, layout.SEGMENTATION_HISTORY]
     own = [name for name in own if network_inputs(name) is MASKED]
     found += [path for pattern in MASKED for path in of_units(pattern, has_her2) if own]
     return [*dict.fromkeys(found), layout.STATUS_METRICS, layout.STATUS_PAGE]
@@ -297,9 +305,22 @@ def label_flags(wildcards, input):
     return engine if network_inputs(wildcards.network) is MASKED else []
 
 
+VIRTUAL_FILES = (layout.VIRTUAL_TILES, layout.VIRTUAL_MASKS, layout.VIRTUAL_CELLS)
+"""What method virtual reads of a unit."""
+
+
+def masked_tiles(wildcards):
+    """Table and shard of the tiles of which masks are made: real HER2, or generated."""
+    patterns = (layout.TILES, layout.TILE_SHARD)
+    if wildcards.prefix:
+        patterns = (layout.VIRTUAL_TILES, layout.VIRTUAL_SHARD)
+    paths = (pattern.format(unit=wildcards.unit) for pattern in patterns)
+    return dict(zip(("tiles", "tile_shard"), paths))
+
+
 def encoder_features(encoder):
-    """The features of all units by an encoder; of an encoder of HER2, of those with HER2."""
-    which = has_her2 if encoder in OF_HER2 else lambda unit: True
+    """The features of all units by an encoder; of those of oyelade, of the units with HER2."""
+    which = has_her2 if encoder in OYELADE_NETWORKS else lambda unit: True
     return of_units(layout.FEATURES.replace("{encoder}", encoder), which)
 
 
@@ -323,12 +344,20 @@ def method_flags(wildcards):
     return CONFIG.method_flags(wildcards.method)
 
 
+def engine_flags(wildcards):
+    """The flag for the mask engine whose cells method virtual reads."""
+    virtual = method(wildcards).encoder == VIRTUAL
+    return f"--engine {CONFIG.stages['index'].target}" if virtual else ""
+
+
 def method_features(wildcards):
     """What a method combines: features; of cells, the index and the tables of cells; of oyelade, also
     the tables of tiles."""
     options = method(wildcards)
     if options.encoder == CELLS:
         return [layout.INDEX, *of_units(layout.CELLS, has_her2)]
+    if options.encoder == VIRTUAL:
+        return [path for pattern in VIRTUAL_FILES for path in of_units(pattern)]
     found = [path for name in options.encoders for path in encoder_features(name)]
     return [*found, *of_units(layout.TILES)] if options.encoder == OYELADE else found
 

@@ -1,6 +1,7 @@
-# Label images from the HER2 tiles. Depends only on tile, so no threshold of filter reruns it.
+# Label images from the HER2 tiles. Depends only on tile, so no threshold of filter reruns it. With the
+# prefix restain_, of the HER2 that stage restain generates.
 #
-# REQUIRED INPUTS: table and shard of tiles
+# REQUIRED INPUTS: table and shard of tiles, of stage tile or restain
 # OUTPUTS: shard of label images, one row per tile and engine, one row per cell
 #
 # The cells of a unit stay in memory until they are written: 0.1 GB per million of them, 5,000 tiles of 300
@@ -13,19 +14,20 @@ MASK_RESOURCES = MASK.resources()
 
 rule mask:
     input:
-        tiles=layout.TILES,
-        tile_shard=layout.TILE_SHARD,
+        unpack(masked_tiles),
         requirements=requirements("mask"),
         # Another content of the same name is another input.
         nuclei=[path for path in MASK.files() if Path(path).is_file()],
     output:
-        shard=layout.MASK_SHARD,
-        masks=layout.MASKS,
-        cells=layout.CELLS,
+        shard=layout.MASK_SHARD.replace("mask/", "{prefix}mask/"),
+        masks=layout.MASKS.replace("mask/", "{prefix}mask/"),
+        cells=layout.CELLS.replace("mask/", "{prefix}mask/"),
     log:
-        "logs/mask/{unit}.log",
+        "logs/{prefix}mask/{unit}.log",
     benchmark:
-        "logs/mask/{unit}.tsv"
+        "logs/{prefix}mask/{unit}.tsv"
+    wildcard_constraints:
+        prefix="|restain_",
     conda:
         "../../envs/hemera.yaml"
     threads: MASK_RESOURCES["threads"]
