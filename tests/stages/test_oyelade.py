@@ -21,6 +21,8 @@ from tests.small_encoder import (
 )
 from tests.stages.test_train_encoder import described, run_method, write_images
 
+pytestmark = pytest.mark.slow
+
 QUICK = {
     "architecture": "vit_tiny_patch16_224", "input_px": 32, "epochs": 6, "batch_size": 8,
     "learning_rate": 0.0005, "device": "cpu", "torch_threads": 1, "held_out_folds": 2,
@@ -169,7 +171,9 @@ def test_without_a_gate_the_network_of_the_tumour_is_not_read(trained):
     run_method(results, "open", options)
     path = layout.path(layout.AGGREGATOR_METADATA, results, method="open")
     own = json.loads(path.read_text())["read"]
-    assert {each["tumour"] for each in own.values()} == {4}
+    # All views count, also those without tumour.
+    views = {case: len(features(results, "stain_map", case)[1]) for case in own}
+    assert {case: each["tumour"] for case, each in own.items()} == views
 
 
 def test_a_case_that_moves_to_the_test_split_after_training_is_a_leak(trained, tmp_path):
