@@ -323,9 +323,17 @@ def digest(pairs: Iterable[Pair], stage: str) -> str:
 
 
 def write_rows(rows: Iterable[Mapping[str, str]]) -> str:
-    """Return the text of a sheet with all columns, from cells given as texts."""
+    """Return the text of a sheet with all columns, from cells given as texts.
+
+    Raises:
+        SheetError: when the name of a file is not UTF-8.
+    """
     lines = ["\t".join(COLUMNS)]
     lines += ["\t".join(str(row.get(name, "")) for name in COLUMNS) for row in rows]
+    for line in lines:
+        # Python reads other bytes of a file name as surrogates.
+        if any("\ud800" <= letter <= "\udfff" for letter in line):
+            raise SheetError(f"{line!a}: the name of a file is not UTF-8; rename the file")
     return "\n".join(lines) + "\n"
 
 

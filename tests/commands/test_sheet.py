@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import cv2
@@ -374,3 +375,13 @@ def test_real_pairs(images: Path, tmp_path: Path) -> None:
     scores = {pair.pair: pair.score for pair in sheet.pairs}
     assert scores == {"bci_test_00345": "0", "bci_test_00820": "2+"}
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 0
+
+
+def test_a_file_name_that_is_not_utf_8_is_an_error_of_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for side in ("trainA", "trainB"):
+        (tmp_path / side).mkdir()
+        Path(os.fsdecode(bytes(tmp_path / side) + b"/s1_\xff.jpg")).touch()
+    assert main(["sheet", "mist", str(tmp_path)]) == 1
+    assert "the name of a file is not UTF-8; rename the file" in caplog.text
