@@ -6,7 +6,7 @@
 # `make lock` keeps it equal, and a test holds it.
 set -euo pipefail
 
-LOCK_SHA256=022dbf266624c181dc0d0807a3bca249cfd2cc7537a6a1b1ed6ba5c75c7f73ba
+LOCK_SHA256=0d9b51b9ea7d469463f5cf2a289ea725a0d1c59470038df57b9f671dc1ba2dec
 
 if [ ! -f requirements.lock ]; then
     echo "requirements.lock: not in $PWD; run snakemake from HEMERA's own folder" >&2

@@ -13,7 +13,7 @@ class DescribeOptions(Options):
     section: ClassVar[str] = "describe"
     version: ClassVar[int] = 6
 
-    reader: Literal["auto", "tiff", "openslide", "tiffslide", "image"] = "auto"
+    reader: Literal["auto", "tiff", "openslide", "tiffslide", "wsidicom", "image"] = "auto"
     """Library that reads the slides, in every stage; auto: direct reading of tiled TIFF where
     possible, else OpenSlide, else TiffSlide."""
     allow_missing: bool = False

@@ -26,6 +26,7 @@ from hemera.imaging.background import (
     measure_background,
 )
 from hemera.imaging.color import Color
+from hemera.imaging.dicom import DicomReader, is_dicom
 from hemera.imaging.geometry import best_level, level_downsample
 from hemera.imaging.readers import ImageReader, OpenSlideReader, Reader, TiffSlideReader
 from hemera.imaging.resample import area_resample, shift_resample
@@ -41,6 +42,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "tiff": tiff.TiffReader,
     "openslide": OpenSlideReader,
     "tiffslide": TiffSlideReader,
+    "wsidicom": DicomReader,
     "image": ImageReader,
 }
 
@@ -321,8 +323,20 @@ def _open_reader(path: Path, reader: str) -> Reader:
         return READERS[reader](path)
     vendor = openslide.OpenSlide.detect_format(path)
     if not head.startswith(tiff.MAGIC):
+        if is_dicom(path):
+            return _open_dicom(path)
         return OpenSlideReader(path) if vendor else ImageReader(path)
     return _open_tiff(path, vendor)
+
+
+def _open_dicom(path: Path) -> Reader:
+    """Open DICOM with OpenSlide if it can read it, else with wsidicom."""
+    try:
+        return OpenSlideReader(path)
+    except InputFileError:
+        raise
+    except SlideError:
+        return DicomReader(path)
 
 
 def _open_tiff(path: Path, vendor: str | None) -> Reader:
