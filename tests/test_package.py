@@ -103,3 +103,19 @@ def test_no_file_names_a_registry_or_a_folder_of_a_machine() -> None:
             found += [f"{name}: {host}" for host in hosts if host in text]
             found += [f"{name}: {match[0]}" for match in folder.finditer(text)]
     assert not found
+
+
+def test_the_image_for_processors_leaves_out_cuda_alone():
+    """The filter of the Dockerfile, run on the lock."""
+    recipe = (ROOT / "Dockerfile").read_text()
+    (program,) = re.findall(r"awk '(.*)' requirements\.lock", recipe)
+    words = ["awk", program, str(ROOT / "requirements.lock")]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    pattern = re.compile(r"^([A-Za-z0-9_.-]+)==", re.MULTILINE)
+    left_out = {*locked()} - {name.lower() for name in pattern.findall(text)}
+    assert {"torch", "torchvision", "triton", "cuda-toolkit", "nvidia-cudnn-cu13"} <= left_out
+    others = {"torch", "torchvision", "triton"}
+    assert all(name in others or name.startswith(("nvidia-", "cuda-")) for name in left_out)
+    for line in recipe.splitlines():
+        if line.startswith("COPY"):
+            assert all((ROOT / name).exists() for name in line.split()[1:-1])
