@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": (),
     "workflow": (),
     "train-nuclei": (),
-    "export": ("webdataset", "huggingface", "aligned"),
+    "export": ("webdataset", "huggingface", "aligned", "qupath", "card"),
 }
 """Commands and their subcommands: the functions of ``hemera/commands/{name}.py``, in which a hyphen
 of the name is an underscore."""
@@ -60,6 +60,7 @@ EXTRAS = {
     "deeperhistreg": "registration",
     "deepliif": "deepliif",
     "instanseg": "instanseg",
+    "wsidicom": "dicom",
 }
 """Extra of the package that installs each optional library."""
 

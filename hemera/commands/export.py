@@ -1,4 +1,4 @@
-"""Write the accepted tiles for WebDataset, Hugging Face or pix2pix."""
+"""Write tiles, outlines and descriptions for other software."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from hemera.commands import Positive, Workers
+from hemera.commands import ConfigFile, Positive, Workers
+from hemera.config import IndexOptions, load_file
 from hemera.errors import ConfigError
 from hemera.files import layout
+from hemera.sheet import read_sheet, units
 
 if TYPE_CHECKING:
     from hemera.interop.exports import Selection
@@ -79,6 +81,79 @@ def aligned(output: Path, /, *, tiles: Tiles = Tiles(), workers: Workers = 2) ->
     _export(output, tiles, functools.partial(exports.write_aligned, threads=workers), masks=False)
 
 
+def qupath(
+    output: Path,
+    /,
+    *,
+    pair: tuple[str, ...] = (),
+    configfile: ConfigFile = Path("config.yaml"),
+    results: Path = Path(layout.RESULTS),
+    anonymous: bool = False,
+) -> None:
+    """Write tissue, tiles, cells and regions of slides as GeoJSON, and a script for QuPath.
+
+    Args:
+        output: directory, new or empty.
+        pair: pairs to export; by default all of the sheet.
+        results: directory of results.
+        anonymous: name the files by hashes of the pairs, and write no script, which would name the
+            slides.
+    """
+    from tqdm import tqdm
+
+    from hemera.files.atomic import new_folder
+    from hemera.interop import qupath as files
+    from hemera.interop.anonymous import Names
+
+    config = load_file(configfile)
+    sheet = read_sheet(Path(config.cohort.sheet))
+    chosen = {sheet.pair(name).pair for name in pair} or {found.pair for found in sheet.pairs}
+    study = files.Study(results, config.options(IndexOptions).target)
+    names = Names(results.absolute().parent) if anonymous else None
+    slides = []
+    with new_folder(output) as folder:
+        of_units = units(sheet, config.cohort.block_count).items()
+        pairs = [(unit, each) for unit, own in of_units for each in own if each.pair in chosen]
+        for unit, each in tqdm(pairs, desc="export", unit="pair", disable=None, leave=False):
+            name = each.pair if names is None else names.of("pair", each.pair)
+            slides += files.write_pair(folder, name, each, unit, study)
+        if not anonymous:
+            files.write_project(folder, slides, output)
+    script = "" if anonymous else f"; in QuPath, run {output / files.SCRIPT}"
+    sys.stdout.write(f"{output}: GeoJSON of {len(slides)} slides{script}\n")
+
+
+def card(
+    output: Path,
+    /,
+    *,
+    index: Path = Path(layout.INDEX),
+    anonymous: bool = False,
+) -> None:
+    """Write the tiles' table with a Hugging Face card, Croissant and Workflow Run RO-Crate.
+
+    Args:
+        output: directory, new or empty.
+        index: the index, with its card beside it.
+        anonymous: as in the exports of tiles.
+    """
+    from hemera.commands.workflow import snakefile
+    from hemera.files.atomic import new_folder
+    from hemera.interop.descriptions import write_descriptions
+
+    _check_index(index)
+    with new_folder(output) as folder:
+        write_descriptions(folder, index, workflow=snakefile(), anonymous=anonymous)
+    sys.stdout.write(f"{output}: README.md, croissant.json and ro-crate-metadata.json\n")
+
+
+def _check_index(index: Path) -> None:
+    if not index.is_file():
+        raise ConfigError(
+            f"{index}: no such file; give --index, or run `snakemake --cores all data`"
+        )
+
+
 def _export(
     output: Path,
     tiles: Tiles,
@@ -89,10 +164,7 @@ def _export(
     from hemera.files.atomic import new_folder
     from hemera.interop import exports
 
-    if not tiles.index.is_file():
-        raise ConfigError(
-            f"{tiles.index}: no such file; give --index, or run `snakemake --cores all data`"
-        )
+    _check_index(tiles.index)
     chosen = dataclasses.asdict(tiles)
     selection = exports.choose(chosen.pop("index"), **chosen, masks=masks)
     with new_folder(output) as folder:
