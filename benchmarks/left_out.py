@@ -22,6 +22,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import numpy.typing as npt
+from _ordinal import kappa, rho
 from _real_images import Image, images, labelled, prepared
 from real_masks import (
     NUCLEAR,
@@ -31,10 +32,8 @@ from real_masks import (
     engine_of,
     estimated_from,
     f1,
-    kappa,
     line,
     overlap,
-    rho,
     signed_f1,
 )  # fmt: skip
 

@@ -7,9 +7,9 @@ from the cells. Nuclei are those of the network, then those of the thresholds. *
 strong staining. The simple baseline is Otsu's threshold on red density, a watershed, the ratio of
 DAB to haematoxylin, and the 95th percentile of DAB, whose thresholds of the scores are fitted to
 the other sources. Intervals are bootstrap intervals of 95 % over images. *Pen*: a stroke 9 um wide
-is drawn on each of the four tiles of a BCI image in turn; counted are the cells of the others that
-change. *Resolution*: the same figures of both where it is given 20 % off. `left_out.py` has the
-figures of sources that no limit was chosen on.
+of six inks is drawn on each of the four tiles of a BCI image in turn; counted are the cells of the
+others that change. *Resolution*: the same figures of both where it is given 20 % off.
+`left_out.py` has the figures of sources that no limit was chosen on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
+from _ordinal import fitted, kappa, read_from_others, rho
 from _real_images import (
     POSITIVE,
     UNSIGNED,
@@ -37,9 +38,9 @@ from _real_images import (
     numbered_nuclei,
     prepared,
 )  # fmt: skip
+from _resolutions import MPP
 from _synthetic import interleaved, ratio
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import spearmanr
 from skimage import filters
 
 from hemera.config import MaskOptions
@@ -55,6 +56,8 @@ NUCLEAR = ("bcdata", "shidc", "glioma", "deepliif")
 SCORED = ("tma", "fields", "bci")
 MATCH_UM = 4.5
 RESAMPLES = 1000
+# Blur of the baseline of membranes, um: 0.8 px of the images.
+BLUR_UM = 0.8 * MPP["membrane"]
 
 
 def engine_of(compartment: str, **own: object) -> Engine:
@@ -173,36 +176,10 @@ def score_row(engine: Engine, image: Image, scale: float = 1.0) -> dict[str, flo
         "read": SCORES.index(name) if name in SCORES else 0,
         "H-score": float(np.nan_to_num(h_scores(counts[None])[0])),
         "moderate+strong": float(counts[2:].sum() / max(counts.sum(), 1)),
-        "p95": dab_percentile(image.rgb, image.mpp),
+        "p95": dab_percentile(image.rgb, image.mpp * scale),
         "cells": int(counts.sum()),
         "excluded": float(label_format.excluded(found.mask).mean()),
     }
-
-
-def kappa(true: npt.NDArray, read: npt.NDArray, classes: int = 4) -> float:
-    """Return Cohen's kappa with quadratic weights."""
-    seen = np.zeros((classes, classes))
-    np.add.at(seen, (true.astype(int), read.astype(int)), 1)
-    weights = np.subtract.outer(np.arange(classes), np.arange(classes)) ** 2
-    expected = np.outer(seen.sum(axis=1), seen.sum(axis=0)) / seen.sum()
-    return float(1 - (weights * seen).sum() / max((weights * expected).sum(), 1e-9))
-
-
-def rho(true: npt.NDArray, values: npt.NDArray) -> float:
-    """Return Spearman's correlation, 0 where one of the two is constant."""
-    if len(set(true)) < 2 or len(set(values)) < 2:
-        return 0.0
-    return float(spearmanr(values, true)[0])
-
-
-def fitted(values: npt.NDArray, true: npt.NDArray) -> npt.NDArray:
-    """Return the three thresholds of values that agree best with the scores."""
-    ordered = np.unique(values)
-    cuts = np.r_[ordered[0] - 1, (ordered[1:] + ordered[:-1]) / 2, ordered[-1] + 1]
-    found = max(
-        itertools.combinations(cuts, 3), key=lambda c: kappa(true, np.searchsorted(c, values))
-    )
-    return np.array(found)
 
 
 def interval(statistic: Callable[[npt.NDArray], float], count: int) -> str:
@@ -287,11 +264,7 @@ def score_table(rows: Sequence[Mapping[str, float]], source: Sequence[str]) -> N
     true = np.array([row["score"] for row in rows])
     read = np.array([row["read"] for row in rows])
     p95 = np.array([row["p95"] for row in rows])
-    of = np.array(source)
-    simple = np.zeros(len(rows), int)
-    for name in SCORED:
-        own = of == name
-        simple[own] = np.searchsorted(fitted(p95[~own], true[~own]), p95[own])
+    simple = read_from_others(p95, true, source)
     # The largest kappa that p95 can have: thresholds fitted to the images it is measured on.
     best = np.searchsorted(fitted(p95, true), p95)
     for words in ("H-score", "moderate+strong"):
@@ -316,35 +289,44 @@ def score_table(rows: Sequence[Mapping[str, float]], source: Sequence[str]) -> N
 
 def scaled_scores(folder: Path, data: dict[str, list[Image]], engine: Engine, scale: float) -> None:
     """Print the figures of HER2 images and membranes where their resolution is given 20 % off."""
-    rows = [
-        score_row(engine, image, scale)
-        for name in SCORED
-        for image in data.get(name) or images(folder, name)
-    ]
-    true, read = (np.array([row[name] for row in rows]) for name in ("score", "read"))
+    rows, source = [], []
+    for name in SCORED:
+        for image in data.get(name) or images(folder, name):
+            rows.append(score_row(engine, image, scale))
+            source.append(name)
+    true, read, p95 = (np.array([row[name] for row in rows]) for name in ("score", "read", "p95"))
     orders = [
         rho(true, np.array([row[name] for row in rows])) for name in ("H-score", "moderate+strong")
     ]
-    counts = []
-    for image in data["membrane"]:
-        assert image.membrane is not None
-        strong = label_format.intensity(segmented(engine, image, scale).mask) == 3
-        counts.append(overlap(strong, image.membrane))
-    values = [*orders, kappa(true, read), f1(np.sum(counts, axis=0))]
+    own, simple = membrane_counts(data["membrane"], engine, scale)
+    values = [*orders, kappa(true, read), f1(np.sum(own, axis=0))]
+    theirs = [rho(true, p95)] * 2
+    theirs += [kappa(true, read_from_others(p95, true, source)), f1(np.sum(simple, axis=0))]
     words = f"HER2, resolution x {scale:.2f}: Spearman of both; kappa; Dice"
-    line(words, "; ".join(f"{value:.3f}" for value in values), "", "")
+    line(words, *("; ".join(f"{v:.3f}" for v in side) for side in (values, theirs)), "not below")
 
 
-def membrane_table(images: Sequence[Image], engine: Engine) -> None:
-    """Print the Dice of strong membranes."""
-    maps = [cv2.GaussianBlur(dab(i.rgb, (255, 255, 255)), (0, 0), 0.8) for i in images]
+def membrane_counts(
+    images: Sequence[Image], engine: Engine, scale: float = 1.0
+) -> tuple[list[Counts], list[Counts]]:
+    """Return common, true and found pixels of strong membranes: the engine's, the baseline's."""
+    maps = [
+        cv2.GaussianBlur(dab(i.rgb, (255, 255, 255)), (0, 0), BLUR_UM / (scale * i.mpp))
+        for i in images
+    ]
     cut = filters.threshold_otsu(np.concatenate([m.ravel() for m in maps]))
     own, simple = [], []
     for image, density in zip(images, maps, strict=True):
         assert image.membrane is not None
-        strong = label_format.intensity(segmented(engine, image).mask) == 3
+        strong = label_format.intensity(segmented(engine, image, scale).mask) == 3
         own.append(overlap(strong, image.membrane))
         simple.append(overlap(density > cut, image.membrane))
+    return own, simple
+
+
+def membrane_table(images: Sequence[Image], engine: Engine) -> None:
+    """Print the Dice of strong membranes."""
+    own, simple = membrane_counts(images, engine)
     ours = interval(lambda k: f1(np.sum([own[j] for j in k], axis=0)), len(own))
     line("strong membrane, Dice", ours, f"{f1(np.sum(simple, axis=0)):.3f}", ">= .60")
 
@@ -354,6 +336,8 @@ INKS = {
     "black": (0.80, 0.80, 0.75),
     "red": (0.10, 0.70, 0.55),
     "green": (0.60, 0.25, 0.50),
+    "violet": (0.45, 0.80, 0.15),
+    "brown": (0.25, 0.50, 0.70),
 }
 
 
@@ -364,8 +348,8 @@ def pen(image: Image, engine: Engine) -> None:
         labelled(engine, tile, image.mpp, prepared(engine, tiles, image.mpp)).cells
         for tile in tiles
     ]
-    changes = []
-    for density, inked in itertools.product(INKS.values(), range(len(tiles))):
+    changes: dict[str, list[float]] = {name: [] for name in INKS}
+    for (name, density), inked in itertools.product(INKS.items(), range(len(tiles))):
         height, width = tiles[inked].shape[:2]
         stroke = np.zeros((height, width), np.uint8)
         cv2.line(stroke, (10, height - 110), (width - 10, 90), 1, round(9 / image.mpp))
@@ -378,14 +362,12 @@ def pen(image: Image, engine: Engine) -> None:
             places = [np.column_stack([c.x_px, c.y_px]).astype(float) for c in (before[k], after)]
             same += int((matched(*places, 2 / image.mpp) >= 0).sum())
             old, new = old + len(before[k]), new + len(after)
-        changes.append(max(old - same, new - same) / max(old, 1))
+        changes[name].append(max(old - same, new - same) / max(old, 1))
     cells = sum(len(c) for c in before)
-    line(
-        f"pen on {image.name}, {cells} cells",
-        f"mean {np.mean(changes):.3f}, most {max(changes):.3f}",
-        "",
-        "<= .05",
+    each = "; ".join(
+        f"{name} {np.mean(own):.3f}, {max(own):.3f}" for name, own in changes.items() if any(own)
     )
+    line(f"pen on {image.name}, {cells} cells: mean, most", each or "none", "", "<= .05")
 
 
 def speed(words: str, image: Image, engine: Engine, mpp: float, goal: int) -> None:

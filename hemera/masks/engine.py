@@ -53,7 +53,8 @@ class Engine(Protocol):
         """Return the engine's state for a pair, estimated from some of its HER2 tiles.
 
         `background` is the colour of HER2's background; None: the engine measures it. `excluded`
-        are the pixels (H, W) of each tile that it does not use, None or nothing given: none.
+        are the pixels (H, W) of each tile that it does not use, None or nothing given: none. An
+        attribute `warning` of the state, if any, is logged with the name of the pair.
         """
 
     def segment(self, rgb: RGB, mpp: float, state: Any, excluded: Mask | None = None) -> Labelled:

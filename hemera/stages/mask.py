@@ -89,6 +89,9 @@ def _prepared(
             name: engine.prepare(tiles, own[0]["mpp"], tuple(own[0]["her2_background"]), without)
             for name, engine in engines.items()
         }
+        for state in states[pair].values():
+            if warning := getattr(state, "warning", ""):
+                log.warning("%s: %s", pair, warning)
     return states
 
 

@@ -33,7 +33,8 @@ class Options(Base):
     compartment: Literal["membrane", "nucleus"] = "membrane"
     """Where DAB makes a cell positive: membrane (HER2) or nucleus (Ki67, ER, PR)."""
     nucleus_density_min: Annotated[float, Field(gt=0, le=3)] = 0.045
-    """Smallest haematoxylin optical density of a nucleus."""
+    """Smallest haematoxylin optical density of a nucleus; lower in proportion on a slide whose dark
+    nuclei have less than 0.20."""
     nucleus_contrast: Annotated[float, Field(ge=0, lt=1)] = 0.20
     """Smallest haematoxylin of a nucleus, as a fraction of the dark haematoxylin of the slide."""
     nucleus_edge: Annotated[float, Field(ge=0, lt=1)] = 0.10

@@ -6,6 +6,7 @@ from typing import Self
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from hemera.imaging.morphology import (
     DISTANCE_STEPS,
@@ -20,14 +21,12 @@ from hemera.imaging.morphology import (
     watershed,
 )
 from hemera.masks.stain import Options
-from hemera.masks.stain.stains import Stains
+from hemera.masks.stain.stains import SMOOTHING_UM, Stains
 
 Float = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
-# Standard deviation of the blur of densities and of distances, um.
-SMOOTHING_UM = 0.6
 # Side of the window in which the darkest pixel is searched for, um.
 PEAK_WINDOW_UM = 6.0
 # Largest density that is distinguished, as a multiple of that of dark nuclei.
@@ -42,6 +41,11 @@ _EDGE = 0.3
 # time; see docs/how-to/masks.md.
 _PALE_UM = 0.2
 _PALE_FRACTION = 0.67
+# On a pale slide, fibres of collagen are as dark as nuclei, but not as convex: smallest area of a
+# nucleus as a fraction of that of its convex hull. It rises from 0 as the factor on the limits of
+# density falls from 1 to the second value.
+_SOLIDITY = 0.8
+_SOLIDITY_PALENESS = 0.7
 # How far the outline may be from the edge of the pixels that a nucleus was found from, um.
 _REACH_UM = 1.0
 
@@ -86,10 +90,11 @@ class Nuclei:
 def find_nuclei(tile: Tile, options: Options) -> Nuclei:
     """Find nuclei in the density of the nuclear stain of a tile.
 
-    A pixel of a nucleus is darker than `options.nucleus_density_min`, than a fraction of the dark
-    nuclei of the pair, than the mean of its surroundings, and not much paler than the darkest pixel
-    near it; so a nucleus in blue stroma is found. Touching nuclei are cut by watershed on the
-    distance from their edge. A piece that is not darker than its surroundings is removed.
+    A pixel of a nucleus is darker than `options.nucleus_density_min` (on a pale slide, in
+    proportion to its dark nuclei), than a fraction of the dark nuclei of the pair, than the mean of
+    its surroundings, and not much paler than the darkest pixel near it; so a nucleus in blue stroma
+    is found. Touching nuclei are cut by watershed on the distance from their edge. A piece that is
+    not darker than its surroundings is removed, and on a pale slide one that is not convex.
     """
     dark = dark_pixels(tile, options)
     pieces = _split(dark.inside, dark.steps, tile.mpp)
@@ -101,6 +106,7 @@ def find_nuclei(tile: Tile, options: Options) -> Nuclei:
         core_um=_REACH_UM,
         grow_um=0.0,
         without_pale=options.compartment == "nucleus",
+        solidity_min=_SOLIDITY * min((1 - tile.stains.paleness) / (1 - _SOLIDITY_PALENESS), 1.0),
     )
     return outlined(tile, dark, pieces, limits)
 
@@ -124,7 +130,7 @@ def dark_pixels(tile: Tile, options: Options) -> Dark:
     darkest = np.float32(_DARKEST * tile.stains.nuclear_density)
     bounded = np.asarray(np.minimum(tile.nuclear_stain, darkest), np.float32)
     smooth = smoothed(bounded, tile.mpp, SMOOTHING_UM)
-    inside = _nuclear_pixels(smooth, tile.mpp, tile.stains.nuclear_density, options)
+    inside = _nuclear_pixels(smooth, tile.mpp, tile.stains, options)
     if tile.excluded is not None:
         inside[tile.excluded] = 0
     return Dark(smooth, inside, distance_inside(inside))
@@ -139,7 +145,8 @@ class Limits:
     the density of dark nuclei of the slide: a pale nucleus is larger than a fragment of stroma of
     the same difference. Dark pixels further than `core_um` from the edge of all dark pixels, and
     not further than `grow_um` from a piece, belong to it whatever their density. `without_pale`
-    removes what is much paler than the nuclei of its tile.
+    removes what is much paler than the nuclei of its tile. `solidity_min` is the smallest area as a
+    fraction of that of the convex hull.
     """
 
     area_min_um2: float
@@ -149,6 +156,7 @@ class Limits:
     core_um: float
     grow_um: float
     without_pale: bool
+    solidity_min: float = 0.0
 
 
 def outlined(tile: Tile, dark: Dark, pieces: Labels, limits: Limits) -> Nuclei:
@@ -187,7 +195,7 @@ def outlined(tile: Tile, dark: Dark, pieces: Labels, limits: Limits) -> Nuclei:
 
 
 def _nuclear_pixels(
-    smooth: Float, mpp: float, nuclear_density: float, options: Options
+    smooth: Float, mpp: float, stains: Stains, options: Options
 ) -> npt.NDArray[np.uint8]:
     """Return the pixels (H, W) that are dark enough for a nucleus, 1 or 0."""
     # How far below the mean of its surroundings a nucleus may be, as a fraction of the dark nuclei:
@@ -201,9 +209,9 @@ def _nuclear_pixels(
     lowest = np.asarray(
         cv2.boxFilter(smooth, -1, (window, window), borderType=cv2.BORDER_REFLECT), np.float32
     )
-    lowest -= slack * nuclear_density
-    floor = max(options.nucleus_density_min, options.nucleus_contrast * nuclear_density)
-    np.maximum(lowest, floor, out=lowest)
+    lowest -= slack * stains.nuclear_density
+    floor = stains.paleness * options.nucleus_density_min
+    np.maximum(lowest, max(floor, options.nucleus_contrast * stains.nuclear_density), out=lowest)
     window = odd_px(PEAK_WINDOW_UM, mpp)
     peak = cv2.dilate(smooth, np.ones((window, window), np.uint8))
     np.maximum(lowest, np.multiply(peak, peak_fraction, out=peak), out=lowest)
@@ -271,8 +279,24 @@ def _plausible(
     kept &= evidence_um >= max(limits.evidence_min_um * nuclear_density, pale_um)
     # Without surroundings there is nothing to compare with.
     kept = (kept | (ring_area == 0)) & sized
+    if limits.solidity_min > 0:
+        kept[kept] = _solidity(pieces, kept) >= limits.solidity_min
     edge = np.where(ring_area > 0, ring_density + _EDGE * contrast, 0)
     return kept, np.where(kept, edge, np.inf).astype(np.float32)
+
+
+def _solidity(pieces: Labels, chosen: Mask) -> npt.NDArray[np.float64]:
+    """Return the area of every chosen piece as a fraction of that of its convex hull."""
+    found = []
+    for at, box in enumerate(ndimage.find_objects(pieces), 1):
+        if chosen[at]:
+            own = np.pad((pieces[box] == at).view(np.uint8), 1)
+            contours, _ = cv2.findContours(own, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            hull = cv2.convexHull(np.concatenate(contours))
+            # The contour joins the centres of pixels: half a pixel is added all around.
+            whole = cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1
+            found.append(cv2.countNonZero(own) / whole)
+    return np.array(found)
 
 
 def _areas_and_means(

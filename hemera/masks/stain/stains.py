@@ -4,7 +4,6 @@ A density is an optical density: log10 of background over pixel, along a stain v
 """
 
 import dataclasses
-import logging
 import math
 from collections.abc import Sequence
 
@@ -13,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hemera.imaging import color
-from hemera.imaging.artefacts import ink_pixels
 from hemera.imaging.background import measure_background
-from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px
-
-log = logging.getLogger(__name__)
+from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px, smoothed
+from hemera.masks.stain.samples import RGB, TILES_MIN, Float64, Mask, sample_blocks
 
 HAEMATOXYLIN = (0.650, 0.704, 0.286)
 DAB = (0.268, 0.570, 0.776)
@@ -26,30 +23,22 @@ for a slide that has too little of a stain to measure it."""
 NUCLEAR_DENSITY = 0.35
 """Density of haematoxylin in dark nuclei, likewise."""
 
-RGB = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Float64 = npt.NDArray[np.float64]
 Vector = tuple[float, float, float]
 
-# Everything is estimated per tile or, with fewer tiles than this, per block: a tile is then divided
-# into four by four.
-_TILES_MIN = 3
-_BLOCKS_PER_SIDE = 4
 # Summed density of a pixel of tissue from which vectors are estimated, and from which the density
 # of nuclei is.
 _STAINED_DENSITY = 0.30
 _TISSUE_DENSITY = 0.15
-# Pixels that are sampled, unless every 16th of them is more; smallest number of samples of a block
-# from which something is estimated.
-_SAMPLES = 200_000
-_STEP_MAX = 4
+# On a pale slide, densities of this module are lower by a factor: the largest, in steps, at which
+# this fraction of the tissue is stained, or dark nuclei have this density; and the smallest.
+_STAINED_FRACTION = 0.05
+_PALE = 0.20
+_PALE_STEP = 0.9
+_PALEST = 0.2
+# Smallest number of samples of a block from which something is estimated.
 _SAMPLES_MIN = 100
 # Largest angle between an estimated and the fixed vector, degrees.
 _ANGLE_MAX_DEG = 15.0
-# Smallest angle between ink and any mixture of both fixed vectors, degrees.
-_INK_ANGLE_DEG = 15.0
-# Width of the pale edge of ink, um.
-_INK_EDGE_UM = 4.0
 # Fraction of the other stain that an estimated vector may contain.
 _IMPURITY = 0.1
 # Haematoxylin of nuclei is measured where at most these fractions of it are DAB and residual, from
@@ -62,9 +51,17 @@ _DARK_PERCENTILE = 98
 _SATURATED_DENSITY = 1.2
 # DAB is measured where it exceeds this density and haematoxylin.
 _DAB_MIN = 0.25
-# Bounds of the density of haematoxylin in dark nuclei.
-_NUCLEAR_DENSITY_MIN = 0.08
+# Bounds of the density of haematoxylin in dark nuclei; the lower one is that of no counterstain.
+_NUCLEAR_DENSITY_MIN = _PALEST * _PALE
 _NUCLEAR_DENSITY_MAX = 1.0
+# The scale of a pale slide is at least this multiple of its noise, so that a nucleus differs from
+# its surroundings by twice the noise.
+_NOISE = 20.0
+# Noise is the standard deviation of haematoxylin in the quietest windows of a tile: their side, um,
+# and percentile; the standard deviation, um, of the blur of nuclei.
+_NOISE_WINDOW_UM = 8.0
+_NOISE_PERCENTILE = 10
+SMOOTHING_UM = 0.6
 # Negative control: smallest summed density of tissue; haematoxylin of a nucleus as a fraction of
 # that of dark nuclei; distance from nuclei, um.
 _CONTROL_TISSUE_DENSITY = 0.08
@@ -91,7 +88,7 @@ class Stains:
     pixels where it prevails), 0 where there is too little; `estimated` names the vectors that were
     measured; `background_dab` is the DAB of stroma away from nuclei (first quartile), less where
     there is little such tissue and 0 where there is none; `nuclei_measured`: `nuclear_density` is
-    measured, not the default.
+    measured, not the default; `warning`: why it is not, or is at a bound, empty: neither.
     """
 
     background: tuple[int, int, int]
@@ -102,6 +99,12 @@ class Stains:
     estimated: tuple[str, ...] = ()
     background_dab: float = 0.0
     nuclei_measured: bool = False
+    warning: str = ""
+
+    @property
+    def paleness(self) -> float:
+        """Factor on limits of density on a pale slide; 1 for nuclei of 0.20 or more."""
+        return min(self.nuclear_density / _PALE, 1.0)
 
     @property
     def note(self) -> str | None:
@@ -135,7 +138,8 @@ def estimate(
     such a tile does not count, unless most are; such a block counts with the fixed vector.
 
     The haematoxylin of dark nuclei is the median likewise, of pixels with little DAB and little
-    residual: brown nuclei, ink and dust are dark too.
+    residual: brown nuclei, ink and dust are dark too. On a pale slide, the limits of density of the
+    pixels used are in proportion, so that a slide of half the densities has half of both scales.
 
     Args:
         tiles: (H, W, 3) uint8 RGB each, of any sizes; none: white background, fixed vectors.
@@ -149,18 +153,28 @@ def estimate(
     stains = Stains(background)
     if not tiles:
         return stains
-    blocks = _blocks(tiles, excluded or [None] * len(tiles), mpp, stains)
-    vectors, estimated = _vectors(blocks, len(tiles) >= _TILES_MIN)
-    nuclear_density = _nuclear_density(blocks, vectors)
+    blocks = sample_blocks(
+        tiles,
+        excluded or [None] * len(tiles),
+        mpp,
+        background,
+        stains.vectors,
+        _PALEST * _TISSUE_DENSITY,
+    )
+    vectors, estimated = _vectors(blocks, len(tiles) >= TILES_MIN)
+    nuclear_density, warning = _nuclear_density(blocks, vectors)
     stains = dataclasses.replace(
         stains,
         haematoxylin=_triple(vectors[0]),
         dab=_triple(vectors[1]),
-        nuclear_density=NUCLEAR_DENSITY if nuclear_density is None else nuclear_density,
+        nuclear_density=nuclear_density or _most_haematoxylin(blocks, vectors),
         nuclei_measured=nuclear_density is not None,
         dark_dab=_dark_dab(blocks, vectors),
         estimated=estimated,
+        warning=warning,
     )
+    if stains.paleness < 1:
+        stains = _above_noise(stains, blocks, tiles, mpp)
     return dataclasses.replace(stains, background_dab=_background_dab(tiles, mpp, stains))
 
 
@@ -170,43 +184,16 @@ def separate(rgb: RGB, stains: Stains) -> npt.NDArray[np.float32]:
     return np.asarray(cv2.transform(density, color.unmixing_matrix(stains.vectors).T), np.float32)
 
 
-def _blocks(
-    tiles: Sequence[RGB], excluded: Sequence[Mask | None], mpp: float, stains: Stains
-) -> list[Float64]:
-    """Return the densities (N, 3) of the tissue of every tile or block, without artefacts."""
-    side = 1 if len(tiles) >= _TILES_MIN else _BLOCKS_PER_SIDE
-    pixels = sum(tile.shape[0] * tile.shape[1] for tile in tiles)
-    step = min(max(1, round(math.sqrt(pixels / _SAMPLES))), _STEP_MAX)
-    blocks = []
-    for tile, without in zip(tiles, excluded, strict=True):
-        # A blur before sampling: single pixels contain noise of sensor and JPEG.
-        sample = np.asarray(cv2.blur(tile, (3, 3)), np.uint8)[::step, ::step]
-        density = color.optical_density(sample, stains.background)
-        used = density.sum(axis=2) > _TISSUE_DENSITY
-        ink = ink_pixels(density, stains.vectors, _INK_ANGLE_DEG)
-        # The pale edge of a stroke has its colour and little saturation.
-        edge = disc(2 * _INK_EDGE_UM, step * mpp)
-        used &= cv2.dilate(ink.view(np.uint8), edge) == 0
-        if without is not None:
-            used &= ~without[::step, ::step]
-        for k in range(side):
-            for m in range(side):
-                part = np.s_[k * len(used) // side : (k + 1) * len(used) // side]
-                columns = used.shape[1]
-                across = np.s_[m * columns // side : (m + 1) * columns // side]
-                blocks.append(density[part, across][used[part, across]].astype(np.float64))
-    return blocks
-
-
 def _vectors(blocks: Sequence[Float64], whole: bool) -> tuple[Float64, tuple[str, ...]]:
     """Return the stain vectors (2, 3) of the densities of blocks, and which were estimated.
 
     A block is a tile if `whole`, else a part of one, whose directions are less certain.
     """
     vectors = np.array([_unit(HAEMATOXYLIN), _unit(DAB)])
-    stained = [block[block.sum(axis=1) > _STAINED_DENSITY] for block in blocks]
+    least = _stained_density(blocks)
+    stained = [block[block.sum(axis=1) > least] for block in blocks]
     extremes = [_extremes(block) for block in stained if len(block) >= _SAMPLES_MIN]
-    if len(extremes) < _TILES_MIN:
+    if len(extremes) < TILES_MIN:
         return vectors, ()
     estimated: list[str] = []
     for row, name in enumerate(("haematoxylin", "dab")):
@@ -223,38 +210,107 @@ def _vectors(blocks: Sequence[Float64], whole: bool) -> tuple[Float64, tuple[str
     return vectors, tuple(estimated)
 
 
-def _pure_haematoxylin(density: Float64, matrix: Float64) -> Float64:
-    """Return the haematoxylin of the pixels of a block (N, 3) that have little of anything else."""
+def _stained_density(blocks: Sequence[Float64]) -> float:
+    """Return the summed density from which a pixel is stained: less on a pale slide."""
+    sums = np.concatenate([block.sum(axis=1) for block in blocks])
+    factor = 1.0
+    while factor > _PALEST:
+        tissue = np.count_nonzero(sums > factor * _TISSUE_DENSITY)
+        stained = np.count_nonzero(sums > factor * _STAINED_DENSITY)
+        if stained > max(_STAINED_FRACTION * tissue, _SAMPLES_MIN):
+            return factor * _STAINED_DENSITY
+        factor *= _PALE_STEP
+    return _STAINED_DENSITY
+
+
+def _pure_haematoxylin(density: Float64, matrix: Float64, factor: float) -> Float64:
+    """Return the haematoxylin of the pixels of a block (N, 3) that have little of anything else.
+
+    `factor`: on the smallest densities, below 1 on a pale slide.
+    """
+    density = density[density.sum(axis=1) > factor * _TISSUE_DENSITY]
     haematoxylin, dab, residual = (density @ matrix).T
-    pure = (haematoxylin > _HAEMATOXYLIN_MIN) & (dab < _PURE_DAB * haematoxylin)
+    pure = (haematoxylin > factor * _HAEMATOXYLIN_MIN) & (dab < _PURE_DAB * haematoxylin)
     pure &= np.abs(residual) < _PURE_RESIDUAL * haematoxylin
     return np.asarray(haematoxylin[pure & (density.max(axis=1) < _SATURATED_DENSITY)], np.float64)
 
 
-def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> float | None:
-    """Return the haematoxylin of dark nuclei, None where there is too little of it."""
+def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> tuple[float | None, str]:
+    """Return the haematoxylin of dark nuclei, None where there is too little, and a warning."""
     matrix = color.unmixing_matrix(vectors)
-    pure = [_pure_haematoxylin(block, matrix) for block in blocks]
-    enough = [values for values in pure if len(values) >= _SAMPLES_MIN]
-    if not enough:
-        enough = [np.concatenate(pure)]
-        if len(enough[0]) < _SAMPLES_MIN:
-            log.warning(
-                "haematoxylin of nuclei: %d pixels are too few; %.2f is used",
-                len(enough[0]), NUCLEAR_DENSITY,
-            )  # fmt: skip
-            return None
-    density = float(np.median([np.percentile(values, _DARK_PERCENTILE) for values in enough]))
-    if _NUCLEAR_DENSITY_MIN <= density <= _NUCLEAR_DENSITY_MAX:
-        return density
-    # Below the lower bound there is no counterstain to measure.
-    above = density > _NUCLEAR_DENSITY_MAX
-    used = _NUCLEAR_DENSITY_MAX if above else NUCLEAR_DENSITY
-    log.warning(
-        "haematoxylin of nuclei: %.2f is outside %.2f to %.2f; %.2f is used",
-        density, _NUCLEAR_DENSITY_MIN, _NUCLEAR_DENSITY_MAX, used,
-    )  # fmt: skip
-    return used if above else None
+    factor, density = 1.0, None
+    while factor > _PALEST and (density is None or density < factor * _PALE):
+        density, count = _dark_haematoxylin(blocks, matrix, factor)
+        factor *= _PALE_STEP
+    if density is None:
+        return None, (
+            f"haematoxylin of nuclei not measured: {count} pixels with little DAB, at least "
+            f"{_SAMPLES_MIN} are needed. Raise mask.stain_tiles, and look at the masks"
+        )
+    used = min(max(density, _NUCLEAR_DENSITY_MIN), _NUCLEAR_DENSITY_MAX)
+    if used == density:
+        return used, ""
+    warning = (
+        f"haematoxylin of nuclei is {density:.2f}, outside {_NUCLEAR_DENSITY_MIN:.2f} to "
+        f"{_NUCLEAR_DENSITY_MAX:.2f}; {used:.2f} is used. Look at the masks, and at the background "
+        "and the stain of the slide"
+    )
+    return (used if density > used else None), warning
+
+
+def _most_haematoxylin(blocks: Sequence[Float64], vectors: Float64) -> float:
+    """Return the scale where nuclei cannot be measured: the default, or all there is if it is less.
+
+    Haematoxylin next to DAB is known less well, but no nucleus is darker than all of it.
+    """
+    density = np.concatenate(blocks)
+    if len(density) < _SAMPLES_MIN:
+        return NUCLEAR_DENSITY
+    haematoxylin = density @ color.unmixing_matrix(vectors)[:, 0]
+    most = float(np.percentile(haematoxylin, _DARK_PERCENTILE))
+    return min(max(most, _NUCLEAR_DENSITY_MIN), NUCLEAR_DENSITY)
+
+
+def _dark_haematoxylin(
+    blocks: Sequence[Float64], matrix: Float64, factor: float
+) -> tuple[float | None, int]:
+    """Return the haematoxylin of dark nuclei, None for too few pixels, and the number of pixels.
+
+    `factor`: see `_pure_haematoxylin`.
+    """
+    pure = [_pure_haematoxylin(block, matrix, factor) for block in blocks]
+    count = sum(map(len, pure))
+    enough = [values for values in pure if len(values) >= _SAMPLES_MIN] or [np.concatenate(pure)]
+    if len(enough[0]) < _SAMPLES_MIN:
+        return None, count
+    return float(np.median([np.percentile(own, _DARK_PERCENTILE) for own in enough])), count
+
+
+def _above_noise(
+    stains: Stains, blocks: Sequence[Float64], tiles: Sequence[RGB], mpp: float
+) -> Stains:
+    """Return stains whose scale is not below a multiple of the noise.
+
+    Nor is it above what the limits of darker slides measure: nearly unstained tissue is textured.
+    """
+    fixed, _ = _dark_haematoxylin(blocks, color.unmixing_matrix(stains.vectors), 1.0)
+    least = min(_NOISE * _noise(tiles, mpp, stains), _PALE if fixed is None else fixed)
+    return dataclasses.replace(stains, nuclear_density=max(stains.nuclear_density, least))
+
+
+def _noise(tiles: Sequence[RGB], mpp: float, stains: Stains) -> float:
+    """Return the standard deviation of blurred haematoxylin in the flattest places of tiles."""
+    window = odd_px(_NOISE_WINDOW_UM, mpp)
+    found = []
+    for tile in tiles:
+        smooth = smoothed(np.ascontiguousarray(separate(tile, stains)[..., 0]), mpp, SMOOTHING_UM)
+        mean, square = (cv2.blur(image, (window, window)) for image in (smooth, smooth * smooth))
+        # A background of one colour is brighter than the camera can measure: it has no noise.
+        spread = np.sqrt(np.maximum(square - mean * mean, 0))[::4, ::4]
+        seen = spread[spread > 0]
+        if len(seen):
+            found.append(np.percentile(seen, _NOISE_PERCENTILE))
+    return float(np.median(found)) if found else 0.0
 
 
 def _dark_dab(blocks: Sequence[Float64], vectors: Float64) -> float:
@@ -302,7 +358,7 @@ def _background_dab(tiles: Sequence[RGB], mpp: float, stains: Stains) -> float:
     for tile in tiles:
         small = coarse(tile, mpp)
         density = color.optical_density(small, stains.background)
-        tissue = density.sum(axis=2) > _CONTROL_TISSUE_DENSITY
+        tissue = density.sum(axis=2) > stains.paleness * _CONTROL_TISSUE_DENSITY
         haematoxylin, dab, _ = cv2.split(separate(small, stains))
         nuclear = haematoxylin > _CONTROL_NUCLEAR_FRACTION * stains.nuclear_density
         near = cv2.dilate(nuclear.view(np.uint8), disc(2 * _CONTROL_DISTANCE_UM, COARSE_MPP)) > 0

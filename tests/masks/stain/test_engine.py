@@ -24,6 +24,7 @@ from tests.small_cells import (
     over,
     read,
     segment,
+    thirds,
 )
 
 
@@ -139,6 +140,20 @@ def test_nuclei_are_found_in_blue_haze_and_haze_is_none() -> None:
     assert len(found.cells) == 15
     nuclei = label_format.nuclei(found.mask)
     assert (nuclei & slide.nuclei).sum() / (nuclei | slide.nuclei).sum() > 0.6
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.2])
+def test_a_paler_slide_has_the_same_nuclei(factor: float) -> None:
+    """All densities of a slide of pale nuclei times a factor."""
+    slide = draw(np.zeros((7, 9)), counterstain=0.14)
+    ratio = np.minimum(slide.rgb / np.array(BACKGROUND), 1)
+    scaled = (np.array(BACKGROUND) * ratio**factor).round().astype(np.uint8)
+    state = estimate(thirds(scaled), 0.5)
+    assert state.nuclei_measured
+    found = segment(scaled, 0.5, state)
+    nuclei = label_format.nuclei(found.mask)
+    assert abs(len(found.cells) - len(slide.x_px)) <= 0.05 * len(slide.x_px)
+    assert 2 * (nuclei & slide.nuclei).sum() / (nuclei.sum() + slide.nuclei.sum()) > 0.85
 
 
 INKS = {

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import Limits, Tile, dark_pixels, find_nuclei, outlined
+from hemera.masks.stain.nuclei import Limits, Tile, _solidity, dark_pixels, find_nuclei, outlined
 from hemera.masks.stain.stains import Stains, estimate, separate
 from tests.small_cells import read
 
@@ -169,3 +169,13 @@ def test_every_nucleus_of_a_real_tile_is_one_piece_around_its_centre(
     y, x = np.array(centres).round().astype(int).T
     # The centre of a sickle is outside it.
     assert (ndimage.distance_transform_edt(labels == 0)[y, x] * mpp).max() < 2
+
+
+def test_solidity_is_the_area_over_that_of_the_convex_hull() -> None:
+    """A rectangle fills its hull; five squares as a plus 5 of 7, three as an L 3 of 3.5."""
+    pieces = np.zeros((120, 200), np.int32)
+    pieces[10:31, 10:51] = 1
+    pieces[20:80, 120:140] = pieces[40:60, 100:160] = 2
+    pieces[90:110, 10:50] = pieces[70:90, 10:30] = 3
+    found = _solidity(pieces, np.array([False, True, True, True]))
+    np.testing.assert_allclose(found, [1, 5 / 7, 3 / 3.5], atol=0.03)

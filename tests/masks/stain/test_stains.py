@@ -47,7 +47,10 @@ def test_vectors_are_measured_on_blocks_of_one_tile_and_never_on_a_fragment() ->
         np.testing.assert_allclose(found.vectors, [HAEMATOXYLIN, DAB])
 
 
-@pytest.mark.parametrize("ink", [(0.95, 0.5, 0.05), (0.8, 0.8, 0.75), (0.1, 0.7, 0.55)])
+@pytest.mark.parametrize(
+    "ink",
+    [(0.95, 0.5, 0.05), (0.8, 0.8, 0.75), (0.1, 0.7, 0.55), (0.45, 0.8, 0.15), (0.25, 0.5, 0.7)],
+)
 def test_a_stroke_on_one_tile_does_not_change_the_stains(ink: tuple[float, float, float]) -> None:
     """A stroke 9 um wide, too thin to be excluded, on one of four tiles."""
     tiles = [draw(np.roll(STRENGTHS, k, axis=1), mpp=0.25).rgb for k in range(4)]
@@ -111,11 +114,11 @@ def test_nuclear_density_is_the_haematoxylin_of_the_nuclei(counterstain: float) 
 
 @pytest.mark.parametrize(("counterstain", "used"), [(0.9, 0.93), (1.25, 1.0)])
 def test_a_darker_counterstain_than_plausible_is_the_darkest_that_is(
-    counterstain: float, used: float, caplog: pytest.LogCaptureFixture
+    counterstain: float, used: float
 ) -> None:
-    slide = draw(np.zeros((7, 9)), counterstain=counterstain)
-    assert estimate(thirds(slide.rgb), 0.5).nuclear_density == pytest.approx(used, rel=0.05)
-    assert ("1.00 is used" in caplog.text) == (counterstain > 1)
+    stains = estimate(thirds(draw(np.zeros((7, 9)), counterstain=counterstain).rgb), 0.5)
+    assert stains.nuclear_density == pytest.approx(used, rel=0.05)
+    assert ("1.00 is used" in stains.warning) == (counterstain > 1)
 
 
 def test_background_dab_is_what_tissue_without_nuclei_takes_up() -> None:
@@ -156,3 +159,15 @@ def test_a_little_stroma_counts_in_proportion() -> None:
     assert found[0] > found[1] > found[2] > 0
     tissue = [stroma.size + 2 * k**2 * tumour.size for k in (1, 2, 3)]
     assert found[2] / found[1] == pytest.approx(tissue[1] / tissue[2], rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.5])
+def test_the_scale_of_a_pale_slide_is_in_proportion(factor: float) -> None:
+    """All densities of a slide of pale nuclei times a factor."""
+    slide = draw(np.zeros((7, 9)), counterstain=0.16)
+    background = np.array(BACKGROUND)
+    ratio = np.minimum(slide.rgb / background, 1)
+    paler = (background * ratio**factor).round().astype(np.uint8)
+    whole, pale = (estimate(thirds(rgb), 0.5) for rgb in (slide.rgb, paler))
+    assert pale.nuclei_measured
+    assert pale.nuclear_density == pytest.approx(factor * whole.nuclear_density, rel=0.1)
