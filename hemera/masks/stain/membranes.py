@@ -10,8 +10,8 @@ import numpy.typing as npt
 from hemera.config import MaskOptions
 from hemera.imaging.morphology import COARSE_MPP, coarse, disc, odd_px, smoothed
 from hemera.masks import label_format
-from hemera.masks.stain.nuclei import PEAK_WINDOW_UM, SMOOTHING_UM, Nuclei
-from hemera.masks.stain.stains import NUCLEAR_DENSITY, Stains
+from hemera.masks.stain.nuclei import PEAK_WINDOW_UM, Nuclei
+from hemera.masks.stain.stains import NUCLEAR_DENSITY, SMOOTHING_UM, Stains
 
 Float = npt.NDArray[np.float32]
 

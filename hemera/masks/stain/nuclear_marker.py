@@ -7,8 +7,8 @@ from hemera.config import MaskOptions
 from hemera.imaging.morphology import smoothed
 from hemera.masks import label_format
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import SMOOTHING_UM, Nuclei
-from hemera.masks.stain.stains import Stains
+from hemera.masks.stain.nuclei import Nuclei
+from hemera.masks.stain.stains import SMOOTHING_UM, Stains
 
 Float = npt.NDArray[np.float32]
 
