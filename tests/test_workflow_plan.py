@@ -148,7 +148,7 @@ def test_slurm_profile_reaches_the_jobs(bare: Path) -> None:
 
 
 def test_slurm_profile_reaches_the_jobs_of_the_status(bare: Path) -> None:
-    write_config(bare, {**TINY, "evaluate_status": {"routes": ["oliveira"]}})
+    write_config(bare, {**TINY, "evaluate_status": {"routes": ["oliveira", "virtual"]}})
     defaults = ("--default-resources", "slurm_partition=cpu", "mem_mb=7", "runtime=7")
     text = snakemake(bare, "-n", "--profile", "slurm", *defaults, "--", "status")
     jobs = re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", text, re.MULTILINE | re.DOTALL)
@@ -160,7 +160,8 @@ def test_slurm_profile_reaches_the_jobs_of_the_status(bare: Path) -> None:
         # Each states its own memory and run time.
         assert not found & {"mem_mb=7", "runtime=7"}, rule
         assert {item.split("=")[0] for item in found} >= {"mem_mb", "runtime"}, rule
-        assert ("gpu=1" in found) == (rule in ("train_encoder", "embed", "aggregate")), rule
+        networks = rule in ("restain", "train_encoder", "embed", "aggregate")
+        assert ("gpu=1" in found) == networks, rule
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])

@@ -34,7 +34,7 @@ _TISSUE_DENSITY = 0.15
 _STAINED_FRACTION = 0.05
 _PALE = 0.20
 _PALE_STEP = 0.9
-_PALEST = 0.2
+_PALEST = 0.3
 # Smallest number of samples of a block from which something is estimated.
 _SAMPLES_MIN = 100
 # Largest angle between an estimated and the fixed vector, degrees.
@@ -247,28 +247,32 @@ def _nuclear_density(blocks: Sequence[Float64], vectors: Float64) -> tuple[float
             f"haematoxylin of nuclei not measured: {count} pixels with little DAB, at least "
             f"{_SAMPLES_MIN} are needed. Raise mask.stain_tiles, and look at the masks"
         )
-    used = min(max(density, _NUCLEAR_DENSITY_MIN), _NUCLEAR_DENSITY_MAX)
-    if used == density:
-        return used, ""
-    warning = (
-        f"haematoxylin of nuclei is {density:.2f}, outside {_NUCLEAR_DENSITY_MIN:.2f} to "
-        f"{_NUCLEAR_DENSITY_MAX:.2f}; {used:.2f} is used. Look at the masks, and at the background "
-        "and the stain of the slide"
-    )
-    return (used if density > used else None), warning
+    remedy = "Look at the masks, and at the background and the stain of the slide"
+    found = f"haematoxylin of nuclei is {density:.2f}"
+    if density < _NUCLEAR_DENSITY_MIN:
+        return None, (
+            f"{found}, less than {_NUCLEAR_DENSITY_MIN:.2f}, as without a counterstain; a default "
+            f"is used. {remedy}"
+        )
+    if density > _NUCLEAR_DENSITY_MAX:
+        return _NUCLEAR_DENSITY_MAX, (
+            f"{found}, more than plausible; {_NUCLEAR_DENSITY_MAX:.2f} is used. {remedy}"
+        )
+    return density, ""
 
 
 def _most_haematoxylin(blocks: Sequence[Float64], vectors: Float64) -> float:
     """Return the scale where nuclei cannot be measured: the default, or all there is if it is less.
 
-    Haematoxylin next to DAB is known less well, but no nucleus is darker than all of it.
+    Haematoxylin next to DAB is known less well, but no nucleus is darker than all of it. Where all
+    of it is less than a counterstain, the default finds no nuclei in the noise of empty tiles.
     """
     density = np.concatenate(blocks)
     if len(density) < _SAMPLES_MIN:
         return NUCLEAR_DENSITY
     haematoxylin = density @ color.unmixing_matrix(vectors)[:, 0]
     most = float(np.percentile(haematoxylin, _DARK_PERCENTILE))
-    return min(max(most, _NUCLEAR_DENSITY_MIN), NUCLEAR_DENSITY)
+    return min(most, NUCLEAR_DENSITY) if most >= _NUCLEAR_DENSITY_MIN else NUCLEAR_DENSITY
 
 
 def _dark_haematoxylin(
