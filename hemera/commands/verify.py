@@ -109,6 +109,7 @@ def _unit(
 
     at = functools.partial(layout.path, results=results, unit=unit)
     images, tiles, masks = at(layout.IMAGES_TABLE), at(layout.TILES), at(layout.MASKS)
+    virtual, virtual_masks = at(layout.VIRTUAL_TILES), at(layout.VIRTUAL_MASKS)
     displacement, engines = at(layout.DISPLACEMENT), tuple(config.options(MaskOptions).engines)
     made_with: dict[Path, type[Options]] = {
         images: DescribeOptions,
@@ -130,6 +131,10 @@ def _unit(
         (masks, lambda path: verification.check_masks(path, tiles, engines)),
         (at(layout.CELLS), lambda path: verification.check_cells(path, masks)),
         (at(layout.LANDMARK_ERRORS), functools.partial(tables.read, schema=tables.LANDMARKS)),
+        (virtual, functools.partial(_members, tables.TILE, ("he_", "her2_"), only_tables)),
+        (virtual_masks, functools.partial(_members, tables.MASK, ("",), only_tables)),
+        (virtual_masks, lambda path: verification.check_masks(path, virtual, engines)),
+        (at(layout.VIRTUAL_CELLS), lambda path: verification.check_cells(path, virtual_masks)),
     ]
     if displacement.exists():
         checks.append((tiles, lambda path: verification.check_positions(path, displacement)))

@@ -115,6 +115,29 @@ def test_a_flipped_bit_of_a_shard_names_the_tile(
     assert row["tile"] in fault and "differs from its SHA-256" in fault
 
 
+def test_generated_tiles_and_their_masks_are_compared(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have the format of the real ones, in folders of their own."""
+    for old, new in (("tile", "restain"), ("mask", "restain_mask")):
+        shutil.copytree(
+            f"results/{old}", f"results/{new}", ignore=shutil.ignore_patterns("*pairs*")
+        )
+        for table in (study / "results" / new).glob("*.parquet"):
+            if "cells" not in table.name:
+                rewritten(str(table), lambda rows, new=new: [
+                    row.update(shard=f"{new}/{Path(row['shard']).name}") for row in rows
+                ])  # fmt: skip
+    assert verified(capsys) == []
+    row = pq.read_table("results/restain/slide.parquet").to_pylist()[1]
+    flip(study / "results/restain/slide.tar", row["her2_offset"] + row["her2_length"] // 2)
+    [fault] = verified(capsys)
+    assert row["tile"] in fault and "differs from its SHA-256" in fault
+    rewritten("results/restain_mask/slide.parquet", removed)
+    faults = verified(capsys, "--only-tables")
+    assert any("restain_mask" in fault and T in fault for fault in faults)
+
+
 @pytest.mark.parametrize("member", [0, 2])
 def test_a_flipped_bit_of_a_header_is_named(
     study: Path, capsys: pytest.CaptureFixture[str], member: int
