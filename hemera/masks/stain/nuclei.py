@@ -46,6 +46,8 @@ _PALE_FRACTION = 0.67
 # density falls from 1 to the second value.
 _SOLIDITY = 0.8
 _SOLIDITY_PALENESS = 0.7
+# Up to here it is not compared: nearly all pieces have more.
+_SOLIDITY_LEAST = 0.5
 # How far the outline may be from the edge of the pixels that a nucleus was found from, um.
 _REACH_UM = 1.0
 
@@ -279,7 +281,7 @@ def _plausible(
     kept &= evidence_um >= max(limits.evidence_min_um * nuclear_density, pale_um)
     # Without surroundings there is nothing to compare with.
     kept = (kept | (ring_area == 0)) & sized
-    if limits.solidity_min > 0:
+    if limits.solidity_min > _SOLIDITY_LEAST:
         kept[kept] = _solidity(pieces, kept) >= limits.solidity_min
     edge = np.where(ring_area > 0, ring_density + _EDGE * contrast, 0)
     return kept, np.where(kept, edge, np.inf).astype(np.float32)
@@ -290,8 +292,8 @@ def _solidity(pieces: Labels, chosen: Mask) -> npt.NDArray[np.float64]:
     found = []
     for at, box in enumerate(ndimage.find_objects(pieces), 1):
         if chosen[at]:
-            own = np.pad((pieces[box] == at).view(np.uint8), 1)
-            contours, _ = cv2.findContours(own, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            own = (pieces[box] == at).view(np.uint8)
+            contours, _ = cv2.findContours(own, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
             hull = cv2.convexHull(np.concatenate(contours))
             # The contour joins the centres of pixels: half a pixel is added all around.
             whole = cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1
