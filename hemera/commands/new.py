@@ -1,8 +1,6 @@
 """Create a study: a folder with the sheet, the configuration and the workflow of a cohort."""
 
-import csv
 import glob
-import io
 import logging
 import re
 import shlex
@@ -21,6 +19,7 @@ from hemera.commands.workflow import snakefile
 from hemera.errors import HemeraError, SheetError
 from hemera.files.atomic import new_folder
 from hemera.files.faults import translated
+from hemera.files.separated import read_cells
 from hemera.sheet import COLUMNS, IMAGE_SUFFIXES, MPP_BOUNDS, parse_sheet, write_rows
 
 log = logging.getLogger(__name__)
@@ -212,7 +211,7 @@ def table_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a table, the columns of a sheet alone, with paths from its folder."""
     if not path.is_file():
         raise SheetError(f"{path}: no such file; give a table, .tsv, .csv or .xlsx")
-    lines = _xlsx(path) if path.suffix.lower() == ".xlsx" else _csv(path)
+    lines = _xlsx(path) if path.suffix.lower() == ".xlsx" else read_cells(path)
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
     known = [name for name in header if name in COLUMNS]
     if "he" not in known:
@@ -239,15 +238,6 @@ def table_rows(path: Path) -> Iterator[Row]:
         times[stem] += 1
         pair = f"{stem}_{times[stem]}" if times[stem] > 1 else stem
         yield {"pair": pair, **row, **paths}
-
-
-def _csv(path: Path) -> list[list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        separator = max("\t;,", key=text.partition("\n")[0].count)
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
 
 
 def _xlsx(path: Path) -> list[list[str]]:

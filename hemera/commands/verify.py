@@ -58,13 +58,15 @@ def verify(
     count = 0
     # Rows of the index are computed again, and warnings about them are in the log of its stage.
     logging.disable(logging.WARNING)
-    for check in tqdm(checks, "verify", unit="comparison", disable=None, leave=False):
-        try:
-            check()
-        except (HemeraError, OSError) as error:
-            count += 1
-            sys.stdout.write(f"{error}\n")
-    logging.disable(logging.NOTSET)
+    try:
+        for check in tqdm(checks, "verify", unit="comparison", disable=None, leave=False):
+            try:
+                check()
+            except (HemeraError, OSError) as error:
+                count += 1
+                sys.stdout.write(f"{error}\n")
+    finally:
+        logging.disable(logging.NOTSET)
     sys.stdout.write(f"{results}: {len(checks)} comparisons, {count or 'none'} differ\n")
     return int(count > 0)
 

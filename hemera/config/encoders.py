@@ -31,14 +31,13 @@ OF_HER2 = (STAIN, STAIN_MAP)
 SEGMENTER = "segmenter"
 """SegmentationNet as an encoder: the positive fraction that it predicts from H&E."""
 
+_FINE_TUNED = {"weight_decay": 0.01, "schedule": "linear", "balance": False, "augment": True}
 NETWORK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    TUMOUR: {"epochs": 20, "batch_size": 16, "learning_rate": 2e-4},
-    STAIN: {"epochs": 20, "batch_size": 16, "learning_rate": 2e-4},
-    STAIN_MAP: {"epochs": 50, "batch_size": 2, "learning_rate": 5e-5},
+    TUMOUR: {"epochs": 20, "batch_size": 16, "learning_rate": 2e-4, **_FINE_TUNED},
+    STAIN: {"epochs": 20, "batch_size": 16, "learning_rate": 2e-4, **_FINE_TUNED},
+    STAIN_MAP: {"epochs": 50, "batch_size": 2, "learning_rate": 5e-5, **_FINE_TUNED},
 }
 """Options of `train_encoder` that a network has where the configuration does not set them."""
-_FINE_TUNED = {"weight_decay": 0.01, "schedule": "linear", "balance": False, "augment": True}
-NETWORK_DEFAULTS = {name: {**own, **_FINE_TUNED} for name, own in NETWORK_DEFAULTS.items()}
 
 
 class _Weights(Options):

@@ -1,7 +1,6 @@
 """Rows of the sheet for releases with a table of labels beside the slides: HEROHE and HER2SC."""
 
 import collections
-import csv
 import dataclasses
 import logging
 import re
@@ -9,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hemera.errors import SheetError
+from hemera.files.separated import read_cells
 from hemera.sheet import SCORES, SPLITS
 
 log = logging.getLogger(__name__)
@@ -33,21 +33,15 @@ def read_labels(path: Path) -> list[Label]:
     """Read a table of labels: CSV with the columns name, score, status and split.
 
     `name` and one of score and status must be there; other columns are not read. A score may lack
-    its plus sign. Cells are separated by commas or semicolons.
+    its plus sign. Cells are separated by commas, semicolons or tabs.
 
     Raises:
         SheetError: one line per fault of the table.
     """
     if not path.is_file():
         raise SheetError(f"{path}: no such file; give the table of labels, CSV")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        first = lines[0] if lines else ""
-        delimiter = ";" if ";" in first and "," not in first else ","
-        reader = iter(list(csv.reader(lines, delimiter=delimiter)))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SheetError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from error
-    header = [cell.strip().lower() for cell in next(reader, [])]
+    first, *others = read_cells(path) or [[]]
+    header = [cell.strip().lower() for cell in first]
     if "name" not in header or not {"score", "status"} & {*header}:
         raise SheetError(
             f"{path}: its columns are {', '.join(header) or 'missing'}; give name, and score or "
@@ -55,7 +49,7 @@ def read_labels(path: Path) -> list[Label]:
         )
     rows: dict[str, Label] = {}
     faults = []
-    for number, cells in enumerate(reader, 2):
+    for number, cells in enumerate(others, 2):
         given = dict(zip(header, (cell.strip() for cell in cells), strict=False))
         if not any(given.values()):
             continue

@@ -19,6 +19,8 @@ Fusion = Literal["mean", "map", "class"]
 Rule = Literal["asco_cap", "paper_max"]
 
 SAMPLES = 2000
+_AT_ONCE = 100
+"""Bootstrap samples in memory at once: of 100,000 views, 2,000 would take gigabytes."""
 NO_PROBABILITIES = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -94,8 +96,13 @@ def grade(
     fractions = weighted.sum(axis=0) / weighted.sum()
     positive = float(areas[votes, 2:].sum() / gated.sum())
     number = len(weighted)
-    draws = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), SAMPLES)
-    drawn = _scores(draws, weighted, probabilities, rule)
+    random, even = np.random.default_rng(0), np.full(number, 1 / number)
+    drawn = np.concatenate(
+        [
+            _scores(random.multinomial(number, even, _AT_ONCE), weighted, probabilities, rule)
+            for _ in range(SAMPLES // _AT_ONCE)
+        ]
+    )
     likely = tuple((np.bincount(drawn, minlength=len(SCORES)) / SAMPLES).tolist())
     place = int(_scores(np.ones((1, number), np.int64), weighted, probabilities, rule)[0])
     score = "" if rule == "paper_max" and place < 2 else SCORES[place]

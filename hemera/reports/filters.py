@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,28 @@ from hemera.reports import charts
 from hemera.reports.data import Cohort
 from hemera.reports.html import count, percent, plural
 
-PALETTE = (
+_PALETTE = (
     charts.ORANGE, charts.VERMILLION, charts.PURPLE, charts.GREEN, charts.SKY, charts.BROWN,
 )  # fmt: skip
-"""Colours of the reasons."""
+
+
+def reason_colors(present: Collection[str]) -> dict[str, str]:
+    """Return the colour of each reason, the same on all pages of a cohort.
+
+    Those that are present have the first colours; gray when there are more.
+    """
+    ordered = sorted(REASONS, key=lambda name: name not in present)
+    return dict(
+        zip(ordered, itertools.chain(_PALETTE, itertools.repeat(charts.GRAY)), strict=False)
+    )
 
 
 def filters(cohort: Cohort, table: Frame) -> dict[str, Any]:
     """Return the numbers of tiles after each filter; `table` is of `statistics.rejections`."""
     totals = table.sum()
     reasons = [name for name in table.columns if name != ACCEPTED and totals[name]]
-    # Gray when there are more reasons than colours.
-    palette = itertools.chain((charts.BLUE, *PALETTE), itertools.repeat(charts.GRAY))
-    colors = dict(zip([ACCEPTED, *reasons], palette, strict=False))
+    shown = reason_colors(reasons)
+    colors = {ACCEPTED: charts.BLUE, **{name: shown[name] for name in reasons}}
     rates = table[ACCEPTED] / table.sum(axis=1)
     return {
         "steps": _steps(cohort, totals[reasons], totals.sum()),

@@ -14,6 +14,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from hemera.config import HER2_CNN, STAIN, STAIN_MAP, TUMOUR, TrainEncoderOptions
+from hemera.dataset.labelled_views import UNKNOWN
 from hemera.errors import TrainingError
 from hemera.networks.her2_cnn import Her2Cnn, network_input
 from hemera.networks.view_classifiers import (
@@ -26,9 +27,6 @@ from hemera.sheet import SCORES
 
 Places = npt.NDArray[np.int64]
 Confusion = npt.NDArray[np.int64]
-
-IGNORED = 255
-"""Label of a pixel of which nothing is known."""
 
 CLASSES = {
     HER2_CNN: len(SCORES),
@@ -46,7 +44,7 @@ class LabelledViews:
 
     Attributes:
         pixels: RGB (N, S, S, 3).
-        labels: of views (N,), or of their pixels (N, S, S), of which some may be `IGNORED`.
+        labels: of views (N,), or of their pixels (N, S, S), of which some may be `UNKNOWN`.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -146,7 +144,7 @@ def train(
             if options.augment:
                 images, labels = _turned(images, labels, draws)
             logits = _logits(net, images.to(device))
-            loss = functional.cross_entropy(logits, labels.to(device), ignore_index=IGNORED)
+            loss = functional.cross_entropy(logits, labels.to(device), ignore_index=UNKNOWN)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -209,10 +207,10 @@ def evaluate(
     for images, labels in views.batches(places, batch_size):
         logits = _logits(net, images.to(device)).cpu()
         classes = logits.shape[1]
-        known = labels != IGNORED
+        known = labels != UNKNOWN
         pairs = classes * labels[known] + logits.argmax(1)[known]
         counts = counts + torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-        total += float(functional.cross_entropy(logits, labels, ignore_index=IGNORED)) * len(labels)
+        total += float(functional.cross_entropy(logits, labels, ignore_index=UNKNOWN)) * len(labels)
     return counts.numpy(), total / len(places)
 
 

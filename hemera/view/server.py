@@ -33,7 +33,7 @@ from hemera.view.guard import Guard
 from hemera.view.pixels import QUALITY, Pixels, version
 from hemera.view.plan import plan
 from hemera.view.settings import save_filter
-from hemera.view.study import Study, reason_colors
+from hemera.view.study import Study
 from hemera.view.thresholds import Decided, Thresholds, controls
 
 STATIC = Path(__file__).parent / "static"
@@ -214,7 +214,7 @@ class _Server:
                 "controls": controls(decided.table, self._filter()),
                 "columns": decided.columns,
                 "titles": {name: title for name, (title, _) in MEASURES.items()},
-                "reasons": reason_colors(),
+                "reasons": self.study.reasons,
                 "engines": decided.engines,
                 "networks": list(networks.trained(self._generator)),
                 "demo": self.study.config.cohort.preset == "demo",

@@ -20,7 +20,7 @@ from hemera.files import layout
 from hemera.graph.dry_run import effective_config
 from hemera.imaging.codecs import decode, decode_mask
 from hemera.registration.local_quality import LocalQuality
-from hemera.reports import charts, filters, pictures, registration
+from hemera.reports import filters, pictures, registration
 from hemera.reports.html import number, percent
 from hemera.sheet import Pair, Sheet, read_sheet, units
 from hemera.view.pixels import OpenPair
@@ -109,6 +109,18 @@ class Study:
         own = found.filter(pc.equal(found["tile"], tile))["split"].to_pylist()
         return own[0] if own else None
 
+    @property
+    def reasons(self) -> dict[str, dict[str, str]]:
+        """Words and colour of each reason of stage filter, as in the data report."""
+        present = (
+            self.tiles["reason"].unique().to_pylist() if Path(layout.FILTERED).exists() else ()
+        )
+        colors = filters.reason_colors(present)
+        return {
+            name: {"words": criterion.text, "color": colors[name]}
+            for name, criterion in REASONS.items()
+        }
+
     def certificate(self, pair: Pair) -> dict[str, Any] | None:
         """Return the certificate of a pair with the options of register; None where it has none."""
         path = layout.path(layout.CERTIFICATE, unit=pair.pair)
@@ -187,7 +199,7 @@ class Study:
                 }
                 for each in self.tiles_of(pair.pair)
             ],
-            "reasons": reason_colors(),
+            "reasons": self.reasons,
             "engines": self.engines,
         }
 
@@ -250,12 +262,3 @@ class Study:
         )
         cells: list[dict[str, Any]] = own.select(columns[2:]).to_pylist()
         return cells
-
-
-def reason_colors() -> dict[str, dict[str, str]]:
-    """Return words and colour of each reason of stage filter."""
-    palette = dict(zip(REASONS, filters.PALETTE, strict=False))
-    return {
-        name: {"words": criterion.text, "color": str(palette.get(name, charts.GRAY))}
-        for name, criterion in REASONS.items()
-    }

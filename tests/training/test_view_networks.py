@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from hemera.config import TrainEncoderOptions
+from hemera.dataset.labelled_views import UNKNOWN
 from hemera.networks.her2_cnn import INPUT_PX
-from hemera.training.view_networks import IGNORED, LabelledViews, evaluate, quality_of, train
+from hemera.training.view_networks import LabelledViews, evaluate, quality_of, train
 
 
 def pale_views(count):
@@ -61,7 +62,7 @@ def test_unknown_pixels_do_not_count():
     labels = np.zeros((2, 4, 6), np.uint8)
     labels[:, :, 3:] = 1
     labels[0, :, 5] = 0
-    labels[0, 0, 5] = IGNORED
+    labels[0, 0, 5] = UNKNOWN
     views = LabelledViews(pixels, labels)
     counts, _ = evaluate(ByRed(), views, np.arange(2), 2, torch.device("cpu"))
     assert counts.tolist() == [[24, 3], [0, 20]]

@@ -279,7 +279,7 @@ def labels_of(wildcards):
     options = CONFIG.stages["train_encoder"]
     missing = options.missing(wildcards.network)
     if missing and not ONLY_PLANNED:
-        raise SystemExit("\n".join(["", *missing]))
+        raise ended("\n".join(missing))
     inputs = network_inputs(wildcards.network)
     if inputs is MASKED:
         inputs = [path for pattern in MASKED for path in of_units(pattern, has_her2)]

@@ -1,6 +1,14 @@
 "use strict";
 // A tile in full size: both stains, masks, and what the networks make of it.
 
+document.body.append(element("dialog", { id: "lightbox" },
+  element("form", { method: "dialog" }, element("strong", { id: "shown" }), " ", element("span", { id: "why" }), " ",
+    element("span", { class: "group" },
+      element("button", { type: "button", id: "before", title: "key ←" }, "Previous"),
+      element("button", { type: "button", id: "after", title: "key →" }, "Next"),
+      element("button", { title: "key Esc" }, "Close"))),
+  element("div", { id: "pictures" })));
+
 const lightbox = {
   shown: null,
   rows: () => [],  // in which the arrows move
