@@ -20,12 +20,16 @@ view         local web application: inspect pairs and tiles, decide
 commands     commands for users
 ============ =====================================================================================
 
-The names below are light: they load no engine and no PyTorch.
+The names below are imported on first use, and load no engine and no PyTorch.
 """
 
-from hemera.config import Config, load, load_file
-from hemera.errors import HemeraError
-from hemera.sheet import Pair, Sheet, read_sheet, units
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hemera.config import Config, load, load_file
+    from hemera.errors import HemeraError
+    from hemera.sheet import Pair, Sheet, read_sheet, units
 
 __all__ = [
     "Config",
@@ -39,3 +43,15 @@ __all__ = [
     "units",
 ]
 __version__ = "0.1.0"
+
+_MODULES = {
+    **dict.fromkeys(("Config", "load", "load_file"), "hemera.config"),
+    "HemeraError": "hemera.errors",
+    **dict.fromkeys(("Pair", "Sheet", "read_sheet", "units"), "hemera.sheet"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'hemera' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

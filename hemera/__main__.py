@@ -5,6 +5,15 @@ stage is imported.
 """
 
 import contextlib
+import os
+import signal
+
+with contextlib.suppress(ValueError):  # outside of the main thread
+    # During the imports that follow, a KeyboardInterrupt would be a traceback.
+    _HANDLER, _LINE = signal.getsignal(signal.SIGINT), b"ERROR hemera: interrupted\n"
+    if _HANDLER is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130 if os.write(2, _LINE) else 1))
+
 import ctypes
 import dataclasses
 import importlib
@@ -21,6 +30,9 @@ from hemera import __version__
 from hemera.config import STAGES
 from hemera.config.base import Key, Options, keys, nearest, range_words
 from hemera.errors import INTERRUPTED, ConfigError, HemeraError
+
+with contextlib.suppress(ValueError):
+    signal.signal(signal.SIGINT, _HANDLER)
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "new": (),

@@ -68,6 +68,28 @@ def test_help_of_commands_imports_no_heavy_library(words: str) -> None:
     subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=True, capture_output=True)
 
 
+INTERRUPTED_AT = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["hemera", "tile", "--help"]
+runpy.run_module("hemera", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["ctypes", "pydantic", "cyclopts", "hemera.stages.tile", "cv2"])
+def test_an_interrupted_import_is_one_line(name: str) -> None:
+    code = INTERRUPTED_AT.format(name=name)
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "ERROR hemera: interrupted\n")
+
+
 def shell_of(stage: str) -> str:
     """The shell command of a stage's (first) rule, its string literals put together."""
     text = (RULES / f"{stage}.smk").read_text()

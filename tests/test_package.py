@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import hemera
 from hemera.config import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,14 @@ def test_what_the_rules_import_loads_nothing_heavy(modules: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert not set(done.stdout.split()) & HEAVY
+
+
+def test_the_package_gives_its_names_on_first_use() -> None:
+    code = "import sys, hemera; assert not {'pydantic', 'yaml'} & set(sys.modules);"
+    code += "from hemera import *; print(Config, Sheet, read_sheet, __version__)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    with pytest.raises(AttributeError, match="no attribute 'Shet'"):
+        hemera.Shet  # noqa: B018
 
 
 @pytest.mark.parametrize("stage", STAGES)
