@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -290,8 +291,11 @@ def coordinates_of(path: Path, table: pd.DataFrame, columns: list[str]) -> Float
 
 def read_cells(path: Path) -> pd.DataFrame:
     """Read all cells of a CSV file as text; a row's label is its line minus 2."""
-    message = f"{path.name}: cannot be read ({{error}}); save it as comma-separated UTF-8 text"
-    with translated(TableError, message):
+    message = f"{path.name}: cannot be read ({{error}}); save it as comma-separated UTF-8 text, "
+    message += "with a decimal point and no more cells in a line than in the first"
+    with translated(TableError, message), warnings.catch_warnings():
+        # Cells beyond those of the header would be dropped: of 0,1,5,2,5 x is 1 and y is 5.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
         table = pd.read_csv(
             path, dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False,
             encoding="utf-8-sig",

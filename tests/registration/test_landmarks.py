@@ -245,6 +245,8 @@ class TestPlain:
             ("n,a,b\n1,2,3\n", "he.csv: no columns X and Y"),
             ("x,X,Y\n1,2,3\n", "he.csv: several columns x; keep one"),
             ("", "he.csv: cannot be read"),
+            # A decimal comma: not x 1, y 5.
+            ("n,X,Y\n0,1,5,2,5\n1,2,5,3,5\n", "he.csv: cannot be read .*no more cells in a line"),
             ("X,Y\n", "he.csv: no landmarks"),
             ("X,Y\n1,two\n", "he.csv: line 2, y: 'two' is no coordinate"),
         ],
