@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from hemera.commands import Positive, check_new
-from hemera.errors import HemeraError, SheetError
+from hemera.errors import HemeraError, SheetError, TableError
 from hemera.files.atomic import write_text
 from hemera.interop.labelled_releases import her2sc_rows, herohe_rows
 from hemera.sheet import IMAGE_SUFFIXES, Pair, parse_sheet, read_sheet, write_rows
@@ -310,10 +310,30 @@ def _faults(pair: Pair) -> Iterator[str]:
         with open_slide(image, mpp=mpp, mpp_column=f"{stain}_mpp") as slide:
             read_artefacts(path, slide.size_px, np.ones((64, 64), np.bool_), f"{stain}_artefacts")
 
+    def read_points() -> None:
+        # Plain files are in pixels, which are um here.
+        points = read_landmarks(pair, 1.0, 1.0, "um")
+        if pair.he_landmarks == pair.her2_landmarks:
+            return
+        for path, side in ((pair.he, points.he[:, 0]), (pair.her2_image, points.her2)):
+            try:
+                # The resolution does not matter here, but some images have none.
+                with open_slide(path, mpp=1.0) as slide:
+                    size_px = slide.size_px
+            except HemeraError:
+                # The column of the image names it.
+                continue
+            outside = int(((side < 0) | (side > size_px)).any(axis=1).sum())
+            if outside:
+                raise TableError(
+                    f"{outside} of {len(side)} landmarks are outside {path.name}, "
+                    f"{size_px[0]} x {size_px[1]} px; give level-0 pixels of this file"
+                )
+
     checks: list[tuple[str, tuple[Path | None, ...], Callable[..., object]]] = [
         ("he", (pair.he,), lambda path: read_slide(path, pair.he_mpp, "he_mpp")),
         ("her2", (pair.her2,), lambda path: read_slide(path, pair.her2_mpp, "her2_mpp")),
-        ("landmarks", pair.landmarks, lambda *_: read_landmarks(pair, 1.0, 1.0, "um")),
+        ("landmarks", pair.landmarks, lambda *_: read_points()),
         ("roi", (pair.roi,), read_polygons),
         ("annotations", (pair.annotations,), read_regions),
         ("he_artefacts", (pair.he_artefacts,), lambda path: read_mask("he", path)),
@@ -363,7 +383,8 @@ def _contradictions(pair: Pair, owners: dict[str, tuple[str, Pair]]) -> Iterator
     for column, identity in zip(("he", "her2"), found, strict=False):
         first, other = owners.setdefault(identity.digest, (column, pair))
         if other is not pair and (first != column or other.case != pair.case):
+            remedy = "" if first != column else ", or give both pairs the same case"
             yield (
                 f"{column} {identity.name} is the image of pair {other.pair}, {first}, case "
-                f"{other.case}; correct one of the two paths, or give both pairs the same case"
+                f"{other.case}; correct one of the two paths{remedy}"
             )

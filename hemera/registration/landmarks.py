@@ -35,7 +35,7 @@ ID_COLUMNS = ("point_id", "id", "point", "landmark", "name", "n", "unnamed: 0", 
 """Columns of plain files that identify points, in lower case; a first column without a name is one,
 as in files of BIRL and ImageJ."""
 CHECKED_MIN = 8
-"""Fewer landmarks do not show whether their order is right."""
+"""Fewer landmarks do not show whether their order is right, nor that they are mirror images."""
 MISPLACED_MAX = 0.1
 """Largest fraction of landmarks that fit the place of another one better."""
 SHIFTED_MIN = 3
@@ -72,7 +72,8 @@ def read_landmarks(
     points correspond by id where both files have one, else by row; numbers of the rows are no ids.
 
     Raises:
-        TableError: a file that is none; without ids, unequal counts; points that do not correspond.
+        TableError: a file that is none; the points of one slide twice; without ids, unequal counts;
+            points that do not correspond.
     """
     if pair.he_landmarks is None or pair.her2_landmarks is None:
         raise SheetError(
@@ -146,6 +147,12 @@ def _pair_plain(
     where a row is removed. The order of the rows is checked for these too.
     """
     (he_ids, he), (her2_ids, her2) = _read_plain(he_path, he_mpp), _read_plain(her2_path, her2_mpp)
+    same = len(he) >= CHECKED_MIN and he_path.read_bytes() == her2_path.read_bytes()
+    if same and not pair.registered:
+        raise TableError(
+            f"{he_path.name}, {her2_path.name}: the same points; give those of each slide, or "
+            "write true in column registered"
+        )
     if he_ids is None or her2_ids is None:
         if len(he) != len(her2):
             raise TableError(
@@ -153,6 +160,7 @@ def _pair_plain(
                 "ids row n corresponds to row n: add the missing rows, or a column id to both files"
             )
         _check_order(he_path.name, he, her2)
+        _check_sides(pair, he, her2)
         return Landmarks([str(n + 1) for n in range(len(he))], he[:, None], her2)
     common = [name for name in he_ids if name in set(her2_ids)]
     if not common:
@@ -169,6 +177,7 @@ def _pair_plain(
         points[[ids.index(name) for name in common]]
         for ids, points in ((he_ids, he), (her2_ids, her2))
     )
+    _check_sides(pair, he, her2)
     return Landmarks(common, he[:, None], her2)
 
 
@@ -220,6 +229,22 @@ def _check_order(name: str, he: Floats, her2: Floats) -> None:
             f"this order (first: row {wrong[0] + 1}); a row is missing or moved: correct the "
             f"order, or give both files {IDS}"
         )
+
+
+def _check_sides(pair: Pair, he: Floats, her2: Floats) -> None:
+    """Warn where corresponding points (N, 2) are mirror images and the sheet differs."""
+    known = np.isfinite(he[:, 0]) & np.isfinite(her2[:, 0])
+    if known.sum() < CHECKED_MIN:
+        return
+    matrix, _ = cv2.estimateAffine2D(he[known], her2[known], method=cv2.LMEDS)
+    if matrix is not None and (np.linalg.det(matrix[:, :2]) < 0) != pair.mirrored:
+        found, remedy = (
+            ("no mirror images of each other", "clear column mirrored")
+            if pair.mirrored
+            else ("mirror images of each other", "write true in column mirrored")
+        )
+        words = "pair %s: the landmarks of H&E and HER2 are %s; X and Y are exchanged, or %s"
+        log.warning(words, pair.pair, found, remedy)
 
 
 def _read_plain(path: Path, mpp: float | None) -> tuple[list[str] | None, Floats]:

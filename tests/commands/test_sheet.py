@@ -267,6 +267,10 @@ def test_check_reads_what_stands_beside_the_images(
     (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     np.savez(tmp_path / "own.npz", vectors_um=np.zeros((4, 5, 2), np.float32), mpp=6.0)
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 0, errors(caplog)
+    (tmp_path / "her2.csv").write_text("X,Y\n3,400\n")
+    assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
+    (line,) = errors(caplog)
+    assert f"1 of 1 landmarks are outside {sheet.pairs[0].her2.name}, 56 x 40 px; give" in line
     (tmp_path / "her2.csv").write_text("X,Y\n3,four\n")
     (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": ring}))
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((20, 40), np.uint8))
@@ -341,6 +345,12 @@ def test_check_finds_wrong_pairs(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "her2 2.he.png has eosin" in line
     (line,) = checked(good, ("b", "renamed.he.png", "2.her2.png", ""))
     assert "renamed.he.png is the image of pair p0, he, case a" in line
+    assert line.endswith("correct one of the two paths, or give both pairs the same case")
+    (line,) = checked(good, ("a", "2.he.png", "1.he.png", "accept"))
+    # One image in both columns of a case.
+    assert line.endswith(
+        "her2 1.he.png is the image of pair p0, he, case a; correct one of the two paths"
+    )
     assert checked(good, ("a", "renamed.he.png", "2.her2.png", "")) == []
     half = cv2.imread(str(tmp_path / "2.her2.png"))[:, :100]
     cv2.imwrite(str(tmp_path / "half.her2.png"), half)

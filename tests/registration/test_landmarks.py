@@ -189,6 +189,24 @@ class TestPlain:
         with pytest.raises(TableError, match=words):
             read(tmp_path, tuple(texts))
 
+    def test_the_points_of_one_slide_for_both(self, tmp_path):
+        he, _ = bent()
+        texts = (numbered(he, "id,X,Y"),) * 2
+        with pytest.raises(TableError, match=r"he\.csv, her2\.csv: the same points; give"):
+            read(tmp_path, texts)
+
+    def test_mirror_images_are_named(self, tmp_path, caplog):
+        """X and Y that are exchanged on one slide are a mirror image too."""
+        he, her2 = bent()
+        right, exchanged = (
+            tuple(numbered(side, "id,X,Y") for side in (he, points))
+            for points in (her2, her2[:, ::-1])
+        )
+        read(tmp_path, right)
+        assert not caplog.records
+        assert len(read(tmp_path, exchanged).points) == 20
+        assert "mirror images of each other; X and Y are exchanged, or write true" in caplog.text
+
     @pytest.mark.parametrize("first", [0, 1])
     @pytest.mark.parametrize("side", [0, 1])
     def test_a_row_that_is_removed_before_the_rows_are_numbered(self, tmp_path, side, first):
