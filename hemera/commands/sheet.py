@@ -363,6 +363,8 @@ def _contradictions(pair: Pair, owners: dict[str, tuple[str, Pair]]) -> Iterator
     Args:
         owners: column and pair of every image so far, by its digest; both images are added.
     """
+    import numpy as np
+
     from hemera.imaging.identity import contradictions, identify
     from hemera.imaging.slide import open_slide
 
@@ -381,6 +383,11 @@ def _contradictions(pair: Pair, owners: dict[str, tuple[str, Pair]]) -> Iterator
         if verdict == "refuse" or pair.verdict != "accept":
             yield reason
     for column, identity in zip(("he", "her2"), found, strict=False):
+        if not np.ptp(identity.small, axis=2).any():
+            log.warning(
+                "pair %s: %s %s is gray: its stain cannot be identified; give the image in colour",
+                pair.pair, column, identity.name,
+            )  # fmt: skip
         first, other = owners.setdefault(identity.digest, (column, pair))
         if other is not pair and (first != column or other.case != pair.case):
             remedy = "" if first != column else ", or give both pairs the same case"
