@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock
 
 from hemera.commands import text_table
-from hemera.demo import write_cohort
-from tests.small_workflow import TINY, lay_out, snakemake
+from hemera.demo import status, write_cohort
+from tests.small_workflow import STATUS, TINY, lay_out, snakemake
 
 if TYPE_CHECKING:
     from tests.small_units import Unit
@@ -84,6 +84,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str, cohort: P
             lay_out(folder, TINY)
             shutil.copytree(cohort, folder, dirs_exist_ok=True)
             snakemake(folder, "--cores", "2")
+            (folder / "finished").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_status(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A run of target `status` of 16 cases, half of them of H&E alone, likewise."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished_status"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
+        if not (folder / "finished").is_file():
+            lay_out(folder, STATUS)
+            for name, value in {"CASES_PER_SCORE": 4, "SIDE_PX": 512, "WIDE_PX": 768}.items():
+                patch.setattr(status, name, value)
+            (folder / status.SHEET).write_text(status.sheet_text())
+            for case in status.cases():
+                status.write_images(folder, 20251, case)
+            snakemake(folder, "--cores", "2", "status")
             (folder / "finished").touch()
     return folder
 

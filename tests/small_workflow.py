@@ -40,6 +40,17 @@ TINY: dict[str, Any] = {
     "evaluate": {"generators": ["hemera"]},
 }
 
+STATUS: dict[str, Any] = {
+    **TINY,
+    "sheet": "status.tsv",
+    "block_count": 1,
+    "cases": {"folds": 2},
+    "train_encoder": {"base_width": 2, "hidden": 8, "epochs": 1},
+    "aggregate": {"epochs": 2, "seeds": 1, "shuffles": 1},
+    "evaluate_status": {"routes": ["floor", "oliveira", "virtual"], "bootstrap_samples": 100},
+}
+"""Target `status` with all of its stages."""
+
 
 def lay_out(folder: Path, config: Mapping[str, Any]) -> None:
     """Make a working directory of HEMERA with its own config.yaml."""

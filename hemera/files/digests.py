@@ -47,12 +47,20 @@ _ENDINGS = {".tar": bytes(1024), ".parquet": b"PAR1"}
 
 
 def is_cut_off(path: Path) -> bool:
-    """Return whether a shard or a table exists and does not end as a complete one does."""
+    """Return whether a shard, a table or a file of features exists and is not complete.
+
+    A file of HDF5 states where it ends, at byte 40, or at 28 from version 2 on of its first block.
+    """
     ending = _ENDINGS.get(path.suffix)
-    if ending is None:
+    if ending is None and path.suffix != ".h5":
         return False
     try:
         with path.open("rb") as file:
+            if ending is None:
+                head = file.read(48)
+                at = 40 if head[8:9] < b"\2" else 28
+                stated = int.from_bytes(head[at : at + 8], "little")
+                return len(head) < 48 or stated > path.stat().st_size
             file.seek(-min(len(ending), path.stat().st_size), os.SEEK_END)
             return file.read() != ending
     except FileNotFoundError:

@@ -1,0 +1,77 @@
+"""Faults injected into the graph of the HER2 status are named; then the bytes are the same."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.small_workflow import digests, planned, snakemake
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
+
+Seen = Callable[..., None]
+
+
+def copied(finished: Path, parent: Path) -> Path:
+    return shutil.copytree(finished, parent / "run", symlinks=True)
+
+
+FEATURES = "results/embed/statistics/signal.000.h5"
+PREDICTIONS = "results/aggregate/floor/predictions.parquet"
+FLIPPED = {
+    "features": (FEATURES, "results/aggregate/floor", "differs from its SHA-256"),
+    "predictions": (PREDICTIONS, "results/evaluate_status", "predictions.parquet"),
+}
+"""File, the folder of the results that are deleted so that it is read, and what is reported."""
+
+
+@pytest.mark.parametrize("kind", FLIPPED)
+def test_a_flipped_bit_stops_the_stage_that_reads_it(
+    kind: str, finished_status: Path, tmp_path: Path, fault_seen: Seen
+) -> None:
+    """The file and those made with it are deleted, and made again with the same bytes."""
+    name, reader, words = FLIPPED[kind]
+    folder = copied(finished_status, tmp_path)
+    before = digests(folder)
+    path = folder / name
+    stored, times = bytearray(path.read_bytes()), path.stat()
+    place = len(stored) // 2
+    if path.suffix == ".parquet":
+        column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+        # Among the values; the header of a page begins with statistics, which nothing reads.
+        place = column.dictionary_page_offset + column.total_compressed_size - 5
+    stored[place] ^= 8
+    path.write_bytes(stored)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shutil.rmtree(folder / reader)
+    text = snakemake(folder, "--cores", "2", "status", check=False)
+    # Of several jobs that read the file, one message each.
+    line, *_ = {line for line in text.splitlines() if "ERROR" in line and path.name in line}
+    assert words in line
+    assert not any(path.is_file() for path in (folder / reader).rglob("*"))
+    for own in path.parent.iterdir():
+        own.unlink()
+    snakemake(folder, "--cores", "2", "status")
+    same = digests(folder) == before
+    fault_seen(f"one bit flipped in {kind}", f"the job fails: {line.strip()}", same)
+    assert same
+
+
+@pytest.mark.parametrize("name", [FEATURES, PREDICTIONS])
+def test_a_file_that_was_cut_off_is_named_before_any_job(
+    name: str, finished_status: Path, tmp_path: Path, fault_seen: Seen
+) -> None:
+    folder = copied(finished_status, tmp_path)
+    before = digests(folder)
+    os.truncate(folder / name, (folder / name).stat().st_size // 2)
+    text = snakemake(folder, "-n", "--cores", "2", "status", check=False)
+    (line,) = [line for line in text.splitlines() if "cut off" in line]
+    assert name in line
+    (folder / name).unlink()
+    snakemake(folder, "--cores", "2", "status")
+    same = digests(folder) == before and planned(folder, "status") == {}
+    fault_seen(f"{Path(name).name} is cut off", f"no job begins: {line.strip()}", same)
+    assert same
