@@ -208,21 +208,20 @@ def scores_left_out(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
     line(f"HER2, {name}: all, each left out", "; ".join(f"{v:.3f}" for v in pooled), "")
 
 
-def membranes_left_out(folder: Path, limits: Limits) -> None:
+def membranes_left_out(folder: Path, name: str, nuclei: str, limits: Limits) -> None:
     """Print the Dice of strong membranes with the default limits, and with those of the others."""
-    engine = engine_of("membrane")
+    engine = engine_of("membrane", nuclei=nuclei)
     for words, own in (("default", USUAL), ("left out", limits)):
         shared = dict(membrane_options())[own]
         counts = np.zeros(3)
         for image in images(folder, "membrane"):
             assert image.membrane is not None
             state = prepared(engine, estimated_from(image.rgb), image.mpp)
-            grader = StainEngine(Options(), shared)
+            grader = StainEngine(Options(nuclei=nuclei), shared)
             mask = labelled(grader, image.rgb, image.mpp, state).mask
             counts += overlap(label_format.intensity(mask) == 3, image.membrane)
-        line(
-            f"strong membrane, Dice: {words}", f"{f1(counts):.3f}", described(list(MEMBRANES), own)
-        )
+        found = f"strong membrane, Dice, {name}: {words}"
+        line(found, f"{f1(counts):.3f}", described(list(MEMBRANES), own))
 
 
 def nuclear_sources(folder: Path, weights: Mapping[str, str]) -> None:
@@ -247,9 +246,9 @@ def membrane_sources(folder: Path, weights: Mapping[str, str]) -> None:
         for name, value in named.items()
     }
     rows = graded(folder, detectors)
-    for name in detectors:
+    for name, nuclei in named.items():
         scores_left_out(name, rows)
-    membranes_left_out(folder, best_limits(rows, "thresholds"))
+        membranes_left_out(folder, name, nuclei, best_limits(rows, name))
 
 
 def main() -> None:

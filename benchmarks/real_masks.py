@@ -287,8 +287,10 @@ def score_table(rows: Sequence[Mapping[str, float]], source: Sequence[str]) -> N
         line(f"{name} {row['name']}, score {row['score']:.0f}", found, f"p95 {row['p95']:.3f}", "")
 
 
-def scaled_scores(folder: Path, data: dict[str, list[Image]], engine: Engine, scale: float) -> None:
-    """Print the figures of HER2 images and membranes where their resolution is given 20 % off."""
+def scaled_scores(
+    folder: Path, data: dict[str, list[Image]], nuclei: str, engine: Engine, scale: float
+) -> None:
+    """Print the figures of HER2 images and membranes with their resolution given as `scale`."""
     rows, source = [], []
     for name in SCORED:
         for image in data.get(name) or images(folder, name):
@@ -302,7 +304,7 @@ def scaled_scores(folder: Path, data: dict[str, list[Image]], engine: Engine, sc
     values = [*orders, kappa(true, read), f1(np.sum(own, axis=0))]
     theirs = [rho(true, p95)] * 2
     theirs += [kappa(true, read_from_others(p95, true, source)), f1(np.sum(simple, axis=0))]
-    words = f"HER2, resolution x {scale:.2f}: Spearman of both; kappa; Dice"
+    words = f"HER2, {nuclei}, resolution x {scale:.2f}: Spearman of both; kappa; Dice"
     line(words, *("; ".join(f"{v:.3f}" for v in side) for side in (values, theirs)), "not below")
 
 
@@ -412,12 +414,12 @@ def main() -> None:
             rows.append({"name": image.name, **score_row(membrane, image)})
             source.append(name)
     score_table(rows, source)
-    for scale in (1 / 1.2, 1.2):
-        scaled_scores(folder, data, membrane, scale)
     membrane_table(data["membrane"], membrane)
+    detectors = {"thresholds": membrane, "network": engine_of("membrane", nuclei="network")}
+    for (words, engine), scale in itertools.product(detectors.items(), (1 / 1.2, 1.0, 1.2)):
+        scaled_scores(folder, data, words, engine, scale)
     for image in data["bci"]:
         pen(image, membrane)
-    detectors = {"thresholds": membrane, "network": engine_of("membrane", nuclei="network")}
     for image, (words, engine) in itertools.product(data["bci"][:3:2], detectors.items()):
         speed(words, image, engine, 0.5, 40)
         speed(words, image, engine, 0.92, 120 if words == "network" else 40)
