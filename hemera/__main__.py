@@ -16,12 +16,16 @@ with contextlib.suppress(ValueError):  # outside of the main thread
 
 import ctypes
 import dataclasses
+import errno
 import importlib
 import inspect
 import logging
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -125,8 +129,8 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    # Its warnings about a damaged file come before an error that names the file.
-    logging.getLogger("tifffile").setLevel(logging.ERROR)
+    # Its messages about a damaged file come before an error that names the file.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     given = list(sys.argv[1:] if words is None else words) or ["--help"]
     wanted, known = given[0], [*COMMANDS, *STAGES]
     if wanted not in (*known, "--help", "-h", "--version"):
@@ -160,11 +164,26 @@ def main(words: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         # Of the file system: its own message names the cause.
-        if error.strerror is None:
+        if error.errno is None:
             raise
-        log.error("%s", ": ".join(filter(None, (str(error.filename or ""), error.strerror))))
+        log.error("%s", _file_system_fault(error.errno, error.filename))
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _file_system_fault(number: int, filename: object) -> str:
+    """Return what the system says about a file, and the remedy where there is one.
+
+    A full disk is not attributed to a file: it may be that of the temporary files.
+    """
+    cause = os.strerror(number)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{filename or Path.cwd()}: {cause}; free space there and in {tempfile.gettempdir()}, "
+            "then run the same command again"
+        )
+    remedy = "; correct the permissions" if number in (errno.EACCES, errno.EROFS) else ""
+    return f"{filename or Path.cwd()}: {cause}{remedy}"
 
 
 def _keep_freed_memory() -> None:

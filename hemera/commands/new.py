@@ -107,7 +107,7 @@ def new(
     """
     found = _rows(study, he, her2, sheet, release, labels)
     rows = completed(found, study.absolute().name)
-    _propose(rows, mpp)
+    _propose(rows, mpp, study)
     with new_folder(study) as folder:
         (folder / "pairs.tsv").write_text(write_rows(rows), encoding="utf-8")
         pairs, faults = parse_sheet(folder / "pairs.tsv")
@@ -126,7 +126,7 @@ def new(
         log.warning("%s", fault)
     if faults:
         log.warning(
-            "%d faults; correct the rows in %s, or these pairs are refused",
+            "faults: %d; correct the rows in %s, or these pairs are refused",
             len(faults), study / "pairs.tsv",
         )  # fmt: skip
     log.info("%s: number of pairs: %d; masks by engine stain, without weights", study, len(rows))
@@ -292,17 +292,24 @@ def _valid_names(texts: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _propose(rows: list[Row], given_mpp: float | None) -> None:
-    """Add resolutions that files do not state, and which plain images are registered."""
+def _propose(rows: list[Row], given_mpp: float | None, study: Path) -> None:
+    """Add resolutions that files do not state, and which plain images are registered.
+
+    Raises:
+        SheetError: when no file of a stain states one, and none is given.
+    """
     headers = {row["pair"]: (_header(row["he"]), _header(row.get("her2"))) for row in rows}
     for place, column in enumerate(("he_mpp", "her2_mpp")):
         own = [(row, headers[row["pair"]][place]) for row in rows if not row.get(column)]
         stated = [header[1] for _, header in own if header and header[1]]
-        if given_mpp is None and not stated:
-            # `examine` reports each that has none.
-            continue
-        mpp = statistics.median(stated) if given_mpp is None else given_mpp
         proposed = [row for row, header in own if header and not header[1]]
+        if proposed and given_mpp is None and not stated:
+            raise SheetError(
+                f"{study}: not created: no file states a resolution ({column}"
+                f"{_some(row['pair'] for row in proposed)}); give --mpp, um per pixel, or a column "
+                f"{column} in the table of --sheet"
+            )
+        mpp = statistics.median(stated or [0]) if given_mpp is None else given_mpp
         for row in proposed:
             row[column] = f"{mpp:.4g}"
         if proposed and given_mpp is None:

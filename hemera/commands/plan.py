@@ -115,7 +115,7 @@ def plan_text(found: dict[str, Any]) -> str:
     temporary = [each["temporary_bytes"] for each in found["stages"]]
     known = [value for value in temporary if value is not None]
     most = max(known) if len(known) == len(temporary) else None
-    text += f"Temporary files: at most {_size(most)} at once.\n"
+    text += f"Temporary files: at most {_size(most)} at once.\n" if most else ""
     text += _decision_text(found["decisions"])
     return text + "".join(f"missing: {line}\n" for line in found["missing"])
 

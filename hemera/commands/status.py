@@ -52,9 +52,11 @@ def status(
             encoder of stage train_encoder, its folder.
         device: where the encoder runs; auto is the GPU where there is one.
     """
+    from hemera.config import has_demo_sizes
     from hemera.files.atomic import new_folder
     from hemera.imaging.codecs import encode
     from hemera.imaging.slide import open_slide
+    from hemera.inference import demo
     from hemera.inference import status as inference
     from hemera.networks import storage
 
@@ -70,19 +72,23 @@ def status(
         views = bags.views[SLIDE]
         facts, found = inference.status_of(loaded, bags.load(SLIDE))
         own = loaded.described
+        toy = has_demo_sizes("aggregate", own["options"])
         recorded = ("method", "encoder", "encoder_sha256", "pretraining", "weights_sha256", "cases")
         facts |= {
             "slide": {"file": slide.name, "width_px": opened.size_px[0],
                       "height_px": opened.size_px[1], "mpp": opened.mpp},
             "tiles": {**tiles, "views": len(views)},
-            "model": {key: own.get(key) for key in recorded},
+            "model": {"demo_sizes": toy, **{key: own.get(key) for key in recorded}},
             "versions": storage.versions(),
         }  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
         text = inference.contributions_geojson(views, found.contribution)
         (folder / f"{name}.contributions.geojson").write_text(text)
         overlay = inference.contributions_overlay(opened, views, found.contribution)
+        overlay = demo.labelled(overlay) if toy else overlay
         (folder / f"{name}.overlay.png").write_bytes(encode(overlay, "png", 0))
+    if toy:
+        log.warning("%s: %s", out / name, demo.WORDS)
     log.info(
         "%s: %s, calibrated probability of positive %.2f (%.2f to %.2f over %d folds)",
         out / name, facts["status"]["predicted"], facts["status"]["calibrated"],

@@ -53,7 +53,9 @@ def verify(
         only_tables: neither read the images of the sheet nor the shards: seconds, not minutes.
     """
     if not results.is_dir():
-        raise ConfigError(f"{results}: no such folder; give the folder of results")
+        raise ConfigError(
+            f"{results}: no such folder; work in the folder of a study, or give its results"
+        )
     checks = list(_checks(results, load_file(configfile), only_tables))
     count = 0
     # Rows of the index are computed again, and warnings about them are in the log of its stage.

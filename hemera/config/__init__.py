@@ -31,6 +31,7 @@ from hemera.config.load import CohortOptions as CohortOptions
 from hemera.config.load import Config as Config
 from hemera.config.load import check_datasets as check_datasets
 from hemera.config.load import check_sheet_given as check_sheet_given
+from hemera.config.load import has_demo_sizes as has_demo_sizes
 from hemera.config.load import load as load
 from hemera.config.load import load_file as load_file
 from hemera.config.load import read_yaml as read_yaml

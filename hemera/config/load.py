@@ -1,6 +1,7 @@
 """The configuration: presets, defaults and checks across sections."""
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -410,6 +411,13 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             first[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+def has_demo_sizes(stage: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a network trained with these options is no wider than that of preset demo."""
+    own = _preset("demo", "preset")[stage]
+    widths = {name: own[name] for name in own if name.endswith("width")}
+    return all(options.get(name, math.inf) <= width for name, width in widths.items())
 
 
 def _preset(name: str, option: str) -> Mapping[str, Any]:

@@ -150,9 +150,10 @@ def _fields(lines: Sequence[str], number: int) -> Iterator[tuple[str, str]]:
 
 
 def last_line(path: Path) -> str:
-    """Return the last line of a log that is not empty; empty without one."""
+    """Return the last line of a log that is not empty, without its level; empty without one."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    found = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return found.removeprefix("ERROR hemera: ")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from hemera.config import has_demo_sizes
 from hemera.errors import ConfigError, TrainingError
 from hemera.networks import storage
 from hemera.networks.outputs import copied
@@ -35,6 +36,11 @@ class Model:
     """Whether tiles are divided by the background of their slide before."""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def demo_sizes(self) -> bool:
+        """Whether the network is a toy of preset demo."""
+        return bool(self.facts.get("demo_sizes"))
+
 
 def load_model(folder: Path, device: torch.device, precision: str = "float32") -> Model:
     """Load a SegmentationNet from the output of train_segmentation.
@@ -44,9 +50,12 @@ def load_model(folder: Path, device: torch.device, precision: str = "float32") -
     """
     if precision != "float32" and device.type != "cuda":
         raise ConfigError(f"--precision {precision}: needs a GPU; give float32 on a CPU")
-    if not folder.is_dir():
-        raise TrainingError(f"{folder}: no such folder; name the output of train_segmentation")
     weights, metadata = folder / "segmenter.safetensors", folder / "metadata.json"
+    if not weights.is_file():
+        raise TrainingError(
+            f"{weights}: no such file; name the output of train_segmentation, such as "
+            "results/train_segmentation"
+        )
     net, described = storage.load_segmentation(weights, metadata)
     net.requires_grad_(False).to(device)
     convert_conv2d_weight_memory_format(net, torch.channels_last)
@@ -58,6 +67,7 @@ def load_model(folder: Path, device: torch.device, precision: str = "float32") -
         described["mpp_max"],
         storage.background_is_white(described),
         {
+            "demo_sizes": has_demo_sizes("train_segmentation", described.get("options", {})),
             "weights_sha256": storage.file_digest(weights),
             **{name: described.get(name) for name in names},
         },

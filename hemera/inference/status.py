@@ -53,9 +53,11 @@ def load_status_model(folder: Path) -> StatusModel:
         TrainingError: when the files are missing or damaged, of a method without models, or of an
             older version.
     """
-    if not folder.is_dir():
-        raise TrainingError(f"{folder}: no such folder; name one such as results/aggregate/floor")
     weights, path = folder / "weights.safetensors", folder / "metadata.json"
+    if not weights.is_file():
+        raise TrainingError(
+            f"{weights}: no such file; name a folder such as results/aggregate/floor"
+        )
     described = storage.read_metadata(path, "aggregate")
     if described.get("encoder") in RULES:
         raise TrainingError(f"{path}: a rule without models; name a method that has models of H&E")

@@ -36,6 +36,7 @@ from hemera.imaging.pyramid import TILE_PX, stored_tiles, tile_count, write_pyra
 from hemera.imaging.slide import Slide, open_slide
 from hemera.imaging.tissue import find_tissue
 from hemera.imaging.tolerant import Losses, read_tiles
+from hemera.inference import demo
 from hemera.inference.blend import BAND_PX, Blend, Float, Grid, Mask
 from hemera.inference.model import RGB, Model, load_model
 from hemera.inference.options import DEFAULTS, PredictOptions
@@ -104,8 +105,9 @@ def predict_slide(slide: Slide, model: Model, out: Path, options: PredictOptions
         features = (json.dumps(_feature(region, drawing, slide)) for region in kept)
         text = '{"type": "FeatureCollection", "features": [\n' + ",\n".join(features) + "\n]}\n"
         (folder / f"{name}.positive.geojson").write_text(text)
-        overlay = encode(_overlay(slide, drawing.mask, grid), "png", 0)
-        (folder / f"{name}.overlay.png").write_bytes(overlay)
+        overlay = _overlay(slide, drawing.mask, grid)
+        overlay = demo.labelled(overlay) if model.demo_sizes else overlay
+        (folder / f"{name}.overlay.png").write_bytes(encode(overlay, "png", 0))
         facts = drawing.facts() | {
             "regions": {
                 "count": len(kept),
@@ -119,6 +121,8 @@ def predict_slide(slide: Slide, model: Model, out: Path, options: PredictOptions
         }
         (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
     losses, area = drawing.losses, facts["area"]
+    if model.demo_sizes:
+        log.warning("%s: %s", out / name, demo.WORDS)
     if losses.lost:
         log.warning(
             "%s: %d of %d tiles cannot be read and are holes in the map; the first: %s",

@@ -69,7 +69,8 @@ def write_descriptions(folder: Path, index: Path, *, workflow: Path, anonymous: 
     card_path = opened.path.with_name("card.md")
     if not card_path.is_file():
         raise TableError(f"{card_path}: no such file; run stage index again")
-    card, mark = card_path.read_text(), opened.fingerprint
+    before, heading, options = card_path.read_text().partition("\n## Options\n")
+    card, mark = before + heading + _without_folders(options), opened.fingerprint
     columns = [name for name in opened.columns if name.rsplit("_", 1)[-1] not in _LOCAL]
     rows = opened.select(columns, refused=True)
     if anonymous:
@@ -80,7 +81,7 @@ def write_descriptions(folder: Path, index: Path, *, workflow: Path, anonymous: 
     written = datetime.datetime.fromtimestamp(int(opened.path.stat().st_mtime), datetime.UTC)
     pq.write_table(rows.replace_schema_metadata(None), folder / TILES, compression="zstd")
     made = {
-        key.removeprefix("options_"): json.loads(value)
+        key.removeprefix("options_"): json.loads(_without_folders(value))
         for key, value in opened.metadata.items()
         if key.startswith("options_")
     }
@@ -103,6 +104,11 @@ def write_descriptions(folder: Path, index: Path, *, workflow: Path, anonymous: 
     }
     head = yaml.safe_dump(header, sort_keys=False)
     (folder / "README.md").write_text(f"---\n{head}---\n\n{card}")
+
+
+def _without_folders(options: str) -> str:
+    """Return options, JSON, in which files have no folder: their paths are of one machine."""
+    return re.sub(r'"(?:[^"\\]|\\.)*/((?:[^"\\/]|\\.)*)"', r'"\1"', options)
 
 
 def sections(card: str) -> dict[str, str]:

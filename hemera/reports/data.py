@@ -18,7 +18,7 @@ from hemera.sheet import SCORES
 
 NETWORKS = {"generation": "GenerationNet", "segmentation": "SegmentationNet"}
 ROWS_MAX = 500
-"""Rows of a table on the page; the tables on disk contain all."""
+"""Rows of a table on the page; pages of their own, or the tables on disk, contain all."""
 
 STATES = ("tiled", "refused", "wrong_stain", "no_tissue", "unreadable")
 """States of a pair, the best first."""
@@ -79,6 +79,7 @@ def content(
         "preset": cohort.preset,
         "states": cohort.outcomes["state"].value_counts().reindex(STATES, fill_value=0),
         "pairs": listed[:ROWS_MAX],
+        "pairs_all": listed,
         "pairs_left": max(0, len(listed) - ROWS_MAX),
         "images": {(row.pair, row.stain): row for row in cohort.images.itertuples()},
         "blocks": _blocks(pairs[pairs["in_block"]]),

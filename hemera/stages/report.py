@@ -88,6 +88,7 @@ def run(
         "rejected": galleries.rejected(cohort, read, options.gallery_tiles),
         "disputed": galleries.disputed(compared, cohort.engines, read),
     }
+    content["lists"] = _write_lists(content, page, pairs)
     write_page(page, "report.html", content)
     log.info("%s: %.1f MB", page.name, page.stat().st_size / 1e6)
 
@@ -218,10 +219,45 @@ def _registrations(
     return {
         "registrations": shown,
         "registered": lines[: data.ROWS_MAX],
+        "registered_all": lines,
         "registered_left": max(0, len(lines) - data.ROWS_MAX),
         "mirrored": registration.mirrored(rows),
         "pages": _relative(folder, page) if len(lines) > len(shown) else "",
     }
+
+
+def _write_lists(content: Mapping[str, Any], page: Path, folder: Path) -> dict[str, str]:
+    """Write the tables that are cut on the page, complete, on pages of their own.
+
+    Returns:
+        their paths from the page, by the name of the table. No pair has a name with a point.
+    """
+    links = {}
+    tables_of = {"pairs": "All pairs", "registered": "All registered pairs"}
+    for name, heading in tables_of.items():
+        own_page = folder / f"{name}.list.html"
+        own_page.unlink(missing_ok=True)
+        if not content[f"{name}_left"]:
+            continue
+        lines = [
+            {**line, "link": _relative(page, own_page) + line["link"]}
+            if line["link"].startswith("#")
+            else {**line, "link": _relative(page.parent / line["link"], own_page)}
+            for line in content["registered_all"]
+        ]
+        listed = {
+            "title": f"HEMERA: {heading.lower()} of {content['cohort'].sheet}",
+            "heading": heading,
+            "cohort": content["cohort"],
+            "preset": content["preset"],
+            "report": _relative(page, own_page),
+            "registered": lines if name == "registered" else [],
+            "pairs": content["pairs_all"],
+            "images": content["images"],
+        }
+        write_page(own_page, "list.html", listed)
+        links[name] = _relative(own_page, page)
+    return links
 
 
 def _artefacts(cohort: data.Cohort, results: Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_an_existing_folder_is_never_changed(
     image(tmp_path / "1_HER2.png")
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "pairs.tsv").write_text("decisions")
-    words = ["--he", tmp_path / "*_HE.png", "--her2", tmp_path / "*_HER2.png"]
+    words = ["--he", tmp_path / "*_HE.png", "--her2", tmp_path / "*_HER2.png", "--mpp", 0.5]
     assert main(["new", str(tmp_path / "study"), *map(str, words)]) == 1
     assert "study: is not empty; name a new folder" in caplog.text
     assert [path.name for path in (tmp_path / "study").iterdir()] == ["pairs.tsv"]
@@ -123,17 +123,16 @@ def test_missing_resolutions_and_registered_images(
                     opened.copy().save(path, dpi=(dpi, dpi))
     cv2.imwrite(str(tmp_path / "3_HER2.png"), WHITE[:30])
     he, her2 = tmp_path / "*_HE.png", tmp_path / "*_HER2.png"
-    sheet = made(tmp_path / "study", "--he", he, "--her2", her2)
     # 72 dpi is no resolution of a microscope; HER2 has none at all.
-    assert [pair.he_mpp for pair in sheet.pairs] == [None, None, None, 0.25]
-    assert [pair.her2_mpp for pair in sheet.pairs] == [None] * 4
-    assert [pair.registered for pair in sheet.pairs] == [True, True, False, True]
-    assert "he_mpp: 0.25, the median of the other files, for 1 that state none" in caplog.text
-    assert "1_HER2.png: no resolution in the file; give her2_mpp" in caplog.text
-    assert "registered: true for 3 pairs of plain images of equal size" in caplog.text
+    text = refused(tmp_path / "study", caplog, "--he", he, "--her2", her2)
+    assert "he_mpp: 0.25, the median of the other files, for 1 that state none" in text
+    assert "no file states a resolution (her2_mpp: 1, 2, 3, 4); give --mpp" in text
+    caplog.clear()
     sheet = made(tmp_path / "other", "--he", he, "--her2", her2, "--mpp", 0.4)
     assert [pair.he_mpp for pair in sheet.pairs] == [None, None, None, 0.4]
     assert [pair.her2_mpp for pair in sheet.pairs] == [0.4] * 4
+    assert [pair.registered for pair in sheet.pairs] == [True, True, False, True]
+    assert "registered: true for 3 pairs of plain images of equal size" in caplog.text
 
 
 def test_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

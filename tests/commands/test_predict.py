@@ -1,5 +1,6 @@
 """hemera predict: the same bytes as the library, errors of one line."""
 
+import json
 import logging
 
 import numpy as np
@@ -57,3 +58,22 @@ def test_errors_are_one_line(tmp_path, model, image, caplog, words, message):
     assert line.startswith(message)
     assert "pairs.tsv" not in line
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_results_of_demo_networks_are_labelled(tmp_path, image, caplog):
+    """In the terminal, in the JSON and in the picture, and those of wider ones are not."""
+    pictures = {}
+    for width in (16, 64):
+        model = write_segmenter_folder(tmp_path / f"model_{width}", options={"base_width": width})
+        words = [str(image), "--model", str(model), "--out", str(tmp_path / str(width))]
+        caplog.clear()
+        assert main(["predict", *words, "--mpp", "0.4"]) == 0
+        facts = json.loads((tmp_path / str(width) / "case" / "case.json").read_text())
+        assert facts["model"]["demo_sizes"] == (width == 16)
+        assert ("a network of demo sizes; not meaningful" in caplog.text) == (width == 16)
+        overlay = Image.open(tmp_path / str(width) / "case" / "case.overlay.png").convert("RGB")
+        pictures[width] = np.asarray(overlay).astype(int)
+    changed = np.abs(pictures[16] - pictures[64]).max(axis=2) > 0
+    assert changed.any() and not changed[60:].any()
+    red = pictures[16][..., 0] - pictures[16][..., 1] > 150
+    assert red[changed].any() and not (pictures[64][..., 0] - pictures[64][..., 1] > 150).any()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -87,3 +88,30 @@ def test_a_run_ends_with_its_summary(study: Path) -> None:
     process = started(study, "data")
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and text.startswith("Nothing to be done")
+
+
+def test_folders_of_real_images(images: Path, tmp_path: Path) -> None:
+    """As a new user: two commands, no file is edited; the section of a kidney is too coarse."""
+    pairs = {
+        "bci": ("bci_pairs_1024/HE/test/*", "bci_pairs_1024/IHC/test/*", ("--mpp", "0.46")),
+        "kidney": ("wsi_derived/*_HE_val.tif", "wsi_derived/*_PANCK_val.tif", ()),
+    }
+    for name, (he, her2, mpp) in pairs.items():
+        study = tmp_path / name
+        words = ["--he", str(images / he), "--her2", str(images / her2), *mpp]
+        assert main(["new", str(study), *words]) == 0
+        text, _ = (process := started(study, "data")).communicate(timeout=900)
+        assert process.returncode == 0, text
+        assert "the data: results/report/report.html" in text and "unknown at once" not in text
+        found = json.loads((study / "results/summary.json").read_text())
+        assert found["refused"] == []
+        page = (study / "results/report/report.html").read_text()
+        if name == "bci":
+            assert 0 < found["accepted_tiles"] <= found["tiles"] == 8
+            with tarfile.open(next(study.glob("results/mask/*.tar"))) as masks:
+                assert masks.getnames()
+            assert 'id="pair-' not in page
+        else:
+            assert found["tiles"] == sum(found["rejected_tiles"].values()) > 0
+            assert found["accepted_tiles"] == 0
+            assert 'id="pair-0"' in page and "No tile was accepted" in page

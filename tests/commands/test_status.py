@@ -94,7 +94,7 @@ def errors(caplog):
 @pytest.mark.parametrize("method", ["floor", "statistics_abmil"])
 @pytest.mark.parametrize("number", [10, 11])
 def test_a_case_of_the_test_split_has_the_prediction_of_the_workflow(
-    cohort, tmp_path, method, number
+    cohort, tmp_path, caplog, method, number
 ):
     words = [str(cohort / f"{number}.png"), "--model", str(of(cohort, method)), "--mpp", MPP]
     assert main(["status", *words, "--out", str(tmp_path)]) == 0
@@ -121,6 +121,9 @@ def test_a_case_of_the_test_split_has_the_prediction_of_the_workflow(
     assert min(bounds) >= 0 and bounds[2] <= 420 and bounds[3] <= 300
     overlay = Image.open(tmp_path / str(number) / f"{number}.overlay.png")
     assert overlay.size == (420, 300)
+    # The options of this test are smaller than those of the demo, and labelled like it.
+    assert facts["model"]["demo_sizes"]
+    assert "a network of demo sizes; not meaningful for HER2" in caplog.text
 
 
 def test_a_published_encoder(cohort, tmp_path, caplog):
@@ -212,4 +215,4 @@ def test_slides_that_have_no_status(cohort, tmp_path, caplog):
     assert nothing.startswith("white.png: no tile for a status: ")
     assert "give --mpp" in no_mpp
     assert "none.png" in no_file
-    assert "no such folder" in no_model
+    assert "none/weights.safetensors: no such file; name a folder such as" in no_model

@@ -55,7 +55,7 @@ def test_stages_of_a_run(folder: Path) -> None:
     log.write_text(LOG)
     assert watch.update() == [
         "refused: p1: the registration failed",
-        "failed: tile: ERROR hemera: no space left on device",
+        "failed: tile: no space left on device",
     ]
     # Nothing is reported twice.
     assert watch.update() == []
@@ -79,7 +79,7 @@ def test_a_repeated_job_is_one_job(folder: Path) -> None:
     assert watch.update() == [] and (tile.failed, tile.running) == (0, 1)
     Path("logs/tile/p2.log").write_text("ERROR hemera: out of memory\n")
     log.write_text(LOG + again + failure)
-    assert watch.update() == ["failed: tile: ERROR hemera: out of memory"]
+    assert watch.update() == ["failed: tile: out of memory"]
     assert (tile.failed, tile.running) == (1, 0)
     log.write_text(LOG + again + failure + again + "Finished jobid: 5 (Rule: tile)\n")
     assert watch.update() == [] and (tile.failed, tile.running) == (0, 0)
@@ -110,7 +110,7 @@ def test_summary(folder: Path) -> None:
     for line in (
         "- pairs: 2, not tiled: 1",
         "- p1: refused; the registration failed",
-        "- tile: ERROR hemera: no space left on device (logs/tile/p2.log)",
+        "- tile: no space left on device (logs/tile/p2.log)",
         "- the data: results/report/report.html",
     ):
         assert line in text.splitlines()

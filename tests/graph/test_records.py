@@ -76,7 +76,7 @@ def test_the_last_run_with_jobs_is_read(folder: Path) -> None:
     assert failure.outputs == ("results/tile/p2.tar", "results/tile/p2.parquet")
     assert (failure.log, failure.cause) == (
         "logs/tile/p2.log",
-        "ERROR hemera: no space left on device",
+        "no space left on device",
     )
     # One job of 30 s in 40 s: never less than one at once.
     assert run.concurrency == 1

@@ -92,10 +92,12 @@ def test_the_resolution_comes_from_the_metadata(tmp_path):
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(TrainingError, match="no such folder"):
+    with pytest.raises(
+        TrainingError, match=r"none/segmenter.safetensors: no such file; name the output"
+    ):
         load_model(tmp_path / "none", CPU)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TrainingError, match=r"metadata.json: no such file"):
+    with pytest.raises(TrainingError, match=r"segmenter.safetensors: no such file"):
         load_model(tmp_path / "empty", CPU)
     cut = write_segmenter_folder(tmp_path / "cut")
     (cut / "segmenter.safetensors").write_bytes(b"half")

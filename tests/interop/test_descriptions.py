@@ -100,6 +100,25 @@ def test_the_hugging_face_card_is_the_dataset_card(index, tmp_path):
     assert body.strip() == index.with_name("card.md").read_text().strip()
 
 
+def test_options_do_not_name_local_folders(index, tmp_path):
+    table, weights = pq.read_table(index), '/home/Qjane/my "weights"/nuclei.safetensors'
+    options = json.loads(table.schema.metadata[b"options_mask"])
+    options["engines"]["stain"] = {**options["engines"]["stain"], "weights": weights}
+    given = {b"options_mask": json.dumps(options).encode()}
+    changed = tmp_path / "study" / "results" / "index" / "index.parquet"
+    changed.parent.mkdir(parents=True)
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata | given), changed)
+    card = index.with_name("card.md").read_text()
+    card += f"\n- other: `{given[b'options_mask'].decode()}`\n"
+    changed.with_name("card.md").write_text(card)
+    out = write(changed, tmp_path / "out")
+    options["engines"]["stain"]["weights"] = "nuclei.safetensors"
+    assert json.loads((out / "options.json").read_text())["mask"] == options
+    for name in ("README.md", "options.json", "croissant.json", "ro-crate-metadata.json"):
+        assert "my \\" not in (out / name).read_text() and "/home" not in (out / name).read_text()
+    assert '"weights": "nuclei.safetensors"' in (out / "README.md").read_text()
+
+
 def test_repetition_gives_the_same_bytes(index, tmp_path):
     assert content(write(index, tmp_path / "one")) == content(write(index, tmp_path / "two"))
 

@@ -20,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {14: "803cbf387c4fba48"}
+GOLDEN = {15: "b8df95411c8ed31c"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -277,10 +277,25 @@ def test_a_long_table_of_pairs_is_cut(tmp_path: Path, monkeypatch: pytest.Monkey
     path = write(tmp_path, slides(), worst_pairs=3)
     check_page(path)
     text = path.read_text()
-    assert "2 more in <code>results/tile/*.pairs.parquet</code>" in section(text, "pairs")
+    assert '2 more: <a href="pairs/pairs.list.html">' in section(text, "pairs")
     registered = section(text, "registration")
-    assert "2 more in <code>results/register/*.parquet</code>" in registered
-    assert registered.count('href="pairs/') == 1 and registered.count('href="#pair-') == 3
+    assert '2 more: <a href="pairs/registered.list.html">' in registered
+    assert registered.count('href="pairs/wsi_') == 1 and registered.count('href="#pair-') == 3
+    # The pages of the lists have all pairs, with links to the page or to that of a pair.
+    names = {f"wsi_{letter}" for letter in "abcdef"}
+    lists = path.parent / "pairs"
+    check_page(lists / "pairs.list.html")
+    found = re.findall(r'<td class="name">(\w+)<', (lists / "pairs.list.html").read_text())
+    assert len(found) == 6 and set(found) == names
+    check_page(lists / "registered.list.html")
+    links = re.findall(r'<td class="name"><a href="([^"]+)">(\w+)<',
+                       (lists / "registered.list.html").read_text())  # fmt: skip
+    assert len(links) == 6 and {name for _, name in links} == names
+    for link, name in links:
+        target, _, place = link.partition("#")
+        there = (lists / target).resolve().read_text()
+        assert f'id="pair-{name}"' in there
+        assert bool(place) == (target == "../report.html")
 
 
 def test_a_full_gallery_leaves_tiles_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
