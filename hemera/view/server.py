@@ -1,10 +1,12 @@
 """The server of the pages: one study, one user, on this machine only."""
 
 import asyncio
+import contextlib
 import math
 import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,8 +76,16 @@ def application(
         Route("/style.css", server.style),
         Mount("/", StaticFiles(directory=STATIC, html=True)),
     ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        # A daemon, so that Ctrl-C does not wait for the pixels of a large slide.
+        threading.Thread(target=server.open_first, daemon=True).start()
+        yield
+
     app = Starlette(
         routes=[Mount(f"/{token}", routes=routes)],
+        lifespan=lifespan,
         exception_handlers={HTTPException: _outside, HemeraError: _fault},
     )
     return Guard(app, token, hosts)
@@ -115,6 +125,15 @@ class _Server:
         self.pixels, self.backups, self.thresholds = Pixels(), Backups(), Thresholds()
         self._workers = asyncio.Semaphore(max(2, os.cpu_count() or 1))
         self._planning = asyncio.Lock()
+
+    def open_first(self) -> None:
+        """Read the whole of both stains of the pair that is shown first, while the page loads."""
+        with contextlib.suppress(HemeraError, OSError):
+            first = next(iter(self.study.pairs()), None)
+            pair = self.study.pair(first["pair"]) if first else None
+            if pair is not None:
+                for stain in ("he", "her2"):
+                    self.pixels.jpeg(pair, stain, 0, 0, 0)
 
     async def _work(self, request: Request, work: Callable[[], Any]) -> Any:
         """Return the result of `work`; HTTPException if the browser has given up meanwhile."""

@@ -223,3 +223,13 @@ def test_libraries_are_those_of_npm() -> None:
     assert dict(listed) == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files
     }
+
+
+def test_the_first_pair_is_read_while_the_page_loads(study: Path) -> None:
+    """Both stains as a whole are in memory before any request; lost slides are no error."""
+    made = server._Server(server.Study(Path("config.yaml")), ())
+    made.open_first()
+    keys = {key[2:] for key in made.pixels._tiles}
+    assert keys == {("he", 0, 0, 0), ("her2", 0, 0, 0)}
+    (study / "her2.tif").unlink()
+    server._Server(server.Study(Path("config.yaml")), ()).open_first()
