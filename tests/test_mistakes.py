@@ -133,7 +133,9 @@ def test_names_with_dots_and_spaces_are_no_mistake(
 
 
 @pytest.mark.parametrize("with_name", [True, False])
+@pytest.mark.parametrize("write", ["write_text", "write_bytes"])
 def test_a_full_disk(
+    write: str,
     with_name: bool,
     cohort: Path,
     tmp_path: Path,
@@ -146,7 +148,7 @@ def test_a_full_disk(
         raise OSError(errno.ENOSPC, "any text of a library", *(["f.tsv"] if with_name else []))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, write, full)
     assert main(["new", "study", "--release", "bci", str(cohort / "bci")]) == 1
     (text,) = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
     where = "f.tsv" if with_name else tmp_path

@@ -4,7 +4,6 @@ import glob
 import logging
 import re
 import shlex
-import shutil
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,7 +118,11 @@ def new(
         (folder / "Snakefile").write_text(_SNAKEFILE)
         (folder / "README.md").write_text(_README.format(name=study.name, pairs=len(rows)))
         # Copies, because partition and account are written into them.
-        shutil.copytree(snakefile().parent / "profiles", folder / "profiles")
+        for profile in (snakefile().parent / "profiles").glob("*/*"):
+            own = folder / "profiles" / profile.relative_to(profile.parents[1])
+            own.parent.mkdir(parents=True, exist_ok=True)
+            # copytree raises an exception of its own, without the cause, for a full disk.
+            own.write_bytes(profile.read_bytes())
         (folder / "slurm").symlink_to("profiles/slurm")
     faults = examine("pairs.tsv", pairs)
     for fault in faults:
