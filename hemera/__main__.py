@@ -20,7 +20,6 @@ import errno
 import importlib
 import inspect
 import logging
-import os
 import re
 import sys
 import tempfile
