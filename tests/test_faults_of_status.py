@@ -21,10 +21,12 @@ def copied(finished: Path, parent: Path) -> Path:
 
 FEATURES = "results/embed/statistics/signal.000.h5"
 ENCODER = "results/train_encoder/her2_cnn/weights.safetensors"
+GENERATOR = "results/train_generation/demo/generator.safetensors"
 PREDICTIONS = "results/aggregate/floor/predictions.parquet"
 FLIPPED = {
     "features": (FEATURES, "results/aggregate/floor", "differs from its SHA-256"),
     "weights of an encoder": (ENCODER, "results/embed/her2_cnn", "differs from its SHA-256"),
+    "weights of the generator": (GENERATOR, "results/restain", "differs from its SHA-256"),
     "predictions": (PREDICTIONS, "results/evaluate_status", "predictions.parquet"),
 }
 """File, the folder of the results that are deleted so that it is read, and what is reported."""
