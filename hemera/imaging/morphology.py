@@ -51,17 +51,20 @@ def disc(diameter_um: float, mpp: float) -> npt.NDArray[np.uint8]:
 def fill_holes(inside: npt.NDArray[np.uint8], area_px: float) -> None:
     """Fill holes of a mask (H, W) of 0 and 1 up to an area, in place."""
     _, holes = cv2.connectedComponents(1 - inside, connectivity=4)
-    small = np.bincount(holes.ravel()) <= area_px
-    small[0] = False
-    np.bitwise_or(inside, np.take(small.view(np.uint8), np.asarray(holes), mode="clip"), out=inside)
+    # The first is nearly all of the background, and slow to count by number.
+    least = 2 if np.count_nonzero(holes == 1) > area_px else 1
+    at = np.flatnonzero(holes >= least)
+    of = np.asarray(holes).ravel()[at]
+    inside.ravel()[at[(np.bincount(of) <= area_px)[of]]] = 1
 
 
 def distance_inside(inside: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     """Return the distance to the edge of a mask (H, W) of 0 and 1, in 1 / `DISTANCE_STEPS` px."""
-    distance = cv2.distanceTransform(inside, cv2.DIST_L2, 5)
+    steps = np.asarray(cv2.distanceTransform(inside, cv2.DIST_L2, 5), np.float32)
+    steps *= DISTANCE_STEPS
     # Without any background the distance has no bound.
-    bounded = np.minimum(distance, 65535 / DISTANCE_STEPS)
-    return np.asarray(np.rint(bounded * DISTANCE_STEPS), np.uint16)
+    np.minimum(steps, 65535, out=steps)
+    return np.rint(steps, out=steps).astype(np.uint16)
 
 
 def voronoi_regions(labels: Labels) -> tuple[npt.NDArray[np.float32], Labels]:
@@ -91,14 +94,17 @@ def detached_pixels(labels: Labels, regions: int) -> Mask | None:
     count = int(pieces.max(initial=0)) + 1
     if count - 1 == regions:
         return None
-    area = np.bincount(pieces.ravel(), minlength=count)
+    at = np.flatnonzero(labels != 0)
+    of, piece = labels.ravel()[at], pieces.ravel()[at]
     number = np.zeros(count, np.int64)
-    number[pieces.ravel()] = labels.ravel()
+    number[piece] = of
     # The largest piece last: a later assignment overwrites.
-    order = np.argsort(area, kind="stable")
+    order = np.argsort(np.bincount(piece, minlength=count), kind="stable")
     largest = np.zeros(int(number.max()) + 1, np.int64)
     largest[number[order]] = order
-    return np.asarray(largest[labels] != pieces)
+    detached = np.zeros(labels.shape, np.bool_)
+    detached.ravel()[at[largest[of] != piece]] = True
+    return detached
 
 
 def watershed(ridge: npt.NDArray[np.uint16], markers: Labels, inside: Mask) -> Labels:
@@ -130,6 +136,9 @@ def merged(
             peaks.
     """
     first, second, saddle = _saddles(labels, ridge, len(peak))
+    # The peak of a region does not fall when it is merged: what is too low now remains so.
+    high = saddle >= saddle_min * np.minimum(peak[first], peak[second])
+    first, second, saddle = first[high], second[high], saddle[high]
     one = np.arange(len(peak))
     # The highest saddle first; a merged region has the number of the one with the higher peak.
     for k in np.argsort(-saddle, kind="stable"):
@@ -137,7 +146,7 @@ def merged(
         if a != b and saddle[k] >= saddle_min * min(peak[a], peak[b]):
             kept, lost = (a, b) if peak[a] >= peak[b] else (b, a)
             one[one == lost] = kept
-    return np.asarray(one.astype(labels.dtype)[labels])
+    return np.take(one.astype(labels.dtype), labels, mode="clip")
 
 
 def _saddles(
@@ -146,8 +155,9 @@ def _saddles(
     """Return pairs of regions that touch, and the highest value of the ridge between them."""
     pairs, values = [], []
     for here, there in (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1]):
-        touching = (labels[here] != labels[there]) & (labels[here] > 0) & (labels[there] > 0)
-        a, b = (labels[side][touching].astype(np.int64) for side in (here, there))
+        a, b = labels[here], labels[there]
+        touching = (a != b) & (np.minimum(a, b) > 0)
+        a, b = a[touching].astype(np.int64), b[touching].astype(np.int64)
         pairs.append(np.minimum(a, b) * count + np.maximum(a, b))
         values.append(np.minimum(ridge[here][touching], ridge[there][touching]).astype(np.int64))
     pair, inverse = np.unique(np.concatenate(pairs), return_inverse=True)

@@ -95,8 +95,14 @@ def resources(options: Options) -> Resources:
 
 def load(options: Options, shared: MaskOptions) -> Engine:
     """Return the engine; see `hemera.masks.engine`."""
+    import numpy as np
+
     from hemera.masks.stain.engine import StainEngine
 
+    # glibc keeps memory that is freed up to twice the largest block freed before. The arrays of a
+    # tile are more than that: the system clears their memory again for every tile, a seventh of
+    # the time. So a large block is freed first.
+    np.empty(31 << 20, np.uint8)
     engine = StainEngine(options, shared)
     # Now, so that what is missing is an error before the first tile.
     _ = engine.find

@@ -123,8 +123,9 @@ class StainEngine:
         """Return the density (H, W) that nuclei are found in."""
         if self.options.compartment == "nucleus":
             return nuclear_stain(separated)
-        brown = np.maximum(separated[..., 1] - np.float32(self.shared.dab_moderate), 0)
-        return np.ascontiguousarray(separated[..., 0] - _BROWN * brown, np.float32)
+        haematoxylin, dab = (cv2.extractChannel(separated, k) for k in (0, 1))
+        brown = np.maximum(dab - np.float32(self.shared.dab_moderate), 0)
+        return np.asarray(haematoxylin - _BROWN * brown, np.float32)
 
 
 def _nearest(image: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[Any]:
@@ -141,6 +142,7 @@ def _classes(
 ) -> npt.NDArray[np.uint8]:
     """Return the class image (H, W) of numbered cells: class inside, boundary around."""
     inside = np.where(positive, label_format.POSITIVE, label_format.NEGATIVE)
-    image = np.concatenate([[label_format.BACKGROUND], inside]).astype(np.uint8)[cells]
-    image[label_format.boundaries(cells)] = label_format.BOUNDARY
+    of = np.concatenate([[label_format.BACKGROUND], inside]).astype(np.uint8)
+    image = np.take(of, cells, mode="clip")
+    np.putmask(image, label_format.boundaries(cells), label_format.BOUNDARY)
     return image

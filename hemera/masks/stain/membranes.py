@@ -88,7 +88,7 @@ def find_membranes(separated: Float, mpp: float, stains: Stains, options: MaskOp
         stains: that they were separated with.
         options: thresholds of the classes.
     """
-    haematoxylin, dab = (np.ascontiguousarray(separated[..., k]) for k in (0, 1))
+    haematoxylin, dab = (np.asarray(cv2.extractChannel(separated, k), np.float32) for k in (0, 1))
     smooth = smoothed(dab, mpp, SMOOTHING_UM)
     diffuse = _diffuse(smooth, mpp)
     levels = _levels(stains, options)
@@ -100,10 +100,10 @@ def find_membranes(separated: Float, mpp: float, stains: Stains, options: MaskOp
     half = cv2.dilate(bounded, np.ones((window, window), np.uint8)) - diffuse
     half *= np.float32(_HALF_MAXIMUM)
     line = (membrane == 3) & (excess >= np.maximum(half, np.float32(_STRONG_RIDGE) * bounded))
-    membrane[excess < _RIDGE * bounded] = 0
-    membrane[membrane == 3] = 2
-    membrane[line] = 3
-    membrane[(membrane == 1) & (smooth < _lowest_weak(haematoxylin, dab, mpp, options))] = 0
+    np.minimum(membrane, 2, out=membrane)
+    membrane *= excess >= _RIDGE * bounded
+    np.putmask(membrane, line, 3)
+    membrane *= (membrane > 1) | (smooth >= _lowest_weak(haematoxylin, dab, mpp, options))
     return Membranes(membrane, dab, diffuse)
 
 
@@ -185,7 +185,7 @@ def measure_cells(
     nucleus_od = _nucleus_od(membranes.dab.ravel()[at], deep, of, count)
 
     at = np.flatnonzero((grown > 0) & (depth_px <= _INNER_UM / mpp))
-    of = grown.ravel()[at]
+    of = grown.ravel()[at].astype(np.int64)
     y, x = np.divmod(at, width)
     east = (x - centre_x[of]).astype(np.float32)
     south = (y - centre_y[of]).astype(np.float32)
@@ -193,32 +193,34 @@ def measure_cells(
     turn = cv2.phase(east, south).ravel() if len(at) else east
     sector = np.minimum((turn * np.float32(_SECTORS / (2 * np.pi))).astype(np.int64), _SECTORS - 1)
     sector += of * np.int64(_SECTORS)
-    shape = (count + 1, _SECTORS, 4)
+    shape = (4, count + 1, _SECTORS)
     classes = membranes.classes.ravel()[at]
-    pixels = np.bincount(sector * 4 + classes, minlength=math.prod(shape)).reshape(shape)
-    # From the strongest class down: what reaches a class reaches those below it.
-    reached = np.cumsum(pixels[..., ::-1], axis=-1)[..., ::-1]
-    total = reached[..., :1]
-    stained = (reached[..., 1:] >= _SECTOR_FRACTION * total) & (reached[..., 1:] > 0)
-    sectors = np.maximum((total > 0).sum(axis=1), 1)
-    fraction = stained.sum(axis=1) / sectors
+    place = sector + classes * np.int64((count + 1) * _SECTORS)
+    reached = np.bincount(place, minlength=math.prod(shape)).reshape(shape)
+    # What reaches a class reaches those below it.
+    for c in (2, 1, 0):
+        reached[c] += reached[c + 1]
+    total = reached[0]
+    stained = (reached[1:] >= _SECTOR_FRACTION * total) & (reached[1:] > 0)
+    sectors = np.maximum(np.count_nonzero(total, axis=1), 1)
+    fraction = np.count_nonzero(stained, axis=2) / sectors
     # What covers enough at a class does so at those below it: the number of classes is the class.
-    intensity = (fraction >= options.completeness_min).sum(axis=1).astype(np.uint8)[1:]
+    intensity = (fraction >= options.completeness_min).sum(axis=0).astype(np.uint8)[1:]
     diffuse = np.bincount(of, membranes.diffuse.ravel()[at], count + 1)
-    cytoplasm_od = diffuse / np.maximum(total.sum(axis=1)[:, 0], 1)
+    cytoplasm_od = diffuse / np.maximum(total.sum(axis=1), 1)
     beyond = cv2.dilate(membranes.dab, disc(2 * _BORDER_UM + mpp, mpp))
-    peaks = np.zeros(shape[:2], np.float32)
-    brown = np.flatnonzero(classes)
+    peaks = np.zeros(shape[1:], np.float32)
+    brown = np.flatnonzero(classes != 0)
     np.maximum.at(peaks.reshape(-1), sector[brown], beyond.ravel()[at[brown]])
-    excess = np.maximum(peaks - cytoplasm_od[:, None], 0) * stained[..., 0]
+    excess = np.maximum(peaks - cytoplasm_od[:, None], 0) * stained[0]
     return grown, label_format.Cells(
         x_px=(centre_x[1:] + 0.5).astype(np.float32),
         y_px=(centre_y[1:] + 0.5).astype(np.float32),
         area_px=area[1:].astype(np.int32),
         positive=intensity > 0,
         intensity=intensity,
-        completeness=fraction[1:, 0].astype(np.float32),
-        membrane_od=(excess.sum(axis=1) / sectors[:, 0])[1:].astype(np.float32),
+        completeness=fraction[0, 1:].astype(np.float32),
+        membrane_od=(excess.sum(axis=1) / sectors)[1:].astype(np.float32),
         cytoplasm_od=cytoplasm_od[1:].astype(np.float32),
         nucleus_od=nucleus_od[1:].astype(np.float32),
     )

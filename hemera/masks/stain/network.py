@@ -80,7 +80,7 @@ class NetworkDetector:
         kept |= np.bincount(pieces[dark.inside > 0], minlength=count) >= _DARK_FRACTION * area
         kept[0] = False
         numbers = np.where(kept, np.arange(count), 0).astype(np.int32)
-        return outlined(tile, dark, numbers[pieces], self._limits)
+        return outlined(tile, dark, np.take(numbers, pieces, mode="clip"), self._limits)
 
     def maps(
         self, rgb: npt.NDArray[np.uint8], mpp: float, background: color.Color

@@ -182,7 +182,7 @@ def outlined(tile: Tile, dark: Dark, pieces: Labels, limits: Limits) -> Nuclei:
     if excluded is not None:
         whole &= ~excluded
     regions = np.take(numbers, regions, mode="clip")
-    labels = np.where(whole, regions, 0)
+    labels = regions * whole
     # The watershed at half the resolution crosses gaps of one pixel.
     detached = detached_pixels(labels, int(kept.sum()))
     if detached is not None:
@@ -237,15 +237,16 @@ def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: fl
     peaks = ridge >= cv2.dilate(ridge, disc(separation_um, mpp))
     peaks &= steps > DISTANCE_STEPS * max(core_um / mpp, 1.0) + 0.5
     count, markers = cv2.connectedComponents(peaks.view(np.uint8))
-    component_count, components = cv2.connectedComponents(inside)
+    component_count, found = cv2.connectedComponents(inside)
+    components = np.asarray(found, np.int32)
     component_of = np.zeros(count, np.int64)
     component_of[markers[peaks]] = components[peaks]
     cores = np.bincount(component_of[1:], minlength=component_count)
     number = np.zeros(component_count, np.int32)
     number[component_of[1:]] = np.arange(1, count)
     number[cores > 1] = 0
-    result: Labels = number[components]
-    several = (cores > 1)[components]
+    result: Labels = np.take(number, components, mode="clip")
+    several = np.take(cores > 1, components, mode="clip")
     if several.any():
         cut = watershed(ridge, np.where(several, markers, 0), several)
         peak = np.zeros(count, np.uint16)
@@ -282,23 +283,31 @@ def _plausible(
     # Without surroundings there is nothing to compare with.
     kept = (kept | (ring_area == 0)) & sized
     if limits.solidity_min > _SOLIDITY_LEAST:
-        kept[kept] = _solidity(pieces, kept) >= limits.solidity_min
+        kept[kept] = _convex(pieces, area, kept, limits.solidity_min)
     edge = np.where(ring_area > 0, ring_density + _EDGE * contrast, 0)
     return kept, np.where(kept, edge, np.inf).astype(np.float32)
 
 
-def _solidity(pieces: Labels, chosen: Mask) -> npt.NDArray[np.float64]:
-    """Return the area of every chosen piece as a fraction of that of its convex hull."""
+def _convex(
+    pieces: Labels, area: npt.NDArray[np.int64], chosen: Mask, solidity_min: float
+) -> list[bool]:
+    """Return whether every chosen piece has this fraction of the area of its convex hull."""
     found = []
-    for at, box in enumerate(ndimage.find_objects(pieces), 1):
-        if chosen[at]:
-            own = (pieces[box] == at).view(np.uint8)
-            contours, _ = cv2.findContours(own, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-            hull = cv2.convexHull(np.concatenate(contours))
-            # The contour joins the centres of pixels: half a pixel is added all around.
-            whole = cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1
-            found.append(cv2.countNonZero(own) / whole)
-    return np.array(found)
+    boxes, most = ndimage.find_objects(pieces), (area / solidity_min).tolist()
+    for k in np.flatnonzero(chosen).tolist():
+        rows, columns = boxes[k - 1]
+        # The hull is within the box, which is small enough around two pieces of three.
+        in_box = (rows.stop - rows.start) * (columns.stop - columns.start)
+        found.append(in_box <= most[k] or _hull_area(pieces[rows, columns] == k) <= most[k])
+    return found
+
+
+def _hull_area(piece: Mask) -> float:
+    """Return the area of the convex hull of a piece (H, W), px."""
+    contours, _ = cv2.findContours(piece.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    hull = cv2.convexHull(np.concatenate(contours))
+    # The contour joins the centres of pixels: half a pixel is added all around.
+    return cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1
 
 
 def _areas_and_means(

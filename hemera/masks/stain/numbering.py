@@ -73,7 +73,7 @@ def numbered(
     kept = (area > 0) & (area * mpp**2 >= area_min_um2)
     kept[0] = False
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    return np.asarray(numbers[labels], np.int32)
+    return np.take(numbers, labels, mode="clip")
 
 
 def _filled(inside: Map, mpp: float, inside_min: float) -> Map:

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import Limits, Tile, _solidity, dark_pixels, find_nuclei, outlined
+from hemera.masks.stain.nuclei import Limits, Tile, _convex, dark_pixels, find_nuclei, outlined
 from hemera.masks.stain.stains import Stains, estimate, separate
 from tests.small_cells import read
 
@@ -177,5 +177,9 @@ def test_solidity_is_the_area_over_that_of_the_convex_hull() -> None:
     pieces[10:31, 10:51] = 1
     pieces[20:80, 120:140] = pieces[40:60, 100:160] = 2
     pieces[90:110, 10:50] = pieces[70:90, 10:30] = 3
-    found = _solidity(pieces, np.array([False, True, True, True]))
-    np.testing.assert_allclose(found, [1, 5 / 7, 3 / 3.5], atol=0.03)
+    area = np.bincount(pieces.ravel())
+    chosen = np.array([False, True, True, True])
+    solidity = np.array([1, 5 / 7, 3 / 3.5])
+    for limit in (0.65, 0.78, 0.9):
+        assert _convex(pieces, area, chosen, limit) == list(solidity >= limit)
+    assert _convex(pieces, area, np.array([False, False, True, True]), 0.78) == [False, True]
