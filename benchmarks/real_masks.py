@@ -390,17 +390,30 @@ def speed(words: str, image: Image, engine: Engine, mpp: float, goal: int) -> No
     )
 
 
+def times(bci: Sequence[Image]) -> None:
+    """Print the rows of time."""
+    engines = {"thresholds": "classical", "network": "network"}
+    for image, (words, detector) in itertools.product(bci[:3:2], engines.items()):
+        engine = engine_of("membrane", nuclei=detector)
+        speed(words, image, engine, 0.5, 40)
+        speed(words, image, engine, 0.92, 120 if words == "network" else 40)
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="folder of real test images")
     parser.add_argument("--images", type=Path, help="the same, as the other benchmarks take it")
+    parser.add_argument("--time", action="store_true", help="only the rows of time")
     given = parser.parse_args()
     folder = given.folder or given.images
     if folder is None:
         sys.stdout.write("real images: not measured, no folder given\n")
         return
     cv2.setNumThreads(1)
+    if given.time:
+        times(list(images(folder, "bci")))
+        return
     membrane = engine_of("membrane")
     data = {source: list(images(folder, source)) for source in (*NUCLEAR, "bci", "membrane")}
     line("data at hand", "engine", "simple baseline", "goal")
@@ -420,9 +433,7 @@ def main() -> None:
         scaled_scores(folder, data, words, engine, scale)
     for image in data["bci"]:
         pen(image, membrane)
-    for image, (words, engine) in itertools.product(data["bci"][:3:2], detectors.items()):
-        speed(words, image, engine, 0.5, 40)
-        speed(words, image, engine, 0.92, 120 if words == "network" else 40)
+    times(data["bci"])
 
 
 if __name__ == "__main__":

@@ -99,9 +99,9 @@ def load(options: Options, shared: MaskOptions) -> Engine:
 
     from hemera.masks.stain.engine import StainEngine
 
-    # glibc keeps memory that is freed up to twice the largest block freed before. The arrays of a
-    # tile are more than that: the system clears their memory again for every tile, a seventh of
-    # the time. So a large block is freed first.
+    # glibc keeps freed memory, but no more than twice the largest block that was freed before. The
+    # arrays of a tile can be more: the system then clears their memory again for every tile, a
+    # fifth of the time. So a large block is freed first.
     np.empty(31 << 20, np.uint8)
     engine = StainEngine(options, shared)
     # Now, so that what is missing is an error before the first tile.
