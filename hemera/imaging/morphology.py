@@ -61,9 +61,9 @@ def fill_holes(inside: npt.NDArray[np.uint8], area_px: float) -> None:
 def distance_inside(inside: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
     """Return the distance to the edge of a mask (H, W) of 0 and 1, in 1 / `DISTANCE_STEPS` px."""
     steps = np.asarray(cv2.distanceTransform(inside, cv2.DIST_L2, 5), np.float32)
-    steps *= DISTANCE_STEPS
     # Without any background the distance has no bound.
-    np.minimum(steps, 65535, out=steps)
+    np.minimum(steps, 65535 / DISTANCE_STEPS, out=steps)
+    steps *= DISTANCE_STEPS
     return np.rint(steps, out=steps).astype(np.uint16)
 
 
