@@ -24,13 +24,14 @@ ONLY ?=
 .DELETE_ON_ERROR:
 
 # The packages of the lock are installed without resolving: two engines pin old versions that are
-# overridden there. uv, itself in the lock, does the rest in seconds.
+# overridden there. uv, itself in the lock, does the rest in seconds. Modules are compiled at once:
+# where PYTHONDONTWRITEBYTECODE is set, each job would compile them again, for seconds.
 .venv/installed: requirements.lock pyproject.toml
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	sed -n '/^uv==/,/^[^ ]/{/^uv==/p;/^    --hash/p}' requirements.lock > .venv/uv.lock.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock.txt
-	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --system-certs --no-deps --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install --quiet --system-certs --no-deps --require-hashes --compile-bytecode -r requirements.lock
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 

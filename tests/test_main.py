@@ -5,6 +5,7 @@ import inspect
 import logging
 import platform
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,8 +86,15 @@ runpy.run_module("hemera", run_name="__main__")
 @pytest.mark.parametrize("name", ["ctypes", "pydantic", "cyclopts", "hemera.stages.tile", "cv2"])
 def test_an_interrupted_import_is_one_line(name: str) -> None:
     code = INTERRUPTED_AT.format(name=name)
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        # The tests may have been started where SIGINT is ignored, which processes inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert (done.returncode, done.stderr) == (130, "ERROR hemera: interrupted\n")
 
 
