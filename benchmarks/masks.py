@@ -28,6 +28,7 @@ import simplejpeg
 from _real_images import labelled, prepared
 from _synthetic import interleaved, ratio
 
+from hemera.__main__ import keep_freed_memory
 from hemera.config import MaskOptions
 from hemera.demo import load_truth, write_cohort
 from hemera.masks import label_format
@@ -221,6 +222,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of real test images")
     parser.add_argument("--deepliif", type=Path, help="folder of a DeepLIIF model")
     given = parser.parse_args()
+    # As the command line does.
+    keep_freed_memory()
     cv2.setNumThreads(1)
     wanted: dict[str, dict[str, str]] = {"stain": {}}
     if given.deepliif is None:

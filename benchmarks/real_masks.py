@@ -43,6 +43,7 @@ from _synthetic import interleaved, ratio
 from scipy.optimize import linear_sum_assignment
 from skimage import filters
 
+from hemera.__main__ import keep_freed_memory
 from hemera.config import MaskOptions
 from hemera.masks import label_format
 from hemera.masks.engine import Engine, module
@@ -410,6 +411,8 @@ def main() -> None:
     if folder is None:
         sys.stdout.write("real images: not measured, no folder given\n")
         return
+    # As the command line does.
+    keep_freed_memory()
     cv2.setNumThreads(1)
     if given.time:
         times(list(images(folder, "bci")))

@@ -124,7 +124,7 @@ _HELP = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 1 for an error of the input, 2 for wrong usage, 130 for Ctrl-C."""
-    _keep_freed_memory()
+    keep_freed_memory()
     logging.basicConfig(
         level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -185,7 +185,7 @@ def _file_system_fault(number: int, filename: object) -> str:
     return f"{filename or Path.cwd()}: {cause}{remedy}"
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc reuse the memory of freed images instead of returning it to the system.
 
     Otherwise every temporary image of a tile is mapped and cleared again, page by page, which is a

@@ -95,14 +95,8 @@ def resources(options: Options) -> Resources:
 
 def load(options: Options, shared: MaskOptions) -> Engine:
     """Return the engine; see `hemera.masks.engine`."""
-    import numpy as np
-
     from hemera.masks.stain.engine import StainEngine
 
-    # glibc keeps freed memory, but no more than twice the largest block that was freed before. The
-    # arrays of a tile can be more: the system then clears their memory again for every tile, a
-    # fifth of the time. So a large block is freed first.
-    np.empty(31 << 20, np.uint8)
     engine = StainEngine(options, shared)
     # Now, so that what is missing is an error before the first tile.
     _ = engine.find
