@@ -52,6 +52,29 @@ STATUS: dict[str, Any] = {
 """Target `status` with all of its stages."""
 
 
+KILLER = """\
+#!{python}
+import os, signal, subprocess, sys, time
+stage, moment, folder = {stage!r}, {moment!r}, {folder!r}
+own = [{hemera!r}, *sys.argv[1:]]
+mark = os.path.join(folder, "killed")
+if sys.argv[1] != stage or os.path.exists(mark):
+    os.execv(own[0], own)
+open(mark, "w").close()
+if moment == "before":
+    os.kill(os.getpid(), signal.SIGKILL)
+child = subprocess.Popen(own, start_new_session=True)
+if moment == "after":
+    child.wait()
+else:
+    # While it computes: most of its first second are imports.
+    time.sleep(2.5)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def lay_out(folder: Path, config: Mapping[str, Any]) -> None:
     """Make a working directory of HEMERA with its own config.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,3 +130,23 @@ def planned(folder: Path, *words: str) -> dict[str, int]:
     counts.pop("total", None)
     counts.pop("all", None)
     return counts
+
+
+def killed_and_run_again(folder: Path, stage: str, moment: str, *target: str) -> None:
+    """Run the workflow, kill a job of a stage, and run it again; nothing temporary is left."""
+    shims = folder.parent / "shims"
+    shims.mkdir()
+    hemera = str(Path(sys.executable).parent / "hemera")
+    text = KILLER.format(
+        python=sys.executable, stage=stage, moment=moment, folder=str(folder.parent), hemera=hemera
+    )
+    (shims / "hemera").write_text(text)
+    (shims / "hemera").chmod(0o755)
+    text = snakemake(folder, "--cores", "2", *target, check=False, first_on_path=shims)
+    assert (folder.parent / "killed").exists()
+    assert "To continue, run the same command again" in text
+    snakemake(folder, "--cores", "2", *target)
+    assert planned(folder, *target) == {}
+    # Snakemake itself marks folders that are outputs.
+    left = {path.name for path in (folder / "results").rglob(".*")} - {".snakemake_timestamp"}
+    assert left == set()

@@ -2,14 +2,20 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.small_workflow import TINY, digests, planned, snakemake, write_config
+from tests.small_workflow import (
+    TINY,
+    digests,
+    killed_and_run_again,
+    planned,
+    snakemake,
+    write_config,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -17,28 +23,6 @@ Seen = Callable[..., None]
 
 CHANGED = {"describe": {"he_saturation_max": 0.09}, "train_generation": {"seed": 7}}
 """Reruns every stage; `register` by its input."""
-
-KILLER = """\
-#!{python}
-import os, signal, subprocess, sys, time
-stage, moment, folder = {stage!r}, {moment!r}, {folder!r}
-own = [{hemera!r}, *sys.argv[1:]]
-mark = os.path.join(folder, "killed")
-if sys.argv[1] != stage or os.path.exists(mark):
-    os.execv(own[0], own)
-open(mark, "w").close()
-if moment == "before":
-    os.kill(os.getpid(), signal.SIGKILL)
-child = subprocess.Popen(own, start_new_session=True)
-if moment == "after":
-    child.wait()
-else:
-    # While it computes: most of its first second are imports.
-    time.sleep(2.5)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -69,26 +53,6 @@ def cases() -> Iterator[tuple[str, str]]:
     for stage in (*DATA, *TRAINING):
         for moment in ("before", "during", "after"):
             yield stage, moment
-
-
-def killed_and_run_again(folder: Path, stage: str, moment: str) -> None:
-    """Run the workflow, kill a job of a stage, and run it again; nothing temporary is left."""
-    shims = folder.parent / "shims"
-    shims.mkdir()
-    hemera = str(Path(sys.executable).parent / "hemera")
-    text = KILLER.format(
-        python=sys.executable, stage=stage, moment=moment, folder=str(folder.parent), hemera=hemera
-    )
-    (shims / "hemera").write_text(text)
-    (shims / "hemera").chmod(0o755)
-    text = snakemake(folder, "--cores", "2", check=False, first_on_path=shims)
-    assert (folder.parent / "killed").exists()
-    assert "To continue, run the same command again" in text
-    snakemake(folder, "--cores", "2")
-    assert planned(folder) == {}
-    # Snakemake itself marks folders that are outputs.
-    left = {path.name for path in (folder / "results").rglob(".*")} - {".snakemake_timestamp"}
-    assert left == set()
 
 
 @pytest.mark.fault

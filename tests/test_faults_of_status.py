@@ -2,13 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.small_workflow import digests, planned, snakemake
+from tests.small_workflow import (
+    STATUS,
+    digests,
+    killed_and_run_again,
+    planned,
+    snakemake,
+    write_config,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
@@ -78,4 +85,47 @@ def test_a_file_that_was_cut_off_is_named_before_any_job(
     snakemake(folder, "--cores", "2", "status")
     same = digests(folder) == before and planned(folder, "status") == {}
     fault_seen(f"{Path(name).name} is cut off", f"no job begins: {line.strip()}", same)
+    assert same
+
+
+CHANGED = {
+    "train_generation": {"seed": 7},
+    "train_encoder": {"seed": 7},
+    "cases": {"seed": 7},
+}
+"""Reruns every stage that only this target has, and the masks of virtual images."""
+STAGES = ("cases", "train_encoder", "embed", "restain", "mask", "aggregate", "evaluate_status")
+FEW = [("restain", "during"), ("aggregate", "after")]
+
+
+def killed() -> Iterator[tuple[str, str]]:
+    """Yield the stages and moments: a few, or with FULL=1 all."""
+    if os.environ.get("FULL") != "1":
+        yield from FEW
+        return
+    for stage in STAGES:
+        for moment in ("before", "during", "after"):
+            yield stage, moment
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished_status: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the changed options give in one run."""
+    folder = copied(finished_status, tmp_path_factory.mktemp("undisturbed"))
+    write_config(folder, STATUS, **CHANGED)
+    snakemake(folder, "--cores", "2", "status")
+    return digests(folder)
+
+
+@pytest.mark.parametrize(("stage", "moment"), list(killed()))
+def test_a_killed_job_loses_nothing(
+    stage: str, moment: str, finished_status: Path, undisturbed: dict[str, str], tmp_path: Path,
+    fault_seen: Seen,
+) -> None:  # fmt: skip
+    """Options are changed, a job dies, the workflow is run again."""
+    folder = copied(finished_status, tmp_path)
+    write_config(folder, STATUS, **CHANGED)
+    killed_and_run_again(folder, stage, moment, "status")
+    same = digests(folder) == undisturbed
+    fault_seen(f"options changed, {stage} killed {moment}", "repeated by the next run", same)
     assert same

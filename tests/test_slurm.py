@@ -16,7 +16,7 @@ import pytest
 
 from hemera.tables import read_metadata
 from tests.small_slurm import Missing, Slurm, running, unpack, wait_for
-from tests.small_workflow import ROOT, TINY, digests, lay_out, snakemake, write_config
+from tests.small_workflow import ROOT, STATUS, TINY, digests, lay_out, snakemake, write_config
 
 pytestmark = pytest.mark.slurm
 
@@ -111,15 +111,15 @@ def minutes(limit: str) -> int:
     return int(days or 0) * 1440 + int(hours) * 60 + int(mins)
 
 
-def planned_jobs(folder: Path) -> dict[str, list[dict[str, int]]]:
+def planned_jobs(folder: Path, target: str = "data") -> dict[str, list[dict[str, int]]]:
     """Return threads and resources of the jobs of each rule, from the plan of a finished run."""
-    text = snakemake(folder, "-n", "--cores", "64", "--forceall", "data")
+    text = snakemake(folder, "-n", "--cores", "64", "--forceall", target)
     found: dict[str, list[dict[str, int]]] = {}
     for block in re.split(r"^(?=rule )", text, flags=re.MULTILINE)[1:]:
         rule = re.match(r"rule (\w+):", block)
         resources = re.search(r"^ +resources: (.*)$", block, re.MULTILINE)
         threads = re.search(r"^ +threads: (\d+)$", block, re.MULTILINE)
-        if rule is None or resources is None or rule[1] == "data":
+        if rule is None or resources is None or rule[1] == target:
             continue
         own = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)(?=,|$)", resources[1])}
         found.setdefault(rule[1], []).append({**own, "threads": int(threads[1]) if threads else 1})
@@ -149,6 +149,22 @@ def test_the_data_workflow_is_that_of_one_machine(
     marks = [read_metadata(f / "results/index/index.parquet") for f in (local, small)]
     assert marks[0]["fingerprint"] == marks[1]["fingerprint"]
     assert digests(local) == digests(small)
+
+
+@needs_full
+def test_the_status_is_that_of_one_machine(
+    slurm: Slurm, finished_status: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    lay_out(folder, STATUS)
+    for path in finished_status.iterdir():
+        if not (path.name in {"results", "logs", "finished"} or (folder / path.name).exists()):
+            (folder / path.name).symlink_to(path)
+    on_slurm(slurm, folder, *PROMPT, "status")
+    records = own_jobs(slurm, folder)
+    assert {job["JobState"] for job in records} == {"COMPLETED"}
+    check_resources(records, planned_jobs(folder, "status"))
+    assert digests(folder) == digests(finished_status)
 
 
 def check_resources(
