@@ -17,7 +17,7 @@ CANVAS_PX: dict[Preset, int] = dict(zip(get_args(Preset), (4096, 2048, 8192), st
 """DeeperHistReg's presets, each with the shortest side of the images that it registers."""
 
 MEMORY_MB = 2000
-MEMORY_MB_PER_MEGAPIXEL = 300
+MEMORY_MB_PER_MEGAPIXEL = 350
 """Of registration on the processor; measured, see `benchmarks/registration.py`."""
 TEMPORARY_BYTES_PER_PIXEL = 14
 """Of the canvas: both images and the displacement, in the files of the engine's process."""
