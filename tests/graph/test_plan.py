@@ -23,7 +23,7 @@ def test_times_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Path(f"logs/tile/{unit}.tsv").write_text(f"s\n{time}\n")
         Path(f"results/tile/{unit}.tar").write_bytes(bytes(size))
         Path(f"results/tile/{unit}.parquet").write_bytes(bytes(10))
-    jobs = [job("p1"), job("new"), job("new", "mask"), job("new", "register", 1, 2300)]
+    jobs = [job("p1"), job("new"), job("new", "mask"), job("new", "register", 1, 2350)]
     units = ["p1", "p2", "p3", "new"]
     register, tile, mask = stage_plans(jobs, units, cores=4)
     assert (tile.stage, tile.jobs, tile.units) == ("tile", 2, ("p1", "new"))
