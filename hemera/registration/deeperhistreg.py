@@ -44,8 +44,8 @@ _ENVIRONMENT = {
     # Threads that wait by spinning take the processor from the threads that they wait for: twenty
     # times the time where other jobs run.
     "OMP_WAIT_POLICY": "passive",
-    # glibc reuses the memory of freed tensors; mapped and cleared again for each iteration, it costs
-    # a quarter of the processor time.
+    # glibc reuses the memory of freed tensors; mapped and cleared again in each iteration, it
+    # costs a quarter of the processor time.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
