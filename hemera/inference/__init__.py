@@ -1,1 +1,1 @@
-"""A trained network applied to a whole slide."""
+"""Trained networks applied to views of tiles, and to whole slides."""

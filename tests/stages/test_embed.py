@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,6 +155,11 @@ def test_the_command_line_gives_the_same_bytes(unit):
              "split": 1, "min_view_tissue": 0.0, "torch_threads": 1, "device": "cpu"}  # fmt: skip
     assert main(["embed", *words(given)]) == 0
     assert (unit.folder / "cli.h5").read_bytes() == (unit.folder / "f.h5").read_bytes()
+
+
+def test_pytorch_is_imported_for_networks_alone():
+    code = "import sys; from hemera.stages import embed; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_golden(unit):
