@@ -74,7 +74,7 @@ class TrainEncoderOptions(_Weights):
     """Training of the encoders of the routes oliveira and oyelade, on tiles of known cases."""
 
     section: ClassVar[str] = "train_encoder"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     _example: ClassVar[str] = "tumour=weights/vit_small"
 
     base_width: Count = 16
@@ -124,7 +124,8 @@ class TrainEncoderOptions(_Weights):
     """Flip and turn views by quarters at random; of tumour, stain and stain_map, where not set,
     true."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Fraction of the cases that choose the epoch, where the sheet has no cases of split val."""
+    """Fraction of the cases of each score that choose the epoch, where the sheet has no cases of
+    split val; at least one where there are two."""
     epochs: Count = 200
     """Passes over the views; where not set, of tumour and stain 20, of stain_map 50."""
     batch_size: Count = 128

@@ -250,12 +250,16 @@ def read_cases(
 
 def refusals(
     rows: Sequence[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]],
-    refused: Iterable[Mapping[str, Any]], target: str,
+    method: Mapping[str, Any], target: str,
 ) -> dict[str, int]:  # fmt: skip
-    """Return how many labelled cases a method has not predicted, by reason, most frequent first."""
+    """Return how many labelled cases a method has not predicted, by reason, most frequent first.
+
+    `method`: its metadata.
+    """
     done = {row["case"] for row in predictions
             if row["target"] == target and row["part"] in ("oof", "test")}  # fmt: skip
-    reasons = {row["case"]: row["reason"] for row in refused if row["target"] == target}
+    reasons = dict.fromkeys(method["encoder_trained_on"], SEEN)
+    reasons |= {row["case"]: row["reason"] for row in method["refused"] if row["target"] == target}
     missing = [row["case"] for row in labelled.judged(rows, target) if row["case"] not in done]
     counted = collections.Counter(reasons.get(case, "no prediction") for case in missing)
     return dict(counted.most_common())

@@ -208,13 +208,17 @@ def _divide(
 ) -> tuple[list[str], list[str]]:
     """Return the cases that are trained on, and those that choose the epoch.
 
-    The latter are those of split val, or else drawn.
+    The latter are those of split val, or else drawn from the cases of each score, so that few cases
+    are not of few scores.
     """
     own = [row["case"] for row in rows if row["split"] == "val"]
     if 0 < len(own) < len(rows):
         return [row["case"] for row in rows if row["split"] != "val"], own
-    strata = labelled.strata(rows, "score")
-    return draw_inner(strata, options.validation_fraction, seed=options.seed)
+    drawn: list[str] = []
+    for score in (*SCORES, None):
+        strata = labelled.strata([row for row in rows if row["score"] == score], "score")
+        drawn += draw_inner(strata, options.validation_fraction, seed=options.seed)[1]
+    return sorted({row["case"] for row in rows} - {*drawn}), sorted(drawn)
 
 
 def _drawn(cut: _Cut, cases: Sequence[str], options: TrainEncoderOptions) -> Places:
