@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
     write_annotations(results, rows)
     write_images(results, rows)
     for network in OYELADE_NETWORKS:
-        epochs = 3 if network == "stain_map" else QUICK["epochs"]
+        epochs = {"stain_map": 3, "tumour": 12}.get(network, QUICK["epochs"])
         paths = train(results, network, epochs=epochs)
         for row in rows:
             case = row["case"]
