@@ -7,7 +7,7 @@
 # make fuzz   mutated files for every reader (FULL=1: 10^5 of each text format, 10^4 of the others)
 # make check  formatting, lint, types, layers of the package; changes nothing
 # make fix    format and apply automatic fixes
-# make bench  the benchmarks, one after the other, about an hour; writes benchmarks/RESULTS.md
+# make bench  the benchmarks, one after the other, over an hour; writes benchmarks/RESULTS.md
 #             (ONLY="reading plan" chooses, IMAGES=folder adds those that take hours)
 # make docs   the documentation as a site in build/docs; broken links are errors
 # make lock   choose versions anew and write requirements.lock
