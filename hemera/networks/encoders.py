@@ -175,16 +175,13 @@ class TimmEncoder(nn.Module):
             found.append(volume)
         return found
 
-    def weights_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the network's part of published weights, by the names that timm gives them.
-
-        The classifier is left out, and position embeddings of another size are interpolated.
-        """
-        return published_weights(self.backbone, state)
-
 
 def published_weights(network: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return published weights of a network of timm by its names, without the classifier."""
+    """Return published weights of a network of timm by its names, without the classifier.
+
+    Position embeddings of another size are interpolated; whatever timm raises where they cannot be
+    passes.
+    """
     module = importlib.import_module(type(network).__module__)
     renamed = getattr(module, "checkpoint_filter_fn", lambda state, model: state)
     classifier = network.pretrained_cfg.get("classifier") or "head"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hemera.errors import TrainingError
 from hemera.files import atomic, json_text
 from hemera.files.faults import translated
+from hemera.networks.encoders import published_weights
 from hemera.networks.generation import Generator, build_generator
 from hemera.networks.segmentation import SegmentationNet
 
@@ -92,6 +93,18 @@ def load_into(module: nn.Module, weights: Mapping[str, Any], subject: str) -> No
         f"{subject}: does not fit the network ({{error}}); use the options it was made with",
     ):
         module.load_state_dict(dict(weights))
+
+
+def load_published(network: nn.Module, state: Mapping[str, Any], subject: str) -> None:
+    """Load published weights, but for their classifier, into a network of timm without one.
+
+    TrainingError where they are of another network.
+    """
+    with translated(
+        TrainingError, f"{subject}: of another network ({{error}}); name the file of this one"
+    ):
+        own = published_weights(network, state)
+    load_into(network, own, subject)
 
 
 def versions() -> dict[str, str]:

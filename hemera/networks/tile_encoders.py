@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hemera.errors import TrainingError
-from hemera.files.faults import translated
 from hemera.networks import encoders, storage
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -198,10 +197,5 @@ def load_tile_encoder(name: str, path: Path) -> tuple[TileEncoder, str]:
     weights = find_weights(path)
     state = storage.read_weights(weights, missing="correct embed.weights", remedy="fetch it again")
     encoder = TileEncoder(find_recipe(name, weights))
-    with translated(
-        TrainingError,
-        f"{weights}, encoder {name}: of another network ({{error}}); name its own file",
-    ):
-        own = encoders.published_weights(encoder.backbone, state)
-    storage.load_into(encoder.backbone, own, f"{weights}, encoder {name}")
+    storage.load_published(encoder.backbone, state, f"{weights}, encoder {name}")
     return encoder.eval().requires_grad_(False), storage.file_digest(weights)

@@ -101,8 +101,7 @@ def load_pretrained(net: nn.Module, path: Path) -> str:
         weights, missing="correct train_encoder.weights", remedy="fetch it again"
     )
     if isinstance(net, ViewClassifier):
-        own = encoders.published_weights(net.backbone, state)
-        storage.load_into(net.backbone, own, str(weights))
+        storage.load_published(net.backbone, state, str(weights))
     elif isinstance(net, StainMap):
         own = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
         storage.load_into(net.net.encoder, own, str(weights))

@@ -143,7 +143,7 @@ def load_encoder(net: SegmentationNet, path: Path) -> str:
         path, missing=remedy.format("a file"), remedy=remedy.format("another file")
     )
     if isinstance(net.encoder, encoders.TimmEncoder):
-        storage.load_into(net.encoder.backbone, net.encoder.weights_of(found), str(path))
+        storage.load_published(net.encoder.backbone, found, str(path))
         return storage.file_digest(path)
     # fc is the classifier, which SegmentationNet lacks.
     weights = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}

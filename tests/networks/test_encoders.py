@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hemera.errors import TrainingError
-from hemera.networks import encoders
+from hemera.networks import encoders, storage
 from hemera.networks.generation import GenerationNet
 from hemera.networks.segmentation import SegmentationNet
 from tests.small_weights import SMALL_VIT, small_vit
@@ -85,7 +85,7 @@ def test_published_weights_of_another_size_and_with_a_classifier_fit():
     arguments = SMALL_VIT["model_args"] | {"img_size": 112, "num_classes": 5}
     published = timm.create_model(NAME, **arguments)
     encoder = encoder_of()
-    weights = encoder.weights_of(published.state_dict())
+    weights = encoders.published_weights(encoder.backbone, published.state_dict())
     assert not any(name.startswith("head") for name in weights)
     encoder.backbone.load_state_dict(weights)
     image = torch.rand(1, 3, 112, 112)
@@ -135,3 +135,11 @@ def test_foundation_models_can_be_built(name, config, millions):
     count = sum(parameter.numel() for parameter in encoder.backbone.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=1)
     assert encoder.patch == 14
+
+
+def test_embeddings_that_timm_cannot_interpolate_are_an_error_with_a_remedy():
+    """Those of 13 places, which form no square."""
+    net, state = small_vit(), small_vit().state_dict()
+    state["pos_embed"] = state["pos_embed"][:, :13]
+    with pytest.raises(TrainingError, match=r"^its\.file: of another network \(.+\); name"):
+        storage.load_published(net, state, "its.file")
