@@ -62,11 +62,13 @@ Created by `hemera new`: {pairs} pairs in `pairs.tsv`, options in `config.yaml`.
 
 ```
 hemera sheet check pairs.tsv     # opens every file, lists all faults
-snakemake --cores all data       # up to the index and the data report
+hemera run data                  # up to the index and the data report
+hemera view                      # look at pairs and tiles, decide what is refused
 ```
 
-Read `results/report/report.html`. Then `snakemake --cores all` trains both networks, which needs a
-GPU. On a cluster, set partition and account in `profiles/slurm/profile.yaml`, and use
+`hemera run data` is `snakemake --cores all data` with a line per stage. Read
+`results/report/report.html`. Then `hemera run` trains both networks, which needs a GPU. On a
+cluster, set partition and account in `profiles/slurm/profile.yaml`, and use
 `snakemake --profile slurm`.
 
 Masks are made by the engine `stain`: DeepLIIF, the engine of the HEMERA paper, needs weights that
@@ -133,7 +135,7 @@ def new(
             len(faults), study / "pairs.tsv",
         )  # fmt: skip
     log.info("%s: number of pairs: %d; masks by engine stain, without weights", study, len(rows))
-    log.info("next: cd %s && snakemake --cores all data", shlex.quote(str(study)))
+    log.info("next: cd %s && hemera run data", shlex.quote(str(study)))
 
 
 def _rows(

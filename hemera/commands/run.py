@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from hemera.commands import ConfigFile, Workers
 from hemera.commands.plan import plan_text, planned
 from hemera.commands.workflow import snakefile
-from hemera.errors import INTERRUPTED
+from hemera.errors import INTERRUPTED, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 POLL_S = 2.0
 """Least time between two readings of Snakemake's log; reading takes at most a tenth of it."""
 _ELSEWHERE = ("--profile", "--executor", "-e")
+_CORES = re.compile(r"(--cores|--jobs|-[cj])(=?(\d+|all))?")
 
 
 def run(
@@ -51,14 +53,22 @@ def run(
 
     first = next((k for k, word in enumerate(words) if word.startswith("-")), len(words))
     elsewhere = any(word.partition("=")[0] in _ELSEWHERE for word in words)
+    if not elsewhere and any(map(_CORES.fullmatch, words)):
+        raise ConfigError(
+            "processors are an option of hemera run, not of Snakemake: write --cores before --, "
+            "such as hemera run --cores 4 -- data --keep-going"
+        )
     count = cores or os.cpu_count() or 1
     console = Console(highlight=False, soft_wrap=True)
     found = planned(words[:first], configfile, count)
     console.print(plan_text(found), end="", markup=False)
+    if first < len(words):
+        console.print("The plan is that without the options after --.")
     if found["missing"] and not elsewhere:
         return 1
     status, log = 0, None
-    if found["stages"]:
+    # Some options add jobs to those of the plan, such as --forcerun.
+    if found["stages"] or first < len(words):
         options = [] if elsewhere and cores is None else ["--cores", str(count)]
         options += [] if configfile == FIRST_CONFIG else ["--configfile", str(configfile)]
         log = Path("logs/run") / f"{datetime.datetime.now():%Y-%m-%dT%H%M%S}.log"

@@ -74,7 +74,7 @@ def test_a_run_ends_with_its_summary(study: Path) -> None:
     found = json.loads((study / "results/summary.json").read_text())
     assert found["exit_status"] == 130 and found["failures"] == []
     # What follows -- are options of Snakemake.
-    process = started(study, "--", "data", "--cores", "2", "--keep-going")
+    process = started(study, "--cores", "2", "--", "data", "--keep-going")
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     (swapped,) = [pair for pair in read_sheet(study / "pairs.tsv").pairs if "HE" in str(pair.her2)]
@@ -88,6 +88,14 @@ def test_a_run_ends_with_its_summary(study: Path) -> None:
     process = started(study, "data")
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and text.startswith("Nothing to be done")
+    process = started(study, "--", "data", "--forcerun", "index")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and "without the options after --" in text
+    found = json.loads((study / "results/summary.json").read_text())
+    assert "rule index" in Path(study, found["log"]).read_text()
+    process = started(study, "--", "data", "--cores=1")
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and "write --cores before --" in text
 
 
 def test_folders_of_real_images(images: Path, tmp_path: Path) -> None:
