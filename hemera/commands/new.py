@@ -114,7 +114,7 @@ def new(
         pairs, faults = parse_sheet(folder / "pairs.tsv")
         if faults:
             raise SheetError(
-                "\n".join([*faults, f"{study}: not created; correct the images given"])
+                "\n".join([*faults, f"{study}: not created; correct {sheet or 'the images given'}"])
             )
         (folder / "config.yaml").write_text(_CONFIG)
         (folder / "Snakefile").write_text(_SNAKEFILE)

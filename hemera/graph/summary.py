@@ -79,13 +79,13 @@ def write_summary(summary: dict[str, Any]) -> str:
 def _markdown(summary: dict[str, Any]) -> str:
     refused, failures = summary["refused"], summary["failures"]
     lines = ["# Summary", ""]
-    lines.append(f"- pairs: {summary['pairs']}, not tiled: {len(refused)}")
+    lines.append(f"- pairs: {summary['pairs']}, refused: {len(refused)}")
     lines.append(f"- tiles: {summary['tiles']}, accepted: {summary['accepted_tiles']}")
     lines += [f"    - {reason}: {count}" for reason, count in summary["rejected_tiles"].items()]
     if summary["demo_networks"]:
         lines.append("- networks: of the demo, too small for any use")
     if refused:
-        lines += ["", "## Pairs that are not tiled", ""]
+        lines += ["", "## Refused pairs", ""]
         lines += [f"- {row['pair']}: {row['state']}; {row['reason']}" for row in refused]
         lines += ["", f"Correct their rows in {summary['sheet']}, or write a verdict; run again."]
     if failures:

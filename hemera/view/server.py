@@ -247,9 +247,9 @@ class _Server:
         return Json(await self._work(request, lambda: overview(self.study, self._decided({}))))
 
     async def split(self, request: Request) -> Response:
-        """Answer with the split of a tile."""
+        """Answer with the split of a tile for each network."""
         name = self._tile(request)["tile"]
-        return JSONResponse({"split": await self._work(request, lambda: self.study.split(name))})
+        return JSONResponse(await self._work(request, lambda: self.study.splits(name)))
 
     @property
     def _generator(self) -> str:

@@ -98,16 +98,19 @@ class Study:
         rows = self.tiles.filter(pc.equal(self.tiles["tile"], name)).to_pylist()
         return rows[0] if rows else None
 
-    def split(self, tile: str) -> str | None:
-        """Return the split of a tile in the index; None without an index, or where it has none."""
+    def splits(self, tile: str) -> dict[str, str | None]:
+        """Return the split of a tile for both networks, by their names.
+
+        None where the network does not use the tile, or without an index.
+        """
         path = Path(layout.INDEX)
+        columns = {"GenerationNet": "generation_split", "SegmentationNet": "segmentation_split"}
         if not path.exists():
-            return None
-        schema = tables.index(self.engines)
-        columns = ["tile", "split"]
-        found = self._fresh("index", [path], lambda: tables.read(path, schema, columns))
-        own = found.filter(pc.equal(found["tile"], tile))["split"].to_pylist()
-        return own[0] if own else None
+            return dict.fromkeys(columns)
+        schema, names = tables.index(self.engines), ["tile", *columns.values()]
+        found = self._fresh("index", [path], lambda: tables.read(path, schema, names))
+        rows = found.filter(pc.equal(found["tile"], tile)).to_pylist()
+        return {name: rows[0][column] if rows else None for name, column in columns.items()}
 
     @property
     def reasons(self) -> dict[str, dict[str, str]]:

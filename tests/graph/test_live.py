@@ -108,7 +108,7 @@ def test_summary(folder: Path) -> None:
     text = write_summary(found)
     assert Path("results/summary.md").read_text() == text
     for line in (
-        "- pairs: 2, not tiled: 1",
+        "- pairs: 2, refused: 1",
         "- p1: refused; the registration failed",
         "- tile: no space left on device (logs/tile/p2.log)",
         "- the data: results/report/report.html",

@@ -40,9 +40,15 @@ def test_the_overview_counts_what_the_tables_have(client: TestClient, results: P
     assert len(set(names)) == len(names) == min(48, len(accepted))
     assert set(names) <= set(accepted["tile"])
     assert {row["score"] for row in found["examples"]} == {"1+", "3+", "unknown"}
-    splits = dict(zip(index["tile"], index["split"], strict=True))
-    for name in names[:3]:
-        assert client.get(f"api/split/{name}").json() == {"split": splits[name]}
+    # A refused tile too: no network uses it, whatever the split of its case.
+    refused = index[~index["accepted"]]
+    for _, row in [*accepted.iloc[:3].iterrows(), *refused.iloc[:1].iterrows()]:
+        found = client.get(f"api/split/{row['tile']}").json()
+        own = {
+            "GenerationNet": row["generation_split"],
+            "SegmentationNet": row["segmentation_split"],
+        }
+        assert found == (own if row["accepted"] else dict.fromkeys(own))
     assert client.get("api/split/none").status_code == 403
 
 

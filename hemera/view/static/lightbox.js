@@ -36,9 +36,12 @@ const lightbox = {
 
   // What a network makes of a tile that it was trained on is better than of others.
   async split(tile) {
-    const { split } = await get(`api/split/${tile}`).catch(() => ({}));
-    const seen = { train: "the networks were trained on it", val: "it chose the weights of the networks" }[split];
-    if (this.shown === tile && split) $("#why").textContent += `; split ${split}${seen ? `: ${seen}` : ""}`;
+    const splits = await get(`api/split/${tile}`).catch(() => ({}));
+    if (this.shown !== tile) return;
+    for (const [network, split] of Object.entries(splits)) {
+      const seen = { train: ": was trained on it", val: ": its weights were chosen by it" }[split] || "";
+      $("#why").textContent += split ? `; ${network}, split ${split}${seen}` : `; not used by ${network}`;
+    }
   },
 
   turn(by) {

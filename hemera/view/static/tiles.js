@@ -227,7 +227,7 @@ window.addEventListener("resize", drawMap);
 
 get("api/pairs").then(async (pairs) => {
   const tiled = pairs.filter((row) => row.tiles);
-  $("#pair").replaceChildren(...tiled.map((row) => element("option", { value: row.pair }, `${row.pair}: ${row.accepted} of ${row.tiles}`)));
+  $("#pair").replaceChildren(...tiled.map((row) => element("option", { value: row.pair }, `${row.pair}: ${row.tiles} tiles`)));
   await load();
   if (tiled.length) openPair();
 }).catch((error) => { $("#error").textContent = error.message; });
