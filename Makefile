@@ -39,14 +39,14 @@ run: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" snakemake --cores $(CORES)
 
 test: .venv/installed
-	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile \
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		-m "not slurm$(if $(SLOW),, and not slow)" $(or $(ARGS),tests) $(if $(IMAGES),--images=$(abspath $(IMAGES)))
 
 test-slurm: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest -m slurm tests/test_slurm.py
 
 test-faults: .venv/installed
-	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile \
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder \
 		-m fault tests
 
 fuzz: .venv/installed
