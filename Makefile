@@ -46,7 +46,7 @@ test-slurm: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest -m slurm tests/test_slurm.py
 
 test-faults: .venv/installed
-	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile \
 		-m fault tests
 
 fuzz: .venv/installed

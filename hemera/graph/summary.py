@@ -79,7 +79,8 @@ def write_summary(summary: dict[str, Any]) -> str:
 def _markdown(summary: dict[str, Any]) -> str:
     refused, failures = summary["refused"], summary["failures"]
     lines = ["# Summary", ""]
-    lines.append(f"- pairs: {summary['pairs']}, refused: {len(refused)}")
+    so_far = " so far" if summary["exit_status"] else ""
+    lines.append(f"- pairs: {summary['pairs']}, refused{so_far}: {len(refused)}")
     lines.append(f"- tiles: {summary['tiles']}, accepted: {summary['accepted_tiles']}")
     lines += [f"    - {reason}: {count}" for reason, count in summary["rejected_tiles"].items()]
     if summary["demo_networks"]:

@@ -99,18 +99,18 @@ class Study:
         return rows[0] if rows else None
 
     def splits(self, tile: str) -> dict[str, str | None]:
-        """Return the split of a tile for both networks, by their names.
+        """Return the split of a tile for both networks, by their names; None: it is not used.
 
-        None where the network does not use the tile, or without an index.
+        Nothing where there is no index, or where it does not have the tile.
         """
         path = Path(layout.INDEX)
         columns = {"GenerationNet": "generation_split", "SegmentationNet": "segmentation_split"}
         if not path.exists():
-            return dict.fromkeys(columns)
+            return {}
         schema, names = tables.index(self.engines), ["tile", *columns.values()]
         found = self._fresh("index", [path], lambda: tables.read(path, schema, names))
         rows = found.filter(pc.equal(found["tile"], tile)).to_pylist()
-        return {name: rows[0][column] if rows else None for name, column in columns.items()}
+        return {name: rows[0][column] for name, column in columns.items()} if rows else {}
 
     @property
     def reasons(self) -> dict[str, dict[str, str]]:
