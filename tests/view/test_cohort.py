@@ -22,7 +22,9 @@ __all__ = ["client", "results"]
 """Fixtures."""
 
 
-def test_the_overview_counts_what_the_tables_have(client: TestClient, results: Path) -> None:
+def test_the_overview_counts_what_the_tables_have(
+    client: TestClient, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = client.get("api/cohort").json()
     assert found["states"] == {
         "tiled": 9, "refused": 0, "wrong_stain": 0, "no_tissue": 0, "unreadable": 0,
@@ -50,6 +52,8 @@ def test_the_overview_counts_what_the_tables_have(client: TestClient, results: P
         }
         assert found == (own if row["accepted"] else dict.fromkeys(own))
     assert client.get("api/split/none").status_code == 403
+    monkeypatch.setattr(layout, "INDEX", "results/none.parquet")
+    assert client.get(f"api/split/{names[0]}").json() == {}
 
 
 def test_the_outputs_of_the_networks(
