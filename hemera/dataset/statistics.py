@@ -53,15 +53,21 @@ class Bias:
     reason: str
 
 
+def comparable(table: Frame) -> Frame:
+    """Return the rows of `rejections` that `selection_bias` compares: two scores or more each."""
+    known = table.index.get_level_values("score").isin(SCORES)
+    rows = table[known & (table.sum(axis=1) >= BIAS_TILES_MIN)]
+    return rows.groupby(level="dataset").filter(lambda own: len(own) > 1)
+
+
 def selection_bias(table: Frame) -> list[Bias]:
     """Return the scores that the filters select against, or for, from `rejections`.
 
     The score with the largest difference is left out before the others are compared.
     """
     found = []
-    for dataset, rows in table.groupby(level="dataset"):
-        own = rows.droplevel("dataset")
-        own = own[(own.sum(axis=1) >= BIAS_TILES_MIN) & own.index.isin(SCORES)].iloc[::-1]
+    for dataset, rows in comparable(table).groupby(level="dataset"):
+        own = rows.droplevel("dataset").iloc[::-1]
         while len(own) > 1:
             rest = own.sum() - own
             fractions, others = (part.div(part.sum(axis=1), axis=0) for part in (own, rest))

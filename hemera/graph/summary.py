@@ -1,8 +1,9 @@
-"""What a run ended with: counts, refused pairs, failed jobs, pages; as Markdown and JSON."""
+"""What a run ended with: counts, refused pairs, warnings, failed jobs, pages; Markdown and JSON."""
 
 import collections
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ from hemera.files import layout
 from hemera.files.atomic import write_text
 from hemera.graph.live import refusals
 from hemera.graph.records import last_run
-from hemera.sheet import read_sheet, units
+from hemera.sheet import Pair, read_sheet, units
 
 SUMMARY = Path("results/summary.md")
 DATA = Path("results/summary.json")
 
 PAGES = {
-    "the data": layout.REPORT,
-    "the networks": layout.EVALUATION,
-    "the HER2 status": layout.STATUS_PAGE,
+    "the data": (layout.REPORT, layout.INDEX),
+    "the networks": (layout.EVALUATION, layout.INDEX),
+    "the HER2 status": (layout.STATUS_PAGE, layout.STATUS_CASES),
 }
+"""Each page, and the table that it shows: a page is written after it."""
+
+_SHOWN = 10
+"""Pairs that a warning lists."""
 
 
 def summarise(config: Config, status: int, log: Path | None) -> dict[str, Any]:
@@ -38,6 +43,8 @@ def summarise(config: Config, status: int, log: Path | None) -> dict[str, Any]:
     tiles, reasons = _decisions()
     # Jobs that Ctrl-C ended have not failed.
     run = last_run() if status not in (0, INTERRUPTED) else None
+    pages = {name: page for name, (page, _) in PAGES.items() if Path(page).exists()}
+    older = [name for name in pages if _is_older(*map(Path, PAGES[name]))]
     return {
         "sheet": cohort.sheet,
         "preset": cohort.preset,
@@ -46,6 +53,7 @@ def summarise(config: Config, status: int, log: Path | None) -> dict[str, Any]:
         "log": None if log is None else str(log),
         "pairs": sum(map(len, names.values())),
         "refused": [row for unit in names for row in refusals(unit)],
+        "registered": _alignment(names),
         "tiles": tiles,
         "accepted_tiles": tiles - sum(reasons.values()),
         "rejected_tiles": reasons,
@@ -54,8 +62,34 @@ def summarise(config: Config, status: int, log: Path | None) -> dict[str, Any]:
             for each in ({} if run is None else run.failed).values()
             if not all(Path(path).exists() for path in each.outputs)
         ],
-        "pages": {name: page for name, page in PAGES.items() if Path(page).exists()},
+        "pages": {name: page for name, page in pages.items() if name not in older},
+        "older_pages": {name: pages[name] for name in older},
     }
+
+
+def _is_older(page: Path, table: Path) -> bool:
+    """Return whether a page is of an earlier state of its table."""
+    return not table.exists() or page.stat().st_mtime_ns < table.stat().st_mtime_ns
+
+
+def _alignment(names: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+    """Return in how many pairs that come registered the alignment was measured, and found.
+
+    `to_inspect` are those without measurable alignment and without a verdict in the sheet.
+    """
+    measured, measurable, to_inspect = 0, 0, []
+    for unit, own in names.items():
+        path = layout.path(layout.IMAGES_TABLE, unit=unit)
+        if not path.exists():
+            continue
+        rows = tables.read(path, tables.DESCRIBE, ["pair", "alignment_margin"]).drop_null()
+        open_pairs = {pair.pair for pair in own if not pair.verdict}
+        for name, margin in zip(*rows.to_pydict().values(), strict=True):
+            measured += 1
+            measurable += margin > 0
+            if margin <= 0 and name in open_pairs:
+                to_inspect.append(name)
+    return {"measured": measured, "measurable": measurable, "to_inspect": to_inspect}
 
 
 def _decisions() -> tuple[int, dict[str, int]]:
@@ -89,13 +123,28 @@ def _markdown(summary: dict[str, Any]) -> str:
         lines += ["", "## Refused pairs", ""]
         lines += [f"- {row['pair']}: {row['state']}; {row['reason']}" for row in refused]
         lines += ["", f"Correct their rows in {summary['sheet']}, or write a verdict; run again."]
+    registered = summary["registered"]
+    if registered["to_inspect"]:
+        shown, more = registered["to_inspect"][:_SHOWN], len(registered["to_inspect"]) - _SHOWN
+        lines += ["", "## Warnings", ""]
+        lines.append(
+            f"- {registered['measurable']} of {registered['measured']} pairs provided registered "
+            f"show measurable alignment; not {', '.join(shown)}"
+            + (f" and {more} more" if more > 0 else "")
+            + ". Either they are aligned too coarsely to measure, or HER2 is of another place or "
+            f"patient: inspect them (hemera view), and write a verdict in {summary['sheet']}."
+        )
     if failures:
         lines += ["", "## Failed jobs", ""]
         lines += [f"- {each['rule']}: {each['cause']} ({each['log']})" for each in failures]
     if summary["exit_status"]:
         lines += ["", "The run ended early; what is finished is kept: run the same command again."]
         lines.append(f"Output of Snakemake: {summary['log']}")
-    if summary["pages"]:
+    if summary["pages"] or summary["older_pages"]:
         lines += ["", "## Pages", ""]
         lines += [f"- {name}: {page}" for name, page in summary["pages"].items()]
+        lines += [
+            f"- {name}, of an earlier index: {page}"
+            for name, page in summary["older_pages"].items()
+        ]
     return "\n".join(lines) + "\n"

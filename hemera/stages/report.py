@@ -82,6 +82,7 @@ def run(
         "filters": shown,
         "artefacts": _artefacts(cohort, results),
         "biases": statistics.selection_bias(rejections),
+        "comparable": sorted(set(statistics.comparable(rejections).index.get_level_values(0))),
         "quality": filters.quality(cohort),
         "evidence": evidence(cohort, read),
         "accepted": galleries.accepted(cohort, read, options.gallery_tiles),

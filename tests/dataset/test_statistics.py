@@ -46,6 +46,17 @@ def test_selection_bias_names_one_score_and_its_reason() -> None:
         )
     )  # fmt: skip
     assert statistics.selection_bias(table) == [Bias("bci", "3+", 0.5, 0.89, "blurred_her2")]
+    # One score is compared with nothing, whatever its number of tiles.
+    alone = statistics.rejections(
+        tiles(
+            ("bci", "0", None, 90), ("bci", "1+", "low_tissue", 19), ("bci", "", None, 90),
+            ("mist", "0", None, 20), ("mist", "1+", None, 20),
+        )
+    )  # fmt: skip
+    assert set(statistics.comparable(alone).index) == {("mist", "0"), ("mist", "1+")}
+    assert statistics.comparable(alone.loc[["bci"]]).empty
+    assert statistics.selection_bias(alone.loc[["bci"]]) == []
+    assert statistics.comparable(statistics.rejections(tiles())).empty
 
 
 TWO_ENGINES: dict[str, list[Any]] = {

@@ -1,5 +1,6 @@
 """What a run has done, from records written by hand as Snakemake and stage tile write them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hemera.config import load
 from hemera.files import layout
 from hemera.graph.live import Watch
 from hemera.graph.summary import summarise, write_summary
-from hemera.sheet import write_rows
+from hemera.sheet import read_sheet, units, write_rows
 from tests.graph.test_records import LOG
 
 SHEET = [
@@ -86,8 +87,6 @@ def test_a_repeated_job_is_one_job(folder: Path) -> None:
 
 
 def test_the_record_of_an_earlier_run_is_not_read(folder: Path) -> None:
-    import os
-
     log = Path(".snakemake/log/2026-11-22T080000.000000.snakemake.log")
     log.write_text(LOG)
     os.utime(log, (1e9, 1e9))
@@ -96,8 +95,10 @@ def test_the_record_of_an_earlier_run_is_not_read(folder: Path) -> None:
 
 def test_summary(folder: Path) -> None:
     Path(".snakemake/log/2026-11-22T080000.000000.snakemake.log").write_text(LOG)
-    Path("results/report").mkdir()
-    Path(layout.REPORT).touch()
+    for place, path in enumerate((layout.EVALUATION, layout.INDEX, layout.REPORT)):
+        Path(path).parent.mkdir(parents=True)
+        Path(path).touch()
+        os.utime(path, (1e9 + place, 1e9 + place))
     config = load({"preset": "no_weights", "sheet": "pairs.tsv"})
     found = summarise(config, 1, Path("logs/run/x.log"))
     assert found["refused"] == [
@@ -105,6 +106,7 @@ def test_summary(folder: Path) -> None:
     ]
     assert [each["rule"] for each in found["failures"]] == ["tile"]
     assert found["pages"] == {"the data": layout.REPORT}
+    assert found["older_pages"] == {"the networks": layout.EVALUATION}
     text = write_summary(found)
     assert Path("results/summary.md").read_text() == text
     for line in (
@@ -112,6 +114,7 @@ def test_summary(folder: Path) -> None:
         "- p1: refused; the registration failed",
         "- tile: no space left on device (logs/tile/p2.log)",
         "- the data: results/report/report.html",
+        "- the networks, of an earlier index: results/evaluate/evaluate.html",
     ):
         assert line in text.splitlines()
     assert "toy" not in text and "demo" not in text
@@ -122,3 +125,37 @@ def test_summary(folder: Path) -> None:
         Path("results/tile", name).touch()
     ended = summarise(config, 0, None)
     assert ended["failures"] == [] and "- pairs: 2, refused: 1\n" in write_summary(ended)
+    # The index of a failed job is deleted.
+    Path(layout.INDEX).unlink()
+    assert set(summarise(config, 1, None)["older_pages"]) == {"the data", "the networks"}
+
+
+def test_registered_pairs_without_measurable_alignment_are_a_warning(folder: Path) -> None:
+    """Of four, one aligned, one refused by hand: two to inspect."""
+    sheet = [
+        {**SHEET[0], "pair": f"p{k}", "case": f"p{k}", "he": f"{k}.png", "her2": f"{k}_2.png",
+         "registered": "true", "verdict": "refuse" if k == 2 else ""}
+        for k in range(4)
+    ]  # fmt: skip
+    Path("pairs.tsv").write_text(write_rows(sheet))
+    config = load({"preset": "no_weights", "sheet": "pairs.tsv"})
+    assert summarise(config, 0, None)["registered"] == {
+        "measured": 0, "measurable": 0, "to_inspect": [],
+    }  # fmt: skip
+    for unit, own in units(read_sheet(Path("pairs.tsv")), config.cohort.block_count).items():
+        rows = [
+            dict.fromkeys(tables.DESCRIBE.names)
+            | {"pair": pair.pair, "stain": stain, "file": "x", "verdict": "accept"}
+            | {"alignment_margin": None if stain == "he" else 0.3 if pair.pair == "p3" else 0.0}
+            for pair in own
+            for stain in tables.STAINS
+        ]
+        tables.write(layout.path(layout.IMAGES_TABLE, unit=unit), rows, tables.DESCRIBE)
+    found = summarise(config, 0, None)
+    found["registered"]["to_inspect"].sort()
+    assert found["registered"] == {"measured": 4, "measurable": 1, "to_inspect": ["p0", "p1"]}
+    text = write_summary(found)
+    assert "## Warnings\n\n- 1 of 4 pairs provided registered show measurable alignment" in text
+    assert "; not p0, p1. Either" in text and "write a verdict in pairs.tsv" in text
+    found["registered"]["to_inspect"] = []
+    assert "Warnings" not in write_summary(found)

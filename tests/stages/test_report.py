@@ -20,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {15: "b8df95411c8ed31c"}
+GOLDEN = {16: "acd4404c7877c897"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
@@ -101,6 +101,22 @@ def test_a_cohort_of_both_kinds(tmp_path: Path) -> None:
     options = re.findall(r"<summary>(\w+)", section(text, "provenance"))
     assert options == ["describe", "register", "tile", "mask", "filter", "index"]
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (4, "Not testable: no data set has two scores with 20 tiles or more each."),
+        (5, "None found in bci: no score with 20 tiles or more differs"),
+    ],
+)
+def test_no_selection_bias_is_claimed_without_a_test(
+    tmp_path: Path, count: int, expected: str
+) -> None:
+    """Four tiles a pair: 16 of each score, then 20."""
+    text = section(write(tmp_path, image_pairs(count) + slides()[:1]).read_text(), "funnel")
+    assert expected in text and ("None found" in text) == (count == 5)
+    assert ("Not testable in acrobat" in text) == (count == 5)
 
 
 def test_the_alignment_of_pairs_provided_registered_is_a_finding(tmp_path: Path) -> None:
