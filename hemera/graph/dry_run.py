@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake.api import DAGApi, SnakemakeApi
-from snakemake.exceptions import RuleException
+from snakemake.exceptions import MissingRuleException, RuleException
 from snakemake.logging import logger
 from snakemake.settings.types import (
     ConfigSettings,
@@ -24,11 +24,16 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from hemera.config import STAGES, Config, load, read_yaml
+from hemera.config.base import nearest
 from hemera.errors import ConfigError
 from hemera.files import layout
 
 STAGE_ORDER = ("demo", *(name for stage in STAGES for name in (stage, f"{stage}_cohort")))
 """Rules in the order of the graph."""
+
+TARGETS = ("all", "data", "status")
+ONCE = ("filter", "index", "report", "train_segmentation", "evaluate", "cases", "evaluate_status")
+"""Targets of Snakemake that are no files: those of the Snakefile, and stages of one job."""
 
 FIRST_CONFIG = Path("config.yaml")
 """The Snakefile reads it before the file of `--configfile`, whose keys replace its own."""
@@ -128,6 +133,13 @@ def effective_config(configfile: Path) -> Config:
     return load(values, source=str(configfile))
 
 
+def _is_unknown(target: str, error: Exception) -> bool:
+    """Return whether Snakemake has no rule for a target, or one of several jobs."""
+    if isinstance(error, MissingRuleException):
+        return f"No rule to produce {target} " in str(error)
+    return "Target rules may not contain wildcards" in str(error) and target in STAGES
+
+
 @contextlib.contextmanager
 def _graph(
     snakefile: Path, configfile: Path, targets: Sequence[str], cores: int = 1
@@ -152,4 +164,14 @@ def _graph(
                 records,
             )
         except (WorkflowError, RuleException) as error:
+            unknown = [name for name in targets if _is_unknown(name, error)]
+            if unknown:
+                close = nearest(unknown[0], (*TARGETS, *ONCE)).partition("; known")[0]
+                why = f"no such target{close} Targets" if close else "no such target; targets"
+                if unknown[0] in STAGES:
+                    why = "a stage of several jobs is no target; targets"
+                raise ConfigError(
+                    f"{unknown[0]}: {why} are {', '.join(TARGETS)}, "
+                    f"a stage of one job ({', '.join(ONCE)}), or files of results/"
+                ) from error
             raise ConfigError(str(error).strip()) from error

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hemera.graph.dry_run import ONCE, TARGETS
 from tests.small_workflow import TINY
 
 
@@ -52,6 +53,27 @@ def test_a_study_that_never_ran(study: Path) -> None:
     assert {stage["hours"] for stage in found["stages"]} == {None}
     assert found["decisions"] == {"known": False}
     assert status == 1 and any("mask.engines.deepliif.model" in line for line in found["missing"])
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("dta", "dta: no such target; did you mean data? Targets are all, data, status, a stage"),
+        ("zzz", "zzz: no such target; targets are all, data, status, a stage of one job (filter,"),
+        ("tile", "tile: a stage of several jobs is no target; targets are all"),
+    ],
+)
+def test_an_unknown_target_is_one_line_before_anything_runs(
+    study: Path, target: str, found: str
+) -> None:
+    status, text = hemera(study, "run", target)
+    assert status == 1 and text.startswith(f"ERROR hemera: {found}") and text.count("\n") == 1
+    assert not (study / "logs").exists()
+
+
+def test_known_targets_are_planned(study: Path) -> None:
+    done, text = hemera(study, "plan", *TARGETS[1:2], *ONCE[:3], "results/index/index.parquet")
+    assert done == 0 and "index" in text
 
 
 @pytest.mark.slow
