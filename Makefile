@@ -39,7 +39,7 @@ run: .venv/installed
 	PATH="$(CURDIR)/.venv/bin:$$PATH" snakemake --cores $(CORES)
 
 test: .venv/installed
-	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 FULL=$(FULL) pytest --numprocesses $(WORKERS) --dist loadfile \
 		-m "not slurm$(if $(SLOW),, and not slow)" $(or $(ARGS),tests) $(if $(IMAGES),--images=$(abspath $(IMAGES)))
 
 test-slurm: .venv/installed

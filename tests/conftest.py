@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from tests.small_units import Unit
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest file: the worker that got it last would work alone for minutes."""
-    items.sort(key=lambda item: item.path.name != "test_workflow.py")
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--images", type=Path, default=None, help="folder of real images")
 

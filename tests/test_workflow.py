@@ -24,6 +24,8 @@ from tests.small_workflow import (
     write_config,
 )
 
+pytestmark = pytest.mark.slow  # `make run` runs the graph too
+
 PIXEL_STAGES = {"describe", "register", "landmarks", "tile", "mask"}
 DATA_STAGES = ("describe", "register", "landmarks", "tile", "mask", "filter", "index")
 
@@ -71,7 +73,6 @@ def test_runs_to_the_end(small: Path) -> None:
     assert made_by == {"describe", "register", "tile", "mask", "filter", "index"}
 
 
-@pytest.mark.slow
 def test_one_and_two_processors_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
     lay_out(tmp_path, TINY)
     for name in ("acrobat", "bci", "pairs.tsv"):
