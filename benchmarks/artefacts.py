@@ -210,8 +210,10 @@ def drawn(tile: Tile, rng: np.random.Generator) -> Iterator[tuple[str, str, RGB]
 
 
 RATIOS = (1.6, 1.8, 2.0, 2.2)
-BAND_RATIOS = (1.4, 1.5, 1.6, 1.7, 1.8)
+BAND_RATIOS = (1.5, 1.6, 1.7, 1.8, 1.9)
 OFF = math.inf
+# Parts of a tile that a fold covers, with their upper ends.
+COVERED = {"0 to 0.3": 0.3, "0.3 to 0.6": 0.6, "above 0.6": 1.0}
 
 
 def false_folds(tile: Tile) -> tuple[list[bool], list[bool]]:
@@ -275,6 +277,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     options, rng = FilterOptions(), np.random.default_rng(0)
     artefacts: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+    folds: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
     sources: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     edges: dict[str, list[list[bool]]] = defaultdict(list)
     bands: dict[str, list[list[bool]]] = defaultdict(list)
@@ -286,11 +289,20 @@ def main() -> None:
         for name, right, rgb in drawn(tile, rng):
             found = reason(tile, rgb, options)
             artefacts[name, tile.stain].append((bool(found), found == right))
+            if right == "fold":
+                covered = float((rgb != tile.rgb).any(axis=2).mean())
+                part = next(text for text, most in COVERED.items() if covered <= most)
+                folds[name, tile.stain, part].append(bool(found))
             of_source[name.split(",")[0]].append(bool(found))
     line("drawn", "stain", "tiles", "found", "correct reason")
     line(*["---"] * 5)
     for (name, stain), rows in artefacts.items():
         line(name, stain, len(rows), *(f"{value:.2f}" for value in np.mean(rows, axis=0)))
+    sys.stdout.write("\n")
+    line("drawn", "stain", "part of the tile", "tiles", "found")
+    line(*["---"] * 5)
+    for key, refusals in sorted(folds.items()):
+        line(*key, len(refusals), f"{np.mean(refusals):.2f}")
     sys.stdout.write("\n")
     kinds = ("pen", "fold", "bubble", "half blur")
     line("source", "stain", "tiles", "clean accepted", *(f"{kind} found" for kind in kinds))

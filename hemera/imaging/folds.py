@@ -34,8 +34,11 @@ _DEPTH_UM = 12.0
 _ANGLES = 12
 RATIO = 2.0
 """The density in a fold over that beside it, in every channel."""
-BAND_RATIO = 1.7
+BAND_RATIO = 1.8
 """The same of a band between two edges."""
+# The same of the lightest places along these edges: fibres and nuclei of the layers rarely meet, so
+# that there the second layer adds less than on average.
+_BAND_LIGHTEST_RATIO = 1.3
 # Distance of these two edges, um, and how far they may be shifted along their direction, um.
 _BAND_UM = (12.0, 120.0)
 _BAND_SHIFT_UM = 16.0
@@ -50,6 +53,9 @@ _OVER_TYPICAL = 1.6
 # the lightest places, which have little stain.
 _HUE_DEG = 4.0
 _LIGHTEST_HUE_DEG = 10.0
+# What remains of a band has at least so much of its median density: the two edges can be those of
+# a fold and of something beyond it.
+_BAND_DENSITY = 0.7
 # Smoothing of the density when the fold is outlined, and pale places in it that are filled, um.
 _OUTLINE_UM = 20.0
 _GAP_UM = 20.0
@@ -68,12 +74,12 @@ class Steps(NamedTuple):
     ratio: Float
     pieces: Float
 
-    def middles(self, length: int, ratio: float) -> Mask:
-        """Return the middles of edges of a length, px, with a ratio of the densities."""
+    def middles(self, length: int, ratio: float, lightest: float) -> Mask:
+        """Return the middles of edges of a length, px, with ratios of mean and lightest density."""
         enough = np.asarray(self.ratio > ratio)
         if not enough.any():
             return enough
-        steps = (self.pieces > ratio).astype(np.float32)
+        steps = (self.pieces > lightest).astype(np.float32)
         along = cv2.blur(steps, (length, 1), borderType=cv2.BORDER_CONSTANT)
         return np.asarray(enough & (along >= _PIECES))
 
@@ -102,14 +108,23 @@ def find_folds(
     lightest = np.asarray(cv2.erode(density, np.ones((side, side), np.uint8)), np.float32)
     limits = (_OVER_TYPICAL * tissue_density, ratio, band_ratio)
     edges, bands = _edges_and_bands(mean, at_mpp(lightest, mpp, STEP_MPP), limits)
-    fold = (bands | _beyond(edges, mean, limits[0])).view(np.uint8)
+    smooth = np.asarray(cv2.blur(mean.mean(axis=2), (odd_px(_OUTLINE_UM, STEP_MPP),) * 2))
+    fold = (_without_pale(bands, smooth) | _beyond(edges, smooth > limits[0])).view(np.uint8)
     return np.asarray(cv2.resize(fold, none.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0)
 
 
-def _beyond(edges: Mask, mean: Float, least: float) -> Mask:
-    """Return the areas denser than a limit that contain edges, (H, W), at `STEP_MPP`."""
-    window = odd_px(_OUTLINE_UM, STEP_MPP)
-    dense = cv2.blur(mean.mean(axis=2), (window, window)) > least
+def _without_pale(bands: Mask, density: Float) -> Mask:
+    """Return bands without what is much paler than most of the same band, (H, W)."""
+    _, pieces = cv2.connectedComponents(bands.view(np.uint8))
+    kept = np.zeros_like(bands)
+    for label in range(1, int(pieces.max()) + 1):
+        piece = pieces == label
+        kept |= piece & (density > _BAND_DENSITY * np.median(density[piece]))
+    return kept
+
+
+def _beyond(edges: Mask, dense: Mask) -> Mask:
+    """Return the dense areas that contain edges, (H, W), at `STEP_MPP`."""
     edges = np.asarray(edges & dense)
     if not edges.any():
         return edges
@@ -197,7 +212,7 @@ def _strips(sides: tuple[Steps, Steps], length: int, limits: tuple[float, float,
         dense = side.density > limits[0]
         if not dense.any():
             continue
-        middles = (side.middles(length, limits[1]) & dense).view(np.uint8)
+        middles = (side.middles(length, limits[1], limits[1]) & dense).view(np.uint8)
         strips = cv2.dilate(middles, np.ones((depth, length), np.uint8))
         found |= np.roll(np.asarray(strips, np.uint8), by, 0)
     return found
@@ -207,9 +222,9 @@ def _between(sides: tuple[Steps, Steps], length: int, ratio: float) -> Byte:
     """Return the bands between a horizontal edge and another below it, (H, W)."""
     found = np.zeros(sides[0].ratio.shape, np.uint8)
     shift = np.ones((1, 2 * round(_BAND_SHIFT_UM / STEP_MPP) + 1), np.uint8)
+    middles = (side.middles(length, ratio, _BAND_LIGHTEST_RATIO) for side in sides)
     lower, upper = (
-        np.asarray(cv2.dilate(side.middles(length, ratio).view(np.uint8), shift), np.uint8)
-        for side in sides
+        np.asarray(cv2.dilate(each.view(np.uint8), shift), np.uint8) for each in middles
     )
     if not lower.any() or not upper.any():
         return found
