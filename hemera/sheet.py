@@ -10,7 +10,7 @@ import json
 import os
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -220,8 +220,13 @@ def read_sheet(path: Path) -> Sheet:
     return Sheet(path, pairs)
 
 
-def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
-    """Return the valid rows of a sheet, and a line per fault of the others."""
+def parse_sheet(
+    path: Path, source: tuple[str, Sequence[int]] | None = None
+) -> tuple[tuple[Pair, ...], list[str]]:
+    """Return the valid rows of a sheet, and a line per fault of the others.
+
+    Faults name the rows of `source` where the sheet was made of a table: its name, row numbers.
+    """
     if not path.is_file():
         raise SheetError(f"{path}: no such file; give the path of a sheet of pairs")
     try:
@@ -240,10 +245,11 @@ def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
         faults.append(f"{path.name}: no pairs below the header; give one row per pair")
     if faults:
         raise SheetError("\n".join(faults))
+    name_of_table, numbers = source or (path.name, [number for number, _ in lines[1:]])
     rows: dict[int, Pair] = {}
     names: dict[str, int] = {}
-    for number, cells in lines[1:]:
-        row = f"{path.name} row {number}"
+    for number, (_, cells) in zip(numbers, lines[1:], strict=True):
+        row = f"{name_of_table} row {number}"
         if len(cells) > len(header):
             faults.append(
                 f"{row}: {len(cells)} cells under {len(header)} columns; separate cells by one tab"
@@ -262,7 +268,7 @@ def parse_sheet(path: Path) -> tuple[tuple[Pair, ...], list[str]]:
                 f"{row}: pair {name!r} is already in row {first}; give each pair its own name, not "
                 "only in another case"
             )
-    faults += [f"{path.name} {fault}" for fault in _common_faults(rows)]
+    faults += [f"{name_of_table} {fault}" for fault in _common_faults(rows)]
     return tuple(rows.values()), faults
 
 

@@ -41,7 +41,8 @@ def table(path: Path) -> None:
     """As `hemera new --sheet`, up to the sheet that it writes."""
     rows = completed(list(table_rows(path)), "study")
     path.with_name("pairs.tsv").write_text(write_rows(rows), encoding="utf-8")
-    _, faults = parse_sheet(path.with_name("pairs.tsv"))
+    source = path.name, [int(row["row"]) for row in rows]
+    _, faults = parse_sheet(path.with_name("pairs.tsv"), source)
     if faults:
         raise SheetError("\n".join(faults))
 

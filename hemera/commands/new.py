@@ -29,6 +29,7 @@ Mpp = Annotated[float, Parameter(validator=Number(gte=MPP_BOUNDS[0], lte=MPP_BOU
 
 _WILDCARD = re.compile(r"(\*\*/|\*|\?|\[[^\]]+\])")
 _WILDCARDS = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+_BREAK = re.compile(r"[\t\n\r]")
 _PATHS = [name for name in COLUMNS if name in ("he", "her2", "roi", "annotations", "displacement")
           or name.endswith(("_landmarks", "_artefacts"))]  # fmt: skip
 _SHOWN = 10
@@ -111,7 +112,8 @@ def new(
     _propose(rows, mpp, study)
     with new_folder(study) as folder:
         (folder / "pairs.tsv").write_text(write_rows(rows), encoding="utf-8")
-        pairs, faults = parse_sheet(folder / "pairs.tsv")
+        source = (sheet.name, [int(row["row"]) for row in rows]) if sheet else None
+        pairs, faults = parse_sheet(folder / "pairs.tsv", source)
         if faults:
             raise SheetError(
                 "\n".join([*faults, f"{study}: not created; correct {sheet or 'the images given'}"])
@@ -213,7 +215,7 @@ def _matches(pattern: str) -> dict[tuple[str, ...], Path]:
 
 
 def table_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a table, the columns of a sheet alone, with paths from its folder."""
+    """Yield the rows of a table: columns of a sheet, paths from its folder, its number `row`."""
     if not path.is_file():
         raise SheetError(f"{path}: no such file; give a table, .tsv, .csv or .xlsx")
     lines = _xlsx(path) if path.suffix.lower() == ".xlsx" else read_cells(path)
@@ -238,11 +240,14 @@ def table_rows(path: Path) -> Iterator[Row]:
         if "he" not in row:
             raise SheetError(f"{path} row {number}: he is empty; every row needs one")
         row = {name: value for name, value in row.items() if name in COLUMNS}
+        for name, value in row.items():
+            if _BREAK.search(value):
+                raise SheetError(f"{path} row {number}: {name} has a tab or line break; remove it")
         paths = {name: str(path.parent / row[name]) for name in _PATHS if name in row}
         stem = Path(row["he"]).stem
         times[stem] += 1
         pair = f"{stem}_{times[stem]}" if times[stem] > 1 else stem
-        yield {"pair": pair, **row, **paths}
+        yield {"row": str(number), "pair": pair, **row, **paths}
 
 
 def _xlsx(path: Path) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Write a sheet from a public release, or check one."""
 
+import array
 import collections
 import csv
 import logging
@@ -8,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hemera.commands import Positive, check_new
 from hemera.errors import HemeraError, SheetError, TableError
@@ -16,12 +17,20 @@ from hemera.files.atomic import write_text
 from hemera.interop.labelled_releases import her2sc_rows, herohe_rows
 from hemera.sheet import IMAGE_SUFFIXES, Pair, parse_sheet, read_sheet, write_rows
 
+if TYPE_CHECKING:
+    from hemera.imaging.identity import RGB, Identity
+
 log = logging.getLogger(__name__)
 
 BCI_MPP = 0.46
 """Of BCI's scanner, um/px: not stated in the release, unconfirmed."""
 MIST_MPP = 0.4661
 """Of MIST, um/px, as third parties report it."""
+
+STRUCTURE_MAX = 14
+"""Most bits of `_structure` in which copies differ: measured 14 for JPEG and scaling; others 18."""
+TWINS_READ = 4
+"""Images of similar structure that are read again for a comparison."""
 
 _ACROBAT_FILE = re.compile(r"([A-Za-z0-9]+)_(HE|HER2)_(train|val|test)\.tiff?", re.IGNORECASE)
 _BCI_FILE = re.compile(r"([A-Za-z0-9]+)_(train|test)_(0|1\+|2\+|3\+)\.(?:png|jpe?g)", re.IGNORECASE)
@@ -274,11 +283,11 @@ def examine(name: str, pairs: Iterable[Pair]) -> list[str]:
     """Open every file of a sheet, named in messages; return a line per fault."""
     from tqdm import tqdm
 
-    owners: dict[str, tuple[str, Pair]] = {}
+    seen = _Seen()
     faults = [
         f"{name} {pair.pair}: {fault}"
         for pair in tqdm(pairs, "opening", disable=None, unit="pair")
-        for fault in (*_faults(pair), *_contradictions(pair, owners))
+        for fault in (*_faults(pair), *_contradictions(pair, seen))
     ]
     for pair in pairs:
         plain_images = {image.suffix for image in pair.images} <= IMAGE_SUFFIXES
@@ -357,25 +366,66 @@ def _faults(pair: Pair) -> Iterator[str]:
                 yield str(error)
 
 
-def _contradictions(pair: Pair, owners: dict[str, tuple[str, Pair]]) -> Iterator[str]:
-    """Yield what the pixels of a pair contradict.
-
-    Args:
-        owners: column and pair of every image so far, by its digest; both images are added.
-    """
-    import numpy as np
-
-    from hemera.imaging.identity import contradictions, identify
+def _identity(pair: Pair, column: str) -> "Identity":
+    from hemera.imaging.identity import identify
     from hemera.imaging.slide import open_slide
 
-    found = []
-    for path, mpp in zip(pair.images, (pair.he_mpp, pair.her2_mpp), strict=False):
-        try:
-            with open_slide(path, mpp=mpp) as slide:
-                found.append(identify(slide))
-        except HemeraError:
-            # A fault of the file, which `_faults` yields.
-            return
+    path, mpp = (pair.he, pair.he_mpp) if column == "he" else (pair.her2_image, pair.her2_mpp)
+    with open_slide(path, mpp=mpp) as slide:
+        return identify(slide)
+
+
+def _structure(small: "RGB") -> int:
+    """Return 64 bits of a small picture, of which copies of an image differ in few."""
+    import cv2
+    import numpy as np
+
+    gray = cv2.resize(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (32, 32), None, 0, 0, cv2.INTER_AREA)
+    waves = cv2.dct(gray.astype(np.float32))[:8, :8].ravel()
+    return int.from_bytes(np.packbits(waves > np.median(waves[1:])).tobytes())
+
+
+class _Seen:
+    """The images of a sheet so far."""
+
+    def __init__(self) -> None:
+        self._owners: list[tuple[str, Pair, str]] = []
+        self._structures = array.array("Q")
+
+    def twin(self, column: str, pair: Pair, identity: "Identity") -> tuple[str, Pair, bool] | None:
+        """Return another pair's image that equals this, and whether in each pixel; add this one."""
+        import numpy as np
+
+        from hemera.imaging.identity import is_same_image
+
+        own = np.uint64(_structure(identity.small))
+        distances = np.bitwise_count(np.array(self._structures, np.uint64) ^ own)
+        others = []
+        for place in np.flatnonzero(distances <= STRUCTURE_MAX).tolist():
+            first, other, digest = self._owners[place]
+            # One column of the pairs of a case may repeat an image.
+            if other is not pair and (first != column or other.case != pair.case):
+                others.append((digest != identity.digest, distances[place], first, other))
+        self._owners.append((column, pair, identity.digest))
+        self._structures.append(int(own))
+        others.sort(key=lambda each: each[:2])
+        for differs, _, first, other in others[:TWINS_READ]:
+            if not differs or is_same_image(_identity(other, first), identity):
+                return first, other, not differs
+        return None
+
+
+def _contradictions(pair: Pair, seen: _Seen) -> Iterator[str]:
+    """Yield what the pixels of a pair contradict; both images are added to those seen."""
+    import numpy as np
+
+    from hemera.imaging.identity import contradictions
+
+    try:
+        found = [_identity(pair, column) for column in ("he", "her2")[: len(pair.images)]]
+    except HemeraError:
+        # A fault of the file, which `_faults` yields.
+        return
     faults = contradictions(
         found[0], found[1] if len(found) == 2 else None, registered=pair.registered
     )
@@ -388,10 +438,12 @@ def _contradictions(pair: Pair, owners: dict[str, tuple[str, Pair]]) -> Iterator
                 "pair %s: %s %s is gray: its stain cannot be identified; give the image in colour",
                 pair.pair, column, identity.name,
             )  # fmt: skip
-        first, other = owners.setdefault(identity.digest, (column, pair))
-        if other is not pair and (first != column or other.case != pair.case):
+        twin = seen.twin(column, pair, identity)
+        if twin is not None:
+            first, other, equal = twin
             remedy = "" if first != column else ", or give both pairs the same case"
             yield (
                 f"{column} {identity.name} is the image of pair {other.pair}, {first}, case "
-                f"{other.case}; correct one of the two paths{remedy}"
+                f"{other.case}{'' if equal else ', compressed or scaled anew'}; correct one of the "
+                f"two paths{remedy}"
             )

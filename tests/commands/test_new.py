@@ -184,9 +184,14 @@ def test_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         ("pair,her2\na,b\n", "no column he in pair, her2"),
         ("he,her2\n,b\n", "row 2: he is empty"),
         ("he,he\na,b\n", "two columns he"),
+        ('he,her2\na,b\n"c\nd",e\n', "row 3: he has a tab or line break"),
         ("", "no column he"),
-        ("he,score\na.png,4\n", "score is '4'"),
-        ("pair,he\na,b.png\na,c.png\n", "pair 'a' is already in row 2"),
+        ("he,score\na.png,3+\n,\nb.png,4\n", "e.csv row 4: score is '4'"),
+        ("pair,he\n,\na,b.png\na,c.png\n", "e.csv row 4: pair 'a' is already in row 3"),
+        (
+            "pair,case,he\n,,\na,1,b.png\n,,\nb,2,b.png\n",
+            "e.csv row 5: he b.png belongs to case 2 here and to 1 in row 3",
+        ),
     ):
         (tmp_path / "e.csv").write_text(content)
         assert fault in refused(tmp_path / "study", caplog, "--sheet", tmp_path / "e.csv")

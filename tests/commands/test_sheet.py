@@ -351,6 +351,13 @@ def test_check_finds_wrong_pairs(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     (line,) = checked(good, ("b", "renamed.he.png", "2.her2.png", ""))
     assert "renamed.he.png is the image of pair p0, he, case a" in line
     assert line.endswith("correct one of the two paths, or give both pairs the same case")
+    cv2.imwrite(str(tmp_path / "again.he.jpg"), cv2.imread(str(tmp_path / "1.he.png")))
+    (line,) = checked(good, ("b", "again.he.jpg", "2.her2.png", ""))
+    assert "again.he.jpg is the image of pair p0, he, case a, compressed or scaled anew; " in line
+    assert checked(good, ("a", "again.he.jpg", "2.her2.png", "")) == []
+    # The same structure in the colours of another stain is another image.
+    tissue_image(tmp_path / "stained.her2.png", "her2", 1)
+    assert checked(good, ("b", "2.he.png", "stained.her2.png", "")) == []
     (line,) = checked(good, ("a", "2.he.png", "1.he.png", "accept"))
     # One image in both columns of a case.
     assert line.endswith(
