@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": (),
     "workflow": (),
     "train-nuclei": (),
-    "export": ("webdataset", "huggingface", "aligned", "qupath", "card"),
+    "export": ("webdataset", "huggingface", "aligned", "qupath", "spatialdata", "card"),
 }
 """Commands and their subcommands: the functions of ``hemera/commands/{name}.py``, in which a hyphen
 of the name is an underscore."""

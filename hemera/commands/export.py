@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from cyclopts import Parameter
 
 from hemera.commands import ConfigFile, Positive, Workers
 from hemera.config import IndexOptions, load_file
-from hemera.errors import ConfigError
+from hemera.errors import ConfigError, RegistrationError, SheetError
 from hemera.files import layout
 from hemera.sheet import read_sheet, units
 
 if TYPE_CHECKING:
     from hemera.interop.exports import Selection
+
+log = logging.getLogger(__name__)
 
 
 @Parameter(name="*")
@@ -121,6 +124,68 @@ def qupath(
             files.write_project(folder, slides, output)
     script = "" if anonymous else f"; in QuPath, run {output / files.SCRIPT}"
     sys.stdout.write(f"{output}: GeoJSON of {len(slides)} slides{script}\n")
+
+
+def spatialdata(
+    output: Path,
+    /,
+    *,
+    pair: tuple[str, ...] = (),
+    mpp: Positive = 1.0,
+    configfile: ConfigFile = Path("config.yaml"),
+    results: Path = Path(layout.RESULTS),
+    workers: Workers = 2,
+    anonymous: bool = False,
+    allow_failed_registration: bool = False,
+) -> None:
+    """Write registered pairs as Zarr stores for SpatialData, with the displacement as OME-Zarr.
+
+    Args:
+        output: directory, new or empty; one store PAIR.zarr per pair.
+        pair: pairs to export; by default all whose registration can be used.
+        mpp: resolution of the images, um per pixel; of a coarser slide, its own.
+        results: directory of results.
+        workers: threads that read slides.
+        anonymous: name the stores and their tiles by hashes of the pairs.
+        allow_failed_registration: use a registration even where its verdict is fail or refuse.
+    """
+    from tqdm import tqdm
+
+    from hemera.files.atomic import new_folder
+    from hemera.interop.anonymous import Names
+    from hemera.interop.qupath import Study
+    from hemera.interop.spatialdata import write_store
+    from hemera.registration.registered_pair import load_pair
+
+    config = load_file(configfile)
+    sheet = read_sheet(Path(config.cohort.sheet))
+    chosen = {sheet.pair(name).pair for name in pair}
+    study = Study(results, config.options(IndexOptions).target)
+    names = Names(results.absolute().parent) if anonymous else None
+    of_units = units(sheet, config.cohort.block_count).items()
+    pairs = [(unit, each) for unit, own in of_units for each in own]
+    if chosen:
+        pairs = [(unit, each) for unit, each in pairs if each.pair in chosen]
+    count = 0
+    with new_folder(output) as folder:
+        for unit, each in tqdm(pairs, desc="export", unit="pair", disable=None, leave=False):
+            try:
+                registered = load_pair(each, results, allow_failed=allow_failed_registration)
+            except (RegistrationError, SheetError) as error:
+                if chosen:
+                    raise
+                log.warning("left out: %s", error)
+                continue
+            name = each.pair if names is None else names.of("pair", each.pair)
+            store = folder / f"{name}.zarr"
+            write_store(store, registered, unit, study, mpp=mpp, workers=workers)
+            count += 1
+        if not count:
+            raise RegistrationError(f"{sheet.path.name}: no pair is registered; nothing to export")
+        # Images are in two places of a store, but the same files where the file system has links.
+        files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+        size = sum(each.st_size / each.st_nlink for each in files)
+    sys.stdout.write(f"{output}: {count} stores, {size / 1e6:.1f} MB\n")
 
 
 def card(

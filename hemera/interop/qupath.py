@@ -73,7 +73,7 @@ def write_pair(
     """
     rows = tables.read(layout.path(layout.IMAGES_TABLE, study.results, unit=unit), tables.DESCRIBE)
     described = {row["stain"]: row for row in rows.to_pylist() if row["pair"] == pair.pair}
-    tiles = _tiles(pair, study)
+    tiles = tiles_of(pair.pair, study)
     of_grid = functools.partial(_on_grid, pair, unit, tiles, study)
     slides = []
     for stain, image in zip(tables.STAINS, pair.images, strict=False):
@@ -170,12 +170,12 @@ def _of_slide(row: Mapping[str, Any]) -> Iterator[Feature]:
             yield _feature("annotation", name, color, {"geometry": shape}, isLocked=True)
 
 
-def _tiles(pair: Pair, study: Study) -> list[dict[str, Any]]:
+def tiles_of(pair: str, study: Study) -> list[dict[str, Any]]:
     """Return the rows of the tiles of a pair, with the place of their masks."""
     columns = [*_TILE, *(f"{study.engine}_{name}" for name in _MASK)]
     path = layout.path(layout.FILTERED, study.results)
     rows = tables.read(path, tables.filtered((study.engine,)), ["pair", *columns])
-    return list(rows.filter(pc.equal(rows["pair"], pair.pair)).to_pylist())
+    return list(rows.filter(pc.equal(rows["pair"], pair)).to_pylist())
 
 
 def _on_grid(pair: Pair, unit: str, tiles: list[dict[str, Any]], study: Study) -> Iterator[Feature]:

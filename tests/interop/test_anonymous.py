@@ -120,6 +120,23 @@ def test_no_planted_identifier_is_in_an_anonymous_export(study, tmp_path, kind):
     assert content(tmp_path / "again") == content(tmp_path / "out")
 
 
+def test_no_planted_identifier_is_in_an_anonymous_zarr_store(study, tmp_path):
+    """It contains no case, and of a slide pixels alone."""
+    folder = study.parents[2]
+    settings = f"preset: hemera\nsheet: {folder / 'pairs.tsv'}\nindex:\n  target: stain\n"
+    (folder / "config.yaml").write_text(settings + "mask:\n  engines:\n    stain: {}\n")
+    words = ["export", "spatialdata", "--configfile", str(folder / "config.yaml")]
+    words += ["--results", str(folder / "results")]
+    assert main([*words, str(tmp_path / "plain")]) == 0
+    assert found_in(tmp_path / "plain", IDENTIFIERS) == [b"Doe-Jane"]
+    assert main([*words, str(tmp_path / "out"), "--anonymous"]) == 0
+    texts = [*IDENTIFIERS, PAIR.encode(), str(folder).encode()]
+    assert not found_in(tmp_path / "out", texts)
+    tables = [pq.read_table(path).to_pylist() for path in (tmp_path / "out").rglob("*.parquet")]
+    assert len(tables) == 2
+    assert not [text for text in texts if text.decode() in str(tables)]
+
+
 def test_copied_tiles_have_no_metadata_and_the_same_pixels(study):
     (row, *_) = pq.read_table(study).to_pylist()
     jpeg = stored(study, row, "he")
