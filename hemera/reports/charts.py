@@ -33,6 +33,7 @@ LINES = tuple(
 
 WIDTH_PX = 420
 ROW_PX = 36
+_LEGEND_COLUMNS = 2
 
 Values = npt.NDArray[np.float64]
 
@@ -141,7 +142,8 @@ def curves(title: str, series: Frame, kept: int | None) -> Markup:
     lines = {name: line[np.isfinite(line)] for name, line in series.items()}
     if not any(len(line) for line in lines.values()):
         return _empty(title)
-    axes = _axes(230, left=56, bottom=40, top=28)
+    top = _legend_px(len(lines) + 1)
+    axes = _axes(202 + top, left=56, bottom=40, top=top)
     for (name, line), (color, dashes) in zip(lines.items(), LINES, strict=False):
         # A single epoch is a short line.
         ends = (-0.5, 0.5) if len(line) == 1 else (0,)
@@ -154,10 +156,7 @@ def curves(title: str, series: Frame, kept: int | None) -> Markup:
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.grid(axis="y")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines) + 1, frameon=False,
-        borderaxespad=0, borderpad=0.2, columnspacing=1.5,
-    )  # fmt: skip
+    _legend(axes)
     return _svg(title, axes)
 
 
@@ -165,17 +164,28 @@ def lines(
     title: str, series: Sequence[tuple[str, Values, Values]], *, labels: tuple[str, str]
 ) -> Markup:
     """Draw a line per (name, x, y), the last one gray: what the others are compared with."""
-    axes = _axes(280, left=56, bottom=40, top=28)
+    top = _legend_px(len(series))
+    axes = _axes(252 + top, left=56, bottom=40, top=top)
     styles = [*LINES[: len(series) - 1], (COLORS["quiet"], ":")]
     for (name, x, y), (color, dashes) in zip(series, styles, strict=False):
         axes.plot(x, y, color=color, ls=dashes, label=name)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.grid()
+    _legend(axes)
+    return _svg(title, axes)
+
+
+def _legend_px(entries: int) -> int:
+    """Return the height of the legend, px."""
+    return 10 + 18 * -(-entries // _LEGEND_COLUMNS)
+
+
+def _legend(axes: Axes) -> None:
+    """Add the legend above the axes, in rows that are not wider than the chart."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), frameon=False,
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=_LEGEND_COLUMNS, frameon=False,
         borderaxespad=0, borderpad=0.2, columnspacing=1.5,
     )  # fmt: skip
-    return _svg(title, axes)
 
 
 def _rows(texts: Sequence[tuple[str, str]], bottom: int = 4) -> Axes:
