@@ -258,7 +258,12 @@ def refusals(
     """
     done = {row["case"] for row in predictions
             if row["target"] == target and row["part"] in ("oof", "test")}  # fmt: skip
-    reasons = dict.fromkeys(method["encoder_trained_on"], SEEN)
+    own = [run for run in method["runs"] if run["target"] == target and run["part"] == "oof"]
+    folds = {run["fold"]: run["reason"].partition(": ")[2] for run in own if "reason" in run}
+    if folds and len(folds) == len(own):  # no model for the test split
+        folds[None] = next(iter(folds.values()))
+    reasons = {row["case"]: folds[row["fold"]] for row in rows if row["fold"] in folds}
+    reasons |= dict.fromkeys(method["encoder_trained_on"], SEEN)
     reasons |= {row["case"]: row["reason"] for row in method["refused"] if row["target"] == target}
     missing = [row["case"] for row in labelled.judged(rows, target) if row["case"] not in done]
     counted = collections.Counter(reasons.get(case, "no prediction") for case in missing)

@@ -135,6 +135,14 @@ def test_few_cases_allow_no_claim(tmp_path):
     assert "fewer than 20 cases of one class, so no claim can be made" in page
 
 
+def test_cases_without_a_model_have_the_reason(tmp_path):
+    write_status(tmp_path, case_rows(24, status="negative", score="0"))
+    run_method(tmp_path, "floor")
+    _, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
+    assert "only one class to train on (negative): 24" in page
+    assert "no prediction" not in page
+
+
 @pytest.mark.parametrize("method", ["floor", "statistics_abmil", "cells"])
 def test_cases_that_are_all_equivocal_give_a_page(tmp_path, method):
     write_status(tmp_path, case_rows(12, status=None, score="2+", state="equivocal", fold=None))
