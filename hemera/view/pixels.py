@@ -3,11 +3,13 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,7 @@ from hemera.errors import RegistrationError, SlideError
 from hemera.files import layout
 from hemera.imaging.codecs import encode
 from hemera.imaging.slide import Slide, open_slide
+from hemera.registration.displacement import area_ratio
 from hemera.registration.registered_pair import RegisteredPair, load_pair
 from hemera.registration.warping import read_displaced
 from hemera.sheet import Pair
@@ -23,6 +26,10 @@ RGB = npt.NDArray[np.uint8]
 
 TILE_PX = 512
 QUALITY = 88
+AREA_RATIO_MIN = 0.05
+"""Of areas on HER2 and H&E; where it is less, one line of HER2 would be drawn as long streaks."""
+NODES_MAX = 1024
+"""Along a side of the grid on which this is determined."""
 OPEN_PAIRS = 2
 """Pairs kept open: a slide keeps up to 96 MiB of decoded tiles."""
 CACHE_BYTES = 64 * 2**20
@@ -32,6 +39,8 @@ CACHE_BYTES = 64 * 2**20
 @dataclasses.dataclass(eq=False)
 class OpenPair:
     """A pair with its open slides.
+
+    HER2 is background outside its slide, and where the map leads to one line of it.
 
     Level 0 of its pyramid is a single tile, and each further level has twice the resolution, up to
     that of H&E.
@@ -70,7 +79,32 @@ class OpenPair:
             self.her2, self.registered.displacement, left * mpp, top * mpp,
             size_px=TILE_PX, mpp=mpp,
         )  # fmt: skip
-        return pixels[: shown[1], : shown[0]]
+        pixels = pixels[: shown[1], : shown[0]]
+        collapsed, node_um = self._collapsed
+        if collapsed.any():
+            rows, columns = (
+                np.clip((start + np.arange(count) + 0.5) * mpp // node_um, 0, nodes - 1).astype(int)
+                for start, count, nodes in zip(
+                    (top, left), pixels.shape[:2], collapsed.shape, strict=True
+                )
+            )
+            pixels[collapsed[np.ix_(rows, columns)]] = self.her2.background
+        return pixels
+
+    @functools.cached_property
+    def _collapsed(self) -> tuple[npt.NDArray[np.bool_], float]:
+        """Where the map leads to a line of HER2, on a grid from the corner of H&E; its step, um."""
+        field = self.registered.displacement
+        step = max(1, math.ceil(max(field.vectors_um.shape[:2]) / NODES_MAX))
+        moving = field.vectors_um[::step, ::step].astype(np.float64)
+        node_um = step * field.mpp
+        moving[..., 0] += np.arange(moving.shape[1]) * node_um
+        moving[..., 1] += (np.arange(moving.shape[0]) * node_um)[:, None]
+        found = np.abs(area_ratio(moving, node_um)) < AREA_RATIO_MIN
+        # A line of such nodes borders each fold. At the border of a region, slopes are averaged.
+        square = np.ones((3, 3), np.uint8)
+        opened = cv2.morphologyEx(found.astype(np.uint8), cv2.MORPH_OPEN, square)
+        return cv2.dilate(opened, square) > 0, node_um
 
 
 class Pixels:

@@ -156,7 +156,7 @@ def test_pairs_and_tiles(study: Path, address: str, page: Any) -> None:
     assert (pair.verdict, pair.verdict_reason) == ("refuse", "other section")
     (backup,) = study.glob("pairs.tsv.*.bak")
     assert backup.read_text() == before
-    rows = page.locator("#plan tbody tr").all()
+    rows = page.locator("#plan .stage-row").all()
     cells = [row.locator("td").all_inner_texts()[:2] for row in rows]
     assert cells == [
         ["tile", SLIDE], ["mask", SLIDE], ["filter", "1 job"], ["index", "1 job"],
@@ -191,7 +191,9 @@ def test_a_moved_limit(study: Path, address: str, page: Any) -> None:
     page.click("#save")
     until(page, "document.querySelector('#plan table') !== null")
     assert load_file(study / "config.yaml").options(FilterOptions) == moved
-    stages = [row.locator("td").all_inner_texts()[0] for row in page.locator("#plan tr").all()[1:]]
+    stages = [
+        row.locator("td").all_inner_texts()[0] for row in page.locator("#plan .stage-row").all()
+    ]
     assert stages == ["filter", "index", "report"]
 
 

@@ -1,5 +1,6 @@
 """The server on a pair of slides whose map is known, and on what it must refuse."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -18,9 +19,10 @@ from hemera.config import RegisterOptions
 from hemera.imaging.codecs import decode
 from hemera.registration.registered_pair import load_pair
 from hemera.registration.transfer import write_warped_slide
+from hemera.registration.warping import read_displaced
 from hemera.sheet import read_sheet
 from hemera.view import server
-from hemera.view.pixels import Pixels
+from hemera.view.pixels import OpenPair, Pixels
 from hemera.view.server import application
 from tests.small_units import HE_MPP, field_at, truth, whole_slides
 
@@ -74,6 +76,27 @@ def test_her2_is_where_the_displacement_leads(study: Path) -> None:
             assert inside.mean() > 0.5
             assert np.abs(pixels - truth(at[..., 0], at[..., 1]))[inside].max() < 4
         assert opened.tile("her2", 0, 0, 0).shape == (250, 350, 3)
+
+
+def test_a_map_onto_one_line_is_not_drawn_as_streaks(study: Path) -> None:
+    """The lower half of the displacement leads to one row of HER2."""
+    with Pixels().pair(read_sheet(study / "pairs.tsv").pair("case1")) as opened:
+        field = opened.registered.displacement
+        half = len(field.vectors_um) // 2
+        vectors = field.vectors_um.copy()
+        below_um = np.arange(len(vectors) - half) * field.mpp
+        vectors[half:, :, 1] = vectors[half, :, 1] - below_um[:, None]
+        flat = dataclasses.replace(field, vectors_um=vectors)
+        registered = dataclasses.replace(opened.registered, displacement=flat)
+        found = OpenPair(registered, opened.he, opened.her2, "").tile("her2", 1, 0, 0)
+        streaks, *_ = read_displaced(opened.her2, flat, 0, 0, size_px=512, mpp=HE_MPP)
+        streaks = streaks[: len(found)]
+        row = int((half + 0.5) * field.mpp / HE_MPP)
+        margin = 2 * int(field.mpp / HE_MPP) + 1
+        assert margin < row / 4
+        assert (found[row + margin :] == opened.her2.background).all()
+        assert (streaks[row + margin :] != opened.her2.background).any(axis=-1).mean() > 0.9
+        assert np.array_equal(found[: row - margin], streaks[: row - margin])
 
 
 def test_tiles_are_those_of_the_warped_slide(client: TestClient, study: Path) -> None:

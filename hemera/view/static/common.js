@@ -55,18 +55,26 @@ function plural(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
+// A text whose paths and names break behind / and _ alone.
+function breakable(text) {
+  return text.split(/(?<=[/_])/).flatMap((part) => [part, element("wbr")]);
+}
+
 // What the next run would do, as `hemera plan --json` writes it.
 function planRows(found) {
   if (found.error) return [element("p", { class: "error" }, found.error)];
   if (!found.stages.length) return [element("p", {}, "Nothing: all results are up to date.")];
   const again = found.stages.filter((stage) => stage.replaced_bytes), first = found.stages.filter((stage) => !stage.replaced_bytes);
   const jobs = (stages) => plural(stages.reduce((sum, stage) => sum + stage.jobs, 0), "job");
-  const rows = again.map((stage) => element("tr", {},
-    element("td", {}, stage.stage),
-    element("td", {}, stage.units.every(Boolean) && stage.jobs <= 3 ? stage.units.join(", ") : plural(stage.jobs, "job")),
-    element("td", { class: "reasons" }, Object.keys(stage.reasons).join("; ")),
-    element("td", { class: "n" }, duration(stage.hours))));
-  const head = element("thead", {}, element("tr", {}, ...["stage", "of", "why", "time"].map((name) => element("th", {}, name))));
+  // The reasons have a row of their own: a column beside three others is too narrow for paths.
+  const rows = again.flatMap((stage) => [
+    element("tr", { class: "stage-row" },
+      element("td", {}, stage.stage),
+      element("td", {}, ...breakable(stage.units.every(Boolean) && stage.jobs <= 3 ? stage.units.join(", ") : plural(stage.jobs, "job"))),
+      element("td", { class: "n" }, duration(stage.hours))),
+    element("tr", {}, element("td", { class: "reasons", colspan: 3 }, ...breakable(Object.keys(stage.reasons).join("; ")))),
+  ]);
+  const head = element("thead", {}, element("tr", {}, ...["stage", "of", "time"].map((name) => element("th", {}, name))));
   const command = element("code", {}, "hemera run");
   const lines = again.length ? [element("p", {}, command, ` will run ${jobs(again)} again:`), element("table", {}, head, element("tbody", {}, ...rows))] : [];
   if (first.length) lines.push(element("p", {}, command.cloneNode(true), ` will run ${jobs(first)} for the first time: ${first.map((stage) => stage.stage).join(", ")}.`));

@@ -25,9 +25,11 @@ const lightbox = {
     const names = [["he", "H&E"], ["her2", "HER2"], ...engines.map((engine) => [engine, `mask of ${engine}`]),
       ...networks.map((name) => [name, titles[name]])];
     $("#pictures").replaceChildren(...names.map(([name, title]) => {
-      const image = element("img", { src: `picture/${row.tile}/${name}`, alt: `${title} of ${row.tile}` });
-      image.onerror = () => image.replaceWith(element("p", { class: "error" }, "cannot be read"));
-      return element("figure", {}, image, element("figcaption", {}, title));
+      const image = element("img", { class: "waiting", src: `picture/${row.tile}/${name}`, alt: `${title} of ${row.tile}` });
+      const wait = element("span", { class: "quiet" }, networks.includes(name) ? ": being computed" : "");
+      image.onload = () => { image.classList.remove("waiting"); wait.remove(); };
+      image.onerror = () => { image.replaceWith(element("p", { class: "error" }, "cannot be read")); wait.remove(); };
+      return element("figure", {}, image, element("figcaption", {}, title, wait));
     }));
     if (networks.length) this.split(row.tile);
     if (!$("#lightbox").open) $("#lightbox").showModal();
