@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from hemera.dataset.shards import ShardWriter
+from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.dataset.torch_dataset import TileDataset, tile_weight
 from hemera.errors import ConfigError, ShardError, TrainingError
 from hemera.imaging.codecs import encode, encode_mask
@@ -332,6 +332,20 @@ def test_a_flipped_bit_is_found(tmp_path, shard, name):
     with pytest.raises(ShardError, match=rf"bci\.000\.tar: {tile}\.{name}\.png differs"):
         dataset[dataset.position(tile)]
     assert [dataset[i]["tile"] for i in range(4) if dataset.tiles[i] != tile]
+
+
+def test_each_member_is_compared_once_in_a_process(index, monkeypatch):
+    dataset, compared = everything(index), []
+    read = ShardReader.read
+
+    def counted(self, shard, offset, length, digest=b""):
+        compared.append(bool(digest))
+        return read(self, shard, offset, length, digest)
+
+    monkeypatch.setattr(ShardReader, "read", counted)
+    for _ in range(2):
+        dataset[0]
+    assert compared == [True] * 3 + [False] * 3
 
 
 def test_a_mask_of_another_size_is_refused(index, tmp_path):
