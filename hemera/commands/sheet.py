@@ -417,8 +417,6 @@ class _Seen:
 
 def _contradictions(pair: Pair, seen: _Seen) -> Iterator[str]:
     """Yield what the pixels of a pair contradict; both images are added to those seen."""
-    import numpy as np
-
     from hemera.imaging.identity import contradictions
 
     try:
@@ -433,11 +431,6 @@ def _contradictions(pair: Pair, seen: _Seen) -> Iterator[str]:
         if verdict == "refuse" or pair.verdict != "accept":
             yield reason
     for column, identity in zip(("he", "her2"), found, strict=False):
-        if not np.ptp(identity.small, axis=2).any():
-            log.warning(
-                "pair %s: %s %s is gray: its stain cannot be identified; give the image in colour",
-                pair.pair, column, identity.name,
-            )  # fmt: skip
         twin = seen.twin(column, pair, identity)
         if twin is not None:
             first, other, equal = twin

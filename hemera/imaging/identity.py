@@ -33,6 +33,9 @@ STAIN_MPP = 8.0
 """Stains are identified on an overview of at most the first, or at the second where it is finer."""
 SAMPLE_PX = 2_000_000
 
+GRAY_CONTRAST_MIN = 20
+"""Least range of the values of an image that is called gray; below it, it is empty."""
+
 EXTENT_MISMATCH_MAX = 0.02
 """Largest relative difference in extent of images that come registered."""
 
@@ -109,6 +112,11 @@ class Identity:
     size_px: tuple[int, int]
     mpp: float
 
+    @property
+    def gray(self) -> bool:
+        """Whether something is to be seen, and nothing of it has a colour."""
+        return not np.ptp(self.small, axis=2).any() and int(np.ptp(self.small)) > GRAY_CONTRAST_MIN
+
 
 def identify(slide: Slide, view: RGB | None = None) -> Identity:
     """Identify a slide or image; `view` is one of all of it at about `STAIN_MPP`, where known."""
@@ -156,6 +164,13 @@ def contradictions(
     if her2 is not None and her2.stain == HE:
         wrong.append(("her2", f"her2 {her2.name} has eosin and is H&E by its colours"))
     remedy = "swap he and her2" if len(wrong) == 2 else "correct the paths"
+    gray = [
+        (column, f"{column} {image.name} is gray and shows no stain")
+        for column, image in (("he", he), ("her2", her2))
+        if image is not None and image.gray
+    ]
+    if gray:
+        wrong, remedy = gray, "give the image in colour"
     found = " and ".join(what for _, what in wrong)
     reason = f"{found}; {remedy}, or set verdict to accept in the sheet"
     return {column: ("wrong_stain", reason) for column, _ in wrong}

@@ -80,7 +80,10 @@ def test_a_whole_model_is_shown_with_its_digest(model: Path) -> None:
 
 
 def test_a_file_that_is_no_model_of_nuclei_is_missing(tmp_path: Path) -> None:
-    for name, reason in (("other.safetensors", "damaged"), ("other.pt", "not a TorchScript model")):
+    for name, reason in (
+        ("other.safetensors", "cannot be read"),
+        ("other.pt", "not a TorchScript model"),
+    ):
         path = tmp_path / name
         path.write_bytes(b"not a model")
         engines = {"stain": {"nuclei": str(path)}}

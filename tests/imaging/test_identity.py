@@ -100,6 +100,10 @@ def test_contradictions(rng, tmp_path):
         found = write(tmp_path / name, rgb, **options)
         assert verdicts(first, found) == {"he": "refuse", "her2": "refuse"}, name
     assert write(tmp_path / "renamed.png", he).digest == first.digest
+    gray = np.repeat(cv2.cvtColor(he, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    assert verdicts(first, write(tmp_path / "gray.jpg", gray)) == {"her2": "wrong_stain"}
+    # Empty glass is no gray image; it is refused for what it lacks.
+    assert verdicts(first, write(tmp_path / "empty.png", np.full_like(he, 240))) == {}
     swapped = contradictions(her2, first)
     assert "swap he and her2" in swapped["he"][1]
 

@@ -314,7 +314,7 @@ def test_artefacts_of_a_real_overview_are_outlined(images, tmp_path, name):
     assert truth[found > 0].mean() >= 0.7
 
 
-GOLDEN = {6: "38465f29d2d9effa"}
+GOLDEN = {7: "38465f29d2d9effa"}
 
 
 def test_golden(cohort):

@@ -1,10 +1,11 @@
-"""The weights that option `nuclei` of the engine `stain` names, checked without reading them."""
+"""The weights that option `nuclei` of the engine `stain` names, checked by their headers."""
 
 import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import zipfile
 from pathlib import Path
 
 from hemera.errors import EngineError
@@ -38,12 +39,42 @@ def requirements(nuclei: str) -> list[str]:
         for package, extra in _packages(nuclei)
         if importlib.util.find_spec(package) is None
     ]
-    if not weights_file(nuclei).is_file():
+    fault = "" if missing else _fault(weights_file(nuclei))
+    if fault:
         missing.append(
-            f"{subject}: {nuclei!r}: no such file; give {AUTO}, {NETWORK}, {CLASSICAL}, weights of "
+            f"{subject}: {nuclei!r}: {fault}; give {AUTO}, {NETWORK}, {CLASSICAL}, weights of "
             "`hemera train-nuclei`, or a TorchScript model of InstanSeg"
         )
     return missing
+
+
+def _fault(file: Path) -> str:
+    """Return what is wrong with a file of weights, as far as its header shows."""
+    if not file.is_file():
+        return "no such file"
+    if file.suffix == ".safetensors":
+        return _network_fault(file)
+    if not zipfile.is_zipfile(file):
+        return "not a TorchScript model"
+    with zipfile.ZipFile(file) as archive:
+        # A file of plain tensors is such an archive too, without code.
+        code = any("/code/" in name for name in archive.namelist())
+    return "" if code else "not a TorchScript model"
+
+
+def _network_fault(file: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    shapes = []
+    for each in (SHIPPED, file):
+        try:
+            with safe_open(each, "numpy") as weights:
+                # Not a dictionary: it is not iterable itself.
+                names = sorted(weights.keys())
+                shapes.append({name: weights.get_slice(name).get_shape() for name in names})
+        except (OSError, SafetensorError) as error:
+            return f"cannot be read ({' '.join(str(error).split())})"
+    return "" if shapes[0] == shapes[1] else "weights of another network"
 
 
 def _packages(nuclei: str) -> list[tuple[str, str]]:

@@ -163,14 +163,23 @@ def test_golden() -> None:
 
 
 def test_missing_damaged_and_foreign_weights_are_errors_of_one_line(tmp_path: Path) -> None:
-    absent, damaged, foreign = (tmp_path / f"{n}.safetensors" for n in ("a", "d", "f"))
+    """Of the plan already, which reads headers alone."""
+    absent, damaged, foreign, cut, tensors = (
+        tmp_path / name for name in ("a.safetensors", "d.safetensors", "f.safetensors",
+                                     "c.safetensors", "t.pt")
+    )  # fmt: skip
     damaged.write_bytes(b"no weights")
+    cut.write_bytes(nucleus_files.SHIPPED.read_bytes()[:-100])
     safetensors.torch.save_file({"stem.0.weight": torch.zeros(1)}, foreign)
-    for path, words in ((absent, "no such file"), (damaged, "damaged"), (foreign, "does not fit")):
-        engine = StainEngine(Options(nuclei=str(path)), SHARED)
-        with pytest.raises(EngineError, match=words) as caught:
-            _ = engine.find
-        assert "\n" not in str(caught.value)
+    torch.save({"stem.0.weight": torch.zeros(1)}, tensors)
+    for path, words in (
+        (absent, "no such file"), (damaged, "cannot be read"), (cut, "cannot be read"),
+        (foreign, "weights of another network"), (tensors, "not a TorchScript model"),
+    ):  # fmt: skip
+        fault = nucleus_files.requirements(str(path))[-1]
+        assert f"{path}': {words}" in fault and "\n" not in fault
+        with pytest.raises(EngineError, match=words):
+            _ = StainEngine(Options(nuclei=str(path)), SHARED).find
 
 
 def test_the_tables_record_the_digest_of_the_weights() -> None:
