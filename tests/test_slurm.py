@@ -184,8 +184,8 @@ def check_resources(
             assert job["MinMemoryNode"].endswith("M"), name
             memory = int(job["MinMemoryNode"][:-1])
             assert memory in {one["mem_mb"] for one in own}, (name, memory)
-            gpus = {one.get("gpu", 0) for one in own}
-            assert ("gpu:1" in job.get("TresPerJob", "")) == (gpus == {1}), name
+        gpus = sum("gpu:1" in job.get("TresPerJob", "") for job in jobs)
+        assert gpus == sum(one.get("gpu", 0) for one in own), name
         limits = sum(minutes(job["TimeLimit"]) for job in jobs)
         assert limits == sum(one["runtime"] for one in own), name
 
@@ -301,7 +301,9 @@ def test_a_training_that_is_cancelled_resumes(slurm: Slurm, finished: Path, tmp_
         (job,) = [job for job in own_jobs(slurm, folder) if job["JobState"] == "RUNNING"]
         slurm.client("scancel", job["JobId"])
 
-    text = on_slurm(slurm, folder, *PROMPT, target, during=cancel)
+    # The memory of the second attempt is twice that of the first; the node has 24,000 MB.
+    memory = "--set-resources=train_generation:mem_mb=8000"
+    text = on_slurm(slurm, folder, *PROMPT, memory, target, during=cancel)
     assert "cancelled, by scancel or by the cluster; next attempt" in text
     assert "resumed at epoch" in log.read_text()
     assert (folder / target).read_bytes() == (undisturbed / target).read_bytes()

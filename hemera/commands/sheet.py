@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hemera.commands import Positive, check_new
-from hemera.errors import HemeraError, SheetError, TableError
+from hemera.errors import HemeraError, SheetError
 from hemera.files.atomic import write_text
 from hemera.interop.labelled_releases import her2sc_rows, herohe_rows
 from hemera.sheet import IMAGE_SUFFIXES, Pair, parse_sheet, read_sheet, write_rows
@@ -306,7 +306,7 @@ def _faults(pair: Pair) -> Iterator[str]:
     from hemera.dataset.labelled_views import read_regions
     from hemera.files.geojson import read_polygons
     from hemera.imaging.artefact_files import read_artefacts
-    from hemera.imaging.slide import open_slide
+    from hemera.imaging.slide import open_slide, read_header
     from hemera.registration.displacement_files import read_displacement
     from hemera.registration.landmarks import read_landmarks
 
@@ -320,24 +320,19 @@ def _faults(pair: Pair) -> Iterator[str]:
             read_artefacts(path, slide.size_px, np.ones((64, 64), np.bool_), f"{stain}_artefacts")
 
     def read_points() -> None:
-        # Plain files are in pixels, which are um here.
-        points = read_landmarks(pair, 1.0, 1.0, "um")
         if pair.he_landmarks == pair.her2_landmarks:
+            read_landmarks(pair, 1.0, 1.0, "um")
             return
-        for path, side in ((pair.he, points.he[:, 0]), (pair.her2_image, points.her2)):
-            try:
-                # The resolution does not matter here, but some images have none.
-                with open_slide(path, mpp=1.0) as slide:
-                    size_px = slide.size_px
-            except HemeraError:
-                # The column of the image names it.
-                continue
-            outside = int(((side < 0) | (side > size_px)).any(axis=1).sum())
-            if outside:
-                raise TableError(
-                    f"{outside} of {len(side)} landmarks are outside {path.name}, "
-                    f"{size_px[0]} x {size_px[1]} px; give level-0 pixels of this file"
-                )
+        try:
+            he_px, he_mpp = read_header(pair.he)
+            her2_px, her2_mpp = read_header(pair.her2_image)
+        except HemeraError:
+            # The column of the image names it.
+            return
+        mpps = pair.he_mpp or he_mpp, pair.her2_mpp or her2_mpp
+        # Where one has no resolution, which is another fault, both are as if of one.
+        mpps = mpps if all(mpps) else (1.0, 1.0)
+        read_landmarks(pair, *mpps, "um", he_px, her2_px)
 
     checks: list[tuple[str, tuple[Path | None, ...], Callable[..., object]]] = [
         ("he", (pair.he,), lambda path: read_slide(path, pair.he_mpp, "he_mpp")),

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.optimize
+import scipy.spatial
 
 from hemera.errors import SheetError, TableError
 from hemera.files.faults import translated
@@ -40,6 +41,8 @@ MISPLACED_MAX = 0.1
 """Largest fraction of landmarks that fit the place of another one better."""
 SHIFTED_MIN = 3
 """Smallest number of successive landmarks that a missing row moves."""
+SCALE_MAX = 1.4
+"""Largest factor between the scales of both slides' landmarks, um; levels differ by 2 and more."""
 IDS = "a column id with names that are not the numbers of the rows, such as p1"
 """What pairs landmarks without a check of their order, for messages."""
 
@@ -64,16 +67,22 @@ NONE = Landmarks((), np.zeros((0, 1, 2)), np.zeros((0, 2)))
 
 
 def read_landmarks(
-    pair: Pair, he_mpp: float | None, her2_mpp: float | None, coordinates: str
+    pair: Pair,
+    he_mpp: float | None,
+    her2_mpp: float | None,
+    coordinates: str,
+    he_size_px: tuple[int, int] | None = None,
+    her2_size_px: tuple[int, int] | None = None,
 ) -> Landmarks:
     """Read the landmarks of a pair: one ACROBAT file, or two files with the columns X and Y.
 
     `coordinates` is the unit of an ACROBAT file, um or px; plain files are in level-0 pixels. Their
     points correspond by id where both files have one, else by row; numbers of the rows are no ids.
+    Points of plain files are compared with the sizes of the slides, (width, height), where given.
 
     Raises:
-        TableError: a file that is none; the points of one slide twice; without ids, unequal counts;
-            points that do not correspond.
+        TableError: a file that is none; the points of one slide twice; points outside the slide, or
+            of another resolution; without ids, unequal counts; points that do not correspond.
     """
     if pair.he_landmarks is None or pair.her2_landmarks is None:
         raise SheetError(
@@ -81,7 +90,14 @@ def read_landmarks(
         )
     if pair.he_landmarks == pair.her2_landmarks:
         return _read_acrobat(pair, pair.he_landmarks, he_mpp, her2_mpp, coordinates)
-    return _pair_plain(pair, pair.he_landmarks, pair.her2_landmarks, he_mpp, her2_mpp)
+    return _pair_plain(
+        pair,
+        (pair.he_landmarks, _read_plain(pair.he_landmarks, he_mpp, pair.he, he_size_px)),
+        (
+            pair.her2_landmarks,
+            _read_plain(pair.her2_landmarks, her2_mpp, pair.her2_image, her2_size_px),
+        ),
+    )
 
 
 def predictions_csv(landmarks: Landmarks, predicted: Floats) -> str:
@@ -139,14 +155,16 @@ def _read_acrobat(
 
 
 def _pair_plain(
-    pair: Pair, he_path: Path, her2_path: Path, he_mpp: float | None, her2_mpp: float | None
+    pair: Pair,
+    he_file: tuple[Path, tuple[list[str] | None, Floats]],
+    her2_file: tuple[Path, tuple[list[str] | None, Floats]],
 ) -> Landmarks:
     """Pair the points of two plain files by id where both have one, else by row.
 
     Numbers that run with the rows of both files are no ids: software writes them, and they change
     where a row is removed. The order of the rows is checked for these too.
     """
-    (he_ids, he), (her2_ids, her2) = _read_plain(he_path, he_mpp), _read_plain(her2_path, her2_mpp)
+    (he_path, (he_ids, he)), (her2_path, (her2_ids, her2)) = he_file, her2_file
     same = len(he) >= CHECKED_MIN and he_path.read_bytes() == her2_path.read_bytes()
     if same and not pair.registered:
         raise TableError(
@@ -160,7 +178,7 @@ def _pair_plain(
                 "ids row n corresponds to row n: add the missing rows, or a column id to both files"
             )
         _check_order(he_path.name, he, her2)
-        _check_sides(pair, he, her2)
+        _check_map(pair, he, her2)
         return Landmarks([str(n + 1) for n in range(len(he))], he[:, None], her2)
     common = [name for name in he_ids if name in set(her2_ids)]
     if not common:
@@ -177,7 +195,7 @@ def _pair_plain(
         points[[ids.index(name) for name in common]]
         for ids, points in ((he_ids, he), (her2_ids, her2))
     )
-    _check_sides(pair, he, her2)
+    _check_map(pair, he, her2)
     return Landmarks(common, he[:, None], her2)
 
 
@@ -231,11 +249,25 @@ def _check_order(name: str, he: Floats, her2: Floats) -> None:
         )
 
 
-def _check_sides(pair: Pair, he: Floats, her2: Floats) -> None:
-    """Warn where corresponding points (N, 2) are mirror images and the sheet differs."""
+def _check_map(pair: Pair, he: Floats, her2: Floats) -> None:
+    """Raise an error where corresponding points (N, 2), um, differ in scale.
+
+    Warn where they are mirror images and the sheet differs, and where a side is withheld.
+    """
     known = np.isfinite(he[:, 0]) & np.isfinite(her2[:, 0])
+    if not known.all():
+        words = "pair %s: %d of %d landmarks have no coordinates on one of the slides"
+        log.warning(words, pair.pair, (~known).sum(), len(known))
     if known.sum() < CHECKED_MIN:
         return
+    near, far = (scipy.spatial.distance.pdist(side[known]) for side in (he, her2))
+    scale = float(np.median(far / np.maximum(near, 1e-9)))
+    if not 1 / SCALE_MAX <= scale <= SCALE_MAX:
+        raise TableError(
+            f"{pair.landmarks[0].name}, {pair.landmarks[1].name}: the points of HER2 are "
+            f"{scale:.2f} times as far apart as those of H&E, in um; give level-0 pixels of both "
+            "slides, or correct he_mpp, her2_mpp"
+        )
     matrix, _ = cv2.estimateAffine2D(he[known], her2[known], method=cv2.LMEDS)
     if matrix is not None and (np.linalg.det(matrix[:, :2]) < 0) != pair.mirrored:
         found, remedy = (
@@ -247,7 +279,9 @@ def _check_sides(pair: Pair, he: Floats, her2: Floats) -> None:
         log.warning(words, pair.pair, found, remedy)
 
 
-def _read_plain(path: Path, mpp: float | None) -> tuple[list[str] | None, Floats]:
+def _read_plain(
+    path: Path, mpp: float | None, image: Path, size_px: tuple[int, int] | None
+) -> tuple[list[str] | None, Floats]:
     """Read a file with the columns X and Y, level-0 pixels: ids, if any, and (N, 2) um."""
     table = read_cells(path).rename(columns=lambda name: name.strip().lower())
     table = table[(table != "").any(axis=1)]
@@ -266,7 +300,16 @@ def _read_plain(path: Path, mpp: float | None) -> tuple[list[str] | None, Floats
             f"{path.name}: pixels of an image without resolution; give he_mpp, her2_mpp in "
             "the sheet"
         )
-    points = _points(path, table, ["x", "y"])[:, 0] * mpp
+    pixels = _points(path, table, ["x", "y"])[:, 0]
+    if size_px is not None:
+        outside = np.flatnonzero(((pixels < 0) | (pixels > size_px)).any(axis=1))
+        if len(outside):
+            raise TableError(
+                f"{path.name}: {len(outside)} of {len(pixels)} landmarks are outside {image.name}, "
+                f"{size_px[0]} x {size_px[1]} px (first: line {table.index[outside[0]] + 2}); give "
+                "level-0 pixels of this file"
+            )
+    points = pixels * mpp
     column = next((name for name in ID_COLUMNS if name in table), None)
     if column is None:
         return None, points

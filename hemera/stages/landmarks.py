@@ -72,10 +72,11 @@ def _run_pair(
             raise TableError(f"{path}: no such file; run register, or name another in the sheet")
     images = tables.described(images_table)[unit]
     described = {stain: row for stain, row in images.items() if row["mpp"] is not None}
-    he_mpp, her2_mpp = (images[stain]["mpp"] for stain in tables.STAINS)
+    he, her2 = (images[stain] for stain in tables.STAINS)
+    sizes = [(row["width_px"], row["height_px"]) if row["width_px"] else None for row in (he, her2)]
     landmarks, d, reason = NONE, none(), None
     try:
-        landmarks = read_landmarks(pair, he_mpp, her2_mpp, options.coordinates)
+        landmarks = read_landmarks(pair, he["mpp"], her2["mpp"], options.coordinates, *sizes)
         d = _displacement(pair, described, displacement)
     except (TableError, RegistrationError) as error:
         # A reason is written to a table, which contains no absolute path.

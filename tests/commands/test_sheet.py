@@ -271,7 +271,10 @@ def test_check_reads_what_stands_beside_the_images(
     (tmp_path / "her2.csv").write_text("X,Y\n3,400\n")
     assert main(["sheet", "check", str(tmp_path / "pairs.tsv")]) == 1
     (line,) = errors(caplog)
-    assert f"1 of 1 landmarks are outside {sheet.pairs[0].her2.name}, 56 x 40 px; give" in line
+    assert (
+        f"1 of 1 landmarks are outside {sheet.pairs[0].her2.name}, 56 x 40 px (first: line 2); give"
+        in line
+    )
     (tmp_path / "her2.csv").write_text("X,Y\n3,four\n")
     (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": ring}))
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((20, 40), np.uint8))

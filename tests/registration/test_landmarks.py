@@ -32,12 +32,12 @@ def pair(folder, he="points.csv", her2="points.csv"):
     )  # fmt: skip
 
 
-def read(folder, text, coordinates="um", mpps=(HE_MPP, HER2_MPP)):
+def read(folder, text, coordinates="um", mpps=(HE_MPP, HER2_MPP), sizes_px=()):
     """Read one ACROBAT file, or two plain ones."""
     if isinstance(text, tuple):
         for name, one in zip(("he.csv", "her2.csv"), text, strict=True):
             (folder / name).write_text(one)
-        return read_landmarks(pair(folder, "he.csv", "her2.csv"), *mpps, coordinates)
+        return read_landmarks(pair(folder, "he.csv", "her2.csv"), *mpps, coordinates, *sizes_px)
     (folder / "points.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_landmarks(pair(folder), *mpps, coordinates)
 
@@ -46,7 +46,8 @@ def bent():
     """Return 20 points of each slide: a turn, a scale, and a bend of several landmark distances."""
     he = np.random.default_rng(2).uniform(0, 4000, (20, 2))
     bend = 400 * np.sin(he[:, ::-1] / 900)
-    return he, (he + bend) @ np.array([[0.5, -0.9], [0.8, 0.6]]) + (3000, 500)
+    turn = np.array([[0.5, -0.9], [0.8, 0.6]]) * HE_MPP / HER2_MPP
+    return he, (he + bend) @ turn + (3000, 3000)
 
 
 def numbered(points, header, first=1):
@@ -207,6 +208,35 @@ class TestPlain:
         assert len(read(tmp_path, exchanged).points) == 20
         assert "mirror images of each other; X and Y are exchanged, or write true" in caplog.text
 
+    @pytest.mark.parametrize(("factor", "right"), [(0.5, False), (0.9, True), (2, False)])
+    def test_points_of_another_resolution(self, tmp_path, factor, right):
+        """Those of `bent` are 1.04 times as far apart on HER2."""
+        he, her2 = bent()
+        texts = tuple(numbered(points, "id,X,Y") for points in (he, her2 * factor))
+        if right:
+            read(tmp_path, texts)
+            return
+        words = (
+            rf"he\.csv, her2\.csv: the points of HER2 are {factor * 1.0376:.2f} times as far apart"
+        )
+        with pytest.raises(TableError, match=words):
+            read(tmp_path, texts)
+
+    def test_points_outside_the_slide_and_without_coordinates(self, tmp_path, caplog):
+        he, her2 = bent()
+        her2[9] = 1e7, 3
+        texts = [numbered(points, "id,X,Y") for points in (he, her2)]
+        words = (
+            r"her2\.csv: 1 of 20 landmarks are outside .*\.tif, 9000 x 9000 px \(first: line 11\)"
+        )
+        with pytest.raises(TableError, match=words):
+            read(tmp_path, tuple(texts), sizes_px=((9000, 9000),) * 2)
+        her2[9] = np.nan
+        texts[1] = numbered(her2, "id,X,Y")
+        found = read(tmp_path, tuple(texts), sizes_px=((9000, 9000),) * 2)
+        assert np.isnan(found.her2[9]).all()
+        assert "1 of 20 landmarks have no coordinates on one of the slides" in caplog.text
+
     @pytest.mark.parametrize("first", [0, 1])
     @pytest.mark.parametrize("side", [0, 1])
     def test_a_row_that_is_removed_before_the_rows_are_numbered(self, tmp_path, side, first):
@@ -247,7 +277,7 @@ class TestPlain:
         """A section that bends by more than the distance of two landmarks, in another order."""
         rng = np.random.default_rng(4)
         he = rng.uniform(0, 4000, (300, 2))
-        her2 = he + 400 * np.sin(he[:, ::-1] / 500)
+        her2 = (he + 400 * np.sin(he[:, ::-1] / 500)) * HE_MPP / HER2_MPP
         order = rng.permutation(300)
         texts = [
             "id,X,Y\n" + "\n".join(f"{n},{x},{y}" for n, (x, y) in zip(ids, points, strict=True))
