@@ -25,6 +25,7 @@ from _synthetic import ratio, texture
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
+from hemera.__main__ import keep_freed_memory
 from hemera.config import TrainSegmentationOptions
 from hemera.dataset.shards import ShardReader, ShardWriter
 from hemera.dataset.torch_dataset import TileDataset
@@ -205,6 +206,8 @@ def loading(index: Path) -> None:
 def main() -> None:
     """Measure both on one set of tiles."""
     torch.set_num_threads(1)
+    # As the command line does.
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         index = write_tiles(Path(name))
         access(index)

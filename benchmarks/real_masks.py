@@ -282,6 +282,13 @@ def score_table(rows: Sequence[Mapping[str, float]], source: Sequence[str]) -> N
         f"{kappa(true, simple):.3f} (p95); fitted here {kappa(true, best):.3f}",
         ">= .60",
     )
+    for name in dict.fromkeys(source):
+        own = np.array([each == name for each in source])
+        values = [np.array([row[words] for row in rows]) for words in ("H-score", "moderate+strong")]
+        ours = [rho(true[own], v[own]) for v in values] + [kappa(true[own], read[own])]
+        theirs = [rho(true[own], p95[own])] * 2 + [kappa(true[own], simple[own])]
+        cells = ("; ".join(f"{v:.3f}" for v in side) for side in (ours, theirs))
+        line(f"HER2, {name}: Spearman of both; kappa", *cells, "not below")
     for row, name in zip(rows, source, strict=True):
         found = f"{SCORES[int(row['read'])]}, H {row['H-score']:.0f}, {row['cells']:.0f} cells"
         found += f", excluded {row['excluded']:.3f}"
