@@ -284,8 +284,11 @@ def score_table(rows: Sequence[Mapping[str, float]], source: Sequence[str]) -> N
     )
     for name in dict.fromkeys(source):
         own = np.array([each == name for each in source])
-        values = [np.array([row[words] for row in rows]) for words in ("H-score", "moderate+strong")]
-        ours = [rho(true[own], v[own]) for v in values] + [kappa(true[own], read[own])]
+        ours = [
+            rho(true[own], np.array([row[words] for row in rows])[own])
+            for words in ("H-score", "moderate+strong")
+        ]
+        ours.append(kappa(true[own], read[own]))
         theirs = [rho(true[own], p95[own])] * 2 + [kappa(true[own], simple[own])]
         cells = ("; ".join(f"{v:.3f}" for v in side) for side in (ours, theirs))
         line(f"HER2, {name}: Spearman of both; kappa", *cells, "not below")
