@@ -49,7 +49,7 @@ def brief(error: BaseException) -> str:
     """
     message = re.sub(r"\s*<[^<>]* object at 0x[0-9a-f]+>", "", str(error))
     message = " ".join(message.split()) or type(error).__name__
-    return message if len(message) <= 300 else message[:297] + "..."
+    return message if len(message) <= 300 else message[:296].rsplit(" ", 1)[0] + " ..."
 
 
 @contextlib.contextmanager

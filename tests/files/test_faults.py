@@ -17,6 +17,11 @@ def test_an_error_without_a_message_is_named_by_its_class() -> None:
     assert brief(EOFError()) == "EOFError"
 
 
+def test_a_long_message_ends_with_a_word() -> None:
+    assert brief(ValueError("nine wide " * 40)) == " ".join(["nine wide"] * 29) + " nine ..."
+    assert brief(ValueError("w" * 301)) == "w" * 296 + " ..."
+
+
 def test_our_own_error_passes_unchanged() -> None:
     own = TableError("t.parquet: no rows")
     with pytest.raises(TableError) as caught, translated(SlideError, "{error}"):
