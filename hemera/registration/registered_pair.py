@@ -86,7 +86,7 @@ def load_pair(pair: Pair, results: Path, *, allow_failed: bool = False) -> Regis
     if refusal is not None and not allow_failed:
         raise RegistrationError(
             f"pair {pair.pair}: {refusal}; inspect it in the report, then set verdict to accept in "
-            "the sheet, or give --allow-failed-registration"
+            "the sheet; warp and export spatialdata have --allow-failed-registration too"
         )
     if pair.registered:
         field = fields.of_registered(
