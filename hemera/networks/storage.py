@@ -49,7 +49,11 @@ def write_weights(
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic.replacing(path) as temporary:
+        # safetensors makes files that only their owner may read; others use networks too.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         safetensors.torch.save_file(state, temporary, dict(metadata or {"format": "pt"}))
+        temporary.chmod(mode)
 
 
 def read_weights(

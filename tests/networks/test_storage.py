@@ -160,3 +160,10 @@ def test_a_network_from_its_file_gives_the_same_answers(branch, tmp_path):
     image = torch.rand(1, 3, 32, 64)
     with torch.no_grad():
         assert torch.equal(storage.load_segmentation(*paths)[0](image), net(image))
+
+
+def test_weights_can_be_read_by_those_who_read_other_files(tmp_path):
+    text, weights = tmp_path / "a.txt", tmp_path / "a.safetensors"
+    text.touch()
+    storage.write_weights(weights, {"a": torch.zeros(3)})
+    assert weights.stat().st_mode == text.stat().st_mode
