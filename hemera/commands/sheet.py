@@ -18,7 +18,7 @@ from hemera.interop.labelled_releases import her2sc_rows, herohe_rows
 from hemera.sheet import IMAGE_SUFFIXES, Pair, parse_sheet, read_sheet, write_rows
 
 if TYPE_CHECKING:
-    from hemera.imaging.identity import RGB, Identity
+    from hemera.imaging.identity import Identity
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ MIST_MPP = 0.4661
 """Of MIST, um/px, as third parties report it."""
 
 STRUCTURE_MAX = 14
-"""Most bits of `_structure` in which copies differ: measured 14 for JPEG and scaling; others 18."""
+"""Most of the `coarse_bits` in which copies differ: measured 14 for JPEG and scaling; others 18."""
 TWINS_READ = 4
 """Images of similar structure that are read again for a comparison."""
 
@@ -370,16 +370,6 @@ def _identity(pair: Pair, column: str) -> "Identity":
         return identify(slide)
 
 
-def _structure(small: "RGB") -> int:
-    """Return 64 bits of a small picture, of which copies of an image differ in few."""
-    import cv2
-    import numpy as np
-
-    gray = cv2.resize(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (32, 32), None, 0, 0, cv2.INTER_AREA)
-    waves = cv2.dct(gray.astype(np.float32))[:8, :8].ravel()
-    return int.from_bytes(np.packbits(waves > np.median(waves[1:])).tobytes())
-
-
 class _Seen:
     """The images of a sheet so far."""
 
@@ -393,7 +383,7 @@ class _Seen:
 
         from hemera.imaging.identity import is_same_image
 
-        own = np.uint64(_structure(identity.small))
+        own = np.uint64(identity.coarse_bits)
         distances = np.bitwise_count(np.array(self._structures, np.uint64) ^ own)
         others = []
         for place in np.flatnonzero(distances <= STRUCTURE_MAX).tolist():

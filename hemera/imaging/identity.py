@@ -117,6 +117,14 @@ class Identity:
         """Whether something is to be seen, and nothing of it has a colour."""
         return not np.ptp(self.small, axis=2).any() and int(np.ptp(self.small)) > GRAY_CONTRAST_MIN
 
+    @property
+    def coarse_bits(self) -> int:
+        """64 bits of its coarsest waves, of which copies of an image differ in few."""
+        gray = cv2.cvtColor(self.small, cv2.COLOR_RGB2GRAY)
+        gray = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA)
+        waves = cv2.dct(gray.astype(np.float32))[:8, :8].ravel()
+        return int.from_bytes(np.packbits(waves > np.median(waves[1:])).tobytes())
+
 
 def identify(slide: Slide, view: RGB | None = None) -> Identity:
     """Identify a slide or image; `view` is one of all of it at about `STAIN_MPP`, where known."""
