@@ -66,7 +66,7 @@ def run(
         console.print("The plan is that without the options after --.")
     if found["missing"] and not elsewhere:
         return 1
-    status, log = 0, None
+    status, log, began = 0, None, 0.0
     # Some options add jobs to those of the plan, such as --forcerun.
     if found["stages"] or first < len(words):
         options = [] if elsewhere and cores is None else ["--cores", str(count)]
@@ -74,6 +74,7 @@ def run(
         log = Path("logs/run") / f"{datetime.datetime.now():%Y-%m-%dT%H%M%S}.log"
         console.print(f"Output of Snakemake: {log}")
         watch = Watch(found["stages"])
+        began = watch.began
         try:
             with (
                 _started([*words, *options], log, console) as process,
@@ -83,7 +84,7 @@ def run(
             console.print(_table(watch))
         except KeyboardInterrupt:
             status = INTERRUPTED
-    text = write_summary(summarise(effective_config(configfile), status, log))
+    text = write_summary(summarise(effective_config(configfile), status, log, began))
     if status != INTERRUPTED:
         console.print(text, end="", markup=False)
     return status

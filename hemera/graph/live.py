@@ -43,15 +43,16 @@ class Watch:
         self.stages = {
             each["stage"]: Stage(each["stage"], each["jobs"], each["hours"]) for each in planned
         }
-        self._began = time.time()
+        self.began = time.time() - 1
+        """Time before which no log of this run was written, s."""
         self._seen: set[str] = set()
         self._failures = 0
         self.concurrency = 1.0
 
     def update(self) -> list[str]:
         """Read what is new; return lines about refused pairs and failed jobs."""
-        run = last_run()
-        if run is None or run.log.stat().st_mtime < self._began - 1:
+        run = last_run(since=self.began)
+        if run is None:
             return []
         lines = [line for path in run.finished for line in self._finished(path)]
         for failure in run.failures[self._failures :]:

@@ -101,9 +101,11 @@ def is_locked() -> bool:
     return _LOCKS.is_dir() and any(_LOCKS.iterdir())
 
 
-def last_run(folder: Path = LOGS) -> Run | None:
-    """Read the log of the last run with jobs; None without any."""
+def last_run(folder: Path = LOGS, since: float = 0.0) -> Run | None:
+    """Read the log of the last run with jobs, written after a time; None without any."""
     for path in sorted(folder.glob("*.snakemake.log"), reverse=True):
+        if path.stat().st_mtime < since:
+            return None
         run = _read(path)
         if run.steps or run.running or run.failures:
             return run

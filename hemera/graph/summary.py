@@ -27,22 +27,30 @@ PAGES = {
 """Each page, and the table that it shows: a page is written after it."""
 
 _SHOWN = 10
-"""Pairs that a warning lists."""
+"""Pairs that a warning lists, and last lines of Snakemake's output."""
 
 
-def summarise(config: Config, status: int, log: Path | None) -> dict[str, Any]:
+def summarise(
+    config: Config, status: int, log: Path | None = None, began: float = 0.0
+) -> dict[str, Any]:
     """Return what results/summary.json contains.
 
     Args:
         config: the configuration of the run.
         status: exit status of Snakemake.
         log: its output; None where nothing had to be done.
+        began: time at which it began; earlier logs are those of other runs.
     """
     cohort = config.cohort
     names = units(read_sheet(Path(cohort.sheet)), cohort.block_count)
     tiles, reasons = _decisions()
     # Jobs that Ctrl-C ended have not failed.
-    run = last_run() if status not in (0, INTERRUPTED) else None
+    run = last_run(since=began) if status not in (0, INTERRUPTED) else None
+    failures = [
+        dataclasses.asdict(each)
+        for each in ({} if run is None else run.failed).values()
+        if not all(Path(path).exists() for path in each.outputs)
+    ]
     pages = {name: page for name, (page, _) in PAGES.items() if Path(page).exists()}
     older = [name for name in pages if _is_older(*map(Path, PAGES[name]))]
     return {
@@ -57,14 +65,17 @@ def summarise(config: Config, status: int, log: Path | None) -> dict[str, Any]:
         "tiles": tiles,
         "accepted_tiles": tiles - sum(reasons.values()),
         "rejected_tiles": reasons,
-        "failures": [
-            dataclasses.asdict(each)
-            for each in ({} if run is None else run.failed).values()
-            if not all(Path(path).exists() for path in each.outputs)
-        ],
+        "failures": failures,
+        # Without a failed job, these say why Snakemake ended.
+        "last_lines": [] if status in (0, INTERRUPTED) or failures else _last_lines(log),
         "pages": {name: page for name, page in pages.items() if name not in older},
         "older_pages": {name: pages[name] for name in older},
     }
+
+
+def _last_lines(log: Path | None) -> list[str]:
+    text = "" if log is None else log.read_text(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-_SHOWN:]
 
 
 def _is_older(page: Path, table: Path) -> bool:
@@ -137,8 +148,14 @@ def _markdown(summary: dict[str, Any]) -> str:
     if failures:
         lines += ["", "## Failed jobs", ""]
         lines += [f"- {each['rule']}: {each['cause']} ({each['log']})" for each in failures]
+    if summary["last_lines"]:
+        lines += ["", "## Snakemake ended without a failed job", ""]
+        lines += [f"    {line}" for line in summary["last_lines"]]
     if summary["exit_status"]:
-        lines += ["", "The run ended early; what is finished is kept: run the same command again."]
+        again = "run the same command again"
+        if failures or summary["last_lines"]:
+            again = f"remove the cause, then {again}"
+        lines += ["", f"The run ended early; what is finished is kept: {again}."]
         lines.append(f"Output of Snakemake: {summary['log']}")
     if summary["pages"] or summary["older_pages"]:
         lines += ["", "## Pages", ""]

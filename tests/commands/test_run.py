@@ -96,6 +96,12 @@ def test_a_run_ends_with_its_summary(study: Path) -> None:
     process = started(study, "--", "data", "--cores=1")
     text, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and "write --cores before --" in text
+    # Snakemake says why it ends before any job.
+    process = started(study, "--", "data", "--config", "mask={nuclei: classical}")
+    text, _ = process.communicate(timeout=120)
+    found = json.loads((study / "results/summary.json").read_text())
+    assert process.returncode != 0 and "config.yaml: mask.nuclei: no such key" in text
+    assert "no such key" in found["last_lines"][-1] and found["failures"] == []
 
 
 def test_folders_of_real_images(images: Path, tmp_path: Path) -> None:
