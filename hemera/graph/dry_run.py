@@ -163,6 +163,8 @@ def _graph(
                 workflow.dag(DAGSettings(targets=frozenset(targets), force_incomplete=True)),
                 records,
             )
+        except SystemExit as error:  # from the rules, with a message
+            raise ConfigError(str(error).strip()) from error
         except (WorkflowError, RuleException) as error:
             unknown = [name for name in targets if _is_unknown(name, error)]
             if unknown:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from hemera.config import Config
+from hemera.config import Config, EmbedOptions, TrainEncoderOptions
 from hemera.config.registration import temporary_bytes
 from hemera.graph.dry_run import STAGE_ORDER, Job
 from hemera.graph.reasons import OF_FILES, reasons
@@ -90,12 +90,14 @@ def missing(
     plans: Sequence[StagePlan], config: Config, memory_mb: float, free_bytes: int
 ) -> list[str]:
     """Return what the planned stages lack: weights and programs, memory, disk."""
-    found = [
-        line
-        for plan in plans
-        if plan.stage in config.stages
-        for line in config.stages[plan.stage].requirements()
-    ]
+    found: list[str] = []
+    for plan in plans:
+        if (options := config.stages.get(plan.stage)) is None:
+            continue
+        found += options.requirements()
+        if isinstance(options, EmbedOptions | TrainEncoderOptions):
+            for name in dict.fromkeys(unit.partition("/")[0] for unit in plan.units):
+                found += options.missing(name)
     found += [
         f"memory: {plan.stage} requests {plan.memory_mb} MB, this machine has {memory_mb:.0f} MB"
         for plan in plans

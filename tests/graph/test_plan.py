@@ -1,6 +1,7 @@
 """Times, sizes and what is missing, from files written by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +45,13 @@ def test_what_is_missing() -> None:
     memory, disk = missing([plan], config, 8_000, 3_000_000_000)
     assert memory == "memory: mask requests 9000 MB, this machine has 8000 MB"
     assert disk == "disk: 4.0 GB more are needed, 3.0 GB are free"
+
+
+def test_weights_of_the_planned_networks_are_missing() -> None:
+    config = load({"preset": "demo", "train_encoder": {"weights": ["tumour=none.pth"]}})
+    unknown: tuple[Any, ...] = ({}, None, None, None, 0, None, None)
+    embed = StagePlan("embed", 3, ("uni2_h/p", "uni2_h/q", "statistics/p"), *unknown)
+    train = StagePlan("train_encoder", 2, ("tumour", "stain"), *unknown)
+    of_embed, of_train = missing([embed, train], config, 16_000, 0)
+    assert "no weights of encoder uni2_h" in of_embed
+    assert of_train == "train_encoder.weights: none.pth, of tumour, does not exist; correct it"

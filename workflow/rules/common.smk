@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 from hemera.errors import HemeraError
@@ -35,7 +34,7 @@ ONLY_PLANNED = config.pop("only_planned", False)
 def ended(message):
     """The exception that ends the run with a message alone: to that of a WorkflowError, Snakemake adds
     lines of this file, and to others a traceback."""
-    return WorkflowError(message) if ONLY_PLANNED else SystemExit(f"\n{message}")
+    return SystemExit(f"\n{message}")
 
 
 try:
@@ -364,7 +363,7 @@ def method_features(wildcards):
 
 def encoder_requirements(wildcards):
     """No file; ends the run where the weights of an encoder are missing, as `requirements`."""
-    missing = CONFIG.stages["embed"].missing(wildcards.encoder)
+    missing = [] if ONLY_PLANNED else CONFIG.stages["embed"].missing(wildcards.encoder)
     if missing:
         raise ended("\n".join(missing))
     return []
