@@ -210,7 +210,7 @@ def _app(wanted: str) -> App:
         suppress_keyboard_interrupt=False,
     )
     if wanted in STAGES:
-        app.command(_stage(wanted), name=wanted)
+        app.command(_stage(wanted), name=wanted, help_format="markdown")
         return app
     app.help_epilogue = EXAMPLES
     for flag in ("--help", "--version"):
@@ -218,7 +218,12 @@ def _app(wanted: str) -> App:
     for number, (name, functions) in enumerate(COMMANDS.items()):
         own = name.replace("-", "_")
         module = importlib.import_module(f"hemera.commands.{own}")
-        kind: dict[str, Any] = {"group": _COMMANDS, "sort_key": number, "help_epilogue": ""}
+        kind: dict[str, Any] = {
+            "group": _COMMANDS,
+            "sort_key": number,
+            "help_epilogue": "",
+            "help_format": "markdown",
+        }
         if not functions:
             app.command(getattr(module, own), name=name, **kind)
             continue

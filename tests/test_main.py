@@ -62,6 +62,24 @@ def test_help_of_a_stage_is_derived(
     assert set(re.findall(r" --([a-z0-9.-]+)", text)) == {name.replace("_", "-") for name in names}
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_the_words_of_the_docstring(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Markdown, which fills the lines anew, takes *word* for emphasis outside of code."""
+    monkeypatch.setenv("COLUMNS", "300")
+    own = name.replace("-", "_")
+    module = importlib.import_module(f"hemera.commands.{own}")
+    for function in COMMANDS[name] or (own,):
+        words = [name] if not COMMANDS[name] else [name, function.replace("_", "-")]
+        text = shown(capsys, *words, "--help").split()
+        doc = re.sub(
+            r"^ +\w+: |^ +(Args|Raises):$", "", getattr(module, function).__doc__, flags=re.M
+        )
+        missing = set(doc.partition("Raises:")[0].replace("`", "").split()) - set(text)
+        assert missing <= {""}, f"{words}: {missing}"
+
+
 @pytest.mark.parametrize("words", ["--help", "predict --help", "sheet --help", "sheet bci --help"])
 def test_help_of_commands_imports_no_heavy_library(words: str) -> None:
     words = f"from hemera.__main__ import main; import sys; main({words.split()});"

@@ -98,7 +98,7 @@ def new(
 
     Args:
         study: the folder, new or empty.
-        he: pattern of the H&E files in quotes, such as 'slides/*_HE.*'.
+        he: pattern of the H&E files in quotes, such as `'slides/*_HE.*'`.
         her2: pattern of the HER2 files. A pair is two files in which the wildcards are equal; that
             of an extension may differ.
         sheet: a table (.tsv, .csv, .xlsx) with columns of a sheet of pairs, of which only he is
