@@ -89,6 +89,13 @@ def status(
         (folder / f"{name}.overlay.png").write_bytes(encode(overlay, "png", 0))
     if toy:
         log.warning("%s: %s", out / name, demo.WORDS)
+    if (facts["distance"] or 0.0) > inference.DISTANCE_MAX:
+        log.warning(
+            "%s: its features are %.0f standard deviations from those of the training, of which at "
+            "most %.0f are plausible: another stain, scanner or tissue, for which the "
+            "probability means nothing",
+            slide.name, facts["distance"], inference.DISTANCE_MAX,
+        )  # fmt: skip
     log.info(
         "%s: %s, calibrated probability of positive %.2f (%.2f to %.2f over %d folds)",
         out / name, facts["status"]["predicted"], facts["status"]["calibrated"],

@@ -28,6 +28,10 @@ TINT = 0.5
 COLORS = ((33, 102, 172), (146, 197, 222), (200, 200, 200), (244, 165, 130), (178, 24, 43))
 """Of fifths of the views, from the least to the greatest contribution."""
 NAMES = ("least", "low", "middle", "high", "greatest")
+DISTANCE_MAX = 4.0
+"""Distance from the training, see `distance`, above which a probability means nothing. The cases of
+the synthetic cohort, each by models of the other folds, have at most 2.3; real H&E, by models of
+the synthetic one, at least 5."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,7 @@ def status_of(model: StatusModel, features: torch.Tensor) -> tuple[dict[str, Any
         for own in model.folds["status"].values()
     ]
     facts: dict[str, Any] = {
+        "distance": None,
         "status": {
             **found.columns,
             "calibrated_low": min(by_fold),
@@ -106,9 +111,23 @@ def status_of(model: StatusModel, features: torch.Tensor) -> tuple[dict[str, Any
         },
         "score": None,
     }
+    if model.described["options"]["standardise"]:
+        facts["distance"] = float(
+            np.mean([distance(fitted, features) for fitted in model.of("status")])
+        )
     if model.of("score"):
         facts["score"] = predict_case(model.of("score"), features, "score").columns
     return facts, found
+
+
+def distance(fitted: Fitted, features: torch.Tensor) -> float:
+    """Return how far the mean of the features (N, D) of views is from that of the training.
+
+    The root mean square over the features, in standard deviations of the training.
+    """
+    net, mean = fitted.net, features.mean(0)
+    away = ((mean - net.shift) * net.scale)[net.scale > 0]
+    return float(away.square().mean().sqrt()) if len(away) else 0.0
 
 
 def fifths(contribution: Sequence[float]) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import shapely
+import torch
 from PIL import Image
 
 from hemera import tables
@@ -20,8 +21,11 @@ from hemera.config import (
     TileOptions,
 )
 from hemera.files import layout
+from hemera.inference.status import DISTANCE_MAX, distance
+from hemera.networks.aggregators import MeanAggregator
 from hemera.sheet import write_rows
 from hemera.stages import aggregate, cases, describe, embed, tile
+from hemera.training.aggregation import Fitted
 from tests.small_networks import write_published
 from tests.small_status import QUICK, run_method
 from tests.small_units import tissue
@@ -124,6 +128,27 @@ def test_a_case_of_the_test_split_has_the_prediction_of_the_workflow(
     # The options of this test are smaller than those of the demo, and labelled like it.
     assert facts["model"]["demo_sizes"]
     assert "a network of demo sizes; not meaningful for HER2" in caplog.text
+    assert facts["distance"] < DISTANCE_MAX and "standard deviations" not in caplog.text
+
+
+@pytest.mark.parametrize("method", ["floor", "statistics_abmil"])
+def test_a_slide_unlike_those_of_the_training_is_named(cohort, tmp_path, caplog, method):
+    noise = tmp_path / "noise.png"
+    pixels = np.random.default_rng(8).integers(0, 256, (300, 420, 3), np.uint8)
+    Image.fromarray(pixels).save(noise)
+    words = [str(noise), "--model", str(of(cohort, method)), "--mpp", MPP]
+    assert main(["status", *words, "--out", str(tmp_path)]) == 0
+    facts = json.loads((tmp_path / "noise" / "noise.json").read_text())
+    assert facts["distance"] > DISTANCE_MAX
+    assert "noise.png: its features are " in caplog.text
+
+
+def test_distance_is_in_standard_deviations():
+    net = MeanAggregator(3, "status")
+    # Means 1, 2, 3 and deviations 0.5, 2 and 0: the last feature is constant and not counted.
+    net.fit_scale(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 2.0, 0.0]))
+    views = torch.tensor([[3.0, 2.0, 9.0], [2.0, 10.0, 9.0]])  # means 2.5 and 6: 3 and 2 away
+    assert distance(Fitted(net, 0.5, 1.0, []), views) == pytest.approx(np.sqrt((9 + 4) / 2))
 
 
 def test_a_published_encoder(cohort, tmp_path, caplog):
