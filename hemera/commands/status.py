@@ -34,6 +34,7 @@ def status(
     out: Path = Path("results/status"),
     mpp: Positive | None = None,
     weights: Path | None = None,
+    any_stain: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Predict the HER2 status of an H&E slide from H&E alone.
@@ -50,11 +51,13 @@ def status(
         mpp: resolution of the slide, um per pixel, where its file does not state it.
         weights: of the encoder, where they are elsewhere than they were for the training; of an
             encoder of stage train_encoder, its folder.
+        any_stain: predict also on a slide whose colours are not those of H&E.
         device: where the encoder runs; auto is the GPU where there is one.
     """
     from hemera.config import has_demo_sizes
     from hemera.files.atomic import new_folder
     from hemera.imaging.codecs import encode
+    from hemera.imaging.identity import check_he, identify
     from hemera.imaging.slide import open_slide
     from hemera.inference import demo
     from hemera.inference import status as inference
@@ -67,6 +70,8 @@ def status(
         new_folder(out / name) as folder,
         tempfile.TemporaryDirectory() as temporary,
     ):
+        if not any_stain:
+            check_he(identify(opened))
         encoder = _encoder(loaded, model, weights)
         bags, tiles = _features(opened.path, mpp, loaded, encoder, device, Path(temporary))
         views = bags.views[SLIDE]
@@ -156,7 +161,8 @@ def _features(
     }
     sheet, name = folder / "sheet.tsv", str(model.described["encoder"])
     row = {"pair": SLIDE, "case": SLIDE, "dataset": SLIDE, "he": str(slide.absolute()),
-           "he_mpp": "" if mpp is None else repr(float(mpp))}  # fmt: skip
+           "he_mpp": "" if mpp is None else repr(float(mpp)),
+           "verdict": "accept"}  # fmt: skip
     write_text(sheet, write_rows([row]))
     (unit,) = units(read_sheet(sheet), 1)
     paths = {pattern: layout.path(getattr(layout, pattern), folder, unit=unit, encoder=name)

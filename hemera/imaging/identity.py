@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from hemera.errors import SlideError
 from hemera.imaging.color import Color, optical_density
 from hemera.imaging.morphology import coarse
 from hemera.imaging.slide import Slide
@@ -15,6 +16,7 @@ from hemera.imaging.slide import Slide
 RGB = npt.NDArray[np.uint8]
 
 HE, IHC = "he", "ihc"
+IS_IHC, IS_GRAY = "has no eosin and is IHC by its colours", "is gray and shows no stain"
 
 DENSITY_MIN = 0.15
 """Least sum of the optical densities of red, green and blue of a stained pixel."""
@@ -144,6 +146,13 @@ def identify(slide: Slide, view: RGB | None = None) -> Identity:
     )
 
 
+def check_he(image: Identity) -> None:
+    """Raise SlideError where a slide that is predicted from is not one of H&E by its colours."""
+    why = IS_GRAY if image.gray else IS_IHC if image.stain == IHC else None
+    if why is not None:
+        raise SlideError(f"{image.name}: {why}; give the H&E slide, or --any-stain if it is one")
+
+
 def contradictions(
     he: Identity, her2: Identity | None, *, registered: bool = False
 ) -> dict[str, tuple[str, str]]:
@@ -168,12 +177,12 @@ def contradictions(
         return {"he": ("refuse", reason), "her2": ("refuse", reason)}
     wrong = []
     if he.stain == IHC:
-        wrong.append(("he", f"he {he.name} has no eosin and is IHC by its colours"))
+        wrong.append(("he", f"he {he.name} {IS_IHC}"))
     if her2 is not None and her2.stain == HE:
         wrong.append(("her2", f"her2 {her2.name} has eosin and is H&E by its colours"))
     remedy = "swap he and her2" if len(wrong) == 2 else "correct the paths"
     gray = [
-        (column, f"{column} {image.name} is gray and shows no stain")
+        (column, f"{column} {image.name} {IS_GRAY}")
         for column, image in (("he", he), ("her2", her2))
         if image is not None and image.gray
     ]

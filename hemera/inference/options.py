@@ -19,6 +19,7 @@ class PredictOptions:
 
     Args:
         mpp: resolution of the slide, um per pixel, where its file does not state it.
+        any_stain: predict also on a slide whose colours are not those of H&E.
         upsample: enlarge a slide that is coarser than the model's tiles instead of refusing it.
         threshold: probability from which a pixel is positive.
         min_area_um2: smaller regions are left out of the GeoJSON, not of mask and areas; the
@@ -31,6 +32,7 @@ class PredictOptions:
     """
 
     mpp: _Mpp | None = None
+    any_stain: bool = False
     upsample: bool = False
     threshold: Annotated[float, Parameter(validator=Number(gt=0, lt=1))] = 0.5
     min_area_um2: Annotated[float, Parameter(validator=Number(gte=0))] = 25.0

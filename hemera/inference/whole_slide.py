@@ -31,6 +31,7 @@ from hemera.files.atomic import new_folder
 from hemera.files.geojson import annotation
 from hemera.imaging.codecs import encode
 from hemera.imaging.color import normalise_background
+from hemera.imaging.identity import check_he, identify
 from hemera.imaging.outlines import reduction, trace
 from hemera.imaging.pyramid import TILE_PX, stored_tiles, tile_count, write_pyramid
 from hemera.imaging.slide import Slide, open_slide
@@ -68,7 +69,8 @@ def predict(slide: Path, model: Path, out: Path, options: PredictOptions = DEFAU
     `model` is the output of train_segmentation.
 
     Raises:
-        SlideError: when the slide cannot be opened, is too coarse, or too damaged.
+        SlideError: when the slide cannot be opened, is IHC by its colours, too coarse, or too
+            damaged.
         TrainingError: when the model cannot be loaded or returns values that are not finite.
         ConfigError: when the options do not fit, or the folder exists.
     """
@@ -83,6 +85,8 @@ def predict(slide: Path, model: Path, out: Path, options: PredictOptions = DEFAU
 
 def predict_slide(slide: Slide, model: Model, out: Path, options: PredictOptions) -> Path:
     """Predict on an open slide with a loaded model; see `predict`."""
+    if not options.any_stain:
+        check_he(identify(slide))
     grid = grid_of(slide, model, upsample=options.upsample)
     name = re.sub(r"(?<=.)\.ome$", "", slide.path.stem, flags=re.IGNORECASE)
     with (

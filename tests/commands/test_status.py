@@ -235,7 +235,13 @@ def test_slides_that_have_no_status(cohort, tmp_path, caplog):
     assert main(["status", str(tmp_path / "none.png"), "--mpp", MPP, *words]) == 1
     assert main(["status", str(white), "--mpp", MPP, "--model", str(tmp_path / "none")]) == 1
     assert main(["status", str(cohort / "10.png"), "--mpp", "0.6", *words]) == 1
-    nothing, no_mpp, no_file, no_model, other = errors(caplog)
+    brown, stated = tmp_path / "brown.png", ["--mpp", MPP]
+    pixels = tissue(np.random.default_rng(1), 300, 420, ((205, 190, 175), (110, 80, 60)))
+    Image.fromarray(pixels).save(brown)
+    assert main(["status", str(brown), *stated, *words]) == 1
+    assert main(["status", str(brown), *stated, *words, "--any-stain"]) == 0
+    nothing, no_mpp, no_file, no_model, other, stain = errors(caplog)
+    assert stain.startswith("brown.png: has no eosin and is IHC by its colours; give the H&E slide")
     assert "its tiles have 0.6 um/px, and those of the training 0.5" in other
     assert nothing.startswith("white.png: no tile for a status: ")
     assert "give --mpp" in no_mpp

@@ -24,6 +24,7 @@ from hemera.inference.model import Model
 from hemera.inference.options import PredictOptions
 from hemera.inference.whole_slide import grid_of, predict_slide
 from tests.small_slides import damage_tile, write_pyramid
+from tests.small_units import tissue
 
 BACKGROUND, TISSUE, DARK = (240, 242, 243), (222, 150, 190), (90, 40, 120)
 KINDS = {
@@ -241,6 +242,22 @@ def test_a_slide_of_glass_gives_an_empty_map_and_no_share(tmp_path, caplog):
 # Files as others see them
 
 
+@pytest.mark.parametrize(
+    ("colours", "said"),
+    [
+        (((205, 190, 175), (110, 80, 60)), "is IHC by its colours"),
+        (((190, 190, 190), (90, 90, 90)), "is gray"),
+    ],
+)
+def test_a_slide_that_is_not_of_he_is_refused_unless_it_is_said_to_be_one(tmp_path, colours, said):
+    rgb = tissue(np.random.default_rng(1), 300, 420, colours)
+    path = write_slide(tmp_path / "s.tif", rgb, mpp=2.0)
+    with pytest.raises(SlideError, match=f"s.tif: .*{said}.*--any-stain"):
+        run(path, tmp_path / "out", model_of(mpp=2.0))
+    assert not (tmp_path / "out").exists()
+    assert facts_of(run(path, tmp_path / "out", model_of(mpp=2.0), any_stain=True))["map"]
+
+
 def test_the_overlay_is_tinted_where_the_map_is_positive_and_nowhere_else(tmp_path):
     rgb = slide_of((2600, 900), [(260, 130, 1300, 650)])
     path = write_slide(tmp_path / "case.tif", rgb)
@@ -416,7 +433,7 @@ def test_memory_grows_with_the_width_alone(tmp_path, monkeypatch):
             Plain((width, height)),
             model_of(tile_px=512),
             tmp_path,
-            PredictOptions(workers=1, batch_size=2),
+            PredictOptions(workers=1, batch_size=2, any_stain=True),
         )
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
