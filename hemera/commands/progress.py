@@ -64,7 +64,7 @@ def _text(found: dict[str, Any]) -> str:
     text = text_table(["stage", "jobs", "finished", "running", "failed", "verdicts"], rows)
     for failure in found["failures"]:
         text += f"failed: {failure['rule']}, {', '.join(failure['outputs'])}\n"
-        text += f"  {failure['cause'] or 'no reason in its log'}\n  {failure['log']}\n"
+        text += f"  {failure['cause']}\n  {failure['log']}\n"
     finished = all(each["finished"] == each["jobs"] for each in found["stages"])
     if finished:
         return text + "All results are up to date.\n"

@@ -56,7 +56,7 @@ class Watch:
             return []
         lines = [line for path in run.finished for line in self._finished(path)]
         for failure in run.failures[self._failures :]:
-            lines.append(f"failed: {failure.rule}: {failure.cause or failure.log}")
+            lines.append(f"failed: {failure.rule}: {failure.cause}")
         self._failures = len(run.failures)
         for stage in self.stages.values():
             stage.running = sum(fields["rule"] == stage.name for fields in run.running.values())

@@ -11,6 +11,8 @@ from pathlib import Path
 LOGS = Path(".snakemake/log")
 _LOCKS = Path(".snakemake/locks")
 
+KILLED = "nothing in its log; killed from outside, for example for want of memory, or not begun"
+
 _START = re.compile(r"(?:local)?(?:rule|checkpoint) (\w+):")
 _FAILED = re.compile(r"Error in rule (\w+):")
 _FINISHED = re.compile(r"Finished jobid: (\d+) ")
@@ -62,7 +64,7 @@ class Failure:
     outputs: tuple[str, ...]
     log: str
     cause: str
-    """Last line of its log."""
+    """Last line of its log, or `KILLED`."""
 
 
 @dataclasses.dataclass
@@ -127,7 +129,8 @@ def _read(path: Path) -> Run:
             fields = dict(_fields(lines, number))
             run.running.pop(fields.get("jobid", ""), None)
             log = fields.get("log", "").removesuffix(" (check log file(s) for error details)")
-            failure = Failure(match[1], _outputs(fields), log, last_line(Path(log)))
+            cause = last_line(Path(log)) or KILLED
+            failure = Failure(match[1], _outputs(fields), log, cause)
             run.failures.append(failure)
             run.failed[failure.outputs] = failure
         elif match := _FINISHED.match(line):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hemera.graph.records import Durations, last_run, seconds
+from hemera.graph.records import KILLED, Durations, last_run, seconds
 
 LOG = """\
 Provided cores: 2
@@ -80,6 +80,13 @@ def test_the_last_run_with_jobs_is_read(folder: Path) -> None:
     )
     # One job of 30 s in 40 s: never less than one at once.
     assert run.concurrency == 1
+
+
+def test_a_job_that_wrote_nothing_was_killed(folder: Path) -> None:
+    Path("logs/tile/p2.log").write_text("")
+    run = last_run()
+    assert run is not None and [each.cause for each in run.failed.values()] == [KILLED]
+    assert last_run(since=run.log.stat().st_mtime + 1) is None
 
 
 def test_no_run(tmp_path: Path) -> None:
