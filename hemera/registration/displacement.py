@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 Points = Floats
 """(N, 2) points as (x, y), um."""
 
+REACH_MAX_UM = 1e6
+"""Longest plausible vector of a displacement."""
 _INVERSE_STEPS = 30
 """Of Newton's method, after which the cells around a point are searched."""
 _SEARCHED_NODES = (3, 12, 48)
@@ -83,6 +85,12 @@ class Displacement:
             raise RegistrationError(f"displacement: mpp {self.mpp}; it must be positive")
         if not np.isfinite(self.vectors_um).all():
             raise RegistrationError("displacement: values that are not finite; replace them")
+        reach_um = float(np.abs(self.vectors_um).max(initial=0))
+        if reach_um > REACH_MAX_UM:
+            raise RegistrationError(
+                f"displacement: values up to {reach_um:g} um, beyond any slide (at most "
+                f"{REACH_MAX_UM:g}); give them in um"
+            )
 
     @property
     def empty(self) -> bool:

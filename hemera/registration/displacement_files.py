@@ -37,7 +37,10 @@ def read_displacement(path: Path) -> Displacement:
             raise zipfile.BadZipFile("not an .npz file")
         _check_sizes(path)
         with np.load(path, allow_pickle=False) as arrays:
-            vectors = np.ascontiguousarray(arrays["vectors_um"], np.float32)
+            found = arrays["vectors_um"]
+            if found.dtype.kind not in "fiu":
+                raise TypeError(f"vectors_um has the type {found.dtype}, not of real numbers")
+            vectors = np.ascontiguousarray(found, np.float32)
             mpp = float(arrays["mpp"])
     try:
         return Displacement(vectors, mpp)

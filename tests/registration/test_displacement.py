@@ -47,6 +47,7 @@ class TestDisplacement:
             ),
             *((np.zeros((4, 5, 2), np.float32), mpp, "mpp") for mpp in (0.0, math.nan, math.inf)),
             (np.full((4, 5, 2), math.nan, np.float32), 1.0, "not finite"),
+            (np.full((4, 5, 2), 1e30, np.float32), 1.0, "beyond any slide"),
         ],
     )
     def test_impossible_values_are_refused(self, vectors, mpp, words):

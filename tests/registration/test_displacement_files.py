@@ -67,6 +67,7 @@ def test_another_format_is_refused_with_the_one_that_is_read(tmp_path, content):
         ({"field": np.zeros(3)}, "vectors_um is not a file in the archive"),
         ({"vectors_um": np.zeros((4, 5)), "mpp": 1.0}, "shape"),
         ({"vectors_um": np.full((5, 7, 2), "a"), "mpp": 1.0}, "cannot be read"),
+        ({"vectors_um": np.full((5, 7, 2), 1j), "mpp": 1.0}, "complex128, not of real"),
     ],
 )
 def test_an_archive_of_something_else(tmp_path, arrays, why):
