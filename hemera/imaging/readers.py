@@ -227,6 +227,9 @@ class ImageReader(Reader):
             dpi = positive_pair(*image.info.get("dpi", (None, None)))
             self.stated_mpp = (25400 / dpi[0], 25400 / dpi[1]) if dpi else None
             self.stated_by = "dpi"
+            if image.format == "PNG":
+                # Pillow decodes without a look at the checksums.
+                Image.open(io.BytesIO(data)).verify()
             self._pixels = _rgb(image)
         self.level_sizes = ((width, height),)
 

@@ -99,6 +99,15 @@ def test_truncated_images(rng, tmp_path, kind):
         error_of(path, mpp=0.5)
 
 
+def test_a_changed_bit_of_a_png_is_a_fault(rng, tmp_path):
+    """Its pixels would change, and all that follow; Pillow alone decodes them."""
+    path = write_image(tmp_path / "image.png", picture(rng))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+    assert "checksum" in error_of(path, mpp=0.5)
+
+
 def test_sixteen_bits_are_refused_not_cut(tmp_path):
     deep = np.full((30, 40, 3), 40_000, np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep)

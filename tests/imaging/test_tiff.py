@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import openslide
 import pytest
+import simplejpeg
 import tifffile
 from PIL import Image
 
@@ -126,6 +127,25 @@ def set_tag(path, code, value):
         if tag == code:
             struct.pack_into("<I" if kind == 4 else "<H", data, place + 8, value)
     path.write_bytes(data)
+
+
+def test_a_stored_jpeg_of_another_size_is_not_decoded(rng, tmp_path, monkeypatch):
+    """65,500 px in its header, two changed bytes each, would take 12 GB."""
+    path = write_pyramid(tmp_path / "slide.tif", [picture(rng)], compression="jpeg")
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].dataoffsets[0]
+    data = bytearray(path.read_bytes())
+    size = data.index(b"\xff\xc0", offset) + 5
+    data[size : size + 4] = struct.pack(">HH", 65500, 65500)
+    path.write_bytes(data)
+    decoded = []
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        simplejpeg, "decode_jpeg", lambda *args, **kinds: decoded.append(decode(*args, **kinds))
+    )
+    with open_slide(path, reader="tiff") as slide, pytest.raises(SlideError, match="65500"):
+        slide.read_level(0, 0, 0, 100, 100)
+    assert not decoded
 
 
 @pytest.mark.parametrize("side", [50_000, 1_000_000, 4_000_000_000])
