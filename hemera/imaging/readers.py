@@ -7,7 +7,7 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 import tiffslide
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hemera.errors import InputFileError, SlideError
 from hemera.files.faults import translated
@@ -175,6 +175,7 @@ class TiffSlideReader(_LibraryReader):
             for level in self._handle.ts_tifffile.series[0].levels:
                 # A strip, or the whole page, is decoded at once, as a tile is.
                 chunk: Any = level.keyframe.chunks
+                level.keyframe.decode = _checked(level.keyframe.decode, math.prod(chunk[:2]))
                 if math.prod(chunk[:2]) > IMAGE_PIXELS_MAX:
                     raise ValueError(
                         f"stored pieces of {chunk[1]} x {chunk[0]} px, more than "
@@ -197,6 +198,31 @@ class TiffSlideReader(_LibraryReader):
 
     def close(self) -> None:
         self._handle.close()
+
+
+def check_stated_size(data: bytes, pixels_max: int) -> None:
+    """Raise ValueError where a stored piece is an image whose header states more pixels.
+
+    Decoders of other pieces are told how many there are.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "JPEG2000", "WEBP")) as image:
+            width, height = image.size
+    except UnidentifiedImageError:
+        return
+    if width * height > pixels_max:
+        raise ValueError(f"an image of {width} x {height} px in a piece of {pixels_max} px")
+
+
+def _checked(decode: Callable[..., Any], pixels_max: int) -> Callable[..., Any]:
+    """Return the decoder of a page with `check_stated_size` before it."""
+
+    def checked(data: Any, *words: Any, **named: Any) -> Any:
+        if isinstance(data, bytes):
+            check_stated_size(data, pixels_max)
+        return decode(data, *words, **named)
+
+    return checked
 
 
 class ImageReader(Reader):

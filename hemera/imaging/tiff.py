@@ -17,7 +17,13 @@ import tifffile
 from hemera.errors import SlideError
 from hemera.files.faults import translated
 from hemera.imaging.codecs import jpeg_file
-from hemera.imaging.readers import TILE_PX_MAX, Reader, fault_of, positive_pair
+from hemera.imaging.readers import (
+    TILE_PX_MAX,
+    Reader,
+    check_stated_size,
+    fault_of,
+    positive_pair,
+)
 
 RGB = npt.NDArray[np.uint8]
 
@@ -223,6 +229,7 @@ class _Level:
             if found.shape != shape:
                 raise ValueError(f"a tile of shape {found.shape} instead of {shape}")
         else:
+            check_stated_size(data, self.width * self.height)
             tile = np.asarray(self._decode(data, index, jpegtables=self._tables or None)[0])[0]
         if tile.shape != shape or tile.dtype != np.uint8:
             raise ValueError(f"a tile of shape {tile.shape}, {tile.dtype}, instead of {shape}")

@@ -99,6 +99,21 @@ def test_truncated_images(rng, tmp_path, kind):
         error_of(path, mpp=0.5)
 
 
+def test_a_stored_jpeg2000_of_another_size_is_not_decoded(rng, tmp_path):
+    """30,000 px in the header of one tile would take 13 GB and a minute."""
+    path = tmp_path / "slide.tif"
+    keywords = {"tile": (128, 128), "photometric": "rgb", "compression": "jpeg2000"}
+    tifffile.imwrite(path, picture(rng), **keywords)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"\xff\x4f\xff\x51") + 8
+    data[place : place + 8] = data[place + 16 : place + 24] = struct.pack(">II", 30_000, 30_000)
+    path.write_bytes(data)
+    with open_slide(path, mpp=0.5) as slide:
+        with pytest.raises(SlideError, match="900000000 pixels"):
+            slide.read_level(0, 0, 0, 100, 100)
+        assert slide.read_level(0, 128, 128, 128, 128).std() > 1
+
+
 def test_a_changed_bit_of_a_png_is_a_fault(rng, tmp_path):
     """Its pixels would change, and all that follow; Pillow alone decodes them."""
     path = write_image(tmp_path / "image.png", picture(rng))
