@@ -139,6 +139,22 @@ def test_a_lost_shard_is_planned_and_progress_counts_what_is_left(small: Path) -
     assert planned(small) == {}
 
 
+def test_a_network_of_an_interrupted_run_is_evaluated(small: Path, tmp_path: Path) -> None:
+    """Trained anew when a job of landmarks failed; the next run repeats that job and the report.
+
+    Snakemake did not compare the networks with the evaluation while this had the report as an
+    input marked `ancient`.
+    """
+    folder = shutil.copytree(small, tmp_path / "run", symlinks=True)
+    networks = folder / "results" / "train_generation"
+    (networks / "demo/history.parquet").write_bytes(
+        (networks / "hemera/history.parquet").read_bytes()
+    )
+    (pair,) = [pair for pair in read_sheet(folder / "pairs.tsv").pairs if pair.he_landmarks]
+    pair.he_landmarks.write_text(pair.he_landmarks.read_text() + "\n")
+    assert set(planned(folder)) >= {"landmarks", "report", "evaluate"}
+
+
 def test_a_mask_option_reaches_masks_and_what_follows(small: Path) -> None:
     write_config(small, TINY, mask={"completeness_min": 0.5})
     assert not PIXEL_STAGES - {"mask"} & set(planned(small))

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from hemera.config import CasesOptions
 from hemera.dataset.splits import assign_folds
 from hemera.errors import LeakageError, SheetError
 from hemera.sheet import Pair
+
+log = logging.getLogger(__name__)
 
 NEGATIVE, POSITIVE = STATUSES = ("negative", "positive")
 EQUIVOCAL = "2+"
@@ -45,6 +48,11 @@ def label(pairs: Sequence[Pair], equivocal: str) -> Label:
         found[column] = values[0] if values else ""
     score, status = found["score"], found["status"]
     if status:
+        if score not in ("", EQUIVOCAL) and (score == "3+") != (status == POSITIVE):
+            log.warning(
+                "case %s: status %s and score %s contradict each other; the status is used",
+                pairs[0].case, status, score,
+            )  # fmt: skip
         return Label(score, status, "status")
     if score == EQUIVOCAL:
         return Label(score, *(("", "") if equivocal == "drop" else (equivocal, "score")))

@@ -33,9 +33,11 @@ def pair(name, case=None, **values):
         ({}, "drop", ("", "", "")),
     ],
 )
-def test_a_status_of_the_sheet_goes_before_the_score(values, equivocal, expected):
+def test_a_status_of_the_sheet_goes_before_the_score(values, equivocal, expected, caplog):
     found = cases.label([pair("p", **values)], equivocal)
     assert (found.score, found.status, found.source) == expected
+    contradictory = values == {"score": "3+", "status": "negative"}
+    assert ("contradict each other; the status is used" in caplog.text) == contradictory
 
 
 def test_a_case_with_two_scores_is_an_error():

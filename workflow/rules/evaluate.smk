@@ -9,7 +9,6 @@ rule evaluate:
     input:
         all_of(layout.TILE_SHARD, has_her2),
         all_of(layout.MASK_SHARD, has_her2),
-        ancient(layout.REPORT),
         of_generators(layout.GENERATOR),
         of_generators(layout.GENERATOR_METADATA),
         of_generators(layout.GENERATION_HISTORY),
