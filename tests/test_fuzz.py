@@ -307,6 +307,7 @@ def slides(folder: Path) -> list[bytes]:
         ("jpeg", False, "<"),
         ("deflate", True, "<"),
         (None, False, ">"),
+        ("jpeg2000", False, "<"),
     ):
         path = folder / "s.tif"
         keywords = {"tile": (128, 128), "photometric": "rgb", "compression": compression}
@@ -323,7 +324,9 @@ def _hot(kind: str, seed: bytes) -> list[tuple[int, int]]:
     if kind == "tiff":
         with tifffile.TiffFile(io.BytesIO(seed)) as file:
             pages = [*file.pages, *(file.pages[0].pages or [])]
-            return [(0, 16), *((page.offset, page.offset + 12 * 18) for page in pages)]
+            tags = [(page.offset, page.offset + 12 * 18) for page in pages]
+            stored = pages[0].dataoffsets[0]
+            return [(0, 16), (stored, stored + 640), *tags]
     if kind == "parquet":
         return [(len(seed) - 6000, len(seed)), (0, 200)]
     return []
