@@ -30,6 +30,10 @@ TILE_PX_MAX = 4096 * 4096
 """A stored tile is decoded as a whole, in several threads at once."""
 
 
+IMAGE_COMPRESSIONS = frozenset({6, 7, 33003, 33004, 33005, 34712, 50001})
+"""Of TIFF: JPEG, JPEG 2000 and WebP. Decoders of others are told how many pixels there are."""
+
+
 class Reader(abc.ABC):
     """An open file, with its levels from the finest to the coarsest."""
 
@@ -175,7 +179,8 @@ class TiffSlideReader(_LibraryReader):
             for level in self._handle.ts_tifffile.series[0].levels:
                 # A strip, or the whole page, is decoded at once, as a tile is.
                 chunk: Any = level.keyframe.chunks
-                level.keyframe.decode = _checked(level.keyframe.decode, math.prod(chunk[:2]))
+                if level.keyframe.compression in IMAGE_COMPRESSIONS:
+                    level.keyframe.decode = _checked(level.keyframe.decode, math.prod(chunk[:2]))
                 if math.prod(chunk[:2]) > IMAGE_PIXELS_MAX:
                     raise ValueError(
                         f"stored pieces of {chunk[1]} x {chunk[0]} px, more than "
@@ -201,10 +206,7 @@ class TiffSlideReader(_LibraryReader):
 
 
 def check_stated_size(data: bytes, pixels_max: int) -> None:
-    """Raise ValueError where a stored piece is an image whose header states more pixels.
-
-    Decoders of other pieces are told how many there are.
-    """
+    """Raise ValueError where a piece of `IMAGE_COMPRESSIONS` states more pixels in its header."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "JPEG2000", "WEBP")) as image:
             width, height = image.size

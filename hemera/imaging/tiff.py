@@ -18,6 +18,7 @@ from hemera.errors import SlideError
 from hemera.files.faults import translated
 from hemera.imaging.codecs import jpeg_file
 from hemera.imaging.readers import (
+    IMAGE_COMPRESSIONS,
     TILE_PX_MAX,
     Reader,
     check_stated_size,
@@ -198,6 +199,7 @@ class _Level:
         self.offsets: tuple[int, ...] = page.dataoffsets
         self.counts: tuple[int, ...] = page.databytecounts
         self.is_jpeg = page.compression == tifffile.COMPRESSION.JPEG
+        self._is_image = page.compression in IMAGE_COMPRESSIONS
         self._is_rgb = page.photometric == tifffile.PHOTOMETRIC.RGB
         self._tables: bytes = page.jpegtables or b""
         self._decode = page.decode
@@ -229,7 +231,8 @@ class _Level:
             if found.shape != shape:
                 raise ValueError(f"a tile of shape {found.shape} instead of {shape}")
         else:
-            check_stated_size(data, self.width * self.height)
+            if self._is_image:
+                check_stated_size(data, self.width * self.height)
             tile = np.asarray(self._decode(data, index, jpegtables=self._tables or None)[0])[0]
         if tile.shape != shape or tile.dtype != np.uint8:
             raise ValueError(f"a tile of shape {tile.shape}, {tile.dtype}, instead of {shape}")
