@@ -152,7 +152,10 @@ def _verdict(
     row = found.get(("status", part, "all", method, "auc"))
     base = {"method": method, "row": row}
     if row is None:
-        text = "no case was predicted: one class is missing, or its networks have seen every case"
+        text = (
+            "no case was predicted: one class is missing, too few cases have tiles, or its networks "
+            "have seen every case"
+        )
         return {**base, "level": "stop", "text": text}
     if pd.isna(row["value"]):
         text = "no AUC: one class is missing"
