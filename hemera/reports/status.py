@@ -153,8 +153,8 @@ def _verdict(
     base = {"method": method, "row": row}
     if row is None:
         text = (
-            "no case was predicted: one class is missing, too few cases have tiles, or its networks "
-            "have seen every case"
+            "no case was predicted: one class is missing, too few cases have tiles, or its "
+            "networks have seen every case"
         )
         return {**base, "level": "stop", "text": text}
     if pd.isna(row["value"]):
