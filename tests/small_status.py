@@ -45,11 +45,15 @@ def write_status(
     rows: list[dict[str, Any]],
     *,
     signal: float = 2.0,
+    site: float = 0.0,
     views: int = 3,
     seed: int = 1,
     trained_on: Sequence[str] = (),
 ) -> None:
-    """Write cases, tiles and features: the first feature rises with the score by `signal`."""
+    """Write cases, tiles and features.
+
+    The first feature rises with the score by `signal`, the second by `site` at site b.
+    """
     metadata = tables.provenance(CasesOptions()) | {"fingerprint": labelled.fingerprint(rows)}
     tables.write(layout.path(layout.STATUS_CASES, results), rows, tables.STATUS_CASES, metadata)
     draws = np.random.default_rng(seed)
@@ -64,6 +68,7 @@ def write_status(
             listed.add(512 * number, 0, 512.0, tile, row["case"])
             features.append(draws.normal(size=6))
             features[-1][0] += signal * (SCORES.index(row["score"]) if row["score"] else 0)
+            features[-1][1] += site * (row["site"] == "b")
     path = layout.path(layout.STATUS_TILES, results)
     tables.write(path, tiles, tables.STATUS_TILES)
     write_features(

@@ -55,6 +55,24 @@ def auc(truth: Bools, score: Floats, weights: Floats) -> Floats:
     return ratio(won, positive.sum(1) * negative.sum(1))
 
 
+def auc_within_sites(
+    truth: Bools, score: Floats, weights: Floats, site: npt.NDArray[np.str_]
+) -> Floats:
+    """Return the fraction of pairs of one site that are in order, (S,); NaN where no site has any.
+
+    Unlike `auc`, it gains nothing from a site that is recognised, and loses nothing where models
+    of several sites differ in their mean probability.
+    """
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for each in np.unique(site):
+        own = site == each
+        positive, negative = (weights[:, own & kind].sum(1) for kind in (truth, ~truth))
+        found = auc(truth[own], score[own], weights[:, own])
+        won += np.nan_to_num(found) * positive * negative
+        pairs += positive * negative
+    return ratio(won, pairs)
+
+
 def _ordered(truth: Bools, score: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Return true and false positives (S, T) from each distinct score on, highest first."""
     order = np.argsort(-score, kind="stable")

@@ -23,6 +23,9 @@ CONSTANTS = ("majority", "all_positive", "all_negative")
 COMMON = "common"
 """The group of the cases that every method has predicted."""
 
+WITHIN_SITES = "auc_within_sites"
+"""The metric that a method which recognises the site alone does not pass."""
+
 CASES_MIN = 20
 """Cases of a class from which a claim can be made."""
 
@@ -100,6 +103,12 @@ def _measured(table: Frame, base: Mapping[str, Any], options: EvaluateStatusOpti
         classification.status_metrics(truth, predicted, values, weights, options.sensitivity)
         for weights in (ones, sampled)
     )
+    site = table["site"].to_numpy(str)
+    if len(np.unique(site)) > 1:
+        found[WITHIN_SITES], samples[WITHIN_SITES] = (
+            classification.auc_within_sites(truth, values["probability"], weights, site)
+            for weights in (ones, sampled)
+        )
     rows = [
         _row(base, name, classification.interval(value, samples[name], options.confidence), truth)
         for name, value in found.items()

@@ -29,9 +29,8 @@ IMAGE_PIXELS_MAX = 100_000_000
 TILE_PX_MAX = 4096 * 4096
 """A stored tile is decoded as a whole, in several threads at once."""
 
-
 IMAGE_COMPRESSIONS = frozenset({6, 7, 33003, 33004, 33005, 34712, 50001})
-"""Of TIFF: JPEG, JPEG 2000 and WebP. Decoders of others are told how many pixels there are."""
+"""Of TIFF: JPEG, JPEG 2000 and WebP. Decoders of others receive the number of pixels."""
 
 
 class Reader(abc.ABC):
@@ -206,7 +205,7 @@ class TiffSlideReader(_LibraryReader):
 
 
 def check_stated_size(data: bytes, pixels_max: int) -> None:
-    """Raise ValueError where a piece of `IMAGE_COMPRESSIONS` states more pixels in its header."""
+    """Raise ValueError where the header of a stored image states more pixels."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "JPEG2000", "WEBP")) as image:
             width, height = image.size

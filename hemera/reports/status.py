@@ -13,7 +13,7 @@ from hemera.dataset.cases import OOF, SHUFFLED, SITE_OUT, TEST
 from hemera.dataset.readings import refusals
 from hemera.dataset.statistics import Frame
 from hemera.evaluation import classification
-from hemera.evaluation.status import CASES_MIN, COMMON, confounding
+from hemera.evaluation.status import CASES_MIN, COMMON, WITHIN_SITES, confounding
 from hemera.reports import charts
 
 PART_NAMES = {
@@ -23,6 +23,7 @@ PART_NAMES = {
 }
 STATUS_COLUMNS = {
     "auc": "AUC",
+    WITHIN_SITES: "AUC within sites",
     "balanced_accuracy": "balanced accuracy",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
@@ -164,16 +165,15 @@ def _verdict(
     restricted = (
         f"; fewer than {CASES_MIN} cases of one class, so no claim can be made" if few else ""
     )
-    outside = found.get(("status", SITE_OUT, "all", method, "auc"))
-    chance = outside is not None and pd.notna(outside["low"]) and outside["low"] <= 0.5
+    # AUC of sites together: models of several sites are compared, and the site alone may decide.
+    outside = found.get(("status", SITE_OUT, "all", method, WITHIN_SITES))
+    inside = outside or found.get(("status", part, "all", method, WITHIN_SITES))
     if pd.isna(row["low"]) or row["low"] <= 0.5:
         text = f"no signal found: the interval of the AUC contains 0.5{restricted}"
         return {**base, "level": "care", "text": text}
-    if chance:
-        text = (
-            "a signal within sites that does not hold for a site that was left out: the method may "
-            f"recognise the site{restricted}"
-        )
+    if inside and not (pd.notna(inside["low"]) and inside["low"] > 0.5):
+        where = "sites that were left out" if outside else "sites"
+        text = f"no signal within {where}: the method may recognise the site{restricted}"
         return {**base, "level": "stop", "text": text}
     level = "care" if few else "fine"
     return {**base, "level": level, "text": f"a signal was found{restricted}"}

@@ -157,3 +157,14 @@ def test_intervals_cover_the_true_auc():
         low, high = np.quantile(own.auc(truth, score, weights), (0.025, 0.975))
         inside += bool(low <= 0.75 <= high)
     assert 0.93 <= inside / 2000 <= 0.97
+
+
+def test_auc_within_sites_by_hand():
+    """Site a: 1 of 2 pairs in order; b: 3 of 3; c has no pair. Between sites all are wrong."""
+    site = np.array(list("aaabbbbc"))
+    truth = np.array([1, 0, 0, 1, 1, 1, 0, 1], bool)
+    score = np.array([0.5, 0.4, 0.6, 0.2, 0.25, 0.3, 0.1, 0.0])
+    weights = np.stack([np.ones(8), [1, 1, 1, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 1, 0, 1]])
+    found = own.auc_within_sites(truth, score, weights, site)
+    assert found[:2] == pytest.approx([4 / 5, 1 / 2])
+    assert np.isnan(found[2])

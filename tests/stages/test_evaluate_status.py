@@ -103,6 +103,23 @@ def test_status_that_goes_with_the_site_is_a_warning(tmp_path):
     assert "Status and site go together" in page
 
 
+@pytest.mark.parametrize("method", ["floor", "statistics_abmil"])
+def test_a_method_that_recognises_the_site_alone_shows_no_signal_without_it(tmp_path, method):
+    """Nine of ten cases of site b are positive, and no feature shows the status."""
+    rows = case_rows(80)
+    for number, row in enumerate(rows):
+        row["site"] = "ab"[(row["status"] == "positive") != (number // 4 % 10 == 0)]
+    write_status(tmp_path, rows, signal=0.0, site=4.0)
+    routes = tuple(dict.fromkeys(("floor", method)))
+    for name in routes:
+        run_method(tmp_path, name, epochs=15)
+    found, page = evaluate(tmp_path, OPTIONS.replace(routes=routes))
+    assert found["status", "oof", "all", method, "auc"]["low"] > 0.7
+    assert found["status", "site_out", "all", method, "auc_within_sites"]["low"] <= 0.5
+    assert f"{method}: no signal within sites that were left out" in page
+    assert "Status and site go together" in page
+
+
 def test_methods_are_compared_on_the_cases_of_all(tmp_path):
     """The cells are right where they are read; a third of the cases has none."""
     rows = case_rows(48)
