@@ -174,6 +174,8 @@ def _verdict(
     if inside and not (pd.notna(inside["low"]) and inside["low"] > 0.5):
         where = "sites that were left out" if outside else "sites"
         text = f"no signal within {where}: the method may recognise the site{restricted}"
+        if pd.isna(inside["value"]):
+            text = f"no site has both classes: the method may recognise the site{restricted}"
         return {**base, "level": "stop", "text": text}
     level = "care" if few else "fine"
     return {**base, "level": level, "text": f"a signal was found{restricted}"}

@@ -120,6 +120,16 @@ def test_a_method_that_recognises_the_site_alone_shows_no_signal_without_it(tmp_
     assert "Status and site go together" in page
 
 
+def test_sites_of_one_class_each_show_no_signal(tmp_path):
+    rows = case_rows(48)
+    for row in rows:
+        row["site"] = {"positive": "a", "negative": "b"}.get(row["status"], "b")
+    write_status(tmp_path, rows, signal=3.0)
+    run_method(tmp_path, "floor")
+    _, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
+    assert "floor: no site has both classes: the method may recognise the site" in page
+
+
 def test_methods_are_compared_on_the_cases_of_all(tmp_path):
     """The cells are right where they are read; a third of the cases has none."""
     rows = case_rows(48)
