@@ -416,8 +416,11 @@ def registration_mb(wildcards, input, attempt):
     columns = ["width_px", "height_px", "mpp"]
     # A FileNotFoundError, as long as describe has not run, makes Snakemake evaluate it again later;
     # it must name the file, which pyarrow's own does not.
-    with open(input.images_table, "rb") as file:
-        rows = pq.read_table(file, columns=columns).to_pylist()
+    Path(input.images_table).stat()
+    # read_table imports pandas, 1.5 s. Given an open file, its threads aborted one process in five
+    # at its exit (apache/arrow#34314); those that buffer ahead are not needed.
+    with pq.ParquetFile(input.images_table, pre_buffer=False) as file:
+        rows = file.read(columns, use_threads=False).to_pylist()
     known_sizes = [row for row in rows if all(row[name] for name in columns)]
     sizes_um = [
         (row["width_px"] * row["mpp"], row["height_px"] * row["mpp"]) for row in known_sizes
