@@ -47,7 +47,7 @@ class TileOptions(Options):
     """Tiles of both stains, measured in the pass that reads them."""
 
     section: ClassVar[str] = "tile"
-    version: ClassVar[int] = 11
+    version: ClassVar[int] = 12
 
     size_px: Annotated[int, Field(ge=32, le=4096), paper("512")] = 512
     """Side of a tile, px."""

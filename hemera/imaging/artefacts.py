@@ -94,6 +94,12 @@ _RIM_UM = 4.0
 _RIM_FRACTION = 0.15
 _ARC_FRACTION = 0.4
 _SECTORS = 36
+# A rim shorter or paler than an edge: smallest density; largest gaps and smallest diagonal of
+# its bounding box, um; smallest part of the circle, because half of a duct with DAB can be grey.
+_RIM_DENSITY = 0.08
+_RIM_GAP_UM = 4.0
+_RIM_LENGTH_UM = 40.0
+_WHOLE_FRACTION = 0.75
 # Density of tissue, mean of the channels.
 _TISSUE_DENSITY = 0.05
 # A small colourless particle without tissue around it is dust or a bubble: largest extent, um;
@@ -292,16 +298,25 @@ def _edges(density: Float, mpp: float) -> Mask:
     excess = np.asarray(cv2.morphologyEx(density, cv2.MORPH_TOPHAT, wide), np.float32)
     low, high = excess.min(axis=2), excess.max(axis=2)
     gray = high - low < _EDGE_GRAY * high
-    length_um = _EDGE_LENGTH_UM if mpp <= _EDGE_END_MPP else _EDGE_LENGTH_COARSE_UM
-    line = _thin(_long((low > _EDGE_DENSITY) & gray, length_um, mpp))
-    # On a coarse image pale tissue would be connected to it.
-    if mpp > _EDGE_END_MPP or not line.any():
+    dark = (low > _EDGE_DENSITY) & gray
+    if mpp > _EDGE_END_MPP:
+        # Pale tissue would be connected to it.
+        return _thin(_long(dark, _EDGE_LENGTH_COARSE_UM, mpp))
+    rings = _rims((low > _RIM_DENSITY) & gray, mpp)
+    line = _thin(_long(dark, _EDGE_LENGTH_UM, mpp)) | rings
+    if not line.any():
         return line
     near = cv2.dilate(line.view(np.uint8), disc(_EDGE_END_UM, mpp)) > 0
     return _connected((low > _EDGE_END_DENSITY) & gray & near, line)
 
 
-def _rings(mask: Mask, mpp: float) -> Mask:
+def _rims(mask: Mask, mpp: float) -> Mask:
+    """Return the pieces of a mask, across small gaps, that are the rims of bubbles."""
+    whole = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_CLOSE, disc(_RIM_GAP_UM, mpp)) > 0
+    return _rings(_long(whole, _RIM_LENGTH_UM, mpp), mpp, _WHOLE_FRACTION)
+
+
+def _rings(mask: Mask, mpp: float, arc_fraction: float = _ARC_FRACTION) -> Mask:
     """Return the pieces of a mask that are arcs of a circle, as the rim of a bubble is."""
     found = np.zeros(mask.shape, np.bool_)
     if not mask.any():
@@ -322,7 +337,7 @@ def _rings(mask: Mask, mpp: float) -> Mask:
         if (
             radius * mpp <= _BUBBLE_UM
             and distance.std() <= min(_RIM_FRACTION * radius, _RIM_UM / mpp)
-            and covered.sum() >= _ARC_FRACTION * _SECTORS
+            and covered.sum() >= arc_fraction * _SECTORS
         ):
             found |= pieces == k
     return found

@@ -130,6 +130,26 @@ def test_the_rim_of_a_bubble_that_touches_dark_nuclei_is_none_of_pen() -> None:
     assert not (kinds == 1 + KINDS.index("pen")).any()
 
 
+@pytest.mark.parametrize("radius_um", [20, 25, 30])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_small_rim_is_a_bubble_only_where_it_is_round(radius_um: float, closed: bool) -> None:
+    """A grey circle that absorbs half of the light, with two gaps of 2 um; a quarter of one."""
+    _, density = tissue()
+    y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
+    around = np.arctan2(y - 100, x - 120) * radius_um
+    distance = np.abs(np.hypot(y - 100, x - 120) - radius_um)
+    shown = np.abs(np.abs(around) - radius_um) > 1 if closed else np.abs(around) < 0.7 * radius_um
+    rim = 0.3 * np.exp(-((distance / 4) ** 2)) * shown
+    found = find_artefacts(over(np.array(BACKGROUND), density + rim[..., None]), 0.5, BACKGROUND)
+    if not closed:
+        assert found is None
+    else:
+        assert found is not None
+        edge = resized(found, (400, 480)) == 1 + KINDS.index("edge")
+        assert edge[rim > 0.2].mean() > 0.9
+        assert not edge[distance > 16].any()
+
+
 def test_a_bubble_and_dust_are_told_from_tissue() -> None:
     _, density = tissue()
     y, x = (np.mgrid[:400, :480] + 0.5) * 0.5
