@@ -201,7 +201,7 @@ class EvaluateStatusOptions(Options):
     """Metrics of all methods on cases that none of their networks has seen, and their page."""
 
     section: ClassVar[str] = "evaluate_status"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
 
     routes: tuple[Method, ...] = ("floor", "foundation")
     """Methods that are evaluated: floor (64 colour and texture features, linear), statistics_abmil

@@ -43,6 +43,7 @@ def signal(tmp_path_factory):
 
 def test_the_table_has_methods_controls_and_groups(signal):
     found, page = evaluate(signal)
+    assert "Test split of the sheet: 12 cases, 6 positive" in page
     for part, count in (("oof", 48), ("test", 12)):
         for method in ("floor", "statistics_abmil", "majority", "all_positive", "all_negative"):
             row = found["status", part, "all", method, "balanced_accuracy"]
@@ -160,6 +161,15 @@ def test_few_cases_allow_no_claim(tmp_path):
     run_method(tmp_path, "floor")
     _, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
     assert "fewer than 20 cases of one class, so no claim can be made" in page
+
+
+def test_a_test_split_of_one_class_leaves_the_headline_to_cross_validation(tmp_path):
+    write_status(tmp_path, case_rows(49, test=1), signal=4.0)
+    run_method(tmp_path, "floor")
+    found, page = evaluate(tmp_path, OPTIONS.replace(routes=("floor",)))
+    assert found["status", "test", "all", "floor", "auc"]["value"] is None
+    assert "Cross-validation: 48 cases, 24 positive" in page
+    assert "floor: a signal was found" in page and "one class is missing" not in page
 
 
 def test_cases_without_a_model_have_the_reason(tmp_path):
