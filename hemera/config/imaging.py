@@ -11,7 +11,7 @@ class DescribeOptions(Options):
     """Headers, resolution, thumbnails and tissue outlines."""
 
     section: ClassVar[str] = "describe"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
 
     reader: Literal["auto", "tiff", "openslide", "tiffslide", "wsidicom", "image"] = "auto"
     """Library that reads the slides, in every stage; auto: direct reading of tiled TIFF where

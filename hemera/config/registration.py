@@ -127,7 +127,7 @@ class LandmarksOptions(Options):
     """Target registration error at an expert's landmarks."""
 
     section: ClassVar[str] = "landmarks"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
 
     coordinates: Literal["um", "px"] = "um"
     """Unit of the coordinates in landmark files of ACROBAT."""

@@ -185,7 +185,12 @@ def _pair_plain(
         raise TableError(
             f"{he_path.name}, {her2_path.name}: no id is in both; give corresponding points one id"
         )
-    if _running(he_ids) and he_ids[0] == her2_ids[0] and _running(her2_ids):
+    if _running(he_ids) and _running(her2_ids):
+        if he_ids[0] != her2_ids[0]:
+            raise TableError(
+                f"{he_path.name}, {her2_path.name}: ids that count the rows from {he_ids[0]} and "
+                f"from {her2_ids[0]}; count both from one number"
+            )
         _check_order(he_path.name, he, her2)
     single = [name for name in (*he_ids, *her2_ids) if name not in set(common)]
     if single:

@@ -61,7 +61,7 @@ def run(
             if row["verdict"] != "accept":
                 log.warning("pair %s, %s: %s", pair.pair, row["stain"], row["reason"])
             rows.append(row)
-        refused = any(image.row["verdict"] == "refuse" for image in (he, *others))
+        refused = any(image.row["verdict"] != "accept" for image in (he, *others))
         if her2 and he.structure is not None and her2.structure is not None and not refused:
             structures[pair.pair] = he.structure, her2.structure
     _add_alignment(rows, structures)

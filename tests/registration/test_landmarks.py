@@ -252,6 +252,12 @@ class TestPlain:
             with pytest.raises(TableError, match=r"\(first: row \d+\); a row is missing"):
                 read(tmp_path, texts)
 
+    def test_rows_that_are_counted_from_0_and_from_1(self, tmp_path):
+        """Row n of both files is one point; their common numbers are those of neighbours."""
+        he, her2 = bent()
+        with pytest.raises(TableError, match="count the rows from 0 and from 1; count both from"):
+            read(tmp_path, (numbered(he, ",X,Y", 0), numbered(her2, ",X,Y", 1)))
+
     def test_ids_that_are_no_numbers_of_rows_need_no_check(self, tmp_path, caplog):
         """One row of each file is missing, and the ids of the others are kept."""
         he, her2 = bent()

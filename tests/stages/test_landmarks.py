@@ -162,7 +162,7 @@ class TestPair:
             for line in run(folder)
         ]
         digest = hashlib.sha256(json.dumps(rounded).encode()).hexdigest()
-        golden = {5: "0e3d964d49034c7419c1423797dde7732bdedb077904f47aac5b91f1960ad0da"}
+        golden = {6: "0e3d964d49034c7419c1423797dde7732bdedb077904f47aac5b91f1960ad0da"}
         assert {LandmarksOptions.version: digest} == golden
 
 
@@ -250,7 +250,7 @@ class TestCohort:
         text = repr([{k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}
                      for row in run_cohort(cohort)])  # fmt: skip
         text += (cohort / "landmarks" / "cohort.predictions.csv").read_text()
-        golden = {5: "2fc94164a66804474f4ef6323702863b44f602290221c2d7ef35768ecb4d2b23"}
+        golden = {6: "2fc94164a66804474f4ef6323702863b44f602290221c2d7ef35768ecb4d2b23"}
         assert {LandmarksOptions.version: hashlib.sha256(text.encode()).hexdigest()} == golden
 
 
