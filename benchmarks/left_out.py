@@ -58,6 +58,7 @@ BY_THRESHOLDS = {
 }
 BY_NETWORK = {
     "_EVIDENCE_UM": (0.5, 0.7, 0.9),
+    "_ALONE_EVIDENCE_UM": (2.0, 2.5, 3.0),
     "nucleus_dab": (0.09, 0.12, 0.16),
 }
 _DENSITIES = ("dab_weak", "dab_moderate", "dab_strong")

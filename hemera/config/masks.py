@@ -26,7 +26,7 @@ class MaskOptions(Options):
     """Label images from the HER2 tiles."""
 
     section: ClassVar[str] = "mask"
-    version: ClassVar[int] = 12
+    version: ClassVar[int] = 13
 
     engines: dict[str, Options] = Field(
         default_factory=_paper_and_check,

@@ -30,7 +30,7 @@ from tests.small_tables import stored, tile_row
 OPTIONS = MaskOptions(engines={"stain": {}})
 MPP = 0.5
 
-GOLDEN = {12: "a8778292d714ac2c6521da8774561441628072eb43c77376c1932da349ed0471"}
+GOLDEN = {13: "a8778292d714ac2c6521da8774561441628072eb43c77376c1932da349ed0471"}
 
 
 # As the table of tiles has it; a little off what the tiles show, so that its origin is tested.

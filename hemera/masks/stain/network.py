@@ -13,7 +13,17 @@ import torch
 from hemera.errors import EngineError, TrainingError
 from hemera.imaging import color
 from hemera.masks.stain import Options
-from hemera.masks.stain.nuclei import Limits, Nuclei, Tile, dark_pixels, outlined
+from hemera.masks.stain.nuclei import (
+    Dark,
+    Labels,
+    Limits,
+    Nuclei,
+    Tile,
+    areas_and_means,
+    dark_pixels,
+    outlined,
+    split,
+)
 from hemera.masks.stain.numbering import enlarged, numbered
 from hemera.networks import nuclei as network
 from hemera.networks.storage import load_into, read_weights
@@ -27,6 +37,10 @@ _DARK_FRACTION = 0.7
 # Smallest evidence, see `Limits`, and how far dark pixels belong to a nucleus of the network, um.
 _EVIDENCE_UM = 0.7
 _GROW_UM = 4.0
+# A nuclear marker: dark pixels that the network takes for nothing are a nucleus, too, with this
+# evidence against the rest of the tile, and with at most this fraction of them in others.
+_ALONE_EVIDENCE_UM = 2.5
+_ALONE_FRACTION = 0.1
 
 
 class NetworkDetector:
@@ -46,6 +60,7 @@ class NetworkDetector:
         # In float32: with bfloat16, labels differ between processors in 1 pixel of 800.
         self._net = network.fused(net)
         self._options = options
+        self._alone_um = _ALONE_EVIDENCE_UM if options.compartment == "nucleus" else math.inf
         self._limits = Limits(
             area_min_um2=options.nucleus_area_min_um2,
             area_max_um2=options.nucleus_area_max_um2,
@@ -60,8 +75,9 @@ class NetworkDetector:
         """Return the nuclei of a tile.
 
         The network finds nuclei and separates those that touch. A nucleus whose maximum is low must
-        also be dark by the thresholds of `nuclei.find_nuclei`. The outline is the edge of the
-        stain at the resolution of the tile, which is finer than that of the network.
+        also be dark by the thresholds of `nuclei.find_nuclei`. Of a nuclear marker, what is very
+        dark by these is a nucleus without the network, which misses some of DAB alone. The outline
+        is the edge of the stain at the resolution of the tile, finer than that of the network.
         """
         dark = dark_pixels(tile, self._options)
         centre, inside = self.maps(tile.rgb, tile.mpp, tile.stains.background)
@@ -80,7 +96,10 @@ class NetworkDetector:
         kept |= np.bincount(pieces[dark.inside > 0], minlength=count) >= _DARK_FRACTION * area
         kept[0] = False
         numbers = np.where(kept, np.arange(count), 0).astype(np.int32)
-        return outlined(tile, dark, np.take(numbers, pieces, mode="clip"), self._limits)
+        pieces = np.take(numbers, pieces, mode="clip")
+        if self._alone_um < math.inf:
+            pieces = _with_dark(tile, dark, pieces, self._alone_um)
+        return outlined(tile, dark, pieces, self._limits)
 
     def maps(
         self, rgb: npt.NDArray[np.uint8], mpp: float, background: color.Color
@@ -105,6 +124,21 @@ class NetworkDetector:
         both = np.ascontiguousarray(halves).view(np.uint8).reshape(2, 2 * rows, 2 * columns)
         centre, inside = (np.ascontiguousarray(one[: size[1], : size[0]]) for one in both)
         return centre, inside
+
+
+def _with_dark(tile: Tile, dark: Dark, pieces: Labels, evidence_min_um: float) -> Labels:
+    """Return numbered pieces (H, W), and after them those that are very dark beside them."""
+    alone = split(dark, tile.mpp)
+    count = int(alone.max(initial=0)) + 1
+    areas, densities = areas_and_means(alone, dark.smooth, alone > 0, count)
+    others = np.bincount(alone[pieces > 0], minlength=count)
+    rest = dark.smooth[dark.inside == 0]
+    contrast = densities - (float(np.median(rest)) if rest.size else 0.0)
+    least = evidence_min_um * tile.stains.nuclear_density
+    added = (contrast * np.sqrt(areas) * tile.mpp >= least) & (others <= _ALONE_FRACTION * areas)
+    added[0] = False
+    numbers = np.where(added, int(pieces.max(initial=0)) + np.cumsum(added), 0).astype(np.int32)
+    return np.where(pieces > 0, pieces, np.take(numbers, alone, mode="clip"))
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def find_nuclei(tile: Tile, options: Options) -> Nuclei:
     not darker than its surroundings is removed, and on a pale slide one that is not convex.
     """
     dark = dark_pixels(tile, options)
-    pieces = _split(dark.inside, dark.steps, tile.mpp)
+    pieces = split(dark, tile.mpp)
     limits = Limits(
         area_min_um2=options.nucleus_area_min_um2,
         area_max_um2=options.nucleus_area_max_um2,
@@ -224,8 +224,9 @@ def _nuclear_pixels(
     return inside
 
 
-def _split(inside: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint16], mpp: float) -> Labels:
-    """Divide nuclear pixels (H, W) into numbered pieces; components without a core have 0."""
+def split(dark: Dark, mpp: float) -> Labels:
+    """Divide dark pixels (H, W) into numbered pieces; components without a core have 0."""
+    inside, steps = dark.inside, dark.steps
     # Smallest distance between the cores of two nuclei, and of a core from the edge, um.
     separation_um = 6.0
     core_um = 1.1
@@ -268,9 +269,9 @@ def _plausible(
     # Width of the ring around a nucleus that it is compared with, um.
     ring_um = 2.5
     count = int(pieces.max()) + 1
-    area, density = _areas_and_means(pieces, dark.smooth, pieces != 0, count)
+    area, density = areas_and_means(pieces, dark.smooth, pieces != 0, count)
     ring = (outside_px > 0) & (outside_px <= ring_um / mpp) & (dark.inside == 0)
-    ring_area, ring_density = _areas_and_means(regions, dark.smooth, ring, count)
+    ring_area, ring_density = areas_and_means(regions, dark.smooth, ring, count)
     contrast = density - ring_density
     evidence_um = contrast * np.sqrt(area) * mpp
     sized: Mask = (area * mpp**2 >= limits.area_min_um2) & (area * mpp**2 <= limits.area_max_um2)
@@ -310,7 +311,7 @@ def _hull_area(piece: Mask) -> float:
     return cv2.contourArea(hull) + cv2.arcLength(hull, True) / 2 + 1
 
 
-def _areas_and_means(
+def areas_and_means(
     labels: Labels, values: Float, where: Mask, count: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return the area, px, and the mean value of each of `count` labels within a mask."""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,26 @@ def test_drawn_nuclei_are_found_at_any_resolution_and_on_a_gray_background(
 def tile_of(rgb: RGB, mpp: float, excluded: npt.NDArray[np.bool_] | None = None) -> Tile:
     haematoxylin = np.ascontiguousarray(separate(rgb, MEASURED)[..., 0])
     return Tile(rgb, mpp, MEASURED, haematoxylin, excluded)
+
+
+@pytest.mark.parametrize(("compartment", "count"), [("nucleus", 2), ("membrane", 1)])
+def test_a_very_dark_nucleus_of_a_nuclear_marker_needs_no_network(
+    monkeypatch: pytest.MonkeyPatch, compartment: Literal["nucleus", "membrane"], count: int
+) -> None:
+    """The network sees one of three discs; of the others, one is dark and one is pale."""
+    places = ((30, 40), (80, 40), (130, 40))
+    density = np.full((80, 160), 0.02, np.float32)
+    for (x, y), value in zip(places, (0.5, 0.5, 0.1), strict=True):
+        density[np.hypot(*np.ogrid[0.5 - y : 80 - y, 0.5 - x : 160 - x]) < 8] = value
+    rgb = np.rint(BACKGROUND * 10 ** -(density[..., None] * np.array(MEASURED.vectors[1])))
+    detector = NetworkDetector(nucleus_files.SHIPPED, Options(compartment=compartment))
+    monkeypatch.setattr(detector, "maps", lambda *_: discs((30, 40, 8), shape=(80, 160)))
+    stains = dataclasses.replace(MEASURED, nuclear_density=0.5)
+    labels = detector.find(Tile(rgb.astype(np.uint8), 0.5, stains, density)).labels
+    found = [labels[y, x] for x, y in places]
+    assert found[0] and not found[2]
+    assert (found[1] > 0, labels.max()) == (count == 2, count)
+    assert abs((labels == found[0]).sum() - np.pi * 64) < 60
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 33), (101, 64)])
