@@ -72,14 +72,15 @@ def stressed(
         base, name=f"{name}, mirrored, declared", her2=flipped, her2_points=mirror, mirrored=True
     )
     half = her2.shape[1] // 2
-    inside = there[:, 0] < half
-    yield dataclasses.replace(
-        base,
-        name=f"{name}, half of HER2",
-        her2=np.ascontiguousarray(her2[:, :half]),
-        he_points=here[inside],
-        her2_points=there[inside],
-    )
+    for side, columns in (("left", slice(0, half)), ("right", slice(half, None))):
+        inside = (there[:, 0] < half) == (side == "left")
+        yield dataclasses.replace(
+            base,
+            name=f"{name}, {side} half of HER2",
+            her2=np.ascontiguousarray(her2[:, columns]),
+            he_points=here[inside],
+            her2_points=there[inside] - (columns.start, 0),
+        )
 
 
 def wrong(name: str, he: RGB, other: RGB, mpp: tuple[float, float]) -> Iterator[Case]:

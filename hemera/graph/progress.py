@@ -52,7 +52,7 @@ def stage_progress(files: Sequence[Output], run: Run | None) -> list[StageProgre
     found = []
     for rule, jobs in pending.items():
         left = {unit for unit, is_pending in jobs.items() if is_pending}
-        seconds = durations.total(_benchmark(rule, unit) for unit in left)
+        seconds = durations.total(f"logs/{rule}/{unit or rule}.tsv" for unit in left)
         found.append(
             StageProgress(
                 stage=rule,
@@ -76,13 +76,6 @@ def unresolved(run: Run | None, files: Iterable[Output]) -> list[Failure]:
         if missing & set(failure.outputs)
     }
     return list(last.values())
-
-
-def _benchmark(rule: str, unit: str) -> str:
-    """Return the benchmark file of a job, as the rules name it."""
-    if rule == "landmarks_cohort":
-        return "logs/landmarks/cohort.errors.tsv"
-    return f"logs/{rule}/{unit or rule}.tsv"
 
 
 def _verdicts(rule: str, units: Iterable[str]) -> dict[str, int]:

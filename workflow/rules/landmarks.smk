@@ -46,9 +46,9 @@ rule landmarks_cohort:
         errors=layout.LANDMARK_COHORT,
         predictions=layout.LANDMARK_COHORT_PREDICTIONS,
     log:
-        "logs/landmarks/cohort.errors.log",
+        "logs/landmarks_cohort/landmarks_cohort.log",
     benchmark:
-        "logs/landmarks/cohort.errors.tsv"
+        "logs/landmarks_cohort/landmarks_cohort.tsv"
     conda:
         "../../envs/hemera.yaml"
     threads: 1
