@@ -50,7 +50,7 @@ def test_the_times_of_a_rule_are_in_the_folder_of_its_name() -> None:
     rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
     blocks = re.split(r"^rule (\w+):", rules, flags=re.M)[1:]
     folders = {
-        name: re.findall(r'benchmark:\s*"logs/(\w+)/', block)
+        name: re.findall(r'benchmark:\s*"logs/(?:\{prefix\})?(\w+)/', block)
         for name, block in zip(blocks[::2], blocks[1::2], strict=True)
     }
     assert len(folders) > 15
