@@ -113,7 +113,7 @@ class ReportOptions(Options):
     """The page about the data."""
 
     section: ClassVar[str] = "report"
-    version: ClassVar[int] = 17
+    version: ClassVar[int] = 18
 
     gallery_tiles: Annotated[int, Field(ge=1, le=500)] = 24
     """Tiles in each gallery."""

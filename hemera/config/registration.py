@@ -69,7 +69,7 @@ class RegisterOptions(Options):
     misaligned_fraction: Fractions = (0.2, 1.0)
     """Fraction of tissue squares in connected regions where few squares match in place: passes
     up to the first, fails above the second. Tiles in such regions are rejected in any case."""
-    lncc: Correlations = (0.12, 0.08)
+    lncc: Correlations = (0.15, 0.08)
     """Median local correlation of haematoxylin: passes with at least the first, fails below the
     second."""
     ncc_margin: Correlations = (0.05, 0.0)

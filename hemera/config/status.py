@@ -99,7 +99,7 @@ class AggregateOptions(Options):
     """Training of an aggregator, which combines the features of a case to a status and a score."""
 
     section: ClassVar[str] = "aggregate"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     encoder: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")] = "uni2_h"
     """Encoder of the method foundation: statistics, one of known recipes (uni, uni2_h, virchow2,

@@ -91,14 +91,18 @@ def test_intervals_of_few_stained_cells_contain_the_truth() -> None:
     assert 0.5 < unstained.probabilities[0] < 1
 
 
-@pytest.mark.parametrize(("tiles", "cells"), [(4, 1000), (6, 100), (8, 300)])
-def test_a_case_without_a_stained_cell_is_most_probably_0(tiles: int, cells: int) -> None:
-    found = staining(np.array([[cells, 0, 0, 0]] * tiles), np.zeros(tiles), seed=1)
+@pytest.mark.parametrize(
+    ("tiles", "cells", "parts"), [(4, 1000, 1), (4, 20, 1), (6, 100, 1), (8, 300, 1), (4, 75, 4)]
+)
+def test_a_case_without_a_stained_cell_is_most_probably_0(
+    tiles: int, cells: int, parts: int
+) -> None:
+    found = staining(np.array([[cells, 0, 0, 0]] * tiles), np.zeros(tiles), seed=1, parts=parts)
     assert CLASSES[int(np.argmax(found.probabilities))] == "0"
     assert found.probabilities[0] > 0.6
     # Of 1 % stained cells, few would be in so few tiles; more than a tenth, none.
-    assert found.probabilities[1] > 0.05
-    assert sum(found.probabilities[2:]) < 0.01
+    assert found.probabilities[1] > 0.02
+    assert sum(found.probabilities[2:]) < 0.05
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3])

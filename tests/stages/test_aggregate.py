@@ -13,7 +13,7 @@ from hemera.errors import LeakageError, TableError
 from tests.small_status import case_rows, run_method, write_status
 from tests.small_tables import digest
 
-GOLDEN = {3: "5c4e1f8268727353"}
+GOLDEN = {4: "5c4e1f8268727353"}
 
 
 def predictions(folder):

@@ -20,7 +20,7 @@ from tests.small_results import BLOCK_COUNT, Made, make
 SCORES = ("0", "1+", "2+", "3+")
 SPLITS = ("train", "train", "train", "val", "test")
 
-GOLDEN = {17: "8912bef6d45a4a57"}
+GOLDEN = {18: "8912bef6d45a4a57"}
 """Digest of the page and of a pair's for a fixed cohort, by version of ReportOptions."""
 
 
