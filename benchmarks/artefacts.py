@@ -1,10 +1,11 @@
 """Artefacts: drawn ones over real clean tiles, false alarms on these, and real overviews and tiles.
 
 Drawn are pen (9 to 40 um wide, five colours of several dyes, three strengths), folds of two and
-three layers, bubbles and blur of one half. *Found* is a tile that `filter` would refuse for its
-artefact with default options, *correct* one that it refuses for this reason. A table per artefact
-and stain, and one per source, of real images that are given with --images; the ratios of both rules
-of folds that the clean tiles of all sources but one allow, and what they find on that one.
+three layers, bubbles, blur of one half, dark particles 20 to 80 um wide and grey lines 3 to 8 um
+wide. *Found* is a tile that `filter` would refuse for its artefact with default options, *correct*
+one that it refuses for this reason. A table per artefact and stain, and one per source, of real
+images that are given with --images; the ratios of both rules of folds that the clean tiles of all
+sources but one allow, and what they find on that one.
 """
 
 import argparse
@@ -198,8 +199,28 @@ def half_blur(tile: Tile, sigma_um: float, rng: np.random.Generator) -> RGB:
     return rounded(np.where(half[..., None], blurred + rng.normal(0, 1, tile.rgb.shape), tile.rgb))
 
 
+def particle(tile: Tile, rng: np.random.Generator) -> RGB:
+    """Draw a dark grey particle with a blurred edge."""
+    height, width = tile.rgb.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    down, right = y - rng.uniform(0.3, 0.7) * height, x - rng.uniform(0.3, 0.7) * width
+    radius = np.hypot(down, right) * tile.mpp - rng.choice([10, 20, 40])
+    inside = 1 / (1 + np.exp(np.clip(radius, -30, 30)))[..., None]
+    return rounded(tile.rgb * 10 ** (-rng.uniform(0.6, 1.2) * inside))
+
+
+def hair(tile: Tile, rng: np.random.Generator) -> RGB:
+    """Draw a thin grey line, as of a hair, a scratch or a coverslip."""
+    band = stroke(tile, float(rng.choice([3, 5, 8])), rng)[..., None]
+    return rounded(tile.rgb * 10 ** (-rng.uniform(0.2, 0.8) * band))
+
+
 def drawn(tile: Tile, rng: np.random.Generator) -> Iterator[tuple[str, str, RGB]]:
     """Yield the name of an artefact, the reason that is correct, and the tile with it."""
+    # Their own generator, so that what is drawn otherwise does not depend on them.
+    apart = np.random.default_rng([1, len(tile.rgb), int(tile.rgb.sum(dtype=np.int64))])
+    yield "particle", "dust", particle(tile, apart)
+    yield "line", "edge", hair(tile, apart)
     for ink in INKS:
         yield f"pen, {ink}", "pen", pen(tile, ink, float(rng.choice([0.5, 0.8, 1.2])), rng)
     for layers in (2, 3):
