@@ -27,8 +27,8 @@ _CELL_CORRELATION = 0.05
 # Membrane density of a weak cell: that of simulated ones; between the thresholds of weak and of
 # moderate staining, over a ring that is stained in part.
 _WEAK_OD = 0.07
-# Cells that are added to the four intensities; and for the probabilities of a case without a stained
-# cell, which in equal parts were most often those of ultralow. Chosen on simulated cases.
+# Cells that are added to the four intensities; and for the probabilities of a case without a
+# stained cell, which in equal parts were those of ultralow. Chosen on simulated cases.
 _PRIOR = np.full(4, 0.25)
 _UNSTAINED_PRIOR = np.array([0.75, 1 / 12, 1 / 12, 1 / 12])
 
@@ -106,9 +106,9 @@ def staining(
     the smallest correlation of the cells of a tile, which is not estimated from the case. The
     fractions of the intensities have a Dirichlet distribution of that many cells and Perks' prior,
     one cell in all; the interval of the H-score and the probabilities of the classes are from draws
-    of it. Without a stained cell the interval begins at 0, three quarters of the prior are unstained
-    for the probabilities, and the interval ends at 300 where all are strong (Brown et al., Stat Sci
-    16, 2001).
+    of it. Without a stained cell the interval begins at 0, and three quarters of the prior are
+    unstained for the probabilities; where all are strong, the interval ends at 300 (Brown et al.,
+    Stat Sci 16, 2001).
     The membrane density has a log-normal distribution, with Student's quantile; its interval is at
     least as wide in proportion as that of the H-score, and ends no earlier than where all stained
     cells of the upper end of the H-score are weak.
