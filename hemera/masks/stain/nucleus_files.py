@@ -51,7 +51,7 @@ def requirements(nuclei: str) -> list[str]:
 def _fault(file: Path) -> str:
     """Return what is wrong with a file of weights, as far as its header shows."""
     if not file.is_file():
-        return "no such file"
+        return "a folder, not a file" if file.is_dir() else "no such file"
     if file.suffix == ".safetensors":
         return _network_fault(file)
     if not zipfile.is_zipfile(file):
