@@ -201,6 +201,7 @@ def test_missing_damaged_and_foreign_weights_are_errors_of_one_line(tmp_path: Pa
         assert f"{path}': {words}" in fault and "\n" not in fault
         with pytest.raises(EngineError, match=words):
             _ = StainEngine(Options(nuclei=str(path)), SHARED).find
+    assert "a folder, not a file" in nucleus_files.requirements(str(tmp_path))[-1]
 
 
 def test_the_tables_record_the_digest_of_the_weights() -> None:
