@@ -27,8 +27,8 @@ _CELL_CORRELATION = 0.05
 # Membrane density of a weak cell: that of simulated ones; between the thresholds of weak and of
 # moderate staining, over a ring that is stained in part.
 _WEAK_OD = 0.07
-# Cells that are added to the four intensities; and for the probabilities of a case without a
-# stained cell, which in equal parts were those of ultralow. Chosen on simulated cases.
+# Cells that are added to the four intensities; and those for the probabilities of a case without a
+# stained cell, where equal parts make ultralow most probable. Chosen on simulated cases.
 _PRIOR = np.full(4, 0.25)
 _UNSTAINED_PRIOR = np.array([0.75, 1 / 12, 1 / 12, 1 / 12])
 
@@ -148,10 +148,9 @@ def staining(
     low, high = min(low, h_score), max(high, h_score)
     if fractions[0] == 1:
         low = 0.0
+        drawn = rng.dirichlet(effective * fractions + _UNSTAINED_PRIOR, samples)
     if fractions[3] == 1:
         high = 300.0
-    if fractions[0] == 1:
-        drawn = rng.dirichlet(effective * fractions + _UNSTAINED_PRIOR, samples)
     found = np.bincount(her2_scores(drawn), minlength=len(CLASSES)) / samples
     relative = _variance(membrane_od, cells, used, parts) / mean_od**2 if mean_od else 0.0
     factor = float(np.exp(quantile * np.sqrt(np.log1p(relative))))
